@@ -1,0 +1,271 @@
+"""Every setting of the project with its default, unit, range and meaning: the one place for all.
+
+Sizes are bytes and times are seconds; files, variables and flags may write `100GiB` or `250ms`.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+BYTES = {"unit": "bytes"}
+SECONDS = {"unit": "seconds"}
+PATH = {"unit": "path"}
+SECRET = {"secret": True}
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The node agent as a process."""
+
+    socket: Annotated[
+        str,
+        Meta(
+            extra_json_schema=PATH,
+            description="Unix socket that servers of this node connect to. Empty: `agent.sock` in "
+            "`$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` where that is not set.",
+        ),
+    ] = ""
+    http_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="Loopback port for `/healthz`, `/readyz` and `/metrics`. 0: a free one, "
+            "which `memkv stats` tells.",
+        ),
+    ] = 0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Least severe events that are logged; pages only appear at `debug`."),
+    ] = "info"
+    drain: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            extra_json_schema=SECONDS,
+            description="How long SIGTERM waits for the upload queue. What is left then goes on at "
+            "the next start.",
+        ),
+    ] = 10.0
+    idle_exit: Annotated[
+        float,
+        Meta(
+            ge=0,
+            extra_json_schema=SECONDS,
+            description="Exit after so long without a client and with an empty upload queue. 0: "
+            "never.",
+        ),
+    ] = 0.0
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lookups, loads, spills and the upload queue."""
+
+    lookup_budget: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=4.0,
+            extra_json_schema=SECONDS,
+            description="Longest time of a lookup; then the prefix known by then is the answer.",
+        ),
+    ] = 0.1
+    batch_deadline: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=5.0,
+            extra_json_schema=SECONDS,
+            description="Longest time of a load or spill call; what is not done by then is a miss.",
+        ),
+    ] = 5.0
+    upload_backlog: Annotated[
+        int,
+        Meta(
+            gt=0,
+            extra_json_schema=BYTES,
+            description="Pages that may wait for upload. Beyond it new pages stay on this node.",
+        ),
+    ] = 16 * GIB
+    upload_attempts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Tries for one page to reach the shared tier before it is dropped from "
+            "the queue; an open circuit does not count as one.",
+        ),
+    ] = 5
+    promote: Annotated[
+        Literal["never", "second_use", "always"],
+        Meta(
+            description="When a page loaded from the shared tier is copied to this node's disk. "
+            "`second_use`: the second time that this node loads it."
+        ),
+    ] = "second_use"
+    promote_buffer: Annotated[
+        int,
+        Meta(
+            gt=0,
+            extra_json_schema=BYTES,
+            description="Memory for copies on their way to this node's disk; a page that finds "
+            "no room is not promoted.",
+        ),
+    ] = 128 * MIB
+    breaker_failures: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="Failures in a row that open the circuit."),
+    ] = 5
+    breaker_open: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            extra_json_schema=SECONDS,
+            description="How long an open circuit waits before it lets one call through.",
+        ),
+    ] = 2.0
+
+
+class NvmeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tier on this node's disk."""
+
+    directory: Annotated[
+        str,
+        Meta(
+            extra_json_schema=PATH,
+            description="Directory of the pages, of one agent alone. Empty: no NVMe tier.",
+        ),
+    ] = ""
+    capacity: Annotated[
+        int,
+        Meta(
+            gt=0,
+            extra_json_schema=BYTES,
+            description="Space for pages, their footers included. At most the file system's size.",
+        ),
+    ] = 100 * GIB
+    segment_size: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=64 * GIB,
+            extra_json_schema=BYTES,
+            description="Size of a preallocated file; smaller where the capacity is small.",
+        ),
+    ] = GIB
+    high_watermark: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Share of the capacity in use at which eviction begins."),
+    ] = 0.95
+    low_watermark: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Share of the capacity in use at which eviction ends."),
+    ] = 0.90
+    threads: Annotated[
+        int,
+        Meta(ge=1, le=64, description="Disk requests in flight."),
+    ] = 4
+    direct_io: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(
+            description="O_DIRECT. `auto`: ordinary I/O where the file system has none, with one "
+            "warning."
+        ),
+    ] = "auto"
+
+
+class MinioConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tier that all nodes share."""
+
+    endpoint: Annotated[
+        str,
+        Meta(
+            description="URLs of one cluster's servers, comma-separated, e.g. "
+            "`http://minio:9000`; no path. Empty: no MinIO tier."
+        ),
+    ] = ""
+    bucket: Annotated[
+        str,
+        Meta(description="Bucket of the pages (S3 bucket naming rules)."),
+    ] = "memkv"
+    prefix: Annotated[
+        str,
+        Meta(description="Put before every object's key, for several caches in one bucket."),
+    ] = ""
+    region: Annotated[str, Meta(description="Region that requests are signed for.")] = "us-east-1"
+    addressing: Annotated[
+        Literal["path", "virtual"],
+        Meta(description="`http://host/bucket/key` or `http://bucket.host/key`."),
+    ] = "path"
+    create_bucket: Annotated[
+        bool,
+        Meta(description="Make the bucket at first use if it is not there."),
+    ] = True
+    require_tls: Annotated[bool, Meta(description="Refuse endpoints that are not https.")] = False
+    ca_file: Annotated[
+        str,
+        Meta(
+            extra_json_schema=PATH,
+            description="PEM file with the authorities to trust. Empty: the system's.",
+        ),
+    ] = ""
+    access_key: Annotated[
+        str,
+        Meta(
+            extra_json_schema=SECRET,
+            description="Access key; with `secret_key` empty too, minio-py's credential chain: "
+            "`MINIO_*` and `AWS_*` variables, `~/.aws/credentials`, `~/.mc/config.json`, IAM.",
+        ),
+    ] = ""
+    secret_key: Annotated[
+        str,
+        Meta(extra_json_schema=SECRET, description="Secret key; never a flag, never logged."),
+    ] = ""
+    connections: Annotated[
+        int,
+        Meta(ge=1, le=256, description="Pages in flight, one connection each."),
+    ] = 6
+    connect_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=5,
+            extra_json_schema=SECONDS,
+            description="Longest time to open a connection.",
+        ),
+    ] = 1.0
+    stall_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=5,
+            extra_json_schema=SECONDS,
+            description="Longest time for a server to send or take nothing.",
+        ),
+    ] = 2.0
+    known_pages: Annotated[
+        int,
+        Meta(ge=0, description="Pages remembered as present, so that no one asks for them."),
+    ] = 1_000_000
+    missing_ttl: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            extra_json_schema=SECONDS,
+            description="How long a page found missing is taken as missing. Another node's new "
+            "pages may stay unseen for so long.",
+        ),
+    ] = 1.0
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings. Sections are the tables of the TOML file."""
+
+    agent: AgentConfig = AgentConfig()
+    engine: EngineConfig = EngineConfig()
+    nvme: NvmeConfig = NvmeConfig()
+    minio: MinioConfig = MinioConfig()

@@ -1,0 +1,156 @@
+"""The tier contract: what every place that keeps spilled pages must do.
+
+All calls block, may come from any number of threads at once, and take an absolute deadline on
+`time.monotonic`. A call is over when it returns: no thread of the tier touches a page's buffers
+after that, whatever went wrong. Faults are results, not exceptions, so that each one becomes a
+miss where it happens.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import Chain, Page, PageKey
+
+
+class TierError(Exception):
+    """A tier cannot answer at all: unreachable, refused, out of order."""
+
+
+class LoadResult(enum.IntEnum):
+    """What became of one page of a load. Unless `LOADED`, its buffers hold nothing of value."""
+
+    LOADED = 0
+    """Namespace, hash, length and checksum agreed."""
+    MISSING = 1
+    """The tier does not hold the page."""
+    CORRUPT = 2
+    """The copy disagreed with its key, length or checksum; the tier has set it aside."""
+    FAILED = 3
+    """The medium failed or the deadline came first."""
+    SKIPPED = 4
+    """Not tried, because an earlier page of the prefix was not loaded."""
+
+
+class SpillResult(enum.IntEnum):
+    """What became of one page of a spill."""
+
+    STORED = 0
+    """The page can be loaded from now on, also after a restart."""
+    PRESENT = 1
+    """It was there already; nothing was written."""
+    REFUSED = 2
+    """The tier takes no more: full, read-only, or too long a page. Nothing is left behind."""
+    FAILED = 3
+    """The medium failed or the deadline came first. Nothing is left behind."""
+
+
+class Lookup(NamedTuple):
+    """How much of a chain can be loaded."""
+
+    length: int
+    """Pages from the chain's start."""
+    complete: bool
+    """False if time ran out first: `length` is then a lower bound."""
+
+
+class TierUsage(NamedTuple):
+    """What a tier holds, as far as it knows without asking anyone."""
+
+    pages: int
+    bytes: int
+    capacity: int | None
+    """Bytes; None where the tier has no bound of its own."""
+
+
+class Tier(ABC):
+    """A place that keeps pages. See the module's text for blocking, threads and deadlines."""
+
+    name: str
+    """Label for metrics, logs and replies: `nvme`, `minio`, ..."""
+
+    @abstractmethod
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        """Return how many pages from the chain's start can be loaded from this tier.
+
+        Counts as use: what is found moves to the young end of the eviction order, the chain's
+        last page before its first, so that eviction takes leaves before roots. Presence is taken
+        as monotone along the chain; where it is not, the answer may be too long or too short, and
+        `load` finds out. Raises `TierError` if the tier cannot answer.
+        """
+
+    @abstractmethod
+    def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Tell for each page whether it is there; not a use. Raises `TierError`."""
+
+    @abstractmethod
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Fill the pages' buffers, in parallel; one result a page, in order.
+
+        Pages after the first that is not loaded may be `SKIPPED`. Never raises for faults of the
+        medium.
+        """
+
+    @abstractmethod
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        """Store the pages, in parallel; one result a page, in order.
+
+        The pages of one chain are given in chain order; after a page that was not stored, those
+        behind it in the same call are not published either. Never raises for faults of the medium.
+        """
+
+    @abstractmethod
+    def remove(self, keys: Sequence[PageKey]) -> int:
+        """Forget the pages, return how many were there. Raises `TierError`."""
+
+    @abstractmethod
+    def describe(self, namespace: Namespace) -> None:
+        """Keep the namespace's description beside its pages; idempotent. Raises `TierError`."""
+
+    @abstractmethod
+    def namespaces(self) -> dict[bytes, Namespace]:
+        """Return every described namespace by digest. Raises `TierError`."""
+
+    @abstractmethod
+    def clear(self, namespace: bytes) -> int:
+        """Remove every page of a namespace, return how many; its description may go too."""
+
+    @abstractmethod
+    def usage(self) -> TierUsage:
+        """Return what the tier holds; does not block on the medium."""
+
+    @abstractmethod
+    def check_integrity(self) -> list[str]:
+        """Compare the tier's own structures with each other, one line for each disagreement.
+
+        Reads no page content. For tests and `memkv verify`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release threads, descriptors and locks; idempotent. Calls in flight end first."""
+
+
+class PendingPage(NamedTuple):
+    """A page that waits for its copy to the next tier."""
+
+    key: PageKey
+    length: int
+
+
+class UploadMarks(Protocol):
+    """Optional ability of a tier: remember, over restarts, which pages wait for upload.
+
+    Pages that wait are evicted last. None of the calls raises for pages that are gone.
+    """
+
+    def mark_pending(self, keys: Sequence[PageKey]) -> None:
+        """Remember that the pages wait; survives a kill of the process once returned."""
+
+    def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
+        """Forget that they wait."""
+
+    def pending(self) -> Iterator[PendingPage]:
+        """Yield the pages that wait, oldest first, as of the call."""
