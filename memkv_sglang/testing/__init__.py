@@ -1,0 +1,1 @@
+"""What tests and benchmarks of this project, and of tiers built elsewhere, share."""

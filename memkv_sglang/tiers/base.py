@@ -63,6 +63,8 @@ class TierUsage(NamedTuple):
     bytes: int
     capacity: int | None
     """Bytes; None where the tier has no bound of its own."""
+    evicted: int = 0
+    """Pages removed to make room, since the tier was opened."""
 
 
 class Tier(ABC):

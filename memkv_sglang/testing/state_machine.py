@@ -1,0 +1,145 @@
+"""Random histories of a tier against a model: subclass `TierMachine` and say how to open one."""
+
+import time
+from abc import abstractmethod
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.testing.pages import holds_content, make_hashes, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
+
+TREE_DEPTH = 12
+
+
+def _soon() -> float:
+    return time.monotonic() + 60
+
+
+def _tree() -> list[list[bytes]]:
+    """Return chains that share prefixes of several lengths, as conversations do."""
+    trunk = make_hashes(TREE_DEPTH, "trunk")
+    chains = [trunk]
+    for depth in range(0, TREE_DEPTH, 3):
+        branch = make_hashes(TREE_DEPTH - depth, f"branch {depth}", trunk[depth - 1])
+        chains.append([*trunk[:depth], *branch])
+    return chains
+
+
+CHAINS = _tree()
+SHAPES = ((4096, 4096), (1000, 24), (3 * 4096,))
+"""Buffer lengths of pages; each shape has a namespace of its own."""
+
+
+class Prefix(NamedTuple):
+    """Some chain's first pages, in some shape."""
+
+    shape: int
+    chain: int
+    length: int
+
+
+PREFIXES = st.builds(
+    Prefix,
+    shape=st.integers(0, len(SHAPES) - 1),
+    chain=st.integers(0, len(CHAINS) - 1),
+    length=st.integers(0, TREE_DEPTH),
+)
+
+
+class TierMachine(RuleBasedStateMachine):
+    """Spills, loads, lookups, removals and restarts; nothing wrong may ever come back.
+
+    Without eviction (`evicts = False`) presence must equal the model exactly; with it a page may
+    be gone, but what is there must be right and must have been spilled.
+    """
+
+    evicts = False
+
+    @abstractmethod
+    def open(self) -> Tier:
+        """Open a tier over an empty medium."""
+
+    @abstractmethod
+    def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
+        """End the tier, by `close` or as a kill would, and open the same medium again."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.tier = self.open()
+        self.stored: set[PageKey] = set()
+        self.namespaces = [
+            make_namespace(page_bytes=sum(shape), model=f"shape {shape}") for shape in SHAPES
+        ]
+
+    def _chain(self, where: Prefix) -> Chain:
+        return Chain(self.namespaces[where.shape].digest, CHAINS[where.chain][: where.length])
+
+    @rule(where=PREFIXES)
+    def spill(self, where: Prefix) -> None:
+        keys = self._chain(where).keys()
+        pages = [make_page(key, SHAPES[where.shape], filled=True) for key in keys]
+        results = self.tier.spill(pages, _soon())
+        if not self.evicts:
+            expected = [
+                SpillResult.PRESENT if k in self.stored else SpillResult.STORED for k in keys
+            ]
+            assert results == expected
+        for key, result in zip(keys, results, strict=True):
+            if result <= SpillResult.PRESENT:
+                self.stored.add(key)
+
+    @rule(where=PREFIXES)
+    def load(self, where: Prefix) -> None:
+        keys = self._chain(where).keys()
+        pages = [make_page(key, SHAPES[where.shape], filled=False) for key in keys]
+        results = self.tier.load(pages, _soon())
+        assert len(results) == len(pages)
+        for key, page, result in zip(keys, pages, results, strict=True):
+            if result == LoadResult.LOADED:
+                assert holds_content(page)
+                assert key in self.stored
+            elif result == LoadResult.MISSING:
+                assert self.evicts or key not in self.stored
+            else:
+                assert result == LoadResult.SKIPPED
+
+    @rule(where=PREFIXES)
+    def lookup(self, where: Prefix) -> None:
+        keys = self._chain(where).keys()
+        found = self.tier.lookup(self._chain(where), _soon())
+        assert found.complete
+        present = next((i for i, k in enumerate(keys) if k not in self.stored), len(keys))
+        assert found.length <= present if self.evicts else found.length == present
+
+    @rule(where=PREFIXES)
+    def remove_leaf(self, where: Prefix) -> None:
+        """Remove a page and all that follow it in any chain, so that presence stays monotone."""
+        keys = self._chain(where).keys()
+        if not keys:
+            return
+        gone = {
+            PageKey(keys[0].namespace, page_hash)
+            for hashes in CHAINS
+            if keys[-1].hash in hashes
+            for page_hash in hashes[hashes.index(keys[-1].hash) :]
+        }
+        removed = self.tier.remove(sorted(gone))
+        held = len(gone & self.stored)
+        assert removed <= held if self.evicts else removed == held
+        self.stored -= gone
+
+    @rule(cleanly=st.booleans())
+    def restart(self, cleanly: bool) -> None:
+        self.tier = self.reopen(self.tier, cleanly=cleanly)
+
+    @precondition(lambda self: hasattr(self, "tier"))
+    @invariant()
+    def structures_agree(self) -> None:
+        assert self.tier.check_integrity() == []
+
+    def teardown(self) -> None:
+        if hasattr(self, "tier"):
+            self.tier.close()

@@ -1,0 +1,60 @@
+"""A tier that hands every call on; a wrapper overrides the calls it cares for."""
+
+from collections.abc import Sequence
+
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierUsage
+
+
+class WrapperTier(Tier):
+    """Has the contract, the name and the behaviour of the tier inside."""
+
+    def __init__(self, inner: Tier) -> None:
+        """Own `inner`: closing the wrapper closes it."""
+        self.inner = inner
+        self.name = inner.name
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        """Hand on."""
+        return self.inner.lookup(chain, deadline)
+
+    def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Hand on."""
+        return self.inner.present(keys, deadline)
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Hand on."""
+        return self.inner.load(pages, deadline)
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        """Hand on."""
+        return self.inner.spill(pages, deadline)
+
+    def remove(self, keys: Sequence[PageKey]) -> int:
+        """Hand on."""
+        return self.inner.remove(keys)
+
+    def clear(self, namespace: bytes) -> int:
+        """Hand on."""
+        return self.inner.clear(namespace)
+
+    def describe(self, namespace: Namespace) -> None:
+        """Hand on."""
+        self.inner.describe(namespace)
+
+    def namespaces(self) -> dict[bytes, Namespace]:
+        """Hand on."""
+        return self.inner.namespaces()
+
+    def usage(self) -> TierUsage:
+        """Hand on."""
+        return self.inner.usage()
+
+    def check_integrity(self) -> list[str]:
+        """Hand on."""
+        return self.inner.check_integrity()
+
+    def close(self) -> None:
+        """Hand on."""
+        self.inner.close()

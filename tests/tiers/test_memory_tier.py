@@ -1,0 +1,71 @@
+"""The reference tier passes the suite that all tiers pass."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.testing.conformance import TierConformance, load, soon, spill
+from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.testing.state_machine import TierMachine
+from memkv_sglang.tiers.base import Tier
+from memkv_sglang.tiers.memory import MemoryTier
+
+
+class TestMemoryTier(TierConformance):
+    @pytest.fixture
+    def tier(self) -> Iterator[Tier]:
+        yield MemoryTier()
+
+    def reopen(self, tier: Tier) -> Tier:
+        tier.close()
+        return tier
+
+    def corrupt(self, tier: Tier, key: PageKey) -> None:
+        assert isinstance(tier, MemoryTier)
+        copy = tier._copies[key]
+        copy.content = bytes([copy.content[0] ^ 1]) + copy.content[1:]
+
+
+class UnboundedMachine(TierMachine):
+    def open(self) -> Tier:
+        return MemoryTier()
+
+    def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
+        return tier
+
+
+class BoundedMachine(UnboundedMachine):
+    evicts = True
+
+    def open(self) -> Tier:
+        return MemoryTier(capacity=64 * 1024)
+
+
+TestUnbounded = UnboundedMachine.TestCase
+TestBounded = BoundedMachine.TestCase
+TestUnbounded.settings = TestBounded.settings = settings(max_examples=50, deadline=None)
+
+
+def test_leaves_are_evicted_before_roots() -> None:
+    namespace = make_namespace()
+    tier = MemoryTier(capacity=8 * 8192)
+    chain = make_chain(namespace, 6)
+    spill(tier, chain.keys())
+    tier.lookup(chain, soon())
+    spill(tier, make_chain(namespace, 4, "newcomer").keys())
+    assert tier.lookup(chain, soon()) == (4, True)
+
+
+def test_waiting_pages_are_evicted_last() -> None:
+    namespace = make_namespace()
+    tier = MemoryTier(capacity=4 * 8192)
+    waiting = make_chain(namespace, 2, "waiting").keys()
+    spill(tier, waiting)
+    tier.mark_pending(waiting)
+    spill(tier, make_chain(namespace, 4, "newcomer").keys())
+    load(tier, waiting)
+    assert [page.key for page in tier.pending()] == waiting
+    tier.mark_uploaded(waiting)
+    assert list(tier.pending()) == []
