@@ -1,0 +1,124 @@
+"""A circuit breaker: a tier that keeps failing is left alone for a while, then tried carefully."""
+
+import enum
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierError
+from memkv_sglang.tiers.wrappers import WrapperTier
+
+log = logging.getLogger(__name__)
+
+
+class BreakerState(enum.IntEnum):
+    """Numbers as the metric shows them."""
+
+    CLOSED = 0
+    """Calls go through."""
+    HALF_OPEN = 1
+    """One call goes through; its outcome decides."""
+    OPEN = 2
+    """No call goes through."""
+
+
+class CircuitBreaker:
+    """Opens after `failures` in a row, lets one call through after `open_seconds`. Thread-safe."""
+
+    def __init__(self, name: str, failures: int, open_seconds: float) -> None:
+        """Begin closed; `name` is for the log."""
+        self._name = name
+        self._threshold = failures
+        self._open_seconds = open_seconds
+        self._lock = threading.Lock()
+        self._state = BreakerState.CLOSED
+        self._failures = 0
+        self._retry_at = 0.0
+
+    @property
+    def state(self) -> BreakerState:
+        """The state that the next call will find."""
+        with self._lock:
+            due = self._state is BreakerState.OPEN and time.monotonic() >= self._retry_at
+            return BreakerState.HALF_OPEN if due else self._state
+
+    def admit(self) -> bool:
+        """Tell whether a call may go through; if so, `record` must follow."""
+        with self._lock:
+            if self._state is BreakerState.CLOSED:
+                return True
+            if time.monotonic() < self._retry_at:
+                return False
+            # The call admitted now is the probe; it has as long to answer as the circuit was open.
+            self._state = BreakerState.HALF_OPEN
+            self._retry_at = time.monotonic() + self._open_seconds
+            return True
+
+    def record(self, failures: int) -> None:
+        """Take in a call's outcome: how much of it failed, 0 for success."""
+        with self._lock:
+            before = self._state
+            if not failures:
+                self._failures, self._state = 0, BreakerState.CLOSED
+            else:
+                self._failures += failures
+                if before is BreakerState.HALF_OPEN or self._failures >= self._threshold:
+                    self._state = BreakerState.OPEN
+                    self._retry_at = time.monotonic() + self._open_seconds
+            after = self._state
+        if BreakerState.CLOSED in (before, after) and before is not after:
+            word = "circuit closed" if after is BreakerState.CLOSED else "circuit opened"
+            log.warning(word, extra={"fields": {"tier": self._name}})
+
+
+class BreakerTier(WrapperTier):
+    """Asks the breaker before each call to the tier, and tells it what came of it."""
+
+    def __init__(self, inner: Tier, breaker: CircuitBreaker) -> None:
+        """Guard `inner`; control calls (descriptions, removal) pass without asking."""
+        super().__init__(inner)
+        self.breaker = breaker
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        """Look up; raises `TierError` while the circuit is open."""
+        self._admit()
+        try:
+            found = super().lookup(chain, deadline)
+        except TierError:
+            self.breaker.record(1)
+            raise
+        self.breaker.record(0)
+        return found
+
+    def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Ask; raises `TierError` while the circuit is open."""
+        self._admit()
+        try:
+            found = super().present(keys, deadline)
+        except TierError:
+            self.breaker.record(1)
+            raise
+        self.breaker.record(0)
+        return found
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Load; every page fails at once while the circuit is open."""
+        if not pages or not self.breaker.admit():
+            return [LoadResult.FAILED] * len(pages)
+        results = super().load(pages, deadline)
+        self.breaker.record(results.count(LoadResult.FAILED))
+        return results
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        """Spill; every page fails at once while the circuit is open."""
+        if not pages or not self.breaker.admit():
+            return [SpillResult.FAILED] * len(pages)
+        results = super().spill(pages, deadline)
+        self.breaker.record(results.count(SpillResult.FAILED))
+        return results
+
+    def _admit(self) -> None:
+        if not self.breaker.admit():
+            raise TierError(f"{self.name}: circuit open")

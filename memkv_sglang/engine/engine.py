@@ -1,0 +1,167 @@
+"""The engine: lookup, load and spill over a tier of this node and one that all nodes share."""
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from memkv_sglang.config.schema import EngineConfig
+from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
+from memkv_sglang.engine.load import Loader, PageLoad
+from memkv_sglang.engine.lookup import Finder
+from memkv_sglang.engine.promotion import Promoter
+from memkv_sglang.engine.spill import Spiller
+from memkv_sglang.engine.status import EngineStatus, TierStatus
+from memkv_sglang.engine.uploads import UploadQueue
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.tiers.base import Lookup, SpillResult, Tier, TierError, UploadMarks
+from memkv_sglang.tiers.wrappers import MeasuredTier
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """All calls block, may come from any thread, and never raise for faults of a medium.
+
+    From the begin of a load or spill to its return the engine owns the pages' buffers; after the
+    return nobody touches them.
+    """
+
+    def __init__(
+        self,
+        local: Tier | None,
+        shared: Tier | None,
+        marks: UploadMarks | None,
+        config: EngineConfig,
+        metrics: Metrics,
+    ) -> None:
+        """Own both tiers. `marks` is the local tier's memory of what waits for upload."""
+        self._config = config
+        self._metrics = metrics
+        self._breaker = CircuitBreaker(
+            shared.name if shared else "", config.breaker_failures, config.breaker_open
+        )
+        self._local = MeasuredTier(local, metrics) if local else None
+        self._shared = BreakerTier(MeasuredTier(shared, metrics), self._breaker) if shared else None
+        self._promoter = self._make_promoter()
+        self._uploads = self._make_uploads(marks)
+        self._finder = Finder(self._local, self._shared, metrics)
+        self._loader = Loader(self._local, self._shared, self._promoter, metrics)
+        self._spiller = Spiller(self._local, self._shared, self._uploads)
+        self._describer = ThreadPoolExecutor(1, thread_name_prefix="memkv-describe")
+
+    def _make_promoter(self) -> Promoter | None:
+        if self._local is None or self._shared is None or self._config.promote == "never":
+            return None
+        config = self._config
+        return Promoter(self._local, config.promote, config.promote_buffer, self._metrics)
+
+    def _make_uploads(self, marks: UploadMarks | None) -> UploadQueue | None:
+        if self._local is None or self._shared is None or marks is None:
+            return None
+        return UploadQueue(
+            self._local,
+            self._shared,
+            marks,
+            self._breaker,
+            self._metrics,
+            backlog=self._config.upload_backlog,
+            attempts=self._config.upload_attempts,
+        )
+
+    def describe(self, namespace: Namespace) -> None:
+        """Keep the description beside the pages: locally at once, in the shared tier behind."""
+        if self._local is not None:
+            _describe(self._local, namespace)
+        if self._shared is not None:
+            self._describer.submit(_describe, self._shared, namespace)
+
+    def lookup(self, chain: Chain, budget: float | None = None) -> Lookup:
+        """Return the longest prefix that can be loaded, as known after `budget` seconds at most.
+
+        Page-exact. `complete` is False where time ran out or a tier could not answer: the length
+        is then a lower bound. The default budget is the configured one.
+        """
+        return self._finder.lookup(chain, self._config.lookup_budget if budget is None else budget)
+
+    def load(self, pages: Sequence[Page]) -> list[PageLoad]:
+        """Fill the pages of a chain from the nearest tier; the first miss ends the prefix."""
+        return self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
+
+    def spill(self, pages: Sequence[Page], parent: bytes = b"") -> list[SpillResult]:
+        """Store pages of a chain. `parent` is the hash of the page before the first, or empty."""
+        before = PageKey(pages[0].key.namespace, parent) if pages and parent else None
+        return self._spiller.spill(pages, before, time.monotonic() + self._config.batch_deadline)
+
+    def clear(self, namespace: bytes) -> int:
+        """Remove a namespace's pages from every tier that can be reached, return how many copies.
+
+        May take long in a shared tier with many pages.
+        """
+        removed = 0
+        for tier in self._tiers():
+            try:
+                removed += tier.clear(namespace)
+            except TierError as error:
+                log.warning(
+                    "namespace not cleared",
+                    extra={"fields": {"tier": tier.name, "error": str(error)}},
+                )
+        return removed
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until nothing waits for upload or promotion; False if `timeout` seconds passed."""
+        deadline = time.monotonic() + timeout
+        behind = [worker for worker in (self._promoter, self._uploads) if worker is not None]
+        return all(worker.flush(max(0.0, deadline - time.monotonic())) for worker in behind)
+
+    def status(self) -> EngineStatus:
+        """Return the state of the moment, and set the gauges by it."""
+        statuses = [_tier_status(tier) for tier in self._tiers()]
+        for status in statuses:
+            self._metrics.tier_pages.labels(status.name).set(status.pages)
+            self._metrics.tier_bytes.labels(status.name).set(status.bytes)
+            self._metrics.evicted.labels(status.name).set(status.evicted)
+        if self._shared is not None:
+            self._metrics.breaker.labels(self._shared.name).set(self._breaker.state)
+        return EngineStatus(
+            tiers=statuses,
+            queue_pages=self._uploads.pages if self._uploads else 0,
+            queue_bytes=self._uploads.bytes if self._uploads else 0,
+            breaker=self._breaker.state.name.lower() if self._shared else "none",
+        )
+
+    def _tiers(self) -> list[Tier]:
+        return [tier for tier in (self._local, self._shared) if tier is not None]
+
+    def close(self, drain: float) -> None:
+        """Upload for at most `drain` seconds more, then close the tiers; idempotent."""
+        if self._uploads is not None:
+            self._uploads.close(drain)
+        if self._promoter is not None:
+            self._promoter.close()
+        self._loader.close()
+        self._describer.shutdown(cancel_futures=True)
+        for tier in self._tiers():
+            tier.close()
+
+
+def _describe(tier: Tier, namespace: Namespace) -> None:
+    try:
+        tier.describe(namespace)
+    except TierError as error:
+        fields = {"tier": tier.name, "error": str(error)}
+        log.warning("namespace not described", extra={"fields": fields})
+
+
+def _tier_status(tier: Tier) -> TierStatus:
+    usage = tier.usage()
+    return TierStatus(
+        name=tier.name,
+        pages=usage.pages,
+        bytes=usage.bytes,
+        capacity=usage.capacity,
+        evicted=usage.evicted,
+    )

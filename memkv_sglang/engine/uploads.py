@@ -1,0 +1,276 @@
+"""The upload queue: pages on this node's disk that wait for their copy in the shared tier."""
+
+import logging
+import mmap
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memkv_sglang.engine.breaker import BreakerState, CircuitBreaker
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.tiers.base import (
+    LoadResult,
+    PendingPage,
+    SpillResult,
+    Tier,
+    TierError,
+    UploadMarks,
+)
+
+log = logging.getLogger(__name__)
+
+UPLOADERS = 2
+"""Threads that upload runs: one reads from the disk while the other waits for the shared tier."""
+
+RUN_BYTES = 32 << 20
+"""Most that an uploader takes on at once; bounds its memory."""
+
+BATCH_SECONDS = 5.0
+"""Longest time for one run to be read, and again for it to be stored."""
+
+RETRY_SECONDS = 0.5
+"""Pause after a run that could not be stored whole, and while the circuit is open."""
+
+GONE = (LoadResult.MISSING, LoadResult.CORRUPT)
+"""The disk has no right copy any more: there is nothing to upload."""
+
+REMEMBERED_DROPS = 10_000
+"""Chains cut short by a full queue whose end is remembered."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Pages that follow one another in a chain, or stray pages found after a restart."""
+
+    pages: list[PendingPage]
+    chained: bool
+    attempts: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(page.length for page in self.pages)
+
+
+class UploadQueue:
+    """Moves pages from `local` to `shared` behind the caller's back, in the order of their spill.
+
+    What waits is marked in `marks` and so survives a kill of the process. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        local: Tier,
+        shared: Tier,
+        marks: UploadMarks,
+        breaker: CircuitBreaker,
+        metrics: Metrics,
+        *,
+        backlog: int,
+        attempts: int,
+    ) -> None:
+        """Start with what an earlier process left waiting. `backlog` is in bytes."""
+        self._local = local
+        self._shared = shared
+        self._marks = marks
+        self._breaker = breaker
+        self._metrics = metrics
+        self._backlog = backlog
+        self._attempts = attempts
+        self._changed = threading.Condition()
+        self._runs: deque[_Run] = deque()
+        self._pages = 0
+        self._bytes = 0
+        self._dropped_ends: OrderedDict[PageKey | None, None] = OrderedDict()
+        self._closing = threading.Event()
+        self._enqueue(_split(marks.pending(), chained=False))
+        self._threads = [
+            threading.Thread(target=self._upload_all, name=f"memkv-upload-{i}", daemon=True)
+            for i in range(UPLOADERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pages(self) -> int:
+        """Pages that wait or are on their way."""
+        return self._pages
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that wait or are on their way."""
+        return self._bytes
+
+    def offer(self, pages: Sequence[PendingPage], parent: PageKey | None) -> None:
+        """Queue pages of a chain, `parent` being the page before the first; marks them durably.
+
+        Over the backlog limit the pages stay on this node alone, and so do those that later come
+        to follow them: the shared tier would hold a chain with a hole, which nobody could load.
+        Blocks for the journal only.
+        """
+        if not pages:
+            return
+        with self._changed:
+            orphaned = parent in self._dropped_ends
+            full = self._bytes + sum(page.length for page in pages) > self._backlog
+            if orphaned or full:
+                self._drop(pages, "backlog")
+                return
+        self._marks.mark_pending([page.key for page in pages])
+        self._enqueue(_split(pages, chained=True))
+
+    def _drop(self, pages: Sequence[PendingPage], reason: str) -> None:
+        self._dropped_ends[pages[-1].key] = None
+        if len(self._dropped_ends) > REMEMBERED_DROPS:
+            self._dropped_ends.popitem(last=False)
+        self._metrics.uploads_dropped.labels(reason).inc(len(pages))
+        log.warning("uploads dropped", extra={"fields": {"pages": len(pages), "reason": reason}})
+
+    def _enqueue(self, runs: Iterable[_Run]) -> None:
+        with self._changed:
+            for run in runs:
+                self._runs.append(run)
+                self._count(len(run.pages), run.bytes)
+            self._changed.notify_all()
+
+    def _count(self, pages: int, size: int) -> None:
+        self._pages += pages
+        self._bytes += size
+        self._metrics.queue_pages.set(self._pages)
+        self._metrics.queue_bytes.set(self._bytes)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until nothing waits; False if `timeout` seconds were not enough."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._pages == 0, timeout)
+
+    def close(self, drain: float) -> None:
+        """Go on for at most `drain` seconds, then stop; what is left stays marked."""
+        self.flush(drain)
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _upload_all(self) -> None:
+        with _Staging() as staging:
+            while (run := self._next()) is not None:
+                left = self._try(run, staging)
+                if left and run.attempts >= self._attempts:
+                    self._give_up(left)
+                    left = []
+                self._settle(run, left)
+                if left:
+                    self._closing.wait(RETRY_SECONDS)
+
+    def _next(self) -> _Run | None:
+        while self._breaker.state is BreakerState.OPEN and not self._closing.is_set():
+            self._closing.wait(RETRY_SECONDS)
+        with self._changed:
+            self._changed.wait_for(lambda: self._runs or self._closing.is_set())
+            return None if self._closing.is_set() else self._runs.popleft()
+
+    def _try(self, run: _Run, staging: "_Staging") -> list[PendingPage]:
+        """Upload; count an attempt if the tier answers and yet takes nothing."""
+        try:
+            left = self._upload(run, staging)
+        except TierError:
+            return run.pages
+        refused = len(left) == len(run.pages) and self._breaker.state is BreakerState.CLOSED
+        run.attempts += refused
+        return left
+
+    def _settle(self, run: _Run, left: list[PendingPage]) -> None:
+        """Take what is done out of the queue's count, put what is left first in line again."""
+        with self._changed:
+            size = run.bytes
+            self._count(len(left) - len(run.pages), sum(page.length for page in left) - size)
+            if left:
+                run.pages = left
+                self._runs.appendleft(run)
+            self._changed.notify_all()
+
+    def _give_up(self, pages: list[PendingPage]) -> None:
+        self._marks.mark_uploaded([page.key for page in pages])
+        with self._changed:
+            self._drop(pages, "failed")
+
+    def _upload(self, run: _Run, staging: "_Staging") -> list[PendingPage]:
+        """Upload what the shared tier lacks; return what is to be tried again.
+
+        Raises `TierError` where the shared tier cannot even be asked.
+        """
+        lacking = self._lacking(run)
+        pages = staging.pages(lacking)
+        loaded = self._local.load(pages, time.monotonic() + BATCH_SECONDS)
+        readable = [p for p, r in zip(pages, loaded, strict=True) if r is LoadResult.LOADED]
+        stored = self._shared.spill(readable, time.monotonic() + BATCH_SECONDS)
+        done = _keys(readable, [result <= SpillResult.PRESENT for result in stored])
+        gone = _keys(pages, [result in GONE for result in loaded])
+        self._metrics.uploads_dropped.labels("evicted").inc(len(gone))
+        left = [page for page in lacking if page.key not in done | gone]
+        waiting = {page.key for page in left}
+        self._marks.mark_uploaded([page.key for page in run.pages if page.key not in waiting])
+        return left
+
+    def _lacking(self, run: _Run) -> list[PendingPage]:
+        """Return the pages that the shared tier does not hold."""
+        deadline = time.monotonic() + BATCH_SECONDS
+        keys = [page.key for page in run.pages]
+        if run.chained:
+            chain = Chain(keys[0].namespace, [key.hash for key in keys])
+            return run.pages[self._shared.lookup(chain, deadline).length :]
+        present = self._shared.present(keys, deadline)
+        return [page for page, there in zip(run.pages, present, strict=True) if not there]
+
+
+def _keys(pages: Sequence[Page], chosen: Sequence[bool]) -> set[PageKey]:
+    return {page.key for page, choose in zip(pages, chosen, strict=True) if choose}
+
+
+def _split(pages: Iterable[PendingPage], *, chained: bool) -> list[_Run]:
+    """Cut pages into runs of one namespace and at most `RUN_BYTES` (but one page at least)."""
+    runs: list[_Run] = []
+    room, namespace = 0, b""
+    for page in pages:
+        if not runs or page.length > room or page.key.namespace != namespace:
+            runs.append(_Run([], chained))
+            room, namespace = RUN_BYTES, page.key.namespace
+        runs[-1].pages.append(page)
+        room -= page.length
+    return runs
+
+
+class _Staging:
+    """Page-aligned memory of one uploader, as large as its largest run so far."""
+
+    def __init__(self) -> None:
+        self._grow(RUN_BYTES)
+
+    def _grow(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, size)
+        # Direct I/O into 4 KiB pages reaches less than half of the speed into huge pages.
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+
+    def __enter__(self) -> "_Staging":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._memory  # unmapped once no view is left
+
+    def pages(self, pending: Sequence[PendingPage]) -> list[Page]:
+        """Return a page with memory for each; valid until the next call."""
+        starts, end = [], 0
+        for page in pending:
+            starts.append(end)
+            end += -(-page.length // mmap.PAGESIZE) * mmap.PAGESIZE
+        if end > len(self._memory):
+            self._grow(end)
+        view = memoryview(self._memory)
+        return [
+            Page(page.key, (view[start : start + page.length],))
+            for start, page in zip(starts, pending, strict=True)
+        ]

@@ -1,0 +1,90 @@
+"""Every metric the agent exposes, by name, in one place."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds; from an index lookup to the deadline of a batch."""
+
+
+class Metrics:
+    """The agent's metrics, registered in a registry of their own so that tests do not share them.
+
+    `operation` is lookup, load or spill; `result` is a `LoadResult` or `SpillResult` in lower
+    case. Corruption is `memkv_pages_total{operation="load",result="corrupt"}`.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register everything in `registry`."""
+        self.pages = Counter(
+            "memkv_pages",
+            "Pages by what became of them",
+            ["tier", "operation", "result"],
+            registry=registry,
+        )
+        self.bytes = Counter(
+            "memkv_bytes",
+            "Bytes of content moved",
+            ["tier", "operation"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "memkv_call_seconds",
+            "Time of a call to a tier",
+            ["tier", "operation"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.errors = Counter(
+            "memkv_call_errors",
+            "Calls that a tier could not answer",
+            ["tier", "operation"],
+            registry=registry,
+        )
+        self.lookup_pages = Counter(
+            "memkv_lookup_pages",
+            "Pages of chains looked up, by whether they could be loaded",
+            ["found"],
+            registry=registry,
+        )
+        self.lookups_cut_short = Counter(
+            "memkv_lookups_cut_short",
+            "Lookups that ran out of time and answered a lower bound",
+            registry=registry,
+        )
+        self.merged_pages = Counter(
+            "memkv_merged_pages",
+            "Pages that were copied from an equal load in flight",
+            registry=registry,
+        )
+        self.uploads_dropped = Counter(
+            "memkv_uploads_dropped_pages",
+            "Pages that stay on this node alone",
+            ["reason"],
+            registry=registry,
+        )
+        self.promoted = Counter(
+            "memkv_promoted_pages",
+            "Pages copied from the shared tier to this node's disk, by result",
+            ["result"],
+            registry=registry,
+        )
+        self.queue_pages = Gauge(
+            "memkv_upload_queue_pages", "Pages that wait for upload", registry=registry
+        )
+        self.queue_bytes = Gauge(
+            "memkv_upload_queue_bytes", "Bytes that wait for upload", registry=registry
+        )
+        self.breaker = Gauge(
+            "memkv_breaker_state",
+            "Circuit breaker: 0 closed, 1 half-open, 2 open",
+            ["tier"],
+            registry=registry,
+        )
+        self.tier_pages = Gauge("memkv_tier_pages", "Pages held", ["tier"], registry=registry)
+        self.tier_bytes = Gauge("memkv_tier_bytes", "Bytes held", ["tier"], registry=registry)
+        self.evicted = Gauge(
+            "memkv_tier_evicted_pages",
+            "Pages removed to make room since the start",
+            ["tier"],
+            registry=registry,
+        )
