@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes the virtual environment and finds or builds MinIO. Called by make; safe to run again.
+set -euo pipefail
+
+missing() {
+  echo "setup: $1 is missing. Install it: $2" >&2
+  exit 1
+}
+
+command -v "$PYTHON" >/dev/null || missing "$PYTHON" "apt-get install python3 python3-venv"
+"$PYTHON" - <<'PY' || missing "Python 3.11 to 3.13 (this is $("$PYTHON" -V 2>&1))" \
+  "apt-get install python3.11 python3.11-venv, then make PYTHON=python3.11"
+import sys
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PY
+command -v c++ >/dev/null || missing "a C++ compiler" "apt-get install g++"
+
+if [ ! -x "$VENV/bin/python" ]; then
+  echo "setup: making $VENV"
+  if command -v uv >/dev/null; then
+    uv venv -q --python "$PYTHON" "$VENV"
+  else
+    "$PYTHON" -m venv "$VENV" 2>/dev/null || missing "the venv module" "apt-get install python3-venv"
+  fi
+fi
+if command -v uv >/dev/null; then
+  UV=uv
+else
+  UV="$VENV/bin/uv"
+  [ -x "$UV" ] || "$VENV/bin/python" -m pip install -q --disable-pip-version-check uv
+fi
+
+echo "setup: installing locked dependencies"
+"$UV" pip install -q -p "$VENV/bin/python" --require-hashes -r locks/dev.txt
+"$UV" pip install -q -p "$VENV/bin/python" --no-deps -e .
+"$VENV/bin/python" -m memkv_sglang.testing.minio_binary >/dev/null
