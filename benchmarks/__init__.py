@@ -1,0 +1,1 @@
+"""What bounds the project, and how close it comes: `python -m benchmarks NAME`."""

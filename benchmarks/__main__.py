@@ -1,0 +1,45 @@
+"""`python -m benchmarks NAME`: run one benchmark, or `all`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from benchmarks import lookup, minio, nvme
+from benchmarks.fio import MissingToolError
+from benchmarks.report import Report
+
+BENCHMARKS: dict[str, Callable[[Path, int], Report]] = {
+    "nvme": nvme.run,
+    "minio": minio.run,
+    "lookup": lookup.run,
+}
+
+
+@click.command()
+@click.argument("name", type=click.Choice([*BENCHMARKS, "all"]))
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write every repetition.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path("/var/tmp"),  # on the disk, unlike /tmp on many machines
+    show_default=True,
+    help="Where the disk to measure is mounted.",
+)
+@click.option("--repetitions", default=5, show_default=True)
+def main(name: str, file: Path | None, directory: Path, repetitions: int) -> None:
+    """Measure side by side, interleaved; print a table and the ratios."""
+    for each in BENCHMARKS if name == "all" else [name]:
+        try:
+            report = BENCHMARKS[each](directory, repetitions)
+        except MissingToolError as error:
+            click.echo(f"benchmarks: {error}", err=True)
+            sys.exit(2)
+        report.show()
+        if file is not None:
+            report.write(file.with_stem(f"{file.stem}-{each}") if name == "all" else file)
+
+
+if __name__ == "__main__":
+    main()
