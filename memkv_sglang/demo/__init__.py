@@ -1,0 +1,1 @@
+"""`make demo`: see pages go down both tiers and come back."""
