@@ -11,7 +11,7 @@ from rich.table import Table
 
 from memkv_sglang.config.schema import MIB, MinioConfig
 from memkv_sglang.demo.node import Node, Pool
-from memkv_sglang.engine.load import PageLoad
+from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_hashes, make_namespace

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import GIB, AgentConfig, Config, MinioConfig, NvmeConfig
-from memkv_sglang.engine.load import PageLoad
+from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Buffer, Chain, PageKey
 from memkv_sglang.testing.pages import page_content

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
-from memkv_sglang.engine.load import Loader, PageLoad
+from memkv_sglang.engine.load import Loader
 from memkv_sglang.engine.lookup import Finder
 from memkv_sglang.engine.promotion import Promoter
+from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus, TierStatus
 from memkv_sglang.engine.uploads import UploadQueue

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from memkv_sglang.engine.promotion import Promoter
+from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.engine.single_flight import SingleFlight
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Page
@@ -12,13 +12,6 @@ from memkv_sglang.tiers.base import LoadResult, Tier, TierError
 
 CONCURRENT_CALLS = 32
 """Loads that may read from both tiers at one time; more of them read one tier after the other."""
-
-
-class PageLoad(NamedTuple):
-    """What became of a page, and which tier it came from (empty unless `LOADED`)."""
-
-    result: LoadResult
-    tier: str = ""
 
 
 class Loader:

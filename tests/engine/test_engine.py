@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.engine import Engine
-from memkv_sglang.engine.load import PageLoad
+from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.testing.pages import (

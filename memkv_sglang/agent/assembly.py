@@ -1,0 +1,46 @@
+"""Which tiers there are, and how an engine is made of them: the only place that knows."""
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import Config
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.metrics import Metrics
+
+if TYPE_CHECKING:
+    from memkv_sglang.tiers.minio import MinioTier
+    from memkv_sglang.tiers.nvme import NvmeTier
+
+
+def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
+    """Return an engine over the tiers that are configured; raises `ConfigError`."""
+    if not config.nvme.directory and not config.minio.endpoint:
+        raise ConfigError(
+            "nvme.directory, minio.endpoint: both are empty, so there is no place for pages; set "
+            "at least one of them"
+        )
+    nvme = _nvme(config) if config.nvme.directory else None
+    try:
+        minio = _minio(config) if config.minio.endpoint else None
+    except BaseException:
+        if nvme is not None:
+            nvme.close()
+        raise
+    return Engine(nvme, minio, nvme, config.engine, Metrics(registry))
+
+
+# A tier that is not configured is not imported: the agent has half a second to start.
+
+
+def _nvme(config: Config) -> "NvmeTier":
+    from memkv_sglang.tiers.nvme import NvmeTier
+
+    return NvmeTier(config.nvme)
+
+
+def _minio(config: Config) -> "MinioTier":
+    from memkv_sglang.tiers.minio import MinioTier
+
+    return MinioTier(config.minio)

@@ -1,0 +1,139 @@
+"""What the agent does for each request."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.pools import RequestError, split_hashes
+from memkv_sglang.agent.sessions import Session
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import Chain
+
+log = logging.getLogger(__name__)
+
+EXIT_BROKEN_ENGINE = 70
+"""Exit status (EX_SOFTWARE) after a load or spill that raised."""
+
+Handler = Callable[[Session, Any, list[int]], protocol.Reply]
+
+
+class Calls:
+    """Carries requests out on the engine, in the calling thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        status: Callable[[], protocol.AgentStatus],
+        stop: Callable[[], None],
+    ) -> None:
+        """`stop` asks the agent to end, and returns at once."""
+        self._engine = engine
+        self._status = status
+        self._stop = stop
+        self._handlers: dict[type[protocol.Request], Handler] = {
+            protocol.RegisterPool: self._register_pool,
+            protocol.ReleasePool: self._release_pool,
+            protocol.Describe: self._describe,
+            protocol.LookupPages: self._lookup,
+            protocol.LoadPages: self._load,
+            protocol.SpillPages: self._spill,
+            protocol.Clear: self._clear,
+            protocol.Flush: self._flush,
+            protocol.Status: self._report,
+            protocol.Shutdown: self._shutdown,
+        }
+
+    def answer(
+        self, session: Session, request: protocol.Request, descriptors: list[int]
+    ) -> protocol.Reply:
+        """Return the reply, once nothing works on the request any more. Never raises.
+
+        The descriptors stay the caller's.
+        """
+        try:
+            handler = self._handlers.get(type(request))
+            if handler is None:
+                raise RequestError("the connection has a session already")  # noqa: TRY301
+            return handler(session, request, descriptors)
+        except RequestError as error:
+            fields = {"request": type(request).__name__, "reason": str(error)}
+            log.warning("request refused", extra={"fields": fields})
+            return protocol.Refused(str(error))
+        except Exception as error:
+            fields = {"request": type(request).__name__}
+            log.exception("request failed", extra={"fields": fields})
+            if isinstance(request, protocol.LoadPages | protocol.SpillPages):
+                # Threads of the engine may still work on the pages, and a reply would hand these
+                # back. The end of the process is the only other thing that clients wait for.
+                os._exit(EXIT_BROKEN_ENGINE)
+            return protocol.Refused(f"the agent failed: {error}")
+
+    def _register_pool(
+        self, session: Session, request: protocol.RegisterPool, descriptors: list[int]
+    ) -> protocol.Reply:
+        if len(descriptors) != 1:
+            raise RequestError(f"a pool with {len(descriptors)} descriptors")
+        session.pools.register(request.pool, request.length, descriptors[0])
+        fields = {"pool": request.pool, "bytes": request.length}
+        log.info("pool registered", extra={"fields": fields})
+        return protocol.Done()
+
+    def _release_pool(
+        self, session: Session, request: protocol.ReleasePool, _: list[int]
+    ) -> protocol.Reply:
+        session.pools.release(request.pool)
+        return protocol.Done()
+
+    def _describe(
+        self, _session: Session, request: protocol.Describe, _: list[int]
+    ) -> protocol.Reply:
+        try:
+            namespace = Namespace.parse(request.description)
+        except msgspec.MsgspecError as error:
+            raise RequestError(f"no namespace description: {error}") from None
+        self._engine.describe(namespace)
+        return protocol.Described(namespace.digest)
+
+    def _lookup(
+        self, _session: Session, request: protocol.LookupPages, _: list[int]
+    ) -> protocol.Reply:
+        chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
+        return protocol.FoundPages(*self._engine.lookup(chain, request.budget))
+
+    def _load(self, session: Session, request: protocol.LoadPages, _: list[int]) -> protocol.Reply:
+        pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
+        return _loaded(self._engine.load(pages))
+
+    def _spill(
+        self, session: Session, request: protocol.SpillPages, _: list[int]
+    ) -> protocol.Reply:
+        pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
+        return protocol.SpilledPages(bytes(self._engine.spill(pages, request.parent)))
+
+    def _clear(self, _session: Session, request: protocol.Clear, _: list[int]) -> protocol.Reply:
+        split_hashes(request.namespace, b"")
+        return protocol.Cleared(self._engine.clear(request.namespace))
+
+    def _flush(self, _session: Session, request: protocol.Flush, _: list[int]) -> protocol.Reply:
+        return protocol.Flushed(self._engine.flush(request.timeout))
+
+    def _report(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
+        return protocol.StatusReport(self._status(), self._engine.status())
+
+    def _shutdown(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
+        self._stop()
+        return protocol.Done()
+
+
+def _loaded(loads: list[PageLoad]) -> protocol.LoadedPages:
+    names = sorted({load.tier for load in loads if load.tier})
+    index = {name: i for i, name in enumerate(names)} | {"": protocol.NO_TIER}
+    return protocol.LoadedPages(
+        bytes(load.result for load in loads), bytes(index[load.tier] for load in loads), names
+    )

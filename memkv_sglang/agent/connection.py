@@ -1,0 +1,114 @@
+"""One connection of a client, served by one thread."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import msgspec
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.calls import Calls
+from memkv_sglang.agent.peer import Peer
+from memkv_sglang.agent.pools import RequestError
+from memkv_sglang.agent.sessions import Session, Sessions
+from memkv_sglang.agent.wire import Channel, ProtocolError, encode_frame
+
+log = logging.getLogger(__name__)
+
+HELLO_LIMIT = 5.0
+"""Seconds in which a new connection must say hello."""
+
+SEND_LIMIT = 5.0
+"""Seconds in which a client must take something of its reply."""
+
+_decoder = msgspec.msgpack.Decoder(protocol.Request)
+
+
+class Connection:
+    """Serves requests one after the other until the client closes or breaks the protocol."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        calls: Calls,
+        sessions: Sessions,
+        ended: Callable[["Connection"], None],
+    ) -> None:
+        """Own the socket; `ended` is called once, by the connection's own thread, at its end."""
+        self._channel: Channel[protocol.Request] = Channel(sock, _decoder)
+        self._channel.limit_send(SEND_LIMIT)
+        self._peer = peer
+        self._calls = calls
+        self._sessions = sessions
+        self._ended = ended
+        self._thread = threading.Thread(target=self._run, name="memkv-connection", daemon=True)
+
+    def start(self) -> None:
+        """Serve in a thread."""
+        self._thread.start()
+
+    def stop_receiving(self) -> None:
+        """Let the connection end after the call in flight, its reply included."""
+        self._channel.stop_receiving()
+
+    def join(self, deadline: float) -> bool:
+        """Wait for the end; False at the deadline."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            log.debug("connection closed", extra={"fields": self._peer._asdict()})
+        except (ProtocolError, OSError) as error:
+            fields = {**self._peer._asdict(), "reason": str(error)}
+            log.warning("connection broken off", extra={"fields": fields})
+        finally:
+            self._channel.close()
+            self._ended(self)
+
+    def _serve(self) -> None:
+        session = self._greet()
+        try:
+            while True:
+                self._serve_one(session)
+        finally:
+            self._sessions.leave(session)
+
+    def _serve_one(self, session: Session) -> None:
+        # A method of its own: between calls no local keeps a request's pages, thus pools, alive.
+        request = self._channel.receive()
+        descriptors = self._channel.claim_descriptors()
+        try:
+            reply = self._calls.answer(session, request, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._channel.send(encode_frame(reply))
+
+    def _greet(self) -> Session:
+        hello = self._channel.receive(time.monotonic() + HELLO_LIMIT)
+        if not isinstance(hello, protocol.Hello):
+            raise ProtocolError("no hello")
+        if hello.version != protocol.PROTOCOL_VERSION:
+            self._refuse(
+                f"the client speaks protocol version {hello.version}, this agent "
+                f"{protocol.PROTOCOL_VERSION}; install the same sglang-memkv for both"
+            )
+        try:
+            session = self._sessions.enter(hello.session)
+        except RequestError as error:
+            self._refuse(str(error))
+        welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, session.token)
+        self._channel.send(encode_frame(welcome))
+        return session
+
+    def _refuse(self, reason: str) -> NoReturn:
+        self._channel.send(encode_frame(protocol.Refused(reason)))
+        raise ProtocolError(reason)

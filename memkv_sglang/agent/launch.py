@@ -1,0 +1,92 @@
+"""Starting an agent that outlives its starter."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.agent.paths import locked_directory, socket_path
+from memkv_sglang.config.schema import Config
+
+START_LIMIT = 30.0
+"""Seconds for an agent to get ready; recovery of a large directory takes up to ten."""
+
+MODULE = "memkv_sglang.agent"
+"""What `python -m` runs."""
+
+READY = "ready"
+"""What the agent says once clients are served; anything else is why not."""
+
+
+class StartError(Exception):
+    """The agent did not get ready. The text is its own line, or says where its log is."""
+
+
+def start_agent(config: Config, module: str = MODULE) -> bool:
+    """Start an agent unless one serves the socket; returns whether this call did.
+
+    However many processes call this at a time, one agent is started. Blocks until it is ready.
+    It logs to `agent.log` beside the socket. Raises `StartError` and `ConfigError`.
+    """
+    path = socket_path(config.agent)
+    with locked_directory(path) as lock:
+        if serving_peer(path) is not None:
+            return False
+        log_path = path.with_name("agent.log")
+        outcome = _spawn(config, module, lock, log_path)
+    if outcome != READY:
+        raise StartError(outcome or f"the agent ended without a word; see {log_path}")
+    return True
+
+
+def _spawn(config: Config, module: str, lock: int, log_path: Path) -> str:
+    """Return the agent's line, or nothing if it ended without one."""
+    # -P: modules do not come from whatever directory the starter stands in.
+    command = [sys.executable, "-P", "-m", module, str(lock)]
+    log_descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_descriptor,
+            pass_fds=[lock],
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise StartError(f"cannot run {sys.executable}: {error.strerror}") from None
+    finally:
+        os.close(log_descriptor)
+    assert process.stdin is not None and process.stdout is not None
+    with process, process.stdout as stdout:
+        with suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(msgspec.json.encode(config))
+        try:
+            return _read_line(stdout.fileno(), time.monotonic() + START_LIMIT)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise StartError(
+                f"the agent was not ready after {START_LIMIT:.0f} s; see {log_path}"
+            ) from None
+
+
+def _read_line(descriptor: int, deadline: float) -> str:
+    text = b""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while not text.endswith(b"\n"):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        piece = os.read(descriptor, 4096)
+        if not piece:
+            break
+        text += piece
+    return text.decode(errors="replace").strip()

@@ -1,0 +1,31 @@
+"""The agent's side of `launch`: tell the starter how it went, then let go of it."""
+
+import os
+import sys
+
+import msgspec
+
+from memkv_sglang.agent.assembly import build_engine
+from memkv_sglang.agent.main import EngineBuilder, run
+from memkv_sglang.config.schema import Config
+
+READY = "ready"
+"""The line that the starter reads once clients are served; any other says why not."""
+
+
+def run_launched(text: bytes, lock: int, build: EngineBuilder = build_engine) -> int:
+    """Run the agent with the configuration in `text` (JSON); returns the exit status.
+
+    `lock` holds the lock on the socket's directory, for the starter too. The outcome goes to
+    stdout, which then becomes stderr, the log.
+    """
+
+    def report(problem: str) -> None:
+        print(problem or READY, flush=True)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, sys.stdin.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        os.close(null)
+        os.close(lock)
+
+    return run(msgspec.json.decode(text, type=Config), locked=True, report=report, build=build)

@@ -1,0 +1,81 @@
+"""The agent's listening socket: made, replaced and removed without a race."""
+
+import os
+import socket
+from contextlib import nullcontext
+from pathlib import Path
+
+from memkv_sglang.agent.paths import locked_directory
+from memkv_sglang.agent.peer import Peer, peer_of
+from memkv_sglang.config.errors import ConfigError
+
+_BACKLOG = 128
+
+
+def serving_peer(path: Path) -> Peer | None:
+    """Return who listens on the socket, or None if nobody does. Does not wait for an answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:  # its backlog is full
+            return Peer(0, os.getuid())
+        except OSError:
+            return None
+        return peer_of(probe)
+
+
+class Listener:
+    """A bound and listening socket of mode 0600 in a directory that only its owner may enter."""
+
+    def __init__(self, path: Path, *, locked: bool) -> None:
+        """Bind, replacing a socket that nobody serves any more.
+
+        `locked`: the caller holds the directory's lock already. Raises `ConfigError`.
+        """
+        self.path = path
+        with nullcontext() if locked else locked_directory(path):
+            _remove_stale(path)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self.socket.bind(os.fspath(path))
+                path.chmod(0o600)
+                self._identity = _identity(path)
+                self.socket.listen(_BACKLOG)
+            except OSError as error:
+                self.socket.close()
+                raise ConfigError(f"agent.socket: cannot bind {path} ({error.strerror})") from None
+        self.socket.setblocking(False)
+
+    def close(self, *, locked: bool = False) -> None:
+        """Remove the socket, unless another has taken its place; idempotent.
+
+        `locked`: as for the constructor. Raises `ConfigError` if the lock cannot be had.
+        """
+        if self.socket.fileno() >= 0 and _identity(self.path) == self._identity:
+            with nullcontext() if locked else locked_directory(self.path):
+                if _identity(self.path) == self._identity:
+                    self.path.unlink()
+        self.socket.close()
+
+
+def _remove_stale(path: Path) -> None:
+    if not os.path.lexists(path):
+        return
+    if not path.is_socket():
+        raise ConfigError(f"agent.socket: {path} exists and is no socket; name another path")
+    peer = serving_peer(path)
+    if peer is not None:
+        raise ConfigError(
+            f"agent.socket: another agent (pid {peer.pid}) serves {path}; end it or name another "
+            "path"
+        )
+    path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,188 @@
+"""The agent as a process: start, serve, end."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from memkv_sglang import __version__
+from memkv_sglang.agent.assembly import build_engine
+from memkv_sglang.agent.calls import Calls
+from memkv_sglang.agent.http_server import HttpServer
+from memkv_sglang.agent.listener import Listener
+from memkv_sglang.agent.log import configure_logging
+from memkv_sglang.agent.paths import socket_path
+from memkv_sglang.agent.protocol import AgentStatus
+from memkv_sglang.agent.server import Server
+from memkv_sglang.agent.sessions import Sessions
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import Config
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.tiers.base import TierError
+
+log = logging.getLogger(__name__)
+
+CALLS_LIMIT = 8.0
+"""Seconds that calls in flight get at the end; a load or spill lasts 5 at most."""
+
+EXIT_CONFIG = 2
+"""Exit status after bad input."""
+
+_ACCEPT_PAUSE = 0.5
+
+EngineBuilder = Callable[[Config, CollectorRegistry], Engine]
+Report = Callable[[str], None]
+
+
+def run(
+    config: Config,
+    *,
+    locked: bool = False,
+    report: Report | None = None,
+    build: EngineBuilder = build_engine,
+) -> int:
+    """Serve until SIGTERM, SIGINT, a client's request or idleness; returns the exit status.
+
+    `locked`: the starter holds the lock on the socket's directory. `report` is called once: with
+    an empty text when clients are served, or with the line that says why not (without it, that
+    line goes to stderr).
+    """
+    os.umask(0o077)
+    configure_logging(config.agent.log_level)
+    report = report or _print_problem
+    try:
+        asyncio.run(_serve(config, locked, report, build))
+    except (ConfigError, TierError, OSError) as error:
+        report(str(error))
+        return EXIT_CONFIG
+    return 0
+
+
+def _print_problem(problem: str) -> None:
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+async def _serve(config: Config, locked: bool, report: Report, build: EngineBuilder) -> None:
+    agent = Agent(config, locked, build)
+    try:
+        await agent.start()
+        report("")
+        locked = False
+        await agent.serve()
+    finally:
+        agent.close(locked)
+
+
+class Agent:
+    """All parts of the process. Lives in one event loop."""
+
+    def __init__(self, config: Config, locked: bool, build: EngineBuilder) -> None:
+        """Take the socket, then build the engine. Raises `ConfigError`, with nothing left behind.
+
+        `locked`: see `run`.
+        """
+        self._config = config.agent
+        self._started = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._listener = Listener(socket_path(config.agent), locked=locked)
+        try:
+            self._http = HttpServer(config.agent.http_port, registry, self._refresh_metrics)
+            self._engine = build(config, registry)
+        except BaseException:
+            self.close(locked)
+            raise
+        self._sessions = Sessions()
+        self._server = Server(Calls(self._engine, self.status, self.stop), self._sessions)
+
+    def _refresh_metrics(self) -> None:
+        self._engine.status()
+
+    def status(self) -> AgentStatus:
+        """Return the state of the moment."""
+        sessions = self._sessions.snapshot()
+        return AgentStatus(
+            version=__version__,
+            pid=os.getpid(),
+            socket=str(self._listener.path),
+            http_port=self._http.port,
+            uptime=time.monotonic() - self._started,
+            sessions=len(sessions),
+            connections=self._server.connections,
+            pools=sum(len(session.pools) for session in sessions),
+            pool_bytes=sum(session.pools.size for session in sessions),
+        )
+
+    def stop(self) -> None:
+        """Let `serve` end; from any thread."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def start(self) -> None:
+        """Accept clients and scrapes."""
+        await self._http.start()
+        self._tasks = [asyncio.create_task(self._accept())]
+        if self._config.idle_exit:
+            self._tasks.append(asyncio.create_task(self._watch_idleness()))
+        self._http.ready = True
+        fields = {"socket": self._listener.path, "http_port": self._http.port}
+        log.info("agent ready", extra={"fields": fields})
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            log.warning("agent ends at once, at the second signal")
+            self._leave_at_once()
+        self._stopping.set()
+
+    def _leave_at_once(self) -> None:
+        with suppress(ConfigError):
+            self.close(locked=False)
+        logging.shutdown()
+        os._exit(1)
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(self._listener.socket)
+            except OSError as error:  # out of descriptors, or a client that was gone again
+                log.warning("connection not accepted", extra={"fields": {"reason": str(error)}})
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            sock.setblocking(True)
+            self._server.accept(sock)
+
+    async def _watch_idleness(self) -> None:
+        limit = self._config.idle_exit
+        while self._server.idle_seconds < limit or not self._engine.flush(0):
+            await asyncio.sleep(min(1.0, limit / 4))
+        log.info("agent idle", extra={"fields": {"seconds": limit}})
+        self._stopping.set()
+
+    async def serve(self) -> None:
+        """Serve until asked to stop; then finish the calls in flight and drain the uploads."""
+        await self._stopping.wait()
+        self._http.ready = False
+        log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})
+        reason = "the agent is about to end"
+        if not await asyncio.to_thread(self._server.stop, reason, CALLS_LIMIT):
+            log.error("calls in flight do not end", extra={"fields": {"seconds": CALLS_LIMIT}})
+            self._leave_at_once()
+        await asyncio.to_thread(self._engine.close, self._config.drain)
+        for task in self._tasks:
+            task.cancel()
+        self._http.close()
+        log.info("agent ended")
+
+    def close(self, locked: bool) -> None:
+        """Remove the socket; idempotent. `locked`: see `run`."""
+        self._listener.close(locked=locked)

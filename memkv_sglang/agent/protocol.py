@@ -1,0 +1,213 @@
+"""What client and agent say to each other: msgpack messages, one request and one reply a time.
+
+Messages are arrays that begin with the message's number; fields may be added at the end with a
+default. `Hello`, `Welcome` and `Refused` stay as they are in every version, so that two versions
+can at least tell each other so. Framing: see `wire`.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from memkv_sglang.engine.status import EngineStatus
+from memkv_sglang.page import Buffer
+
+PROTOCOL_VERSION = 1
+"""Goes up with every change that the other side could misread."""
+
+MAX_MESSAGE = 16 << 20
+"""Bytes of an encoded message; a lookup of 4,096 pages has 130 KiB."""
+
+
+class _Message(msgspec.Struct, array_like=True, tag=True):
+    """Encoded as an array."""
+
+
+class Hello(_Message, tag=0):
+    """First message of a connection. An empty `session` opens one, a token joins one."""
+
+    version: int
+    session: bytes = b""
+
+
+class RegisterPool(_Message, tag=1):
+    """Map the memory behind the one descriptor that comes along, as the session's pool `pool`."""
+
+    pool: int
+    length: int
+    """Bytes."""
+
+
+class ReleasePool(_Message, tag=2):
+    """Forget a pool; its mapping ends with the last call that uses it."""
+
+    pool: int
+
+
+class Describe(_Message, tag=3):
+    """Keep a namespace's description (its canonical JSON)."""
+
+    description: bytes
+
+
+class LookupPages(_Message, tag=4):
+    """Find the longest prefix that can be loaded."""
+
+    namespace: bytes
+    hashes: bytes
+    """Page hashes, one after the other."""
+    budget: float | None
+    """Seconds; None for the agent's own setting."""
+
+
+class LoadPages(_Message, tag=5):
+    """Fill pages of a chain. Until the reply their buffers belong to the agent."""
+
+    namespace: bytes
+    hashes: bytes
+    buffers: Sequence[Sequence[Buffer]]
+    """The buffers of each page."""
+
+
+class SpillPages(_Message, tag=6):
+    """Store pages of a chain. Until the reply their buffers belong to the agent."""
+
+    namespace: bytes
+    hashes: bytes
+    buffers: Sequence[Sequence[Buffer]]
+    parent: bytes
+    """Hash of the page before the first; empty if that is the chain's first."""
+
+
+class Clear(_Message, tag=7):
+    """Remove every page of a namespace."""
+
+    namespace: bytes
+
+
+class Flush(_Message, tag=8):
+    """Wait until no page waits for upload."""
+
+    timeout: float
+    """Seconds."""
+
+
+class Status(_Message, tag=9):
+    """Tell how the agent does."""
+
+
+class Shutdown(_Message, tag=10):
+    """End the agent as SIGTERM does."""
+
+
+class Welcome(_Message, tag=32):
+    """The connection belongs to this session from now on."""
+
+    version: int
+    session: bytes
+
+
+class Refused(_Message, tag=33):
+    """The request was not carried out; nothing was touched."""
+
+    reason: str
+
+
+class Done(_Message, tag=34):
+    """Carried out; there is nothing to tell."""
+
+
+class Described(_Message, tag=35):
+    """The namespace's digest as the agent computed it."""
+
+    digest: bytes
+
+
+class FoundPages(_Message, tag=36):
+    """Answer to `LookupPages`; see `tiers.base.Lookup`."""
+
+    length: int
+    complete: bool
+
+
+class LoadedPages(_Message, tag=37):
+    """Answer to `LoadPages`."""
+
+    results: bytes
+    """A `LoadResult` a page."""
+    origins: bytes
+    """A page's tier as an index into `tiers`; 255 for none."""
+    tiers: list[str]
+
+
+class SpilledPages(_Message, tag=38):
+    """Answer to `SpillPages`."""
+
+    results: bytes
+    """A `SpillResult` a page."""
+
+
+class Cleared(_Message, tag=39):
+    """Answer to `Clear`."""
+
+    pages: int
+
+
+class Flushed(_Message, tag=40):
+    """Answer to `Flush`."""
+
+    empty: bool
+    """False if time ran out with pages still waiting."""
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent as a process."""
+
+    version: str
+    """Of the distribution."""
+    pid: int
+    socket: str
+    http_port: int
+    uptime: float
+    """Seconds."""
+    sessions: int
+    connections: int
+    pools: int
+    pool_bytes: int
+
+
+class StatusReport(_Message, tag=41):
+    """Answer to `Status`."""
+
+    agent: AgentStatus
+    engine: EngineStatus
+
+
+Request = (
+    Hello
+    | RegisterPool
+    | ReleasePool
+    | Describe
+    | LookupPages
+    | LoadPages
+    | SpillPages
+    | Clear
+    | Flush
+    | Status
+    | Shutdown
+)
+Reply = (
+    Welcome
+    | Refused
+    | Done
+    | Described
+    | FoundPages
+    | LoadedPages
+    | SpilledPages
+    | Cleared
+    | Flushed
+    | StatusReport
+)
+
+NO_TIER = 255
+"""In `LoadedPages.origins`: the page was not loaded."""

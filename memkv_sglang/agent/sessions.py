@@ -1,0 +1,53 @@
+"""Sessions: what the connections of one client have in common."""
+
+import secrets
+import threading
+
+from memkv_sglang.agent.pools import Pools, RequestError
+
+_TOKEN_SIZE = 16
+
+
+class Session:
+    """A client's pools, kept as long as one of its connections is open."""
+
+    def __init__(self) -> None:
+        """Make a token that nobody can guess."""
+        self.token = secrets.token_bytes(_TOKEN_SIZE)
+        self.pools = Pools()
+        self.connections = 0
+
+
+class Sessions:
+    """All sessions of the agent. Thread-safe."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._lock = threading.Lock()
+        self._sessions: dict[bytes, Session] = {}
+
+    def enter(self, token: bytes) -> Session:
+        """Open a session if the token is empty, else join one. Raises `RequestError`."""
+        with self._lock:
+            session = self._find(token) if token else Session()
+            self._sessions[session.token] = session
+            session.connections += 1
+            return session
+
+    def _find(self, token: bytes) -> Session:
+        session = self._sessions.get(token)
+        if session is None:
+            raise RequestError("there is no such session")
+        return session
+
+    def leave(self, session: Session) -> None:
+        """Count one connection less; with the last one the session ends, and so do its pools."""
+        with self._lock:
+            session.connections -= 1
+            if session.connections == 0:
+                del self._sessions[session.token]
+
+    def snapshot(self) -> list[Session]:
+        """Return the sessions of the moment."""
+        with self._lock:
+            return list(self._sessions.values())

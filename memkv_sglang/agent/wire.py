@@ -1,0 +1,166 @@
+"""Messages over a Unix stream socket: four bytes of length (little-endian), then msgpack."""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from memkv_sglang.agent.protocol import MAX_MESSAGE
+
+HEADER_SIZE = 4
+
+MAX_DESCRIPTORS = 4
+"""Descriptors taken with one message; the kernel closes what exceeds the room for them."""
+
+BODY_LIMIT = 10.0
+"""Seconds in which the rest of a message must follow its first byte."""
+
+_BUFFER_SIZE = 64 << 10
+_TIMEVAL = struct.Struct("@ll")
+_DESCRIPTOR = struct.Struct("@i")
+_ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _DESCRIPTOR.size)
+_encoder = msgspec.msgpack.Encoder()
+
+M = TypeVar("M")
+
+
+class ProtocolError(Exception):
+    """The other side sent what is no message, or stopped within one."""
+
+
+def encode_frame(message: Any) -> bytearray:
+    """Return the bytes of a message; raises `ValueError` if it is too long."""
+    frame = bytearray(HEADER_SIZE)
+    _encoder.encode_into(message, frame, HEADER_SIZE)
+    length = len(frame) - HEADER_SIZE
+    if length > MAX_MESSAGE:
+        raise ValueError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE}")
+    frame[:HEADER_SIZE] = length.to_bytes(HEADER_SIZE, "little")
+    return frame
+
+
+class Channel(Generic[M]):
+    """One end of a connection whose sides take turns: a request, its reply, the next request.
+
+    For one thread at a time. All calls block.
+    """
+
+    def __init__(self, sock: socket.socket, decoder: "msgspec.msgpack.Decoder[M]") -> None:
+        """Own the socket, which must be in blocking mode."""
+        self._socket = sock
+        self._decoder = decoder
+        self._buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self._descriptors: list[int] = []
+        self._limited = False
+
+    def send(self, frame: bytearray, descriptors: Sequence[int] = ()) -> None:
+        """Send an encoded message and duplicates of the descriptors.
+
+        Raises `OSError` if it could not be sent whole; the other side then does not act on it.
+        """
+        sent = socket.send_fds(self._socket, [frame], list(descriptors)) if descriptors else 0
+        self._socket.sendall(memoryview(frame)[sent:])
+
+    def receive(self, deadline: float | None = None) -> M:
+        """Return the next message, waiting for it until `deadline` (`time.monotonic`).
+
+        Raises `EOFError` at an orderly end between messages, `ProtocolError` at anything that is
+        no message, `TimeoutError` at the deadline, `OSError` if the connection fails.
+        """
+        self._close_descriptors()
+        self._limit(deadline)
+        count = self._receive_first()
+        length = int.from_bytes(self._buffer[:HEADER_SIZE], "little") if count >= 4 else None
+        if length is not None and count == HEADER_SIZE + length:
+            return self._decode(self._buffer[HEADER_SIZE:count])
+        body_deadline = time.monotonic() + BODY_LIMIT
+        limit = body_deadline if deadline is None else min(deadline, body_deadline)
+        return self._decode(self._receive_rest(count, limit))
+
+    def _receive_first(self) -> int:
+        """Receive into the buffer what is there, with descriptors."""
+        try:
+            count, ancillary, _, _ = self._socket.recvmsg_into(
+                [self._buffer], _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            raise TimeoutError("no message in time") from None
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                whole = len(data) - len(data) % _DESCRIPTOR.size
+                self._descriptors += (fd for (fd,) in _DESCRIPTOR.iter_unpack(data[:whole]))
+        if count == 0:
+            raise EOFError
+        return count
+
+    def _receive_rest(self, count: int, deadline: float) -> memoryview:
+        """Return the body of a message of which the first `count` bytes are in the buffer."""
+        if count < HEADER_SIZE:
+            self._receive_exactly(self._buffer[count:HEADER_SIZE], deadline)
+            count = HEADER_SIZE
+        length = int.from_bytes(self._buffer[:HEADER_SIZE], "little")
+        if length > MAX_MESSAGE:
+            raise ProtocolError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE}")
+        if count > HEADER_SIZE + length:
+            raise ProtocolError("bytes after the end of the message")
+        body = memoryview(bytearray(length))
+        there = count - HEADER_SIZE
+        body[:there] = self._buffer[HEADER_SIZE:count]
+        self._receive_exactly(body[there:], deadline)
+        return body
+
+    def _receive_exactly(self, target: memoryview, deadline: float) -> None:
+        while target:
+            self._limit(deadline)
+            try:
+                count = self._socket.recv_into(target)
+            except BlockingIOError:
+                raise TimeoutError("the message stopped halfway") from None
+            if count == 0:
+                raise ProtocolError("the connection ended within a message")
+            target = target[count:]
+
+    def _decode(self, body: memoryview) -> M:
+        try:
+            return self._decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(str(error)) from None
+
+    def _limit(self, deadline: float | None) -> None:
+        """Let the kernel end receive calls: cheaper than polling before each of them."""
+        if deadline is None and not self._limited:
+            return
+        self._limited = deadline is not None
+        seconds = 0.0 if deadline is None else max(1e-3, deadline - time.monotonic())
+        whole = int(seconds)
+        value = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+
+    def limit_send(self, seconds: float) -> None:
+        """Let a send raise once the other side has taken nothing for so long."""
+        value = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def claim_descriptors(self) -> list[int]:
+        """Hand over the descriptors that came with the last message; the caller closes them."""
+        claimed, self._descriptors = self._descriptors, []
+        return claimed
+
+    def stop_receiving(self) -> None:
+        """Let `receive` end with `EOFError`, in whichever thread, once what has come is read."""
+        with suppress(OSError):  # the other side may be quicker
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def _close_descriptors(self) -> None:
+        for descriptor in self.claim_descriptors():
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the socket and whatever descriptors came; idempotent."""
+        self._close_descriptors()
+        self._socket.close()

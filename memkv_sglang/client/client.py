@@ -1,0 +1,195 @@
+"""The client library: pages named by pool and offset, and the agent that moves them."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.launch import MODULE
+from memkv_sglang.client.connection import AgentRefusedError, Connection, ConnectionLostError
+from memkv_sglang.client.keeper import LinkKeeper
+from memkv_sglang.client.registry import announce_namespace
+from memkv_sglang.config.schema import Config
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import Buffer, Chain
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
+
+log = logging.getLogger(__name__)
+
+CALL_LIMIT = 8.0
+"""Seconds after which a load or spill kills the agent.
+
+The agent itself ends them after 5 s at most; SGLang waits 10 s for its storage threads when it
+flushes its cache or detaches the storage, and does not survive a call that is still running then.
+"""
+
+LOOKUP_GRACE = 0.5
+"""Seconds that a lookup's reply may come after its budget."""
+
+T = TypeVar("T")
+
+_LOAD_RESULTS = tuple(LoadResult)
+_SPILL_RESULTS = tuple(SpillResult)
+
+
+class AgentClient:
+    """Thread-safe; calls block, each on a connection of its own.
+
+    While there is no agent, or none that answers, every call returns at once that there is
+    nothing: lookups find 0 pages, loads fail, spills are refused. A new agent is found, or
+    started, behind, and is told of this client's pools and namespaces.
+    """
+
+    def __init__(
+        self, config: Config, *, start: bool, limit: float = CALL_LIMIT, module: str = MODULE
+    ) -> None:
+        """Begin to connect, which `wait` waits for; `start`: start an agent if none answers.
+
+        `limit` is in seconds, see `CALL_LIMIT`; `module` is what a started agent runs. Raises
+        `ConfigError`.
+        """
+        self._limit = limit
+        self._budget = config.engine.lookup_budget
+        self._keeper = LinkKeeper(config, start=start, module=module)
+        self._registry = self._keeper.registry
+        self._refusal = ""
+
+    @property
+    def problem(self) -> str:
+        """Why there is no agent, in one line; empty while there is one."""
+        return self._keeper.problem
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for an agent; False if there is none in time."""
+        return self._keeper.wait(seconds)
+
+    def register_pool(self, descriptor: int, length: int) -> int:
+        """Let the agent map `length` bytes of a memory file, return the pool's number for `Buffer`.
+
+        The number stays the same over restarts of the agent. Keeps a duplicate of the descriptor.
+        Raises `RequestError` if the memory cannot be a pool: see `pools.check_descriptor`.
+        """
+        with self._registry.lock:
+            number = self._registry.add_pool(descriptor, length)
+            self._use(lambda connection: self._registry.announce_pool(connection, number))
+        return number
+
+    def release_pool(self, number: int) -> None:
+        """Forget a pool; its mapping ends with the last call that uses it. Raises `KeyError`."""
+        with self._registry.lock:
+            self._registry.remove_pool(number)
+        self._call(protocol.ReleasePool(number), self._limit)
+
+    def describe(self, namespace: Namespace) -> bytes:
+        """Let every tier keep the namespace's description; returns its digest."""
+        with self._registry.lock:
+            if self._registry.add_namespace(namespace):
+                self._use(lambda connection: announce_namespace(connection, namespace))
+        return namespace.digest
+
+    def lookup(self, chain: Chain, budget: float | None = None) -> Lookup:
+        """Return how many pages from the chain's start can be loaded; see `Engine.lookup`."""
+        seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
+        request = protocol.LookupPages(chain.namespace, b"".join(chain.hashes), budget)
+        reply = self._call(request, seconds)
+        if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(chain.hashes):
+            return Lookup(reply.length, reply.complete)
+        return Lookup(0, complete=False)
+
+    def load(self, chain: Chain, buffers: Sequence[Sequence[Buffer]]) -> list[PageLoad]:
+        """Fill the buffers of each page of the chain, which until the return belong to the agent.
+
+        Nobody touches them afterwards, whatever happened: the call ends with the agent's reply or
+        with the agent's process. One result a page; see `Engine.load`.
+        """
+        hashes = b"".join(chain.hashes)
+        reply = self._call_with_buffers(protocol.LoadPages(chain.namespace, hashes, buffers))
+        if isinstance(reply, protocol.LoadedPages):
+            with suppress(LookupError):
+                loads = [
+                    PageLoad(_LOAD_RESULTS[result], _origin(reply.tiers, origin))
+                    for result, origin in zip(reply.results, reply.origins, strict=False)
+                ]
+                if len(loads) == len(buffers):
+                    return loads
+        return [PageLoad(LoadResult.FAILED)] * len(buffers)
+
+    def spill(
+        self, chain: Chain, buffers: Sequence[Sequence[Buffer]], parent: bytes = b""
+    ) -> list[SpillResult]:
+        """Store the pages of the chain; their buffers must not change before the return.
+
+        `parent` is the hash of the page before the first, empty if that is the first of its
+        sequence. One result a page; see `Engine.spill`.
+        """
+        hashes = b"".join(chain.hashes)
+        request = protocol.SpillPages(chain.namespace, hashes, buffers, parent)
+        reply = self._call_with_buffers(request)
+        if isinstance(reply, protocol.SpilledPages) and len(reply.results) == len(buffers):
+            with suppress(LookupError):
+                return [_SPILL_RESULTS[result] for result in reply.results]
+        return [SpillResult.REFUSED] * len(buffers)
+
+    def clear(self, namespace: bytes) -> int:
+        """Remove a namespace's pages, return how many copies; 0 if it lasts too long to tell."""
+        reply = self._call(protocol.Clear(namespace), self._limit)
+        return reply.pages if isinstance(reply, protocol.Cleared) else 0
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until no page waits for upload; False if it was not so within `timeout` seconds."""
+        reply = self._call(protocol.Flush(timeout), timeout + self._limit)
+        return isinstance(reply, protocol.Flushed) and reply.empty
+
+    def status(self) -> protocol.StatusReport | None:
+        """Return what the agent tells about itself; None without one."""
+        reply = self._call(protocol.Status(), self._limit)
+        return reply if isinstance(reply, protocol.StatusReport) else None
+
+    def shutdown(self) -> bool:
+        """Ask the agent to end as SIGTERM does; returns before it has, False if none heard it."""
+        return isinstance(self._call(protocol.Shutdown(), self._limit), protocol.Done)
+
+    def close(self) -> None:
+        """Let go of the agent, which stays; idempotent. Calls in flight end as they would."""
+        self._keeper.close()
+
+    def _call(self, request: protocol.Request, seconds: float) -> protocol.Reply | None:
+        deadline = time.monotonic() + seconds
+        return self._use(lambda connection: connection.call(request, deadline))
+
+    def _call_with_buffers(self, request: protocol.Request) -> protocol.Reply | None:
+        deadline = time.monotonic() + self._limit
+        return self._use(lambda connection: connection.call_with_buffers(request, deadline))
+
+    def _use(self, call: Callable[[Connection], T]) -> T | None:
+        """Call with a connection; None if there was no agent, or it did not answer or refused."""
+        link = self._keeper.link
+        if link is None:
+            return None
+        try:
+            with link.connection() as connection:
+                result = call(connection)
+        except ConnectionLostError as error:
+            self._keeper.drop(link, f"the agent did not answer: {error}")
+        except AgentRefusedError as error:
+            self._log_refusal(str(error))
+        except Exception:
+            log.exception("request could not be sent")
+        else:
+            if not isinstance(result, protocol.Refused):
+                return result
+            self._log_refusal(result.reason)
+        return None
+
+    def _log_refusal(self, reason: str) -> None:
+        """Log a reason once, not for each call that meets it."""
+        if reason != self._refusal:
+            log.warning("agent refused a request", extra={"fields": {"reason": reason}})
+        self._refusal = reason
+
+
+def _origin(tiers: Sequence[str], origin: int) -> str:
+    return "" if origin == protocol.NO_TIER else tiers[origin]

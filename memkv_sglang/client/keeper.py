@@ -1,0 +1,151 @@
+"""Keeps a link to an agent: connects, starts the agent, and does it again when the agent ends."""
+
+import logging
+import os
+import select
+import threading
+import time
+
+from memkv_sglang.agent.launch import MODULE, StartError, start_agent
+from memkv_sglang.agent.paths import socket_path
+from memkv_sglang.client.connection import AgentRefusedError, ConnectionLostError
+from memkv_sglang.client.link import Link
+from memkv_sglang.client.registry import Registry
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import Config
+
+log = logging.getLogger(__name__)
+
+RETRY_PAUSE = 1.0
+"""Seconds from one attempt to the next."""
+
+CLOSE_LIMIT = 2.0
+"""Seconds that `close` waits for the thread."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds between attempts when each of them started an agent that did not come up."""
+
+
+class LinkKeeper:
+    """Works in a thread of its own, so that no call ever waits for a connection attempt."""
+
+    def __init__(self, config: Config, *, start: bool, module: str = MODULE) -> None:
+        """Begin at once; `start`: start an agent where none answers. Raises `ConfigError`."""
+        self.link: Link | None = None
+        """None while there is no agent."""
+        self.problem = "no agent yet"
+        """Why there is no agent; empty while there is one."""
+        self.registry = Registry()
+        self._path = socket_path(config.agent)
+        self._config = config
+        self._start = start
+        self._module = module
+        self._lock = threading.Lock()
+        self._connected = threading.Event()
+        self._closed = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="memkv-link", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for an agent; False if there is none in time."""
+        return self._connected.wait(seconds)
+
+    def drop(self, link: Link, problem: str) -> None:
+        """Use the link no more; returns at once, a new one is made behind."""
+        with self._lock:
+            if self.link is not link:
+                return
+            self._lose(problem)
+            os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Let go of the agent, which stays; idempotent.
+
+        An attempt to start an agent that lasts longer than `CLOSE_LIMIT` ends behind.
+        """
+        if not self._closed:
+            self._closed = True
+            os.eventfd_write(self._wake, 1)
+        self._thread.join(CLOSE_LIMIT)
+
+    def _run(self) -> None:
+        pause = RETRY_PAUSE
+        while not self._closed:
+            attempt = time.monotonic()
+            try:
+                link = self._connect()
+            except StartError as error:
+                self._lose(str(error))
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except (AgentRefusedError, ConfigError, ConnectionLostError, OSError) as error:
+                self._lose(str(error))
+            except Exception as error:
+                # A defect; without this thread there would be no agent for good.
+                log.exception("connection attempt failed")
+                self._lose(repr(error))
+            else:
+                pause = RETRY_PAUSE
+                self._watch(link)
+            self._sleep_until(attempt + pause)
+        self.link = None
+        self._connected.clear()
+        self.problem = "closed"
+        with self.registry.lock:
+            self.registry.close()
+        os.close(self._wake)
+
+    def _connect(self) -> Link:
+        """Return a link whose agent knows all that it must, after publishing it."""
+        link = self._open()
+        try:
+            with self.registry.lock:
+                self.registry.announce(link.first)
+                self._publish(link)
+        except BaseException:
+            link.close()
+            raise
+        log.info("agent connected", extra={"fields": {"pid": link.first.pid}})
+        return link
+
+    def _publish(self, link: Link) -> None:
+        with self._lock:
+            self.link, self.problem = link, ""
+            self._connected.set()
+
+    def _open(self) -> Link:
+        try:
+            return Link(self._path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if not self._start:
+                raise
+        if start_agent(self._config, self._module):
+            log.info("agent started", extra={"fields": {"socket": self._path}})
+        return Link(self._path)
+
+    def _watch(self, link: Link) -> None:
+        """Return, with the link closed, when the agent ends or the link is dropped."""
+        poll = select.poll()
+        poll.register(link.first, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while self.link is link and not self._closed:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                else:
+                    self.drop(link, "the agent has ended")
+        link.close()
+
+    def _sleep_until(self, moment: float) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        while not self._closed and (left := moment - time.monotonic()) > 0:
+            if poll.poll(left * 1000):
+                os.eventfd_read(self._wake)
+
+    def _lose(self, problem: str) -> None:
+        self.link = None
+        self._connected.clear()
+        if problem != self.problem:
+            log.warning("no agent", extra={"fields": {"reason": problem}})
+        self.problem = problem

@@ -1,0 +1,104 @@
+"""An agent whose tier is in memory and misbehaves as the environment says.
+
+Without an argument it runs in the foreground; with one it is what `start_agent` starts.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from memkv_sglang.agent.launched import run_launched
+from memkv_sglang.agent.main import run
+from memkv_sglang.config.schema import Config
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.page import Chain, Page
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier
+from memkv_sglang.tiers.memory import MemoryTier
+from memkv_sglang.tiers.wrappers import SlowTier, WrapperTier
+
+BEHAVIOUR = "MEMKV_TEST_BEHAVIOUR"
+"""`scribble`: loads write into the pages and never end. `raise`: loads raise. A number: seconds
+that each call waits."""
+
+UPLOADS = "MEMKV_TEST_UPLOADS"
+"""File that takes the hash of each page that reaches a slow shared tier; empty: no such tier."""
+
+CALLS = "MEMKV_TEST_CALLS"
+"""File that takes a line for each lookup and load as it begins; empty: none."""
+
+
+class AnnouncingTier(WrapperTier):
+    def __init__(self, inner: Tier, path: str) -> None:
+        super().__init__(inner)
+        self._path = Path(path)
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        self._announce("lookup")
+        return super().lookup(chain, deadline)
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        self._announce("load")
+        return super().load(pages, deadline)
+
+    def _announce(self, verb: str) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{verb}\n")
+
+
+class RecordingTier(WrapperTier):
+    def __init__(self, inner: Tier, path: str) -> None:
+        super().__init__(inner)
+        self._path = Path(path)
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        time.sleep(0.1)
+        with self._path.open("a") as file:
+            file.writelines(f"{page.key.hash.hex()}\n" for page in pages)
+        return super().spill(pages, deadline)
+
+
+class ScribblingTier(WrapperTier):
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        value = 0
+        while True:
+            value = value % 255 + 1
+            for page in pages:
+                for buffer in page.buffers:
+                    buffer[:] = bytes([value]) * len(buffer)
+            time.sleep(0)
+
+
+class RaisingTier(WrapperTier):
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        raise RuntimeError("a defect")
+
+
+def build(config: Config, registry: CollectorRegistry) -> Engine:
+    memory = MemoryTier()
+    behaviour = os.environ.get(BEHAVIOUR, "0")
+    tier = {"scribble": ScribblingTier, "raise": RaisingTier}.get(behaviour)
+    wrapped: WrapperTier = tier(memory) if tier else SlowTier(memory, float(behaviour))
+    if calls := os.environ.get(CALLS):
+        wrapped = AnnouncingTier(wrapped, calls)
+    uploads = os.environ.get(UPLOADS)
+    shared = RecordingTier(MemoryTier(name="shared"), uploads) if uploads else None
+    return Engine(wrapped, shared, memory, config.engine, Metrics(registry))
+
+
+def main() -> int:
+    text = sys.stdin.buffer.read()
+    if len(sys.argv) == 1:
+        return run(msgspec.json.decode(text, type=Config), build=build)
+    if os.fork():
+        os._exit(0)
+    return run_launched(text, int(sys.argv[1]), build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""What the tests of agent and client share: an agent to run, a host pool, waiting."""
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+from agent_for_tests import BEHAVIOUR, CALLS, UPLOADS
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.wire import Channel, encode_frame
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.schema import AgentConfig, Config
+from memkv_sglang.page import Buffer, Chain, PageKey
+from memkv_sglang.testing.pages import make_namespace, page_content
+
+MODULE = "agent_for_tests"
+BLOCK = 4096
+PAGE_BUFFERS = 2
+PAGE_BYTES = PAGE_BUFFERS * BLOCK
+NAMESPACE = make_namespace(PAGE_BYTES)
+LIMIT = 20.0
+"""Seconds after which a test gives up waiting."""
+
+
+def make_config(directory: Path, **agent: object) -> Config:
+    """Return settings for an agent whose socket is in a directory of its own."""
+    values = {"socket": str(directory / "run" / "agent.sock"), **agent}
+    return Config(agent=msgspec.convert(values, AgentConfig))
+
+
+def environment(
+    behaviour: str = "0", uploads: Path | None = None, calls: Path | None = None
+) -> dict[str, str]:
+    """Return what an agent for tests needs in its environment; see `agent_for_tests`."""
+    return {
+        "PYTHONPATH": str(Path(__file__).parent),
+        BEHAVIOUR: behaviour,
+        UPLOADS: str(uploads or ""),
+        CALLS: str(calls or ""),
+    }
+
+
+def eventually(condition: Callable[[], object], limit: float = LIMIT) -> None:
+    """Wait until the condition holds; fails if it does not."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def entries(directory: str) -> int:
+    """Return how many entries a directory (of /proc) has."""
+    return sum(1 for _ in Path(directory).iterdir())
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def maps(pid: int, name: str) -> bool:
+    """Tell whether a process maps a memfd of this name."""
+    return f"/memfd:{name} " in Path(f"/proc/{pid}/maps").read_text()
+
+
+class RunningAgent:
+    """An agent in the foreground of a child process."""
+
+    def __init__(self, config: Config, env: dict[str, str]) -> None:
+        self.socket = Path(config.agent.socket)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **env},
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgspec.json.encode(config))
+        self.process.stdin.close()
+        self.process.stdin = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until clients are served."""
+        eventually(self._greets)
+
+    def _greets(self) -> bool:
+        assert self.process.poll() is None, "the agent did not start"
+        try:
+            with RawClient(self.socket) as raw:
+                raw.greet()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    def terminate(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; return exit status and log."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for the end; return exit status and log."""
+        _, log = self.process.communicate(timeout=LIMIT)
+        return self.process.returncode, log.decode()
+
+    def descriptors(self) -> int:
+        return entries(f"/proc/{self.pid}/fd")
+
+    def threads(self) -> int:
+        return entries(f"/proc/{self.pid}/task")
+
+    def maps(self, name: str) -> bool:
+        """Tell whether the agent maps a memfd of this name."""
+        return maps(self.pid, name)
+
+
+@contextmanager
+def running_agent(
+    config: Config,
+    behaviour: str = "0",
+    uploads: Path | None = None,
+    calls: Path | None = None,
+) -> Iterator[RunningAgent]:
+    """Run an agent; kills it at the end if it is still there."""
+    agent = RunningAgent(config, environment(behaviour, uploads, calls))
+    try:
+        agent.wait_ready()
+        yield agent
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+        if agent.process.stderr is not None:
+            agent.process.stderr.close()
+
+
+@contextmanager
+def connected_client(config: Config, limit: float = 8.0) -> Iterator[AgentClient]:
+    """Return a client that has found the agent."""
+    client = AgentClient(config, start=False, limit=limit)
+    try:
+        assert client.wait(LIMIT), client.problem
+        yield client
+    finally:
+        client.close()
+
+
+class HostPool:
+    """Pages in a memfd, each of `PAGE_BUFFERS` buffers that lie apart, as K and V do."""
+
+    def __init__(self, pages: int, name: str = "pool", flags: int = os.MFD_ALLOW_SEALING) -> None:
+        self.pages = pages
+        self.length = pages * PAGE_BYTES
+        self.descriptor = os.memfd_create(name, flags | os.MFD_CLOEXEC)
+        os.ftruncate(self.descriptor, self.length)
+        self.memory = mmap.mmap(self.descriptor, self.length)
+
+    def __enter__(self) -> "HostPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.memory.close()
+        os.close(self.descriptor)
+
+    def buffers(self, pool: int, pages: Sequence[int]) -> list[list[Buffer]]:
+        """Return the buffers of the pages at these places."""
+        half = self.length // PAGE_BUFFERS
+        return [
+            [Buffer(pool, part * half + page * BLOCK, BLOCK) for part in range(PAGE_BUFFERS)]
+            for page in pages
+        ]
+
+    def read(self, page: int) -> bytes:
+        return b"".join(
+            self.memory[buffer.offset : buffer.offset + BLOCK]
+            for buffer in self.buffers(0, [page])[0]
+        )
+
+    def write(self, page: int, content: bytes) -> None:
+        for part, buffer in enumerate(self.buffers(0, [page])[0]):
+            piece = content[part * BLOCK : (part + 1) * BLOCK]
+            self.memory[buffer.offset : buffer.offset + BLOCK] = piece
+
+    def fill(self, chain: Chain, first: int = 0) -> None:
+        """Write the content that the chain's pages must have."""
+        for place, page_hash in enumerate(chain.hashes, first):
+            self.write(place, page_content(PageKey(chain.namespace, page_hash), PAGE_BYTES))
+
+    def holds(self, chain: Chain, first: int = 0) -> bool:
+        """Tell whether the chain's pages are there, byte for byte."""
+        return all(
+            self.read(place) == page_content(PageKey(chain.namespace, page_hash), PAGE_BYTES)
+            for place, page_hash in enumerate(chain.hashes, first)
+        )
+
+    def wipe(self) -> None:
+        self.memory[:] = bytes(self.length)
+
+
+class RawClient:
+    """A client that sends what it likes."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))
+        self._channel: Channel[protocol.Reply] = Channel(
+            self.socket, msgspec.msgpack.Decoder(protocol.Reply)
+        )
+
+    def __enter__(self) -> "RawClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def ask(self, request: object, *descriptors: int) -> protocol.Reply:
+        with suppress(BrokenPipeError):  # a refusal may be there before the request is
+            self.send(request, *descriptors)
+        return self.receive()
+
+    def send(self, request: object, *descriptors: int) -> None:
+        self._channel.send(encode_frame(request), descriptors)
+
+    def receive(self) -> protocol.Reply:
+        return self._channel.receive(time.monotonic() + LIMIT)
+
+    def greet(self, session: bytes = b"") -> bytes:
+        reply = self.ask(protocol.Hello(protocol.PROTOCOL_VERSION, session))
+        assert isinstance(reply, protocol.Welcome), reply
+        return reply.session

@@ -1,0 +1,152 @@
+"""Pools: only memory that stays, only buffers inside it, unmapped when the last user is gone."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memkv_sglang.agent.pools import Pools, RequestError
+from memkv_sglang.page import Buffer
+
+SIZE = 8192
+NAMESPACE = b"n" * 16
+HASH = b"h" * 32
+
+
+def memory(size: int = SIZE, flags: int = os.MFD_ALLOW_SEALING, name: str = "m") -> int:
+    descriptor = os.memfd_create(name, flags)
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def maps(name: str) -> bool:
+    return f"/memfd:{name} " in Path("/proc/self/maps").read_text()
+
+
+def pool_of(size: int = SIZE, name: str = "m") -> Pools:
+    pools, descriptor = Pools(), memory(size, name=name)
+    pools.register(0, size, descriptor)
+    os.close(descriptor)
+    return pools
+
+
+def test_buffer_is_the_memory_itself() -> None:
+    pools, descriptor = Pools(), memory()
+    pools.register(7, SIZE, descriptor)
+    [page] = pools.pages(NAMESPACE, HASH, [[Buffer(7, 4096, 3), Buffer(7, 0, 2)]])
+    page.buffers[0][:] = b"abc"
+    page.buffers[1][:] = b"de"
+    assert os.pread(descriptor, 3, 4096) == b"abc"
+    assert os.pread(descriptor, 2, 0) == b"de"
+    os.close(descriptor)
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
+def test_only_buffers_inside_a_pool_are_handed_out(offset: int, length: int) -> None:
+    inside = length > 0 and offset >= 0 and offset + length <= SIZE
+    try:
+        [page] = POOLS.pages(NAMESPACE, HASH, [[Buffer(0, offset, length)]])
+    except RequestError:
+        assert not inside
+    else:
+        assert inside and page.length == length
+
+
+POOLS = pool_of()
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, SIZE), (SIZE - 1, 1), (0, 1)])
+def test_buffers_up_to_the_edge_are_inside(offset: int, length: int) -> None:
+    [page] = POOLS.pages(NAMESPACE, HASH, [[Buffer(0, offset, length)]])
+    assert page.length == length
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, SIZE + 1), (SIZE, 1), (-1, 2), (0, 0)])
+def test_buffers_over_the_edge_are_not(offset: int, length: int) -> None:
+    with pytest.raises(RequestError, match="not in pool 0"):
+        POOLS.pages(NAMESPACE, HASH, [[Buffer(0, offset, length)]])
+
+
+@pytest.mark.parametrize(
+    ("namespace", "hashes", "buffers"),
+    [
+        (b"short", HASH, [[Buffer(0, 0, 1)]]),
+        (NAMESPACE, HASH[:-1], [[Buffer(0, 0, 1)]]),
+        (NAMESPACE, HASH * 2, [[Buffer(0, 0, 1)]]),
+        (NAMESPACE, HASH, [[Buffer(1, 0, 1)]]),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(
+    namespace: bytes, hashes: bytes, buffers: list[list[Buffer]]
+) -> None:
+    with pytest.raises(RequestError):
+        POOLS.pages(namespace, hashes, buffers)
+
+
+def test_memory_is_sealed_against_shrinking() -> None:
+    pools, descriptor = Pools(), memory()
+    pools.register(0, SIZE, descriptor)
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, 0)
+    os.close(descriptor)
+
+
+def test_memory_that_others_sealed_is_taken() -> None:
+    pools, descriptor = Pools(), memory()
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    pools.register(0, SIZE, descriptor)
+    os.close(descriptor)
+
+
+def test_what_is_no_lasting_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(SIZE))
+    sealed = memory()
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    readable = memory()
+    descriptors = {
+        "cannot be sealed": memory(flags=0),
+        "in a memory of 4096": memory(4096),
+        "is not one of memory": os.pipe()[0],
+        "reading and writing": os.open(f"/proc/self/fd/{readable}", os.O_RDONLY),
+        "could be shrunk": os.open(file, os.O_RDWR),
+        "cannot be mapped": sealed,
+    }
+    for reason, descriptor in descriptors.items():
+        pools = Pools()
+        with pytest.raises(RequestError, match=reason):
+            pools.register(0, SIZE, descriptor)
+        assert len(pools) == 0
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("length", [0, -1, SIZE + 1, 2**62])
+def test_length_beyond_the_memory_is_refused(length: int) -> None:
+    descriptor = memory()
+    with pytest.raises(RequestError):
+        Pools().register(0, length, descriptor)
+    os.close(descriptor)
+
+
+def test_a_number_is_used_once() -> None:
+    descriptor = memory()
+    with pytest.raises(RequestError, match="registered already"):
+        POOLS.register(0, SIZE, descriptor)
+    with pytest.raises(RequestError, match="no pool 5"):
+        POOLS.release(5)
+    os.close(descriptor)
+
+
+def test_released_pool_is_unmapped_with_its_last_page() -> None:
+    pools = pool_of(name="released")
+    pages = pools.pages(NAMESPACE, HASH, [[Buffer(0, 0, 1)]])
+    pools.release(0)
+    with pytest.raises(RequestError):
+        pools.pages(NAMESPACE, HASH, [[Buffer(0, 0, 1)]])
+    assert maps("released"), "a call in flight still uses it"
+    pages[0].buffers[0][:] = b"x"
+    del pages
+    assert not maps("released")

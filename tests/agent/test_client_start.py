@@ -1,0 +1,197 @@
+"""Starting an agent: one for all, that outlives its starter, or a line that says why not."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_harness import (
+    LIMIT,
+    MODULE,
+    NAMESPACE,
+    HostPool,
+    alive,
+    entries,
+    environment,
+    eventually,
+    make_config,
+    maps,
+)
+
+from memkv_sglang.agent import launch
+from memkv_sglang.agent.launch import StartError, start_agent
+from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+
+CHAIN = make_chain(NAMESPACE, 2)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
+    """Settings for agents that `start_agent` starts; whoever serves at the end is killed."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    config = make_config(tmp_path)
+    yield config
+    peer = serving_peer(Path(config.agent.socket))
+    if peer is not None:
+        os.kill(peer.pid, signal.SIGKILL)
+        eventually(lambda: not alive(peer.pid))
+
+
+def pid_of(client: AgentClient) -> int:
+    report = client.status()
+    assert report is not None
+    return report.agent.pid
+
+
+RACER = """
+import sys
+from agent_harness import *
+client = AgentClient(make_config(Path(sys.argv[1])), start=True, module=MODULE)
+sys.stdin.read(1)
+print(client.wait(LIMIT) and client.status().agent.pid)
+"""
+
+
+def test_sixteen_processes_start_one_agent(config: Config, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACER, str(tmp_path)]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(16)
+    ]
+    pids = {racer.communicate(b"x", timeout=60)[0] for racer in racers}
+    assert len(pids) == 1
+    pid = int(pids.pop())
+    log = Path(config.agent.socket).with_name("agent.log").read_text()
+    assert log.count('event="agent ready"') == 1
+    assert alive(pid), "the agent outlives those who started it"
+
+
+def test_started_agent_stands_on_its_own(config: Config) -> None:
+    assert start_agent(config, MODULE)
+    assert not start_agent(config, MODULE)
+    peer = serving_peer(Path(config.agent.socket))
+    assert peer is not None
+    fields = Path(f"/proc/{peer.pid}/stat").read_text().rpartition(")")[2].split()
+    parent, session = int(fields[1]), int(fields[3])
+    assert parent != os.getpid()
+    assert session not in (os.getsid(0), peer.pid)
+    open_files = {
+        int(link.name): link.readlink() for link in Path(f"/proc/{peer.pid}/fd").iterdir()
+    }
+    log = Path(config.agent.socket).with_name("agent.log")
+    assert [open_files[number] for number in range(3)] == [Path(os.devnull), log, log]
+    assert log.parent not in open_files.values(), "the lock is still held"
+
+
+def test_no_secret_in_the_arguments(config: Config) -> None:
+    secret = "s3cr3t-key"
+    start_agent(Config(agent=config.agent, minio=MinioConfig(secret_key=secret)), MODULE)
+    peer = serving_peer(Path(config.agent.socket))
+    assert peer is not None
+    assert secret not in Path(f"/proc/{peer.pid}/cmdline").read_text()
+    assert secret not in Path(f"/proc/{peer.pid}/environ").read_text()
+    assert secret not in Path(config.agent.socket).with_name("agent.log").read_text()
+
+
+def test_why_an_agent_does_not_start_reaches_the_client(config: Config) -> None:
+    client = AgentClient(config, start=True)
+    try:
+        eventually(lambda: client.problem.startswith("nvme.directory, minio.endpoint: both are"))
+    finally:
+        client.close()
+
+
+def test_agent_that_ends_without_a_word_is_told_of(config: Config) -> None:
+    with pytest.raises(StartError, match=r"without a word; see .*agent\.log"):
+        start_agent(config, "no_such_module")
+
+
+def test_agent_that_does_not_get_ready_is_killed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    (tmp_path / "sleeper.py").write_text(
+        f"import os, pathlib, time\n"
+        f"if os.fork(): os._exit(0)\n"
+        f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\n"
+        f"time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(launch, "START_LIMIT", 1.0)
+    with pytest.raises(StartError, match="not ready after"):
+        start_agent(config, "sleeper")
+    eventually(lambda: not alive(int(pid.read_text())))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_agent_is_started_again(config: Config, number: int) -> None:
+    client = AgentClient(config, start=True, module=MODULE)
+    with HostPool(2) as pool:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
+        assert client.wait(LIMIT), client.problem
+        first = pid_of(client)
+        os.kill(first, number)
+        eventually(lambda: not alive(first))
+        eventually(lambda: client.problem == "" and client.status() is not None)
+        assert pid_of(client) != first
+        assert client.spill(CHAIN, buffers) == [SpillResult.STORED] * 2
+    client.close()
+
+
+def test_stalled_agent_is_replaced(config: Config) -> None:
+    client = AgentClient(config, start=True, module=MODULE, limit=0.5)
+    with HostPool(2) as pool:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
+        assert client.wait(LIMIT), client.problem
+        stalled = pid_of(client)
+        os.kill(stalled, signal.SIGSTOP)
+        loads = client.load(CHAIN, buffers)
+        assert [load.result for load in loads] == [LoadResult.FAILED] * 2
+        assert not alive(stalled)
+        eventually(lambda: client.problem == "" and client.status() is not None)
+        assert client.spill(CHAIN, buffers) == [SpillResult.STORED] * 2
+    client.close()
+
+
+def test_starting_leaves_nothing_in_the_starter(config: Config) -> None:
+    before = entries("/proc/self/fd")
+    assert start_agent(config, MODULE)
+    assert entries("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_real_agent_keeps_pages_on_disk_over_a_kill(config: Config, tmp_path: Path) -> None:
+    config = Config(
+        agent=config.agent,
+        nvme=NvmeConfig(directory=str(tmp_path / "pages"), capacity=64 << 20),
+    )
+    client = AgentClient(config, start=True)
+    with HostPool(2, "on-disk") as pool:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
+        assert client.wait(LIMIT), client.problem
+        pool.fill(CHAIN)
+        assert client.spill(CHAIN, buffers) == [SpillResult.STORED] * 2
+        first = pid_of(client)
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: not alive(first))
+        eventually(lambda: client.problem == "" and client.status() is not None)
+        pool.wipe()
+        assert client.lookup(CHAIN).length == 2
+        loads = client.load(CHAIN, buffers)
+        assert [(load.result, load.tier) for load in loads] == [(LoadResult.LOADED, "nvme")] * 2
+        assert pool.holds(CHAIN)
+        last = pid_of(client)
+        assert maps(last, "on-disk")
+        client.release_pool(0)
+        eventually(lambda: not maps(last, "on-disk"))
+    assert client.shutdown()
+    client.close()
+    eventually(lambda: not alive(last))
