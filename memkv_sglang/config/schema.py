@@ -3,9 +3,10 @@
 Sizes are bytes and times are seconds; files, variables and flags may write `100GiB` or `250ms`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from msgspec import Meta, Struct
+from msgspec.structs import FieldInfo, fields
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -14,14 +15,40 @@ SECONDS = {"unit": "seconds"}
 PATH = {"unit": "path"}
 SECRET = {"secret": True}
 
+REDACTED = "(secret)"
+"""Shown in place of a secret that is set."""
 
-class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+def field_meta(field: FieldInfo) -> Meta:
+    """Return what a field's annotation says beside its type: range, unit, meaning."""
+    if get_origin(field.type) is not Annotated:
+        return Meta()
+    meta: Meta = field.type.__metadata__[0]
+    return meta
+
+
+class Section(Struct, frozen=True):
+    """A group of settings. Its `repr` shows no secret, so that no log or traceback does."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(field.name, self._shown(field)) for field in fields(self)]
+
+    def __repr__(self) -> str:
+        items = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({items})"
+
+    def _shown(self, field: FieldInfo) -> Any:
+        value = getattr(self, field.name)
+        return REDACTED if value and field_meta(field).extra == SECRET else value
+
+
+class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The node agent as a process."""
 
     socket: Annotated[
         str,
         Meta(
-            extra_json_schema=PATH,
+            extra=PATH,
             description="Unix socket that servers of this node connect to. Empty: `agent.sock` in "
             "`$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` where that is not set.",
         ),
@@ -44,7 +71,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=0,
             le=3600,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="How long SIGTERM waits for the upload queue. What is left then goes on at "
             "the next start.",
         ),
@@ -53,14 +80,14 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         float,
         Meta(
             ge=0,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="Exit after so long without a client and with an empty upload queue. 0: "
             "never.",
         ),
     ] = 0.0
 
 
-class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lookups, loads, spills and the upload queue."""
 
     lookup_budget: Annotated[
@@ -68,7 +95,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             gt=0,
             le=4.0,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="Longest time of a lookup; then the prefix known by then is the answer.",
         ),
     ] = 0.1
@@ -77,7 +104,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             gt=0,
             le=5.0,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="Longest time of a load or spill call; what is not done by then is a miss.",
         ),
     ] = 5.0
@@ -85,7 +112,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         int,
         Meta(
             gt=0,
-            extra_json_schema=BYTES,
+            extra=BYTES,
             description="Pages that may wait for upload. Beyond it new pages stay on this node.",
         ),
     ] = 16 * GIB
@@ -109,7 +136,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         int,
         Meta(
             gt=0,
-            extra_json_schema=BYTES,
+            extra=BYTES,
             description="Memory for copies on their way to this node's disk; a page that finds "
             "no room is not promoted.",
         ),
@@ -123,19 +150,19 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             gt=0,
             le=600,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="How long an open circuit waits before it lets one call through.",
         ),
     ] = 2.0
 
 
-class NvmeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The tier on this node's disk."""
 
     directory: Annotated[
         str,
         Meta(
-            extra_json_schema=PATH,
+            extra=PATH,
             description="Directory of the pages, of one agent alone. Empty: no NVMe tier.",
         ),
     ] = ""
@@ -143,7 +170,7 @@ class NvmeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             gt=0,
-            extra_json_schema=BYTES,
+            extra=BYTES,
             description="Space for pages, their footers included. At most the file system's size.",
         ),
     ] = 100 * GIB
@@ -152,7 +179,7 @@ class NvmeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=MIB,
             le=64 * GIB,
-            extra_json_schema=BYTES,
+            extra=BYTES,
             description="Size of a preallocated file; smaller where the capacity is small.",
         ),
     ] = GIB
@@ -177,7 +204,7 @@ class NvmeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "auto"
 
 
-class MinioConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The tier that all nodes share."""
 
     endpoint: Annotated[
@@ -208,21 +235,21 @@ class MinioConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ca_file: Annotated[
         str,
         Meta(
-            extra_json_schema=PATH,
+            extra=PATH,
             description="PEM file with the authorities to trust. Empty: the system's.",
         ),
     ] = ""
     access_key: Annotated[
         str,
         Meta(
-            extra_json_schema=SECRET,
+            extra=SECRET,
             description="Access key; with `secret_key` empty too, minio-py's credential chain: "
             "`MINIO_*` and `AWS_*` variables, `~/.aws/credentials`, `~/.mc/config.json`, IAM.",
         ),
     ] = ""
     secret_key: Annotated[
         str,
-        Meta(extra_json_schema=SECRET, description="Secret key; never a flag, never logged."),
+        Meta(extra=SECRET, description="Secret key; never a flag, never logged."),
     ] = ""
     connections: Annotated[
         int,
@@ -233,7 +260,7 @@ class MinioConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             gt=0,
             le=5,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="Longest time to open a connection.",
         ),
     ] = 1.0
@@ -242,7 +269,7 @@ class MinioConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             gt=0,
             le=5,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="Longest time for a server to send or take nothing.",
         ),
     ] = 2.0
@@ -255,7 +282,7 @@ class MinioConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=0,
             le=3600,
-            extra_json_schema=SECONDS,
+            extra=SECONDS,
             description="How long a page found missing is taken as missing. Another node's new "
             "pages may stay unseen for so long.",
         ),

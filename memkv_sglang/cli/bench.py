@@ -1,0 +1,105 @@
+"""`memkv bench`."""
+
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.output import human_size, human_time, make_console, make_progress, print_json
+from memkv_sglang.config.environment import check_environment
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.schema import KIB, MIB
+from memkv_sglang.config.units import parse_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from memkv_sglang.cli.measure import Measurement
+
+MAX_PAGE = 64 * MIB
+BLOCK = 4 * KIB
+
+
+class Size(click.ParamType[int]):
+    """A size with its unit."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            size = parse_size(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a size such as 1MiB", param, ctx)
+        if size < BLOCK:
+            self.fail(f"{value!r} is less than {human_size(BLOCK)}", param, ctx)
+        return size
+
+
+@click.command(
+    cls=SettingsCommand,
+    shown=("nvme", "minio"),
+    short_help="Measure this machine's tiers: GB/s and latency by page size.",
+)
+@click.option(
+    "--page",
+    "pages",
+    type=Size(),
+    multiple=True,
+    default=("256KiB", "1MiB", "4MiB"),
+    metavar="SIZE",
+    help="Page size, in bytes; may be repeated.  [default: 256KiB, 1MiB, 4MiB]",
+)
+@click.option(
+    "--volume",
+    type=Size(),
+    default="256MiB",
+    metavar="SIZE",
+    help="Bytes to spill and load for each page size.  [default: 256MiB]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(loaded: LoadedConfig, pages: tuple[int, ...], volume: int, as_json: bool) -> None:
+    """Measure this machine's own tiers: GB/s and latency by page size.
+
+    Pages go to a directory and a prefix of their own beside the cache's, which are removed again.
+    An agent may run meanwhile; what it moves then slows the measurement.
+    """
+    from memkv_sglang.cli.measure import measure
+
+    check_environment(loaded)
+    for page in pages:
+        if page > min(volume, MAX_PAGE):
+            limit = human_size(min(volume, MAX_PAGE))
+            raise ConfigError(f"--page: {human_size(page)} is more than {limit}; write less")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, too
+    with make_progress() as progress:
+        results = measure(loaded.config, pages, volume, progress)
+    if as_json:
+        print_json([result._asdict() for result in results])
+    else:
+        make_console().print(_table(results))
+
+
+def _table(results: list["Measurement"]) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("tier")
+    for title in ("page", "spill GB/s", "load GB/s", "load p50", "load p99"):
+        table.add_column(title, justify="right")
+    for result in results:
+        table.add_row(
+            result.tier,
+            human_size(result.page_bytes),
+            f"{result.spill_gb_s:.2f}",
+            f"{result.load_gb_s:.2f}",
+            human_time(result.load_p50_s),
+            human_time(result.load_p99_s),
+        )
+    return table

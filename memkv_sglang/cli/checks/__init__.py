@@ -1,0 +1,1 @@
+"""The checks of `memkv doctor`, by what they look at."""

@@ -1,0 +1,128 @@
+"""The bucket, and what the credentials may do in it."""
+
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memkv_sglang.cli.checks.finding import Finding, split_problem
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.base import TierError
+
+if TYPE_CHECKING:
+    from minio.credentials.providers import Provider
+
+    from memkv_sglang.tiers.minio.bucket import Bucket
+
+CHAIN_LIMIT = 10.0
+"""Seconds for the credential chain, whose last link asks a server that may not be there."""
+
+_KEY_FILES = ("~/.aws/credentials", "~/.mc/config.json")
+
+_CONTENT = b"probe of memkv doctor"
+
+
+def check_bucket(config: MinioConfig) -> Iterator[Finding]:
+    """Try the credentials on a probe object, which is removed again; makes no bucket."""
+    if not config.endpoint:
+        return
+    from memkv_sglang.cli.listing.minio import open_bucket
+    from memkv_sglang.tiers.minio.signing import credential_provider
+
+    provider = credential_provider(config)
+    finding = _credentials(config, provider)
+    yield finding
+    if finding.level == "FAIL":
+        return
+    yield from _key_files(config)
+    name = "/".join(filter(None, (config.prefix, f"memkv-doctor-{uuid.uuid4().hex}")))
+    yield from _probe(open_bucket(config), name, config)
+
+
+def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
+    source = "minio.access_key" if config.access_key else "minio-py's standard chain"
+    outcome: queue.Queue[bool] = queue.Queue()
+
+    def retrieve() -> None:
+        try:
+            provider.retrieve()
+        except Exception:  # each provider has exceptions of its own
+            outcome.put(False)
+        else:
+            outcome.put(True)
+
+    threading.Thread(target=retrieve, daemon=True).start()
+    try:
+        found = outcome.get(timeout=CHAIN_LIMIT)
+    except queue.Empty:
+        found = False
+    if found:
+        return Finding("ok", "credentials", f"from {source}")
+    advice = "set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY"
+    return Finding("FAIL", "credentials", f"none from {source}", advice)
+
+
+def _key_files(config: MinioConfig) -> Iterator[Finding]:
+    """Warn about files of the chain that others may read."""
+    if config.access_key:
+        return
+    for path in (Path(name).expanduser() for name in _KEY_FILES):
+        if path.exists() and path.stat().st_mode & 0o077:
+            detail = f"{path} is open to other users"
+            yield Finding("warn", "credentials", detail, f"chmod 600 {path}")
+
+
+def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding]:
+    listing = _try("list", lambda: bucket.names(name, recursive=True), "s3:ListBucket", config)
+    yield listing or Finding("ok", "list", f"allowed in bucket {config.bucket}")
+    if listing is not None and (listing.what == "bucket" or listing.level == "FAIL"):
+        return
+    put = _try("put", lambda: bucket.write(name, _CONTENT), "s3:PutObject", config)
+    yield put or Finding("ok", "put", "allowed")
+    if put is not None:
+        return
+    yield _try("get", lambda: _read(bucket, name), "s3:GetObject", config) or Finding(
+        "ok", "get", "allowed, for head requests too"
+    )
+    removal = _try("delete", lambda: bucket.remove([name]), "s3:DeleteObject", config)
+    yield removal or Finding("ok", "delete", "allowed; the probe object is gone")
+
+
+def _read(bucket: "Bucket", name: str) -> None:
+    if bucket.read(name) != _CONTENT:
+        raise TierError("the probe object came back changed")
+
+
+def _try(
+    what: str, operation: Callable[[], object], permission: str, config: MinioConfig
+) -> Finding | None:
+    """Return what went wrong, None if nothing did."""
+    try:
+        operation()
+    except ConfigError as error:
+        return split_problem(what, str(error))
+    except TierError as error:
+        code = getattr(error.__cause__, "code", "")
+        if code == "NoSuchBucket":
+            return _no_bucket(config)
+        return Finding("FAIL", what, str(error), _advice(code, permission, config.bucket))
+    return None
+
+
+def _no_bucket(config: MinioConfig) -> Finding:
+    if config.create_bucket:
+        detail = f"{config.bucket} is not there yet and will be made at first use"
+        return Finding("warn", "bucket", detail, "nothing, if these credentials may make buckets")
+    advice = "make it, correct minio.bucket, or allow it with minio.create_bucket = true"
+    return Finding("FAIL", "bucket", f"{config.bucket} is not there", advice)
+
+
+def _advice(code: str, permission: str, bucket: str) -> str:
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch"):
+        return "correct the access key and the secret key, or minio.region"
+    if code == "RequestTimeTooSkewed":
+        return "run NTP on both machines"
+    return f"allow {permission} on bucket {bucket} for this access key; see the server's log"

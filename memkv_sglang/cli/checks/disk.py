@@ -1,0 +1,78 @@
+"""The NVMe tier's directory and disk."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from memkv_sglang.cli.checks.finding import Finding, split_problem
+from memkv_sglang.cli.output import human_size
+from memkv_sglang.config.environment import check_capacity, check_directory, existing_part
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.load import LoadedConfig
+
+
+def check_disk(loaded: LoadedConfig) -> Iterator[Finding]:
+    """Look at the directory, its file system's size and free space, and O_DIRECT."""
+    if not loaded.config.nvme.directory:
+        yield Finding("ok", "directory", "no NVMe tier is configured")
+        return
+    try:
+        check_directory(loaded)
+    except ConfigError as error:
+        yield split_problem("directory", str(error))
+        return
+    directory = Path(loaded.config.nvme.directory)
+    yield _directory(directory)
+    try:
+        check_capacity(loaded)
+    except ConfigError as error:
+        yield split_problem("capacity", str(error))
+    else:
+        yield _free_space(directory, loaded.config.nvme.capacity)
+    yield _direct_io(existing_part(directory), loaded.config.nvme.direct_io)
+
+
+def _directory(directory: Path) -> Finding:
+    if not directory.exists():
+        return Finding("ok", "directory", f"{directory} will be made")
+    if directory.stat().st_mode & 0o077:
+        return Finding(
+            "warn",
+            "directory",
+            f"{directory} is open to other users, who could read what was said to the model",
+            f"chmod 700 {directory}",
+        )
+    return Finding("ok", "directory", f"{directory} is ours alone and writable")
+
+
+def _free_space(directory: Path, capacity: int) -> Finding:
+    free = shutil.disk_usage(existing_part(directory)).free
+    held = _allocated(directory)
+    detail = f"{human_size(free)} free, {human_size(held)} held, capacity is {human_size(capacity)}"
+    if free + held < capacity:
+        advice = f"free space, or set nvme.capacity to {human_size(free + held)} or less"
+        return Finding("warn", "free space", detail, advice)
+    return Finding("ok", "free space", detail)
+
+
+def _allocated(directory: Path) -> int:
+    """Return the bytes of disk that the tier's segments take."""
+    segments = (directory / "segments").glob("*")
+    return sum(path.stat().st_blocks * 512 for path in segments)
+
+
+def _direct_io(place: Path, wanted: str) -> Finding:
+    if wanted == "never":
+        return Finding("ok", "O_DIRECT", "not wanted (nvme.direct_io = never)")
+    flags = os.O_RDWR | os.O_DIRECT | os.O_TMPFILE  # a file without a name leaves nothing behind
+    try:
+        os.close(os.open(place, flags, 0o600))
+    except OSError as error:
+        return Finding(
+            "FAIL" if wanted == "always" else "warn",
+            "O_DIRECT",
+            f"not on the file system of {place} ({error.strerror}): pages pass the page cache",
+            "put nvme.directory on a local disk with ext4 or XFS",
+        )
+    return Finding("ok", "O_DIRECT", f"works on the file system of {place}")

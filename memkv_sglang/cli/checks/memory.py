@@ -1,0 +1,70 @@
+"""Shared memory, as host pools use it."""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+
+from memkv_sglang.cli.checks.finding import Finding
+
+HUGE = 2 << 20
+"""Bytes of a huge page."""
+
+MADV_COLLAPSE = 25
+"""madvise(2), Linux 6.1; the `mmap` module does not name it."""
+
+_MAP_FIXED = 0x10
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def check_memory() -> Iterator[Finding]:
+    """Look whether a memory file can be made, and be backed by huge pages."""
+    try:
+        descriptor = os.memfd_create("memkv-doctor")
+    except OSError as error:
+        yield Finding(
+            "FAIL", "memfd", f"cannot be made ({error.strerror})", "use Linux 3.17 or later"
+        )
+        return
+    try:
+        yield Finding("ok", "memfd", "shared memory for host pools can be made")
+        os.ftruncate(descriptor, HUGE)
+        yield _huge_pages(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _huge_pages(descriptor: int) -> Finding:
+    error = _collapse(descriptor)
+    if error:
+        return Finding(
+            "warn",
+            "huge pages",
+            f"not for shared memory ({os.strerror(error)}): the disk reaches about half its speed",
+            "use Linux 6.1 or later with transparent huge pages",
+        )
+    return Finding("ok", "huge pages", "shared memory can be collapsed into them")
+
+
+def _collapse(descriptor: int) -> int:
+    """Map a huge page's worth of the file, aligned, and collapse it; returns 0 or an errno.
+
+    Through libc: Python's `mmap` cannot choose the address.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    reserved = libc.mmap(None, 2 * HUGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if reserved == _MAP_FAILED:
+        return ctypes.get_errno()
+    try:
+        aligned = -(-reserved // HUGE) * HUGE
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        if libc.mmap(aligned, HUGE, access, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0) != aligned:
+            return ctypes.get_errno()
+        ctypes.memset(aligned, 1, HUGE)
+        return ctypes.get_errno() if libc.madvise(aligned, HUGE, MADV_COLLAPSE) else 0
+    finally:
+        libc.munmap(reserved, 2 * HUGE)

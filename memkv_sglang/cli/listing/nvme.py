@@ -1,0 +1,87 @@
+"""The NVMe directory as its journal tells it; works while an agent holds the directory, too."""
+
+from functools import cached_property
+from pathlib import Path
+
+from memkv_sglang.cli.listing.base import StoredPage
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.nvme.descriptions import Descriptions
+from memkv_sglang.tiers.nvme.journal import (
+    PUT,
+    SLOT,
+    Frame,
+    JournalDamagedError,
+    Kind,
+    read_journal,
+)
+
+_Place = tuple[int, int]
+"""Segment and slot."""
+
+
+class NvmeListing:
+    """The pages of a directory at the time of the first call. Reads no page."""
+
+    name = "nvme"
+
+    def __init__(self, directory: Path) -> None:
+        """Look at a directory, which need not exist."""
+        self._directory = directory
+
+    def namespaces(self) -> dict[bytes, Namespace | None]:
+        """Return the namespaces that are described or have pages."""
+        with_pages = dict.fromkeys(key.namespace for key in self._pages)
+        return {**with_pages, **Descriptions(self._directory / "namespaces").read_all()}
+
+    def pages(self, namespace: bytes) -> list[StoredPage]:
+        """Return every page of a namespace."""
+        return [page for page in self._pages.values() if page.key.namespace == namespace]
+
+    def find(self, key: PageKey) -> StoredPage | None:
+        """Return a page, None if it is not there."""
+        return self._pages.get(key)
+
+    @cached_property
+    def _pages(self) -> dict[PageKey, StoredPage]:
+        if not self._directory.exists():
+            return {}
+        try:
+            frames, _ = read_journal(self._directory / "journal")
+        except (JournalDamagedError, OSError) as error:
+            raise TierError(
+                f"the journal of {self._directory} {error}; the next start of the agent, or "
+                "`memkv verify`, makes a new one from the pages"
+            ) from None
+        return _replay(frames)
+
+
+def _replay(frames: list[Frame]) -> dict[PageKey, StoredPage]:
+    pages: dict[PageKey, StoredPage] = {}
+    keys: dict[_Place, PageKey] = {}
+    for kind, payload in frames:
+        if kind == Kind.PUT:
+            for namespace, page_hash, segment, slot, length, _tick in PUT.iter_unpack(payload):
+                _free(pages, keys, (segment, slot))
+                key = PageKey(namespace, page_hash)
+                keys[segment, slot] = key
+                pages[key] = StoredPage(key, length, _where((segment, slot)))
+        elif kind == Kind.FREE:
+            for place in SLOT.iter_unpack(payload):
+                _free(pages, keys, place)
+    return pages
+
+
+def _free(
+    pages: dict[PageKey, StoredPage], keys: dict[_Place, PageKey], place: tuple[int, ...]
+) -> None:
+    segment, slot = place
+    key = keys.pop((segment, slot), None)
+    # The page may have moved: then the newer place counts.
+    if key is not None and pages[key].place == _where((segment, slot)):
+        del pages[key]
+
+
+def _where(place: _Place) -> str:
+    return f"segments/{place[0]:08}.seg, slot {place[1]}"

@@ -1,0 +1,80 @@
+"""`memkv`: the command line."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from memkv_sglang.cli.agent import agent
+from memkv_sglang.cli.bench import bench
+from memkv_sglang.cli.config import config
+from memkv_sglang.cli.doctor import doctor
+from memkv_sglang.cli.inspect import inspect
+from memkv_sglang.cli.stats import stats
+from memkv_sglang.cli.verify import verify
+from memkv_sglang.cli.version import version
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.tiers.base import TierError
+
+EXIT_FAILURE = 1
+"""Exit status after bad luck: no agent, no MinIO."""
+
+EXIT_USAGE = 2
+"""Exit status after bad input."""
+
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class VerbsInOrder(click.Group):
+    """Lists the verbs in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs' names."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=VerbsInOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+def memkv() -> None:
+    """Shared KV cache for SGLang: pages on this node's NVMe and on a MinIO for all nodes.
+
+    Begin with `memkv doctor`. Settings: `memkv config --help`.
+    """
+
+
+for verb in (doctor, config, agent, stats, inspect, verify, bench, version):
+    memkv.add_command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status; never raises for what a user may do."""
+    # What went wrong is told once, by the command; `memkv agent` sets its own logging up.
+    logging.getLogger("memkv_sglang").addHandler(logging.NullHandler())
+    try:
+        status = memkv.main(arguments, prog_name="memkv", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except ConfigError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except TierError as error:
+        return _fail(f"{error}; see `memkv doctor`", EXIT_FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough; Python must not complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status if isinstance(status, int) else 0
+
+
+def _fail(problem: str, status: int) -> int:
+    click.echo(f"error: {' '.join(problem.split())}", err=True)
+    return status

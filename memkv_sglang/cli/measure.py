@@ -1,0 +1,164 @@
+"""How fast a tier spills and loads: throughput with pages in parallel, latency one by one."""
+
+import mmap
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import msgspec
+from rich.progress import Progress, TaskID
+
+from memkv_sglang.cli.output import human_size
+from memkv_sglang.config.environment import existing_part
+from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
+from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Page, PageKey
+from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
+
+BATCH = 64 * MIB
+"""Bytes of one call, which are moved in parallel."""
+
+SINGLE_LOADS = 100
+"""Pages that are loaded one by one for the latency."""
+
+CALL_LIMIT = 60.0
+"""Seconds of one call; a bench waits longer than a server would."""
+
+_ROOM = 2
+"""Space for the pages, as a multiple of them, so that nothing is evicted."""
+
+
+class Measurement(NamedTuple):
+    """One tier at one page size. GB are 10^9 bytes."""
+
+    tier: str
+    page_bytes: int
+    spill_gb_s: float
+    load_gb_s: float
+    load_p50_s: float
+    load_p99_s: float
+
+
+def measure(
+    config: Config, page_sizes: Sequence[int], volume: int, progress: Progress
+) -> list[Measurement]:
+    """Measure every configured tier; leaves nothing behind. Raises `click.ClickException`."""
+    results = []
+    if config.nvme.directory:
+        with _nvme_beside(config.nvme, volume * len(page_sizes)) as tier:
+            results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
+    if config.minio.endpoint:
+        with _minio_beside(config.minio) as tier:
+            results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
+    return results
+
+
+@contextmanager
+def _nvme_beside(config: NvmeConfig, volume: int) -> Iterator[Tier]:
+    """Open a tier of its own on the same disk, which goes with its directory."""
+    from memkv_sglang.tiers.nvme import NvmeTier
+
+    place = existing_part(Path(config.directory))
+    capacity = _ROOM * volume + config.segment_size
+    if shutil.disk_usage(place).free < capacity:
+        raise click.ClickException(f"{place} has no {human_size(capacity)} free; lower --volume")
+    with tempfile.TemporaryDirectory(prefix="memkv-bench-", dir=place) as directory:
+        tier = NvmeTier(msgspec.structs.replace(config, directory=directory, capacity=capacity))
+        try:
+            yield tier
+        finally:
+            tier.close()
+
+
+@contextmanager
+def _minio_beside(config: MinioConfig) -> Iterator[Tier]:
+    """Open a tier under a prefix of its own in the same bucket."""
+    from memkv_sglang.tiers.minio import MinioTier
+
+    prefix = "/".join(filter(None, (config.prefix, f"memkv-bench-{os.urandom(8).hex()}")))
+    tier = MinioTier(msgspec.structs.replace(config, prefix=prefix))
+    try:
+        yield tier
+    finally:
+        tier.close()
+
+
+def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -> Measurement:
+    namespace = os.urandom(NAMESPACE_DIGEST_SIZE)
+    keys = [PageKey(namespace, os.urandom(PAGE_HASH_SIZE)) for _ in range(volume // page_size)]
+    singles = keys[:SINGLE_LOADS]
+    moved = page_size * len(keys)
+    task = progress.add_task(
+        f"{tier.name}, {human_size(page_size)}", total=2 * len(keys) + len(singles)
+    )
+    memory = _memory(min(BATCH, moved))
+    batches = list(_batches(keys, memory, page_size))
+    pages = [Page(key, (memory[:page_size],)) for key in singles]
+    try:
+        spilling = sum(_spill(tier, batch, progress, task) for batch in batches)
+        loading = sum(_load(tier, batch, progress, task) for batch in batches)
+        times = [_load(tier, [page], progress, task) for page in pages]
+    finally:
+        tier.clear(namespace)
+    return Measurement(
+        tier.name,
+        page_size,
+        spill_gb_s=moved / spilling / 1e9,
+        load_gb_s=moved / loading / 1e9,
+        load_p50_s=statistics.median(times),
+        load_p99_s=sorted(times)[int(0.99 * (len(times) - 1))],
+    )
+
+
+def _memory(length: int) -> memoryview:
+    """Return memory that is there already, in huge pages where the system allows it."""
+    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    for offset in range(0, length, MIB):
+        memory[offset : offset + MIB] = os.urandom(len(memory[offset : offset + MIB]))
+    return memoryview(memory)
+
+
+def _batches(keys: Sequence[PageKey], memory: memoryview, page_size: int) -> Iterator[list[Page]]:
+    count = len(memory) // page_size
+    buffers = [memory[i * page_size : (i + 1) * page_size] for i in range(count)]
+    for first in range(0, len(keys), count):
+        batch = keys[first : first + count]
+        yield [Page(key, (buffer,)) for key, buffer in zip(batch, buffers, strict=False)]
+
+
+def _spill(tier: Tier, pages: Sequence[Page], progress: Progress, task: TaskID) -> float:
+    """Return the seconds it took."""
+    begin = time.perf_counter()
+    results = tier.spill(pages, time.monotonic() + CALL_LIMIT)
+    seconds = time.perf_counter() - begin
+    _demand(tier, results, SpillResult.STORED)
+    progress.advance(task, len(pages))
+    return seconds
+
+
+def _load(tier: Tier, pages: Sequence[Page], progress: Progress, task: TaskID) -> float:
+    """Return the seconds it took."""
+    begin = time.perf_counter()
+    results = tier.load(pages, time.monotonic() + CALL_LIMIT)
+    seconds = time.perf_counter() - begin
+    _demand(tier, results, LoadResult.LOADED)
+    progress.advance(task, len(pages))
+    return seconds
+
+
+def _demand(tier: Tier, results: Sequence[IntEnum], wanted: IntEnum) -> None:
+    for result in results:
+        if result != wanted:
+            raise click.ClickException(
+                f"{tier.name}: a page was {result.name.lower()}, not {wanted.name.lower()}; "
+                "see `memkv doctor`"
+            )

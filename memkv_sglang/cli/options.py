@@ -1,0 +1,117 @@
+"""Every setting as a flag, made from the schema."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memkv_sglang.config.load import load
+from memkv_sglang.config.settings import (
+    FILE_VARIABLE,
+    Setting,
+    all_settings,
+    section_title,
+    sections,
+)
+
+_METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH"}
+_FILE = "config_file"
+
+
+class SettingOption(click.Option):
+    """A flag that overrides one setting."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Make the flag. A secret's is there only to be refused with the way out."""
+        self.setting = setting
+        flag = setting.flag
+        if setting.type is bool:
+            super().__init__([_parameter(setting), f"{flag}/--no-{flag[2:]}"], default=None)
+        else:
+            super().__init__([_parameter(setting), flag], metavar=_metavar(setting), type=str)
+        self.help = _help(setting)
+        self.hidden = setting.secret
+
+
+class SettingsCommand(click.Command):
+    """A command that takes `--config` and every setting as a flag, and is called with `loaded`.
+
+    Its help shows its own options first, then the settings of some sections.
+    """
+
+    def __init__(self, *, shown: tuple[str, ...], **attributes: Any) -> None:
+        """Add the flags; help lists those of the sections in `shown`."""
+        super().__init__(**attributes)
+        self._shown = shown
+        self.params += [_file_option(), *(SettingOption(setting) for setting in all_settings())]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Load the configuration, then run the command. Raises `ConfigError`."""
+        file: Path | None = ctx.params.pop(_FILE)
+        given = {setting.key: ctx.params.pop(_parameter(setting)) for setting in all_settings()}
+        overrides = {key: _as_text(value) for key, value in given.items() if value is not None}
+        ctx.params["loaded"] = load(file, os.environ, overrides)
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in groups."""
+        groups: dict[str, list[click.Parameter]] = defaultdict(list)
+        for parameter in self.get_params(ctx):
+            section = parameter.setting.section if isinstance(parameter, SettingOption) else ""
+            groups[section].append(parameter)
+        _write_group(ctx, formatter, "Options", groups[""])
+        for section in self._shown:
+            _write_group(ctx, formatter, _title(section), groups[section])
+        if set(self._shown) != set(sections()):
+            formatter.write_paragraph()
+            formatter.write_text("Every other setting is a flag, too: memkv config --help.")
+
+
+def _file_option() -> click.Option:
+    return click.Option(
+        [_FILE, "--config"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"TOML file with settings; else the one that {FILE_VARIABLE} names.",
+    )
+
+
+def _parameter(setting: Setting) -> str:
+    return f"{setting.section}__{setting.name}"
+
+
+def _metavar(setting: Setting) -> str:
+    if setting.choices:
+        return "|".join(setting.choices)
+    number = "N" if setting.type in (int, float) else "TEXT"
+    return _METAVARS.get(setting.unit or "", number)
+
+
+def _help(setting: Setting) -> str:
+    default = setting.show(setting.default) if setting.default != "" else "empty"
+    notes = [f"default: {default}"]
+    if setting.range and not setting.choices:
+        notes.append(setting.range)
+    return f"{setting.meaning.replace('`', '')}  [{'; '.join(notes)}]"
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _title(section: str) -> str:
+    return f"[{section}] {section_title(section).removesuffix('.')}"
+
+
+def _write_group(
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    title: str,
+    parameters: list[click.Parameter],
+) -> None:
+    records = [record for parameter in parameters if (record := parameter.get_help_record(ctx))]
+    if records:
+        with formatter.section(title):
+            formatter.write_dl(records)

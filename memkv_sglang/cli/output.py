@@ -1,0 +1,58 @@
+"""What all commands print with. `rich` is imported late: it takes longer than the rest together."""
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_PIPED_WIDTH = 120
+
+
+def make_console(*, stderr: bool = False) -> "Console":
+    """Return a console; into a pipe it writes without colours, 120 columns wide."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def make_progress() -> "Progress":
+    """Return a progress bar on stderr, which shows nothing where stderr is no terminal."""
+    from rich.progress import Progress
+
+    console = make_console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def print_json(value: Any) -> None:
+    """Print a value for programs."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def human_size(size: float) -> str:
+    """Write bytes with about three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1000 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.3g} {unit}"
+
+
+def human_time(seconds: float) -> str:
+    """Write seconds with about three digits."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:.3g} h"

@@ -1,0 +1,39 @@
+"""The agent that runs already, as commands meet it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from memkv_sglang.config.schema import Config
+
+if TYPE_CHECKING:
+    from memkv_sglang.client.client import AgentClient
+
+CONNECT_LIMIT = 2.0
+"""Seconds for a running agent to answer."""
+
+
+@contextmanager
+def running_agent(config: Config) -> Iterator["AgentClient"]:
+    """Connect to the agent; never starts one. Raises `click.ClickException` if there is none."""
+    from memkv_sglang.agent.listener import serving_peer
+    from memkv_sglang.agent.paths import socket_path
+    from memkv_sglang.client.client import AgentClient
+
+    path = socket_path(config.agent)
+    if serving_peer(path) is None:
+        raise click.ClickException(
+            f"no agent serves {path}; start one with `memkv agent`, or name its socket with "
+            "--agent-socket"
+        )
+    client = AgentClient(config, start=False)
+    try:
+        if not client.wait(CONNECT_LIMIT):
+            raise click.ClickException(
+                f"the agent at {path} does not answer us ({client.problem}); restart it"
+            )
+        yield client
+    finally:
+        client.close()

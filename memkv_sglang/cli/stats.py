@@ -1,0 +1,135 @@
+"""`memkv stats`."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.output import human_size, human_time, make_console, print_json
+from memkv_sglang.cli.running import running_agent
+from memkv_sglang.cli.scrape import Samples, scrape
+from memkv_sglang.config.load import LoadedConfig
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from memkv_sglang.agent.protocol import StatusReport
+    from memkv_sglang.client.client import AgentClient
+
+OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
+"""What a tier does, and the result that means it succeeded for a page."""
+
+
+@click.command(cls=SettingsCommand, shown=("agent",))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every metric.")
+@click.option("--watch", is_flag=True, help="Show it anew every --interval, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", show_default=True
+)
+def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> None:
+    """Show what the running agent holds, moves and waits for."""
+    if as_json and watch:
+        raise click.UsageError("--json and --watch exclude each other")
+    with running_agent(loaded.config) as client:
+        if as_json:
+            report, samples = _ask(client)
+            status = {"agent": report.agent, "engine": report.engine}
+            print_json({**msgspec.to_builtins(status), "metrics": samples.as_list()})
+        elif watch:
+            _watch(client, interval)
+        else:
+            make_console().print(_view(*_ask(client)))
+
+
+def _ask(client: "AgentClient") -> tuple["StatusReport", Samples]:
+    report = client.status()
+    if report is None:
+        raise click.ClickException(f"the agent did not answer ({client.problem})")
+    return report, scrape(report.agent.http_port)
+
+
+def _watch(client: "AgentClient", interval: float) -> None:
+    from rich.live import Live
+
+    console = make_console()
+    while not console.is_terminal:  # into a pipe, one after the other
+        console.print(_view(*_ask(client)), "")
+        time.sleep(interval)
+    with Live(_view(*_ask(client)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            live.update(_view(*_ask(client)), refresh=True)
+
+
+def _view(report: "StatusReport", samples: Samples) -> "Group":
+    from rich.console import Group
+
+    agent, engine = report.agent, report.engine
+    found = samples.total("memkv_lookup_pages_total", found="yes")
+    asked = samples.total("memkv_lookup_pages_total")
+    dropped = samples.total("memkv_uploads_dropped_pages_total")
+    return Group(
+        f"agent {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}",
+        f"  socket  {agent.socket}",
+        f"  metrics http://127.0.0.1:{agent.http_port}/metrics",
+        f"  clients {agent.sessions}, pools {agent.pools} ({human_size(agent.pool_bytes)})",
+        "",
+        _tiers(report),
+        "",
+        _operations(report, samples),
+        "",
+        f"looked up {asked:.0f} pages, {_share(found, asked)} could be loaded",
+        f"upload queue {engine.queue_pages} pages ({human_size(engine.queue_bytes)}), "
+        f"dropped {dropped:.0f}; circuit to MinIO: {engine.breaker}",
+    )
+
+
+def _tiers(report: "StatusReport") -> "Table":
+    table = _table("tier", "pages", "stored", "capacity", "used", "evicted")
+    for tier in report.engine.tiers:
+        table.add_row(
+            tier.name,
+            str(tier.pages),
+            human_size(tier.bytes),
+            human_size(tier.capacity) if tier.capacity else "-",
+            _share(tier.bytes, tier.capacity or 0),
+            str(tier.evicted),
+        )
+    return table
+
+
+def _operations(report: "StatusReport", samples: Samples) -> "Table":
+    table = _table("tier", "call", "pages", "succeeded", "corrupt", "failed", "moved", "mean time")
+    for tier in report.engine.tiers:
+        for operation, success in OPERATIONS.items():
+            labels: dict[str, Any] = {"tier": tier.name, "operation": operation}
+            pages = samples.total("memkv_pages_total", **labels)
+            calls = samples.total("memkv_call_seconds_count", **labels)
+            seconds = samples.total("memkv_call_seconds_sum", **labels)
+            table.add_row(
+                tier.name,
+                operation,
+                f"{pages:.0f}",
+                _share(samples.total("memkv_pages_total", result=success, **labels), pages),
+                f"{samples.total('memkv_pages_total', result='corrupt', **labels):.0f}",
+                f"{samples.total('memkv_pages_total', result='failed', **labels):.0f}",
+                human_size(samples.total("memkv_bytes_total", **labels)),
+                human_time(seconds / calls) if calls else "-",
+            )
+    return table
+
+
+def _table(*columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("tier", "call") else "right")
+    return table
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"

@@ -1,0 +1,92 @@
+"""Checks of a configuration against this machine: they look, and change nothing."""
+
+import os
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.units import format_size
+
+Check = Callable[[LoadedConfig], None]
+"""Raises `ConfigError` if the machine cannot do what the configuration says."""
+
+
+def check_environment(loaded: LoadedConfig) -> None:
+    """Raise `ConfigError` at the first setting that this machine cannot fulfil."""
+    for check in (check_any_tier, check_directory, check_capacity, check_ca_file):
+        check(loaded)
+
+
+def check_any_tier(loaded: LoadedConfig) -> None:
+    """Demand a place for pages."""
+    if not loaded.config.nvme.directory and not loaded.config.minio.endpoint:
+        raise ConfigError(
+            "nvme.directory, minio.endpoint: both are empty, so pages have no place; set at "
+            "least one, e.g. --nvme-directory /var/cache/memkv"
+        )
+
+
+def check_directory(loaded: LoadedConfig) -> None:
+    """Demand an NVMe directory that is ours and writable, or can be made."""
+    if not loaded.config.nvme.directory:
+        return
+    name = loaded.name("nvme.directory")
+    directory = Path(loaded.config.nvme.directory)
+    place = existing_part(directory)
+    if not place.is_dir():
+        raise ConfigError(f"{name}: {place} is not a directory; name another path")
+    owner = place.stat().st_uid
+    if place == directory and owner != os.geteuid():
+        raise ConfigError(
+            f"{name}: {directory} belongs to uid {owner}, this is uid {os.geteuid()}; name a "
+            "directory of your own"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{name}: {place} is not writable for uid {os.geteuid()}; change its mode or name "
+            "another directory"
+        )
+
+
+def check_capacity(loaded: LoadedConfig) -> None:
+    """Demand a file system at least as large as the capacity."""
+    if not loaded.config.nvme.directory:
+        return
+    place = existing_part(Path(loaded.config.nvme.directory))
+    status = os.statvfs(place)
+    size = status.f_blocks * status.f_frsize
+    capacity = loaded.config.nvme.capacity
+    if capacity > size:
+        raise ConfigError(
+            f"{loaded.name('nvme.capacity')}: {format_size(capacity)} is more than the file system "
+            f"of {place} has ({size / 2**30:.1f} GiB); write less or name a larger disk"
+        )
+
+
+def check_ca_file(loaded: LoadedConfig) -> None:
+    """Demand that the file of trusted authorities can be read and holds some."""
+    path = loaded.config.minio.ca_file
+    if not path:
+        return
+    try:
+        ssl.create_default_context(cafile=path)
+    except (OSError, ValueError) as error:
+        reason = "no PEM certificates" if isinstance(error, ssl.SSLError) else str(error)
+        raise ConfigError(
+            f"{loaded.name('minio.ca_file')}: cannot use {path} ({reason}); name a PEM file"
+        ) from None
+
+
+def existing_part(path: Path) -> Path:
+    """Return the path, or the nearest directory above it that exists and can be seen."""
+    for place in (path, *path.parents):
+        try:
+            place.stat()
+        except FileNotFoundError:
+            continue
+        except OSError:  # a part is no directory, or may not be entered
+            return existing_part(place.parent)
+        return place
+    return Path("/")

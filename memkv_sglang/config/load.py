@@ -1,0 +1,153 @@
+"""Loading: defaults, then a TOML file, then `MEMKV_*` variables, then flags; the last one wins."""
+
+import os
+import stat
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from memkv_sglang.config.check import check_config
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import Config
+from memkv_sglang.config.settings import FILE_VARIABLE, Setting, all_settings, sections
+from memkv_sglang.config.suggest import suggestion, unknown_key, unknown_variable
+from memkv_sglang.config.values import convert_value
+
+
+class Origin(NamedTuple):
+    """Where a value comes from."""
+
+    source: str
+    """`default`, the file's path, the variable or the flag."""
+    name: str
+    """The setting as the user wrote it, for messages."""
+    directory: Path
+    """What a relative path is relative to."""
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration that passed every check which needs nothing but its own values."""
+
+    config: Config
+    origins: Mapping[str, Origin]
+    """Origin of every value that is not a default, by key (`nvme.capacity`)."""
+
+    def name(self, key: str) -> str:
+        """Return what the user called a setting."""
+        return self.origins[key].name if key in self.origins else key
+
+
+class _Value(NamedTuple):
+    value: Any
+    origin: Origin
+
+
+def load_config(
+    file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str]
+) -> Config:
+    """Return the effective configuration. `overrides` are flags' values by key (`nvme.capacity`).
+
+    Reads `file`, or the one that MEMKV_CONFIG names, and looks at nothing else outside. Relative
+    paths in the file are relative to it, others to the current directory. Raises `ConfigError`.
+    """
+    return load(file, environ, overrides).config
+
+
+def load(
+    file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str]
+) -> LoadedConfig:
+    """Do as `load_config`, and keep where each value comes from."""
+    if file is None and environ.get(FILE_VARIABLE):
+        file = Path(environ[FILE_VARIABLE])
+    values: dict[str, _Value] = {}
+    if file is not None:
+        values.update(_file_values(file))
+    values.update(_variable_values(environ))
+    values.update(_flag_values(overrides))
+    tables: dict[str, dict[str, Any]] = defaultdict(dict)
+    for setting in all_settings():
+        if setting.key in values:
+            tables[setting.section][setting.name] = _convert(setting, values[setting.key])
+    config = msgspec.convert(tables, Config)
+    loaded = LoadedConfig(config, {key: value.origin for key, value in values.items()})
+    check_config(config, loaded.name)
+    return loaded
+
+
+def _convert(setting: Setting, given: _Value) -> Any:
+    origin = given.origin
+    return convert_value(setting, given.value, origin.name, origin.directory)
+
+
+def _file_values(file: Path) -> Iterator[tuple[str, _Value]]:
+    document, mode = _read(file)
+    known = {setting.key: setting for setting in all_settings()}
+    for section, table in document.items():
+        if section not in sections():
+            raise ConfigError(f"{section} in {file}: {_unknown_section(section, table)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section} in {file}: must be a table, [{section}]")
+        for name, value in table.items():
+            key = f"{section}.{name}"
+            if key not in known:
+                raise ConfigError(f"{key} in {file}: {unknown_key(key)}")
+            if known[key].secret and value and mode & 0o077:
+                raise ConfigError(
+                    f"{key} in {file}: others may read the file; chmod 600 {file}, or set "
+                    f"{known[key].variable}"
+                )
+            yield key, _Value(value, Origin(str(file), f"{key} in {file}", file.parent))
+
+
+def _read(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the file's tables and its mode. Never repeats its text: that may hold secrets."""
+    try:
+        with file.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            return tomllib.loads(stream.read().decode()), mode
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {_unreadable(error)}") from None
+
+
+def _unreadable(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return f"cannot read the configuration ({error.strerror}); name another file"
+    if isinstance(error, UnicodeDecodeError):
+        return "not a TOML file, which is UTF-8 text; save it as such"
+    return f"not valid TOML: {error}; correct it, text goes in quotes"
+
+
+def _unknown_section(name: str, value: object) -> str:
+    if isinstance(value, dict):
+        return f"unknown table{suggestion(name, sections(), otherwise='known')}"
+    return "settings belong in a table: " + ", ".join(f"[{section}]" for section in sections())
+
+
+def _variable_values(environ: Mapping[str, str]) -> Iterator[tuple[str, _Value]]:
+    known = {setting.variable: setting for setting in all_settings()}
+    for variable, value in environ.items():
+        if variable in known:
+            origin = Origin(variable, variable, Path.cwd())
+            yield known[variable].key, _Value(value, origin)
+        elif problem := unknown_variable(variable):
+            raise ConfigError(f"{variable}: {problem}")
+
+
+def _flag_values(overrides: Mapping[str, str]) -> Iterator[tuple[str, _Value]]:
+    known = {setting.key: setting for setting in all_settings()}
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(f"{key}: {unknown_key(key)}")
+        setting = known[key]
+        if setting.secret:
+            raise ConfigError(
+                f"{setting.flag}: others can read flags in the process list; set "
+                f"{setting.variable}, or {key} in a file"
+            )
+        yield key, _Value(value, Origin(setting.flag, setting.flag, Path.cwd()))

@@ -1,0 +1,121 @@
+"""The settings as a list: what files, variables, flags and the documentation call each of them."""
+
+import inspect
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from msgspec.structs import fields
+
+from memkv_sglang.config.schema import SECRET, Config, Section, field_meta
+from memkv_sglang.config.units import format_size, format_time
+
+PREFIX = "MEMKV_"
+"""Begin of every variable's name."""
+
+FILE_VARIABLE = "MEMKV_CONFIG"
+"""Variable with the path of the TOML file."""
+
+_BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as the schema declares it."""
+
+    section: str
+    name: str
+    annotation: Any
+    """The field's type with its `Meta`, as `msgspec.convert` takes it."""
+    default: Any
+    unit: str | None
+    """`bytes`, `seconds`, `path` or None."""
+    secret: bool
+    meaning: str
+    bounds: Mapping[str, float]
+    """Of `gt`, `ge`, `lt` and `le` those that are given."""
+
+    @property
+    def key(self) -> str:
+        """Name in a file and in messages: `nvme.capacity`."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """Name in the environment: `MEMKV_NVME_CAPACITY`."""
+        return f"{PREFIX}{self.section}_{self.name}".upper()
+
+    @property
+    def flag(self) -> str:
+        """Name on the command line: `--nvme-capacity`. Secrets are no flags."""
+        return f"--{self.section}-{self.name}".replace("_", "-")
+
+    @property
+    def type(self) -> Any:
+        """The bare type: `str`, `int`, `float`, `bool` or a `Literal`."""
+        return getattr(self.annotation, "__origin__", self.annotation)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The allowed values, in the schema's order; empty where a range or nothing bounds them."""
+        if self.type is bool:
+            return ("true", "false")
+        literal = get_origin(self.type) is Literal
+        return get_args(self.type) if literal else ()
+
+    @property
+    def range(self) -> str:
+        """What values are allowed, in words; empty if anything of the type is."""
+        if self.choices:
+            return ", ".join(self.choices)
+        bounds = {name: self.show(bound) for name, bound in self.bounds.items()}
+        if bounds.keys() == {"ge", "le"}:
+            return f"{bounds['ge']} to {bounds['le']}"
+        return ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
+
+    def show(self, value: Any) -> str:
+        """Write a value as a file or flag may give it, with its unit."""
+        if self.unit == "bytes":
+            return format_size(value)
+        if self.unit == "seconds":
+            return format_time(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def all_settings() -> tuple[Setting, ...]:
+    """Return every setting in the schema's order."""
+    return tuple(
+        _setting(section, field)
+        for section, section_type in sections().items()
+        for field in fields(section_type)
+    )
+
+
+@cache
+def sections() -> Mapping[str, type[Section]]:
+    """Return the type of every section by its name, in the schema's order."""
+    return types.MappingProxyType({field.name: field.type for field in fields(Config)})
+
+
+def section_title(section: str) -> str:
+    """Return the one line that says what a section is about."""
+    return inspect.getdoc(sections()[section]) or section
+
+
+def _setting(section: str, field: Any) -> Setting:
+    meta = field_meta(field)
+    bounds = {name: getattr(meta, name) for name in ("gt", "ge", "lt", "le")}
+    unit = (meta.extra or {}).get("unit")
+    return Setting(
+        section=section,
+        name=field.name,
+        annotation=field.type,
+        default=field.default,
+        unit=unit,
+        secret=meta.extra == SECRET,
+        meaning=meta.description or "",
+        bounds={name: bound for name, bound in bounds.items() if bound is not None},
+    )

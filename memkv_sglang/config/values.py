@@ -1,0 +1,85 @@
+"""One value: from what a file, a variable or a flag says to what the schema wants."""
+
+import math
+import os.path
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.settings import Setting
+from memkv_sglang.config.suggest import suggestion
+from memkv_sglang.config.units import SIZE_UNITS, TIME_UNITS, parse_size, parse_time
+
+_LONGEST_ECHO = 60
+
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
+_UNIT_WANTED = {
+    "bytes": "a size such as 512MB or 100GiB",
+    "seconds": "a time such as 250ms, 2s or 1h",
+}
+_UNITS = {"bytes": SIZE_UNITS, "seconds": TIME_UNITS}
+
+
+def convert_value(setting: Setting, value: Any, name: str, directory: Path) -> Any:
+    """Return the value in the setting's type, unit and range; raises `ConfigError`.
+
+    `name` is what the user called it, `directory` what a relative path is relative to. Text is
+    read as its type demands, other values must have that type.
+    """
+    if setting.secret:
+        return _secret(value, name)
+    parsed = _parse_unit(setting, value, name)
+    try:
+        result = msgspec.convert(parsed, setting.annotation, strict=not isinstance(parsed, str))
+    except msgspec.ValidationError:
+        raise ConfigError(f"{name}: {_echo(value)} {_complaint(setting, parsed, value)}") from None
+    if isinstance(result, float) and not math.isfinite(result):
+        raise ConfigError(f"{name}: {_echo(value)} {_complaint(setting, result, value)}")
+    if isinstance(result, str) and not result.isprintable():
+        raise ConfigError(f"{name}: {_echo(value)} has unprintable characters; remove them")
+    if setting.unit == "path" and result:
+        return os.path.abspath(directory / os.path.expanduser(result))  # noqa: PTH100, PTH111 - `..` goes too, and no `~` never raises
+    return result
+
+
+def _secret(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: must be text in quotes")
+    if not value:
+        raise ConfigError(
+            f"{name}: is empty; give it a value, or remove it to use the standard credential chain"
+        )
+    if not value.isprintable() or value != value.strip():
+        raise ConfigError(f"{name}: begins or ends with a space, or has a line break; remove it")
+    return value
+
+
+def _parse_unit(setting: Setting, value: Any, name: str) -> Any:
+    if not isinstance(value, str) or setting.unit not in _UNITS:
+        return value
+    try:
+        return parse_size(value) if setting.unit == "bytes" else parse_time(value)
+    except ValueError:
+        raise ConfigError(f"{name}: {_echo(value)} {_complaint(setting, value, value)}") from None
+
+
+def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
+    """Say what is wrong and what would be right."""
+    numeric = isinstance(parsed, int | float) and not isinstance(parsed, bool)
+    if numeric and setting.bounds and (setting.type is float or isinstance(parsed, int)):
+        return f"is out of range; write {setting.range}"
+    if setting.unit in _UNITS:
+        units = ", ".join(_UNITS[setting.unit])
+        return f"is not {_UNIT_WANTED[setting.unit]}; units are {units}"
+    if setting.choices:
+        hint = suggestion(str(value), setting.choices)
+        return f"is not one of {setting.range}{hint}"
+    allowed = f", {setting.range}" if setting.range else ""
+    return f"is not {_WANTED[setting.type]}{allowed}"
+
+
+def _echo(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}..."

@@ -1,0 +1,80 @@
+"""A node to point commands at: its agent, and pages in its tiers."""
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.load import load_config
+from memkv_sglang.config.schema import Config
+from memkv_sglang.page import Buffer, Chain
+from memkv_sglang.testing.pages import make_chain, make_namespace, page_content
+
+LIMIT = 30.0
+PAGE = 64 << 10
+PAGES = 12
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+def start(
+    environ: dict[str, str], *arguments: str, stdout: int | None = None
+) -> subprocess.Popen[str]:
+    program = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **environ},
+        stdout=stdout or subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def running_agent(environ: dict[str, str]) -> Iterator[AgentClient]:
+    """Run `memkv agent` until the end of the context; yields a client of it."""
+    process = start(environ, "agent")
+    client = AgentClient(config_of(environ), start=False)
+    try:
+        assert client.wait(LIMIT), client.problem
+        yield client
+    finally:
+        client.close()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LIMIT)
+
+
+def config_of(environ: dict[str, str]) -> Config:
+    return load_config(None, environ, {})
+
+
+def spill_chain(client: AgentClient) -> Chain:
+    """Store a chain of `PAGES` pages of `PAGE` bytes in both tiers."""
+    namespace = make_namespace(PAGE)
+    chain = make_chain(namespace, PAGES)
+    descriptor = os.memfd_create("pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, PAGES * PAGE)
+        with mmap.mmap(descriptor, PAGES * PAGE) as memory:
+            memory.write(b"".join(page_content(key, PAGE) for key in chain.keys()))
+        pool = client.register_pool(descriptor, PAGES * PAGE)
+    finally:
+        os.close(descriptor)
+    client.describe(namespace)
+    results = client.spill(chain, [[Buffer(pool, i * PAGE, PAGE)] for i in range(PAGES)])
+    assert {result.name for result in results} == {"STORED"}
+    assert client.flush(LIMIT)
+    assert client.lookup(chain).length == PAGES
+    return chain

@@ -1,0 +1,155 @@
+"""Where values come from, and which one wins."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.load import load, load_config
+from memkv_sglang.config.schema import Config
+from memkv_sglang.config.settings import Setting, all_settings
+from memkv_sglang.config.units import parse_time
+
+# What may stand anywhere without conflict with what other settings may be.
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "agent.http_port": st.integers(0, 65535),
+    "agent.log_level": st.sampled_from(["debug", "info", "warning", "error"]),
+    "engine.lookup_budget": st.integers(1, 4000).map(lambda ms: f"{ms}ms"),
+    "nvme.capacity": st.integers(1, 1 << 20).map(lambda size: f"{size}MiB"),
+    "nvme.directory": st.sampled_from(["/a", "/b/c", "/d"]),
+    "minio.connections": st.integers(1, 256),
+    "minio.create_bucket": st.booleans(),
+}
+KNOWN = {setting.key: setting for setting in all_settings()}
+
+layers = st.fixed_dictionaries({}, optional=VALUES)
+
+
+def as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_toml(layer: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in layer.items())
+
+
+def value_of(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(file=layers, environ=layers, flags=layers)
+def test_flags_win_over_variables_over_the_file_over_defaults(
+    tmp_path: Path, file: dict[str, Any], environ: dict[str, Any], flags: dict[str, Any]
+) -> None:
+    path = tmp_path / "memkv.toml"
+    path.write_text(as_toml(file))
+    loaded = load(
+        path,
+        {KNOWN[key].variable: as_text(value) for key, value in environ.items()},
+        {key: as_text(value) for key, value in flags.items()},
+    )
+    for key, setting in KNOWN.items():
+        winner = next((layer[key] for layer in (flags, environ, file) if key in layer), None)
+        only = load(None, {}, {} if winner is None else {key: as_text(winner)})
+        assert value_of(loaded.config, key) == value_of(only.config, key)
+        sources = [
+            (flags, setting.flag), (environ, setting.variable), (file, str(path))
+        ]  # fmt: skip
+        expected = next((source for layer, source in sources if key in layer), None)
+        assert (loaded.origins[key].source if key in loaded.origins else None) == expected
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert load_config(None, {}, {}) == Config()
+
+
+def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    one.write_text("nvme.threads = 1")
+    other.write_text("nvme.threads = 2")
+    assert load_config(None, {"MEMKV_CONFIG": str(one)}, {}).nvme.threads == 1
+    assert load_config(other, {"MEMKV_CONFIG": str(one)}, {}).nvme.threads == 2
+
+
+def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "memkv.toml"
+    path.write_text('[nvme]\ncapacity = 4096\n[engine]\nlookup_budget = "50ms"\nbatch_deadline = 3')
+    config = load_config(path, {"MEMKV_AGENT_DRAIN": "1m"}, {"nvme.segment_size": "2MiB"})
+    assert config.nvme.capacity == 4096
+    assert config.nvme.segment_size == 2 << 20
+    assert (config.engine.lookup_budget, config.engine.batch_deadline) == (0.05, 3.0)
+    assert config.agent.drain == 60.0
+
+
+def test_relative_paths_count_from_the_file_or_else_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "etc" / "memkv.toml"
+    path.parent.mkdir()
+    path.write_text('nvme.directory = "../cache"\nminio.ca_file = "~/ca.pem"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(path, {"MEMKV_AGENT_SOCKET": "run/agent.sock"}, {})
+    assert config.nvme.directory == str(tmp_path / "cache")
+    assert config.minio.ca_file == "/home/me/ca.pem"
+    assert config.agent.socket == str(tmp_path / "run" / "agent.sock")
+
+
+def test_other_programs_variables_are_none_of_our_business() -> None:
+    environ = {"PATH": "/bin", "MEMKVX": "1", "MEMKV_LAUNCHER_SOMETHING": "1", "MEMKV_CONFIG": ""}
+    assert load_config(None, environ, {}) == Config()
+
+
+def test_every_default_is_valid_and_survives_a_round_trip() -> None:
+    for setting in all_settings():
+        if setting.default != "":
+            text = setting.show(setting.default)
+            assert value_of(load_config(None, {setting.variable: text}, {}), setting.key) == (
+                setting.default
+            )
+    assert msgspec.json.decode(msgspec.json.encode(Config()), type=Config) == Config()
+
+
+@pytest.mark.parametrize("setting", [s for s in all_settings() if s.bounds], ids=lambda s: s.key)
+def test_ranges_hold_at_their_ends(setting: Setting) -> None:
+    for bound, limit in setting.bounds.items():
+        inside = bound in ("ge", "le")
+        step = 1 if setting.type is int else 1e-6
+        outer = limit - step if bound in ("gt", "ge") else limit + step
+        if outer >= 0:
+            with pytest.raises(ConfigError, match=setting.variable):
+                load(None, {setting.variable: f"{outer:.7f}".rstrip("0").rstrip(".")}, {})
+        if inside and limit > 0 and setting.type is int:
+            load(None, {setting.variable: str(limit)}, {})
+
+
+def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "memkv.toml"
+    path.write_text('[minio]\naccess_key = "A"\nsecret_key = "S"')
+    path.chmod(0o600)
+    assert load_config(path, {}, {}).minio.secret_key == "S"
+    for mode in (0o640, 0o604, 0o660):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match=f"minio.access_key in {path}.*chmod 600 {path}"):
+            load_config(path, {}, {})
+    path.write_text("nvme.threads = 1")
+    load_config(path, {}, {})
+
+
+def test_times_have_their_range_in_their_unit() -> None:
+    with pytest.raises(ConfigError, match="more than 0s, at most 4s"):
+        load(None, {"MEMKV_ENGINE_LOOKUP_BUDGET": "5s"}, {})
+    assert parse_time("4s") == 4.0
+
+
+def test_the_environment_itself_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "MEMKV_NVME_THREADS", "7")
+    assert load_config(None, {}, {}).nvme.threads == Config().nvme.threads
