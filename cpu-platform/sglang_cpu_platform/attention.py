@@ -1,0 +1,125 @@
+"""Attention over the paged KV cache, with the fused CPU kernel of PyTorch.
+
+SGLang's `torch_native` backend attends with a query for every token of the sequence, the
+cached prefix included, and throws those rows away: a cache hit then saves next to nothing.
+Here only the new tokens are queries. MLA's values are narrower than its keys, which the
+fused kernel refuses: SGLang's own calls then take PyTorch's slow path.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+# Queries a step: bounds the mask (and the scores, where they are materialised) to
+# QUERY_ROWS x tokens, and skips the keys that come after the step's last query.
+QUERY_ROWS = 1024
+
+
+def extend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run around `TorchNativeAttnBackend._run_sdpa_forward_extend`."""
+    call = _Call(original, self, args, kwargs)
+    if not call.is_plain(causal=True):
+        return original(self, *args, **kwargs)
+    return call.attend(call["extend_seq_lens"].tolist())
+
+
+def decode(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run around `TorchNativeAttnBackend._run_sdpa_forward_decode`: one new token a request."""
+    call = _Call(original, self, args, kwargs)
+    if not call.is_plain(causal=False):
+        return original(self, *args, **kwargs)
+    return call.attend([1] * len(call["seq_lens"]))
+
+
+class _Call:
+    """The arguments of one call, by the names SGLang gives them.
+
+    `query` and `output` are `[tokens, heads, width]` over all requests, `k_cache` and
+    `v_cache` `[slots, kv_heads, width]`, `req_to_token` maps a request and a position to a
+    slot, `seq_lens` counts each request's tokens, cached and new.
+    """
+
+    def __init__(
+        self, original: Callable[..., Any], backend: Any, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        bound = inspect.signature(original).bind(backend, *args, **kwargs)
+        bound.apply_defaults()
+        self._arguments = bound.arguments
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arguments[name]
+
+    def is_plain(self, *, causal: bool) -> bool:
+        """Tell whether this is self-attention over everything before, without a window."""
+        window = self["sliding_window_size"]
+        return (
+            self["causal"] == causal
+            and not self["is_cross_attn"]
+            and self["encoder_lens"] is None
+            and (window is None or window < 0)
+        )
+
+    def attend(self, new_tokens: list[int]) -> torch.Tensor:
+        """Compute the output of all requests and return it."""
+        query = self["query"]
+        output: torch.Tensor = self["output"]
+        requests = zip(
+            self["req_pool_indices"].tolist(), self["seq_lens"].tolist(), new_tokens, strict=True
+        )
+        first = 0
+        for request, length, new in requests:
+            slots = self["req_to_token"][request, :length]
+            rows = slice(first, first + new)
+            keys = self["k_cache"][slots].to(query.dtype)
+            values = self["v_cache"][slots].to(query.dtype)
+            attend(query[rows], keys, values, output[rows], self["scaling"])
+            first += new
+        return output
+
+
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    scaling: float | None,
+) -> None:
+    """Write causal attention of a sequence's last tokens to `output`.
+
+    Args:
+        query: the last tokens, `[new, heads, head_dim]`.
+        keys: all tokens, `[tokens, kv_heads, head_dim]`; `heads` is a multiple of `kv_heads`.
+        values: all tokens, `[tokens, kv_heads, v_head_dim]`.
+        output: `[new, heads, v_head_dim]`.
+        scaling: factor of the scores; None for one over the root of `head_dim`.
+
+    """
+    new, length, width = len(query), len(keys), values.shape[-1]
+    # The fused CPU kernel wants values as wide as keys (MLA's are narrower).
+    values = pad(values, (0, keys.shape[-1] - width))
+    query, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (query, keys, values))
+    grouped = query.shape[1] != keys.shape[1]
+    # Without a prefix the kernel's own causal mode skips half the work.
+    whole = new == length
+    rows = new if whole else QUERY_ROWS
+    for begin in range(0, new, rows):
+        end = min(begin + rows, new)
+        visible = length - new + end
+        part = scaled_dot_product_attention(
+            query[:, :, begin:end],
+            keys[:, :, :visible],
+            values[:, :, :visible],
+            attn_mask=None if whole else _lower_right(end - begin, visible),
+            is_causal=whole,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        output[begin:end] = part[0, :, :, :width].transpose(0, 1)
+
+
+def _lower_right(queries: int, keys: int) -> torch.Tensor:
+    """Return the causal mask of the last `queries` of `keys` tokens."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)

@@ -1,0 +1,141 @@
+"""A client for an SGLang server or a router before several of them: standard library only."""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class RequestFailedError(RuntimeError):
+    """The server refused the request; the message has its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gave, and how much of its prompt came from which cache."""
+
+    text: str
+    output_ids: list[int]
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that were not computed."""
+    cached_by_source: dict[str, int]
+    """Of these, by SGLang's names: `device`, `host`, `storage`."""
+    ttft_s: float
+    """Seconds until the first token."""
+    total_s: float
+
+
+class Client:
+    """Blocking calls to one base URL; `timeout_s` bounds each wait for more of an answer."""
+
+    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 16,
+        sampling: dict[str, Any] | None = None,
+        **request: Any,
+    ) -> Answer:
+        """Complete a prompt, greedily unless `sampling` says otherwise.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: tokens to generate; the end-of-sequence token does not stop it.
+            sampling: more of SGLang's sampling parameters.
+            request: more fields of the request, such as `cache_salt` or `lora_path`.
+
+        Raises:
+            RequestFailedError: the server answered with an error.
+            OSError: the server cannot be reached, or the time is over.
+
+        """
+        body = {
+            ("text" if isinstance(prompt, str) else "input_ids"): prompt,
+            "sampling_params": {
+                "max_new_tokens": max_new_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                **(sampling or {}),
+            },
+            "stream": True,
+            **request,
+        }
+        begin = time.monotonic()
+        first_s, last = None, None
+        with self._open("/generate", body) as response:
+            for line in response:
+                data = line.removeprefix(b"data: ").strip()
+                if not data or data == b"[DONE]":
+                    continue
+                last = json.loads(data)
+                if "error" in last:
+                    raise RequestFailedError(f"{self.url}/generate: {last['error']}")
+                first_s = first_s or time.monotonic() - begin
+        if last is None or first_s is None:
+            raise RequestFailedError(f"{self.url}/generate: an empty answer")
+        meta = last["meta_info"]
+        sources = meta.get("cached_tokens_details") or {}
+        return Answer(
+            text=last["text"],
+            output_ids=last["output_ids"],
+            prompt_tokens=meta["prompt_tokens"],
+            cached_tokens=meta["cached_tokens"],
+            cached_by_source={k: v for k, v in sources.items() if isinstance(v, int)},
+            ttft_s=first_s,
+            total_s=time.monotonic() - begin,
+        )
+
+    def flush_cache(self, *, wait_s: float = 30.0) -> None:
+        """Empty device and host pools, as soon as requests and backups have ended.
+
+        Raises:
+            RequestFailedError: they had not within `wait_s`.
+
+        """
+        self.post(f"/flush_cache?timeout={wait_s}")
+
+    def is_healthy(self) -> bool:
+        """Tell whether the server generates; false, not an error, when it cannot be reached."""
+        try:
+            self.get("/health")
+        except (RequestFailedError, OSError, http.client.HTTPException):
+            return False
+        return True
+
+    def get(self, path: str) -> Any:
+        """GET a path; returns the JSON of the answer, or its text where it is no JSON."""
+        return self._read(path, None)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """POST a JSON body; returns like `get`."""
+        return self._read(path, {} if body is None else body)
+
+    def _read(self, path: str, body: Any) -> Any:
+        with self._open(path, body) as response:
+            content = response.read().decode()
+        try:
+            return json.loads(content)
+        except ValueError:
+            return content
+
+    def _open(self, path: str, body: Any) -> Any:
+        request = urllib.request.Request(  # noqa: S310 (the caller's own server)
+            self.url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            return urllib.request.urlopen(request, timeout=self.timeout_s)  # noqa: S310
+        except urllib.error.HTTPError as error:
+            with error:
+                answer = error.read().decode(errors="replace")
+            raise RequestFailedError(f"{self.url}{path}: {error.code} {answer}") from None

@@ -1,0 +1,112 @@
+"""HiCache's copies between device pool and host pool, in PyTorch instead of CUDA kernels.
+
+Replaces the two transfer methods of SGLang's MHA and MLA host pools. Token `i` of a layer
+lies at `host[i]` in `layer_first`, `host[i, layer]` in `page_first`, and
+`host[i // page_size, layer, i % page_size]` in `page_first_direct`; layouts as in
+`mem_cache/pool_host/mha.py` and `mla.py` of SGLang 0.5.23. Copies are synchronous.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+Rows = tuple[Tensor, tuple[Tensor, ...]]
+
+
+def host_rows(pool: Any, buffer: Tensor, layer: int, indices: Tensor) -> Rows:
+    """Return the view of one layer of `buffer` and the index of the tokens in it.
+
+    Raises:
+        ValueError: the layout is one that only a GPU or an NPU has copies for.
+
+    """
+    if pool.layout == "layer_first":
+        return buffer[layer], (indices,)
+    if pool.layout == "page_first":
+        return buffer[:, layer], (indices,)
+    if pool.layout == "page_first_direct":
+        return buffer[:, layer], (indices // pool.page_size, indices % pool.page_size)
+    raise ValueError(
+        f"--hicache-mem-layout {pool.layout} does not work on a plain CPU: "
+        "use page_first, page_first_direct or layer_first"
+    )
+
+
+def load(pool: Any, buffer: Tensor, layer: int, host: Tensor, device: Tensor, to: Tensor) -> None:
+    """Copy tokens `host` of a layer of the host buffer to tokens `device` of `to`."""
+    view, index = host_rows(pool, buffer, layer, host)
+    to[device] = view[index]
+
+
+def back_up(
+    pool: Any, buffer: Tensor, layer: int, host: Tensor, device: Tensor, source: Tensor
+) -> None:
+    """Copy tokens `device` of `source` to tokens `host` of a layer of the host buffer."""
+    view, index = host_rows(pool, buffer, layer, host)
+    view[index] = source[device]
+
+
+def mha_load_layer(
+    self: Any,
+    device_pool: Any,  # noqa: ARG001 (SGLang's signature)
+    host_indices: Tensor,
+    device_indices: Tensor,
+    layer_id: int,
+    io_backend: str,  # noqa: ARG001
+    *,
+    is_draft: bool = False,
+) -> None:
+    """Replace `MHATokenToKVPoolHost.load_to_device_per_layer`."""
+    if not is_draft and not 0 <= layer_id < self.target_layer_num:
+        return
+    for host, device in (
+        (self.k_buffer, self.device_k_buffers),
+        (self.v_buffer, self.device_v_buffers),
+    ):
+        load(self, host, layer_id, host_indices, device_indices, device[layer_id])
+
+
+def mha_back_up_layers(
+    self: Any,
+    device_pool: Any,  # noqa: ARG001
+    host_indices: Tensor,
+    device_indices: Tensor,
+    io_backend: str,  # noqa: ARG001
+) -> None:
+    """Replace `MHATokenToKVPoolHost.backup_from_device_all_layer`."""
+    for host, device in (
+        (self.k_buffer, self.device_k_buffers),
+        (self.v_buffer, self.device_v_buffers),
+    ):
+        for layer, source in enumerate(device):
+            back_up(self, host, layer, host_indices, device_indices, source)
+
+
+def mla_load_layer(
+    self: Any,
+    device_pool: Any,  # noqa: ARG001
+    host_indices: Tensor,
+    device_indices: Tensor,
+    layer_id: int,
+    io_backend: str,  # noqa: ARG001
+    *,
+    is_draft: bool = False,
+) -> None:
+    """Replace `MLATokenToKVPoolHost.load_to_device_per_layer`."""
+    if not is_draft and layer_id not in self._target_layer_indices:
+        return
+    layer = self._host_layer_by_controller[layer_id]
+    device = self.device_kv_buffers[self._buffer_index_by_layer[layer_id]]
+    load(self, self.kv_buffer, layer, host_indices, device_indices, device)
+
+
+def mla_back_up_layers(
+    self: Any,
+    device_pool: Any,  # noqa: ARG001
+    host_indices: Tensor,
+    device_indices: Tensor,
+    io_backend: str,  # noqa: ARG001
+) -> None:
+    """Replace `MLATokenToKVPoolHost.backup_from_device_all_layer`."""
+    for layer, source in enumerate(self.device_kv_buffers):
+        back_up(self, self.kv_buffer, layer, host_indices, device_indices, source)

@@ -1,0 +1,41 @@
+"""The platform object SGLang asks what this machine can do."""
+
+from typing import Any
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+
+class PlainCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """The CPU as an out-of-tree platform.
+
+    SGLang's own CPU engine (`SGLANG_USE_CPU_ENGINE=1`) needs a special build of its
+    kernels. Out of tree, every fused operation takes its plain PyTorch path instead, so the
+    wheel from PyPI is enough.
+    """
+
+    _enum = PlatformEnum.OOT
+    # No Triton, no graphs, no transfer kernels.
+    capabilities = PlatformCapabilities()
+
+    def get_device(self, device_id: int = 0) -> str:
+        """Return the device's name: SGLang compares it with `"cpu"`, as text."""
+        return "cpu"
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Choose the only attention that needs no kernel library, if none was named."""
+        if server_args.attention_backend is None:
+            server_args.attention_backend = "torch_native"
+
+    def get_default_attention_backend(self) -> str:
+        """Return the attention backend for models that do not choose one."""
+        return "torch_native"
+
+    def is_pin_memory_available(self, device: object = None) -> bool:
+        """Return False: there is no device to pin memory for."""
+        return False
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        """Return the backend that compiles nothing."""
+        return "eager"

@@ -1,0 +1,25 @@
+"""Compile SGLang's page-hash extension now instead of in the first request."""
+
+import sys
+import time
+
+
+def main() -> int:
+    """Compile the extension into PyTorch's extension cache, or say what will be used instead."""
+    from sglang.srt.mem_cache.cpp_utils.native_hash import _load_native_hash_module
+
+    begin = time.monotonic()
+    try:
+        module = _load_native_hash_module()
+    except RuntimeError as error:
+        print(
+            f"page-hash extension: cannot be built here ({error.__cause__ or error}); "
+            "hashlib will be used instead, with the same hashes"
+        )
+        return 0
+    print(f"page-hash extension: {module.__file__} ({time.monotonic() - begin:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

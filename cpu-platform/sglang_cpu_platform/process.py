@@ -1,0 +1,160 @@
+"""A process that never outlives the one that started it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# Waits for the end of its standard input, then kills the process group in its argument. The
+# pipe closes when the starter lets go of it, or when the starter dies, however it dies.
+_GUARD = """
+import os, signal, sys
+sys.stdin.read()
+try:
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+except ProcessLookupError:
+    pass
+"""
+_KILLED_WITHIN_S = 10.0
+_POLL_S = 0.1
+_LOG_TAIL_CHARACTERS = 3000
+
+
+class ProcessFailedError(RuntimeError):
+    """The process ended, or was not ready in time; the message has the end of its log."""
+
+
+class ManagedProcess:
+    """A process and all that it starts, as one process group, its output in a log file.
+
+    A guard process kills the group when this object is stopped and also when this process
+    dies without stopping it. Children that leave the group on purpose are not followed.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], *, env: Mapping[str, str] | None, log: Path
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._argv = list(argv)
+        self._env = None if env is None else dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id, also that of its group.
+
+        Raises:
+            ProcessFailedError: it is not started.
+
+        """
+        if self._process is None:
+            raise ProcessFailedError(f"{self.name} is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the process and return at once; appends to the log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._argv,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._guard = subprocess.Popen(
+            [sys.executable, "-S", "-c", _GUARD, str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def wait_until(self, ready: Callable[[], bool], *, timeout_s: float) -> None:
+        """Block until `ready` is true.
+
+        Raises:
+            ProcessFailedError: the process ended before, or the time is over.
+
+        """
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            if self._process is None or self._process.poll() is not None:
+                raise ProcessFailedError(f"{self.name} ended early\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ProcessFailedError(
+                    f"{self.name} was not ready within {timeout_s:.0f} s\n{self.log_tail()}"
+                )
+            time.sleep(_POLL_S)
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """End the process and its group: SIGTERM, then SIGKILL; blocks until all are gone.
+
+        Does nothing to a process that is not running; may be called twice.
+        """
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and its group with SIGKILL: what a crash looks like to others."""
+        process, guard = self._process, self._guard
+        self._process = self._guard = None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if guard is not None:
+            guard.communicate()
+        deadline = time.monotonic() + _KILLED_WITHIN_S
+        while group_members(process.pid):
+            if time.monotonic() > deadline:
+                raise ProcessFailedError(f"{self.name}: processes are left of group {process.pid}")
+            time.sleep(_POLL_S)
+
+    def log_tail(self) -> str:
+        """Return the end of the log."""
+        if not self.log.exists():
+            return ""
+        return self.log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def group_members(group: int) -> list[int]:
+    """Return the ids of a process group's processes that still run (zombies do not)."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            # proc(5): pid (comm) state ppid pgrp ...; comm may contain anything.
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            members.append(int(entry.name))
+    return members

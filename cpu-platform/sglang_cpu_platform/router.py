@@ -1,0 +1,69 @@
+"""SGLang's router (`sglang-router` 0.3.2) before several servers."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sglang_cpu_platform.client import Client, RequestFailedError
+from sglang_cpu_platform.process import ManagedProcess
+from sglang_cpu_platform.server import HOST, free_port
+
+START_TIMEOUT_S = 60.0
+
+
+class Router(ManagedProcess):
+    """A router that runs for the length of a `with` block, all workers healthy at its begin.
+
+    Args:
+        workers: URLs of the servers.
+        log: file its output is appended to.
+        policy: how it chooses a worker: `cache_aware`, `round_robin`, `random`, ...
+        extra: more arguments of `sglang_router.launch_router`.
+        python: interpreter of the environment in which the router is installed.
+
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[str],
+        *,
+        log: Path,
+        policy: str = "round_robin",
+        extra: Sequence[str] = (),
+        python: str = sys.executable,
+    ) -> None:
+        port = free_port()
+        self.url = f"http://{HOST}:{port}"
+        self.client = Client(self.url)
+        self._workers = list(workers)
+        argv = [
+            python, "-m", "sglang_router.launch_router",
+            "--host", HOST,
+            "--port", str(port),
+            # The default is one fixed port: two routers on a machine would collide.
+            "--prometheus-host", HOST,
+            "--prometheus-port", str(free_port()),
+            "--policy", policy,
+            "--worker-urls", *workers,
+            "--worker-startup-check-interval", "1",
+            *extra,
+        ]  # fmt: skip
+        super().__init__(f"router {self.url}", argv, env=None, log=log)
+
+    def has_healthy_workers(self) -> bool:
+        """Tell whether every worker is registered and healthy; `/health` alone is too early."""
+        try:
+            workers = self.client.get("/workers")["workers"]
+        except (RequestFailedError, OSError):
+            return False
+        healthy = {worker["url"] for worker in workers if worker["is_healthy"]}
+        return healthy >= set(self._workers)
+
+    def __enter__(self) -> "Router":
+        self.start()
+        try:
+            self.wait_until(self.has_healthy_workers, timeout_s=START_TIMEOUT_S)
+        except BaseException:
+            self.stop()
+            raise
+        return self

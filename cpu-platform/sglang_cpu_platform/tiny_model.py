@@ -1,0 +1,160 @@
+"""Tiny models with random weights, made on the spot: no download.
+
+`mha` is a Llama with grouped-query attention, `mla` a DeepSeek-V2 with latent attention and
+no experts. Both have 4 layers, a context of 32,768 tokens, a byte-level tokenizer (a token a
+byte) and 4 KiB of KV a token in float32, so that a page of 64 tokens has 256 KiB. Whoever
+uses the same kind, seed and library versions gets the same weights.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["mha", "mla"]
+
+CONTEXT_LENGTH = 32768
+
+_SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content']"
+    " + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_COMMON: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": CONTEXT_LENGTH,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    # Large enough that greedy choices are clear and depend on the whole prompt.
+    "initializer_range": 0.2,
+}
+_LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+# Dense layers only; the routed experts must be named all the same.
+_DEEPSEEK = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "kv_lora_rank": 192,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
+    "first_k_dense_replace": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 128,
+    "moe_layer_freq": 1,
+}
+
+
+def make(directory: Path, kind: Kind = "mha", seed: int = 0) -> None:
+    """Write a model and its tokenizer to `directory`, in the format of Hugging Face.
+
+    Args:
+        directory: created if it is not there; what lies there under the same names is replaced.
+        kind: `mha` or `mla`.
+        seed: other seeds, other weights.
+
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    model = _llama() if kind == "mha" else _deepseek()
+    model.float().save_pretrained(directory)
+    _tokenizer().save_pretrained(directory)
+
+
+def make_lora(directory: Path, seed: int = 0, rank: int = 8) -> None:
+    """Write a LoRA adapter for the `mha` model to `directory`, in the format of PEFT."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    heads, kv_heads = _LLAMA["num_attention_heads"], _LLAMA["num_key_value_heads"]
+    # SGLang 0.5.23 loads query, key and value adapters together or not at all.
+    outputs = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads, "o_proj": heads}
+    tensors = {}
+    for layer in range(_COMMON["num_hidden_layers"]):
+        for target, output in outputs.items():
+            name = f"base_model.model.model.layers.{layer}.self_attn.{target}"
+            down = torch.randn((rank, _COMMON["hidden_size"]), generator=generator)
+            up = torch.randn((output * _LLAMA["head_dim"], rank), generator=generator)
+            tensors[f"{name}.lora_A.weight"] = 0.1 * down
+            tensors[f"{name}.lora_B.weight"] = 0.1 * up
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(outputs),
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**_COMMON, **_LLAMA, vocab_size=len(_tokens())))
+
+
+def _deepseek() -> Any:
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    config = DeepseekV2Config(**_COMMON, **_DEEPSEEK, vocab_size=len(_tokens()))
+    return DeepseekV2ForCausalLM(config)
+
+
+def _tokens() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return _SPECIAL_TOKENS + sorted(ByteLevel.alphabet())
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate(_tokens())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=_SPECIAL_TOKENS[0],
+        bos_token=_SPECIAL_TOKENS[1],
+        eos_token=_SPECIAL_TOKENS[2],
+        additional_special_tokens=_SPECIAL_TOKENS[3:],
+        model_max_length=CONTEXT_LENGTH,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def main() -> int:
+    """Make a model, or an adapter, as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang_cpu_platform.tiny_model", description=__doc__
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--kind", choices=["mha", "mla", "lora"], default="mha")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds, other weights")
+    options = parser.parse_args()
+    if options.kind == "lora":
+        make_lora(options.directory, options.seed)
+    else:
+        make(options.directory, options.kind, options.seed)
+    print(options.directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
