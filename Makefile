@@ -27,13 +27,14 @@ lint: setup  ## Check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-lock:  ## Write locks/ anew from pyproject.toml
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --upgrade --group dev pyproject.toml -o locks/dev.txt
+lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglang.in ask for
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --no-header --no-annotate --excludes locks/gpu-only.txt \
+	  --group dev pyproject.toml locks/sglang.in -o locks/requirements.txt
 
 clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready: locks/dev.txt pyproject.toml tools/setup.sh
+$(VENV)/.ready: locks/requirements.txt pyproject.toml cpu-platform/pyproject.toml tools/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/setup.sh
 	@touch $@

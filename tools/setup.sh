@@ -30,7 +30,9 @@ else
   [ -x "$UV" ] || "$VENV/bin/python" -m pip install -q --disable-pip-version-check uv
 fi
 
-echo "setup: installing locked dependencies"
-"$UV" pip install -q -p "$VENV/bin/python" --require-hashes -r locks/dev.txt
-"$UV" pip install -q -p "$VENV/bin/python" --no-deps -e .
+echo "setup: installing locked dependencies (SGLang among them: about 7 GB)"
+"$UV" pip install -q -p "$VENV/bin/python" --no-deps --require-hashes --compile-bytecode \
+  -r locks/requirements.txt
+"$UV" pip install -q -p "$VENV/bin/python" --no-deps -e . -e cpu-platform
+PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare
 "$VENV/bin/python" -m memkv_sglang.testing.minio_binary >/dev/null
