@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
-from agent_for_tests import BEHAVIOUR, CALLS, UPLOADS
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.wire import Channel, encode_frame
@@ -20,8 +19,9 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.page import Buffer, Chain, PageKey
 from memkv_sglang.testing.pages import make_namespace, page_content
+from tests.agent.agent_for_tests import BEHAVIOUR, CALLS, UPLOADS
 
-MODULE = "agent_for_tests"
+MODULE = "tests.agent.agent_for_tests"
 BLOCK = 4096
 PAGE_BUFFERS = 2
 PAGE_BYTES = PAGE_BUFFERS * BLOCK
@@ -41,7 +41,7 @@ def environment(
 ) -> dict[str, str]:
     """Return what an agent for tests needs in its environment; see `agent_for_tests`."""
     return {
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         BEHAVIOUR: behaviour,
         UPLOADS: str(uploads or ""),
         CALLS: str(calls or ""),

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agent_harness import (
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.config.schema import AgentConfig, Config
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from tests.agent.agent_harness import (
     LIMIT,
     NAMESPACE,
     HostPool,
@@ -26,13 +33,6 @@ from agent_harness import (
     make_config,
     running_agent,
 )
-
-from memkv_sglang.agent import protocol
-from memkv_sglang.agent.listener import serving_peer
-from memkv_sglang.config.schema import AgentConfig, Config
-from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.testing.pages import make_chain
-from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 
 def http_port(agent: RunningAgent) -> int:

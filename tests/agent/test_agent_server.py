@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import (
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.calls import EXIT_BROKEN_ENGINE
+from memkv_sglang.agent.server import MAX_CONNECTIONS
+from memkv_sglang.config.schema import Config
+from memkv_sglang.page import Buffer
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from tests.agent.agent_harness import (
     BLOCK,
     NAMESPACE,
     HostPool,
@@ -21,14 +29,6 @@ from agent_harness import (
     make_config,
     running_agent,
 )
-
-from memkv_sglang.agent import protocol
-from memkv_sglang.agent.calls import EXIT_BROKEN_ENGINE
-from memkv_sglang.agent.server import MAX_CONNECTIONS
-from memkv_sglang.config.schema import Config
-from memkv_sglang.page import Buffer
-from memkv_sglang.testing.pages import make_chain
-from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_released_pool_is_unmapped_after_use(agent: RunningAgent, config: Config
 DYING_CLIENT = """
 import sys
 from pathlib import Path
-from agent_harness import NAMESPACE, HostPool, connected_client, make_config
+from tests.agent.agent_harness import NAMESPACE, HostPool, connected_client, make_config
 from memkv_sglang.testing.pages import make_chain
 
 chain = make_chain(NAMESPACE, 4)

@@ -9,13 +9,13 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from agent_harness import entries
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memkv_sglang.agent import protocol, wire
 from memkv_sglang.agent.wire import Channel, ProtocolError, encode_frame
 from memkv_sglang.page import Buffer
+from tests.agent.agent_harness import entries
 
 Ends = tuple[socket.socket, Channel[protocol.Request]]
 

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import (
+
+from memkv_sglang.agent.pools import RequestError
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import AgentConfig, Config
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
+from tests.agent.agent_harness import (
     LIMIT,
     NAMESPACE,
     HostPool,
@@ -17,15 +26,6 @@ from agent_harness import (
     make_config,
     running_agent,
 )
-
-from memkv_sglang.agent.pools import RequestError
-from memkv_sglang.client.client import AgentClient
-from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import AgentConfig, Config
-from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.page import Chain
-from memkv_sglang.testing.pages import make_chain
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 
 STORED, PRESENT = SpillResult.STORED, SpillResult.PRESENT
 LOADED = PageLoad(LoadResult.LOADED, "memory")

@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agent_harness import (
+
+from memkv_sglang.client import connection
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.client.connection import AgentRefusedError, Connection
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.page import Buffer, Chain
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
+from tests.agent.agent_harness import (
     BLOCK,
     LIMIT,
     NAMESPACE,
@@ -24,14 +32,6 @@ from agent_harness import (
     make_config,
     running_agent,
 )
-
-from memkv_sglang.client import connection
-from memkv_sglang.client.client import AgentClient
-from memkv_sglang.client.connection import AgentRefusedError, Connection
-from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.page import Buffer, Chain
-from memkv_sglang.testing.pages import make_chain
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 
 PAGES = 4
 CHAIN = make_chain(NAMESPACE, PAGES)

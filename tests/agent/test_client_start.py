@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import (
+
+from memkv_sglang.agent import launch
+from memkv_sglang.agent.launch import StartError, start_agent
+from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from tests.agent.agent_harness import (
     LIMIT,
     MODULE,
     NAMESPACE,
@@ -20,14 +28,6 @@ from agent_harness import (
     make_config,
     maps,
 )
-
-from memkv_sglang.agent import launch
-from memkv_sglang.agent.launch import StartError, start_agent
-from memkv_sglang.agent.listener import serving_peer
-from memkv_sglang.client.client import AgentClient
-from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
-from memkv_sglang.testing.pages import make_chain
-from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 CHAIN = make_chain(NAMESPACE, 2)
 
@@ -53,7 +53,7 @@ def pid_of(client: AgentClient) -> int:
 
 RACER = """
 import sys
-from agent_harness import *
+from tests.agent.agent_harness import *
 client = AgentClient(make_config(Path(sys.argv[1])), start=True, module=MODULE)
 sys.stdin.read(1)
 print(client.wait(LIMIT) and client.status().agent.pid)

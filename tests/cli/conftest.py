@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_node import Outcome, Run, running_agent
 
 from memkv_sglang.cli.main import main
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import MinioConfig
+from tests.cli.cli_node import Outcome, Run, running_agent
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_node import LIMIT, PAGE, PAGES, Run, config_of, running_agent, spill_chain, start
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.settings import all_settings
@@ -15,6 +14,7 @@ from memkv_sglang.testing.pages import page_content
 from memkv_sglang.tiers.minio.bucket import Bucket
 from memkv_sglang.tiers.minio.signing import credential_provider
 from memkv_sglang.tiers.nvme import NvmeTier
+from tests.cli.cli_node import LIMIT, PAGE, PAGES, Run, config_of, running_agent, spill_chain, start
 
 
 def bucket_of(environ: dict[str, str]) -> Bucket:

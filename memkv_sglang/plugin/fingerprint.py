@@ -1,0 +1,127 @@
+"""Who a model is, by content: the same on every node and under every path, and fast.
+
+Reads the configuration files whole; of each weight file its length, its safetensors header and a
+sample of every tensor's bytes. Two fine-tunes of one architecture differ in (nearly) every tensor
+they trained, so a sample a tensor tells them apart, also where only a few layers were trained. A
+70B model has under a thousand tensors.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+CONFIG_NAMES = (
+    "config.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "adapter_config.json",
+)
+"""Files, besides the weights, that change what a model computes from the same tokens."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+SAMPLE = 1024
+"""Bytes read of every tensor: from its middle, where no padding lies."""
+
+SAMPLES_OF_OTHERS = 256
+"""Samples of a file whose tensors are not known, spread evenly."""
+
+READERS = 16
+"""Samples in flight; a sample costs a seek, on network file systems a round trip."""
+
+MAX_HEADER = 256 << 20
+"""Bytes; the format itself allows 100 MB."""
+
+
+class NoFingerprintError(Exception):
+    """The model's content cannot be read from files; the text says why and what to do."""
+
+
+class _Range(NamedTuple):
+    path: Path
+    offset: int
+    length: int
+
+
+def fingerprint(model: Path) -> str:
+    """Return a digest (hex) of the model in the directory `model`. Blocks; raises `OSError`.
+
+    Raises `NoFingerprintError` where there is no configuration or there are no weights.
+    """
+    configs = [model / name for name in CONFIG_NAMES if (model / name).is_file()]
+    weights = sorted(p for p in model.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
+    if not configs or not weights:
+        raise NoFingerprintError(f"{model} holds no configuration or no weights")
+    digest = hashlib.sha256()
+    for path in configs:
+        _absorb(digest, path.name.encode(), _canonical(path))
+    with ThreadPoolExecutor(READERS) as readers:
+        for path in weights:
+            head, samples = _plan(path)
+            _absorb(digest, path.name.encode(), head)
+            for content in readers.map(_read, samples):
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def _canonical(path: Path) -> bytes:
+    """Return a JSON file's meaning: neither formatting nor the order of keys counts."""
+    content = path.read_bytes()
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return content
+    if isinstance(values, dict):
+        values.pop("_name_or_path", None)  # where it was loaded from once
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def _absorb(digest: "hashlib._Hash", *parts: bytes) -> None:
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+
+
+def _plan(path: Path) -> tuple[bytes, list[_Range]]:
+    """Return what to hash of a weight file at once, and what to sample."""
+    size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        header = _safetensors_header(path, size)
+        return header, [*_tensor_samples(path, header)]
+    step = max(size // SAMPLES_OF_OTHERS, SAMPLE)
+    samples = [_Range(path, offset, SAMPLE) for offset in range(0, size, step)]
+    return size.to_bytes(8, "little"), samples
+
+
+def _safetensors_header(path: Path, size: int) -> bytes:
+    """Return the JSON header; format: https://github.com/huggingface/safetensors#format."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > min(size - 8, MAX_HEADER):
+            raise NoFingerprintError(f"{path} is no complete safetensors file")
+        return file.read(length)
+
+
+def _tensor_samples(path: Path, header: bytes) -> Iterator[_Range]:
+    base = 8 + len(header)
+    tensors = json.loads(header)
+    tensors.pop("__metadata__", None)
+    for name in sorted(tensors):
+        begin, end = tensors[name]["data_offsets"]
+        middle = (begin + end - SAMPLE) // 2
+        offset = max(begin, middle)
+        yield _Range(path, base + offset, min(SAMPLE, end - offset))
+
+
+def _read(sample: _Range) -> bytes:
+    descriptor = os.open(sample.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, sample.length, sample.offset)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,29 @@
+"""The host pool's memory: sealed against shrinking, so that the agent may map it."""
+
+import math
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def allocate_shared(_: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
+    """Stand in for SGLang's `alloc_shm`: return (tensor, descriptor, mapping).
+
+    SGLang's own memory file cannot be sealed, and the agent, which serves all servers of a node,
+    does not map what its owner could shrink under it. Every page is there on return, as
+    cudaHostRegister demands.
+    """
+    import torch
+
+    count = math.prod(dims)
+    size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    descriptor = os.memfd_create("memkv-host-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        mapping = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    tensor = torch.frombuffer(mapping, dtype=dtype, count=count).reshape(dims)
+    return tensor, descriptor, mapping
