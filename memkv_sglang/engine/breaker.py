@@ -64,7 +64,7 @@ class CircuitBreaker:
                 self._failures, self._state = 0, BreakerState.CLOSED
             else:
                 self._failures += failures
-                if before is BreakerState.HALF_OPEN or self._failures >= self._threshold:
+                if self._failures >= self._threshold:
                     self._state = BreakerState.OPEN
                     self._retry_at = time.monotonic() + self._open_seconds
             after = self._state

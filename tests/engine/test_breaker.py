@@ -36,12 +36,13 @@ def test_half_open_lets_one_call_through() -> None:
 
 @pytest.mark.parametrize(("failures", "after"), [(0, BreakerState.CLOSED), (1, BreakerState.OPEN)])
 def test_probe_decides(failures: int, after: BreakerState) -> None:
-    breaker = CircuitBreaker("minio", failures=1, open_seconds=0.0)
-    breaker.record(1)
+    breaker = CircuitBreaker("minio", failures=3, open_seconds=0.0)
+    breaker.record(3)
     assert breaker.admit()
     breaker._open_seconds = HOUR
     breaker.record(failures)
     assert breaker.state is after
+    assert breaker.admit() == (after is BreakerState.CLOSED)
 
 
 def test_open_circuit_keeps_calls_from_the_tier() -> None:
