@@ -99,8 +99,9 @@ class Tier(ABC):
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Store the pages, in parallel; one result a page, in order.
 
-        The pages of one chain are given in chain order; after a page that was not stored, those
-        behind it in the same call are not published either. Never raises for faults of the medium.
+        The pages of one chain are given in chain order; once a page could not be stored, no page
+        behind it is begun (some that were under way may yet be stored, and say so). Never raises
+        for faults of the medium.
         """
 
     @abstractmethod

@@ -1,0 +1,152 @@
+"""A TCP proxy that cuts, stalls or drips on command, for tests of everything that uses a network.
+
+It is real: bytes cross two sockets, and what one side sees is what a failing network shows.
+"""
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Self
+
+CHUNK = 64 << 10
+
+DRIP = 0.02
+"""Seconds between two dripped bytes."""
+
+
+class Fault(NamedTuple):
+    """What happens to each connection once so many more bytes of a direction went through."""
+
+    action: Literal["close", "reset", "stall", "drip"]
+    after: int = 0
+    direction: Literal["request", "response"] = "response"
+    once: bool = False
+    """Whether it is taken away once it has struck."""
+
+
+class TcpProxy:
+    """Forwards connections on a free loopback port to a server; a context manager.
+
+    `fault` and `reply` may be set at any time and hold for open connections too. A stalled or
+    dripping connection goes on when its fault is taken away. With a `reply`, requests are not
+    forwarded: whatever arrives is answered by it.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        """Listen at once; connect to the server for each connection."""
+        self.fault: Fault | None = None
+        self.reply: bytes | None = None
+        self.accepted = 0
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._closed = threading.Event()
+        self._spawn(self._accept)
+
+    @property
+    def url(self) -> str:
+        """URL of the proxy, for a server that speaks http."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections of clients are open."""
+        with self._lock:
+            return len(self._open)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def drop_connections(self) -> None:
+        """Close every connection, as a server does with idle ones."""
+        with self._lock:
+            for client in self._open:
+                _shut(client)
+
+    def close(self) -> None:
+        """Close everything, wait for the threads; idempotent."""
+        self._closed.set()
+        _shut(self._listener)
+        self._listener.close()
+        self.drop_connections()
+        for thread in self._threads:
+            thread.join()
+
+    def _spawn(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self.accepted += 1
+                self._open.add(client)
+            self._spawn(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket() as server:
+            with contextlib.suppress(OSError):
+                server.connect(self._target)
+                self._forward(client, server)
+            with self._lock:
+                self._open.discard(client)
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward both ways in one thread until a side ends, so that a reset is one at once."""
+        sinks = {client: ("request", server), server: ("response", client)}
+        fault, room = None, 0
+        while True:
+            for source in select.select([client, server], [], [])[0]:
+                data = source.recv(CHUNK)
+                if not data:
+                    return
+                direction, sink = sinks[source]
+                if source is client and self.reply is not None:
+                    client.sendall(self.reply)
+                    continue
+                if self.fault is not fault:
+                    fault = self.fault
+                    room = fault.after if fault else 0
+                if fault is not None and fault.direction == direction:
+                    sink.sendall(data[:room])
+                    if len(data) > room and not self._survives(fault, data[room:], client, sink):
+                        return
+                    room = max(room - len(data), 0)
+                else:
+                    sink.sendall(data)
+
+    def _survives(
+        self, fault: Fault, rest: bytes, client: socket.socket, sink: socket.socket
+    ) -> bool:
+        """Do what the fault says; stalled or dripping bytes go on when it is taken away."""
+        if fault.once:
+            self.fault = None
+        if fault.action == "reset":  # closing with this option sends RST instead of FIN
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if fault.action in ("close", "reset"):
+            return False
+        while self.fault is fault and not self._closed.wait(DRIP):
+            if fault.action == "drip" and rest:
+                sink.sendall(rest[:1])
+                rest = rest[1:]
+        sink.sendall(rest)
+        return True
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,5 @@
+"""The tier that all nodes share: an object a page in a MinIO bucket."""
+
+from memkv_sglang.tiers.minio.tier import MinioTier
+
+__all__ = ["MinioTier"]

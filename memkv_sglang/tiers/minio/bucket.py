@@ -1,0 +1,138 @@
+"""Everything about the bucket but its pages' bytes, through minio-py, which is imported late."""
+
+import io
+import ssl
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeVar
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.base import TierError
+
+if TYPE_CHECKING:
+    from minio import Minio
+    from minio.credentials.providers import Provider
+
+Answer = TypeVar("Answer")
+
+READ_TIMEOUT = 10.0
+"""Seconds that a server may think about a control request: a listing may take a while."""
+
+ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+
+
+class Bucket:
+    """The bucket's control path. All calls block and raise `TierError`."""
+
+    def __init__(
+        self, config: MinioConfig, provider: "Provider", context: ssl.SSLContext | None
+    ) -> None:
+        """Use the settings' endpoints in order, the next one where one cannot be reached."""
+        self._name = config.bucket
+        self._config = config
+        urls = [url.strip() for url in config.endpoint.split(",") if url.strip()]
+        self._clients = [_client(url, config, provider, context) for url in urls]
+
+    def ensure(self) -> None:
+        """Make the bucket if it is not there. Raises `ConfigError` if that is not allowed."""
+        if self._call("look for the bucket", lambda client: client.bucket_exists(self._name)):
+            return
+        if not self._config.create_bucket:
+            raise ConfigError(
+                f"minio.bucket: there is no bucket {self._name!r}; make it, or allow it with "
+                "minio.create_bucket = true"
+            )
+        self._call("make the bucket", self._make)
+
+    def names(self, prefix: str, *, recursive: bool) -> list[str]:
+        """Return the names under a prefix; those of levels below end in a slash."""
+
+        def listing(client: "Minio") -> list[str]:
+            found = client.list_objects(self._name, prefix=prefix or None, recursive=recursive)
+            return [item.object_name for item in found if item.object_name]
+
+        return self._call("list objects", listing)
+
+    def read(self, name: str) -> bytes | None:
+        """Return an object's content, None if there is no such object."""
+        from minio.error import S3Error
+
+        def get(client: "Minio") -> bytes | None:
+            try:
+                with closing(client.get_object(self._name, name)) as response:
+                    return response.read()
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    return None
+                raise
+
+        return self._call("read an object", get)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Store an object."""
+        self._call(
+            "write an object",
+            lambda client: client.put_object(
+                self._name, name, io.BytesIO(content), len(content), "application/json"
+            ),
+        )
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are not there count as removed."""
+        from minio.deleteobjects import DeleteObject
+
+        targets = [DeleteObject(name) for name in names]
+
+        def delete(client: "Minio") -> list[str]:
+            return [str(error.code) for error in client.remove_objects(self._name, targets)]
+
+        if errors := self._call("remove objects", delete):
+            raise TierError(f"MinIO did not remove {len(errors)} objects ({errors[0]})")
+
+    def _make(self, client: "Minio") -> None:
+        from minio.error import S3Error
+
+        try:
+            client.make_bucket(self._name, self._config.region)
+        except S3Error as error:
+            if error.code not in ALREADY_MADE:  # else another node was faster
+                raise
+
+    def _call(self, what: str, operation: Callable[["Minio"], Answer]) -> Answer:
+        from minio.error import MinioException, S3Error
+        from urllib3.exceptions import HTTPError
+
+        reason = "no endpoint"
+        for client in self._clients:
+            try:
+                return operation(client)
+            except S3Error as error:
+                raise TierError(f"MinIO refused to {what}: {error.code}") from error
+            except (HTTPError, MinioException, OSError, ValueError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise TierError(f"could not {what}: {reason}")
+
+
+def _client(
+    url: str, config: MinioConfig, provider: "Provider", context: ssl.SSLContext | None
+) -> "Minio":
+    import urllib3
+    from minio import Minio
+
+    scheme, _, netloc = url.partition("://")
+    http = urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=config.connect_timeout, read=READ_TIMEOUT),
+        retries=urllib3.Retry(total=1, backoff_factor=0.1, redirect=0),
+        ssl_context=context,
+    )
+    client = Minio(
+        netloc.rstrip("/"),
+        secure=scheme == "https",
+        region=config.region,
+        http_client=http,
+        credentials=provider,
+    )
+    if config.addressing == "virtual":
+        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # has no hints
+    return client

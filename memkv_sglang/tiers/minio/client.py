@@ -1,0 +1,114 @@
+"""Requests for objects, on pooled connections, each answered or failed by its deadline."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from http import HTTPStatus
+from typing import NoReturn, TypeVar
+from urllib.parse import quote
+
+from memkv_sglang.tiers.minio.batch import Guard
+from memkv_sglang.tiers.minio.connection import Connection
+from memkv_sglang.tiers.minio.errors import StaleError, StatusError
+from memkv_sglang.tiers.minio.pool import ConnectionPool
+from memkv_sglang.tiers.minio.signing import Signer
+from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.wire import ResponseHead
+
+Answer = TypeVar("Answer")
+
+NO_FIELDS: Mapping[str, str] = {}
+
+PIPELINE = 16
+"""HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
+
+_ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+
+
+class ObjectClient:
+    """Speaks for one bucket. Safe for any number of threads."""
+
+    def __init__(
+        self, pool: ConnectionPool, signer: Signer, telemetry: Telemetry, *, ways: int
+    ) -> None:
+        """Send requests over the pool's connections; ask for presence over `ways` at once."""
+        self._pool = pool
+        self._signer = signer
+        self._ways = ways
+        self._telemetry = telemetry
+
+    def exchange(
+        self,
+        method: str,
+        name: str,
+        deadline: float,
+        receive: Callable[[Connection, ResponseHead], Answer],
+        *,
+        fields: Callable[[], Mapping[str, str]] = lambda: NO_FIELDS,
+        body: Sequence[memoryview] = (),
+        guard: Guard = nullcontext,
+    ) -> Answer:
+        """Send a request for an object and let `receive` read the response.
+
+        `fields`, `body` and `receive` are used within the guard only. A kept-alive connection that
+        the server had closed is replaced once. Raises `TransferError`, and what `receive` raises.
+        """
+        path = quote(name)
+        for fresh in (False, True):
+            try:
+                with self._pool.lend(deadline, fresh=fresh) as connection, guard():
+                    request = self._request(connection, method, path, fields())
+                    connection.send(request, body, deadline)
+                    return receive(connection, connection.receive_head(deadline))
+            except StaleError:
+                if fresh:
+                    raise
+        raise AssertionError("a fresh connection is never stale")
+
+    def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
+        """Tell which objects exist.
+
+        One round trip for up to `PIPELINE` names a connection, all by the calling thread. Raises
+        `TransferError`, `StatusError`.
+        """
+        found: list[bool] = []
+        step = self._ways * PIPELINE
+        for begin in range(0, len(names), step):
+            part = names[begin : begin + step]
+            try:
+                found += self._ask(part, deadline, fresh=False)
+            except StaleError:
+                found += self._ask(part, deadline, fresh=True)
+        return found
+
+    def _ask(self, names: Sequence[str], deadline: float, *, fresh: bool) -> list[bool]:
+        """Write all requests, then read all responses."""
+        ways = min(self._ways, len(names))
+        found = [False] * len(names)
+        self._telemetry.count("round_trips")
+        with ExitStack() as lent:
+            lanes = [
+                lent.enter_context(self._pool.lend(deadline, fresh=fresh)) for _ in range(ways)
+            ]
+            for lane, connection in enumerate(lanes):
+                paths = [quote(name) for name in names[lane::ways]]
+                requests = [self._request(connection, "HEAD", path, NO_FIELDS) for path in paths]
+                connection.send(b"".join(requests), (), deadline, requests=len(paths))
+            for i in range(len(names)):
+                head = lanes[i % ways].receive_head(deadline, bodiless=True)
+                if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+                    raise StatusError(head.status)
+                found[i] = head.status == HTTPStatus.OK
+        return found
+
+    def _request(
+        self, connection: Connection, method: str, path: str, fields: Mapping[str, str]
+    ) -> bytes:
+        endpoint = connection.endpoint
+        return self._signer.head(method, endpoint, endpoint.base_path + path, fields)
+
+
+def refuse(connection: Connection, head: ResponseHead, deadline: float) -> NoReturn:
+    """Raise the `StatusError` that a response stands for; reads its body to keep the connection."""
+    code = _ERROR_CODE.search(connection.discard_body(deadline))
+    raise StatusError(head.status, code[1].decode() if code else "")

@@ -1,0 +1,167 @@
+"""One kept-alive HTTP/1.1 connection: requests go out, heads are parsed, bodies land in pages."""
+
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from memkv_sglang.tiers.minio.endpoints import Endpoint
+from memkv_sglang.tiers.minio.errors import (
+    OutOfTimeError,
+    ProtocolError,
+    StaleError,
+    StallError,
+    TransferError,
+)
+from memkv_sglang.tiers.minio.transport import Transport
+from memkv_sglang.tiers.minio.wire import BODILESS, HEAD_LIMIT, ResponseHead, parse_head
+
+DISCARD_LIMIT = 64 << 10
+"""Bytes of an unwanted body that are read to keep a connection; beyond it is closed."""
+
+_Buffers = TypeVar("_Buffers", memoryview, Sequence[memoryview])
+
+CLOSED_BY_PEER = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+class Connection:
+    """A connection of one thread at a time. After any error it can only be closed.
+
+    Every call blocks at most until `deadline`, and at most `stall_timeout` without a byte moving.
+    """
+
+    def __init__(self, endpoint: Endpoint, transport: Transport, stall_timeout: float) -> None:
+        """Take over a transport that is connected to the endpoint."""
+        self.endpoint = endpoint
+        self.reused = False
+        self.stalled = False
+        self._transport = transport
+        self._stall_timeout = stall_timeout
+        self._window = bytearray(HEAD_LIMIT)
+        self._view = memoryview(self._window)
+        self._start = self._end = 0
+        self._unanswered = 0
+        self._unread = 0
+        self._untouched = True
+        self._keep_alive = True
+        self._sent_body = False
+
+    @property
+    def reusable(self) -> bool:
+        """Whether every response was read to its last byte and the server takes more requests."""
+        settled = self._unanswered == self._unread == 0 and self._start == self._end
+        return settled and self._keep_alive
+
+    def send(
+        self, heads: bytes, body: Sequence[memoryview], deadline: float, *, requests: int = 1
+    ) -> None:
+        """Send requests: their heads, and the body of the last."""
+        self._unanswered += requests
+        self._untouched = True
+        self._sent_body = bool(body)
+        buffers = [memoryview(heads), *(buffer for buffer in body if buffer.nbytes)]
+        while buffers:
+            buffers = advance(buffers, self._move(self._transport.send, buffers, deadline))
+
+    def receive_head(self, deadline: float, *, bodiless: bool = False) -> ResponseHead:
+        """Read the head of the next response; `bodiless` if the request was a HEAD."""
+        while (end := self._find_head_end()) < 0:
+            self._read_ahead(deadline)
+        head = parse_head(bytes(self._view[self._start : end + 2]))
+        self._start = end + 4
+        self._unanswered -= 1
+        self._unread = 0 if bodiless or head.status in BODILESS else head.length
+        # An error may answer a body before all of it was read: what is left of it, and what comes
+        # back for that, would be taken for the next request and its response.
+        self._keep_alive = head.keep_alive and not (self._sent_body and head.status >= 300)
+        return head
+
+    def receive_body(self, buffers: Sequence[memoryview], deadline: float) -> None:
+        """Fill the buffers with the body; they must be as long as it, and no byte more is read."""
+        assert sum(buffer.nbytes for buffer in buffers) == self._unread
+        missing = [buffer for buffer in buffers if buffer.nbytes]
+        missing = self._take_read_ahead(missing)
+        while missing:
+            count = self._move(self._transport.receive, missing, deadline)
+            missing = advance(missing, count)
+        self._unread = 0
+
+    def discard_body(self, deadline: float) -> bytes:
+        """Read and return an unwanted body, so that the connection can be used again.
+
+        One beyond `DISCARD_LIMIT` is left unread; the connection is then not reusable.
+        """
+        if self._unread > DISCARD_LIMIT:
+            return b""
+        body = bytearray(self._unread)
+        self.receive_body([memoryview(body)], deadline)
+        return bytes(body)
+
+    def quiet(self) -> bool:
+        """Tell whether nothing came since the last response: else it is out of step, or closed."""
+        return self._transport.quiet()
+
+    def close(self) -> None:
+        """Close; idempotent."""
+        self._keep_alive = False
+        self._transport.close()
+
+    def _find_head_end(self) -> int:
+        return self._window.find(b"\r\n\r\n", self._start, self._end)
+
+    def _read_ahead(self, deadline: float) -> None:
+        if self._start:
+            held = bytes(self._view[self._start : self._end])
+            self._view[: len(held)] = held
+            self._start, self._end = 0, len(held)
+        if self._end == HEAD_LIMIT:
+            raise ProtocolError(f"response head of more than {HEAD_LIMIT} bytes")
+        self._end += self._move(self._transport.receive_some, self._view[self._end :], deadline)
+        self._untouched = False
+
+    def _take_read_ahead(self, buffers: list[memoryview]) -> list[memoryview]:
+        """Move the part of the body that came with the head."""
+        while buffers and self._start < self._end:
+            count = min(buffers[0].nbytes, self._end - self._start)
+            buffers[0][:count] = self._view[self._start : self._start + count]
+            self._start += count
+            buffers = advance(buffers, count)
+        return buffers
+
+    def _move(
+        self, operation: Callable[[_Buffers], int], buffers: _Buffers, deadline: float
+    ) -> int:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise OutOfTimeError("the deadline came first")
+        try:
+            self._transport.set_timeout(min(left, self._stall_timeout))
+            count = operation(buffers)
+        except TimeoutError as error:
+            raise self._late(deadline) from error
+        except CLOSED_BY_PEER as error:
+            raise self._closed(str(error)) from error
+        except OSError as error:
+            raise TransferError(str(error)) from error
+        if count == 0:
+            raise self._closed("the server closed the connection")
+        return count
+
+    def _late(self, deadline: float) -> TransferError:
+        if time.monotonic() >= deadline:
+            return OutOfTimeError("the deadline came first")
+        self.stalled = True
+        return StallError(f"nothing moved for {self._stall_timeout:g} s")
+
+    def _closed(self, reason: str) -> TransferError:
+        return StaleError(reason) if self.reused and self._untouched else TransferError(reason)
+
+
+def advance(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of the buffers behind their first `count` bytes."""
+    rest = list(buffers)
+    while rest and count >= rest[0].nbytes:
+        count -= rest.pop(0).nbytes
+    if count:
+        rest[0] = rest[0][count:]
+    return rest

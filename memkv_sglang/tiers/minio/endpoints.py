@@ -1,0 +1,61 @@
+"""Where requests go: the cluster's servers, and how a bucket is named on them."""
+
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server, as seen by requests for objects of one bucket."""
+
+    scheme: str
+    host: str
+    """Name or address to connect to; with virtual-host addressing it begins with the bucket."""
+    port: int
+    base_path: str
+    """What comes before the object's name in the request target: `/` or `/bucket/`."""
+
+    @property
+    def netloc(self) -> str:
+        """Value of the `Host` header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """URL of the server, for messages."""
+        return f"{self.scheme}://{self.netloc}"
+
+
+def parse_endpoints(config: MinioConfig) -> list[Endpoint]:
+    """Return the endpoints of the settings, in order. Raises `ConfigError`."""
+    return [_parse(url.strip(), config) for url in config.endpoint.split(",") if url.strip()]
+
+
+def _parse(url: str, config: MinioConfig) -> Endpoint:
+    parts = urlsplit(url)
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ConfigError(f"minio.endpoint: {url!r} is not a URL like http://minio:9000")
+    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    if config.addressing == "path":
+        return Endpoint(parts.scheme, parts.hostname, port, f"/{config.bucket}/")
+    if _is_address(parts.hostname):
+        raise ConfigError(
+            f"minio.addressing: `virtual` needs a host name in minio.endpoint, not the address "
+            f"{parts.hostname}; use a name or `path`"
+        )
+    return Endpoint(parts.scheme, f"{config.bucket}.{parts.hostname}", port, "/")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,34 @@
+"""What can go wrong on the way to a server and back. No text ever holds a secret."""
+
+
+class TransferError(Exception):
+    """A request was not answered as it should be; its connection is of no more use."""
+
+
+class OutOfTimeError(TransferError):
+    """The call's deadline came first."""
+
+
+class StallError(TransferError):
+    """The server took or sent nothing for the stall timeout."""
+
+
+class ConnectError(TransferError):
+    """No connection could be opened."""
+
+
+class StaleError(TransferError):
+    """A kept-alive connection was closed before a byte of the response came: worth a replay."""
+
+
+class ProtocolError(TransferError):
+    """The response is not one that this client understands."""
+
+
+class StatusError(Exception):
+    """The server answered, but not with what was asked for."""
+
+    def __init__(self, status: int, code: str = "") -> None:
+        super().__init__(f"HTTP status {status}" + (f" ({code})" if code else ""))
+        self.status = status
+        self.code = code

@@ -1,0 +1,104 @@
+"""What this node knows of a shared bucket without asking: pages seen there, pages seen missing."""
+
+import threading
+import time
+from collections.abc import Iterable
+
+from memkv_sglang.page import Chain, PageKey
+
+MISSING_LIMIT = 100_000
+"""Pages remembered as missing at most."""
+
+
+class Knowledge:
+    """Known-present and known-missing pages; may be out of date, since other nodes write too.
+
+    Present pages are kept in two generations: when the young one is full it becomes the old one,
+    whose pages are forgotten at the next turn unless they were used in between. This needs no order
+    within a generation, hence little memory.
+    """
+
+    def __init__(self, limit: int, missing_ttl: float) -> None:
+        """Remember up to `limit` present pages, and missing ones for `missing_ttl` seconds."""
+        self._half = limit // 2
+        self._ttl = missing_ttl
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+        self._missing: dict[bytes, float] = {}
+        self._lock = threading.Lock()
+
+    def bounds(self, chain: Chain) -> tuple[int, int]:
+        """Return how many pages from the start are known present, and at most present."""
+        namespace, now = chain.namespace, time.monotonic()
+        with self._lock:
+            low = 0
+            for page_hash in chain.hashes:
+                if not self._has(namespace + page_hash):
+                    break
+                low += 1
+            high = low
+            for page_hash in chain.hashes[low:] if self._missing else ():
+                if self._missing.get(namespace + page_hash, 0.0) > now:
+                    return low, high
+                high += 1
+        return low, len(chain.hashes)
+
+    def has(self, key: PageKey) -> bool:
+        """Tell whether the page was seen."""
+        with self._lock:
+            return self._has(key.namespace + key.hash)
+
+    def add(self, keys: Iterable[PageKey]) -> None:
+        """Take the pages as present from now on."""
+        with self._lock:
+            for namespace, page_hash in keys:
+                name = namespace + page_hash
+                self._missing.pop(name, None)
+                self._insert(name)
+
+    def add_missing(self, key: PageKey) -> None:
+        """Take the page as missing for a while, unless it was stored meanwhile."""
+        name, now = key.namespace + key.hash, time.monotonic()
+        with self._lock:
+            if self._ttl <= 0 or name in self._young or name in self._old:
+                return
+            self._missing.pop(name, None)  # the order of the dictionary is the order of expiry
+            if len(self._missing) >= MISSING_LIMIT:
+                del self._missing[next(iter(self._missing))]
+            self._missing[name] = now + self._ttl
+
+    def discard(self, key: PageKey) -> None:
+        """Forget that the page was seen."""
+        with self._lock:
+            self._young.discard(key.namespace + key.hash)
+            self._old.discard(key.namespace + key.hash)
+
+    def forget(self, namespace: bytes) -> None:
+        """Forget all pages of a namespace."""
+        with self._lock:
+            for generation in (self._young, self._old):
+                generation -= {name for name in generation if name.startswith(namespace)}
+
+    def check_integrity(self) -> list[str]:
+        """Return the bounds that are exceeded and the pages both present and missing."""
+        with self._lock:
+            both = [name for name in self._missing if name in self._young or name in self._old]
+            problems = [f"page {name.hex()} is known present and missing" for name in both]
+            if len(self._young) > max(self._half, 1) or len(self._old) > max(self._half, 1):
+                problems.append("more pages are known present than allowed")
+            return problems
+
+    def _has(self, name: bytes) -> bool:
+        if name in self._young:
+            return True
+        if name not in self._old:
+            return False
+        self._insert(name)
+        return True
+
+    def _insert(self, name: bytes) -> None:
+        if not self._half:
+            return
+        if len(self._young) >= self._half and name not in self._young:
+            self._old, self._young = self._young, set()
+        self._young.add(name)

@@ -1,0 +1,61 @@
+"""How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
+
+from memkv_sglang.namespace import FORMAT_VERSION
+from memkv_sglang.page import Page, PageKey, page_checksum
+from memkv_sglang.tiers.minio.wire import ResponseHead
+
+FORMAT = "x-amz-meta-memkv-format"
+LENGTH = "x-amz-meta-memkv-length"
+CHECKSUM = "x-amz-meta-memkv-checksum"
+
+DESCRIPTION = "namespace.json"
+
+
+class ObjectNames:
+    """Names of objects under a prefix; `quote` them for a request."""
+
+    def __init__(self, prefix: str) -> None:
+        """Put everything under the prefix; empty: at the bucket's root."""
+        self.root = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def page(self, key: PageKey) -> str:
+        """Two digits of the hash make a level of their own, for listings in parts."""
+        digits = key.hash.hex()
+        return f"{self.root}{key.namespace.hex()}/{digits[:2]}/{digits}"
+
+    def quarantine(self, key: PageKey) -> str:
+        """Where a corrupt page is set aside; not within its namespace."""
+        return f"{self.root}quarantine/{key.namespace.hex()}/{key.hash.hex()}"
+
+    def namespace(self, digest: bytes) -> str:
+        """Prefix of all objects of a namespace."""
+        return f"{self.root}{digest.hex()}/"
+
+    def description(self, digest: bytes) -> str:
+        """Name of the namespace's description."""
+        return self.namespace(digest) + DESCRIPTION
+
+
+def page_fields(page: Page) -> dict[str, str]:
+    """Return the header fields that store a page with its metadata. Reads the whole page."""
+    return {
+        "content-length": str(page.length),
+        FORMAT: str(FORMAT_VERSION),
+        LENGTH: str(page.length),
+        CHECKSUM: page_checksum(page.key, page.buffers).hex(),
+    }
+
+
+def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
+    """Tell in which way an object cannot be the page, by its response's head."""
+    version = head.field(FORMAT.encode())
+    if version != str(FORMAT_VERSION).encode():
+        return f"format version {version!r}"
+    if head.length != page.length or head.field(LENGTH.encode()) != str(page.length).encode():
+        return f"{head.length} bytes instead of {page.length}"
+    return None
+
+
+def checksum_matches(head: ResponseHead, page: Page) -> bool:
+    """Tell whether the received page has the checksum that was stored with it."""
+    return head.field(CHECKSUM.encode()) == page_checksum(page.key, page.buffers).hex().encode()

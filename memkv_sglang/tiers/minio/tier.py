@@ -1,0 +1,289 @@
+"""The MinIO tier: transfers, search and knowledge put together under the tier contract."""
+
+import re
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, Chain, Page, PageKey
+from memkv_sglang.tiers.base import (
+    LoadResult,
+    Lookup,
+    SpillResult,
+    Tier,
+    TierError,
+    TierUsage,
+)
+from memkv_sglang.tiers.minio.batch import Guard, Movers
+from memkv_sglang.tiers.minio.bucket import Bucket
+from memkv_sglang.tiers.minio.client import ObjectClient
+from memkv_sglang.tiers.minio.endpoints import Endpoint, parse_endpoints
+from memkv_sglang.tiers.minio.errors import OutOfTimeError, StatusError, TransferError
+from memkv_sglang.tiers.minio.knowledge import Knowledge
+from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.opening import Opening
+from memkv_sglang.tiers.minio.pool import ConnectionPool
+from memkv_sglang.tiers.minio.search import best_width, longest_prefix
+from memkv_sglang.tiers.minio.signing import Signer, credential_provider
+from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.transfers import PageTransfers
+
+CONTROL_TIME = 60.0
+"""Seconds for calls of the control path, which have no deadline of their own."""
+
+Result = TypeVar("Result")
+
+
+class _Opened(NamedTuple):
+    bucket: Bucket
+    client: ObjectClient
+    transfers: PageTransfers
+
+
+class MinioTier(Tier):
+    """Pages as objects of a bucket that any number of nodes share.
+
+    What this node knows of the bucket may be out of date; `load` finds out. The tier does not
+    evict, so that lookups move nothing in an order of eviction.
+    """
+
+    name = "minio"
+
+    def __init__(self, config: MinioConfig) -> None:
+        """Begin to open the bucket in the background; raises `ConfigError` for bad settings."""
+        endpoints = parse_endpoints(config)
+        self._config = config
+        self._context = _tls_context(config, endpoints)
+        self._names = ObjectNames(config.prefix)
+        self._knowledge = Knowledge(config.known_pages, config.missing_ttl)
+        self._described: set[bytes] = set()
+        self.telemetry = Telemetry()
+        self._movers = Movers(config.connections)
+        self._pool = ConnectionPool(
+            endpoints,
+            context=self._context,
+            connect_timeout=config.connect_timeout,
+            stall_timeout=config.stall_timeout,
+            keep=2 * config.connections,
+        )
+        self._opening = Opening(self._open)
+
+    def check(self, deadline: float) -> None:
+        """Return once the bucket is there and may be used; raises `ConfigError`, `TierError`."""
+        try:
+            self._opening.outcome(deadline)
+        except OutOfTimeError as error:
+            raise TierError(str(error)) from error
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        """Bound the answer by what is known, then search with several HEAD requests a round."""
+        low, high = self._knowledge.bounds(chain)
+
+        def probe(positions: Sequence[int]) -> list[bool] | None:
+            try:
+                return self._ask(
+                    [PageKey(chain.namespace, chain.hashes[i]) for i in positions], deadline
+                )
+            except OutOfTimeError:
+                return None
+
+        width = best_width(high - low, self._pool.round_trip)
+        found, bound = longest_prefix(low, high, probe, width)
+        self._knowledge.add(PageKey(chain.namespace, h) for h in chain.hashes[low:found])
+        if found == bound < high:
+            self._knowledge.add_missing(PageKey(chain.namespace, chain.hashes[found]))
+        return Lookup(found, complete=found == bound)
+
+    def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Ask for the pages that are not known to be present."""
+        unknown = [key for key in dict.fromkeys(keys) if not self._knowledge.has(key)]
+        try:
+            found = dict(zip(unknown, self._ask(unknown, deadline), strict=True))
+        except OutOfTimeError as error:
+            raise TierError(str(error)) from error
+        self._knowledge.add(key for key, there in found.items() if there)
+        return [found.get(key, True) for key in keys]
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Receive each page straight into its buffers."""
+        results = self._move_all(
+            PageTransfers.fetch, pages, deadline, done=LoadResult.LOADED, failed=LoadResult.FAILED
+        )
+        return [LoadResult.SKIPPED if result is None else result for result in results]
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        """Send each page that is not known to be present straight from its buffers.
+
+        Several are on their way at once: where one fails, a few behind it may yet be stored.
+        """
+        unknown = [i for i, page in enumerate(pages) if not self._knowledge.has(page.key)]
+        moved = self._move_all(
+            PageTransfers.store,
+            [pages[i] for i in unknown],
+            deadline,
+            done=SpillResult.STORED,
+            failed=SpillResult.FAILED,
+        )
+        results = [SpillResult.PRESENT] * len(pages)
+        for index, result in zip(unknown, moved, strict=True):
+            results[index] = SpillResult.FAILED if result is None else result
+        return results
+
+    def remove(self, keys: Sequence[PageKey]) -> int:
+        """Ask which are there, remove them through the control path."""
+        for key in keys:
+            self._knowledge.discard(key)
+        deadline = time.monotonic() + CONTROL_TIME
+        asked = list(dict.fromkeys(keys))
+        present = self.present(asked, deadline)
+        there = [key for key, found in zip(asked, present, strict=True) if found]
+        self._bucket().remove(self._names.page(key) for key in there)
+        for key in there:
+            self._knowledge.discard(key)
+        return len(there)
+
+    def describe(self, namespace: Namespace) -> None:
+        """Store the description as an object beside the namespace's pages."""
+        if namespace.digest not in self._described:
+            self._bucket().write(self._names.description(namespace.digest), namespace.description)
+            self._described.add(namespace.digest)
+
+    def namespaces(self) -> dict[bytes, Namespace]:
+        """List the prefixes, read their descriptions; what is not one is left out."""
+        bucket, found = self._bucket(), {}
+        for name in bucket.names(self._names.root, recursive=False):
+            digest = _digest(name.removeprefix(self._names.root))
+            content = bucket.read(self._names.description(digest)) if digest else None
+            namespace = _parse(content) if content else None
+            if namespace and namespace.digest == digest:
+                found[digest] = namespace
+        return found
+
+    def clear(self, namespace: bytes) -> int:
+        """List the namespace's objects and remove them, its description too."""
+        bucket = self._bucket()
+        names = bucket.names(self._names.namespace(namespace), recursive=True)
+        bucket.remove(names)
+        self._knowledge.forget(namespace)
+        self._described.discard(namespace)
+        return sum(name != self._names.description(namespace) for name in names)
+
+    def usage(self) -> TierUsage:
+        """Return zeros: the bucket belongs to all nodes, and only a listing could count it."""
+        return TierUsage(pages=0, bytes=0, capacity=None)
+
+    def check_integrity(self) -> list[str]:
+        """Compare what is known present with what is known missing."""
+        return self._knowledge.check_integrity()
+
+    def close(self) -> None:
+        """Wait for calls in flight, then close threads and connections."""
+        self._opening.close()
+        self._movers.close()
+        self._pool.close()
+
+    def _open(self) -> _Opened:
+        provider = credential_provider(self._config)
+        bucket = Bucket(self._config, provider, self._context)
+        signer = Signer(provider, self._config.region)
+        client = ObjectClient(self._pool, signer, self.telemetry, ways=self._config.connections)
+        bucket.ensure()
+        transfers = PageTransfers(
+            client,
+            self._config.bucket,
+            self._names,
+            self._knowledge,
+            self.telemetry,
+            on_bucket_lost=self._bucket_lost,
+        )
+        return _Opened(bucket, client, transfers)
+
+    def _bucket_lost(self) -> None:
+        self._described.clear()
+        self._opening.again()
+
+    def _opened(self, deadline: float) -> _Opened:
+        try:
+            return self._opening.outcome(deadline)
+        except (TierError, OutOfTimeError):
+            raise
+        except Exception as error:
+            raise TierError(str(error)) from error
+
+    def _bucket(self) -> Bucket:
+        try:
+            return self._opened(time.monotonic() + CONTROL_TIME).bucket
+        except OutOfTimeError as error:
+            raise TierError(str(error)) from error
+
+    def _ask(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Ask the server for pages; raises `TierError`, `OutOfTimeError`."""
+        if not keys:
+            return []
+        client = self._opened(deadline).client
+        names = [self._names.page(key) for key in keys]
+        try:
+            return client.exist(names, deadline)
+        except OutOfTimeError:
+            raise
+        except (TransferError, StatusError) as error:
+            raise TierError(f"MinIO does not answer: {error}") from error
+
+    def _move_all(
+        self,
+        move: Callable[[PageTransfers, Page, float, Guard], Result],
+        pages: Sequence[Page],
+        deadline: float,
+        *,
+        done: Result,
+        failed: Result,
+    ) -> list[Result | None]:
+        """Move pages in order; None for those that were not begun."""
+        if not pages:
+            return []
+        try:
+            transfers = self._opened(deadline).transfers
+        except (TierError, OutOfTimeError) as error:
+            self.telemetry.fault("is not usable", error)
+            return [failed, *[None] * (len(pages) - 1)]
+        return self._movers.run(
+            lambda index, guard: move(transfers, pages[index], deadline, guard),
+            len(pages),
+            deadline,
+            goes_on=lambda result: result == done,
+            failed=failed,
+        )
+
+
+def _tls_context(config: MinioConfig, endpoints: Sequence[Endpoint]) -> ssl.SSLContext | None:
+    """Return what https connections trust, None where there are none."""
+    if all(endpoint.scheme == "http" for endpoint in endpoints):
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"minio.ca_file: cannot read authorities from {config.ca_file!r} ({error}); "
+            "it must be a PEM file"
+        ) from error
+
+
+def _digest(name: str) -> bytes | None:
+    """Return the namespace digest that a listed prefix names."""
+    digits = name.removesuffix("/")
+    if name == digits or not re.fullmatch(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}", digits):
+        return None
+    return bytes.fromhex(digits)
+
+
+def _parse(description: bytes) -> Namespace | None:
+    try:
+        return Namespace.parse(description)
+    except msgspec.MsgspecError:
+        return None

@@ -1,0 +1,122 @@
+"""One page up or down: what each answer of the server means for it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import quote
+
+from memkv_sglang.page import Page, PageKey
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from memkv_sglang.tiers.minio.batch import Guard
+from memkv_sglang.tiers.minio.client import NO_FIELDS, ObjectClient, refuse
+from memkv_sglang.tiers.minio.connection import Connection
+from memkv_sglang.tiers.minio.errors import StatusError, TransferError
+from memkv_sglang.tiers.minio.knowledge import Knowledge
+from memkv_sglang.tiers.minio.objects import (
+    ObjectNames,
+    checksum_matches,
+    metadata_mismatch,
+    page_fields,
+)
+from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.wire import ResponseHead
+
+logger = logging.getLogger(__name__)
+
+
+class PageTransfers(NamedTuple):
+    """Moves pages of one bucket and keeps what it learns. Faults are results and a log line."""
+
+    client: ObjectClient
+    bucket: str
+    names: ObjectNames
+    knowledge: Knowledge
+    telemetry: Telemetry
+    on_bucket_lost: Callable[[], None]
+
+    def fetch(self, page: Page, deadline: float, guard: Guard) -> LoadResult:
+        """Load a page; a copy that is not what it should be is set aside."""
+
+        def receive(connection: Connection, head: ResponseHead) -> str | None:
+            if head.status != HTTPStatus.OK:
+                refuse(connection, head, deadline)
+            if mismatch := metadata_mismatch(head, page):
+                return mismatch
+            connection.receive_body(page.buffers, deadline)
+            return None if checksum_matches(head, page) else "checksum"
+
+        name = self.names.page(page.key)
+        try:
+            fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
+        except (StatusError, TransferError) as error:
+            if isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND:
+                self._forget(page.key)
+                return LoadResult.MISSING
+            self.telemetry.fault("load failed", error)
+            return LoadResult.FAILED
+        if fault is not None:
+            self._set_aside(page.key, fault, deadline)
+            return LoadResult.CORRUPT
+        self.knowledge.add([page.key])
+        return LoadResult.LOADED
+
+    def store(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
+        """Spill a page: others see it complete or not at all, since a PUT is atomic."""
+        name = self.names.page(page.key)
+
+        def fields() -> Mapping[str, str]:
+            return page_fields(page)
+
+        try:
+            self._command("PUT", name, deadline, fields=fields, body=page.buffers, guard=guard)
+        except (StatusError, TransferError) as error:
+            self.telemetry.fault("spill failed", error)
+            if isinstance(error, StatusError):
+                if error.code == "NoSuchBucket":
+                    self.on_bucket_lost()
+                if error.status == HTTPStatus.INSUFFICIENT_STORAGE:
+                    return SpillResult.REFUSED
+            return SpillResult.FAILED
+        self.knowledge.add([page.key])
+        return SpillResult.STORED
+
+    def _set_aside(self, key: PageKey, fault: str, deadline: float) -> None:
+        """Move a corrupt copy to the quarantine, so that a correct one can be stored."""
+        name, aside = self.names.page(key), self.names.quarantine(key)
+        source = {"x-amz-copy-source": quote(f"/{self.bucket}/{name}"), "content-length": "0"}
+        self.telemetry.count("corrupt")
+        logger.warning("minio page corrupt", extra={"fields": {"object": name, "fault": fault}})
+        try:
+            self._command("PUT", aside, deadline, fields=lambda: source)
+        except (StatusError, TransferError) as error:
+            self.telemetry.fault("quarantine failed", error)
+        try:
+            self._command("DELETE", name, deadline)
+        except (StatusError, TransferError) as error:
+            self.telemetry.fault("quarantine failed", error)
+        self._forget(key)
+
+    def _command(
+        self,
+        method: str,
+        name: str,
+        deadline: float,
+        *,
+        fields: Callable[[], Mapping[str, str]] = lambda: NO_FIELDS,
+        body: tuple[memoryview, ...] = (),
+        guard: Guard = nullcontext,
+    ) -> None:
+        """Send a request whose answer is all in its status."""
+
+        def receive(connection: Connection, head: ResponseHead) -> None:
+            if head.status not in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
+                refuse(connection, head, deadline)
+            connection.discard_body(deadline)
+
+        self.client.exchange(method, name, deadline, receive, fields=fields, body=body, guard=guard)
+
+    def _forget(self, key: PageKey) -> None:
+        self.knowledge.discard(key)
+        self.knowledge.add_missing(key)

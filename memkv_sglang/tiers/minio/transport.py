@@ -1,0 +1,144 @@
+"""Bytes in and out of one connected socket, plain or TLS, each call bounded by a timeout."""
+
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+IOV_LIMIT = 512
+"""Buffers for one system call; the kernel takes at most 1024."""
+
+TLS_CHUNK = 256 << 10
+"""Bytes for one TLS write, so that a slow but moving transfer is not taken for a stalled one."""
+
+WAIT_LIMIT = 1e-3
+"""Shortest timeout in seconds: the kernel takes 0 for none at all."""
+
+
+class Transport(Protocol):
+    """A connected stream. Its calls raise `OSError`, `TimeoutError` after the timeout."""
+
+    def set_timeout(self, seconds: float) -> None:
+        """Bound the time of each following call."""
+
+    def send(self, buffers: Sequence[memoryview]) -> int:
+        """Send from the buffers in order, return how many bytes went (at least 1)."""
+
+    def receive(self, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers in order as far as time allows, return the bytes; 0 at the end."""
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Return as soon as any bytes are there; 0 at the end."""
+
+    def quiet(self) -> bool:
+        """Tell whether the peer has neither sent anything unread nor closed; does not block."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+class PlainTransport:
+    """A blocking socket with kernel timeouts: `MSG_WAITALL` fills a page in one system call.
+
+    A Python timeout would make the socket non-blocking, and each call return what little is there.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take over a connected socket."""
+        sock.settimeout(None)
+        self._socket = sock
+        self._timeout = 0.0
+
+    def set_timeout(self, seconds: float) -> None:
+        """Set `SO_RCVTIMEO` and `SO_SNDTIMEO`, which count a call's waiting in total."""
+        if seconds == self._timeout:
+            return
+        self._timeout = seconds
+        seconds = max(seconds, WAIT_LIMIT)
+        value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def send(self, buffers: Sequence[memoryview]) -> int:
+        """Send with one system call."""
+        try:
+            return self._socket.sendmsg(buffers[:IOV_LIMIT])
+        except BlockingIOError as error:
+            raise TimeoutError from error
+
+    def receive(self, buffers: Sequence[memoryview]) -> int:
+        """Fill with one system call."""
+        try:
+            return self._socket.recvmsg_into(buffers[:IOV_LIMIT], 0, socket.MSG_WAITALL)[0]
+        except BlockingIOError as error:
+            raise TimeoutError from error
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Receive what is there."""
+        try:
+            return self._socket.recv_into(buffer)
+        except BlockingIOError as error:
+            raise TimeoutError from error
+
+    def quiet(self) -> bool:
+        """Poll."""
+        return _is_quiet(self._socket)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class TlsTransport:
+    """A TLS socket: records of 16 KiB, decrypted straight into the buffers."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        """Take over a socket whose handshake is done."""
+        self._socket = sock
+
+    def set_timeout(self, seconds: float) -> None:
+        """Use the timeout of the ssl module."""
+        self._socket.settimeout(max(seconds, WAIT_LIMIT))
+
+    def send(self, buffers: Sequence[memoryview]) -> int:
+        """Send a piece of the first buffer."""
+        return self._socket.send(buffers[0][:TLS_CHUNK])
+
+    def receive(self, buffers: Sequence[memoryview]) -> int:
+        """Receive one record's worth."""
+        return self._socket.recv_into(buffers[0])
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Receive one record's worth."""
+        return self._socket.recv_into(buffer)
+
+    def quiet(self) -> bool:
+        """Poll below TLS: what comes between two responses is its end, or nothing to rely on."""
+        return _is_quiet(self._socket)
+
+    def close(self) -> None:
+        """Close the socket without a closing handshake, which could block."""
+        self._socket.close()
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
+
+
+def connect(
+    host: str, port: int, timeout: float, context: ssl.SSLContext | None = None
+) -> Transport:
+    """Open a connection, TLS with a context; raises `OSError`. Blocks for name resolution too."""
+    sock = socket.create_connection((host, port), timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is None:
+            return PlainTransport(sock)
+        return TlsTransport(context.wrap_socket(sock, server_hostname=host))
+    except BaseException:
+        sock.close()
+        raise

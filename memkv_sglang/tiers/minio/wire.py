@@ -1,0 +1,68 @@
+"""The heads of HTTP/1.1 responses (RFC 9112), as far as an object store's client needs them."""
+
+from typing import NamedTuple
+
+from memkv_sglang.tiers.minio.errors import ProtocolError
+
+HEAD_LIMIT = 16 << 10
+"""Bytes of a response's head at most."""
+
+BODILESS = frozenset({204, 304})
+"""Statuses whose responses never have a body."""
+
+
+class ResponseHead(NamedTuple):
+    """Status line and header fields of a response."""
+
+    status: int
+    length: int
+    """Bytes of the body as declared (for HEAD: of the object)."""
+    keep_alive: bool
+    """Whether the server takes another request on the connection."""
+    lines: bytes
+    """Status line and header fields, all in lower case, each ended by CRLF."""
+
+    def field(self, name: bytes) -> bytes | None:
+        """Return the value of a header field (name and value in lower case)."""
+        return _field(self.lines, name)
+
+
+def parse_head(head: bytes) -> ResponseHead:
+    """Parse a response's head up to the empty line that ends it. Raises `ProtocolError`.
+
+    Looks for the few fields of use instead of taking all apart.
+    """
+    version, _, rest = head[:13].partition(b" ")
+    digits = rest[:3]
+    if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(digits) != 3 or not digits.isdigit():
+        raise ProtocolError("not an HTTP/1.1 response")
+    status = int(digits)
+    if status < 200:
+        raise ProtocolError(f"interim response {status} that nobody asked for")
+    lines = head.lower()
+    if _field(lines, b"transfer-encoding") is not None:
+        raise ProtocolError("response with a transfer encoding")
+    keep_alive = version == b"HTTP/1.1" and _field(lines, b"connection") != b"close"
+    return ResponseHead(status, _length(status, lines), keep_alive, lines)
+
+
+def _length(status: int, lines: bytes) -> int:
+    value = _field(lines, b"content-length")
+    if value is None:
+        if status in BODILESS:
+            return 0
+        raise ProtocolError("response without a content length")
+    if not value.isdigit() or len(value) > 18:
+        raise ProtocolError("malformed content length")
+    return int(value)
+
+
+def _field(lines: bytes, name: bytes) -> bytes | None:
+    mark = b"\r\n" + name + b":"
+    begin = lines.find(mark)
+    if begin < 0:
+        return None
+    if lines.find(mark, begin + 1) >= 0:
+        raise ProtocolError(f"repeated header field {name.decode()}")
+    begin += len(mark)
+    return lines[begin : lines.index(b"\r\n", begin)].strip()

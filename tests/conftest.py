@@ -1,0 +1,27 @@
+"""Fixtures that more than one folder of tests uses."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.minio_server import MinioServer
+
+
+@pytest.fixture(scope="session")
+def minio_server() -> Iterator[MinioServer]:
+    """A real MinIO for the whole run; tests that stop or kill a server start their own."""
+    with MinioServer() as server:
+        yield server
+
+
+@pytest.fixture
+def minio_config(minio_server: MinioServer) -> MinioConfig:
+    """Settings for a bucket of the test's own, which does not exist yet."""
+    return MinioConfig(
+        endpoint=minio_server.endpoint,
+        bucket=f"test-{uuid.uuid4().hex}",
+        access_key=minio_server.access_key,
+        secret_key=minio_server.secret_key,
+    )

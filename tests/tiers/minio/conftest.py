@@ -1,0 +1,36 @@
+"""What the tests of the MinIO tier share."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from minio import Minio
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.minio import MinioTier
+
+OpenTier = Callable[[MinioConfig], MinioTier]
+
+
+@pytest.fixture
+def open_tier() -> Iterator[OpenTier]:
+    """Open tiers that are closed when the test ends."""
+    tiers: list[MinioTier] = []
+
+    def open_one(config: MinioConfig) -> MinioTier:
+        tiers.append(MinioTier(config))
+        return tiers[-1]
+
+    yield open_one
+    for tier in tiers:
+        tier.close()
+
+
+@pytest.fixture
+def admin(minio_config: MinioConfig) -> Minio:
+    """A client that looks at the bucket behind the tier's back."""
+    return Minio(
+        minio_config.endpoint.partition("://")[2],
+        minio_config.access_key,
+        minio_config.secret_key,
+        secure=False,
+    )
