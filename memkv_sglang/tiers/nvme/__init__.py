@@ -1,0 +1,7 @@
+"""The tier on this node's disk: preallocated segments, slots with footers, a journal."""
+
+from memkv_sglang.tiers.nvme.catalog import SlotDescription
+from memkv_sglang.tiers.nvme.tier import NvmeTier
+from memkv_sglang.tiers.nvme.verify import VerifyReport
+
+__all__ = ["NvmeTier", "SlotDescription", "VerifyReport"]

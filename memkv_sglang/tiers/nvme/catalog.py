@@ -1,0 +1,301 @@
+"""What the tier holds and where: index, slots, order of use, marks and journal, kept in step.
+
+Two locks. `changes` is held through a whole change, the write to the journal included, so that the
+journal has changes in the order in which they happened. `lock` is held for moments only and never
+while anything blocks. Looking pages up takes neither.
+"""
+
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.tiers.base import PendingPage
+from memkv_sglang.tiers.nvme.index import Index
+from memkv_sglang.tiers.nvme.journal import PUT, SLOT, UNFINISHED_SUFFIX, Journal, Kind
+from memkv_sglang.tiers.nvme.recency import Recency
+from memkv_sglang.tiers.nvme.segment import Place
+from memkv_sglang.tiers.nvme.segments import Segments
+
+_SNAPSHOT_BATCH = 512
+"""Entries that a snapshot reads in one hold of the lock: a fraction of a millisecond."""
+
+
+class NewPage(NamedTuple):
+    """A page that is on disk but not yet in the catalog."""
+
+    key: PageKey
+    place: Place
+    length: int
+    tick: int
+
+
+class SlotDescription(NamedTuple):
+    """Where a page lies and in what state, for `memkv inspect`."""
+
+    key: PageKey
+    segment: int
+    slot: int
+    slot_size: int
+    """Bytes on disk, footer included."""
+    offset: int
+    """Where in the segment file the slot begins."""
+    length: int
+    """Bytes of content."""
+    pending: bool
+    """Whether it waits for upload."""
+
+
+class Catalog:
+    """Thread-safe. Calls that change it block on the journal and raise its `OSError`."""
+
+    def __init__(self, segments: Segments) -> None:
+        """Begin empty, without a journal: recovery fills it and sets `journal`."""
+        self.journal: Journal
+        self.segments = segments
+        self.index = Index()
+        self.recency = Recency()
+        self.pending: dict[int, None] = {}
+        """Entries that wait for upload, those that were marked first before the others."""
+        self.changes = threading.RLock()
+        self.lock = threading.Lock()
+        self._pins: dict[int, int] = {}
+        self._condemned: set[int] = set()
+
+    # Finding pages
+
+    def walk(self, chain: Chain) -> list[int]:
+        """Return the entries of the chain's pages up to the first that is not there."""
+        find = self.index.of_namespace(chain.namespace).get
+        entries = []
+        for page_hash in chain.hashes:
+            entry = find(page_hash)
+            if entry is None:
+                break
+            entries.append(entry)
+        return entries
+
+    def pin(self, keys: Iterable[PageKey]) -> list[int | None]:
+        """Return the pages' entries, None for what is not there.
+
+        Until `unpin`, their slots keep their content, even if the pages are dropped.
+        """
+        with self.lock:
+            entries = [self.index.find(key) for key in keys]
+            for entry in entries:
+                if entry is not None:
+                    self._pins[entry] = self._pins.get(entry, 0) + 1
+        return entries
+
+    def unpin(self, entries: Iterable[int | None]) -> None:
+        """Undo `pin`, with its answer."""
+        with self.lock:
+            for entry in entries:
+                if entry is None:
+                    continue
+                self._pins[entry] -= 1
+                if not self._pins[entry]:
+                    del self._pins[entry]
+                    if entry in self._condemned:
+                        self._condemned.remove(entry)
+                        self._release(entry)
+
+    def is_pinned(self, entry: int) -> bool:
+        """Tell whether somebody reads the page; call with `lock` held."""
+        return entry in self._pins
+
+    def place(self, entry: int) -> Place:
+        """Return where the page lies; the entry must be pinned, or `lock` held."""
+        number = self.index.segments[entry]
+        return Place(self.segments.by_number[number], self.index.slots[entry])
+
+    def describe(self, key: PageKey) -> SlotDescription | None:
+        """Tell where a page lies and in what state."""
+        with self.lock:
+            entry = self.index.find(key)
+            if entry is None:
+                return None
+            segment, slot = self.place(entry)
+            return SlotDescription(
+                key=key,
+                segment=segment.number,
+                slot=slot,
+                slot_size=segment.slot_size,
+                offset=segment.offset(slot),
+                length=self.index.lengths[entry],
+                pending=entry in self.pending,
+            )
+
+    # Changing what is there
+
+    def reserve(self, slot_size: int, count: int) -> list[Place]:
+        """Take up to `count` free slots, consecutive ones as far as there are any."""
+        with self.lock:
+            return self.segments.reserve(slot_size, count)
+
+    def release(self, places: Iterable[Place]) -> None:
+        """Give reserved slots back that were not published."""
+        with self.lock:
+            for place in places:
+                self.segments.release(place)
+
+    def publish(self, pages: Sequence[NewPage]) -> list[bool]:
+        """Make the pages part of the catalog, in order, all or none of them.
+
+        A page that came to be there meanwhile is answered False, and its new slot given back.
+        """
+        with self.changes:
+            with self.lock:
+                fresh = [self.index.find(page.key) is None for page in pages]
+            put = [page for page, is_fresh in zip(pages, fresh, strict=True) if is_fresh]
+            if put:
+                self.journal.append(Kind.PUT, b"".join(map(_put_record, put)))
+            with self.lock:
+                for page in put:
+                    self.adopt(page)
+        self.release(p.place for p, is_fresh in zip(pages, fresh, strict=True) if not is_fresh)
+        return fresh
+
+    def adopt(self, page: NewPage) -> None:
+        """Enter a page whose slot is taken; call with `lock` held, or as the only thread."""
+        segment, slot = page.place
+        entry = self.index.add(page.key, segment.number, slot, page.length)
+        self.recency.set(entry, page.tick)
+        segment.slots.entries[slot] = entry
+        self.index.link(entry)  # last, as lookups take no lock
+
+    def forget(self, entry: int) -> None:
+        """Take a page out of the index; call with `lock` held, or as the only thread.
+
+        Its slot is free once nobody reads it: the last one to unpin it gives it back.
+        """
+        self.index.unlink(entry)
+        self.pending.pop(entry, None)
+        if entry in self._pins:
+            self._condemned.add(entry)
+        else:
+            self._release(entry)
+
+    def drop(self, entries: Collection[int], *, unpinned_only: bool = False) -> int:
+        """Forget pages, return how many; leave alone those that are pinned, if so asked."""
+        with self.changes:
+            with self.lock:
+                entries = [
+                    entry
+                    for entry in dict.fromkeys(entries)
+                    if self.index.key(entry) and not (unpinned_only and entry in self._pins)
+                ]
+                records = b"".join(map(self._slot_record, entries))
+            if entries:
+                self.journal.append(Kind.FREE, records)
+            with self.lock:
+                for entry in entries:
+                    self.forget(entry)
+        return len(entries)
+
+    def drop_keys(self, keys: Iterable[PageKey]) -> int:
+        """Forget the pages that are there, return how many."""
+        with self.changes:
+            found = [self.index.find(key) for key in keys]
+            return self.drop([entry for entry in found if entry is not None])
+
+    def _release(self, entry: int) -> None:
+        self.segments.release(self.place(entry))
+        self.index.free(entry)
+
+    # Marks
+
+    def mark(self, keys: Iterable[PageKey], *, pending: bool) -> None:
+        """Set or clear the mark of pages that wait for upload, where it is not so already."""
+        with self.changes:
+            found = dict.fromkeys(self.index.find(key) for key in keys)
+            changed = [e for e in found if e is not None and (e in self.pending) != pending]
+            if not changed:
+                return
+            kind = Kind.PENDING if pending else Kind.UPLOADED
+            self.journal.append(kind, b"".join(map(self._slot_record, changed)))
+            with self.lock:
+                for entry in changed:
+                    self.set_mark(entry, pending=pending)
+
+    def set_mark(self, entry: int, *, pending: bool) -> None:
+        """Note a mark; call with `lock` held, or as the only thread."""
+        if pending:
+            self.pending[entry] = None
+        else:
+            self.pending.pop(entry, None)
+
+    def pending_pages(self) -> list[PendingPage]:
+        """Return the pages that wait, those that were marked first before the others."""
+        with self.lock:
+            waiting = [(self.index.key(e), self.index.lengths[e]) for e in self.pending]
+        return [PendingPage(key, length) for key, length in waiting if key is not None]
+
+    def _slot_record(self, entry: int) -> bytes:
+        return SLOT.pack(self.index.segments[entry], self.index.slots[entry])
+
+    # The journal's beginning and its successors
+
+    def begin_journal(self, path: Path) -> None:
+        """Write a journal of what is there, over whatever is at the path."""
+        self.journal = self._new_journal(path)
+        self.journal.rename(path)
+
+    def compact(self) -> None:
+        """Write a new journal of what is there now, with the order of use, and change over to it.
+
+        Other calls go on meanwhile: the snapshot is taken in pieces, and what changes from its
+        begin on is appended behind it, where it is replayed over whatever the snapshot caught.
+        """
+        journal = self.journal
+        with self.changes:
+            changes = journal.copies = []
+        try:
+            successor = self._new_journal(journal.path)
+            with self.changes:
+                try:
+                    successor.append_frames(changes)
+                    successor.rename(journal.path)
+                except OSError:
+                    successor.close()
+                    raise
+                self.journal = successor
+            journal.close()
+        finally:
+            journal.copies = None
+
+    def _new_journal(self, path: Path) -> Journal:
+        """Write a snapshot beside the journal it is to replace."""
+        journal = Journal.create(path.with_name(path.name + UNFINISHED_SUFFIX))
+        try:
+            self._write_snapshot(journal)
+            journal.sync()
+        except OSError:
+            journal.close()
+            journal.path.unlink(missing_ok=True)
+            raise
+        return journal
+
+    def _write_snapshot(self, journal: Journal) -> None:
+        for first in range(0, self.index.entries, _SNAPSHOT_BATCH):
+            with self.lock:
+                batch = range(first, min(first + _SNAPSHOT_BATCH, self.index.entries))
+                records = [self._snapshot_record(e) for e in batch if self.index.key(e)]
+            if records:
+                journal.append(Kind.PUT, b"".join(records))
+        with self.lock:
+            waiting = b"".join(map(self._slot_record, self.pending))
+        if waiting:
+            journal.append(Kind.PENDING, waiting)
+
+    def _snapshot_record(self, entry: int) -> bytes:
+        key = self.index.key(entry)
+        assert key is not None
+        page = NewPage(key, self.place(entry), self.index.lengths[entry], self.recency.ticks[entry])
+        return _put_record(page)
+
+
+def _put_record(page: NewPage) -> bytes:
+    segment, slot = page.place
+    return PUT.pack(*page.key, segment.number, slot, page.length, page.tick)

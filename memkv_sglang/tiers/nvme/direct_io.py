@@ -1,0 +1,94 @@
+"""Vectored I/O that bypasses the page cache where the file system can, whole or not at all."""
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+BLOCK = 4096
+"""Bytes to which O_DIRECT needs memory, lengths and file offsets aligned, at most, on any disk."""
+
+MAX_VECTORS: int = os.sysconf("SC_IOV_MAX")
+"""Buffers that one system call takes."""
+
+
+def pad_to_block(length: int) -> int:
+    """Return the length rounded up to whole blocks."""
+    return -(-length // BLOCK) * BLOCK
+
+
+def is_aligned(buffers: Iterable[memoryview]) -> bool:
+    """Tell whether O_DIRECT takes these buffers as they are.
+
+    Read-only memory is answered False: its address cannot be had, so it has to be copied.
+    """
+    return all(
+        len(buffer) % BLOCK == 0
+        and (
+            not buffer
+            or (
+                not buffer.readonly
+                and ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % BLOCK == 0
+            )
+        )
+        for buffer in buffers
+    )
+
+
+def aligned_memory(size: int) -> memoryview:
+    """Return zeroed memory on a page boundary; freed with the last view of it."""
+    return memoryview(mmap.mmap(-1, pad_to_block(max(size, 1)), flags=mmap.MAP_PRIVATE))
+
+
+def read_fully(fd: int, vectors: Sequence[memoryview], offset: int) -> None:
+    """Fill the vectors from `offset` on. Raises `OSError`, or `EOFError` where the file ends."""
+    _transfer(os.preadv, fd, vectors, offset)
+
+
+def write_fully(fd: int, vectors: Sequence[memoryview], offset: int) -> None:
+    """Write the vectors from `offset` on. Raises `OSError`; what lies there is then undefined."""
+    _transfer(os.pwritev, fd, vectors, offset)
+
+
+def _transfer(
+    call: Callable[[int, Sequence[memoryview], int], int],
+    fd: int,
+    vectors: Sequence[memoryview],
+    offset: int,
+) -> None:
+    while vectors:
+        batch = vectors[:MAX_VECTORS]
+        moved = call(fd, batch, offset)
+        if moved == 0 and any(batch):
+            raise EOFError(f"nothing at offset {offset}")
+        offset += moved
+        vectors = [*_behind(batch, moved), *vectors[MAX_VECTORS:]]
+
+
+def _behind(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
+    """Return what is left of the vectors after their first `moved` bytes."""
+    for i, vector in enumerate(vectors):
+        if moved < len(vector):
+            return [vector[moved:], *vectors[i + 1 :]]
+        moved -= len(vector)
+    return []
+
+
+def supports_direct_io(directory: Path) -> bool:
+    """Tell whether files in the directory can be written with O_DIRECT, by doing it."""
+    path = directory / ".direct-io-probe"
+    fd = -1
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
+        write_fully(fd, [aligned_memory(BLOCK)], 0)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    finally:
+        if fd >= 0:
+            os.close(fd)
+        path.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,60 @@
+"""What goes on behind the calls: trimming to the watermark, and the journal's compaction."""
+
+import logging
+import threading
+
+from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.faults import WriteGate
+from memkv_sglang.tiers.nvme.journal import PUT
+from memkv_sglang.tiers.nvme.room import Room
+
+_SMALLEST_JOURNAL = 4 << 20
+"""Bytes below which a journal is read so fast that it is left as it is."""
+_GROWTH = 4
+"""A journal is compacted when it is so many times as long as its snapshot would be."""
+
+_log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """One thread, which sleeps until `wake` finds something to do."""
+
+    def __init__(self, catalog: Catalog, room: Room, gate: WriteGate) -> None:
+        """Start the thread."""
+        self._catalog = catalog
+        self._room = room
+        self._gate = gate
+        self._due = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="memkv-nvme-housekeeping")
+        self._thread.daemon = True
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the thread do what has become due; does not block."""
+        if self._room.is_short() or self._is_journal_long():
+            self._due.set()
+
+    def close(self) -> None:
+        """End the thread after what it is at."""
+        self._closed = True
+        self._due.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._due.wait() and not self._closed:
+            self._due.clear()
+            if not self._gate.is_open:
+                continue
+            try:
+                self._room.trim()
+                if self._is_journal_long():
+                    self._catalog.compact()
+            except OSError as error:
+                self._gate.close(error)
+            except Exception:
+                _log.exception("housekeeping failed")
+
+    def _is_journal_long(self) -> bool:
+        snapshot = len(self._catalog.index) * PUT.size
+        return self._catalog.journal.size > max(_GROWTH * snapshot, _SMALLEST_JOURNAL)

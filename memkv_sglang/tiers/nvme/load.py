@@ -1,0 +1,97 @@
+"""Loads: pin the slots, read them, believe only what the footer and the checksum confirm."""
+
+import time
+from collections.abc import Sequence
+
+from memkv_sglang.page import Page, PageKey
+from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
+from memkv_sglang.tiers.nvme.movers import Movers
+from memkv_sglang.tiers.nvme.quarantine import Quarantine
+from memkv_sglang.tiers.nvme.scratch import Scratch
+from memkv_sglang.tiers.nvme.segment import Place
+from memkv_sglang.tiers.nvme.transfer import Run, into_runs, read_run
+
+
+class Loader:
+    """Fills pages. See `load`."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        movers: Movers,
+        quarantine: Quarantine,
+        gate: WriteGate,
+        faults: FaultLog,
+    ) -> None:
+        """Read with `movers`; copies that disagree go to `quarantine`."""
+        self.corrupt = 0
+        """Pages that disagreed with their key, length or checksum."""
+        self._catalog = catalog
+        self._movers = movers
+        self._quarantine = quarantine
+        self._gate = gate
+        self._faults = faults
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Fill pages as `Tier.load` has it; none is skipped."""
+        pinned = self._catalog.pin(page.key for page in pages)
+        try:
+            results = self._load(pages, pinned, deadline)
+            for page, entry, result in zip(pages, pinned, results, strict=True):
+                if result is LoadResult.CORRUPT and entry is not None:
+                    self.set_aside(page.key, entry)
+        finally:
+            self._catalog.unpin(pinned)
+        return results
+
+    def _load(
+        self, pages: Sequence[Page], pinned: Sequence[int | None], deadline: float
+    ) -> list[LoadResult]:
+        results = [LoadResult.MISSING] * len(pages)
+        places: dict[int, Place] = {}
+        for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
+            if entry is None:
+                continue
+            if self._catalog.index.lengths[entry] == page.length:
+                places[i] = self._catalog.place(entry)
+            else:
+                results[i] = LoadResult.CORRUPT
+
+        def read(run: Run, scratch: Scratch) -> list[LoadResult]:
+            return self._read(run, pages, scratch, deadline)
+
+        runs = into_runs(places, self._movers.threads)
+        for run, run_results in zip(runs, self._movers.run(read, runs), strict=True):
+            for member, result in zip(run.members, run_results, strict=True):
+                results[member] = result
+        return results
+
+    def _read(
+        self, run: Run, pages: Sequence[Page], scratch: Scratch, deadline: float
+    ) -> list[LoadResult]:
+        if time.monotonic() >= deadline:
+            return [LoadResult.FAILED] * len(run.members)
+        try:
+            intact = read_run(run, pages, scratch)
+        except (OSError, EOFError) as error:
+            if len(run.members) > 1:  # one bad sector, or the file's end: save the other pages
+                singles = (Run(run.segment, run.first + i, [m]) for i, m in enumerate(run.members))
+                return [self._read(single, pages, scratch, deadline)[0] for single in singles]
+            if isinstance(error, EOFError):
+                return [LoadResult.CORRUPT]
+            self._faults.report("disk read failed", path=str(run.segment.path), error=str(error))
+            return [LoadResult.FAILED]
+        return [LoadResult.LOADED if good else LoadResult.CORRUPT for good in intact]
+
+    def set_aside(self, key: PageKey, entry: int) -> None:
+        """Keep a copy of a pinned page's slot and forget the page."""
+        self.corrupt += 1
+        copy = self._quarantine.keep(key, self._catalog.place(entry))
+        fields = {"namespace": key.namespace.hex(), "hash": key.hash.hex(), "copy": str(copy)}
+        self._faults.report("page corrupt, set aside", **fields)
+        try:
+            self._catalog.drop([entry])
+        except OSError as error:
+            self._gate.close(error)

@@ -1,0 +1,168 @@
+"""The catalog of a directory as it was left: from the journal, or without one from the footers."""
+
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
+from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer, slot_size_of
+from memkv_sglang.tiers.nvme.journal import (
+    PUT,
+    SLOT,
+    Frame,
+    Journal,
+    JournalDamagedError,
+    Kind,
+    read_journal,
+)
+from memkv_sglang.tiers.nvme.movers import Movers
+from memkv_sglang.tiers.nvme.scratch import Scratch
+from memkv_sglang.tiers.nvme.segment import Place, Segment
+from memkv_sglang.tiers.nvme.slots import NO_ENTRY
+
+SCAN_THREADS = 16
+_SCAN_BATCH = 512
+"""Footers that one thread reads in a row."""
+_UNRECORDED = 1 << 20
+"""Ticks left out at a restart: sequence numbers that a kill left unrecorded do not come again."""
+
+_log = logging.getLogger(__name__)
+
+
+def recover(catalog: Catalog, path: Path) -> None:
+    """Fill an empty catalog, whose segments are open, and give it its journal.
+
+    Raises `OSError` if the journal can neither be resumed nor written anew.
+    """
+    try:
+        frames, size = read_journal(path)
+    except (JournalDamagedError, OSError) as error:
+        if catalog.segments.by_number:
+            fields = {"path": str(path), "reason": str(error)}
+            _log.warning("no journal, reading footers", extra={"fields": fields})
+        scan_footers(catalog)
+        catalog.begin_journal(path)
+        return
+    lost = _Replay(catalog).run(frames)
+    if lost:
+        _log.warning("pages lost with their segments", extra={"fields": {"pages": lost}})
+        catalog.begin_journal(path)  # or they would haunt segments to come
+    else:
+        catalog.journal = Journal.resume(path, size)
+
+
+class _Replay:
+    """Goes through a journal's frames."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._segments = catalog.segments.by_number
+        self._homeless: set[tuple[int, int]] = set()
+
+    def run(self, frames: Iterable[Frame]) -> int:
+        """Return how many pages had a place that is no more."""
+        for kind, payload in frames:
+            if kind == Kind.PUT:
+                self._put(payload)
+            elif kind == Kind.FREE:
+                self._free(payload)
+            elif kind in (Kind.PENDING, Kind.UPLOADED):
+                self._mark(payload, pending=kind == Kind.PENDING)
+        newest = max(self._catalog.recency.ticks, default=0)
+        self._catalog.recency.advance_past(newest + _UNRECORDED)
+        return len(self._homeless)
+
+    def _put(self, payload: memoryview) -> None:
+        catalog, segments = self._catalog, self._segments
+        sizes = lru_cache(slot_size_of)
+        for namespace, page_hash, number, slot, length, tick in PUT.iter_unpack(payload):
+            segment = segments.get(number)
+            if (
+                segment is None
+                or slot >= segment.intact_slots
+                or sizes(length) != segment.slot_size
+            ):
+                self._homeless.add((number, slot))
+                continue
+            key = PageKey(namespace, page_hash)
+            if (occupant := segment.slots.entries[slot]) != NO_ENTRY:
+                catalog.forget(occupant)
+            if (elsewhere := catalog.index.find(key)) is not None:
+                catalog.forget(elsewhere)
+            place = Place(segment, slot)
+            catalog.segments.take(place)
+            catalog.adopt(NewPage(key, place, length, tick))
+
+    def _free(self, payload: memoryview) -> None:
+        for number, slot in SLOT.iter_unpack(payload):
+            self._homeless.discard((number, slot))
+            entry = self._entry(number, slot)
+            if entry != NO_ENTRY:
+                self._catalog.forget(entry)
+
+    def _mark(self, payload: memoryview, *, pending: bool) -> None:
+        for number, slot in SLOT.iter_unpack(payload):
+            entry = self._entry(number, slot)
+            if entry != NO_ENTRY:
+                self._catalog.set_mark(entry, pending=pending)
+
+    def _entry(self, number: int, slot: int) -> int:
+        segment = self._segments.get(number)
+        if segment is None or slot >= len(segment.slots):
+            return NO_ENTRY
+        return segment.slots.entries[slot]
+
+
+class _Found(NamedTuple):
+    footer: Footer
+    place: Place
+
+
+def scan_footers(catalog: Catalog) -> None:
+    """Fill a catalog from the footers on disk, several threads at once.
+
+    Of two footers with one key the newer wins. What was freed but not yet written over is there
+    again: the content is right, and eviction goes by age. Marks are lost.
+    """
+    movers = Movers(SCAN_THREADS)
+    try:
+        found = read_footers(catalog.segments, movers)
+    finally:
+        movers.close()
+    newest: dict[PageKey, _Found] = {}
+    for page in found:
+        seen = newest.get(page.footer.key)
+        if seen is None or seen.footer.sequence < page.footer.sequence:
+            newest[page.footer.key] = page
+    for footer, place in sorted(newest.values(), key=lambda page: page.footer.sequence):
+        catalog.segments.take(place)
+        catalog.adopt(NewPage(footer.key, place, footer.length, footer.sequence))
+        catalog.recency.advance_past(footer.sequence + _UNRECORDED)
+
+
+def read_footers(segments: Iterable[Segment], movers: Movers) -> list[_Found]:
+    """Return all valid footers with their places; what cannot be read is left out."""
+    batches = [
+        (segment, range(first, min(first + _SCAN_BATCH, segment.intact_slots)))
+        for segment in segments
+        for first in range(0, segment.intact_slots, _SCAN_BATCH)
+    ]
+    return [page for batch in movers.run(_read_batch, batches) for page in batch]
+
+
+def _read_batch(batch: tuple[Segment, range], scratch: Scratch) -> list[_Found]:
+    segment, slots = batch
+    block = scratch.bounce(FOOTER_SIZE)
+    found = []
+    for slot in slots:
+        try:
+            segment.read_footer(block, slot)
+        except (OSError, EOFError):
+            continue
+        footer = Footer.unpack(block)
+        if footer is not None and slot_size_of(footer.length) == segment.slot_size:
+            found.append(_Found(footer, Place(segment, slot)))
+    return found

@@ -1,0 +1,214 @@
+"""Room for more pages: another segment, another slot size's cold segment, or the coldest pages."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.faults import PAUSE, FaultLog
+from memkv_sglang.tiers.nvme.segment import Segment
+from memkv_sglang.tiers.nvme.slots import NO_ENTRY
+
+_SCAN_CHUNK = 4096
+"""Entries looked at between two chances for other threads to run."""
+_SCAN_SHARE = 8
+"""A scan finds this part of a slot size's pages, so that a page costs a look at so many others."""
+_SCAN_LIMITS = (64, 4096)
+_TRIM_BATCH = 256
+"""Pages that leave with one frame in the journal when nobody waits for the room."""
+
+
+class Room:
+    """Decides what leaves. Its calls block on the disk and raise the journal's `OSError`."""
+
+    def __init__(self, catalog: Catalog, high: float, low: float, faults: FaultLog) -> None:
+        """Begin to trim a slot size where its use is above `high`, and end at `low` (shares)."""
+        self.evicted = 0
+        """Pages that had to leave."""
+        self._catalog = catalog
+        self._high = high
+        self._low = low
+        self._faults = faults
+        self._coldest: dict[int, deque[tuple[int, int]]] = {}
+        self._no_segments_until = 0.0
+        self._one_at_a_time = threading.Lock()
+
+    def make(self, slot_size: int, count: int) -> bool:
+        """Make room for some of `count` more pages; False if nothing more can leave."""
+        with self._one_at_a_time:
+            if any(segment.slots.free for segment in self._catalog.segments.of_size(slot_size)):
+                return True  # somebody else made it meanwhile
+            if self._add_segment(slot_size):
+                return True
+            while self._reclaim_segment(slot_size):
+                if self._add_segment(slot_size):
+                    return True
+            return self._evict(slot_size, count) > 0
+
+    def is_short(self) -> bool:
+        """Tell whether `trim` would do something."""
+        return any(
+            self._use(size) > self._high for size in list(self._catalog.segments.by_slot_size)
+        )
+
+    def trim(self) -> None:
+        """Let the coldest pages of every slot size above the high watermark leave."""
+        for slot_size in list(self._catalog.segments.by_slot_size):
+            if self._use(slot_size) > self._high:
+                while self._use(slot_size) > self._low and self._trim_batch(slot_size):
+                    pass
+
+    def _trim_batch(self, slot_size: int) -> bool:
+        with self._one_at_a_time:
+            if self._reclaim_segment(slot_size):
+                return True
+            excess = int((self._use(slot_size) - self._low) * self._slots(slot_size))
+            return self._evict(slot_size, min(max(excess, 1), _TRIM_BATCH)) > 0
+
+    def shrink(self) -> None:
+        """Remove the coldest segments until the files fit into the capacity."""
+        with self._one_at_a_time:
+            segments = self._catalog.segments
+            while segments.over_capacity():
+                coldest = min(segments, key=self._newest)
+                if not self._remove_segment(coldest):
+                    return
+
+    def _slots(self, slot_size: int) -> int:
+        segments = self._catalog.segments
+        own = sum(len(segment.slots) for segment in segments.of_size(slot_size))
+        return own + segments.slots_to_come(slot_size)
+
+    def _use(self, slot_size: int) -> float:
+        """Return the share of taken slots in those that there are and may yet be."""
+        own = self._catalog.segments.of_size(slot_size)
+        taken = sum(len(segment.slots) - segment.slots.free for segment in own)
+        return taken / max(self._slots(slot_size), 1)
+
+    # Segments
+
+    def _add_segment(self, slot_size: int) -> bool:
+        if time.monotonic() < self._no_segments_until:
+            return False
+        segments = self._catalog.segments
+        try:
+            segment = segments.create(slot_size)
+        except OSError as error:
+            self._no_segments_until = time.monotonic() + PAUSE
+            self._faults.report("no room on disk for another segment", error=str(error))
+            return False
+        if segment is None:
+            return False
+        with self._catalog.lock:
+            segments.add(segment)
+        return True
+
+    def _reclaim_segment(self, slot_size: int) -> bool:
+        """Remove another slot size's segment if all in it is colder than the own coldest page."""
+        segments = self._catalog.segments
+        others = [segment for segment in segments if segment.slot_size != slot_size]
+        if not others:
+            return False
+        coldest = self._peek(slot_size)
+        if coldest is not None:
+            colder = (s for s in others if self._is_colder(s, coldest))
+            return any(map(self._remove_segment, colder))
+        # Nothing of this size can leave, so some other has to, uploads that wait last.
+        others.sort(key=lambda segment: (self._waits(segment), self._newest(segment)))
+        return any(map(self._remove_segment, others))
+
+    def _is_colder(self, segment: Segment, tick: int) -> bool:
+        ticks, pending = self._catalog.recency.ticks, self._catalog.pending
+        return all(
+            entry == NO_ENTRY or (ticks[entry] < tick and entry not in pending)
+            for entry in segment.slots.entries
+        )
+
+    def _newest(self, segment: Segment) -> int:
+        ticks = self._catalog.recency.ticks
+        return max((ticks[e] for e in segment.slots.entries if e != NO_ENTRY), default=0)
+
+    def _waits(self, segment: Segment) -> bool:
+        return any(entry in self._catalog.pending for entry in segment.slots.entries)
+
+    def _remove_segment(self, segment: Segment) -> bool:
+        """Drop all pages of a segment and its file; False if some of its slots are in use."""
+        catalog = self._catalog
+        with catalog.lock:
+            entries = [entry for entry in segment.slots.entries if entry != NO_ENTRY]
+            taken = len(segment.slots) - segment.slots.free
+            if taken != len(entries) or any(map(catalog.is_pinned, entries)):
+                return False
+        self.evicted += catalog.drop(entries, unpinned_only=True)
+        with catalog.lock:
+            if segment.slots.free < len(segment.slots):
+                return False
+            catalog.segments.discard(segment)
+        segment.path.unlink(missing_ok=True)
+        segment.close()
+        return True
+
+    # Pages
+
+    def _evict(self, slot_size: int, count: int) -> int:
+        evicted = 0
+        while evicted < count:
+            victims = self._take_coldest(slot_size, count - evicted)
+            victims = victims or self._waiting(slot_size, count - evicted)
+            if not victims:
+                break
+            evicted += self._catalog.drop(victims, unpinned_only=True)
+        self.evicted += evicted
+        return evicted
+
+    def _take_coldest(self, slot_size: int, count: int) -> list[int]:
+        victims: list[int] = []
+        while len(victims) < count and self._peek(slot_size) is not None:
+            victims.append(self._coldest[slot_size].popleft()[1])
+        return victims
+
+    def _peek(self, slot_size: int) -> int | None:
+        """Return the last use of the coldest page that may leave, None if there is none."""
+        queue = self._coldest.setdefault(slot_size, deque())
+        if (tick := self._first_valid(queue)) is None:
+            queue.extend(self._scan(slot_size))
+            tick = self._first_valid(queue)
+        return tick
+
+    def _first_valid(self, queue: deque[tuple[int, int]]) -> int | None:
+        """Drop from the queue what was used or left since the scan; return its first tick then."""
+        while queue:
+            tick, entry = queue[0]
+            if self._catalog.recency.ticks[entry] == tick and self._may_leave(entry):
+                return tick
+            queue.popleft()
+        return None
+
+    def _scan(self, slot_size: int) -> list[tuple[int, int]]:
+        pages = sum(len(s.slots) - s.slots.free for s in self._catalog.segments.of_size(slot_size))
+        least, most = _SCAN_LIMITS
+        count = min(max(pages // _SCAN_SHARE, least), most)
+        return self._catalog.recency.coldest(self._entries(slot_size), self._may_leave, count)
+
+    def _entries(self, slot_size: int) -> Iterator[Sequence[int]]:
+        for segment in self._catalog.segments.of_size(slot_size):
+            for first in range(0, len(segment.slots), _SCAN_CHUNK):
+                yield segment.slots.entries[first : first + _SCAN_CHUNK]
+
+    def _may_leave(self, entry: int) -> bool:
+        catalog = self._catalog
+        return (
+            entry not in catalog.pending
+            and not catalog.is_pinned(entry)
+            and catalog.index.key(entry) is not None
+        )
+
+    def _waiting(self, slot_size: int, count: int) -> list[int]:
+        """Return the coldest of the pages that wait for upload: the last to leave."""
+        catalog = self._catalog
+        with catalog.lock:
+            sizes = {entry: catalog.place(entry).segment.slot_size for entry in catalog.pending}
+        waiting = [entry for entry, size in sizes.items() if size == slot_size]
+        coldest = catalog.recency.coldest([waiting], lambda e: not catalog.is_pinned(e), count)
+        return [entry for _, entry in coldest]

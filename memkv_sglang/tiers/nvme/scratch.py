@@ -1,0 +1,31 @@
+"""Aligned memory of a mover thread's own: footers, and a bounce buffer for what is not aligned."""
+
+from memkv_sglang.tiers.nvme.direct_io import BLOCK, aligned_memory
+
+_KEPT = 8 << 20
+"""Bytes of a bounce buffer beyond which it is not kept for the next time."""
+_TAIL = 2 * BLOCK
+
+
+class Scratch:
+    """Not thread-safe; what it gives out is good until the next call of the same method."""
+
+    def __init__(self) -> None:
+        self._tails: list[memoryview] = []
+        self._bounce = memoryview(b"")
+
+    def tails(self, count: int) -> list[memoryview]:
+        """Return `count` times two blocks: the first for padding, the second for a footer."""
+        if len(self._tails) < count:
+            memory = aligned_memory(count * _TAIL)
+            self._tails = [memory[i * _TAIL : (i + 1) * _TAIL] for i in range(count)]
+        return self._tails[:count]
+
+    def bounce(self, size: int) -> memoryview:
+        """Return `size` bytes that begin on a page boundary."""
+        if len(self._bounce) >= size:
+            return self._bounce[:size]
+        memory = aligned_memory(size)
+        if size <= _KEPT:
+            self._bounce = memory
+        return memory[:size]

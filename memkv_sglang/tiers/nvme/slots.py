@@ -1,0 +1,41 @@
+"""Which slots of a segment are taken, and by which entry of the index."""
+
+from array import array
+
+NO_ENTRY = 0xFFFF_FFFF
+"""In place of an entry: the slot is free, or reserved for a page that is still being written."""
+
+
+class SlotMap:
+    """The slots of one segment. Not thread-safe: callers hold the catalog's lock."""
+
+    __slots__ = ("_taken", "entries", "free")
+
+    def __init__(self, count: int) -> None:
+        """Begin with `count` free slots."""
+        self.entries = array("I", [NO_ENTRY]) * count
+        """Entry id by slot."""
+        self.free = count
+        self._taken = bytearray(count)
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def is_taken(self, slot: int) -> bool:
+        """Tell whether the slot holds a page or is reserved for one."""
+        return self._taken[slot] != 0
+
+    def find_run(self, count: int) -> int:
+        """Return the first of `count` consecutive free slots, or -1."""
+        return self._taken.find(bytes(count)) if self.free >= count else -1
+
+    def take(self, first: int, count: int = 1) -> None:
+        """Reserve free slots."""
+        self._taken[first : first + count] = b"\1" * count
+        self.free -= count
+
+    def give_back(self, slot: int) -> None:
+        """Make a taken slot free."""
+        self._taken[slot] = 0
+        self.entries[slot] = NO_ENTRY
+        self.free += 1

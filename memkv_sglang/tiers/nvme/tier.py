@@ -1,0 +1,223 @@
+"""The tier on this node's disk."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import NvmeConfig
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.tiers.base import (
+    LoadResult,
+    Lookup,
+    PendingPage,
+    SpillResult,
+    Tier,
+    TierError,
+    TierUsage,
+)
+from memkv_sglang.tiers.nvme.calls import CallsInFlight
+from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
+from memkv_sglang.tiers.nvme.descriptions import Descriptions
+from memkv_sglang.tiers.nvme.directory import Directory
+from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
+from memkv_sglang.tiers.nvme.housekeeping import Housekeeper
+from memkv_sglang.tiers.nvme.integrity import disagreements
+from memkv_sglang.tiers.nvme.load import Loader
+from memkv_sglang.tiers.nvme.movers import Movers
+from memkv_sglang.tiers.nvme.quarantine import Quarantine
+from memkv_sglang.tiers.nvme.recovery import recover
+from memkv_sglang.tiers.nvme.room import Room
+from memkv_sglang.tiers.nvme.segments import Segments
+from memkv_sglang.tiers.nvme.spill import Spiller
+from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
+
+_CLEAR_BATCH = 4096
+"""Pages that `clear` forgets at a time, so that spills are not held up for long."""
+
+_log = logging.getLogger(__name__)
+
+
+class NvmeTier(Tier):
+    """Pages in slots of preallocated files; has `UploadMarks` too.
+
+    `STORED` and `PRESENT` pages survive a kill of the process. Removals do so as well, unless the
+    journal is lost: what was removed but not yet written over is then there again.
+    """
+
+    name = "nvme"
+
+    def __init__(self, config: NvmeConfig) -> None:
+        """Open the directory, making it if need be; raises `ConfigError`."""
+        self._capacity = config.capacity
+        self._directory = Directory(config)
+        self._segments = Segments(
+            self._directory.segments,
+            config.capacity,
+            config.segment_size,
+            direct=self._directory.direct_io,
+        )
+        faults = FaultLog()
+        self._gate = WriteGate(faults)
+        self._catalog = Catalog(self._segments)
+        self._room = Room(self._catalog, config.high_watermark, config.low_watermark, faults)
+        try:
+            self._segments.open_all()
+            recover(self._catalog, self._directory.journal)
+            self._room.shrink()
+        except OSError as error:
+            self._segments.close()
+            self._directory.close()
+            raise ConfigError(
+                f"nvme.directory: cannot open {config.directory} ({error}); free space there, or "
+                "name another directory"
+            ) from error
+        self._descriptions = Descriptions(self._directory.namespaces)
+        self._movers = Movers(config.threads)
+        quarantine = Quarantine(self._directory.quarantine)
+        self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
+        self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)
+        self._verifier = Verifier(self._catalog, self._movers, self._loader, self._descriptions)
+        self._housekeeper = Housekeeper(self._catalog, self._room, self._gate)
+        self._calls = CallsInFlight()
+        fields = {"directory": config.directory, "pages": len(self._catalog.index)}
+        _log.info("nvme tier open", extra={"fields": fields})
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        """Walk the index; page-exact, waits for nothing."""
+        entries = self._catalog.walk(chain)
+        self._catalog.recency.touch(entries)
+        return Lookup(len(entries), complete=True)
+
+    def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Ask the index; waits for nothing."""
+        find = self._catalog.index.find
+        return [find(key) is not None for key in keys]
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Read and check the pages, consecutive slots at once; none is skipped."""
+        with self._calls.enter() as entered:
+            if not entered:
+                return [LoadResult.FAILED] * len(pages)
+            return self._loader.load(pages, deadline)
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        """Write the pages, into consecutive slots as far as there are any."""
+        with self._calls.enter() as entered:
+            if not entered:
+                return [SpillResult.FAILED] * len(pages)
+            results = self._spiller.spill(pages, deadline)
+            self._housekeeper.wake()
+            return results
+
+    def remove(self, keys: Sequence[PageKey]) -> int:
+        """Free the pages' slots, in the journal first."""
+        with self._calls.enter() as entered:
+            return self._drop_keys(keys) if entered else 0
+
+    def clear(self, namespace: bytes) -> int:
+        """Free the slots of all its pages, in batches; the description stays."""
+        with self._calls.enter() as entered:
+            if not entered:
+                return 0
+            keys = [
+                PageKey(namespace, h) for h in list(self._catalog.index.of_namespace(namespace))
+            ]
+            batches = range(0, len(keys), _CLEAR_BATCH)
+            return sum(self._drop_keys(keys[i : i + _CLEAR_BATCH]) for i in batches)
+
+    def _drop_keys(self, keys: Sequence[PageKey]) -> int:
+        try:
+            return self._catalog.drop_keys(keys)
+        except OSError as error:
+            self._gate.close(error)
+            raise TierError(f"the journal takes no more ({error})") from error
+
+    def describe(self, namespace: Namespace) -> None:
+        """Write the description, unless it is there."""
+        try:
+            self._descriptions.keep(namespace)
+        except OSError as error:
+            raise TierError(f"cannot keep the description ({error})") from error
+
+    def namespaces(self) -> dict[bytes, Namespace]:
+        """Read every description."""
+        return self._descriptions.read_all()
+
+    def usage(self) -> TierUsage:
+        """Count slots, footers included."""
+        pages = len(self._catalog.index)
+        return TierUsage(pages, self._segments.taken, self._capacity, self._room.evicted)
+
+    @property
+    def corrupt(self) -> int:
+        """Pages set aside since the tier was opened."""
+        return self._loader.corrupt
+
+    def check_integrity(self) -> list[str]:
+        """Compare index, slots, marks and counts."""
+        return disagreements(self._catalog)
+
+    def close(self) -> None:
+        """Wait for calls in flight, then write the journal anew with the order of use."""
+        if not self._calls.close():
+            return
+        self._housekeeper.close()
+        self._movers.close()
+        try:
+            self._catalog.compact()
+        except OSError as error:  # the journal as it is will do, but for the order of use
+            self._gate.close(error)
+        self._catalog.journal.close()
+        self._segments.close()
+        self._directory.close()
+
+    # Upload marks
+
+    def mark_pending(self, keys: Sequence[PageKey]) -> None:
+        """Note in the journal that the pages wait."""
+        self._mark(keys, pending=True)
+
+    def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
+        """Note in the journal that they wait no more."""
+        self._mark(keys, pending=False)
+
+    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> None:
+        with self._calls.enter() as entered:
+            if entered:
+                try:
+                    self._catalog.mark(keys, pending=pending)
+                except OSError as error:
+                    self._gate.close(error)
+
+    def pending(self) -> Iterator[PendingPage]:
+        """Yield the pages that wait, those that were marked first before the others."""
+        return iter(self._catalog.pending_pages())
+
+    # For `memkv inspect`
+
+    def find(self, key: PageKey) -> SlotDescription | None:
+        """Tell where a page lies; not a use."""
+        return self._catalog.describe(key)
+
+    def pages(self, namespace: bytes) -> Iterator[SlotDescription]:
+        """Yield all pages of a namespace, as of the call, in no order."""
+        hashes = list(self._catalog.index.of_namespace(namespace))
+        found = (self._catalog.describe(PageKey(namespace, page_hash)) for page_hash in hashes)
+        return (description for description in found if description is not None)
+
+    # For `memkv verify`
+
+    def verify(self, repair: bool, progress: Callable[[int, int], None]) -> VerifyReport:
+        """Read every page and check it, while other calls go on; blocks for as long as that takes.
+
+        With `repair` the pages that are not intact are set aside and freed. `progress` is called
+        with the pages done and their number altogether. Raises `TierError`.
+        """
+        with self._calls.enter() as entered:
+            if not entered:
+                raise TierError("the tier is closed")
+            try:
+                return self._verifier.verify(repair=repair, progress=progress)
+            except OSError as error:
+                raise TierError(f"cannot read the directory ({error})") from error

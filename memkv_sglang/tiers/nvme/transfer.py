@@ -1,0 +1,140 @@
+"""Pages to and from runs of consecutive slots, one system call a run."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from memkv_sglang.page import Page, PageKey, page_checksum
+from memkv_sglang.tiers.nvme.direct_io import BLOCK
+from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
+from memkv_sglang.tiers.nvme.scratch import Scratch
+from memkv_sglang.tiers.nvme.segment import Place, Segment
+from memkv_sglang.tiers.nvme.segments import RUN_SIZE
+
+_SMALL_RUN = 256 << 10
+"""Bytes that are not worth another thread."""
+
+
+class Run(NamedTuple):
+    """Pages in consecutive slots, from `first` on; `members` are their positions in the call."""
+
+    segment: Segment
+    first: int
+    members: list[int]
+
+
+def into_runs(places: dict[int, Place], threads: int) -> list[Run]:
+    """Gather pages whose slots follow one another, as far as every thread gets its share.
+
+    `places` is by position in the call; a run is moved by one system call if it has no more buffers
+    than that takes.
+    """
+    total = sum(place.segment.slot_size for place in places.values())
+    limit = min(max(total // threads, _SMALL_RUN), RUN_SIZE)
+    runs: list[Run] = []
+    size = 0
+    for member in sorted(places, key=lambda member: _address(places[member])):
+        segment, slot = places[member]
+        size += segment.slot_size
+        if (
+            runs
+            and runs[-1].segment is segment
+            and runs[-1].first + len(runs[-1].members) == slot
+            and size <= limit
+        ):
+            runs[-1].members.append(member)
+        else:
+            runs.append(Run(segment, slot, [member]))
+            size = segment.slot_size
+    return runs
+
+
+def _address(place: Place) -> tuple[int, int]:
+    return place.segment.number, place.slot
+
+
+def write_run(run: Run, pages: Sequence[Page], ticks: Sequence[int], scratch: Scratch) -> None:
+    """Write a run's pages with their footers; `ticks` are by position too. Raises `OSError`."""
+    members = [pages[member] for member in run.members]
+    image = _lay_out(run.segment, members, scratch)
+    for member, page, content, footer in zip(
+        run.members, members, image.contents, image.footers, strict=True
+    ):
+        if content is not page.buffers:
+            _gather(page.buffers, content[0])
+        checksum = page_checksum(page.key, page.buffers)
+        Footer(page.key, page.length, ticks[member], checksum).pack_into(footer)
+    run.segment.write(image.vectors, run.first)
+
+
+def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> list[bool]:
+    """Read a run's pages, tell for each whether it is the right one and intact.
+
+    Raises `OSError`, and `EOFError` where the segment is truncated.
+    """
+    members = [pages[member] for member in run.members]
+    image = _lay_out(run.segment, members, scratch)
+    run.segment.read(image.vectors, run.first)
+    intact = []
+    for page, content, footer in zip(members, image.contents, image.footers, strict=True):
+        intact.append(is_intact(page.key, page.length, content, Footer.unpack(footer)))
+        if intact[-1] and content is not page.buffers:
+            _scatter(content[0], page.buffers)
+    return intact
+
+
+def is_intact(
+    key: PageKey, length: int, content: Sequence[memoryview], footer: Footer | None
+) -> bool:
+    """Tell whether a slot's footer names this page and confirms its content."""
+    return (
+        footer is not None
+        and footer.key == key
+        and footer.length == length
+        and footer.checksum == page_checksum(key, content)
+    )
+
+
+class _Image(NamedTuple):
+    """A run as it lies on disk, in memory."""
+
+    vectors: list[memoryview]
+    contents: Sequence[tuple[memoryview, ...]]
+    """By page, where its content lies: in its own buffers unless they had to be bounced."""
+    footers: list[memoryview]
+
+
+def _lay_out(segment: Segment, pages: Sequence[Page], scratch: Scratch) -> _Image:
+    if segment.takes([buffer for page in pages for buffer in page.buffers]):
+        return _lay_out_in_place(pages, scratch)
+    return _lay_out_in_bounce(segment.slot_size, pages, scratch)
+
+
+def _lay_out_in_place(pages: Sequence[Page], scratch: Scratch) -> _Image:
+    vectors: list[memoryview] = []
+    footers: list[memoryview] = []
+    for page, tail in zip(pages, scratch.tails(len(pages)), strict=True):
+        vectors += page.buffers
+        vectors.append(tail[BLOCK - (-page.length % BLOCK) :])
+        footers.append(tail[BLOCK:])
+    return _Image(vectors, [page.buffers for page in pages], footers)
+
+
+def _lay_out_in_bounce(slot_size: int, pages: Sequence[Page], scratch: Scratch) -> _Image:
+    memory = scratch.bounce(len(pages) * slot_size)
+    slots = [memory[i * slot_size : (i + 1) * slot_size] for i in range(len(pages))]
+    contents = [(slot[: page.length],) for slot, page in zip(slots, pages, strict=True)]
+    return _Image([memory], contents, [slot[-FOOTER_SIZE:] for slot in slots])
+
+
+def _gather(parts: Sequence[memoryview], whole: memoryview) -> None:
+    offset = 0
+    for part in parts:
+        whole[offset : offset + len(part)] = part
+        offset += len(part)
+
+
+def _scatter(whole: memoryview, parts: Sequence[memoryview]) -> None:
+    offset = 0
+    for part in parts:
+        part[:] = whole[offset : offset + len(part)]
+        offset += len(part)

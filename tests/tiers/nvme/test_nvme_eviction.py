@@ -1,0 +1,186 @@
+"""What leaves the disk, and in which order, when slots run out."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from memkv_sglang.config.schema import MIB
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.testing.conformance import load, soon, spill
+from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.base import SpillResult
+from tests.tiers.nvme.nvme_support import Disk, disk, present, room_for
+
+NAMESPACE = make_namespace()
+STORED, PRESENT, REFUSED = SpillResult.STORED, SpillResult.PRESENT, SpillResult.REFUSED
+SMALL, LARGE = (4096, 4096), (16384, 16384)
+"""Pages whose slots have 12 and 36 KiB: a segment of small ones has no room for a large one."""
+
+
+def chain(name: str, count: int) -> Chain:
+    return make_chain(NAMESPACE, count, name)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Disk]:
+    """A directory with room for exactly 32 pages of the usual size."""
+    with disk(tmp_path / "nvme", capacity=room_for(32)) as opened:
+        yield opened
+
+
+def test_leaves_of_a_used_chain_leave_before_its_root(full: Disk) -> None:
+    used, idle = chain("used", 16), chain("idle", 16)
+    spill(full.tier, used.keys())
+    spill(full.tier, idle.keys())
+    full.tier.lookup(used, soon())
+    spill(full.tier, chain("new", 20).keys())
+    assert full.tier.lookup(idle, soon()) == (0, True)
+    assert full.tier.lookup(used, soon()) == (12, True)
+    assert full.tier.usage().evicted == 20
+
+
+def test_leaves_of_a_chain_that_was_never_used_leave_first_too(full: Disk) -> None:
+    old = chain("old", 32)
+    spill(full.tier, old.keys())
+    spill(full.tier, chain("new", 7).keys())
+    assert present(full.tier, old.keys()) == [True] * 25 + [False] * 7
+
+
+def test_load_of_what_was_evicted_is_a_miss_and_the_rest_is_right(full: Disk) -> None:
+    old, new = chain("old", 32).keys(), chain("new", 9).keys()
+    spill(full.tier, old)
+    assert spill(full.tier, new) == [STORED] * 9
+    load(full.tier, new)
+    load(full.tier, old[:23])
+    assert full.tier.check_integrity() == []
+
+
+def test_pages_that_wait_for_upload_leave_last(full: Disk) -> None:
+    waiting, others = chain("waiting", 8), chain("others", 24)
+    spill(full.tier, waiting.keys())
+    full.tier.mark_pending(waiting.keys())
+    spill(full.tier, others.keys())
+    spill(full.tier, chain("new", 24).keys())
+    assert full.tier.lookup(waiting, soon()) == (8, True)
+    assert [page.key for page in full.tier.pending()] == waiting.keys()
+    assert full.tier.lookup(others, soon()) == (0, True)
+    spill(full.tier, chain("all", 32).keys())
+    assert list(full.tier.pending()) == []
+    assert full.tier.check_integrity() == []
+
+
+def test_order_of_use_survives_a_restart(full: Disk) -> None:
+    first, second = chain("first", 16), chain("second", 16)
+    spill(full.tier, first.keys())
+    spill(full.tier, second.keys())
+    full.tier.lookup(first, soon())
+    new = chain("new", 18)
+    spill(full.reopen(), new.keys())
+    assert present(full.tier, first.keys()) == [True] * 14 + [False] * 2
+    assert present(full.tier, second.keys()) == [False] * 16
+    spill(full.reopen(), chain("newer", 17).keys())
+    assert present(full.tier, first.keys()) == [False] * 16
+    assert present(full.tier, new.keys()) == [True] * 15 + [False] * 3
+
+
+def test_call_does_not_evict_the_begin_of_its_own_chain(full: Disk) -> None:
+    long = chain("long", 40)
+    spill(full.tier, long.keys()[:10])
+    results = spill(full.tier, long.keys())
+    assert results == [PRESENT] * 10 + [STORED] * 22 + [REFUSED] * 8
+    assert full.tier.lookup(long, soon()) == (32, True)
+
+
+def test_background_eviction_ends_at_the_low_watermark(tmp_path: Path) -> None:
+    settings = {"capacity": room_for(160), "high_watermark": 0.9, "low_watermark": 0.5}
+    with disk(tmp_path / "nvme", **settings) as opened:
+        spill(opened.tier, chain("below", 140).keys())
+        assert opened.tier.usage() == (140, 140 * 12288, opened.config.capacity, 0)
+        spill(opened.tier, chain("above", 10).keys())
+        eventually(lambda: opened.tier.usage().pages <= 80)
+        assert opened.tier.usage().pages == 80
+        assert opened.tier.lookup(chain("above", 10), soon()) == (10, True)
+
+
+def segment_bytes(opened: Disk) -> int:
+    return sum(path.stat().st_size for path in opened.segments())
+
+
+def test_cold_pages_of_another_size_make_room(full: Disk) -> None:
+    small, large = chain("small", 32), chain("large", 5)
+    spill(full.tier, small.keys(), SMALL)
+    for key in large.keys():
+        assert spill(full.tier, [key], LARGE) == [STORED]
+    load(full.tier, large.keys(), LARGE)
+    left = sum(present(full.tier, small.keys()))
+    assert 16 <= left < 32  # 5 x 40 KiB of segments took the place of some of 16 x 28 KiB
+    assert segment_bytes(full) <= full.config.capacity
+    assert full.tier.check_integrity() == []
+
+
+@pytest.mark.parametrize("why", ["used", "waiting"])
+def test_pages_of_another_size_stay_if_they_are_wanted(full: Disk, why: str) -> None:
+    small, large = chain("small", 32), chain("large", 3).keys()
+    spill(full.tier, small.keys(), SMALL)
+    spill(full.tier, large[:1], LARGE)
+    kept = [key for key in small.keys() if full.tier.find(key)]
+    assert len(kept) == 28
+    if why == "waiting":
+        full.tier.mark_pending(kept)
+    for key in large[1:]:
+        if why == "used":
+            assert full.tier.lookup(small, soon()) == (28, True)
+        assert spill(full.tier, [key], LARGE) == [STORED]
+    assert present(full.tier, large) == [False, False, True]
+    assert all(present(full.tier, kept))
+
+
+def test_size_without_any_segment_gets_one_even_from_waiting_pages(full: Disk) -> None:
+    small = chain("small", 32).keys()
+    spill(full.tier, small, SMALL)
+    full.tier.mark_pending(small)
+    key = chain("large", 1).keys()[0]
+    assert spill(full.tier, [key], LARGE) == [STORED]
+    load(full.tier, [key], LARGE)
+    assert len(list(full.tier.pending())) == sum(present(full.tier, small)) == 28
+
+
+def test_page_longer_than_a_segment_is_refused(tmp_path: Path) -> None:
+    keys = chain("long", 3).keys()
+    with disk(tmp_path / "nvme", capacity=4 * MIB, segment_size=MIB) as opened:
+        assert spill(opened.tier, keys[:1], (1 << 20,)) == [REFUSED]
+        assert spill(opened.tier, keys[:1], ((1 << 20) - 8192,)) == [STORED]
+    with disk(tmp_path / "tiny", capacity=MIB) as opened:
+        assert spill(opened.tier, keys, (1 << 20,)) == [REFUSED] * 3
+        assert opened.segments() == []
+
+
+def test_lowered_capacity_keeps_the_pages_used_last(full: Disk) -> None:
+    old, new = chain("old", 16), chain("new", 16)
+    spill(full.tier, old.keys())
+    spill(full.tier, new.keys())
+    capacity = full.config.capacity // 2
+    full.reopen(capacity=capacity)
+    assert segment_bytes(full) <= capacity
+    assert full.tier.lookup(new, soon()) == (16, True)
+    assert full.tier.lookup(old, soon()) == (0, True)
+
+
+def test_many_sizes_share_the_capacity(full: Disk) -> None:
+    sizes = [(4096 * n,) for n in range(1, 6)]
+    for turn in range(4):
+        for size in sizes:
+            keys: Sequence[PageKey] = chain(f"{turn} {size}", 4).keys()
+            assert spill(full.tier, keys, size) == [STORED] * 4
+            load(full.tier, keys, size)
+            assert segment_bytes(full) <= full.config.capacity
+    assert full.tier.check_integrity() == []
