@@ -4,11 +4,15 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierError
 from memkv_sglang.tiers.wrappers import WrapperTier
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +60,19 @@ class CircuitBreaker:
             self._retry_at = time.monotonic() + self._open_seconds
             return True
 
-    def record(self, failures: int) -> None:
-        """Take in a call's outcome: how much of it failed, 0 for success."""
+    def record(self, verdict: bool | None) -> None:
+        """Take in what a call told of the tier: it works, it does not, or nothing (None).
+
+        A call that was answered from what the tier knows of itself tells nothing.
+        """
         with self._lock:
             before = self._state
-            if not failures:
+            if verdict is None:
+                self._retry_at = 0.0  # a probe without a verdict makes room for the next
+            elif verdict:
                 self._failures, self._state = 0, BreakerState.CLOSED
             else:
-                self._failures += failures
+                self._failures += 1
                 if self._failures >= self._threshold:
                     self._state = BreakerState.OPEN
                     self._retry_at = time.monotonic() + self._open_seconds
@@ -83,24 +92,16 @@ class BreakerTier(WrapperTier):
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Look up; raises `TierError` while the circuit is open."""
-        self._admit()
-        try:
-            found = super().lookup(chain, deadline)
-        except TierError:
-            self.breaker.record(1)
-            raise
-        self.breaker.record(0)
+        found = self._guarded(super().lookup, chain, deadline)
+        # A whole chain may be known to be there; one that ends somewhere had to be asked for.
+        known = found.complete and found.length == len(chain.hashes)
+        self.breaker.record(None if known else found.complete)
         return found
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """Ask; raises `TierError` while the circuit is open."""
-        self._admit()
-        try:
-            found = super().present(keys, deadline)
-        except TierError:
-            self.breaker.record(1)
-            raise
-        self.breaker.record(0)
+        found = self._guarded(super().present, keys, deadline)
+        self.breaker.record(None if all(found) else True)
         return found
 
     def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
@@ -108,7 +109,10 @@ class BreakerTier(WrapperTier):
         if not pages or not self.breaker.admit():
             return [LoadResult.FAILED] * len(pages)
         results = super().load(pages, deadline)
-        self.breaker.record(results.count(LoadResult.FAILED))
+        for _ in range(results.count(LoadResult.FAILED)):
+            self.breaker.record(False)
+        if LoadResult.FAILED not in results:
+            self.breaker.record(True)
         return results
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
@@ -116,9 +120,18 @@ class BreakerTier(WrapperTier):
         if not pages or not self.breaker.admit():
             return [SpillResult.FAILED] * len(pages)
         results = super().spill(pages, deadline)
-        self.breaker.record(results.count(SpillResult.FAILED))
+        if SpillResult.FAILED in results:  # once: those behind the first were not even tried
+            self.breaker.record(False)
+        else:
+            told = set(results) != {SpillResult.PRESENT}
+            self.breaker.record(True if told else None)
         return results
 
-    def _admit(self) -> None:
+    def _guarded(self, call: Callable[[T, float], R], asked: T, deadline: float) -> R:
         if not self.breaker.admit():
             raise TierError(f"{self.name}: circuit open")
+        try:
+            return call(asked, deadline)
+        except TierError:
+            self.breaker.record(False)
+            raise

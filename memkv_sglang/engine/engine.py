@@ -3,14 +3,15 @@
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
+from memkv_sglang.engine.describer import Describer
 from memkv_sglang.engine.load import Loader
 from memkv_sglang.engine.lookup import Finder
+from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
-from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.engine.results import PageLoad, Removal
 from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus, TierStatus
 from memkv_sglang.engine.uploads import UploadQueue
@@ -51,7 +52,7 @@ class Engine:
         self._finder = Finder(self._local, self._shared, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics)
         self._spiller = Spiller(self._local, self._shared, self._uploads)
-        self._describer = ThreadPoolExecutor(1, thread_name_prefix="memkv-describe")
+        self._describer = Describer(self._shared) if self._shared else None
 
     def _make_promoter(self) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
@@ -76,8 +77,8 @@ class Engine:
         """Keep the description beside the pages: locally at once, in the shared tier behind."""
         if self._local is not None:
             _describe(self._local, namespace)
-        if self._shared is not None:
-            self._describer.submit(_describe, self._shared, namespace)
+        if self._describer is not None:
+            self._describer.offer(namespace)
 
     def lookup(self, chain: Chain, budget: float | None = None) -> Lookup:
         """Return the longest prefix that can be loaded, as known after `budget` seconds at most.
@@ -86,6 +87,18 @@ class Engine:
         is then a lower bound. The default budget is the configured one.
         """
         return self._finder.lookup(chain, self._config.lookup_budget if budget is None else budget)
+
+    def present(
+        self, keys: Sequence[PageKey], budget: float | None = None, tier: str = ""
+    ) -> list[bool]:
+        """Tell for each page whether it is there, as known after `budget` seconds at most.
+
+        Unlike `lookup` it presumes no order among the pages, and is no use of them. `tier` names
+        the one to ask; empty for both. What could not be asked for in time counts as absent.
+        """
+        seconds = self._config.lookup_budget if budget is None else budget
+        tiers = [asked for asked in self._tiers() if tier in ("", asked.name)]
+        return present(tiers, keys, time.monotonic() + seconds)
 
     def load(self, pages: Sequence[Page]) -> list[PageLoad]:
         """Fill the pages of a chain from the nearest tier; the first miss ends the prefix."""
@@ -96,21 +109,22 @@ class Engine:
         before = PageKey(pages[0].key.namespace, parent) if pages and parent else None
         return self._spiller.spill(pages, before, time.monotonic() + self._config.batch_deadline)
 
-    def clear(self, namespace: bytes) -> int:
-        """Remove a namespace's pages from every tier that can be reached, return how many copies.
+    def clear(self, namespace: bytes) -> Removal:
+        """Remove a namespace's pages from every tier that can be reached.
 
         May take long in a shared tier with many pages.
         """
-        removed = 0
+        removed, complete = 0, True
         for tier in self._tiers():
             try:
                 removed += tier.clear(namespace)
             except TierError as error:
+                complete = False
                 log.warning(
                     "namespace not cleared",
                     extra={"fields": {"tier": tier.name, "error": str(error)}},
                 )
-        return removed
+        return Removal(removed, complete)
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing waits for upload or promotion; False if `timeout` seconds passed."""
@@ -139,12 +153,13 @@ class Engine:
 
     def close(self, drain: float) -> None:
         """Upload for at most `drain` seconds more, then close the tiers; idempotent."""
+        if self._describer is not None:
+            self._describer.close()
         if self._uploads is not None:
             self._uploads.close(drain)
         if self._promoter is not None:
             self._promoter.close()
         self._loader.close()
-        self._describer.shutdown(cancel_futures=True)
         for tier in self._tiers():
             tier.close()
 

@@ -52,6 +52,8 @@ class Loader:
             if follower is not None:
                 loads[i] = PageLoad(*self._flights.wait(follower, deadline))
                 self._metrics.merged_pages.inc(loads[i].result is LoadResult.LOADED)
+                if loads[i].result is LoadResult.SKIPPED:  # behind a miss of the leader's chain
+                    loads[i] = self._fetch([pages[i]], deadline)[0]
         return _end_prefix_at_first_miss(loads)
 
     def _fetch(self, pages: Sequence[Page], deadline: float) -> list[PageLoad]:

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
+from memkv_sglang.engine.recent import RecentPages
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.tiers.base import Tier
@@ -13,7 +14,7 @@ from memkv_sglang.tiers.base import Tier
 Rule = Literal["never", "second_use", "always"]
 
 REMEMBERED_USES = 500_000
-"""Pages whose first use is remembered; about 100 bytes each."""
+"""Pages whose first use is remembered."""
 
 WRITE_SECONDS = 5.0
 """Longest time for a batch of copies to reach the disk."""
@@ -29,17 +30,15 @@ class Admission:
     def __init__(self, rule: Rule) -> None:
         """Follow `rule`."""
         self._rule = rule
-        self._used: OrderedDict[PageKey, None] = OrderedDict()
+        self._used = RecentPages(REMEMBERED_USES)
 
     def admits(self, key: PageKey) -> bool:
         """Take note of a use and tell whether the page is to be kept."""
         if self._rule != "second_use":
             return self._rule == "always"
-        if self._used.pop(key, self) is None:
+        if self._used.remove(key):
             return True
-        self._used[key] = None
-        if len(self._used) > REMEMBERED_USES:
-            self._used.popitem(last=False)
+        self._used.add([key])
         return False
 
 

@@ -10,3 +10,12 @@ class PageLoad(NamedTuple):
 
     result: LoadResult
     tier: str = ""
+
+
+class Removal(NamedTuple):
+    """What became of a namespace that was to be cleared."""
+
+    pages: int
+    """Copies removed, over all tiers."""
+    complete: bool
+    """False if a tier could not be reached, and may still hold pages."""

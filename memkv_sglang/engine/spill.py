@@ -30,22 +30,14 @@ class Spiller:
         if self._local is None:
             return self._spill_shared(pages, deadline)
         results = self._local.spill(pages, deadline)
-        fresh = [
-            PendingPage(page.key, page.length)
-            for page, result in zip(pages, results, strict=True)
-            if result is SpillResult.STORED
-        ]
-        if self._uploads is not None and fresh:
-            self._uploads.offer(fresh, _page_before(fresh[0].key, pages, parent))
         kept = next((i for i, r in enumerate(results) if r > SpillResult.PRESENT), len(results))
+        if self._uploads is not None and kept:
+            # Also what was there before: its upload may have been dropped, or its mark be lost.
+            held = [PendingPage(page.key, page.length) for page in pages[:kept]]
+            self._uploads.offer(held, parent)
         return results[:kept] + self._spill_shared(pages[kept:], deadline)
 
     def _spill_shared(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         if self._shared is None:
             return [SpillResult.REFUSED] * len(pages)
         return self._shared.spill(pages, deadline)
-
-
-def _page_before(key: PageKey, pages: Sequence[Page], parent: PageKey | None) -> PageKey | None:
-    keys = [parent, *(page.key for page in pages)]
-    return keys[keys.index(key, 1) - 1]

@@ -1,14 +1,15 @@
 """The upload queue: pages on this node's disk that wait for their copy in the shared tier."""
 
 import logging
-import mmap
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memkv_sglang.engine.breaker import BreakerState, CircuitBreaker
+from memkv_sglang.engine.recent import RecentPages
+from memkv_sglang.engine.staging import Staging
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
@@ -37,8 +38,11 @@ RETRY_SECONDS = 0.5
 GONE = (LoadResult.MISSING, LoadResult.CORRUPT)
 """The disk has no right copy any more: there is nothing to upload."""
 
-REMEMBERED_DROPS = 10_000
-"""Chains cut short by a full queue whose end is remembered."""
+REMEMBERED_DROPS = 100_000
+"""Pages that a full queue did not take, remembered so that none is uploaded behind them."""
+
+REMEMBERED_UPLOADS = 200_000
+"""Pages known to be in the shared tier, remembered so that a second spill costs nothing."""
 
 
 @dataclass(slots=True)
@@ -83,7 +87,9 @@ class UploadQueue:
         self._runs: deque[_Run] = deque()
         self._pages = 0
         self._bytes = 0
-        self._dropped_ends: OrderedDict[PageKey | None, None] = OrderedDict()
+        self._dropped = RecentPages(REMEMBERED_DROPS)
+        self._uploaded = RecentPages(REMEMBERED_UPLOADS)
+        self._waiting: set[PageKey] = set()
         self._closing = threading.Event()
         self._enqueue(_split(marks.pending(), chained=False))
         self._threads = [
@@ -110,21 +116,24 @@ class UploadQueue:
         to follow them: the shared tier would hold a chain with a hole, which nobody could load.
         Blocks for the journal only.
         """
-        if not pages:
-            return
         with self._changed:
-            orphaned = parent in self._dropped_ends
-            full = self._bytes + sum(page.length for page in pages) > self._backlog
-            if orphaned or full:
-                self._drop(pages, "backlog")
+            fresh = [page for page in pages if not self._is_settled(page.key)]
+            if not fresh:
                 return
-        self._marks.mark_pending([page.key for page in pages])
-        self._enqueue(_split(pages, chained=True))
+            before = [parent, *(page.key for page in pages)][pages.index(fresh[0])]
+            orphaned = before is not None and before in self._dropped
+            full = self._bytes + sum(page.length for page in fresh) > self._backlog
+            if orphaned or full:
+                self._drop(fresh, "backlog")
+                return
+        self._marks.mark_pending([page.key for page in fresh])
+        self._enqueue(_split(fresh, chained=True))
+
+    def _is_settled(self, key: PageKey) -> bool:
+        return key in self._waiting or key in self._uploaded
 
     def _drop(self, pages: Sequence[PendingPage], reason: str) -> None:
-        self._dropped_ends[pages[-1].key] = None
-        if len(self._dropped_ends) > REMEMBERED_DROPS:
-            self._dropped_ends.popitem(last=False)
+        self._dropped.add(page.key for page in pages)
         self._metrics.uploads_dropped.labels(reason).inc(len(pages))
         log.warning("uploads dropped", extra={"fields": {"pages": len(pages), "reason": reason}})
 
@@ -132,6 +141,7 @@ class UploadQueue:
         with self._changed:
             for run in runs:
                 self._runs.append(run)
+                self._waiting.update(page.key for page in run.pages)
                 self._count(len(run.pages), run.bytes)
             self._changed.notify_all()
 
@@ -142,9 +152,10 @@ class UploadQueue:
         self._metrics.queue_bytes.set(self._bytes)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing waits; False if `timeout` seconds were not enough."""
+        """Wait until nothing waits; False if `timeout` seconds passed first, or `close` did."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._pages == 0, timeout)
+            self._changed.wait_for(lambda: not self._pages or self._closing.is_set(), timeout)
+            return self._pages == 0
 
     def close(self, drain: float) -> None:
         """Go on for at most `drain` seconds, then stop; what is left stays marked."""
@@ -156,7 +167,7 @@ class UploadQueue:
             thread.join()
 
     def _upload_all(self) -> None:
-        with _Staging() as staging:
+        with Staging(RUN_BYTES) as staging:
             while (run := self._next()) is not None:
                 left = self._try(run, staging)
                 if left and run.attempts >= self._attempts:
@@ -173,12 +184,15 @@ class UploadQueue:
             self._changed.wait_for(lambda: self._runs or self._closing.is_set())
             return None if self._closing.is_set() else self._runs.popleft()
 
-    def _try(self, run: _Run, staging: "_Staging") -> list[PendingPage]:
+    def _try(self, run: _Run, staging: Staging) -> list[PendingPage]:
         """Upload; count an attempt if the tier answers and yet takes nothing."""
         try:
             left = self._upload(run, staging)
         except TierError:
             return run.pages
+        except Exception:  # the thread must go on, whatever this run met
+            log.exception("upload failed", extra={"fields": {"pages": len(run.pages)}})
+            left = run.pages
         refused = len(left) == len(run.pages) and self._breaker.state is BreakerState.CLOSED
         run.attempts += refused
         return left
@@ -188,6 +202,9 @@ class UploadQueue:
         with self._changed:
             size = run.bytes
             self._count(len(left) - len(run.pages), sum(page.length for page in left) - size)
+            self._waiting.difference_update(
+                {page.key for page in run.pages} - set(_page_keys(left))
+            )
             if left:
                 run.pages = left
                 self._runs.appendleft(run)
@@ -198,7 +215,7 @@ class UploadQueue:
         with self._changed:
             self._drop(pages, "failed")
 
-    def _upload(self, run: _Run, staging: "_Staging") -> list[PendingPage]:
+    def _upload(self, run: _Run, staging: Staging) -> list[PendingPage]:
         """Upload what the shared tier lacks; return what is to be tried again.
 
         Raises `TierError` where the shared tier cannot even be asked.
@@ -212,8 +229,11 @@ class UploadQueue:
         gone = _keys(pages, [result in GONE for result in loaded])
         self._metrics.uploads_dropped.labels("evicted").inc(len(gone))
         left = [page for page in lacking if page.key not in done | gone]
-        waiting = {page.key for page in left}
-        self._marks.mark_uploaded([page.key for page in run.pages if page.key not in waiting])
+        waiting = set(_page_keys(left))
+        over = [page.key for page in run.pages if page.key not in waiting]
+        self._marks.mark_uploaded(over)
+        with self._changed:
+            self._uploaded.add(key for key in over if key not in gone)
         return left
 
     def _lacking(self, run: _Run) -> list[PendingPage]:
@@ -225,6 +245,10 @@ class UploadQueue:
             return run.pages[self._shared.lookup(chain, deadline).length :]
         present = self._shared.present(keys, deadline)
         return [page for page, there in zip(run.pages, present, strict=True) if not there]
+
+
+def _page_keys(pages: Sequence[PendingPage]) -> list[PageKey]:
+    return [page.key for page in pages]
 
 
 def _keys(pages: Sequence[Page], chosen: Sequence[bool]) -> set[PageKey]:
@@ -242,35 +266,3 @@ def _split(pages: Iterable[PendingPage], *, chained: bool) -> list[_Run]:
         runs[-1].pages.append(page)
         room -= page.length
     return runs
-
-
-class _Staging:
-    """Page-aligned memory of one uploader, as large as its largest run so far."""
-
-    def __init__(self) -> None:
-        self._grow(RUN_BYTES)
-
-    def _grow(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, size)
-        # Direct I/O into 4 KiB pages reaches less than half of the speed into huge pages.
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
-
-    def __enter__(self) -> "_Staging":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self._memory  # unmapped once no view is left
-
-    def pages(self, pending: Sequence[PendingPage]) -> list[Page]:
-        """Return a page with memory for each; valid until the next call."""
-        starts, end = [], 0
-        for page in pending:
-            starts.append(end)
-            end += -(-page.length // mmap.PAGESIZE) * mmap.PAGESIZE
-        if end > len(self._memory):
-            self._grow(end)
-        view = memoryview(self._memory)
-        return [
-            Page(page.key, (view[start : start + page.length],))
-            for start, page in zip(starts, pending, strict=True)
-        ]

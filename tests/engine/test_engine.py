@@ -11,6 +11,7 @@ from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.metrics import Metrics
+from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.testing.pages import (
     holds_content,
@@ -19,7 +20,7 @@ from memkv_sglang.testing.pages import (
     make_namespace,
     make_page,
 )
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierError
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import CountingTier, FaultyTier, WrapperTier
 
@@ -325,6 +326,128 @@ def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
     assert load(engine, keys) == loaded_from(LOCAL, 12)
 
 
+def test_dropped_pages_are_uploaded_when_they_are_spilled_again(open_engine: Open) -> None:
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    gated = GatedTier(inner)
+    engine = open_engine(local, gated, upload_backlog=4 * 8192)
+    keys = make_chain(NAMESPACE, 6).keys()
+    spill(engine, make_chain(NAMESPACE, 3, "first in line").keys())
+    spill(engine, keys[:2])
+    gated.gate.set()
+    assert engine.flush(timeout=60)
+    assert inner.present(keys, 0) == [False] * 6
+    assert spill(engine, keys[:4])[:2] == [SpillResult.PRESENT] * 2
+    assert engine.flush(timeout=60)
+    assert inner.present(keys, 0) == [True] * 4 + [False] * 2
+
+
+def test_no_branch_is_uploaded_behind_a_dropped_page(open_engine: Open) -> None:
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    gated = GatedTier(inner)
+    engine = open_engine(local, gated, upload_backlog=3 * 8192)
+    hashes = make_hashes(6)
+    spill(engine, make_chain(NAMESPACE, 3, "first in line").keys())
+    spill(engine, Chain(NAMESPACE.digest, hashes).keys())
+    gated.gate.set()
+    assert engine.flush(timeout=60)
+    branch = Chain(NAMESPACE.digest, make_hashes(2, "branch", hashes[2])).keys()
+    spill(engine, branch, parent=hashes[2])
+    assert engine.flush(timeout=60)
+    assert inner.present(branch, 0) == [False, False]
+
+
+class BrokenTier(WrapperTier):
+    """Has a bug that shows `times` times."""
+
+    times = 3
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        self.times -= 1
+        if self.times >= 0:
+            raise RuntimeError("a bug")
+        return super().spill(pages, deadline)
+
+
+def test_uploads_go_on_after_an_unexpected_error(open_engine: Open) -> None:
+    inner = MemoryTier(name=SHARED)
+    engine = open_engine(MemoryTier(name=LOCAL), BrokenTier(inner))
+    chain = make_chain(NAMESPACE, 3)
+    spill(engine, chain.keys())
+    assert engine.flush(timeout=60)
+    assert inner.lookup(chain, 0).length == 3
+
+
+def test_close_wakes_who_waits_for_the_queue(open_engine: Open) -> None:
+    local = MemoryTier(name=LOCAL)
+    engine = open_engine(local, FaultyTier(MemoryTier(name=SHARED), lambda verb, key: True))
+    spill(engine, make_chain(NAMESPACE, 3).keys())
+    waits = [threading.Thread(target=engine.flush, args=(3600,)) for _ in range(2)]
+    for wait in waits:
+        wait.start()
+    engine.close(drain=0.05)
+    for wait in waits:
+        wait.join(30)
+        assert not wait.is_alive()
+
+
+def test_follower_fetches_what_its_leader_skipped(open_engine: Open) -> None:
+    """The leader's chain has a hole before the page; the follower's has not."""
+    inner = MemoryTier(name=SHARED)
+    hole, wanted = make_chain(NAMESPACE, 2).keys()
+    put(inner, [wanted])
+    gated = GatedTier(SkippingTier(inner))
+    engine = open_engine(None, gated)
+    leader = threading.Thread(target=lambda: load_any(engine, [hole, wanted]))
+    leader.start()
+    gated.arrived.acquire()
+    answers: list[list[PageLoad]] = []
+    follower = threading.Thread(target=lambda: answers.append(load(engine, [wanted])))
+    follower.start()
+    wait_until(lambda: flights(engine, wanted) == 1)
+    gated.gate.set()
+    leader.join()
+    follower.join()
+    assert answers == [loaded_from(SHARED, 1)]
+
+
+class SkippingTier(WrapperTier):
+    """Tries no page behind one that is missing, as a tier may."""
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        results = super().load(pages, deadline)
+        misses = (i for i, result in enumerate(results) if result is not LoadResult.LOADED)
+        end = next(misses, len(pages)) + 1
+        return results[:end] + [LoadResult.SKIPPED] * len(results[end:])
+
+
+def test_description_waits_for_the_shared_tier(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkv_sglang.engine.describer.RETRY_SECONDS", 0.01)
+    inner = MemoryTier(name=SHARED)
+    shared = ForgetfulTier(inner)
+    open_engine(MemoryTier(name=LOCAL), shared).describe(NAMESPACE)
+    wait_until(lambda: shared.refused.is_set())
+    assert inner.namespaces() == {}
+    shared.takes.set()
+    wait_until(lambda: NAMESPACE.digest in inner.namespaces())
+
+
+class ForgetfulTier(WrapperTier):
+    """Takes no description until it is told to."""
+
+    def __init__(self, inner: Tier) -> None:
+        super().__init__(inner)
+        self.takes = threading.Event()
+        self.refused = threading.Event()
+
+    def describe(self, namespace: Namespace) -> None:
+        if not self.takes.is_set():
+            self.refused.set()
+            raise TierError("not now")
+        super().describe(namespace)
+
+
 def test_what_the_shared_tier_has_is_not_sent_again(open_engine: Open) -> None:
     inner = MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 10).keys()
@@ -376,7 +499,7 @@ def test_clear_takes_both_tiers(open_engine: Open) -> None:
     chain = make_chain(NAMESPACE, 4)
     spill(engine, chain.keys())
     assert engine.flush(timeout=60)
-    assert engine.clear(NAMESPACE.digest) == 8
+    assert engine.clear(NAMESPACE.digest) == (8, True)
     assert engine.lookup(chain).length == 0
 
 
