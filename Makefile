@@ -16,8 +16,8 @@ help:  ## List the commands
 
 setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build a MinIO server
 
-demo: setup  ## Show pages going down both tiers and coming back on another node
-	@$(BIN)/python -m memkv_sglang.demo
+demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
+	@$(BIN)/python -m memkv_sglang.demo $(ARGS)
 
 test: setup  ## Run every test
 	@$(BIN)/pytest
@@ -30,7 +30,7 @@ lint: setup  ## Check style, format and types
 lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglang.in ask for
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate --excludes locks/gpu-only.txt \
-	  --group dev pyproject.toml locks/sglang.in -o locks/requirements.txt
+	  --extra bench --group dev pyproject.toml locks/sglang.in -o locks/requirements.txt
 
 clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
