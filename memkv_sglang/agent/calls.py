@@ -41,6 +41,7 @@ class Calls:
             protocol.ReleasePool: self._release_pool,
             protocol.Describe: self._describe,
             protocol.LookupPages: self._lookup,
+            protocol.CheckPages: self._check,
             protocol.LoadPages: self._load,
             protocol.SpillPages: self._spill,
             protocol.Clear: self._clear,
@@ -106,6 +107,14 @@ class Calls:
         chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
         return protocol.FoundPages(*self._engine.lookup(chain, request.budget))
 
+    def _check(
+        self, _session: Session, request: protocol.CheckPages, _: list[int]
+    ) -> protocol.Reply:
+        chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
+        return protocol.CheckedPages(
+            bytes(self._engine.present(chain.keys(), request.budget, request.tier))
+        )
+
     def _load(self, session: Session, request: protocol.LoadPages, _: list[int]) -> protocol.Reply:
         pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
         return _loaded(self._engine.load(pages))
@@ -118,7 +127,7 @@ class Calls:
 
     def _clear(self, _session: Session, request: protocol.Clear, _: list[int]) -> protocol.Reply:
         split_hashes(request.namespace, b"")
-        return protocol.Cleared(self._engine.clear(request.namespace))
+        return protocol.Cleared(*self._engine.clear(request.namespace))
 
     def _flush(self, _session: Session, request: protocol.Flush, _: list[int]) -> protocol.Reply:
         return protocol.Flushed(self._engine.flush(request.timeout))

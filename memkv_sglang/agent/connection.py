@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NoReturn
 
 import msgspec
@@ -15,7 +16,7 @@ from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.peer import Peer
 from memkv_sglang.agent.pools import RequestError
 from memkv_sglang.agent.sessions import Session, Sessions
-from memkv_sglang.agent.wire import Channel, ProtocolError, encode_frame
+from memkv_sglang.agent.wire import Channel, MessageError, ProtocolError, encode_frame
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ HELLO_LIMIT = 5.0
 
 SEND_LIMIT = 5.0
 """Seconds in which a client must take something of its reply."""
+
+PAGE_CALLS = (protocol.LoadPages, protocol.SpillPages)
+"""Requests whose calls use a client's pages until the reply."""
 
 _decoder = msgspec.msgpack.Decoder(protocol.Request)
 
@@ -46,6 +50,8 @@ class Connection:
         self._calls = calls
         self._sessions = sessions
         self._ended = ended
+        self._stopping = False
+        self._moving = threading.Lock()  # held from the begin of a load or spill to its reply
         self._thread = threading.Thread(target=self._run, name="memkv-connection", daemon=True)
 
     def start(self) -> None:
@@ -54,7 +60,15 @@ class Connection:
 
     def stop_receiving(self) -> None:
         """Let the connection end after the call in flight, its reply included."""
+        self._stopping = True
         self._channel.stop_receiving()
+
+    def wait_for_pages(self, deadline: float) -> bool:
+        """After `stop_receiving`: wait until no call uses pages; False at the deadline."""
+        ended = self._moving.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        if ended:
+            self._moving.release()
+        return ended
 
     def join(self, deadline: float) -> bool:
         """Wait for the end; False at the deadline."""
@@ -83,10 +97,22 @@ class Connection:
 
     def _serve_one(self, session: Session) -> None:
         # A method of its own: between calls no local keeps a request's pages, thus pools, alive.
-        request = self._channel.receive()
+        try:
+            request = self._channel.receive()
+        except MessageError as error:
+            log.warning("request not understood", extra={"fields": {"reason": str(error)}})
+            self._channel.send(encode_frame(protocol.Refused(f"no request: {error}")))
+            return
+        with self._moving if isinstance(request, PAGE_CALLS) else nullcontext():
+            self._answer(session, request)
+
+    def _answer(self, session: Session, request: protocol.Request) -> None:
         descriptors = self._channel.claim_descriptors()
         try:
-            reply = self._calls.answer(session, request, descriptors)
+            if self._stopping:  # the engine may be closed already
+                reply: protocol.Reply = protocol.Refused("the agent is about to end")
+            else:
+                reply = self._calls.answer(session, request, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,12 +25,22 @@ from memkv_sglang.agent.sessions import Sessions
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
+from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
 from memkv_sglang.tiers.base import TierError
 
 log = logging.getLogger(__name__)
 
 CALLS_LIMIT = 8.0
-"""Seconds that calls in flight get at the end; a load or spill lasts 5 at most."""
+"""Seconds that loads and spills in flight get at the end; each lasts 5 at most."""
+
+REPLIES_LIMIT = 2.0
+"""Seconds that other calls get once the engine is closed, which they notice."""
+
+REPEAT_LIMIT = 1.0
+"""Seconds in which a signal is the same one again, as process managers send it to a group too."""
+
+READY_LIMIT = 10.0
+"""Seconds after which the agent is ready even if a tier has not answered yet."""
 
 EXIT_CONFIG = 2
 """Exit status after bad input."""
@@ -92,6 +103,7 @@ class Agent:
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._signalled: float | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
         registry = CollectorRegistry()
@@ -129,17 +141,33 @@ class Agent:
         self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def start(self) -> None:
-        """Accept clients and scrapes."""
+        """Accept clients and scrapes.
+
+        `/readyz` says yes once the tiers have answered a first question or failed at it (the MinIO
+        tier opens its bucket meanwhile, and lookups find nothing there), soon at the latest.
+        """
         await self._http.start()
         self._tasks = [asyncio.create_task(self._accept())]
         if self._config.idle_exit:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
-        self._http.ready = True
+        threading.Thread(target=self._ask_tiers, name="memkv-ready", daemon=True).start()
         fields = {"socket": self._listener.path, "http_port": self._http.port}
         log.info("agent ready", extra={"fields": fields})
 
+    def _ask_tiers(self) -> None:
+        any_page = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
+        self._engine.present([any_page], READY_LIMIT)
+        with suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._become_ready)
+
+    def _become_ready(self) -> None:
+        self._http.ready = not self._stopping.is_set()
+
     def _on_signal(self) -> None:
-        if self._stopping.is_set():
+        now = self._loop.time()
+        if self._signalled is None:
+            self._signalled = now
+        elif now - self._signalled >= REPEAT_LIMIT:
             log.warning("agent ends at once, at the second signal")
             self._leave_at_once()
         self._stopping.set()
@@ -169,15 +197,17 @@ class Agent:
         self._stopping.set()
 
     async def serve(self) -> None:
-        """Serve until asked to stop; then finish the calls in flight and drain the uploads."""
+        """Serve until asked to stop; then finish loads and spills, and drain the uploads."""
         await self._stopping.wait()
         self._http.ready = False
         log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})
         reason = "the agent is about to end"
         if not await asyncio.to_thread(self._server.stop, reason, CALLS_LIMIT):
-            log.error("calls in flight do not end", extra={"fields": {"seconds": CALLS_LIMIT}})
+            log.error("loads or spills do not end", extra={"fields": {"seconds": CALLS_LIMIT}})
             self._leave_at_once()
         await asyncio.to_thread(self._engine.close, self._config.drain)
+        if not await asyncio.to_thread(self._server.join, REPLIES_LIMIT):
+            log.warning("calls left without a reply")
         for task in self._tasks:
             task.cancel()
         self._http.close()

@@ -100,6 +100,17 @@ class Shutdown(_Message, tag=10):
     """End the agent as SIGTERM does."""
 
 
+class CheckPages(_Message, tag=11):
+    """Tell for each page whether it is there, which need not be monotone along a chain."""
+
+    namespace: bytes
+    hashes: bytes
+    budget: float | None
+    """Seconds; None for the agent's own setting."""
+    tier: str = ""
+    """Where; empty for anywhere."""
+
+
 class Welcome(_Message, tag=32):
     """The connection belongs to this session from now on."""
 
@@ -151,6 +162,8 @@ class Cleared(_Message, tag=39):
     """Answer to `Clear`."""
 
     pages: int
+    complete: bool = True
+    """False if a tier could not be reached, and may still hold pages."""
 
 
 class Flushed(_Message, tag=40):
@@ -183,6 +196,13 @@ class StatusReport(_Message, tag=41):
     engine: EngineStatus
 
 
+class CheckedPages(_Message, tag=42):
+    """Answer to `CheckPages`."""
+
+    present: bytes
+    """1 for a page that is there; 0 for one that is not, or could not be asked for in time."""
+
+
 Request = (
     Hello
     | RegisterPool
@@ -195,6 +215,7 @@ Request = (
     | Flush
     | Status
     | Shutdown
+    | CheckPages
 )
 Reply = (
     Welcome
@@ -207,6 +228,7 @@ Reply = (
     | Cleared
     | Flushed
     | StatusReport
+    | CheckedPages
 )
 
 NO_TIER = 255

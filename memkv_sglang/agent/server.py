@@ -72,15 +72,23 @@ class Server:
             self._last_busy = time.monotonic()
 
     def stop(self, reason: str, limit: float) -> bool:
-        """Refuse what comes from now on, and wait for the calls in flight.
+        """Refuse what comes from now on, and wait for the loads and spills in flight.
 
-        Returns False if some of them have not ended after `limit` seconds.
+        Returns False if some of them have not ended after `limit` seconds. Other calls, which may
+        take longer than that, go on: see `join`.
         """
         with self._lock:
             self._refusal = reason
             connections = list(self._connections)
         for connection in connections:
             connection.stop_receiving()
+        deadline = time.monotonic() + limit
+        return all(connection.wait_for_pages(deadline) for connection in connections)
+
+    def join(self, limit: float) -> bool:
+        """After `stop`: wait for the rest of the calls; False after `limit` seconds."""
+        with self._lock:
+            connections = list(self._connections)
         deadline = time.monotonic() + limit
         return all(connection.join(deadline) for connection in connections)
 

@@ -33,6 +33,10 @@ class ProtocolError(Exception):
     """The other side sent what is no message, or stopped within one."""
 
 
+class MessageError(ProtocolError):
+    """A whole message, but none that is known; the next one can be received all the same."""
+
+
 def encode_frame(message: Any) -> bytearray:
     """Return the bytes of a message; raises `ValueError` if it is too long."""
     frame = bytearray(HEADER_SIZE)
@@ -69,8 +73,9 @@ class Channel(Generic[M]):
     def receive(self, deadline: float | None = None) -> M:
         """Return the next message, waiting for it until `deadline` (`time.monotonic`).
 
-        Raises `EOFError` at an orderly end between messages, `ProtocolError` at anything that is
-        no message, `TimeoutError` at the deadline, `OSError` if the connection fails.
+        Raises `EOFError` at an orderly end between messages, `MessageError` at a frame whose
+        content is no message, `ProtocolError` at what is no frame, `TimeoutError` at the deadline,
+        `OSError` if the connection fails.
         """
         self._close_descriptors()
         self._limit(deadline)
@@ -129,7 +134,7 @@ class Channel(Generic[M]):
         try:
             return self._decoder.decode(body)
         except msgspec.MsgspecError as error:
-            raise ProtocolError(str(error)) from None
+            raise MessageError(str(error)) from None
 
     def _limit(self, deadline: float | None) -> None:
         """Let the kernel end receive calls: cheaper than polling before each of them."""

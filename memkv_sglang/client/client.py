@@ -99,6 +99,15 @@ class AgentClient:
             return Lookup(reply.length, reply.complete)
         return Lookup(0, complete=False)
 
+    def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:
+        """Tell for each page whether it is there; see `Engine.present`."""
+        seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
+        request = protocol.CheckPages(chain.namespace, b"".join(chain.hashes), budget, tier)
+        reply = self._call(request, seconds)
+        if isinstance(reply, protocol.CheckedPages) and len(reply.present) == len(chain.hashes):
+            return [bool(there) for there in reply.present]
+        return [False] * len(chain.hashes)
+
     def load(self, chain: Chain, buffers: Sequence[Sequence[Buffer]]) -> list[PageLoad]:
         """Fill the buffers of each page of the chain, which until the return belong to the agent.
 
@@ -137,6 +146,14 @@ class AgentClient:
         """Remove a namespace's pages, return how many copies; 0 if it lasts too long to tell."""
         reply = self._call(protocol.Clear(namespace), self._limit)
         return reply.pages if isinstance(reply, protocol.Cleared) else 0
+
+    def empty(self, namespace: bytes, seconds: float) -> bool:
+        """Remove a namespace's pages; whether within `seconds` every tier said that none is left.
+
+        Gives up the connection to the agent if it lasts longer.
+        """
+        reply = self._call(protocol.Clear(namespace), seconds)
+        return isinstance(reply, protocol.Cleared) and reply.complete
 
     def flush(self, timeout: float) -> bool:
         """Wait until no page waits for upload; False if it was not so within `timeout` seconds."""

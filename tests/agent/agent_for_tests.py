@@ -23,8 +23,8 @@ from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import SlowTier, WrapperTier
 
 BEHAVIOUR = "MEMKV_TEST_BEHAVIOUR"
-"""`scribble`: loads write into the pages and never end. `raise`: loads raise. A number: seconds
-that each call waits."""
+"""`scribble`: loads write into the pages and never end. `raise`: loads raise. `never clear`:
+clearing never ends. A number: seconds that each call waits."""
 
 UPLOADS = "MEMKV_TEST_UPLOADS"
 """File that takes the hash of each page that reaches a slow shared tier; empty: no such tier."""
@@ -74,6 +74,12 @@ class ScribblingTier(WrapperTier):
             time.sleep(0)
 
 
+class NeverClearingTier(WrapperTier):
+    def clear(self, namespace: bytes) -> int:
+        while True:
+            time.sleep(60)
+
+
 class RaisingTier(WrapperTier):
     def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
         raise RuntimeError("a defect")
@@ -82,7 +88,11 @@ class RaisingTier(WrapperTier):
 def build(config: Config, registry: CollectorRegistry) -> Engine:
     memory = MemoryTier()
     behaviour = os.environ.get(BEHAVIOUR, "0")
-    tier = {"scribble": ScribblingTier, "raise": RaisingTier}.get(behaviour)
+    tier = {
+        "scribble": ScribblingTier,
+        "raise": RaisingTier,
+        "never clear": NeverClearingTier,
+    }.get(behaviour)
     wrapped: WrapperTier = tier(memory) if tier else SlowTier(memory, float(behaviour))
     if calls := os.environ.get(CALLS):
         wrapped = AnnouncingTier(wrapped, calls)

@@ -72,7 +72,7 @@ def test_health_readiness_and_metrics(tmp_path: Path) -> None:
         client.load(chain, pool.buffers(number, range(3)))
         port = http_port(agent)
         assert get(port, "/healthz") == (200, "ok\n")
-        assert get(port, "/readyz") == (200, "ready\n")
+        eventually(lambda: get(port, "/readyz") == (200, "ready\n"))
         assert get(port, "/elsewhere")[0] == 404
         status, metrics = get(port, "/metrics")
         assert status == 200
@@ -111,16 +111,28 @@ def test_sigterm_ends_the_call_in_flight_and_removes_the_socket(tmp_path: Path) 
         assert all(re.match(r'time=\S+ level=\w+ .*event="?\w', line) for line in log.splitlines())
 
 
-def test_sigterm_drains_the_upload_queue(tmp_path: Path) -> None:
+@pytest.mark.parametrize("disturbance", ["none", "signal again", "clear in flight"])
+def test_sigterm_drains_the_upload_queue(tmp_path: Path, disturbance: str) -> None:
     config, uploads = make_config(tmp_path, drain=20.0), tmp_path / "uploads"
     chains = [make_chain(NAMESPACE, 2, str(number)) for number in range(8)]
-    with running_agent(config, uploads=uploads) as agent, HostPool(2) as pool:
+    with (
+        running_agent(config, "never clear", uploads) as agent,
+        HostPool(2) as pool,
+        RawClient(agent.socket) as other,
+    ):
+        other.greet()
+        if disturbance == "clear in flight":
+            other.send(protocol.Clear(NAMESPACE.digest))
         with connected_client(config) as client:
             buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
             for chain in chains:
                 pool.fill(chain)
                 assert client.spill(chain, buffers) == [SpillResult.STORED] * 2
-        status, _ = agent.terminate()
+        agent.process.send_signal(signal.SIGTERM)
+        if disturbance == "signal again":
+            eventually(lambda: refused_as_ending(agent))
+            agent.process.send_signal(signal.SIGTERM)
+        status, _ = agent.wait()
         assert status == 0
         spilled = {page_hash.hex() for chain in chains for page_hash in chain.hashes}
         assert set(uploads.read_text().split()) == spilled
@@ -146,9 +158,21 @@ def test_second_signal_ends_at_once(tmp_path: Path) -> None:
         eventually(calls.exists)
         agent.process.send_signal(signal.SIGINT)
         eventually(lambda: refused_as_ending(agent))
-        status, _ = agent.terminate(signal.SIGINT)
-        assert status == 1
+
+        def ended() -> bool:
+            agent.process.send_signal(signal.SIGINT)
+            return agent.process.poll() is not None
+
+        eventually(ended)
+        assert agent.wait()[0] == 1
         assert not agent.socket.exists()
+
+
+def test_not_ready_before_the_tiers_have_answered(tmp_path: Path) -> None:
+    with running_agent(make_config(tmp_path), "3") as agent:
+        port = http_port(agent)
+        assert get(port, "/readyz") == (503, "not ready\n")
+        eventually(lambda: get(port, "/readyz") == (200, "ready\n"))
 
 
 def refused_as_ending(agent: RunningAgent) -> bool:

@@ -115,6 +115,18 @@ def test_requests_that_cannot_be_carried_out_get_a_reply(agent: RunningAgent) ->
         assert isinstance(raw.ask(protocol.Status()), protocol.StatusReport)
 
 
+def test_request_of_the_wrong_types_is_refused_and_the_connection_kept(
+    agent: RunningAgent,
+) -> None:
+    with HostPool(1) as pool, RawClient(agent.socket) as raw:
+        raw.greet()
+        assert raw.ask(protocol.RegisterPool(0, pool.length), pool.descriptor) == protocol.Done()
+        misfit = Buffer(0, 0, 4096.0)  # type: ignore[arg-type]  # what the test is about
+        request = protocol.SpillPages(NAMESPACE.digest, bytes(32), [[misfit]], b"")
+        assert isinstance(raw.ask(request), protocol.Refused)
+        assert isinstance(raw.ask(protocol.Status()), protocol.StatusReport)
+
+
 def test_description_and_digest_agree(agent: RunningAgent) -> None:
     with RawClient(agent.socket) as raw:
         raw.greet()

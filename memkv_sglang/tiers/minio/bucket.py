@@ -13,10 +13,14 @@ from memkv_sglang.tiers.base import TierError
 if TYPE_CHECKING:
     from minio import Minio
     from minio.credentials.providers import Provider
+    from urllib3 import PoolManager
 
 Answer = TypeVar("Answer")
 
-READ_TIMEOUT = 10.0
+CONNECT_TIMEOUT = 2.0
+"""Seconds to open a connection at most, whatever the settings allow for pages."""
+
+READ_TIMEOUT = 5.0
 """Seconds that a server may think about a control request: a listing may take a while."""
 
 ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
@@ -32,7 +36,9 @@ class Bucket:
         self._name = config.bucket
         self._config = config
         urls = [url.strip() for url in config.endpoint.split(",") if url.strip()]
-        self._clients = [_client(url, config, provider, context) for url in urls]
+        connect_timeout = min(config.connect_timeout, CONNECT_TIMEOUT)
+        self._http = bounded_http(connect_timeout, context)
+        self._clients = [_client(url, config, provider, self._http) for url in urls]
 
     def ensure(self) -> None:
         """Make the bucket if it is not there. Raises `ConfigError` if that is not allowed."""
@@ -90,6 +96,10 @@ class Bucket:
         if errors := self._call("remove objects", delete):
             raise TierError(f"MinIO did not remove {len(errors)} objects ({errors[0]})")
 
+    def close(self) -> None:
+        """Close the idle connections; one in use is closed after its request."""
+        self._http.clear()
+
     def _make(self, client: "Minio") -> None:
         from minio.error import S3Error
 
@@ -114,18 +124,23 @@ class Bucket:
         raise TierError(f"could not {what}: {reason}")
 
 
-def _client(
-    url: str, config: MinioConfig, provider: "Provider", context: ssl.SSLContext | None
-) -> "Minio":
+def bounded_http(
+    connect_timeout: float = CONNECT_TIMEOUT, context: ssl.SSLContext | None = None
+) -> "PoolManager":
+    """Return what minio-py sends requests by: each is tried once, for a few seconds."""
     import urllib3
+
+    return urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=connect_timeout, read=READ_TIMEOUT),
+        retries=urllib3.Retry(total=0),
+        ssl_context=context,
+    )
+
+
+def _client(url: str, config: MinioConfig, provider: "Provider", http: "PoolManager") -> "Minio":
     from minio import Minio
 
     scheme, _, netloc = url.partition("://")
-    http = urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=config.connect_timeout, read=READ_TIMEOUT),
-        retries=urllib3.Retry(total=1, backoff_factor=0.1, redirect=0),
-        ssl_context=context,
-    )
     client = Minio(
         netloc.rstrip("/"),
         secure=scheme == "https",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from http import HTTPStatus
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
 from memkv_sglang.tiers.minio.batch import Guard
@@ -14,6 +14,9 @@ from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.signing import Signer
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.wire import ResponseHead
+
+if TYPE_CHECKING:
+    from minio.credentials.credentials import Credentials
 
 Answer = TypeVar("Answer")
 
@@ -54,10 +57,11 @@ class ObjectClient:
         the server had closed is replaced once. Raises `TransferError`, and what `receive` raises.
         """
         path = quote(name)
+        credentials = self._signer.credentials(deadline)  # which may take long: not in the guard
         for fresh in (False, True):
             try:
                 with self._pool.lend(deadline, fresh=fresh) as connection, guard():
-                    request = self._request(connection, method, path, fields())
+                    request = self._request(connection, credentials, method, path, fields())
                     connection.send(request, body, deadline)
                     return receive(connection, connection.receive_head(deadline))
             except StaleError:
@@ -72,16 +76,19 @@ class ObjectClient:
         `TransferError`, `StatusError`.
         """
         found: list[bool] = []
+        credentials = self._signer.credentials(deadline)
         step = self._ways * PIPELINE
         for begin in range(0, len(names), step):
             part = names[begin : begin + step]
             try:
-                found += self._ask(part, deadline, fresh=False)
+                found += self._ask(part, credentials, deadline, fresh=False)
             except StaleError:
-                found += self._ask(part, deadline, fresh=True)
+                found += self._ask(part, credentials, deadline, fresh=True)
         return found
 
-    def _ask(self, names: Sequence[str], deadline: float, *, fresh: bool) -> list[bool]:
+    def _ask(
+        self, names: Sequence[str], credentials: "Credentials", deadline: float, *, fresh: bool
+    ) -> list[bool]:
         """Write all requests, then read all responses."""
         ways = min(self._ways, len(names))
         found = [False] * len(names)
@@ -92,7 +99,10 @@ class ObjectClient:
             ]
             for lane, connection in enumerate(lanes):
                 paths = [quote(name) for name in names[lane::ways]]
-                requests = [self._request(connection, "HEAD", path, NO_FIELDS) for path in paths]
+                requests = [
+                    self._request(connection, credentials, "HEAD", path, NO_FIELDS)
+                    for path in paths
+                ]
                 connection.send(b"".join(requests), (), deadline, requests=len(paths))
             for i in range(len(names)):
                 head = lanes[i % ways].receive_head(deadline, bodiless=True)
@@ -102,10 +112,15 @@ class ObjectClient:
         return found
 
     def _request(
-        self, connection: Connection, method: str, path: str, fields: Mapping[str, str]
+        self,
+        connection: Connection,
+        credentials: "Credentials",
+        method: str,
+        path: str,
+        fields: Mapping[str, str],
     ) -> bytes:
         endpoint = connection.endpoint
-        return self._signer.head(method, endpoint, endpoint.base_path + path, fields)
+        return self._signer.head(credentials, method, endpoint, endpoint.base_path + path, fields)
 
 
 def refuse(connection: Connection, head: ResponseHead, deadline: float) -> NoReturn:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from memkv_sglang.page import Chain, PageKey
 
+TURN = 300.0
+"""Seconds after which present pages grow old."""
+
 MISSING_LIMIT = 100_000
 """Pages remembered as missing at most."""
 
@@ -13,15 +16,18 @@ MISSING_LIMIT = 100_000
 class Knowledge:
     """Known-present and known-missing pages; may be out of date, since other nodes write too.
 
-    Present pages are kept in two generations: when the young one is full it becomes the old one,
-    whose pages are forgotten at the next turn unless they were used in between. This needs no order
-    within a generation, hence little memory.
+    Present pages are kept in two generations: when the young one is full or `turn` seconds old it
+    becomes the old one, whose pages are forgotten at the next turn unless the bucket was seen to
+    hold them in between. So what another node removed is taken as present for at most two turns.
+    This needs no time or order within a generation, hence little memory.
     """
 
-    def __init__(self, limit: int, missing_ttl: float) -> None:
+    def __init__(self, limit: int, missing_ttl: float, turn: float = TURN) -> None:
         """Remember up to `limit` present pages, and missing ones for `missing_ttl` seconds."""
         self._half = limit // 2
         self._ttl = missing_ttl
+        self._turn = turn
+        self._turn_at = time.monotonic() + turn
         self._young: set[bytes] = set()
         self._old: set[bytes] = set()
         self._missing: dict[bytes, float] = {}
@@ -31,9 +37,11 @@ class Knowledge:
         """Return how many pages from the start are known present, and at most present."""
         namespace, now = chain.namespace, time.monotonic()
         with self._lock:
-            low = 0
+            self._age(now)
+            young, old, low = self._young, self._old, 0
             for page_hash in chain.hashes:
-                if not self._has(namespace + page_hash):
+                name = namespace + page_hash
+                if name not in young and name not in old:
                     break
                 low += 1
             high = low
@@ -45,12 +53,15 @@ class Knowledge:
 
     def has(self, key: PageKey) -> bool:
         """Tell whether the page was seen."""
+        name = key.namespace + key.hash
         with self._lock:
-            return self._has(key.namespace + key.hash)
+            self._age(time.monotonic())
+            return name in self._young or name in self._old
 
     def add(self, keys: Iterable[PageKey]) -> None:
         """Take the pages as present from now on."""
         with self._lock:
+            self._age(time.monotonic())
             for namespace, page_hash in keys:
                 name = namespace + page_hash
                 self._missing.pop(name, None)
@@ -88,17 +99,17 @@ class Knowledge:
                 problems.append("more pages are known present than allowed")
             return problems
 
-    def _has(self, name: bytes) -> bool:
-        if name in self._young:
-            return True
-        if name not in self._old:
-            return False
-        self._insert(name)
-        return True
+    def _age(self, now: float) -> None:
+        if now < self._turn_at:
+            return
+        lapsed = now >= self._turn_at + self._turn  # even the young ones are two turns old
+        self._old, self._young = set() if lapsed else self._young, set()
+        self._turn_at = now + self._turn
 
     def _insert(self, name: bytes) -> None:
         if not self._half:
             return
         if len(self._young) >= self._half and name not in self._young:
             self._old, self._young = self._young, set()
+            self._turn_at = time.monotonic() + self._turn
         self._young.add(name)

@@ -15,9 +15,10 @@ Opened = TypeVar("Opened")
 class Opening(Generic[Opened]):
     """Does something once in the background; tried again at the next use where it failed."""
 
-    def __init__(self, action: Callable[[], Opened]) -> None:
-        """Begin at once."""
+    def __init__(self, action: Callable[[], Opened], release: Callable[[Opened], object]) -> None:
+        """Begin at once; `release` is called with the outcome after `close`."""
         self._action = action
+        self._release = release
         self._lock = threading.Lock()
         self._closed = False
         self._begin()
@@ -41,15 +42,20 @@ class Opening(Generic[Opened]):
                 self._begin()
 
     def close(self) -> None:
-        """Wait for the action in flight; idempotent."""
+        """Release the outcome, as soon as there is one; does not block, idempotent."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-        self._thread.join()
+        self._future.add_done_callback(self._release_outcome)
+
+    def _release_outcome(self, future: "Future[Opened]") -> None:
+        if future.exception() is None:
+            self._release(future.result())
 
     def _begin(self) -> None:
         self._future: Future[Opened] = Future()
-        self._thread = threading.Thread(target=self._run, args=(self._future,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, args=(self._future,), daemon=True).start()
 
     def _run(self, future: Future[Opened]) -> None:
         try:

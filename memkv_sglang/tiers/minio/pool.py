@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from memkv_sglang.tiers.minio.addresses import Addresses
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.endpoints import Endpoint
 from memkv_sglang.tiers.minio.errors import (
@@ -25,6 +26,7 @@ class _Server:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.addresses = Addresses(endpoint.host, endpoint.port)
         self.idle: list[Connection] = []
         self.avoid_until = 0.0
         self.round_trip: float | None = None
@@ -144,7 +146,9 @@ class ConnectionPool:
         timeout = min(self._connect_timeout, deadline - begin)
         context = self._context if endpoint.scheme == "https" else None
         try:
-            transport = connect(endpoint.host, endpoint.port, timeout, context)
+            addresses = server.addresses.get(timeout)
+            left = timeout - (time.monotonic() - begin)
+            transport = connect(addresses, endpoint.host, left, context)
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise OutOfTimeError("the deadline came first") from error

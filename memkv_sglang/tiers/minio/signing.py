@@ -1,13 +1,16 @@
 """Signed request heads, with credentials from the settings or from minio-py's providers."""
 
-import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from memkv_sglang import __version__
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.background import BackgroundCall
+from memkv_sglang.tiers.minio.bucket import bounded_http
 from memkv_sglang.tiers.minio.endpoints import Endpoint
+from memkv_sglang.tiers.minio.errors import OutOfTimeError, TransferError
 from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, authorization, request_date
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ def credential_provider(config: MinioConfig) -> "Provider":
             providers.EnvAWSProvider(),
             providers.AWSConfigProvider(),
             providers.MinioClientConfigProvider(),
-            providers.IamAwsProvider(),
+            providers.IamAwsProvider(http_client=bounded_http()),
         ]
     )
 
@@ -41,15 +44,34 @@ class Signer:
         """Sign for a region with what the provider retrieves."""
         self._provider = provider
         self._region = region
-        self._lock = threading.Lock()
+        self._renewal = BackgroundCall(self._retrieve)
         self._credentials = self._retrieve()
 
-    def head(self, method: str, endpoint: Endpoint, path: str, fields: Mapping[str, str]) -> bytes:
-        """Return the head of a request for a quoted path, with all fields (lower case) signed.
+    def credentials(self, deadline: float) -> "Credentials":
+        """Return what to sign with; blocks on the provider where the last ones ran out.
 
-        Blocks only on the credential provider, when credentials ran out.
+        Raises `TransferError` if the provider has none, `OutOfTimeError` at the deadline.
         """
-        credentials, date = self._current(), request_date()
+        if self._credentials.is_expired():
+            renewal = self._renewal.begin()
+            try:
+                self._credentials = renewal.result(max(deadline - time.monotonic(), 0))
+            except TimeoutError as error:
+                raise OutOfTimeError("the deadline came before credentials did") from error
+            except TierError as error:
+                raise TransferError(str(error)) from error
+        return self._credentials
+
+    def head(
+        self,
+        credentials: "Credentials",
+        method: str,
+        endpoint: Endpoint,
+        path: str,
+        fields: Mapping[str, str],
+    ) -> bytes:
+        """Return the head of a request for a quoted path, with all fields (lower case) signed."""
+        date = request_date()
         signed = {
             "host": endpoint.netloc,
             "x-amz-content-sha256": UNSIGNED,
@@ -71,13 +93,6 @@ class Signer:
         return (
             f"{method} {path} HTTP/1.1\r\n{lines}{USER_AGENT}authorization: {signature}\r\n\r\n"
         ).encode()
-
-    def _current(self) -> "Credentials":
-        if self._credentials.is_expired():
-            with self._lock:
-                if self._credentials.is_expired():
-                    self._credentials = self._retrieve()
-        return self._credentials
 
     def _retrieve(self) -> "Credentials":
         try:

@@ -34,8 +34,11 @@ from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.transfers import PageTransfers
 
+OPENING_TIME = 8.0
+"""Seconds that calls of the control path, which have no deadline of their own, wait at first."""
+
 CONTROL_TIME = 60.0
-"""Seconds for calls of the control path, which have no deadline of their own."""
+"""Seconds for asking which of the pages to be removed are there."""
 
 Result = TypeVar("Result")
 
@@ -72,7 +75,7 @@ class MinioTier(Tier):
             stall_timeout=config.stall_timeout,
             keep=2 * config.connections,
         )
-        self._opening = Opening(self._open)
+        self._opening = Opening(self._open, lambda opened: opened.bucket.close())
 
     def check(self, deadline: float) -> None:
         """Return once the bucket is there and may be used; raises `ConfigError`, `TierError`."""
@@ -183,7 +186,10 @@ class MinioTier(Tier):
         return self._knowledge.check_integrity()
 
     def close(self) -> None:
-        """Wait for calls in flight, then close threads and connections."""
+        """Wait for pages in flight, then close threads and connections.
+
+        Not for the opening: it ends by itself within seconds, and then leaves nothing open.
+        """
         self._opening.close()
         self._movers.close()
         self._pool.close()
@@ -193,7 +199,11 @@ class MinioTier(Tier):
         bucket = Bucket(self._config, provider, self._context)
         signer = Signer(provider, self._config.region)
         client = ObjectClient(self._pool, signer, self.telemetry, ways=self._config.connections)
-        bucket.ensure()
+        try:
+            bucket.ensure()
+        except BaseException:
+            bucket.close()
+            raise
         transfers = PageTransfers(
             client,
             self._config.bucket,
@@ -218,7 +228,7 @@ class MinioTier(Tier):
 
     def _bucket(self) -> Bucket:
         try:
-            return self._opened(time.monotonic() + CONTROL_TIME).bucket
+            return self._opened(time.monotonic() + OPENING_TIME).bucket
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
 

@@ -4,8 +4,11 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Sequence
 from typing import Protocol
+
+from memkv_sglang.tiers.minio.addresses import Address
 
 IOV_LIMIT = 512
 """Buffers for one system call; the kernel takes at most 1024."""
@@ -130,11 +133,19 @@ def _is_quiet(sock: socket.socket) -> bool:
 
 
 def connect(
-    host: str, port: int, timeout: float, context: ssl.SSLContext | None = None
+    addresses: Sequence[Address],
+    host: str,
+    timeout: float,
+    context: ssl.SSLContext | None = None,
 ) -> Transport:
-    """Open a connection, TLS with a context; raises `OSError`. Blocks for name resolution too."""
-    sock = socket.create_connection((host, port), timeout)
+    """Open a connection to the first address that takes one, TLS with a context.
+
+    Raises `OSError`. `host` is what a certificate must name.
+    """
+    deadline = time.monotonic() + timeout
+    sock = _connect_any(addresses, deadline)
     try:
+        sock.settimeout(max(deadline - time.monotonic(), WAIT_LIMIT))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is None:
             return PlainTransport(sock)
@@ -142,3 +153,21 @@ def connect(
     except BaseException:
         sock.close()
         raise
+
+
+def _connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
+    """Try the addresses in order, each for its share of the time that is left."""
+    failure = OSError("the host has no address")
+    for left, (family, kind, number, address) in zip(
+        range(len(addresses), 0, -1), addresses, strict=True
+    ):
+        sock = socket.socket(family, kind, number)
+        try:
+            sock.settimeout(max((deadline - time.monotonic()) / left, WAIT_LIMIT))
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return sock
+    raise failure

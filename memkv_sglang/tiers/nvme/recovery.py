@@ -125,7 +125,8 @@ def scan_footers(catalog: Catalog) -> None:
     """Fill a catalog from the footers on disk, several threads at once.
 
     Of two footers with one key the newer wins. What was freed but not yet written over is there
-    again: the content is right, and eviction goes by age. Marks are lost.
+    again: the content is right, and eviction goes by age. What waited for upload is not known any
+    more, so every page waits: the queue finds out what is there already.
     """
     movers = Movers(SCAN_THREADS)
     try:
@@ -140,6 +141,7 @@ def scan_footers(catalog: Catalog) -> None:
     for footer, place in sorted(newest.values(), key=lambda page: page.footer.sequence):
         catalog.segments.take(place)
         catalog.adopt(NewPage(footer.key, place, footer.length, footer.sequence))
+        catalog.set_mark(place.segment.slots.entries[place.slot], pending=True)
         catalog.recency.advance_past(footer.sequence + _UNRECORDED)
 
 

@@ -179,6 +179,17 @@ def test_bucket_that_vanishes_is_made_again(
         assert time.monotonic() < give_up
 
 
+def test_known_pages_are_asked_for_again_after_a_while() -> None:
+    knowledge, keys = Knowledge(limit=1000, missing_ttl=60.0, turn=0.1), CHAIN.keys()
+    knowledge.add(keys)
+    assert knowledge.bounds(CHAIN) == (len(keys), len(keys))
+    give_up = time.monotonic() + 10
+    while knowledge.has(keys[0]) or knowledge.bounds(CHAIN)[0]:  # use does not renew knowledge
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+    assert knowledge.check_integrity() == []
+
+
 def test_known_pages_are_bounded() -> None:
     knowledge = Knowledge(limit=100, missing_ttl=60.0)
     for key in CHAIN.keys():

@@ -135,6 +135,13 @@ def test_newest_copy_counts_without_a_journal(nvme: Disk, newer_slot: int) -> No
     load(restart_without_journal(nvme), [key])
 
 
+def test_every_page_waits_for_upload_when_the_marks_are_lost(nvme: Disk) -> None:
+    keys = chain("acknowledged", 5).keys()
+    spill(nvme.tier, keys)
+    waiting = [page.key for page in restart_without_journal(nvme).pending()]
+    assert sorted(waiting) == sorted(keys)
+
+
 def test_age_order_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
     with disk(tmp_path / "nvme", capacity=room_for(32)) as nvme:
         old, young = chain("old", 16), chain("young", 16)

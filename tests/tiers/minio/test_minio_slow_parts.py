@@ -1,0 +1,125 @@
+"""What is slow beside the transfers - opening, name resolution, credentials - costs no deadline."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from minio.credentials import Credentials  # type: ignore[attr-defined]  # missing from its __all__
+from minio.credentials.providers import Provider
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from memkv_sglang.tiers.minio import MinioTier, signing
+from memkv_sglang.tiers.minio.bucket import Bucket
+
+OpenTier = Callable[[MinioConfig], MinioTier]
+LENGTHS = (1000, 24)
+CHAIN = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 4)
+BUDGET = 0.2
+LATE = 1.0
+"""Seconds that a busy machine may take to notice a deadline."""
+
+
+@pytest.fixture
+def hold() -> Iterator[threading.Event]:
+    """What keeps the slow part waiting, at most until the test ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def assert_deadlines_hold(tier: MinioTier) -> None:
+    begin = time.monotonic()
+    assert tier.lookup(CHAIN, begin + BUDGET) == (0, False)
+    assert time.monotonic() - begin < BUDGET + LATE
+    pages = [make_page(key, LENGTHS, filled=False) for key in CHAIN.keys()]
+    begin = time.monotonic()
+    assert tier.load(pages, begin + BUDGET)[0] == LoadResult.FAILED
+    assert time.monotonic() - begin < BUDGET + LATE
+
+
+def assert_spills(tier: MinioTier) -> None:
+    pages = [make_page(key, LENGTHS, filled=True) for key in CHAIN.keys()]
+    assert set(tier.spill(pages, time.monotonic() + 30)) == {SpillResult.STORED}
+
+
+def test_slow_name_resolution(
+    minio_config: MinioConfig,
+    open_tier: OpenTier,
+    hold: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = urlsplit(minio_config.endpoint).port
+    config = msgspec.structs.replace(minio_config, endpoint=f"http://localhost:{port}")
+    tier = open_tier(config)
+    tier.check(time.monotonic() + 30)
+    resolve = socket.getaddrinfo
+
+    def slow(*args: object, **options: object) -> object:
+        hold.wait(30)
+        return resolve(*args, **options)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    assert_deadlines_hold(tier)
+    hold.set()
+    assert_spills(tier)
+
+
+def test_slow_credentials(
+    minio_config: MinioConfig,
+    open_tier: OpenTier,
+    hold: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(Provider):
+        """Has short-lived credentials at once, and takes long for the next ones."""
+
+        lifetime: timedelta | None = timedelta(seconds=-1)
+
+        def retrieve(self) -> Credentials:
+            lifetime, self.lifetime = self.lifetime, None
+            if lifetime is None:
+                hold.wait(30)
+            expiration = datetime.now(UTC) + lifetime if lifetime else None
+            keys = minio_config.access_key, minio_config.secret_key
+            return Credentials(*keys, None, expiration)
+
+    provider = Slow()
+    monkeypatch.setattr("memkv_sglang.tiers.minio.tier.credential_provider", lambda _: provider)
+    static = signing.credential_provider(minio_config)
+    monkeypatch.setattr(
+        "memkv_sglang.tiers.minio.tier.Bucket",
+        lambda config, _, context: Bucket(config, static, context),
+    )
+    tier = open_tier(minio_config)
+    tier.check(time.monotonic() + 30)
+    assert_deadlines_hold(tier)
+    hold.set()
+    assert_spills(tier)
+
+
+def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
+    with ExitStack() as held:
+        server = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = server.getsockname()[1]
+        tier = MinioTier(
+            MinioConfig(endpoint=f"http://127.0.0.1:{port}", access_key="a", secret_key="b" * 8)
+        )
+        server.settimeout(20)
+        connection = held.enter_context(server.accept()[0])
+        begin = time.monotonic()
+        tier.close()
+        assert time.monotonic() - begin < LATE
+        connection.settimeout(
+            20
+        )  # the request, then the end: the opening gives up, leaving nothing
+        while connection.recv(1 << 16):
+            pass
+        assert time.monotonic() - begin < 10
