@@ -12,6 +12,7 @@ from memkv_sglang.cli.bench import bench
 from memkv_sglang.cli.config import config
 from memkv_sglang.cli.doctor import doctor
 from memkv_sglang.cli.inspect import inspect
+from memkv_sglang.cli.patch import patch
 from memkv_sglang.cli.stats import stats
 from memkv_sglang.cli.verify import verify
 from memkv_sglang.cli.version import version
@@ -47,7 +48,7 @@ def memkv() -> None:
     """
 
 
-for verb in (doctor, config, agent, stats, inspect, verify, bench, version):
+for verb in (doctor, config, agent, stats, inspect, verify, bench, patch, version):
     memkv.add_command(verb)
 
 

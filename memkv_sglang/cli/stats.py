@@ -90,10 +90,11 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
 def _tiers(report: "StatusReport") -> "Table":
     table = _table("tier", "pages", "stored", "capacity", "used", "evicted")
     for tier in report.engine.tiers:
+        counts = tier.capacity is not None or tier.pages > 0  # the shared tier asks nobody
         table.add_row(
             tier.name,
-            str(tier.pages),
-            human_size(tier.bytes),
+            str(tier.pages) if counts else "-",
+            human_size(tier.bytes) if counts else "-",
             human_size(tier.capacity) if tier.capacity else "-",
             _share(tier.bytes, tier.capacity or 0),
             str(tier.evicted),

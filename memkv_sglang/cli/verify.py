@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -13,17 +13,18 @@ from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import human_size, make_progress
 from memkv_sglang.config.environment import check_environment
 from memkv_sglang.config.load import LoadedConfig
-from memkv_sglang.config.schema import MIB, Config, NvmeConfig
-from memkv_sglang.page import Page
+from memkv_sglang.config.schema import MIB, MinioConfig, NvmeConfig
+from memkv_sglang.page import Page, PageKey
 from memkv_sglang.tiers.base import LoadResult, Tier, TierError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from memkv_sglang.cli.listing.base import Listing, StoredPage
+    from memkv_sglang.cli.listing.base import StoredPage
+    from memkv_sglang.tiers.nvme import NvmeTier, VerifyReport
 
 BATCH = 64 * MIB
-"""Bytes that are read at a time."""
+"""Bytes of the shared tier's pages that are read at a time."""
 
 CALL_LIMIT = 60.0
 """Seconds for a batch; nobody waits for it as a server would."""
@@ -35,49 +36,70 @@ _OUTCOMES = {
 }
 
 
+class _Findings(NamedTuple):
+    """Lines to print, each beginning with its tier."""
+
+    problems: list[str]
+    notes: list[str]
+    """What serves nobody but harms no page either, and the totals."""
+
+
 @click.command(
     cls=SettingsCommand,
     shown=("nvme", "minio"),
     short_help="Read every page, check every checksum, compare the index with the disk.",
 )
-@click.option("--repair", is_flag=True, help="Make a new index from the disk if it is wrong.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Free the directory's bad pages; make its index anew from the pages if it is wrong.",
+)
 def verify(loaded: LoadedConfig, repair: bool) -> int:
     """Read every page of both tiers, check every checksum, compare the index with the disk.
 
-    A corrupt copy is set aside, as it is whenever one is loaded: it then counts as missing. The
-    directory must not be in use: stop the agent first. Exit status 1 if anything was wrong.
+    A corrupt copy in MinIO is set aside, as it is whenever one is loaded; one on disk with
+    --repair. The directory must not be in use: stop the agent first. Exit status 1 if anything
+    was wrong, repaired or not.
     """
     check_environment(loaded)
-    problems: list[str] = []
-    totals: list[str] = []
+    nvme, minio = loaded.config.nvme, loaded.config.minio
+    findings = _Findings([], [])
     try:
         with make_progress() as progress:
-            for tier, listing in _tiers(loaded.config, problems, repair=repair):
-                totals.append(_check_pages(tier, listing, progress, problems))
+            if nvme.directory and Path(nvme.directory).exists():
+                _verify_nvme(nvme, progress, findings, repair=repair)
+            if minio.endpoint:
+                _verify_minio(minio, progress, findings)
     finally:  # also after Ctrl-C
-        for line in (*problems, *totals):
+        for line in (*findings.problems, *findings.notes):
             click.echo(line)
-    return 1 if problems else 0
+    return 1 if findings.problems else 0
 
 
-def _tiers(
-    config: Config, problems: list[str], *, repair: bool
-) -> "Iterator[tuple[Tier, Listing]]":
-    """Yield each tier that there is, open until the next one is asked for."""
-    from memkv_sglang.cli.listing.minio import MinioListing, open_minio
-    from memkv_sglang.cli.listing.nvme import NvmeListing
-
-    if config.nvme.directory and Path(config.nvme.directory).exists():
-        _check_index(config.nvme, problems, repair=repair)
-        with _open_nvme(config.nvme) as tier:
-            yield tier, NvmeListing(Path(config.nvme.directory))
-    if config.minio.endpoint:
-        with open_minio(config.minio) as shared:
-            yield shared, MinioListing(config.minio, shared)
+def _verify_nvme(
+    config: NvmeConfig, progress: "Progress", findings: _Findings, *, repair: bool
+) -> None:
+    task = progress.add_task("nvme", total=None)
+    try:
+        with _open_nvme(config) as tier:
+            report = tier.verify(
+                repair, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+    except TierError as error:
+        findings.problems.append(f"nvme: cannot be checked: {error}")
+        return
+    findings.problems.extend(f"nvme: {line}" for line in _problems(report))
+    findings.notes.extend(f"nvme: {line}" for line in _notes(report))
+    if report.disagreements and repair:
+        (Path(config.directory) / "journal").unlink()
+        with _open_nvme(config):
+            findings.notes.append("nvme: a new index was made from the pages' footers")
+    elif not report.is_clean and not repair:
+        findings.notes.append("nvme: `memkv verify --repair` frees bad pages and mends the index")
 
 
 @contextmanager
-def _open_nvme(config: NvmeConfig) -> Iterator[Tier]:
+def _open_nvme(config: NvmeConfig) -> "Iterator[NvmeTier]":
     """Open the tier; raises `ConfigError` while an agent holds the directory."""
     from memkv_sglang.tiers.nvme import NvmeTier
 
@@ -88,40 +110,52 @@ def _open_nvme(config: NvmeConfig) -> Iterator[Tier]:
         tier.close()
 
 
-def _check_index(config: NvmeConfig, problems: list[str], *, repair: bool) -> None:
-    """Compare the tier's structures; without its journal, it makes them from the disk."""
-    with _open_nvme(config) as tier:
-        found = tier.check_integrity()
-    problems += [f"nvme: {problem}" for problem in found]
-    if found and repair:
-        (Path(config.directory) / "journal").unlink()
-        problems.append("nvme: a new index was made from the pages' footers")
-    elif found:
-        problems.append("nvme: `memkv verify --repair` makes a new index from the pages' footers")
+def _problems(report: "VerifyReport") -> Iterator[str]:
+    from memkv_sglang.cli.listing.nvme import slot_name
+
+    yield from report.disagreements
+    for state, pages in (("corrupt", report.corrupt), ("unreadable", report.unreadable)):
+        for page in pages:
+            yield f"{state}: {_name(page.key, slot_name(page.segment, page.slot))}"
 
 
-def _check_pages(tier: Tier, listing: "Listing", progress: "Progress", problems: list[str]) -> str:
-    """Read and check every page; returns a line about them all."""
-    try:
-        pages = [page for digest in listing.namespaces() for page in listing.pages(digest)]
-    except TierError as error:
-        problems.append(f"{tier.name}: cannot be checked: {error}")
-        return f"{tier.name}: not checked"
-    task = progress.add_task(tier.name, total=len(pages))
-    intact = 0
-    for batch in _batches(pages):
-        for page, result in zip(batch, _load(tier, batch), strict=True):
-            if result == LoadResult.LOADED:
-                intact += 1
-            else:
-                problems.append(f"{tier.name}: {_OUTCOMES[result]}: {_name(page)}")
-        progress.advance(task, len(batch))
+def _notes(report: "VerifyReport") -> Iterator[str]:
+    for file in report.orphans:
+        yield f"segments/{file} is no segment or is damaged: it takes space and serves nothing"
+    for digest in report.undescribed:
+        yield f"namespace {digest.hex()} has pages but no description"
+    if report.repaired:
+        yield f"{report.repaired} bad pages were set aside and freed"
+    intact = report.pages - len(report.corrupt) - len(report.unreadable)
+    yield f"{intact} of {report.pages} pages ({human_size(report.read_bytes)}) intact"
+
+
+def _verify_minio(config: MinioConfig, progress: "Progress", findings: _Findings) -> None:
+    from memkv_sglang.cli.listing.minio import MinioListing, open_minio
+
+    with open_minio(config) as tier:
+        try:
+            listing = MinioListing(config, tier)
+            pages = [page for digest in listing.namespaces() for page in listing.pages(digest)]
+        except TierError as error:
+            findings.problems.append(f"minio: cannot be checked: {error}")
+            return
+        task = progress.add_task("minio", total=len(pages))
+        intact = 0
+        for batch in _batches(pages):
+            for page, result in zip(batch, _load(tier, batch), strict=True):
+                if result == LoadResult.LOADED:
+                    intact += 1
+                else:
+                    name = _name(page.key, page.place)
+                    findings.problems.append(f"minio: {_OUTCOMES[result]}: {name}")
+            progress.advance(task, len(batch))
     size = human_size(sum(page.length for page in pages))
-    return f"{tier.name}: {intact} of {len(pages)} pages ({size}) intact"
+    findings.notes.append(f"minio: {intact} of {len(pages)} pages ({size}) intact")
 
 
-def _name(page: "StoredPage") -> str:
-    return f"{page.key.namespace.hex()} {page.key.hash.hex()} ({page.place})"
+def _name(key: PageKey, place: str) -> str:
+    return f"{key.namespace.hex()} {key.hash.hex()} ({place})"
 
 
 def _batches(pages: "Sequence[StoredPage]") -> "Iterator[list[StoredPage]]":

@@ -1,9 +1,9 @@
 """Who a model is, by content: the same on every node and under every path, and fast.
 
-Reads the configuration files whole; of each weight file its length, its safetensors header and a
-sample of every tensor's bytes. Two fine-tunes of one architecture differ in (nearly) every tensor
-they trained, so a sample a tensor tells them apart, also where only a few layers were trained. A
-70B model has under a thousand tensors.
+Reads configuration and code whole, and weight files that are small, as adapters' are; of larger
+ones the length, the safetensors header and samples of every tensor's bytes. Two fine-tunes of one
+architecture differ in (nearly) every value they trained, so samples of a tensor tell them apart,
+also where only a few layers were trained. A 70B model has under a thousand tensors.
 """
 
 import hashlib
@@ -20,13 +20,21 @@ CONFIG_NAMES = (
     "hf_quant_config.json",
     "quantize_config.json",
     "adapter_config.json",
+    "params.json",
 )
 """Files, besides the weights, that change what a model computes from the same tokens."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
+SMALL_FILE = 64 << 20
+"""Bytes up to which a weight file is read whole."""
+
 SAMPLE = 1024
-"""Bytes read of every tensor: from its middle, where no padding lies."""
+"""Bytes read at a time."""
+
+SAMPLES_OF_TENSOR = 5
+"""Spread evenly, the first bytes included, and as one more the last: where tokens were added to a
+vocabulary, they are an embedding's last rows."""
 
 SAMPLES_OF_OTHERS = 256
 """Samples of a file whose tensors are not known, spread evenly."""
@@ -54,12 +62,15 @@ def fingerprint(model: Path) -> str:
     Raises `NoFingerprintError` where there is no configuration or there are no weights.
     """
     configs = [model / name for name in CONFIG_NAMES if (model / name).is_file()]
+    code = sorted(path for path in model.glob("*.py") if path.is_file())
     weights = sorted(p for p in model.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
     if not configs or not weights:
         raise NoFingerprintError(f"{model} holds no configuration or no weights")
     digest = hashlib.sha256()
     for path in configs:
         _absorb(digest, path.name.encode(), _canonical(path))
+    for path in code:
+        _absorb(digest, path.name.encode(), path.read_bytes())
     with ThreadPoolExecutor(READERS) as readers:
         for path in weights:
             head, samples = _plan(path)
@@ -90,8 +101,10 @@ def _absorb(digest: "hashlib._Hash", *parts: bytes) -> None:
 def _plan(path: Path) -> tuple[bytes, list[_Range]]:
     """Return what to hash of a weight file at once, and what to sample."""
     size = path.stat().st_size
-    if path.suffix == ".safetensors":
-        header = _safetensors_header(path, size)
+    header = _safetensors_header(path, size) if path.suffix == ".safetensors" else b""
+    if size <= SMALL_FILE:
+        return header, [_Range(path, 0, size)]
+    if header:
         return header, [*_tensor_samples(path, header)]
     step = max(size // SAMPLES_OF_OTHERS, SAMPLE)
     samples = [_Range(path, offset, SAMPLE) for offset in range(0, size, step)]
@@ -110,13 +123,17 @@ def _safetensors_header(path: Path, size: int) -> bytes:
 
 def _tensor_samples(path: Path, header: bytes) -> Iterator[_Range]:
     base = 8 + len(header)
-    tensors = json.loads(header)
-    tensors.pop("__metadata__", None)
-    for name in sorted(tensors):
-        begin, end = tensors[name]["data_offsets"]
-        middle = (begin + end - SAMPLE) // 2
-        offset = max(begin, middle)
-        yield _Range(path, base + offset, min(SAMPLE, end - offset))
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        extents = [tensors[name]["data_offsets"] for name in sorted(tensors)]
+        for begin, end in extents:
+            step = max(end - begin - SAMPLE, 0) // (SAMPLES_OF_TENSOR - 1)
+            for offset in range(begin, begin + step * SAMPLES_OF_TENSOR, step or SAMPLE):
+                yield _Range(path, base + offset, SAMPLE)
+            yield _Range(path, base + max(end - SAMPLE, begin), min(SAMPLE, end - begin))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise NoFingerprintError(f"{path} has a header that cannot be read: {error}") from None
 
 
 def _read(sample: _Range) -> bytes:

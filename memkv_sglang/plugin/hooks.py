@@ -25,13 +25,18 @@ UPDATES = (
     "end_weight_update",
 )
 
-HOOKS = (
+COMMAND_LINE = (
     Hook("sglang.srt.server_args.ServerArgs.add_cli_args", server_args.add_cli_args),
     Hook("sglang.srt.server_args.ServerArgs.from_cli_args", server_args.from_cli_args),
+)
+"""In place also where others cannot be, to say so when the flag is given."""
+
+HOOKS = (
+    *COMMAND_LINE,
     Hook("sglang.srt.mem_cache.storage.mmap.mmap_allocator.alloc_shm", host_memory.allocate_shared),
     Hook("sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset", weights.reset_tree),
     Hook("sglang.srt.managers.schedule_batch.Req.__init__", lora.init_request),
-    Hook("sglang.srt.lora.lora_manager.LoRAManager.load_lora_adapter", lora.load_adapter),
+    Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", lora.load_adapter),
     *(Hook(f"{UPDATER}.{name}", getattr(weights, name)) for name in UPDATES),
 )
 """Correctness needs every one of them."""
@@ -40,14 +45,13 @@ HOOKS = (
 def register_hooks() -> None:
     """Put all hooks into SGLang's registry; it applies them when every plugin has registered.
 
-    If one target is not there (another SGLang), none is registered.
+    If one target is not there (another SGLang), only the command line is hooked.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    if absent_targets():
-        return
-    for hook in HOOKS:
-        HookRegistry.register(hook.target, hook.around, HookType.AROUND)
+    for hook in COMMAND_LINE if absent_targets() else HOOKS:
+        if _exists(hook.target) and not is_called(hook.target):
+            HookRegistry.register(hook.target, hook.around, HookType.AROUND)
 
 
 def absent_targets() -> list[str]:
@@ -63,6 +67,11 @@ def _exists(target: str) -> bool:
     return True
 
 
+def is_called(target: str) -> bool:
+    """Tell whether SGLang itself calls what stands around the target: it is patched to."""
+    return _exists(target) and getattr(pkgutil.resolve_name(target), "memkv_target", "") == target
+
+
 def missing_hooks() -> list[str]:
     """Return the targets that are not hooked in this process; SGLang swallows such errors."""
     from sglang.srt.plugins.hook_registry import HookRegistry
@@ -74,7 +83,7 @@ def missing_hooks() -> list[str]:
         for _, function, _ in registered
         if function in _AROUNDS
     }
-    return [hook.target for hook in HOOKS if hook.target not in hooked]
+    return [h.target for h in HOOKS if not (h.target in hooked or is_called(h.target))]
 
 
 _AROUNDS = {hook.around for hook in HOOKS}

@@ -6,14 +6,18 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from memkv_sglang.plugin import running
 
-def allocate_shared(_: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
+
+def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
     """Stand in for SGLang's `alloc_shm`: return (tensor, descriptor, mapping).
 
     SGLang's own memory file cannot be sealed, and the agent, which serves all servers of a node,
     does not map what its owner could shrink under it. Every page is there on return, as
-    cudaHostRegister demands.
+    cudaHostRegister demands. Servers without the tier get SGLang's own.
     """
+    if not running.wanted():
+        return original(dims, dtype)
     import torch
 
     count = math.prod(dims)

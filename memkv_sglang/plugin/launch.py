@@ -104,6 +104,8 @@ def _extra_config(
         user = json.loads(given) if given else {}
     except ValueError as error:
         raise ConfigError(f"--hicache-storage-backend-extra-config: not JSON: {error}") from None
+    if not isinstance(user, dict):
+        raise ConfigError("--hicache-storage-backend-extra-config: not a JSON object; give one")
     return {
         **PREFETCH_TIMEOUT,
         **user,

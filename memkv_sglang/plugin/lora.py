@@ -8,11 +8,11 @@ second would never share. The content's digest takes the id's place.
 import logging
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from memkv_sglang.plugin import running
-from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
+from memkv_sglang.plugin.fingerprint import NoFingerprintError
+from memkv_sglang.plugin.namespaces import identify_weights
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _digests: dict[str, str] = {}
 
 
 def load_adapter(original: Callable[..., Any], manager: Any, adapter: Any) -> Any:
-    """Stand around `LoRAManager.load_lora_adapter`."""
+    """Stand around `LoRAManager._load_lora_adapter`, through which those of the start come too."""
     result = original(manager, adapter)
     if running.wanted():
         _digests[adapter.lora_id] = _digest(adapter.lora_path)
@@ -41,7 +41,7 @@ def init_request(original: Callable[..., Any], request: Any, *args: Any, **kwarg
 
 def _digest(path: str) -> str:
     try:
-        return fingerprint(Path(path))[:DIGEST_LENGTH]
+        return identify_weights(path)[:DIGEST_LENGTH]
     except (NoFingerprintError, OSError) as error:
         log.warning("memkv: adapter without a fingerprint (%s); its pages are not shared", error)
         return uuid.uuid4().hex

@@ -11,6 +11,7 @@ from memkv_sglang.namespace import Namespace, Shard
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
 
 KV_POOL = "kv"
+MAMBA_POOL = "mamba"
 
 
 class ModelIdentity(NamedTuple):
@@ -48,7 +49,9 @@ def identify_weights(model_path: str) -> str:
 
 
 def _details(server_args: Any, model: Any) -> dict[str, str]:
-    config = json.dumps(model.hf_config.to_dict(), sort_keys=True, default=str)
+    values = model.hf_config.to_dict()
+    values.pop("_name_or_path", None)  # nodes may keep a model under different paths
+    config = json.dumps(values, sort_keys=True, default=str)
     details = {
         "config": hashlib.sha256(config.encode()).hexdigest(),
         "dtype": str(model.dtype),
@@ -64,15 +67,17 @@ def _details(server_args: Any, model: Any) -> dict[str, str]:
     return details
 
 
-def describe_pool(pool: str, host_pool: Any, config: Any, model: ModelIdentity) -> Namespace:
-    """Return the namespace of a pool's pages.
-
-    `config` is SGLang's `HiCacheStorageConfig`. The ranks of an MLA model hold equal pages, and
-    share one namespace.
-    """
-    details = dict(model.details)
-    if host_pool.storage_format_tag:
-        details["format"] = str(host_pool.storage_format_tag)
+def describe_pool(
+    pool: str, host_pool: Any, page_bytes: int, config: Any, model: ModelIdentity
+) -> Namespace:
+    """Return the namespace of a pool's pages. `config` is SGLang's `HiCacheStorageConfig`."""
+    details = {**model.details, "pool_class": type(host_pool).__name__}
+    for name in ("storage_format_tag", "temporal_dtype"):
+        if getattr(host_pool, name, None):
+            details[name] = str(getattr(host_pool, name))
+    shard = _shard(config)
+    if not differs_by_rank(pool, host_pool, config):
+        shard = msgspec.structs.replace(shard, tp_rank=0, tp_size=1)
     return Namespace(
         model=model.fingerprint,
         revision=model.revision,
@@ -80,17 +85,29 @@ def describe_pool(pool: str, host_pool: Any, config: Any, model: ModelIdentity) 
         kv_dtype=str(host_pool.dtype).removeprefix("torch."),
         layout=str(host_pool.layout),
         page_size=int(host_pool.page_size),
-        page_bytes=int(host_pool.page_size) * int(host_pool.size_per_token),
-        layers=(int(host_pool.start_layer), int(host_pool.end_layer)),
+        page_bytes=page_bytes,
+        layers=(int(getattr(host_pool, "start_layer", 0)), int(getattr(host_pool, "end_layer", 0))),
         heads=int(getattr(host_pool, "head_num", 0) or 0),
         head_size=int(getattr(host_pool, "head_dim", 0) or getattr(host_pool, "kv_cache_dim", 0)),
-        shard=_shard(config),
+        shard=shard,
         details=details,
     )
 
 
+def differs_by_rank(pool: str, host_pool: Any, config: Any) -> bool:
+    """Tell whether each tensor-parallel rank has pages of its own in this pool.
+
+    The ranks of an MLA model hold equal KV, and share a namespace; their Mamba states and the
+    heads of an MHA draft model differ all the same. (With DCP a page is dealt out over the DCP
+    ranks, which the shard names besides.)
+    """
+    if config.is_mla_model:
+        return pool == MAMBA_POOL or bool(getattr(host_pool, "head_num", 0))
+    return True
+
+
 def _shard(config: Any) -> Shard:
-    shard = Shard(
+    return Shard(
         tp_rank=config.tp_rank,
         tp_size=config.tp_size,
         pp_rank=config.pp_rank,
@@ -100,6 +117,3 @@ def _shard(config: Any) -> Shard:
         dcp_rank=config.dcp_rank,
         dcp_size=config.dcp_size,
     )
-    if config.is_mla_model and config.dcp_size == 1:
-        return msgspec.structs.replace(shard, tp_rank=0, tp_size=1)
-    return shard

@@ -25,10 +25,15 @@ def register_page_size() -> None:
     register_resolution_hook(STEP)(_resolve)
 
 
-def choose_page_size(token_bytes: int) -> int:
-    """Return the smallest power of two, at most `LARGEST_PAGE`, whose page is large enough."""
+def choose_page_size(token_bytes: int, chunk: int) -> int:
+    """Return the smallest power of two, at most `LARGEST_PAGE`, whose page is large enough.
+
+    It divides `chunk`, the tokens of a chunk of prefill, as SGLang demands; 0 or less: no chunks.
+    """
     size = 1
     while size < LARGEST_PAGE and size * token_bytes < WANTED_BYTES:
+        if chunk > 0 and chunk % (2 * size):
+            break
         size *= 2
     return size
 
@@ -44,7 +49,7 @@ def _resolve(server_args: Any, previous: Any) -> None:
     if token_bytes is None:
         log.info("memkv: the page size of a hybrid model is left to SGLang")
         return
-    page_size = choose_page_size(token_bytes)
+    page_size = choose_page_size(token_bytes, int(view.chunked_prefill_size or 0))
     declare_resolution(server_args, BACKEND, page_size=page_size)
     log.info(
         "memkv: page size %d, so that a shard's page has about %.2g MiB; --page-size overrides",

@@ -1,16 +1,35 @@
 """SGLang's host pools as the agent sees them: shared memory, and where a page lies in it."""
 
-import bisect
 import ctypes
-from collections.abc import Sequence
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.page import Buffer
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.page import Buffer, Chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+
+PAGES_A_CALL = 128
+"""Pages that go to the agent at once, as many as SGLang loads and backs up at once."""
+
+BEGIN_SECONDS = 1.5
+"""How long a call of the storage may begin calls to the agent, each of which ends within 8 s:
+SGLang waits 10 s for its storage threads."""
+
+
+log = logging.getLogger(__name__)
 
 
 class UnsuitablePoolError(Exception):
-    """A host pool whose pages the agent cannot reach. The text says why and what to do."""
+    """A host pool whose pages the agent cannot move. The text says why and what to do."""
 
 
 class HostPool(Protocol):
@@ -23,6 +42,87 @@ class HostPool(Protocol):
     def get_page_buffer_meta(self, indices: Any) -> tuple[list[int], Any]:
         """Return the address and the length of every buffer of the pages at `indices`."""
 
+    def get_dummy_flat_data_page(self) -> Any:
+        """Return a tensor as large as a page."""
+
+
+class Pieces(NamedTuple):
+    """Where the buffers of some pages lie; a row a page, its buffers in stored order."""
+
+    addresses: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+
+def begin_until() -> float:
+    """Return until when a call of the storage that begins now may begin calls to the agent."""
+    return time.monotonic() + BEGIN_SECONDS
+
+
+def is_logical(host_pool: Any) -> bool:
+    """Tell whether a pool has no memory of its own: other pools hold what its pages stand for."""
+    return getattr(host_pool, "kv_buffer", host_pool) is None
+
+
+class Pool(ABC):
+    """Moves pages of one host pool. `indices` are token slots on the CPU, whole pages of them.
+
+    Calls return when nobody touches the host pool's pages any more, and last at most 10 s.
+    """
+
+    pages_a_call = PAGES_A_CALL
+
+    def __init__(self, host_pool: HostPool, client: AgentClient) -> None:
+        """Ask SGLang how long a page is. Raises `UnsuitablePoolError`."""
+        self.host_pool = host_pool
+        self.page_tokens = int(getattr(host_pool, "logical_page_size", 0) or host_pool.page_size)
+        """Slots of `indices` a page."""
+        self.page_bytes = _page_bytes(host_pool, self.page_tokens)
+        self._client = client
+
+    def load(self, chain: Chain, indices: Any, until: float) -> list[PageLoad]:
+        """Fill a page for each hash, in calls that begin before `until`; see `Engine.load`."""
+        loads: list[PageLoad] = []
+        for part, slots in self._parts(chain, indices, until):
+            loads += self._load(part, slots)
+            if loads[-1].result is not LoadResult.LOADED:
+                break
+        return loads + [PageLoad(LoadResult.SKIPPED)] * (len(chain.hashes) - len(loads))
+
+    def spill(self, chain: Chain, indices: Any, parent: bytes, until: float) -> list[SpillResult]:
+        """Store a page for each hash, likewise; see `Engine.spill`."""
+        results: list[SpillResult] = []
+        for part, slots in self._parts(chain, indices, until):
+            results += self._spill(part, slots, parent)
+            if results[-1] > SpillResult.PRESENT:
+                break
+            parent = part.hashes[-1]
+        return results + [SpillResult.REFUSED] * (len(chain.hashes) - len(results))
+
+    def _parts(self, chain: Chain, indices: Any, until: float) -> Iterator[tuple[Chain, Any]]:
+        pages = len(chain.hashes)
+        if len(indices) != pages * self.page_tokens:
+            log.warning("memkv: SGLang names %d slots for %d pages", len(indices), pages)
+            return
+        for begin in range(0, pages, self.pages_a_call):
+            end = min(begin + self.pages_a_call, pages)
+            if time.monotonic() > until:
+                return
+            slots = indices[begin * self.page_tokens : end * self.page_tokens]
+            yield Chain(chain.namespace, chain.hashes[begin:end]), slots
+
+    def pieces(self, indices: Any) -> Pieces:
+        """Return where the pages at `indices` lie. Raises `UnsuitablePoolError`."""
+        found = _pieces(self.host_pool, indices, len(indices) // self.page_tokens)
+        if (found.lengths.sum(axis=1) != self.page_bytes).any():
+            raise UnsuitablePoolError(f"SGLang names buffers of pages not {self.page_bytes} bytes")
+        return found
+
+    @abstractmethod
+    def _load(self, chain: Chain, indices: Any) -> list[PageLoad]: ...
+
+    @abstractmethod
+    def _spill(self, chain: Chain, indices: Any, parent: bytes) -> list[SpillResult]: ...
+
 
 class _Mapping(NamedTuple):
     start: int
@@ -30,61 +130,83 @@ class _Mapping(NamedTuple):
     pool: int
 
 
-class SharedPool:
-    """A host pool whose memory the agent has mapped."""
+class SharedPool(Pool):
+    """A host pool whose memory the agent has mapped: pages move without a copy."""
 
     def __init__(self, host_pool: HostPool, client: AgentClient) -> None:
         """Register every memory file of the pool. Raises `UnsuitablePoolError`."""
-        self.host_pool = host_pool
-        self.page_bytes = host_pool.size_per_token * host_pool.page_size
-        self._client = client
-        self._mappings = sorted(_mappings(host_pool, client))
-        self._starts = [mapping.start for mapping in self._mappings]
+        super().__init__(host_pool, client)
+        mappings = sorted(_mappings(host_pool, client))
+        self._starts, self._ends, self._numbers = np.array(mappings, dtype=np.int64).T
 
-    def buffers(self, indices: Any, pages: int) -> list[list[Buffer]]:
-        """Return the buffers of each of `pages` pages. `indices` are token slots in the pool.
-
-        Raises `UnsuitablePoolError` if a page is not wholly in shared memory.
-        """
-        addresses, lengths = self.host_pool.get_page_buffer_meta(indices)
-        if isinstance(lengths, int):
-            lengths = [lengths] * len(addresses)
-        each = len(addresses) // pages
-        located = [self._locate(a, n) for a, n in zip(addresses, lengths, strict=True)]
-        split = [located[i : i + each] for i in range(0, len(located), each)]
-        if len(split) != pages or any(map(self._is_short, split)):
-            raise UnsuitablePoolError(
-                f"pages of {self.page_bytes} bytes expected, SGLang names other buffers"
-            )
-        return split
-
-    def _is_short(self, buffers: Sequence[Buffer]) -> bool:
-        return sum(buffer.length for buffer in buffers) != self.page_bytes
-
-    def _locate(self, address: int, length: int) -> Buffer:
-        at = bisect.bisect_right(self._starts, address) - 1
-        if at < 0 or address + length > self._mappings[at].end:
+    def buffers(self, indices: Any) -> list[list[Buffer]]:
+        """Return the buffers of each page. Raises `UnsuitablePoolError`."""
+        addresses, lengths = self.pieces(indices)
+        each = addresses.shape[1]
+        starts, sizes = addresses.ravel(), lengths.ravel()
+        at = np.searchsorted(self._starts, starts, side="right") - 1
+        if (at < 0).any() or (starts + sizes > self._ends[at]).any():
             raise UnsuitablePoolError("a page lies outside the pool's shared memory")
-        mapping = self._mappings[at]
-        return Buffer(mapping.pool, address - mapping.start, length)
+        numbers, offsets = self._numbers[at], starts - self._starts[at]
+        columns = numbers.tolist(), offsets.tolist(), sizes.tolist()
+        located = list(map(Buffer._make, zip(*columns, strict=True)))
+        return [located[i : i + each] for i in range(0, len(located), each)]
 
-    def close(self) -> None:
-        """Let the agent forget the pool."""
-        for mapping in self._mappings:
-            self._client.release_pool(mapping.pool)
+    def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
+        return self._client.load(chain, self.buffers(indices))
+
+    def _spill(self, chain: Chain, indices: Any, parent: bytes) -> list[SpillResult]:
+        return self._client.spill(chain, self.buffers(indices), parent)
 
 
-def _mappings(host_pool: HostPool, client: AgentClient) -> list[_Mapping]:
+def is_shared(host_pool: HostPool) -> bool:
+    """Tell whether the pool's memory has descriptors."""
+    return bool(getattr(host_pool.allocator, "fds", None))
+
+
+def _mappings(host_pool: HostPool, client: AgentClient) -> Iterator[_Mapping]:
     allocator = host_pool.allocator
-    descriptors = getattr(allocator, "fds", None)
-    if not descriptors:
-        raise UnsuitablePoolError(
-            "the host pool is not in shared memory; start the server with --enable-memkv, or give "
-            'it "allocator": "shm" in --hicache-storage-backend-extra-config'
-        )
-    found = []
-    for descriptor, memory in zip(descriptors, allocator.mms, strict=True):
+    for descriptor, memory in zip(allocator.fds, allocator.mms, strict=True):
         start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         number = client.register_pool(descriptor, len(memory))
-        found.append(_Mapping(start, start + len(memory), number))
-    return found
+        yield _Mapping(start, start + len(memory), number)
+
+
+def _pieces(host_pool: HostPool, indices: Any, pages: int) -> Pieces:
+    addresses, lengths = host_pool.get_page_buffer_meta(indices)
+    count = len(addresses)
+    sizes = list(repeat(lengths, count)) if isinstance(lengths, int) else lengths
+    if not pages or not count or count % pages or len(sizes) != count:
+        raise UnsuitablePoolError(f"SGLang names {count} buffers for {pages} pages")
+    shape = (pages, count // pages)
+    return Pieces(
+        np.array(addresses, dtype=np.int64).reshape(shape),
+        np.array(sizes, dtype=np.int64).reshape(shape),
+    )
+
+
+def _page_bytes(host_pool: HostPool, page_tokens: int) -> int:
+    """Return how long a page is, by the buffers that SGLang names for one.
+
+    It must agree with what SGLang says elsewhere: a part of the page may lie in other buffers.
+    """
+    import torch
+
+    try:
+        named = int(_pieces(host_pool, torch.arange(page_tokens), 1).lengths.sum())
+    except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
+        raise UnsuitablePoolError(
+            f"{type(host_pool).__name__} does not say where its pages lie: {error!r}"
+        ) from error
+    if named != host_pool.size_per_token * host_pool.page_size and named != _flat(host_pool):
+        raise UnsuitablePoolError(
+            f"{type(host_pool).__name__} names {named} bytes a page, but has "
+            f"{host_pool.size_per_token} a token and {host_pool.page_size} tokens a page"
+        )
+    return named
+
+
+def _flat(host_pool: HostPool) -> int:
+    with suppress(NotImplementedError, AttributeError):
+        return int(host_pool.get_dummy_flat_data_page().nbytes)
+    return -1

@@ -1,72 +1,94 @@
 """The storage class that SGLang's HiCache calls; everything else happens in the agent."""
 
 import logging
-import os
 import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferResult
 
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.config.load import load_config
-from memkv_sglang.namespace import Namespace
-from memkv_sglang.page import Buffer, Chain
-from memkv_sglang.plugin import running
-from memkv_sglang.plugin.hooks import missing_hooks
-from memkv_sglang.plugin.namespaces import KV_POOL, ModelIdentity, describe_pool, identify_model
-from memkv_sglang.plugin.pools import SharedPool
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.plugin import events, observers, running
+from memkv_sglang.plugin.attachment import (
+    UnsuitableServerError,
+    check_server,
+    read_config,
+    wait_for_agent,
+)
+from memkv_sglang.plugin.clearing import Clearing
+from memkv_sglang.plugin.fingerprint import NoFingerprintError
+from memkv_sglang.plugin.hits import intersect, whole_prefix
+from memkv_sglang.plugin.namespaces import KV_POOL, ModelIdentity, identify_model
+from memkv_sglang.plugin.pools import UnsuitablePoolError, begin_until
+from memkv_sglang.plugin.registered import RegisteredPool, RegisteredPools
+from memkv_sglang.plugin.side_pools import ALL_PAGES, Search
+from memkv_sglang.plugin.traffic import Traffic
+from memkv_sglang.plugin.weights import identify_loaded
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 log = logging.getLogger(__name__)
 
-AGENT_SECONDS = 30.0
-"""How long the constructor waits for an agent; a server without one starts all the same."""
-
 LOOKUP_SECONDS = 1.0
 """Budget of a lookup: it runs in SGLang's query thread, which serves one request at a time."""
 
+EXPECTED = (ConfigError, NoFingerprintError, UnsuitablePoolError, UnsuitableServerError)
+"""Reasons to be off that say what to do."""
+
+T = TypeVar("T")
+
 
 class MemKVStorage(HiCacheStorage):
-    """Names pages to the agent. Calls block, at most 8 s, and never raise.
+    """Names pages to the agent. Calls block, at most 10 s, and never raise.
 
     A load or spill returns when nobody touches the host pool's pages any more; see
     `AgentClient.load`. What does not work is a miss: lookups find 0 pages, loads and spills fail.
+    A model needs all of its pools: one that cannot be reached turns the storage off.
     """
 
     def __init__(self, storage_config: Any, kwargs: Any = None) -> None:
         """Connect to the agent, starting it if there is none. Never raises: other ranks wait."""
         running.enabled = True
+        self.traffic = Traffic(
+            metrics=storage_config.enable_storage_metrics,
+            count_requests=storage_config.tp_rank == storage_config.pp_rank == 0,
+        )
+        self.announcer: events.Announcer | None = None
+        """None where SGLang publishes no events."""
         self._config = storage_config
         self._client: AgentClient | None = None
         self._model: ModelIdentity | None = None
-        self._pools: dict[str, SharedPool] = {}
-        self._namespaces: dict[str, Namespace] = {}
+        self._off = False
         self._sealed = threading.Event()
+        self._spilling = threading.Lock()
         try:
-            self._open(dict(storage_config.extra_config or {}).get("memkv") or {})
+            self._open(dict(storage_config.extra_config or {}))
         except Exception as error:
             self._turn_off(error)
-        running.storage = self
 
-    def _open(self, settings: dict[str, Any]) -> None:
-        missing = missing_hooks()
-        if missing:
-            raise RuntimeError(f"this SGLang lacks {', '.join(missing)}; see docs/sglang.md")
+    def _open(self, extra: dict[str, Any]) -> None:
         from sglang.srt.runtime_context import get_server_args
 
-        file = settings.get("file")
-        config = load_config(
-            Path(file) if file else None, os.environ, settings.get("settings") or {}
-        )
-        self._model = identify_model(get_server_args())
+        server_args = get_server_args()
+        check_server(extra, server_args)
+        config = read_config(extra)
+        # The agent starts while the model is read.
         self._client = AgentClient(config, start=True)
-        if not self._client.wait(AGENT_SECONDS):
-            log.warning("memkv: no agent yet (%s); trying on", self._client.problem)
+        self._pools = RegisteredPools(self._client, self._config)
+        self._clearing = Clearing(self._client, self._spilling)
+        self._model = identify_loaded(identify_model(server_args))
+        if events.are_wanted():
+            self.announcer = events.Announcer(self._client, events.tiers_of(config))
+        observers.install()
+        wait_for_agent(self._client)
+        running.storage = self
 
     def _turn_off(self, reason: Exception) -> None:
-        log.error("memkv: off, the server runs without the tier: %s", reason)
+        if not self._off:
+            self._off = True
+            defect = not isinstance(reason, EXPECTED)
+            log.error("memkv: off, the server runs without the tier: %s", reason, exc_info=defect)
         self.close()
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
@@ -80,21 +102,9 @@ class MemKVStorage(HiCacheStorage):
         self._add_pool(str(host_pool_name), host_pool)
 
     def _add_pool(self, name: str, host_pool: Any) -> None:
-        if self._client is None or self._model is None or name in self._pools:
-            return
-        try:
-            self._pools[name] = SharedPool(host_pool, self._client)
-            self._name_pool(name, self._model)
-        except Exception as error:
-            self._turn_off(error)
-
-    def _name_pool(self, name: str, model: ModelIdentity) -> None:
-        assert self._client is not None
-        host_pool = self._pools[name].host_pool
-        namespace = describe_pool(name, host_pool, self._config, model)
-        self._client.describe(namespace)
-        self._namespaces[name] = namespace
-        log.info("memkv: pool %s in namespace %s", name, namespace.digest.hex())
+        model = self._model
+        if self._client is not None and model is not None:
+            self._safely(lambda: self._pools.add(name, host_pool, model), None)
 
     def seal(self) -> None:
         """Answer misses and store nothing from now on: what the weights are is not certain."""
@@ -103,11 +113,8 @@ class MemKVStorage(HiCacheStorage):
     def unseal(self, model: ModelIdentity) -> None:
         """Go on under the name of these weights."""
         self._model = model
-        try:
-            for name in self._pools:
-                self._name_pool(name, model)
-        except Exception as error:
-            self._turn_off(error)
+        if self._client is not None:
+            self._safely(lambda: self._pools.rename(model), None)
         self._sealed.clear()
 
     @property
@@ -115,66 +122,168 @@ class MemKVStorage(HiCacheStorage):
         """Whose pages these are; None if that is not known, and the tier off."""
         return self._model
 
+    def differs_by_rank(self, pool: Any) -> bool:
+        """Tell whether each rank has to store this pool, although their KV is equal."""
+        return self._client is not None and self._pools.differs_by_rank(str(pool))
+
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
         """Return how many of the keys, from the first, can be loaded."""
-        client, namespace = self._client, self._namespaces.get(KV_POOL)
-        if client is None or namespace is None or self._sealed.is_set():
-            return 0
-        return client.lookup(_chain(namespace, keys), LOOKUP_SECONDS).length
+        return self._safely(lambda: self._find(keys), 0)
+
+    def _find(self, keys: list[str]) -> int:
+        client, kv = self._client, self._usable(KV_POOL)
+        if client is None or kv is None or kv.pool is None:
+            return 0  # an anchor without memory stands for nothing if no side pool is asked
+        return client.lookup(kv.chain(_hashes(keys)), LOOKUP_SECONDS).length
+
+    def exists(self, key: str) -> bool:
+        """Tell whether a page can be loaded."""
+        return self.batch_exists([key]) == 1
+
+    def batch_exists_v2(
+        self, keys: list[str], pool_transfers: Any = None, extra_info: Any = None
+    ) -> Any:
+        """Return how many pages every pool can serve, and which shorter prefixes."""
+        transfers = list(pool_transfers or ())
+        return self._safely(lambda: self._find_v2(keys, transfers), PoolTransferResult.empty())
+
+    def _find_v2(self, keys: list[str], transfers: Sequence[Any]) -> Any:
+        client, kv = self._client, self._usable(KV_POOL)
+        sides = [self._usable(transfer.name) for transfer in transfers]
+        if client is None or kv is None or None in sides:
+            return PoolTransferResult.empty()
+        search = Search(client, _hashes(keys), LOOKUP_SECONDS)
+        pages = search.prefix(kv, len(keys))
+        hits, gates = {KV_POOL: pages}, [whole_prefix(pages)]
+        asked = [(side, transfer) for side, transfer in zip(sides, transfers, strict=True) if side]
+        for side, transfer in asked:
+            hit = search.ask(side, transfer, pages)
+            if hit is not None:
+                hits[transfer.name] = hit.pages
+                gates.append(hit)
+        restorable = intersect(gates)
+        longest = restorable[-1] if restorable else 0
+        for side, transfer in asked:
+            search.use_window(side, transfer, longest)
+        return PoolTransferResult(longest, hits, restorable)
 
     def batch_get_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Fill the pages at `host_indices`, one for each key."""
-        client, namespace = self._client, self._namespaces.get(KV_POOL)
-        buffers = self._buffers(KV_POOL, keys, host_indices)
-        if client is None or namespace is None or not buffers:
+        load = partial(self._load, KV_POOL, keys, host_indices, begin_until())
+        return self._safely(load, [False] * len(keys))
+
+    def batch_get_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
+        """Fill pages of side pools, likewise."""
+        until, results = begin_until(), {}
+        for transfer in transfers:
+            keys, indices = transfer.keys or [], transfer.host_indices
+            load = partial(self._load, transfer.name, keys, indices, until)
+            results[transfer.name] = self._safely(load, [False] * len(keys))
+        return results
+
+    def _load(self, name: str, keys: list[str], indices: Any, until: float) -> list[bool]:
+        registered = self._usable(name)
+        if registered is None or not keys or indices is None:
             return [False] * len(keys)
-        loads = client.load(_chain(namespace, keys), buffers)
-        return [load.result is LoadResult.LOADED for load in loads]
+        if registered.pool is None:
+            return [True] * len(keys)
+        with self.traffic.load() as moved:
+            loads = registered.pool.load(registered.chain(_hashes(keys)), indices, until)
+            loaded = [load.result is LoadResult.LOADED for load in loads]
+            moved[registered.pool.page_bytes] += sum(loaded)
+        if name == KV_POOL:
+            self.traffic.came_from(loads)
+        return loaded
 
     def batch_set_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Store the pages at `host_indices`, one for each key."""
-        client, namespace = self._client, self._namespaces.get(KV_POOL)
-        buffers = self._buffers(KV_POOL, keys, host_indices)
-        if client is None or namespace is None or not buffers:
-            return [False] * len(keys)
-        before = getattr(extra_info, "prefix_keys", None) or []
-        parent = bytes.fromhex(before[-1]) if before else b""
-        results = client.spill(_chain(namespace, keys), buffers, parent)
+        spill = partial(self._spill, KV_POOL, keys, host_indices, extra_info, begin_until())
+        return self._safely(spill, [False] * len(keys))
+
+    def batch_set_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
+        """Store pages of side pools, likewise."""
+        until, results = begin_until(), {}
+        for transfer in transfers:
+            keys, indices = transfer.keys or [], transfer.host_indices
+            # Other pools do not hold what comes before.
+            before = extra_info if transfer.hit_policy == ALL_PAGES else None
+            spill = partial(self._spill, transfer.name, keys, indices, before, until)
+            results[transfer.name] = self._safely(spill, [False] * len(keys))
+        return results
+
+    def _spill(
+        self, name: str, keys: list[str], indices: Any, extra_info: Any, until: float
+    ) -> list[bool]:
+        with self._spilling:
+            registered = self._usable(name)
+            if registered is None or not keys or indices is None:
+                return [False] * len(keys)
+            pool, chain = registered.pool, registered.chain(_hashes(keys))
+            if pool is None:
+                return [True] * len(keys)
+            before = getattr(extra_info, "prefix_keys", None) or []
+            parent = bytes.fromhex(before[-1]) if before else b""
+            with self.traffic.spill() as moved:
+                results = pool.spill(chain, indices, parent, until)
+                moved[pool.page_bytes] += results.count(SpillResult.STORED)
         return [result <= SpillResult.PRESENT for result in results]
 
-    def _buffers(self, pool: str, keys: Sequence[str], indices: Any) -> list[list[Buffer]]:
-        """Return where the pages lie; nothing while the storage is sealed or off."""
-        shared = self._pools.get(pool)
-        if shared is None or not keys or self._sealed.is_set():
-            return []
+    def _usable(self, name: str) -> RegisteredPool | None:
+        """Return a pool; None while it is not certain what its pages are, or none may be found."""
+        if self._client is None or self._sealed.is_set():
+            return None
+        registered = self._pools.get(str(name))
+        if registered is None or registered.digest in self._clearing:
+            return None
+        return registered
+
+    def _safely(self, call: Callable[[], T], otherwise: T) -> T:
         try:
-            return shared.buffers(indices, len(keys))
+            return call()
         except Exception as error:
             self._turn_off(error)
-            return []
+            return otherwise
+
+    def backed_up(self, operation: Any, page_size: int) -> None:
+        """Take note of a node of SGLang's tree that has been stored, for its events."""
+        announcer, kv = self.announcer, self._usable(KV_POOL)
+        if announcer is not None and kv is not None and kv.pool is not None:
+            blocks = partial(events.blocks_of, operation, page_size)
+            announcer.stored(kv.digest, self._safely(blocks, []))
+
+    def get_stats(self) -> Any:
+        """Return what has been moved since the last call; no I/O."""
+        return self.traffic.take()
 
     def clear(self) -> None:
-        """Remove what this server's namespaces hold, on this node and in the shared tier."""
-        client = self._client
-        for namespace in list(self._namespaces.values()):
-            if client is not None:
-                client.clear(namespace.digest)
+        """Find none of this server's pages any more, from the return on; they are removed behind.
+
+        Removes what the server's namespaces hold on this node and in the shared tier. Until that
+        is done lookups miss and spills fail; then the server goes on in the same namespaces, so
+        that it shares with other servers what these store from then on.
+        """
+        if self._client is None:
+            return
+        self._clearing.begin(self._pools.digests())
+        if self.announcer is not None:
+            self.announcer.cleared()
 
     def close(self) -> None:
-        """Let go of the agent, which stays; idempotent."""
+        """Let go of the agent, which stays, and forgets the pools; idempotent."""
         client, self._client = self._client, None
-        if client is not None:
-            client.close()
         if running.storage is self:
             running.storage = None
-
-    def exists(self, key: str) -> bool:
-        """Tell whether a page can be loaded."""
-        return self.batch_exists([key]) == 1
+        if client is None:
+            return
+        if self.announcer is not None:
+            self.announcer.close()
+        self._clearing.close()
+        client.close()
+        self._pools.forget()
 
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
         """Miss: the copying interface is not served, see `batch_get_v1`."""
@@ -207,5 +316,5 @@ class MemKVStorage(HiCacheStorage):
         return False
 
 
-def _chain(namespace: Namespace, keys: Sequence[str]) -> Chain:
-    return Chain(namespace.digest, [bytes.fromhex(key) for key in keys])
+def _hashes(keys: Sequence[str]) -> list[bytes]:
+    return [bytes.fromhex(key) for key in keys]

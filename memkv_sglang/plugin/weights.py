@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from memkv_sglang.plugin import running
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
@@ -20,79 +20,119 @@ log = logging.getLogger(__name__)
 
 BACKUP_POLLS = 2000
 POLL_SECONDS = 0.005
-"""Together: how long an update waits for backups. Polls are counted, not timed: each one holds
-collectives, so every rank must make as many."""
+"""Together: how long an update waits for backups, longer than a call of the storage lasts. Polls
+are counted, not timed: each one holds collectives, so every rank must make as many."""
+
+
+class Weights(NamedTuple):
+    """Which weights these are, beside what else names a model."""
+
+    fingerprint: str = ""
+    """Of the files they come from; empty: those that the server was started with."""
+    revision: str = ""
+    """A name that nobody else has, for weights that are not those of any file."""
+
+    def name(self, model: ModelIdentity) -> ModelIdentity:
+        """Return the model's identity with these weights."""
+        fingerprint = self.fingerprint or model.fingerprint
+        return model._replace(fingerprint=fingerprint, revision=self.revision)
 
 
 class WeightUpdates:
-    """What is under way in this scheduler process. Used by its main thread alone."""
+    """What is loaded in this scheduler process. Used by its main thread alone."""
 
     def __init__(self) -> None:
-        """No update is under way."""
-        self._inside = 0
+        """Begin with what the server was started with."""
+        self._open = 0
         """Calls and sessions of updates that have begun and not ended."""
-        self._loaded: ModelIdentity | None = None
-        """Whose pages the storage is to name once the tree has been reset; None: not sealed."""
-        self._was_reset = False
+        self.loaded: Weights | None = Weights()
+        """None: not known."""
+        self._tree_is_clean = True
+        """Whether all of the tree was computed with what is loaded now."""
+
+    @property
+    def settled(self) -> Weights | None:
+        """What all of the tree was computed with; None while that is not certain."""
+        return self.loaded if self._tree_is_clean and not self._open else None
 
     def begin(self) -> None:
         """Seal the storage; weights may change from now on."""
-        self._inside += 1
-        self._was_reset = False
+        self._open += 1
+        self.loaded = None
+        self._tree_is_clean = False
         if running.storage is not None:
             running.storage.seal()
 
-    def end(self, loaded: ModelIdentity | None) -> None:
-        """Take note of what is loaded now. A reset within the call came after the change."""
-        self._inside -= 1
-        self._loaded = loaded
-        if self._was_reset:
-            self._unseal()
-
-    def tree_was_reset(self) -> None:
-        """Take note that what the tree gets from now on was computed with the current weights."""
-        self._was_reset = True
+    def end(self, weights: Weights | None) -> None:
+        """Take note of what is loaded now. A reset since `begin` came after the change."""
+        self._open -= 1
+        self.loaded = weights
         self._unseal()
 
+    def tree_was_reset(self) -> None:
+        """Take note that what the tree gets from now on is computed with what is loaded now."""
+        was_clean, self._tree_is_clean = self._tree_is_clean, True
+        if not was_clean:
+            self._unseal()
+
     def _unseal(self) -> None:
-        if self._inside == 0 and self._loaded is not None and running.storage is not None:
-            running.storage.unseal(self._loaded)
-            self._loaded = None
+        storage, weights = running.storage, self.settled
+        if storage is not None and storage.model is not None and weights is not None:
+            storage.unseal(weights.name(storage.model))
 
 
 _updates = WeightUpdates()
 
 
+def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
+    """Return who the model is now. Raises `NoFingerprintError` if updates make that uncertain."""
+    weights = _updates.settled
+    if weights is None:
+        raise NoFingerprintError(
+            "weights were updated before the storage was attached, or are being updated now; "
+            "start the server with --enable-memkv, or attach after POST /flush_cache"
+        )
+    return weights.name(started_with)
+
+
 def update_weights_from_disk(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     """Stand around the update from files, whose content names the new weights."""
-    return _update(original, manager, request, lambda: _of_files(manager, request.model_path))
+    return _update(original, manager, request, lambda: _of_files(request.model_path))
 
 
 def update_weights_from_ipc(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     """Stand around an update whose weights have no name."""
-    return _update(original, manager, request, lambda: _of_nobody(manager))
+    return _update(original, manager, request, _nameless)
 
 
-update_weights_from_tensor = update_weights_from_distributed = update_weights_from_ipc
+def update_weights_from_tensor(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    """Stand around an update inside a session, which SGLang refuses outside of one."""
+    if manager._session is None:
+        return original(manager, request)
+    return _update(original, manager, request, _nameless)
+
+
+update_weights_from_distributed = update_weights_from_tensor
 
 
 def begin_weight_update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     """Stand around the begin of a session of updates; sealed until it has ended."""
-    if not running.enabled:
+    if manager._session is not None:
         return original(manager, request)
     _updates.begin()
-    _wait_for_backups(manager)
-    result = original(manager, request)
-    if not result.success:
-        _updates.end(_current())
-    return result
+    if running.enabled:
+        _wait_for_backups(manager)
+    return original(manager, request)
 
 
 def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     """Stand around the end of a session. SGLang does not reset its tree here; this does."""
-    result = original(manager, request)
-    if running.enabled and result.success:
-        _updates.end(_of_nobody(manager))
+    if manager._session is None:
+        return original(manager, request)
+    result = _update(original, manager, request, _nameless)
+    _updates.end(_updates.loaded)
+    if running.enabled:
+        _wait_for_backups(manager)
         if not manager.flush_cache():
             log.warning("memkv: sealed until the cache is flushed (POST /flush_cache)")
     return result
@@ -101,70 +141,61 @@ def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) 
 def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand around the reset of the radix tree."""
     result = original(tree, *args, **kwargs)
-    if running.enabled:
-        # What SGLang believes to be stored is stored under the name of other weights, perhaps.
-        beliefs = getattr(tree, "storage_existence_cache", None)
-        if beliefs is not None:
-            beliefs.clear()
-        _updates.tree_was_reset()
+    # What SGLang believes to be stored is stored under the name of other weights, perhaps.
+    beliefs = getattr(tree, "storage_existence_cache", None)
+    if running.enabled and beliefs is not None:
+        beliefs.clear()
+    _updates.tree_was_reset()
     return result
 
 
 def _update(
-    original: Callable[..., Any],
-    manager: Any,
-    request: Any,
-    identify: Callable[[], ModelIdentity | None],
+    original: Callable[..., Any], manager: Any, request: Any, identify: Callable[[], str]
 ) -> Any:
-    if not running.enabled:
-        return original(manager, request)
+    """Call the original; `identify` returns the fingerprint of what it loads, empty for none."""
     _updates.begin()
-    loaded = None
-    try:
+    if running.enabled:
         _wait_for_backups(manager)
-        result = original(manager, request)
-        # A failed update may have changed a part of the weights.
-        loaded = identify() if result.success else _of_nobody(manager)
-        return result
-    finally:
-        _updates.end(loaded)
+    result = original(manager, request)
+    # A failed update may have changed a part of the weights.
+    _updates.end(_agree(manager, identify() if result.success else "") if running.enabled else None)
+    return result
 
 
 def _wait_for_backups(manager: Any) -> None:
-    """Let backups in flight end, so that SGLang can reset its tree after the update."""
+    """Let copies in flight end, so that SGLang can reset its tree after the update."""
     tree = manager.scheduler.tree_cache
     for _ in range(BACKUP_POLLS):
-        if not (tree.ongoing_backup or tree.ongoing_write_through):
+        if not (tree.ongoing_backup or tree.ongoing_write_through or tree.ongoing_load_back):
             return
         tree.check_hicache_events()
         time.sleep(POLL_SECONDS)
     log.warning("memkv: backups still in flight; sealed until the cache is flushed")
 
 
-def _of_files(manager: Any, model_path: str) -> ModelIdentity | None:
+def _of_files(model_path: str) -> str:
     try:
-        return _named(identify_weights(model_path), revision="")
+        return identify_weights(model_path)
     except (NoFingerprintError, OSError) as error:
         log.warning("memkv: new weights without a fingerprint (%s); nodes do not share", error)
-        return _of_nobody(manager)
+        return ""
 
 
-def _of_nobody(manager: Any) -> ModelIdentity | None:
-    """Return an identity that this server's ranks agree on and nobody else has."""
+def _nameless() -> str:
+    return ""
+
+
+def _agree(manager: Any, fingerprint: str) -> Weights:
+    """Return what the server's ranks agree on: the fingerprint all have, or a name of their own.
+
+    A collective call: every rank comes here once an update, also where it failed.
+    """
     import torch.distributed as dist
 
-    agreed = [uuid.uuid4().hex]
     group = manager.tp_cpu_group
-    dist.broadcast_object_list(agreed, src=dist.get_global_rank(group, 0), group=group)
-    return _named(None, revision=agreed[0])
-
-
-def _named(fingerprint: str | None, revision: str) -> ModelIdentity | None:
-    current = _current()
-    if current is None:
-        return None
-    return current._replace(fingerprint=fingerprint or current.fingerprint, revision=revision)
-
-
-def _current() -> ModelIdentity | None:
-    return running.storage.model if running.storage is not None else None
+    mine = Weights(fingerprint, uuid.uuid4().hex)
+    of_ranks = [mine] * dist.get_world_size(group)
+    dist.all_gather_object(of_ranks, mine, group=group)
+    if fingerprint and all(weights.fingerprint == fingerprint for weights in of_ranks):
+        return Weights(fingerprint)
+    return Weights(revision=of_ranks[0].revision)

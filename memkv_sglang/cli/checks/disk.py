@@ -18,14 +18,14 @@ def check_disk(loaded: LoadedConfig) -> Iterator[Finding]:
         yield Finding("ok", "directory", "no NVMe tier is configured")
         return
     try:
-        check_directory(loaded)
+        check_directory(loaded.config.nvme, loaded.name)
     except ConfigError as error:
         yield split_problem("directory", str(error))
         return
     directory = Path(loaded.config.nvme.directory)
     yield _directory(directory)
     try:
-        check_capacity(loaded)
+        check_capacity(loaded.config.nvme, loaded.name)
     except ConfigError as error:
         yield split_problem("capacity", str(error))
     else:

@@ -11,6 +11,7 @@ from memkv_sglang.cli.checks.finding import Finding
 from memkv_sglang.cli.output import human_time
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.base import TierError
 
 ANSWER_LIMIT = 5.0
 """Seconds for a server to answer."""
@@ -27,6 +28,13 @@ def check_endpoints(config: MinioConfig) -> Iterator[Finding]:
         yield Finding("ok", "MinIO", "no MinIO tier is configured")
     for url in endpoint_urls(config):
         yield from _check_endpoint(url, config.ca_file)
+
+
+def demand_answer(config: MinioConfig) -> None:
+    """Return once a server has answered; raises `TierError` with the reasons if none does."""
+    firsts = [next(_check_endpoint(url, config.ca_file)) for url in endpoint_urls(config)]
+    if all(finding.level == "FAIL" for finding in firsts):
+        raise TierError(", ".join(finding.detail for finding in firsts))
 
 
 def _check_endpoint(url: str, ca_file: str) -> Iterator[Finding]:

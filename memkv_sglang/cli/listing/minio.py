@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from memkv_sglang.cli.checks.endpoint import demand_answer
 from memkv_sglang.cli.listing.base import StoredPage
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
@@ -37,12 +38,14 @@ class MinioListing:
 
     def __init__(self, config: MinioConfig, tier: MinioTier) -> None:
         """List the bucket behind a tier, which stays the caller's."""
+        self._config = config
         self._tier = tier
         self._names = ObjectNames(config.prefix)
         self._bucket = open_bucket(config)
 
     def namespaces(self) -> dict[bytes, Namespace | None]:
         """Return the described namespaces; others cannot be told from foreign objects."""
+        demand_answer(self._config)
         return {**self._tier.namespaces()}
 
     def pages(self, namespace: bytes) -> list[StoredPage]:

@@ -66,7 +66,7 @@ def _replay(frames: list[Frame]) -> dict[PageKey, StoredPage]:
                 _free(pages, keys, (segment, slot))
                 key = PageKey(namespace, page_hash)
                 keys[segment, slot] = key
-                pages[key] = StoredPage(key, length, _where((segment, slot)))
+                pages[key] = StoredPage(key, length, slot_name(segment, slot))
         elif kind == Kind.FREE:
             for place in SLOT.iter_unpack(payload):
                 _free(pages, keys, place)
@@ -79,9 +79,10 @@ def _free(
     segment, slot = place
     key = keys.pop((segment, slot), None)
     # The page may have moved: then the newer place counts.
-    if key is not None and pages[key].place == _where((segment, slot)):
+    if key is not None and pages[key].place == slot_name(segment, slot):
         del pages[key]
 
 
-def _where(place: _Place) -> str:
-    return f"segments/{place[0]:08}.seg, slot {place[1]}"
+def slot_name(segment: int, slot: int) -> str:
+    """Write a page's place for people."""
+    return f"segments/{segment:08}.seg, slot {slot}"

@@ -1,0 +1,39 @@
+"""The SGLang that is installed, found without importing it."""
+
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import NamedTuple
+
+from memkv_sglang.patching.errors import PatchError
+
+
+class Installation(NamedTuple):
+    """A version of SGLang and where its files are."""
+
+    version: str
+    root: Path
+    """The directory that holds the package `sglang`: `site-packages`, mostly."""
+
+
+def find_sglang(site_packages: Path | None) -> Installation:
+    """Return this Python's SGLang, or that in a directory. Raises `PatchError`."""
+    found = _distribution(site_packages)
+    if found is None:
+        where = f"in {site_packages}" if site_packages else "for this Python"
+        raise PatchError(
+            f"SGLang is not installed {where}; give --site-packages DIR, the directory that "
+            "holds sglang and sglang-VERSION.dist-info"
+        )
+    root = Path(str(found.locate_file("")))
+    if not (root / "sglang" / "srt").is_dir():
+        raise PatchError(
+            f"{root} has no sglang/srt: an editable installation keeps its files elsewhere; "
+            "apply the series there with `git apply --directory=python`"
+        )
+    return Installation(found.version, root)
+
+
+def _distribution(site_packages: Path | None) -> Distribution | None:
+    if site_packages is None:
+        return next(iter(distributions(name="sglang")), None)
+    return next(iter(distributions(name="sglang", path=[str(site_packages)])), None)

@@ -1,0 +1,63 @@
+"""What the files of an installed SGLang are, by their checksums."""
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+
+from memkv_sglang.patching.errors import PatchError
+from memkv_sglang.patching.series import Series, checksum
+
+
+class FileState(Enum):
+    """One file."""
+
+    ORIGINAL = "original"
+    PATCHED = "patched"
+    UNKNOWN = "unknown"
+    """Neither: edited by somebody, or patched by another series."""
+
+
+class State(Enum):
+    """All files of a series."""
+
+    ORIGINAL = "not patched"
+    PATCHED = "patched"
+    INTERRUPTED = "patched in part"
+    UNKNOWN = "changed by others"
+
+
+def read_states(root: Path, series: Series) -> dict[str, FileState]:
+    """Return the state of every file that the series touches."""
+    return {path: _file_state(root / path, series, path) for path in series.manifest}
+
+
+def overall(states: Mapping[str, FileState]) -> State:
+    """Return what the files are together."""
+    found = set(states.values())
+    if FileState.UNKNOWN in found:
+        return State.UNKNOWN
+    if len(found) > 1:
+        return State.INTERRUPTED
+    return State.PATCHED if FileState.PATCHED in found else State.ORIGINAL
+
+
+def refuse_unknown(root: Path, series: Series, states: Mapping[str, FileState]) -> None:
+    """Raise `PatchError` if a file is neither SGLang's own nor the series'."""
+    unknown = [path for path, state in states.items() if state is FileState.UNKNOWN]
+    if not unknown:
+        return
+    if series.manifest[unknown[0]].before is None:
+        raise PatchError(f"{root / unknown[0]} is no file of SGLang {series.version}; remove it")
+    raise PatchError(
+        f"{root / unknown[0]} is not as in SGLang {series.version}"
+        + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else "")
+        + "; install that version anew (pip install --force-reinstall --no-deps "
+        f"sglang=={series.version}), then try again"
+    )
+
+
+def _file_state(file: Path, series: Series, path: str) -> FileState:
+    found = checksum(file.read_bytes() if file.exists() else None)
+    if found == series.manifest[path].before:
+        return FileState.ORIGINAL
+    return FileState.PATCHED if found == series.manifest[path].after else FileState.UNKNOWN

@@ -1,0 +1,79 @@
+"""Unified diffs, applied exactly.
+
+Own code because no library does it: `unidiff` only parses, `whatthepatch` drops a file's last
+newline and splits lines at form feeds. Nothing here searches or guesses: a series is for files of
+known checksum, so every hunk lies where its header says. Every line ends with a newline.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+_NEW_FILE = re.compile(rb"\+\+\+ b/(\S+)\n\Z")
+_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+
+
+class MismatchError(Exception):
+    """The file is not the one that the diff was made from."""
+
+
+class Hunk(NamedTuple):
+    """Lines, with their ends, that take the place of others."""
+
+    old_start: int
+    """Where the old lines begin, counted from 0."""
+    old: list[bytes]
+    new_start: int
+    new: list[bytes]
+
+
+class FileDiff(NamedTuple):
+    """The hunks of one file, in order."""
+
+    path: str
+    hunks: list[Hunk]
+
+
+def parse(diff: bytes) -> list[FileDiff]:
+    """Return what a diff changes; text around the files' diffs is left aside."""
+    files: list[FileDiff] = []
+    lines = iter(diff.splitlines(keepends=True))
+    for line in lines:
+        if file := _NEW_FILE.match(line):
+            files.append(FileDiff(file[1].decode(), []))
+        elif header := _HUNK.match(line):
+            files[-1].hunks.append(_hunk(header, lines))
+    return files
+
+
+def apply(content: bytes, hunks: Sequence[Hunk]) -> bytes:
+    """Return the changed content. Raises `MismatchError`."""
+    lines = content.splitlines(keepends=True)
+    result: list[bytes] = []
+    done = 0
+    for hunk in hunks:
+        end = hunk.old_start + len(hunk.old)
+        if hunk.old_start < done or lines[hunk.old_start : end] != hunk.old:
+            raise MismatchError(f"line {hunk.old_start + 1} is another")
+        result += lines[done : hunk.old_start] + hunk.new
+        done = end
+    return b"".join(result + lines[done:])
+
+
+def revert(content: bytes, hunks: Sequence[Hunk]) -> bytes:
+    """Return the content that `apply` made this of. Raises `MismatchError`."""
+    return apply(content, [Hunk(h.new_start, h.new, h.old_start, h.old) for h in hunks])
+
+
+def _hunk(header: re.Match[bytes], lines: Iterator[bytes]) -> Hunk:
+    """Take a hunk's lines, as many as its header says."""
+    old_start, old_count, new_start, new_count = (int(n or 1) for n in header.groups())
+    # No lines at all are counted from 0: those of a file that does not exist.
+    hunk = Hunk(old_start - bool(old_count), [], new_start - bool(new_count), [])
+    while len(hunk.old) < old_count or len(hunk.new) < new_count:
+        line = next(lines)
+        if line[:1] != b"+":
+            hunk.old.append(line[1:])
+        if line[:1] != b"-":
+            hunk.new.append(line[1:])
+    return hunk

@@ -1,0 +1,75 @@
+"""Lookups where a model keeps more than KV: SGLang's v2 interface."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.plugin.hits import (
+    PoolHit,
+    block_pages,
+    leading_blocks,
+    trailing_window,
+    whole_prefix,
+)
+from memkv_sglang.plugin.registered import RegisteredPool
+
+ALL_PAGES, TRAILING_PAGES, BLOCK_GROUPS = "all_pages", "trailing_pages", "block_groups"
+"""Values of SGLang's `PoolHitPolicy`."""
+
+
+class Search:
+    """One question of SGLang, over all pools of a model, within one budget."""
+
+    def __init__(self, client: AgentClient, hashes: list[bytes], seconds: float) -> None:
+        """Begin to count the time."""
+        self._client = client
+        self._hashes = hashes
+        self._deadline = time.monotonic() + seconds
+
+    def prefix(self, registered: RegisteredPool, pages: int) -> int:
+        """Return how many of the first `pages` pages can be loaded, without a gap."""
+        if registered.pool is None:
+            return pages
+        chain = registered.chain(self._hashes[:pages])
+        return self._client.lookup(chain, self._left()).length if self._left() else 0
+
+    def ask(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
+        """Return what a side pool says about the first `pages` pages.
+
+        `transfer` is SGLang's `PoolTransfer`. None for a pool whose policy never gates the hit and
+        that has nothing to say. Raises `ValueError` for a policy that is not known.
+        """
+        policy = transfer.hit_policy
+        if policy == ALL_PAGES:
+            return whole_prefix(self.prefix(registered, pages))
+        if policy == TRAILING_PAGES:
+            window = max(1, len(transfer.keys or ()))
+            return trailing_window(self._present(registered, range(pages)), window)
+        if policy == BLOCK_GROUPS:
+            return self._blocks(registered, transfer, pages)
+        raise ValueError(f"SGLang asks by an unknown policy, {policy}")
+
+    def _blocks(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
+        groups = block_pages(pages, transfer.block_pages, transfer.group_pages)
+        asked = [page for group in groups for page in group]
+        there = dict(zip(asked, self._present(registered, asked), strict=True))
+        covered = leading_blocks([[there[p] for p in g] for g in groups], transfer.block_pages)
+        return PoolHit(covered, range(1, pages + 1)) if groups else None
+
+    def use_window(self, registered: RegisteredPool, transfer: Any, pages: int) -> None:
+        """Count the window that ends a prefix as used; asking for presence does not."""
+        if transfer.hit_policy == TRAILING_PAGES and registered.pool is not None and self._left():
+            window = max(1, len(transfer.keys or ()))
+            chain = registered.chain(self._hashes[max(0, pages - window) : pages])
+            self._client.lookup(chain, self._left())
+
+    def _present(self, registered: RegisteredPool, pages: Sequence[int]) -> list[bool]:
+        if registered.pool is None:
+            return [True] * len(pages)
+        chain = registered.chain([self._hashes[page] for page in pages])
+        left = self._left()
+        return self._client.present(chain, left) if left else [False] * len(pages)
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())

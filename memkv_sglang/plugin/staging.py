@@ -1,0 +1,102 @@
+"""Pages of host pools that are not shared memory: they go through some that is.
+
+That is so where the storage was attached to a server started without it. It costs a copy a page.
+"""
+
+import ctypes
+import mmap
+import os
+import threading
+from typing import Any
+
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.page import Buffer, Chain
+from memkv_sglang.plugin.pools import PAGES_A_CALL, HostPool, Pieces, Pool, UnsuitablePoolError
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+
+STAGING_BYTES = 256 << 20
+"""Half of it for loads, half for spills; memory that is never used is never taken."""
+
+ALIGNMENT = 4096
+"""Bytes; direct I/O needs it."""
+
+
+class Area:
+    """Memory for the pages of one call at a time."""
+
+    def __init__(self, pool: int, offset: int, address: int, size: int) -> None:
+        """Cover `size` bytes of the agent's pool `pool`, from `offset`; they lie at `address`."""
+        self.lock = threading.Lock()
+        self.address = address
+        self.size = size
+        self._pool = pool
+        self._offset = offset
+
+    def buffers(self, pages: int, page_bytes: int) -> list[list[Buffer]]:
+        """Return a buffer for each page."""
+        step = aligned(page_bytes)
+        return [[Buffer(self._pool, self._offset + i * step, page_bytes)] for i in range(pages)]
+
+
+class Staging:
+    """The shared memory, for all pools of a server."""
+
+    def __init__(self, client: AgentClient, size: int = STAGING_BYTES) -> None:
+        """Register `size` bytes with the agent; raises `OSError`."""
+        descriptor = os.memfd_create("memkv-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, size)
+            self._memory = mmap.mmap(descriptor, size)
+            number = client.register_pool(descriptor, size)
+        finally:
+            os.close(descriptor)
+        start, half = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)), size // 2
+        self.loads = Area(number, 0, start, half)
+        self.spills = Area(number, half, start + half, half)
+
+
+class StagedPool(Pool):
+    """A host pool whose pages are copied to and from the staging memory."""
+
+    def __init__(self, host_pool: HostPool, client: AgentClient, staging: Staging) -> None:
+        """See how many pages fit. Raises `UnsuitablePoolError`."""
+        super().__init__(host_pool, client)
+        self._staging = staging
+        fitting = staging.loads.size // aligned(self.page_bytes)
+        if not fitting:
+            raise UnsuitablePoolError(
+                f"pages of {self.page_bytes} bytes do not fit into the {staging.loads.size} bytes "
+                "for pools outside of shared memory; start the server with --enable-memkv"
+            )
+        self.pages_a_call = min(PAGES_A_CALL, fitting)
+
+    def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
+        pieces, area = self.pieces(indices), self._staging.loads
+        with area.lock:
+            loads = self._client.load(chain, area.buffers(len(chain.hashes), self.page_bytes))
+            for page, load in enumerate(loads):
+                if load.result is LoadResult.LOADED:
+                    self._copy(area, page, pieces, into_area=False)
+        return loads
+
+    def _spill(self, chain: Chain, indices: Any, parent: bytes) -> list[SpillResult]:
+        pieces, area = self.pieces(indices), self._staging.spills
+        with area.lock:
+            for page in range(len(chain.hashes)):
+                self._copy(area, page, pieces, into_area=True)
+            buffers = area.buffers(len(chain.hashes), self.page_bytes)
+            return self._client.spill(chain, buffers, parent)
+
+    def _copy(self, area: Area, page: int, pieces: Pieces, *, into_area: bool) -> None:
+        place = area.address + page * aligned(self.page_bytes)
+        addresses, lengths = pieces.addresses[page].tolist(), pieces.lengths[page].tolist()
+        for address, length in zip(addresses, lengths, strict=True):
+            source, target = (address, place) if into_area else (place, address)
+            ctypes.memmove(target, source, length)  # lets other threads run
+            place += length
+
+
+def aligned(size: int) -> int:
+    """Return how far apart pages of `size` bytes lie."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,104 @@
+"""What the storage has moved: for SGLang's metrics, and by tier for each request."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from memkv_sglang.engine.results import PageLoad
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+"""What SGLang's own backends call a GB in these metrics."""
+
+
+class Traffic:
+    """Collects until SGLang asks. Thread-safe, never blocks on anything else."""
+
+    def __init__(self, *, metrics: bool, count_requests: bool) -> None:
+        """Without `metrics` nobody asks, and nothing is collected; see `of_request` too.
+
+        `count_requests` is for one rank only: the others load the same tokens.
+        """
+        self._metrics = metrics
+        self._count_requests = metrics and count_requests
+        self._lock = threading.Lock()
+        self._loads: list[tuple[int, float]] = []
+        self._spills: list[tuple[int, float]] = []
+        self._request = threading.local()
+
+    @contextmanager
+    def load(self) -> Iterator[Counter[int]]:
+        """Time a load; the caller counts pages by their bytes."""
+        with self._timed(self._loads) as moved:
+            yield moved
+
+    @contextmanager
+    def spill(self) -> Iterator[Counter[int]]:
+        """Time a spill likewise."""
+        with self._timed(self._spills) as moved:
+            yield moved
+
+    @contextmanager
+    def _timed(self, calls: list[tuple[int, float]]) -> Iterator[Counter[int]]:
+        moved: Counter[int] = Counter()
+        begin = time.perf_counter()
+        yield moved
+        seconds = time.perf_counter() - begin
+        pages, size = moved.total(), sum(length * n for length, n in moved.items())
+        if self._metrics and pages:
+            with self._lock:
+                calls.append((pages, size / GIB / max(seconds, 1e-9)))
+
+    def take(self) -> Any:
+        """Return SGLang's `StorageMetrics` since the last call; None if there is nothing."""
+        with self._lock:
+            loads, spills = self._loads.copy(), self._spills.copy()
+            self._loads.clear()
+            self._spills.clear()
+        if not loads and not spills:
+            return None
+        from sglang.srt.observability.metrics_collector import StorageMetrics
+
+        return StorageMetrics(
+            prefetch_pgs=[pages for pages, _ in loads],
+            prefetch_bandwidth=[rate for _, rate in loads],
+            backup_pgs=[pages for pages, _ in spills],
+            backup_bandwidth=[rate for _, rate in spills],
+        )
+
+    @contextmanager
+    def of_request(self, request_id: str, page_size: int) -> Iterator[None]:
+        """Say whose loads those of this thread are; logs at the end what came from which tier."""
+        tiers = self._request.tiers = Counter[str]()
+        try:
+            yield
+        finally:
+            del self._request.tiers
+            if tiers:
+                tokens = {tier: pages * page_size for tier, pages in tiers.items()}
+                log.debug("memkv: request %s loaded tokens %s", request_id, tokens)
+                if self._count_requests:
+                    for tier, count in tokens.items():
+                        _loaded_tokens().labels(tier).inc(count)
+
+    def came_from(self, loads: Sequence[PageLoad]) -> None:
+        """Take note of where pages of the anchor pool came from."""
+        tiers = getattr(self._request, "tiers", None)
+        if tiers is not None:
+            tiers.update(load.tier for load in loads if load.tier)
+
+
+@cache
+def _loaded_tokens() -> Any:
+    """Return the counter, made in the process that serves (SGLang's metrics are by process)."""
+    from prometheus_client import Counter as PrometheusCounter
+
+    return PrometheusCounter(
+        "memkv_loaded_tokens", "Tokens whose KV this server loaded, by tier", ["tier"]
+    )

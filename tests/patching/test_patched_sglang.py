@@ -1,0 +1,101 @@
+"""What a patched SGLang is to those who import it. Each import takes seconds: there are two."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.patching.patched_copy import environment_of, make_patched_copy
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+WITH_THE_PLUGIN = """
+import json
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from memkv_sglang.plugin.flags import CONFIG, ENABLE, FLAGS
+from memkv_sglang.plugin.hooks import HOOKS, missing_hooks
+from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.plugins.hook_registry import HookRegistry
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+flags = {ENABLE, CONFIG, *(flag.name for flag in FLAGS)}
+print(json.dumps({
+    "not called": missing_hooks(),
+    "hooked twice": [hook.target for hook in HOOKS if hook.target in HookRegistry._hooks],
+    "own engine": Engine.server_args_class is ServerArgs,
+    "no fields": sorted(flags - set(ServerArgs.__struct_fields__)),
+}))
+prepare_server_args(["--model-path", "x", "--enable-memkv", "--disable-radix-cache"])
+"""
+
+WITHOUT_THE_PACKAGE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == "memkv_sglang":
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, Absent())
+from sglang.srt.server_args import prepare_server_args
+print(prepare_server_args(["--model-path", "x"]).hicache_storage_backend)
+prepare_server_args(["--model-path", "x", "--enable-memkv"])
+"""
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Run a program on a patched copy."""
+    with tempfile.TemporaryDirectory(prefix="memkv-") as directory:
+        environment = {**os.environ, **environment_of(make_patched_copy(Path(directory)))}
+
+        def run(program: str, plugins: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-c", program],
+                env={**environment, "SGLANG_PLUGINS": plugins},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def result(run: Run) -> subprocess.CompletedProcess[str]:
+    return run(WITH_THE_PLUGIN, plugins="memkv")
+
+
+@pytest.fixture(scope="module")
+def report(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.stdout or "{}")
+    assert found, result.stderr
+    return found
+
+
+def test_the_series_has_every_hook_and_flag(report: dict[str, Any]) -> None:
+    """Where this fails, the plugin has got more: see patches/README.md for how to add it."""
+    assert report["not called"] == []
+    assert report["no fields"] == []
+
+
+def test_the_plugin_leaves_a_patched_sglang_alone(report: dict[str, Any]) -> None:
+    assert report["hooked twice"] == []
+    assert report["own engine"]
+
+
+def test_settings_that_cannot_work_end_a_command_with_one_line(
+    result: subprocess.CompletedProcess[str],
+) -> None:
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: --disable-radix-cache: ")
+
+
+def test_without_the_package_a_patched_sglang_is_as_it_was(run: Run) -> None:
+    result = run(WITHOUT_THE_PACKAGE, plugins="none")
+    assert result.stdout.splitlines() == ["None"], result.stderr
+    assert "unrecognized arguments: --enable-memkv" in result.stderr

@@ -1,0 +1,151 @@
+"""A storage with its host pools, as one rank of a server on one node has it."""
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheStorageExtraInfo
+
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.load import load_config
+from memkv_sglang.config.schema import MIB, MinioConfig
+from memkv_sglang.plugin import clearing, events, host_memory, observers, running
+from memkv_sglang.plugin import storage as storage_module
+from memkv_sglang.plugin.namespaces import ModelIdentity
+from memkv_sglang.plugin.storage import MemKVStorage
+from memkv_sglang.testing.pages import make_hashes
+from tests.plugin import host_pools
+
+MODEL = ModelIdentity("model", "", {})
+LIMIT = 30.0
+"""Seconds after which a test gives up waiting."""
+
+
+def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for what only a running server has: its arguments, its hooks."""
+    base = "sglang.srt.mem_cache"
+    monkeypatch.setattr(f"{base}.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
+    monkeypatch.setattr(running, "wanted", lambda: True)
+    monkeypatch.setattr(clearing, "_left_over", set())
+    monkeypatch.setattr(
+        f"{base}.storage.mmap.alloc_shm",
+        lambda dims, dtype: host_memory.allocate_shared(_unused, dims, dtype),
+    )
+    monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: None)
+    monkeypatch.setattr(storage_module, "check_server", lambda extra, server_args: None)
+    monkeypatch.setattr(storage_module, "identify_model", lambda server_args: MODEL)
+    monkeypatch.setattr(observers, "install", lambda: None)
+    monkeypatch.setattr(events, "are_wanted", lambda: False)
+
+
+def _unused(*_: Any) -> Any:
+    raise AssertionError
+
+
+def storage_config(extra: dict[str, Any] | None = None, **fields: Any) -> HiCacheStorageConfig:
+    values: dict[str, Any] = {
+        "tp_rank": 0,
+        "tp_size": 1,
+        "pp_rank": 0,
+        "pp_size": 1,
+        "attn_cp_rank": 0,
+        "attn_cp_size": 1,
+        "is_mla_model": False,
+        "enable_storage_metrics": True,
+        "is_page_first_layout": True,
+        "model_name": "tiny",
+        **fields,
+    }
+    return HiCacheStorageConfig(extra_config=extra, **values)
+
+
+class Node:
+    """An agent's settings, and storages that use it."""
+
+    def __init__(self, home: Path, minio: MinioConfig | None, *, nvme: bool = True) -> None:
+        self.settings = {
+            "agent.socket": str(home / "run" / "agent.sock"),
+            "agent.idle_exit": "60",
+            "agent.drain": "1",
+        }
+        if nvme:
+            pages = {"nvme.directory": str(home / "pages"), "nvme.capacity": str(128 * MIB)}
+            self.settings |= pages
+        if minio is not None:
+            self.settings |= {"minio.endpoint": minio.endpoint, "minio.bucket": minio.bucket}
+        self._storages: list[MemKVStorage] = []
+
+    def attach(self, pools: dict[str, Any], **fields: Any) -> MemKVStorage:
+        """Do what SGLang's controller does with a backend and its host pools."""
+        storage = MemKVStorage(storage_config({"memkv": {"settings": self.settings}}, **fields), {})
+        self._storages.append(storage)
+        storage.register_mem_pool_host(pools["kv"])
+        for name, pool in pools.items():
+            storage.register_mem_host_pool_v2(pool, name)
+        storage.on_host_pools_registered()
+        return storage
+
+    @contextmanager
+    def client(self) -> Iterator[AgentClient]:
+        client = AgentClient(load_config(None, os.environ, self.settings), start=False)
+        try:
+            assert client.wait(LIMIT), client.problem
+            yield client
+        finally:
+            client.close()
+
+    def upload(self) -> None:
+        """Return when all that was stored is in the shared tier."""
+        with self.client() as client:
+            assert client.flush(LIMIT)
+
+    def pools(self) -> int:
+        """Return how many pools the agent has mapped."""
+        with self.client() as client:
+            report = client.status()
+        assert report is not None
+        return report.agent.pools
+
+    def close(self) -> None:
+        for storage in self._storages:
+            storage.close()
+        if not Path(self.settings["agent.socket"]).exists():
+            return
+        with suppress(AssertionError), self.client() as client:
+            report = client.status()
+            assert report is not None
+            process = os.pidfd_open(report.agent.pid)
+            client.shutdown()
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            assert poll.poll(LIMIT * 1000)
+            os.close(process)
+
+
+def keys(count: int, seed: str = "") -> list[str]:
+    return [page.hex() for page in make_hashes(count, seed)]
+
+
+def after(prefix: list[str]) -> HiCacheStorageExtraInfo:
+    """Return what SGLang says of pages that follow others."""
+    return HiCacheStorageExtraInfo(prefix_keys=prefix)
+
+
+def store(storage: MemKVStorage, pool: Any, pages: list[str]) -> list[bytes]:
+    """Write a page for each key from the pool's start and store it; return the contents."""
+    contents = [host_pools.write(pool, i, int(page[:8], 16)) for i, page in enumerate(pages)]
+    slots = host_pools.slots(pool, range(len(pages)))
+    assert storage.batch_set_v1(pages, slots, after([])) == [True] * len(pages)
+    return contents
+
+
+def eventually(condition: Callable[[], object], limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)

@@ -1,0 +1,165 @@
+"""SGLang's own host pools on CPU memory, small, with content that can be told apart."""
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.device_pool_info import (
+    KVBufferLayout,
+    KVBuffers,
+    MambaStateBufferInfo,
+    MHABufferInfo,
+    MLABufferInfo,
+)
+from sglang.srt.mem_cache.memory_pool_host import DeepSeekV4PagedHostPool, LogicalHostPool
+from sglang.srt.mem_cache.pool_host.mamba import MambaPoolHost
+from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost, MHATokenToKVPoolHost
+from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
+
+PAGE = 16
+"""Tokens."""
+
+LAYERS, HEADS, WIDTH = 2, 2, 32
+PAGES = 64
+TOKENS = PAGES * PAGE
+CPU = torch.device("cpu")
+
+
+def _pointers(buffers: Any) -> torch.Tensor:
+    return torch.tensor([b.data_ptr() for b in buffers], dtype=torch.uint64)
+
+
+def _sizes(layout: str, shared: bool) -> dict[str, Any]:
+    return {
+        "host_to_device_ratio": 2.0,
+        "host_size": 0,
+        "page_size": PAGE,
+        "layout": layout,
+        "pin_memory": False,
+        "allocator_type": "shm" if shared else "default",
+        "device_capacity_tokens": TOKENS,
+        "start_layer": 0,
+        "end_layer": LAYERS,
+    }
+
+
+def mha(layout: str = "page_first", shared: bool = True, v_width: int = WIDTH) -> Any:
+    k = tuple(torch.zeros(PAGE, HEADS, WIDTH) for _ in range(LAYERS))
+    v = tuple(torch.zeros(PAGE, HEADS, v_width) for _ in range(LAYERS))
+    info = MHABufferInfo(
+        buffers=KVBuffers(
+            k=k,
+            v=v,
+            k_data_ptrs=_pointers(k),
+            v_data_ptrs=_pointers(v),
+            layout=KVBufferLayout.NHD,
+        ),
+        page_size=PAGE,
+        head_num=HEADS,
+        head_dim=WIDTH,
+        v_head_dim=v_width,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    kind = MHATokenToKVPoolHost if v_width == WIDTH else AsymmetricMHATokenToKVPoolHost
+    return kind(info, **_sizes(layout, shared))
+
+
+def asymmetric(shared: bool = True) -> Any:
+    """K and V in two memory files."""
+    return mha(shared=shared, v_width=WIDTH // 2)
+
+
+def mla(shared: bool = True) -> Any:
+    rows = tuple(torch.zeros(PAGE, 1, WIDTH) for _ in range(LAYERS))
+    info = MLABufferInfo(
+        buffers=rows,
+        data_ptrs=_pointers(rows),
+        layer_indices=tuple(range(LAYERS)),
+        device_layer_num=LAYERS,
+        page_size=PAGE,
+        kv_lora_rank=WIDTH - 8,
+        qk_rope_head_dim=8,
+        kv_cache_dim=WIDTH,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    return MLATokenToKVPoolHost(info, **_sizes("page_first", shared), target_layer_num=LAYERS)
+
+
+def mamba(shared: bool = True, side_state: bool = False) -> Any:
+    """A page is one state: temporal and two convolutions, in three memory files."""
+    slots = 4
+    info = MambaStateBufferInfo(
+        temporal=torch.zeros(LAYERS, slots, 4, 8),
+        conv=(
+            torch.zeros(LAYERS, slots, 6, dtype=torch.bfloat16),
+            torch.zeros(LAYERS, slots, 10, dtype=torch.bfloat16),
+        ),
+        extra_checkpoint_buffers=(torch.zeros(slots, 3),) if side_state else (),
+    )
+    return MambaPoolHost(
+        info,
+        PAGES / slots,
+        0,
+        device_capacity=slots,
+        pin_memory=False,
+        allocator_type="shm" if shared else "default",
+        layout="page_first",
+    )
+
+
+def compressed(shared: bool = True) -> Any:
+    """A side pool of DeepSeek V4, whose bytes a token are those of a layer's page."""
+    return DeepSeekV4PagedHostPool(
+        "deepseek_v4_c4",
+        [torch.zeros(4, 640, dtype=torch.uint8) for _ in range(LAYERS)],
+        640,
+        PAGES,
+        PAGE,
+        layout="page_first",
+        pin_memory=False,
+        allocator_type="shm" if shared else "default",
+    )
+
+
+def logical() -> Any:
+    return LogicalHostPool(TOKENS, PAGE)
+
+
+def slots(pool: Any, pages: Any) -> torch.Tensor:
+    """Return the token slots of the pool's pages at these places."""
+    return torch.cat([torch.arange(p * pool.page_size, (p + 1) * pool.page_size) for p in pages])
+
+
+def read(pool: Any, page: int) -> bytes:
+    """Return a page's bytes."""
+    return b"".join(
+        bytes(part.contiguous().view(torch.uint8).numpy().tobytes()) for part in _parts(pool, page)
+    )
+
+
+def write(pool: Any, page: int, seed: int) -> bytes:
+    """Fill a page, return its bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in _parts(pool, page):
+        content = torch.randint(0, 255, (part.nbytes,), dtype=torch.uint8, generator=generator)
+        part.copy_(content.view(part.dtype).view(part.shape))
+    return read(pool, page)
+
+
+def _parts(pool: Any, page: int) -> list[torch.Tensor]:
+    """Return views of all that a page consists of."""
+    begin, end = page * pool.page_size, (page + 1) * pool.page_size
+    if isinstance(pool, MambaPoolHost):
+        return [buffer[page] for buffer in (pool.temporal_buffer, *pool.conv_buffer)]
+    if isinstance(pool, DeepSeekV4PagedHostPool):
+        return [pool.kv_buffer[page]]
+    if isinstance(pool, AsymmetricMHATokenToKVPoolHost):
+        return [pool.k_buffer[begin:end], pool.v_buffer[begin:end]]
+    if isinstance(pool, MLATokenToKVPoolHost):
+        return [pool.kv_buffer[begin:end]]
+    if pool.layout == "page_first_direct":
+        return [pool.kv_buffer[:, page]]
+    if pool.layout == "layer_first":
+        return [pool.kv_buffer[:, :, begin:end]]
+    return [pool.kv_buffer[:, begin:end]]

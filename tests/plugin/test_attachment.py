@@ -1,0 +1,55 @@
+"""Servers that the storage cannot serve are told so."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.plugin import attachment
+from memkv_sglang.plugin.attachment import UnsuitableServerError, check_server, read_config
+
+DYNAMIC = {"class_name": "MemKVStorage", "interface_v1": 1}
+
+
+@pytest.fixture(autouse=True)
+def _hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment, "missing_hooks", list)
+
+
+def server(extra: str | None = None, **arguments: Any) -> Any:
+    return SimpleNamespace(
+        hicache_storage_backend_extra_config=extra, hicache_storage_backend="dynamic", **arguments
+    )
+
+
+def test_what_is_right_passes() -> None:
+    check_server(DYNAMIC, server(enable_lora=False))
+    check_server({}, server())  # a patched SGLang names no class
+    check_server(DYNAMIC, server('{"backend_name": "memkv"}', enable_lora=True))
+
+
+def test_a_missing_hook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment, "missing_hooks", lambda: ["sglang.a", "sglang.b"])
+    with pytest.raises(UnsuitableServerError, match=r"lacks sglang\.a, sglang\.b"):
+        check_server(DYNAMIC, server())
+
+
+def test_the_copying_interface_is_refused() -> None:
+    with pytest.raises(UnsuitableServerError, match='"interface_v1": 1'):
+        check_server({"class_name": "MemKVStorage"}, server())
+
+
+def test_adapters_loaded_before_have_no_name() -> None:
+    with pytest.raises(UnsuitableServerError, match="--enable-memkv"):
+        check_server(DYNAMIC, server(enable_lora=True))
+
+
+def test_settings_come_from_entry_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMKV_MINIO_ENDPOINT", "http://minio:9000")
+    monkeypatch.setenv("MEMKV_MINIO_BUCKET", "pages")
+    assert read_config({}).minio.endpoint == "http://minio:9000"
+    config = read_config({"memkv": {"settings": {"minio.bucket": "others"}}})
+    assert (config.minio.endpoint, config.minio.bucket) == ("http://minio:9000", "others")
+    with pytest.raises(ConfigError):
+        read_config({"memkv": {"settings": {"minio.buckett": "others"}}})

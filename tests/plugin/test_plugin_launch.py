@@ -1,0 +1,97 @@
+"""What `--enable-memkv` makes of a server's arguments."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.plugin.launch import CONFLICTS, Conflict, prepare
+from memkv_sglang.plugin.page_size import choose_page_size
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    return {"enable_memkv": True, "memkv_nvme_dir": str(tmp_path), "hicache_mem_layout": None}
+
+
+def extra_config(values: dict[str, Any]) -> dict[str, Any]:
+    extra: dict[str, Any] = json.loads(values["hicache_storage_backend_extra_config"])
+    return extra
+
+
+def test_the_tiers_own_values_do_not_reach_sglang(values: dict[str, Any]) -> None:
+    values["hicache_mem_layout"] = "page_first"
+    prepare(values)
+    assert not [name for name in values if "memkv" in name]
+    assert values["enable_hierarchical_cache"]
+    assert extra_config(values)["memkv"]["settings"].keys() == {"nvme.directory"}
+
+
+def test_secrets_stay_in_the_environment(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMKV_MINIO_ACCESS_KEY", "an access key")
+    monkeypatch.setenv("MEMKV_MINIO_SECRET_KEY", "a secret key")
+    values.update(hicache_mem_layout="page_first", memkv_endpoint="http://minio:9000")
+    prepare(values)
+    for secret in ("an access key", "a secret key"):
+        assert secret not in str(values)
+
+
+def test_the_users_own_prefetch_settings_win(values: dict[str, Any]) -> None:
+    given = {"prefetch_timeout_base": 7, "prefetch_threshold": 512}
+    values["hicache_mem_layout"] = "page_first"
+    values["hicache_storage_backend_extra_config"] = json.dumps(given)
+    prepare(values)
+    assert extra_config(values).items() >= given.items()
+    assert extra_config(values)["backend_name"] == "memkv"
+
+
+def test_large_contexts_have_time_to_load(values: dict[str, Any]) -> None:
+    """128 Ki tokens of 40 KB each in a second a GB, and no more than computing them takes."""
+    values["hicache_mem_layout"] = "page_first"
+    prepare(values)
+    extra = extra_config(values)
+    seconds = extra["prefetch_timeout_base"] + 128 * extra["prefetch_timeout_per_ki_token"]
+    assert 128 * 1024 * 40e3 / 1e9 < seconds < 20
+
+
+@pytest.mark.parametrize("conflict", CONFLICTS, ids=lambda conflict: conflict.name)
+def test_a_conflict_names_its_flag_and_the_way_out(
+    values: dict[str, Any], conflict: Conflict
+) -> None:
+    values["hicache_mem_layout"] = "page_first"
+    values[conflict.name] = "something else"
+    before = {name: value for name, value in values.items() if "memkv" not in name}
+    with pytest.raises(ConfigError) as raised:
+        prepare(values)
+    assert str(raised.value).startswith("--" + conflict.name.replace("_", "-"))
+    assert conflict.way_out in str(raised.value)
+    assert {name: value for name, value in values.items() if "memkv" not in name} == before
+
+
+@pytest.mark.parametrize("extra", ["@file.json", "{", '["a list"]'])
+def test_an_extra_configuration_that_cannot_be_used(values: dict[str, Any], extra: str) -> None:
+    values.update(hicache_mem_layout="page_first", hicache_storage_backend_extra_config=extra)
+    with pytest.raises(ConfigError, match="--hicache-storage-backend-extra-config"):
+        prepare(values)
+
+
+@pytest.mark.parametrize(
+    ("token_bytes", "chunk", "page_size"),
+    [
+        (4 * KIB, 8192, 256),  # tiny: as many tokens as allowed
+        (40 * KIB, 8192, 64),  # 70B on eight ranks
+        (320 * KIB, 8192, 8),
+        (3 * MIB, 8192, 1),
+        (4 * KIB, -1, 256),
+        (4 * KIB, 192, 64),
+        (4 * KIB, 1000, 8),
+    ],
+)
+def test_page_sizes(token_bytes: int, chunk: int, page_size: int) -> None:
+    assert choose_page_size(token_bytes, chunk) == page_size
