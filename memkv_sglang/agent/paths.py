@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from memkv_sglang.config.check import check_socket
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig
-
-MAX_SOCKET_PATH = 107
-"""Bytes: `sun_path` has 108 with its final zero, unix(7)."""
 
 LOCK_LIMIT = 30.0
 """Seconds to wait for another process that is starting an agent."""
@@ -23,12 +21,7 @@ _LOCK_PAUSE = 0.02
 def socket_path(config: AgentConfig) -> Path:
     """Return the socket's absolute path; raises `ConfigError` if the kernel would refuse it."""
     path = (Path(config.socket) if config.socket else _default_path()).absolute()
-    length = len(os.fsencode(path))
-    if length > MAX_SOCKET_PATH:
-        raise ConfigError(
-            f"agent.socket: {path} has {length} bytes, a Unix socket may have {MAX_SOCKET_PATH}; "
-            "name a shorter path"
-        )
+    check_socket(str(path), "agent.socket")
     return path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import AgentConfig, Config, MinioConfig, NvmeConfig
+from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
 
 Name = Callable[[str], str]
 """Gives what the user called a setting, by its key."""
@@ -23,7 +23,7 @@ _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 def check_config(config: Config, name: Name) -> None:
     """Raise `ConfigError` at the first setting that cannot work."""
-    _check_socket(config.agent, name("agent.socket"))
+    check_socket(config.agent.socket, name("agent.socket"))
     _check_watermarks(config.nvme, name)
     _check_bucket(config.minio.bucket, name("minio.bucket"))
     _check_prefix(config.minio.prefix, name("minio.prefix"))
@@ -38,8 +38,9 @@ def endpoint_urls(config: MinioConfig) -> list[str]:
     return [url.strip() for url in config.endpoint.split(",")] if config.endpoint else []
 
 
-def _check_socket(config: AgentConfig, name: str) -> None:
-    length = len(os.fsencode(config.socket))
+def check_socket(path: str, name: str) -> None:
+    """Raise `ConfigError` if the path is longer than the kernel allows."""
+    length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise ConfigError(
             f"{name}: the path has {length} bytes, a Unix socket's may have {MAX_SOCKET_PATH}; "
@@ -63,7 +64,7 @@ def _check_bucket(bucket: str, name: str) -> None:
         problem = "needs 3 to 63 of a-z, 0-9, '-' and '.', a letter or digit first and last"
     elif any(pair in bucket for pair in ("..", ".-", "-.")):
         problem = "may not have '.' beside '.' or '-'"
-    elif _is_address(bucket):
+    elif is_address(bucket):
         problem = "may not look like an IP address"
     elif bucket == "minio":
         problem = "is MinIO's own"
@@ -111,7 +112,7 @@ def _check_endpoint(url: str, config: MinioConfig, name: Name) -> None:
             f"{endpoint}: {url[:60]!r} is not https, which {name('minio.require_tls')} demands; "
             "use an https URL or do not demand TLS"
         )
-    if config.addressing == "virtual" and _is_address(parts.hostname or ""):
+    if config.addressing == "virtual" and is_address(parts.hostname or ""):
         raise ConfigError(
             f"{name('minio.addressing')}: virtual needs a host name, {url[:60]!r} has an address; "
             "use one or addressing path"
@@ -142,7 +143,8 @@ def _check_credentials(config: MinioConfig, name: Name) -> None:
     )
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Tell whether a host is given by address and not by name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -2,21 +2,22 @@
 
 import os
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
+from memkv_sglang.config.check import Name
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.config.units import format_size
-
-Check = Callable[[LoadedConfig], None]
-"""Raises `ConfigError` if the machine cannot do what the configuration says."""
 
 
 def check_environment(loaded: LoadedConfig) -> None:
     """Raise `ConfigError` at the first setting that this machine cannot fulfil."""
-    for check in (check_any_tier, check_directory, check_capacity, check_ca_file):
-        check(loaded)
+    check_any_tier(loaded)
+    if loaded.config.nvme.directory:
+        check_directory(loaded.config.nvme, loaded.name)
+        check_capacity(loaded.config.nvme, loaded.name)
+    check_ca_file(loaded)
 
 
 def check_any_tier(loaded: LoadedConfig) -> None:
@@ -28,12 +29,10 @@ def check_any_tier(loaded: LoadedConfig) -> None:
         )
 
 
-def check_directory(loaded: LoadedConfig) -> None:
+def check_directory(config: NvmeConfig, called: Name) -> None:
     """Demand an NVMe directory that is ours and writable, or can be made."""
-    if not loaded.config.nvme.directory:
-        return
-    name = loaded.name("nvme.directory")
-    directory = Path(loaded.config.nvme.directory)
+    name = called("nvme.directory")
+    directory = Path(config.directory).absolute()
     place = existing_part(directory)
     if not place.is_dir():
         raise ConfigError(f"{name}: {place} is not a directory; name another path")
@@ -48,21 +47,26 @@ def check_directory(loaded: LoadedConfig) -> None:
             f"{name}: {place} is not writable for uid {os.geteuid()}; change its mode or name "
             "another directory"
         )
-
-
-def check_capacity(loaded: LoadedConfig) -> None:
-    """Demand a file system at least as large as the capacity."""
-    if not loaded.config.nvme.directory:
-        return
-    place = existing_part(Path(loaded.config.nvme.directory))
-    status = os.statvfs(place)
-    size = status.f_blocks * status.f_frsize
-    capacity = loaded.config.nvme.capacity
-    if capacity > size:
+    if not _file_system_size(place):  # such as /proc, which root may write to
         raise ConfigError(
-            f"{loaded.name('nvme.capacity')}: {format_size(capacity)} is more than the file system "
-            f"of {place} has ({size / 2**30:.1f} GiB); write less or name a larger disk"
+            f"{name}: the file system of {place} has no space for files; name another directory"
         )
+
+
+def check_capacity(config: NvmeConfig, called: Name) -> None:
+    """Demand a file system at least as large as the capacity."""
+    place = existing_part(Path(config.directory).absolute())
+    size = _file_system_size(place)
+    if config.capacity > size:
+        raise ConfigError(
+            f"{called('nvme.capacity')}: {format_size(config.capacity)} is more than the file "
+            f"system of {place} has ({size / 2**30:.1f} GiB); write less or name a larger disk"
+        )
+
+
+def _file_system_size(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_blocks * status.f_frsize
 
 
 def check_ca_file(loaded: LoadedConfig) -> None:

@@ -169,7 +169,7 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     capacity: Annotated[
         int,
         Meta(
-            gt=0,
+            ge=MIB,
             extra=BYTES,
             description="Space for pages, their footers included. At most the file system's size.",
         ),

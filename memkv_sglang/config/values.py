@@ -67,8 +67,7 @@ def _parse_unit(setting: Setting, value: Any, name: str) -> Any:
 
 def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
     """Say what is wrong and what would be right."""
-    numeric = isinstance(parsed, int | float) and not isinstance(parsed, bool)
-    if numeric and setting.bounds and (setting.type is float or isinstance(parsed, int)):
+    if setting.bounds and _is_number(setting, parsed):
         return f"is out of range; write {setting.range}"
     if setting.unit in _UNITS:
         units = ", ".join(_UNITS[setting.unit])
@@ -78,6 +77,18 @@ def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
         return f"is not one of {setting.range}{hint}"
     allowed = f", {setting.range}" if setting.range else ""
     return f"is not {_WANTED[setting.type]}{allowed}"
+
+
+def _is_number(setting: Setting, parsed: Any) -> bool:
+    """Tell whether only the range can be wrong; text with a unit's name has been read before."""
+    is_text = isinstance(parsed, str)
+    if is_text and setting.unit in _UNITS:
+        return False
+    try:
+        msgspec.convert(parsed, setting.type, strict=not is_text)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _echo(value: Any) -> str:

@@ -61,6 +61,8 @@ def test_stats_counts_what_the_agent_did(run: Run, agent: AgentClient) -> None:
     assert stored == [PAGES]
     shown = run("stats").out
     assert "looked up 12 pages, 100.0 % could be loaded" in shown
+    # What the shared tier holds is known to no node.
+    assert any(line.split()[:4] == ["minio", "-", "-", "-"] for line in shown.splitlines())
     assert str(report["agent"]["pid"]) in shown
 
 
@@ -116,7 +118,7 @@ def test_inspect_shows_what_a_directory_holds_while_minio_is_away(
     outcome = run("inspect", MEMKV_MINIO_ENDPOINT="http://127.0.0.1:1")
     assert outcome.status == 1
     assert chain.namespace.hex() in outcome.out
-    assert "minio left out" in outcome.err
+    assert "minio left out: http://127.0.0.1:1 does not answer" in outcome.err
 
 
 @pytest.mark.parametrize("arguments", [["ffff"], ["ffff", "00" * 32], ["ffff", "12"]])
@@ -149,9 +151,34 @@ def test_verify_finds_a_changed_byte_on_either_tier(run: Run, environ: dict[str,
     assert corrupt[0].startswith("nvme") and chain.hashes[4].hex() in corrupt[0]
     assert corrupt[1].startswith("minio") and chain.hashes[7].hex() in corrupt[1]
     assert "nvme: 11 of 12 pages" in outcome.out
-    again = run("verify", "--repair")
+    assert "memkv verify --repair" in outcome.out
+    repaired = run("verify", "--repair")
+    assert (repaired.status, "nvme: 1 bad pages were set aside" in repaired.out) == (1, True)
+    again = run("verify")
     assert again.status == 0
     assert "nvme: 11 of 11 pages" in again.out
+
+
+def test_verify_tells_of_files_and_namespaces_that_serve_nobody(
+    run: Run, environ: dict[str, str]
+) -> None:
+    with running_agent(environ) as client:
+        chain = spill_chain(client)
+    directory = Path(environ["MEMKV_NVME_DIRECTORY"])
+    (directory / "segments" / "00000777.seg").write_bytes(b"damaged")
+    (directory / "namespaces" / f"{chain.namespace.hex()}.json").unlink()
+    outcome = run("verify", MEMKV_MINIO_ENDPOINT="")
+    assert outcome.status == 0
+    assert "segments/00000777.seg" in outcome.out
+    assert f"{chain.namespace.hex()} has pages but no description" in outcome.out
+
+
+def test_verify_says_in_a_line_that_minio_is_away(run: Run) -> None:
+    outcome = run("verify", MEMKV_MINIO_ENDPOINT="http://127.0.0.1:1")
+    assert (outcome.status, outcome.out) == (
+        1,
+        "minio: cannot be checked: http://127.0.0.1:1 does not answer: Connection refused\n",
+    )
 
 
 def test_repair_makes_a_new_index_from_the_pages(
@@ -159,15 +186,19 @@ def test_repair_makes_a_new_index_from_the_pages(
 ) -> None:
     with running_agent(environ) as client:
         spill_chain(client)
-    journal = Path(environ["MEMKV_NVME_DIRECTORY"]) / "journal"
-    before = journal.stat().st_ino
     with monkeypatch.context() as patch:
-        patch.setattr(NvmeTier, "check_integrity", lambda _: ["slot 1 is taken twice"])
+        patch.setattr(
+            "memkv_sglang.tiers.nvme.verify.disagreements", lambda _: ["slot 1 is taken twice"]
+        )
         told = run("verify")
         assert (told.status, "memkv verify --repair" in told.out) == (1, True)
         repaired = run("verify", "--repair")
         assert (repaired.status, "a new index was made" in repaired.out) == (1, True)
-    assert journal.stat().st_ino != before
+    tier = NvmeTier(config_of(environ).nvme)
+    try:  # the old index knew that all were uploaded
+        assert len(list(tier.pending())) == PAGES
+    finally:
+        tier.close()
     sound = run("verify")
     assert sound.status == 0
     assert "nvme: 12 of 12 pages" in sound.out

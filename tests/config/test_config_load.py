@@ -81,9 +81,11 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> Non
 
 def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None:
     path = tmp_path / "memkv.toml"
-    path.write_text('[nvme]\ncapacity = 4096\n[engine]\nlookup_budget = "50ms"\nbatch_deadline = 3')
+    path.write_text(
+        '[nvme]\ncapacity = 4194304\n[engine]\nlookup_budget = "50ms"\nbatch_deadline = 3'
+    )
     config = load_config(path, {"MEMKV_AGENT_DRAIN": "1m"}, {"nvme.segment_size": "2MiB"})
-    assert config.nvme.capacity == 4096
+    assert config.nvme.capacity == 4 << 20
     assert config.nvme.segment_size == 2 << 20
     assert (config.engine.lookup_budget, config.engine.batch_deadline) == (0.05, 3.0)
     assert config.agent.drain == 60.0

@@ -1,9 +1,9 @@
 """Where requests go: the cluster's servers, and how a bucket is named on them."""
 
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from memkv_sglang.config.check import endpoint_urls, is_address
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 
@@ -35,7 +35,7 @@ class Endpoint:
 
 def parse_endpoints(config: MinioConfig) -> list[Endpoint]:
     """Return the endpoints of the settings, in order. Raises `ConfigError`."""
-    return [_parse(url.strip(), config) for url in config.endpoint.split(",") if url.strip()]
+    return [_parse(url, config) for url in endpoint_urls(config)]
 
 
 def _parse(url: str, config: MinioConfig) -> Endpoint:
@@ -45,17 +45,9 @@ def _parse(url: str, config: MinioConfig) -> Endpoint:
     port = parts.port or DEFAULT_PORTS[parts.scheme]
     if config.addressing == "path":
         return Endpoint(parts.scheme, parts.hostname, port, f"/{config.bucket}/")
-    if _is_address(parts.hostname):
+    if is_address(parts.hostname):
         raise ConfigError(
             f"minio.addressing: `virtual` needs a host name in minio.endpoint, not the address "
             f"{parts.hostname}; use a name or `path`"
         )
     return Endpoint(parts.scheme, f"{config.bucket}.{parts.hostname}", port, "/")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -8,6 +8,7 @@ import logging
 import os
 from pathlib import Path
 
+from memkv_sglang.config.environment import check_capacity, check_directory
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.tiers.nvme.direct_io import supports_direct_io
@@ -30,8 +31,10 @@ class Directory:
         self.journal = self.root / "journal"
         self._format = self.root / "format"
         try:
-            self._check_capacity(config.capacity)
+            check_directory(config, str)
+            check_capacity(config, str)
             self._make_root()
+            check_directory(config, str)  # again: another user may have made it meanwhile
             self._fd = self._lock()
         except OSError as error:
             raise self._unusable(error) from error
@@ -60,12 +63,6 @@ class Directory:
     def _make_root(self) -> None:
         self.root.parent.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(mode=0o700, exist_ok=True)
-        owner = self.root.stat().st_uid
-        if owner != os.geteuid():
-            raise ConfigError(
-                f"nvme.directory: {self.root} belongs to uid {owner}, this is uid "
-                f"{os.geteuid()}; name a directory of your own"
-            )
 
     def _lock(self) -> int:
         """Lock the directory itself: the lock goes with its holder and leaves no file."""
@@ -105,16 +102,6 @@ class Directory:
             )
         _log.warning("no O_DIRECT, using ordinary I/O", extra={"fields": {"path": str(self.root)}})
         return False
-
-    def _check_capacity(self, capacity: int) -> None:
-        place = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
-        status = os.statvfs(place)
-        size = status.f_blocks * status.f_frsize
-        if capacity > size:
-            raise ConfigError(
-                f"nvme.capacity: {capacity} bytes is more than the file system of {self.root} has "
-                f"({size} bytes); write less or name a directory on a larger disk"
-            )
 
     def _report_foreign_files(self) -> None:
         own = {self.segments, self.namespaces, self.quarantine, self.journal, self._format}

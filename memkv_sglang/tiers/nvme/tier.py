@@ -17,7 +17,7 @@ from memkv_sglang.tiers.base import (
     TierUsage,
 )
 from memkv_sglang.tiers.nvme.calls import CallsInFlight
-from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
+from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
@@ -193,18 +193,6 @@ class NvmeTier(Tier):
     def pending(self) -> Iterator[PendingPage]:
         """Yield the pages that wait, those that were marked first before the others."""
         return iter(self._catalog.pending_pages())
-
-    # For `memkv inspect`
-
-    def find(self, key: PageKey) -> SlotDescription | None:
-        """Tell where a page lies; not a use."""
-        return self._catalog.describe(key)
-
-    def pages(self, namespace: bytes) -> Iterator[SlotDescription]:
-        """Yield all pages of a namespace, as of the call, in no order."""
-        hashes = list(self._catalog.index.of_namespace(namespace))
-        found = (self._catalog.describe(PageKey(namespace, page_hash)) for page_hash in hashes)
-        return (description for description in found if description is not None)
 
     # For `memkv verify`
 

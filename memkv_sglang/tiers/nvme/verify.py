@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
 from memkv_sglang.tiers.nvme.integrity import disagreements
@@ -25,9 +25,9 @@ class VerifyReport(NamedTuple):
     """Pages read."""
     read_bytes: int
     """Their content."""
-    corrupt: list[PageKey]
+    corrupt: list[SlotDescription]
     """Pages whose slot disagrees with the index or with its own checksum."""
-    unreadable: list[PageKey]
+    unreadable: list[SlotDescription]
     """Pages that the disk would not give back."""
     orphans: list[str]
     """Files among the segments that are none, or are damaged: they take space and serve nothing."""
@@ -54,6 +54,8 @@ class _Checked(NamedTuple):
     key: PageKey
     length: int
     state: _State
+    place: SlotDescription | None
+    """None if the page is intact, or was dropped while it was read."""
 
 
 class Verifier:
@@ -78,13 +80,13 @@ class Verifier:
         keys = [key for entry in list(index) if (key := index.key(entry)) is not None]
         step = self._movers.threads * _BATCH_PER_THREAD
         pages = read_bytes = repaired = 0
-        bad: dict[_State, list[PageKey]] = {_State.CORRUPT: [], _State.UNREADABLE: []}
+        bad: dict[_State, list[SlotDescription]] = {_State.CORRUPT: [], _State.UNREADABLE: []}
         for first in range(0, len(keys), step):
             for page in self._check(keys[first : first + step], repair=repair):
                 pages += 1
                 read_bytes += page.length
-                if page.state is not _State.INTACT:
-                    bad[page.state].append(page.key)
+                if page.place is not None:
+                    bad[page.state].append(page.place)
                     repaired += index.find(page.key) is None
             progress(min(first + step, len(keys)), len(keys))
         described = self._descriptions.read_all()
@@ -113,15 +115,21 @@ class Verifier:
 
     def _check_page(self, page: tuple[PageKey, int], scratch: Scratch) -> _Checked:
         key, entry = page
+        length = self._catalog.index.lengths[entry]
+        state = self._state(key, entry, scratch)
+        place = None if state is _State.INTACT else self._catalog.describe(key)
+        return _Checked(key, length, state, place)
+
+    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> _State:
         segment, slot = self._catalog.place(entry)
         length = self._catalog.index.lengths[entry]
         content = scratch.bounce(segment.slot_size)
         try:
             segment.read([content], slot)
         except OSError:
-            return _Checked(key, length, _State.UNREADABLE)
+            return _State.UNREADABLE
         except EOFError:
-            return _Checked(key, length, _State.CORRUPT)
+            return _State.CORRUPT
         footer = Footer.unpack(content[-FOOTER_SIZE:])
         intact = is_intact(key, length, [content[:length]], footer)
-        return _Checked(key, length, _State.INTACT if intact else _State.CORRUPT)
+        return _State.INTACT if intact else _State.CORRUPT

@@ -39,7 +39,7 @@ class Disk:
         return sorted((self.path / "quarantine").iterdir())
 
     def find(self, key: PageKey) -> SlotDescription:
-        found = self.tier.find(key)
+        found = self.tier._catalog.describe(key)
         assert found is not None
         return found
 

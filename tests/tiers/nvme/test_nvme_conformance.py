@@ -28,7 +28,7 @@ class TestNvmeTier(TierConformance):
 
     def corrupt(self, tier: Tier, key: PageKey) -> None:
         assert isinstance(tier, NvmeTier)
-        found = tier.find(key)
+        found = tier._catalog.describe(key)
         assert found is not None
         path = Path(self.config.directory, "segments", f"{found.segment:08d}.seg")
         with path.open("r+b") as file:

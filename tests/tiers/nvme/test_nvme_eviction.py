@@ -132,7 +132,7 @@ def test_pages_of_another_size_stay_if_they_are_wanted(full: Disk, why: str) -> 
     small, large = chain("small", 32), chain("large", 3).keys()
     spill(full.tier, small.keys(), SMALL)
     spill(full.tier, large[:1], LARGE)
-    kept = [key for key in small.keys() if full.tier.find(key)]
+    kept = [key for key in small.keys() if present(full.tier, [key])[0]]
     assert len(kept) == 28
     if why == "waiting":
         full.tier.mark_pending(kept)

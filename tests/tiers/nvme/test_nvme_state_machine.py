@@ -12,7 +12,7 @@ from memkv_sglang.testing.conformance import soon
 from memkv_sglang.testing.pages import make_page
 from memkv_sglang.testing.state_machine import PREFIXES, SHAPES, Prefix, TierMachine
 from memkv_sglang.tiers.base import LoadResult, Tier
-from tests.tiers.nvme.nvme_support import SLOT, Disk
+from tests.tiers.nvme.nvme_support import SLOT, Disk, present
 
 
 class NvmeMachine(TierMachine):
@@ -40,7 +40,7 @@ class NvmeMachine(TierMachine):
         """Change a bit of content or footer: the page is corrupt once, and then a miss."""
         keys = self._chain(where).keys()[-1:]
         for key in keys:
-            if self.disk.tier.find(key) is None:
+            if not present(self.disk.tier, [key])[0]:
                 continue
             self.disk.flip(key, self._damaged_byte(sum(SHAPES[where.shape]), part))
             page = make_page(key, SHAPES[where.shape], filled=False)
