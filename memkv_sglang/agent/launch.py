@@ -59,6 +59,8 @@ def _spawn(config: Config, module: str, lock: int, log_path: Path) -> str:
             stderr=log_descriptor,
             pass_fds=[lock],
             start_new_session=True,
+            # A server's directory for the metrics of its own processes; the agent has its own.
+            env={k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"},
         )
     except OSError as error:
         raise StartError(f"cannot run {sys.executable}: {error.strerror}") from None

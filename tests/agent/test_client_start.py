@@ -92,6 +92,16 @@ def test_started_agent_stands_on_its_own(config: Config) -> None:
     assert log.parent not in open_files.values(), "the lock is still held"
 
 
+def test_agent_keeps_out_of_a_server_s_metrics(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    start_agent(config, MODULE)
+    peer = serving_peer(Path(config.agent.socket))
+    assert peer is not None
+    assert b"PROMETHEUS_MULTIPROC_DIR" not in Path(f"/proc/{peer.pid}/environ").read_bytes()
+
+
 def test_no_secret_in_the_arguments(config: Config) -> None:
     secret = "s3cr3t-key"
     start_agent(Config(agent=config.agent, minio=MinioConfig(secret_key=secret)), MODULE)
