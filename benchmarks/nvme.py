@@ -26,15 +26,20 @@ def run(directory: Path, repetitions: int) -> Report:
         plain = Path(scratch) / "fio"
         fio(plain, "write", MIB, TOTAL, DEPTH, huge=False)
         for name, size in PAGE_SIZES.items():
-            _measure_size(report, Path(scratch), name, size, repetitions)
+            for huge in (False, True):
+                case = f"{name}_huge" if huge else name
+                _measure(report, Path(scratch), case, size, repetitions, huge=huge)
     return report
 
 
-def _measure_size(report: Report, scratch: Path, name: str, size: int, repetitions: int) -> None:
+def _measure(
+    report: Report, scratch: Path, name: str, size: int, repetitions: int, *, huge: bool
+) -> None:
+    """Measure one page size; `huge`: the pool is made of huge pages."""
     config = NvmeConfig(directory=str(scratch / name), capacity=2 * GIB, threads=DEPTH)
     tier = NvmeTier(config)
     try:
-        with HostPool(TOTAL // size, size) as pool:
+        with HostPool(TOTAL // size, size, huge=huge) as pool:
             pool.fill()
             spiller = _Spiller(tier, pool)
             spiller.spill()

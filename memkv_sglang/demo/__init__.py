@@ -1,1 +1,1 @@
-"""`make demo`: see pages go down both tiers and come back."""
+"""`make demo`: SGLang servers behind a router share every prefix."""

@@ -1,116 +1,70 @@
-"""One chain goes down both tiers, and comes back into the memory of a node that never saw it."""
+"""The command line of the demo."""
 
 import signal
 import sys
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
+import click
 from rich.console import Console
-from rich.table import Table
 
-from memkv_sglang.config.schema import MIB, MinioConfig
-from memkv_sglang.demo.node import Node, Pool
-from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.page import Chain
-from memkv_sglang.testing.minio_server import MinioServer
-from memkv_sglang.testing.pages import make_chain, make_hashes, make_namespace
-from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.demo.needs import DemoError, check_needs
 
-PAGES = 256
-PAGE_BYTES = MIB
-SHARED = 200
-"""Pages that a second conversation has in common with the first."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-FLUSH_SECONDS = 60.0
+FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
-class DemoError(Exception):
-    """Something did not come back as it was spilled."""
+@click.command()
+@click.option("--json", "json_path", metavar="FILE", type=FILE, help="Write the figures there.")
+@click.option(
+    "--picture",
+    metavar="FILE",
+    type=FILE,
+    default="memkv-demo.png",
+    show_default=True,
+    help="Write the picture (PNG) there.",
+)
+@click.option("--keep", is_flag=True, help="Leave the servers running until Ctrl-C.")
+def main(json_path: Path | None, picture: Path, keep: bool) -> None:
+    """Show two SGLang servers behind a router share every prefix.
 
-
-def main() -> int:
-    """Run; returns the exit code. Nothing is left behind, also not after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    Exits with 1 if a claim is not so, or could not be shown. Leaves nothing behind.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     console = Console()
     try:
-        with ExitStack() as stack:
-            _show(console, stack)
-    except KeyboardInterrupt:
-        console.print("interrupted; everything is cleaned up")
-        return 130
+        for path in (json_path, picture):
+            _check_directory(path)
+        check_needs()
+        from memkv_sglang.demo.run import FAULTS, run
     except DemoError as error:
-        console.print(f"[red]failed:[/] {error}")
-        return 1
-    return 0
+        _fail(console, error)
+    try:
+        sys.exit(run(console, json_path, picture, keep))
+    except KeyboardInterrupt as interrupt:
+        console.print("interrupted; nothing is left running")
+        sys.exit(128 + interrupt.args[0])
+    except FAULTS as error:
+        _fail(console, error)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _: object) -> None:
+    """End the demo, once: what follows is cleaning up, which nothing interrupts."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
 
 
-def _show(console: Console, stack: ExitStack) -> None:
-    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memkv-demo-")))
-    with console.status("starting a MinIO server and two node agents"):
-        server = stack.enter_context(MinioServer())
-        namespace = make_namespace(page_bytes=PAGE_BYTES, model="demo")
-        minio = MinioConfig(
-            endpoint=server.endpoint, access_key=server.access_key, secret_key=server.secret_key
-        )
-        nodes = [Node(name, home, minio, namespace) for name in ("node-a", "node-b")]
-        for node in nodes:
-            stack.callback(node.stop)
-            node.start()
-    one, other = nodes
-    chain = make_chain(namespace, PAGES, "first conversation")
-    table = Table(title=f"{PAGES} pages of {PAGE_BYTES // MIB} MiB")
-    for column in ("step", "pages", "from", "ms", "GB/s"):
-        table.add_column(column, justify="left" if column in ("step", "from") else "right")
-
-    with console.status("node-a spills"):
-        pool = Pool(one, chain)
-        pool.fill()
-        stored, seconds = pool.spill()
-        _expect(stored.count(SpillResult.STORED) == PAGES, "not every page was stored")
-        _row(table, "node-a spills to its disk, acknowledged", PAGES, "", seconds)
-        assert one.client is not None
-        _expect(one.client.flush(FLUSH_SECONDS), "the upload queue did not empty")
-
-    with console.status("node-a restarts and loads"):
-        one.stop()
-        one.start()
-        _load(table, one, chain, "node-a restarts, and loads", "nvme")
-
-    with console.status("node-b, which never saw the chain, loads"):
-        assert other.client is not None
-        branch = make_hashes(PAGES - SHARED, "second", chain.hashes[SHARED - 1])
-        found = other.client.lookup(Chain(chain.namespace, [*chain.hashes[:SHARED], *branch]), 5.0)
-        _expect(found.length == SHARED, f"{found.length} pages shared instead of {SHARED}")
-        _load(table, other, chain, "node-b loads what node-a spilled", "minio")
-    console.print(table)
-    console.print(
-        f"A conversation that leaves the first one after page {SHARED}: node-b found exactly "
-        f"{found.length} pages. Every byte was compared."
-    )
+def _check_directory(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise DemoError(f"{path}: there is no directory {path.parent}; make it or name another")
 
 
-def _load(table: Table, node: Node, chain: Chain, step: str, tier: str) -> None:
-    pool = Pool(node, chain)
-    loads, seconds = pool.load()
-    _expect(all(load == PageLoad(load.result, tier) for load in loads), f"not all from {tier}")
-    _expect(pool.wrong_pages() == 0, "wrong bytes came back")
-    _row(table, step, len(loads), tier, seconds)
-
-
-def _row(table: Table, step: str, pages: int, tier: str, seconds: float) -> None:
-    speed = pages * PAGE_BYTES / seconds / 1e9
-    table.add_row(step, str(pages), tier, f"{seconds * 1e3:.0f}", f"{speed:.2f}")
-
-
-def _expect(condition: bool, problem: str) -> None:
-    if not condition:
-        raise DemoError(problem)
+def _fail(console: Console, error: Exception) -> None:
+    console.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

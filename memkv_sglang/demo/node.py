@@ -1,111 +1,157 @@
-"""One node of the demo: an agent of its own, and a host pool like SGLang's."""
+"""One node of the demo: an SGLang server with `--enable-memkv`, and the agent that it starts."""
 
-import mmap
 import os
+import select
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.agent.paths import locked_directory, socket_path
+from memkv_sglang.agent.protocol import StatusReport
+from memkv_sglang.cli.scrape import Samples, scrape
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.config.schema import GIB, AgentConfig, Config, MinioConfig, NvmeConfig
-from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.namespace import Namespace
-from memkv_sglang.page import Buffer, Chain, PageKey
-from memkv_sglang.testing.pages import page_content
-from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.config.load import load_config
+from memkv_sglang.demo.needs import DemoError
+from memkv_sglang.demo.server import make_server
+from memkv_sglang.testing.minio_server import MinioServer
 
-CALL_PAGES = 128
-"""Pages of a call; SGLang hands over as many."""
+SPILL_SECONDS = 60.0
+END_SECONDS = 15.0
+_PAUSE = 0.05
 
-START_SECONDS = 30.0
+
+class LoadedPages(NamedTuple):
+    """How many pages an agent has read from each tier."""
+
+    nvme: int
+    minio: int
 
 
 class Node:
-    """A node with a directory for its pages, its agent, and memory for a chain."""
+    """A machine of its own as far as the tier can tell: own agent, own socket, own directory."""
 
-    def __init__(self, name: str, home: Path, minio: MinioConfig, namespace: Namespace) -> None:
-        """Prepare; `home` gets the socket's and the pages' directory."""
+    def __init__(self, name: str, home: Path, model: Path, minio: MinioServer) -> None:
+        """Prepare; `home` gets the node's socket, pages and log."""
         self.name = name
-        self.namespace = namespace
-        self._config = Config(
-            agent=AgentConfig(socket=str(home / name / "run" / "agent.sock")),
-            nvme=NvmeConfig(directory=str(home / name / "pages"), capacity=2 * GIB),
-            minio=minio,
-        )
-        self.client: AgentClient | None = None
-
-    def start(self) -> None:
-        """Start the agent and wait until it serves. Raises `RuntimeError`."""
-        self.client = AgentClient(self._config, start=True)
-        if not self.client.wait(START_SECONDS):
-            raise RuntimeError(f"{self.name}: {self.client.problem}")
-        self.client.describe(self.namespace)
-
-    def stop(self) -> None:
-        """End the agent, which keeps what it was given; idempotent."""
-        if self.client is not None:
-            self.client.shutdown()
-            self.client.close()
-            self.client = None
-
-
-class Pool:
-    """Memory for the pages of one chain, known to a node's agent."""
-
-    def __init__(self, node: Node, chain: Chain) -> None:
-        """Take the memory and let the agent map it."""
-        self._chain = chain
-        self._page = node.namespace.page_bytes
-        assert node.client is not None
-        self._client = node.client
-        length = self._page * len(chain.hashes)
-        descriptor = os.memfd_create("memkv-demo-pool", os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(descriptor, length)
-            self._memory = mmap.mmap(descriptor, length)
-            self._number = self._client.register_pool(descriptor, length)
-        finally:
-            os.close(descriptor)
-
-    def fill(self) -> None:
-        """Write every page's content; it follows from the page's key."""
-        for at, key in self._places():
-            self._memory[at : at + self._page] = page_content(key, self._page)
-
-    def wrong_pages(self) -> int:
-        """Return how many pages do not hold, byte for byte, what their key demands."""
-        return sum(
-            self._memory[at : at + self._page] != page_content(key, self._page)
-            for at, key in self._places()
+        home = home / name
+        settings = {
+            "MEMKV_AGENT_SOCKET": str(home / "run" / "agent.sock"),
+            # Should this process be killed, its agents end by themselves.
+            "MEMKV_AGENT_IDLE_EXIT": "30",
+            "MEMKV_AGENT_DRAIN": "0",
+            "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
+            "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
+        }
+        self._config = load_config(None, settings, {})
+        self._client: AgentClient | None = None
+        self.server = make_server(
+            model,
+            home,
+            [
+                "--enable-memkv",
+                *("--memkv-endpoint", minio.endpoint),
+                *("--memkv-nvme-dir", str(home / "nvme")),
+                *("--memkv-nvme-capacity", "2GiB"),
+                "--enable-metrics",
+            ],
+            settings,
         )
 
-    def _places(self) -> Sequence[tuple[int, PageKey]]:
-        return [(i * self._page, key) for i, key in enumerate(self._chain.keys())]
+    def connect(self) -> None:
+        """Listen to the agent, once the server is ready. Raises `DemoError`."""
+        self._client = AgentClient(self._config, start=False)
+        if not self._client.wait(END_SECONDS):
+            raise DemoError(f"node {self.name} has no agent: {self._client.problem}")
 
-    def spill(self) -> tuple[list[SpillResult], float]:
-        """Spill the chain, in calls as SGLang makes them; with the seconds it took."""
-        began = time.perf_counter()
-        results: list[SpillResult] = []
-        for first, part, buffers in self._calls():
-            parent = self._chain.hashes[first - 1] if first else b""
-            results += self._client.spill(part, buffers, parent)
-        return results, time.perf_counter() - began
+    @property
+    def page_size(self) -> int:
+        """Tokens a page, as `--enable-memkv` chose it."""
+        return int(self.server.client.get("/get_server_info")["page_size"])
 
-    def load(self) -> tuple[list[PageLoad], float]:
-        """Load the chain likewise."""
-        began = time.perf_counter()
-        loads: list[PageLoad] = []
-        for _, part, buffers in self._calls():
-            loads += self._client.load(part, buffers)
-        return loads, time.perf_counter() - began
+    def requests(self) -> int:
+        """Return how many requests the server has answered."""
+        port = int(self.server.url.rsplit(":", 1)[1])
+        return int(scrape(port).total("sglang:num_requests_total"))
 
-    def _calls(self) -> Sequence[tuple[int, Chain, list[list[Buffer]]]]:
-        calls = []
-        for first in range(0, len(self._chain.hashes), CALL_PAGES):
-            part = Chain(self._chain.namespace, self._chain.hashes[first : first + CALL_PAGES])
-            buffers = [
-                [Buffer(self._number, (first + i) * self._page, self._page)]
-                for i in range(len(part.hashes))
-            ]
-            calls.append((first, part, buffers))
-        return calls
+    def loaded_pages(self) -> LoadedPages:
+        """Return how many pages the agent has read so far, for servers and for uploads."""
+        samples = self._samples()
+
+        def loaded(tier: str) -> int:
+            return int(
+                samples.total("memkv_pages_total", tier=tier, operation="load", result="loaded")
+            )
+
+        return LoadedPages(nvme=loaded("nvme"), minio=loaded("minio"))
+
+    def spilled_pages(self) -> int:
+        """Return how many pages SGLang has handed to the agent."""
+        return int(self._samples().total("memkv_pages_total", tier="nvme", operation="spill"))
+
+    def wait_for_spill(self, pages: int) -> None:
+        """Wait until so many pages have been spilled, and MinIO has them. Raises `DemoError`."""
+        wait_until(
+            lambda: self.spilled_pages() >= pages,
+            SPILL_SECONDS,
+            f"node {self.name} has spilled fewer than {pages} pages",
+        )
+        if not self._agent().flush(SPILL_SECONDS):
+            raise DemoError(f"node {self.name} has not uploaded all pages")
+
+    def _samples(self) -> Samples:
+        return scrape(self._status().agent.http_port)
+
+    def _status(self) -> StatusReport:
+        status = self._agent().status()
+        if status is None:
+            raise DemoError(f"the agent of node {self.name} does not answer")
+        return status
+
+    def _agent(self) -> AgentClient:
+        if self._client is None:
+            raise DemoError(f"node {self.name} is not connected")
+        return self._client
+
+    def close(self) -> None:
+        """End server and agent; nothing of them runs on return. Idempotent."""
+        self.server.kill()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        path = socket_path(self._config.agent)
+        with locked_directory(path):  # an agent that was still being started is ready now, or gone
+            peer = serving_peer(path)
+        if peer is not None:
+            _end_process(peer.pid)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, problem: str) -> None:
+    """Return once the condition holds; raises `DemoError` with `problem` if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DemoError(f"{problem} after {seconds:.0f} s")
+        time.sleep(_PAUSE)
+
+
+def _end_process(pid: int) -> None:
+    """End a process, by force if it takes its time; it is gone on return."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                signal.pidfd_send_signal(process, number)
+            except ProcessLookupError:
+                return
+            if ended.poll(END_SECONDS * 1000):
+                return
+    finally:
+        os.close(process)

@@ -1,0 +1,94 @@
+"""The conversation: a long shared context, questions about it, and one changed token."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Tokens = list[int]
+
+CONTEXT_TOKENS = 16384
+FOLLOW_UP_TOKENS = 256
+"""Of a later turn's question: with the answer more than a page, so that each turn adds one."""
+
+WORDS = ["amber", "basin", "cedar", "delta", "ember", "fjord", "garnet", "harbor", "island"]
+WORDS += ["juniper", "kelp", "lagoon", "meadow", "nectar", "orchid", "quartz", "river", "zephyr"]
+
+
+def load_tokenizer(model: Path) -> Any:
+    """Return the model's tokenizer: a token a byte."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(model / "tokenizer.json"))
+
+
+class Script:
+    """What the user says. A tokenizer has `encode(text).ids`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def opening(self) -> Tokens:
+        """Return the context and the first question about it."""
+        context = "Field notes of the survey.\n" + _prose(0, CONTEXT_TOKENS)
+        return self._encode(context[:CONTEXT_TOKENS] + "\n\nQ: Where did it begin?\nA:")
+
+    def follow_up(self, number: int) -> Tokens:
+        """Return what turn `number` (from 2) adds behind the last answer."""
+        return self._encode(("\n\nQ: And " + _prose(number, FOLLOW_UP_TOKENS))[:FOLLOW_UP_TOKENS])
+
+    def warm_up(self, number: int) -> Tokens:
+        """Return a short prompt that begins like no other."""
+        return self._encode(f"Warm-up {number}. " + _prose(100 + number, 1500))
+
+    def _encode(self, text: str) -> Tokens:
+        tokens: Tokens = self._tokenizer.encode(text).ids
+        return tokens
+
+
+def _prose(seed: int, length: int) -> str:
+    """Return sentences of at least `length` letters."""
+    choose = random.Random(seed)  # noqa: S311 (the same text in every run)
+    sentences: list[str] = []
+    size = 0
+    while size < length:
+        words = choose.sample(WORDS, 6)
+        sentence = f"Day {len(sentences) + 1}: {' '.join(words)}, {choose.randrange(1000)} paces. "
+        sentences.append(sentence)
+        size += len(sentence)
+    return "".join(sentences)
+
+
+def change_token(tokens: Sequence[int], position: int) -> Tokens:
+    """Return the tokens with another one at `position`."""
+    changed = list(tokens)
+    changed[position] = tokens[position] + 1 if tokens[position] < max(tokens) else min(tokens)
+    return changed
+
+
+class History:
+    """Every sequence that the nodes have computed: what a perfect shared cache could reuse."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page = page_size
+        self._computed: dict[str | None, list[Tokens]] = {}
+
+    def add(self, salt: str | None, sequence: Tokens) -> None:
+        """Take note of a prompt and its answer, whose last token has no KV yet."""
+        self._computed.setdefault(salt, []).append(sequence)
+
+    def reusable(self, salt: str | None, prompt: Tokens) -> int:
+        """Return the tokens of `prompt` that need no computing: whole pages, never the last token.
+
+        The longest common prefix with what was computed under the same salt, rounded down.
+        """
+        common = max(
+            (common_prefix(prompt, known) for known in self._computed.get(salt, [])), default=0
+        )
+        return min(common, len(prompt) - 1) // self._page * self._page
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common from their start."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

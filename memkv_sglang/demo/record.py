@@ -1,0 +1,106 @@
+"""What a request gave, and where its tokens came from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+
+class Sources(NamedTuple):
+    """Prompt tokens by where their KV was found, nearest first."""
+
+    device: int = 0
+    host: int = 0
+    nvme: int = 0
+    minio: int = 0
+
+    @property
+    def total(self) -> int:
+        """Prompt tokens that were not computed."""
+        return sum(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The same prompt on a server without any cache."""
+
+    ttft_s: float
+    output_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; several with one `step` are repetitions."""
+
+    step: str
+    node: str
+    via: str
+    """`router` or `direct`."""
+    tenant: str | None
+    """Its cache salt."""
+    prompt: list[int]
+    output_ids: list[int]
+    ttft_s: float
+    reported: int
+    """Tokens that SGLang says it did not compute."""
+    reused: Sources
+    expected: int
+    """Tokens that it need not compute: see `History.reusable`."""
+    reference: Reference | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Tell whether the answer is that of a server without any cache."""
+        return self.reference is not None and self.reference.output_ids == self.output_ids
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether exactly the pages that could be reused were, and their source is known."""
+        return self.reported == self.expected == self.reused.total
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the JSON file says of it."""
+        values = asdict(self)
+        reference = self.reference
+        del values["prompt"], values["reference"]
+        return {
+            **values,
+            "reused": self.reused._asdict(),
+            "prompt_tokens": len(self.prompt),
+            "ttft_recompute_s": reference.ttft_s if reference else None,
+            "identical_text": self.identical if reference else None,
+        }
+
+
+class Row(NamedTuple):
+    """The repetitions of a step as one."""
+
+    first: Request
+    times: int
+    ttft_s: float
+    """Median."""
+    reused: Sources
+    """Of the first."""
+    recompute_s: float | None
+    """None until the reference has answered."""
+    identical: bool
+
+
+def rows(requests: Sequence[Request]) -> list[Row]:
+    """Return a row a step, in order."""
+    steps: dict[str, list[Request]] = {}
+    for request in requests:
+        steps.setdefault(request.step, []).append(request)
+    return [_row(repetitions) for repetitions in steps.values()]
+
+
+def _row(repetitions: list[Request]) -> Row:
+    first = repetitions[0]
+    return Row(
+        first,
+        len(repetitions),
+        median(request.ttft_s for request in repetitions),
+        first.reused,
+        first.reference.ttft_s if first.reference else None,
+        all(request.identical for request in repetitions),
+    )

@@ -1,0 +1,130 @@
+"""The demo through its command line: everything is real."""
+
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memkv_sglang.demo.needs import DemoError, check_needs
+
+needs_sglang = pytest.mark.skipif(
+    importlib.util.find_spec("sglang_router") is None,
+    reason="needs an environment with SGLang 0.5.23 and its router",
+)
+
+START_SECONDS = 240.0
+CLEAN_SECONDS = 60.0
+
+BOOLEANS = (
+    "identical_text",
+    "reuse_page_exact",
+    "changed_token_isolated",
+    "tenant_isolated",
+    "every_source_seen",
+)
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """The temporary directory of the demo and of all it starts; short, for the sake of sockets."""
+    with tempfile.TemporaryDirectory(prefix="memkv-t-") as directory:
+        yield Path(directory)
+
+
+def start(tmp_path: Path, temporary: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "memkv_sglang.demo", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def started_by(temporary: Path) -> list[str]:
+    """Return the command lines of processes, zombies aside, that have the directory as TMPDIR."""
+    mark = f"TMPDIR={temporary}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+@needs_sglang
+@pytest.mark.timeout(1200)
+def test_every_claim_is_true_and_nothing_is_left(tmp_path: Path, temporary: Path) -> None:
+    demo = start(tmp_path, temporary, "--json", "out.json", "--picture", "out.png")
+    output, _ = demo.communicate()
+    assert demo.returncode == 0, output
+    document = json.loads((tmp_path / "out.json").read_text())
+    figures = document["figures"]
+    assert {name: figures[name] for name in BOOLEANS} == dict.fromkeys(BOOLEANS, True)
+    assert figures["prompt_tokens"] > 16000
+    assert 0 < figures["ttft_top_tier_s"] < figures["ttft_recompute_s"]
+    # Far below what a quiet machine shows (see docs/), so that a busy one passes too.
+    assert figures["minio_speedup"] > 8
+    assert figures["nvme_speedup"] > 8
+    nodes = [request["node"] for request in document["requests"] if request["via"] == "router"]
+    assert sorted(set(nodes)) == ["A", "B"]
+    assert all(one != other for one, other in itertools.pairwise(nodes))
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    assert str(tmp_path / "out.png") in output
+    assert started_by(temporary) == []
+    assert list(temporary.iterdir()) == []
+
+
+@needs_sglang
+@pytest.mark.timeout(600)
+def test_sigterm_while_everything_starts_leaves_nothing(tmp_path: Path, temporary: Path) -> None:
+    demo = start(tmp_path, temporary)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not list(temporary.glob("memkv-demo-*/A/run/agent.sock")):
+            assert time.monotonic() < deadline and demo.poll() is None, "no agent came up"
+            time.sleep(0.1)
+        assert started_by(temporary)
+    finally:
+        demo.send_signal(signal.SIGTERM)
+        output, _ = demo.communicate(timeout=CLEAN_SECONDS)
+    assert demo.returncode == 128 + signal.SIGTERM, output
+    assert started_by(temporary) == []
+    assert list(temporary.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--json", "no/where.json"], "demo: no/where.json: there is no directory no"),
+        (["--nodes", "3"], "No such option"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+    demo = start(tmp_path, tmp_path, *arguments)
+    output, _ = demo.communicate(timeout=CLEAN_SECONDS)
+    assert demo.returncode != 0
+    assert line in output
+    assert "Traceback" not in output
+
+
+def test_what_is_not_installed_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "sglang" else find_spec(name)
+    )
+    with pytest.raises(DemoError, match=r"^not installed: SGLang .*; run `make setup`$"):
+        check_needs()
