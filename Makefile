@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test test-serving lint lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,8 +19,11 @@ setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build
 demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
 	@$(BIN)/python -m memkv_sglang.demo $(ARGS)
 
-test: setup  ## Run every test
+test: setup  ## Run every test but those of test-serving
 	@$(BIN)/pytest
+
+test-serving: setup  ## Run the end-to-end tests of SGLang servers behind a router
+	@$(BIN)/pytest tests/serving
 
 lint: setup  ## Check style, format and types
 	@$(BIN)/ruff check .

@@ -1,0 +1,63 @@
+"""What SGLang makes of command lines: run as a process of its own, prints JSON.
+
+Reads a list of command lines from standard input. With an argument, that function of SGLang is
+one more that the tier needs: a name that does not exist makes this SGLang another version.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+from typing import Any
+
+SHOWN = (
+    "page_size",
+    "enable_hierarchical_cache",
+    "hicache_storage_backend",
+    "hicache_storage_backend_extra_config",
+    "hicache_mem_layout",
+)
+
+
+def outcome(argv: list[str]) -> dict[str, Any]:
+    from sglang.srt.arg_groups.overrides import resolved_view
+    from sglang.srt.server_args import prepare_server_args
+
+    printed, logged, code, shown = io.StringIO(), io.StringIO(), 0, {}
+    handler = logging.StreamHandler(logged)
+    logging.getLogger("memkv_sglang").addHandler(handler)
+    try:
+        with contextlib.redirect_stderr(printed):
+            arguments = prepare_server_args(argv)
+            arguments.resolve_once()
+        view = resolved_view(arguments)
+        shown = {name: getattr(view, name) for name in SHOWN}
+    except SystemExit as end:
+        code = int(str(end.code))
+    finally:
+        logging.getLogger("memkv_sglang").removeHandler(handler)
+    return {"code": code, "stderr": printed.getvalue(), "log": logged.getvalue(), **shown}
+
+
+def main() -> None:
+    argvs = json.load(sys.stdin)
+    from sglang.srt.plugins import load_plugins
+
+    from memkv_sglang.plugin import hooks
+
+    for target in sys.argv[1:]:
+        hooks.HOOKS += (hooks.Hook(target, print),)
+    load_plugins()
+    logging.getLogger("memkv_sglang").setLevel(logging.INFO)
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    outcomes = [outcome(argv) for argv in argvs]
+    print(json.dumps({"help": parser.format_help(), "outcomes": outcomes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Servers that the tests of this folder share: starting one takes most of a minute."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
+
+from sglang_cpu_platform import tiny_model
+from sglang_cpu_platform.server import CpuServer
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.minio_server import MinioServer
+from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, start_all
+
+Recompute = Callable[[Tokens], list[int]]
+
+
+class Models(NamedTuple):
+    mha: Path
+    mha_tuned: Path
+    """The same architecture with other weights."""
+    mla: Path
+    red: Path
+    blue: Path
+    """Two adapters for `mha`."""
+    adapter: Path
+    """What servers load as `adapter` when they start: a copy of `red`, at first."""
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="memkv-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def models(home: Path) -> Models:
+    models = Models(*(home / "models" / name for name in Models._fields))
+    tiny_model.make(models.mha, "mha")
+    tiny_model.make(models.mha_tuned, "mha", seed=1)
+    tiny_model.make(models.mla, "mla")
+    tiny_model.make_lora(models.red, seed=1)
+    tiny_model.make_lora(models.blue, seed=2)
+    shutil.copytree(models.red, models.adapter)
+    return models
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[MinioServer]:
+    """The MinIO of all these nodes; tests stop it, and start it again."""
+    with MinioServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared(storage: MinioServer) -> MinioConfig:
+    return MinioConfig(
+        endpoint=storage.endpoint,
+        bucket="pages",
+        access_key=storage.access_key,
+        secret_key=storage.secret_key,
+    )
+
+
+class Cluster(NamedTuple):
+    a: Node
+    b: Node
+    recompute: Recompute
+    """Asks a server that has no cache of any kind."""
+
+
+@pytest.fixture(scope="session")
+def cluster(home: Path, models: Models, shared: MinioConfig) -> Iterator[Cluster]:
+    """Two nodes on one MinIO, and a server with neither the tier nor a radix cache."""
+    plain = CpuServer(
+        models.mha,
+        log=home / "plain.log",
+        max_total_tokens=DEVICE_TOKENS,
+        extra=["--disable-radix-cache"],
+    )
+    lora = [
+        *("--enable-lora", "--lora-backend", "torch_native"),
+        *("--max-lora-rank", "8", "--lora-target-modules", "all"),
+        *("--lora-paths", f"adapter={models.adapter}"),
+    ]
+    a, b = (Node(name, home, shared, models.mha, extra=lora) for name in "ab")
+    with ExitStack() as stack:
+        stack.callback(plain.kill)
+        stack.callback(a.close)
+        stack.callback(b.close)
+        start_all(plain, a, b)
+
+        def recompute(tokens: Tokens) -> list[int]:
+            return plain.client.generate(tokens, max_new_tokens=NEW_TOKENS).output_ids
+
+        yield Cluster(a, b, recompute)

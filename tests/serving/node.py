@@ -1,0 +1,262 @@
+"""A node as these tests see it: an SGLang server with the tier, and the agent that it starts."""
+
+import os
+import random
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sglang_cpu_platform.client import Answer, Client
+from sglang_cpu_platform.server import CpuServer
+
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.load import load_config
+from memkv_sglang.config.schema import MIB, MinioConfig
+
+PAGE = 64
+"""Tokens; 256 KiB of the tiny models."""
+
+THRESHOLD = 256
+"""Tokens under which SGLang asks no storage."""
+
+DEVICE_TOKENS = 8192
+"""So few that traffic evicts; the host pool has twice as many."""
+
+NEW_TOKENS = 8
+
+LIMIT = 60.0
+"""Seconds after which a test gives up waiting."""
+
+Tokens = list[int]
+
+
+def prompt(seed: int | str, length: int = 1000) -> Tokens:
+    """Return tokens that no other seed's prompt begins with."""
+    return random.Random(f"prompt {seed}").choices(range(5, 261), k=length)
+
+
+def whole_pages(tokens: int) -> int:
+    """Return how many of so many equal tokens SGLang can take from storage."""
+    pages = tokens // PAGE * PAGE
+    return pages if pages >= THRESHOLD else 0
+
+
+def reusable(length: int) -> int:
+    """Return the same of a prompt that is stored whole: the last token is computed always."""
+    return whole_pages(length - 1)
+
+
+class ServedServer(CpuServer):
+    """A server that `sglang serve` starts, instead of `python -m sglang.launch_server`."""
+
+    def __init__(self, model: Path, **arguments: Any) -> None:
+        super().__init__(model, **arguments)
+        python, *_ = self._argv
+        options = self._argv[self._argv.index("--model-path") :]
+        self._argv = [str(Path(python).with_name("sglang")), "serve", *options]
+
+
+class Node:
+    """A machine of the cluster; `name` keeps its directories apart from other nodes'."""
+
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        minio: MinioConfig,
+        model: Path,
+        *,
+        page_size: int | None = PAGE,
+        tp: int = 1,
+        extra: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        server: type[CpuServer] = CpuServer,
+    ) -> None:
+        self.home = home / name
+        self.pages = self.home / "pages"
+        self._environment = {
+            "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
+            "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
+            "MEMKV_AGENT_SOCKET": str(self.home / "run" / "agent.sock"),
+            "MEMKV_AGENT_IDLE_EXIT": "60",
+            "MEMKV_AGENT_DRAIN": "1",
+        }
+        flags = {
+            "minio.endpoint": minio.endpoint,
+            "minio.bucket": minio.bucket,
+            "nvme.directory": str(self.pages),
+            "nvme.capacity": str(256 * MIB),
+        }
+        self._config = load_config(None, self._environment, flags)
+        self._server = server(
+            model,
+            log=self.home / "server.log",
+            page_size=page_size,
+            tp=tp,
+            max_total_tokens=DEVICE_TOKENS,
+            extra=[
+                "--enable-memkv",
+                *("--memkv-endpoint", minio.endpoint, "--memkv-bucket", minio.bucket),
+                *("--memkv-nvme-dir", str(self.pages)),
+                *("--memkv-nvme-capacity", str(256 * MIB)),
+                "--enable-metrics",
+                *extra,
+            ],
+            env={**self._environment, **(env or {})},
+        )
+
+    @property
+    def client(self) -> Client:
+        return self._server.client
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def server_pid(self) -> int:
+        return self._server.pid
+
+    def log(self) -> str:
+        return self._server.log.read_text(errors="replace")
+
+    def start(self) -> None:
+        self._server.start()
+
+    def wait_ready(self) -> None:
+        """Wait for the server, and until it reuses what it stored."""
+        self._server.wait_ready()
+        known = prompt(f"warm up {self.home}", 2 * THRESHOLD)
+        self.generate(known)
+        wait_until(lambda: self.stored(known) > 0)
+
+    def stop_server(self) -> None:
+        self._server.stop()
+
+    def kill_server(self) -> None:
+        self._server.kill()
+
+    def stop_agent(self) -> None:
+        """End the agent in good order and wait until it has; nothing if there is none."""
+        with suppress(OSError), self.agent() as agent:
+            process = os.pidfd_open(_pid(agent))
+            agent.shutdown()
+            _wait_for_end(process)
+
+    def kill_agent(self) -> None:
+        process = os.pidfd_open(self.agent_pid())
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        _wait_for_end(process)
+
+    @contextmanager
+    def stalled_agent(self) -> Iterator[None]:
+        """Let the agent do nothing until the block ends, if it is alive then."""
+        process = os.pidfd_open(self.agent_pid())
+        try:
+            signal.pidfd_send_signal(process, signal.SIGSTOP)
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGCONT)
+            os.close(process)
+
+    def agent_pid(self) -> int:
+        with self.agent() as agent:
+            return _pid(agent)
+
+    @contextmanager
+    def agent(self) -> Iterator[AgentClient]:
+        """Yield a client of the agent. Raises `ConnectionError` if there is none."""
+        client = AgentClient(self._config, start=False)
+        try:
+            if not client.wait(5.0):
+                raise ConnectionError(client.problem)
+            yield client
+        finally:
+            client.close()
+
+    def forget_disk(self) -> None:
+        """Remove the NVMe tier's pages; the agent must not run."""
+        shutil.rmtree(self.pages)
+
+    def generate(self, tokens: Sequence[int], **request: Any) -> Answer:
+        return self.client.generate(tokens, max_new_tokens=NEW_TOKENS, **request)
+
+    def flush(self) -> None:
+        """Empty device and host pool, after what they hold has been stored."""
+        self._server.client.flush_cache()
+
+    def share(self) -> None:
+        """Return when all that was computed is in the shared tier; the pools are empty then."""
+        self.flush()
+        with self.agent() as agent:
+            assert agent.flush(LIMIT)
+
+    def stored(self, tokens: Sequence[int], **request: Any) -> int:
+        """Flush, ask, and return how many of the tokens came from storage."""
+        self.flush()
+        return from_storage(self.generate(tokens, **request))
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        self.kill_server()
+        self.stop_agent()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def from_storage(answer: Answer) -> int:
+    """Return how many tokens came from storage, and that none came from elsewhere."""
+    storage = answer.cached_by_source.get("storage", 0)
+    assert answer.cached_tokens == storage, answer.cached_by_source
+    return storage
+
+
+def start_all(*servers: Any) -> None:
+    """Start servers at once; whoever made them stops them."""
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.wait_ready()
+
+
+def wait_until(condition: Callable[[], bool], limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {limit:.0f} s"
+        time.sleep(0.05)
+
+
+def _pid(agent: AgentClient) -> int:
+    report = agent.status()
+    assert report is not None
+    return report.agent.pid
+
+
+def _wait_for_end(process: int) -> None:
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        assert poll.poll(LIMIT * 1000), "the agent did not end"
+    finally:
+        os.close(process)

@@ -1,0 +1,80 @@
+"""Whatever fails below the server: every request is answered, with the same text."""
+
+import pytest
+
+from memkv_sglang.testing.minio_server import MinioServer
+from tests.serving.conftest import Cluster
+from tests.serving.node import THRESHOLD, prompt, reusable, wait_until
+from tests.serving.traffic import PROMPTS, Expected, Traffic
+
+
+@pytest.fixture(scope="module")
+def expected(cluster: Cluster) -> Expected:
+    return {i: [cluster.recompute(tokens)] for i, tokens in enumerate(PROMPTS)}
+
+
+def hits_come_back(cluster: Cluster, name: str) -> None:
+    """Wait until what is computed on one node comes from storage on the other."""
+    attempts = iter(range(100))
+
+    def is_shared() -> bool:
+        tokens = prompt(f"{name} {next(attempts)}", 400)
+        try:
+            cluster.a.generate(tokens)
+            cluster.a.share()
+        except (AssertionError, ConnectionError):
+            return False  # no agent yet, or no upload
+        return cluster.b.stored(tokens) == reusable(len(tokens))
+
+    wait_until(is_shared)
+
+
+def test_agents_killed_in_mid_traffic(cluster: Cluster, expected: Expected) -> None:
+    with Traffic([cluster.a, cluster.b], expected) as traffic:
+        traffic.goes_on()
+        cluster.a.kill_agent()
+        cluster.b.kill_agent()
+        traffic.goes_on()
+    hits_come_back(cluster, "killed")
+
+
+def test_minio_stopped_in_mid_traffic(
+    cluster: Cluster, storage: MinioServer, expected: Expected
+) -> None:
+    with Traffic([cluster.a, cluster.b], expected) as traffic:
+        traffic.goes_on()
+        storage.kill()
+        traffic.goes_on()
+        storage.start()
+        traffic.goes_on()
+    hits_come_back(cluster, "stopped")
+
+
+def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) -> None:
+    """The agent stays stopped for as long as it is not killed: longer than any 25 s."""
+    known, fresh = prompt("stalled"), prompt("meanwhile")
+    computed = cluster.recompute(known)
+    cluster.a.generate(known)
+    cluster.a.share()
+    cluster.b.flush()
+    with cluster.b.stalled_agent():
+        assert cluster.b.generate(known).output_ids == computed
+        assert cluster.b.generate(fresh).output_ids == cluster.recompute(fresh)
+        cluster.b.flush()
+        assert cluster.b.client.is_healthy()
+        assert cluster.b.generate(known).output_ids == computed
+    hits_come_back(cluster, "stalled")
+
+
+def test_an_agent_that_stalls_while_it_stores(cluster: Cluster) -> None:
+    """The spill under way ends with the agent's process; then the server starts another."""
+    tokens = prompt("stalls", THRESHOLD - 1)  # too short for a lookup, which would notice first
+    computed = cluster.recompute(tokens)
+    cluster.b.flush()
+    before = cluster.b.agent_pid()
+    with cluster.b.stalled_agent():
+        assert cluster.b.generate(tokens).output_ids == computed
+        cluster.b.flush()
+        assert cluster.b.generate(tokens).output_ids == computed
+    hits_come_back(cluster, "stored")
+    assert cluster.b.agent_pid() != before

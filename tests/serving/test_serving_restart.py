@@ -1,0 +1,44 @@
+"""Pages outlive the processes: on the node's disk, and in MinIO."""
+
+import shutil
+
+from memkv_sglang.testing.minio_server import MinioServer
+from tests.serving.conftest import Cluster, Models
+from tests.serving.node import from_storage, prompt, reusable, start_all
+
+
+def test_a_restarted_server_loads_from_its_disk(
+    cluster: Cluster, storage: MinioServer, models: Models
+) -> None:
+    """MinIO is down meanwhile. The adapter's content changed meanwhile, at the same path."""
+    tokens = prompt("restart")
+    computed = cluster.a.generate(tokens).output_ids
+    cluster.a.generate(tokens, lora_path="adapter")
+    cluster.a.share()
+    cluster.a.kill_server()
+    shutil.copytree(models.blue, models.adapter, dirs_exist_ok=True)
+    storage.kill()
+    try:
+        start_all(cluster.a)
+        answer = cluster.a.generate(tokens)
+        assert from_storage(answer) == reusable(len(tokens))
+        assert answer.output_ids == computed
+        assert cluster.a.stored(tokens, lora_path="adapter") == 0
+    finally:
+        storage.start()
+
+
+def test_restarted_nodes_with_empty_disks_load_from_minio(cluster: Cluster) -> None:
+    tokens = prompt("restart of all")
+    computed = cluster.b.generate(tokens).output_ids
+    cluster.b.share()
+    nodes = [cluster.a, cluster.b]
+    for node in nodes:
+        node.kill_server()
+        node.stop_agent()
+        node.forget_disk()
+    start_all(*nodes)
+    for node in nodes:
+        answer = node.generate(tokens)
+        assert from_storage(answer) == reusable(len(tokens))
+        assert answer.output_ids == computed

@@ -1,0 +1,110 @@
+"""Weight updates under traffic: pages are those of the weights that are loaded, or none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sglang_cpu_platform.client import RequestFailedError
+
+from memkv_sglang.config.schema import MinioConfig
+from tests.serving.conftest import Cluster, Models
+from tests.serving.node import PAGE, Node, ServedServer, prompt, reusable
+from tests.serving.traffic import PROMPTS, Traffic
+
+OLD = prompt("of the old weights")
+
+
+@pytest.fixture(scope="module")
+def tuned(home: Path, models: Models, shared: MinioConfig) -> Iterator[Node]:
+    """A node that was started with the other weights, and by `sglang serve`."""
+    with Node("tuned", home, shared, models.mha_tuned, server=ServedServer) as node:
+        yield node
+
+
+@pytest.fixture(autouse=True)
+def back_to_the_first_weights(cluster: Cluster, models: Models) -> Iterator[None]:
+    yield
+    update(cluster.a, models.mha)
+
+
+def update(node: Node, model: Path) -> None:
+    reply = node.client.post("/update_weights_from_disk", {"model_path": str(model)})
+    assert reply["success"], reply
+
+
+def compute(node: Node, tokens: list[int], **request: str) -> list[int]:
+    answer = node.generate(tokens, **request)
+    assert answer.cached_tokens == 0
+    return answer.output_ids
+
+
+def test_pages_of_other_weights_are_never_used(
+    cluster: Cluster, tuned: Node, models: Models
+) -> None:
+    old_text = cluster.a.generate(OLD).output_ids
+    cluster.a.share()
+    # Its pages would be reused, being those of the new weights; under a salt they are not.
+    new_text = compute(tuned, OLD, cache_salt="apart")
+    texts = {i: [cluster.recompute(PROMPTS[i]), compute(tuned, PROMPTS[i])] for i in range(8)}
+    assert all(old != new for old, new in texts.values())
+    with Traffic([cluster.a], texts) as traffic:
+        traffic.goes_on()
+        update(cluster.a, models.mha_tuned)
+        traffic.goes_on()
+    assert compute(cluster.a, OLD) == new_text != old_text
+
+
+def test_new_pages_are_shared_with_nodes_that_loaded_the_same_files(
+    cluster: Cluster, tuned: Node, models: Models
+) -> None:
+    here, there = prompt("computed here"), prompt("computed there")
+    update(cluster.a, models.mha_tuned)
+    cluster.a.generate(here)
+    cluster.a.share()
+    tuned.generate(there)
+    tuned.share()
+    assert tuned.stored(here) == reusable(len(here))
+    assert cluster.a.stored(there) == reusable(len(there))
+
+
+def test_pages_are_reused_again_when_their_weights_are_back(
+    cluster: Cluster, models: Models
+) -> None:
+    tokens = prompt("there and back")
+    cluster.a.generate(tokens)
+    update(cluster.a, models.mha_tuned)
+    update(cluster.a, models.mha)
+    answer = cluster.a.generate(tokens)
+    assert answer.cached_by_source["storage"] == reusable(len(tokens))
+    assert answer.output_ids == cluster.recompute(tokens)
+
+
+def test_an_update_waits_for_a_backup_in_flight(
+    cluster: Cluster, tuned: Node, models: Models
+) -> None:
+    """SGLang would refuse to flush meanwhile, and serve old KV with the new weights."""
+    tokens = prompt("in flight", 4 * PAGE - 1)  # too short for a lookup
+    new_text = compute(tuned, tokens)
+    cluster.a.flush()
+    with cluster.a.stalled_agent():
+        cluster.a.generate(tokens)
+        update(cluster.a, models.mha_tuned)
+        assert compute(cluster.a, tokens) == new_text
+
+
+def test_after_a_session_of_updates_nothing_old_is_used(cluster: Cluster) -> None:
+    tokens = prompt("session")
+    computed = cluster.a.generate(tokens).output_ids
+    cluster.a.flush()
+    for verb in ("begin", "end"):
+        assert cluster.a.client.post(f"/{verb}_weight_update", {"selector": "all"})["success"]
+    assert compute(cluster.a, tokens) == computed
+    assert cluster.a.stored(tokens) == reusable(len(tokens))
+
+
+def test_a_failed_update_leaves_the_server_answering(cluster: Cluster, home: Path) -> None:
+    tokens = prompt("failed update")
+    computed = cluster.a.generate(tokens).output_ids
+    with pytest.raises(RequestFailedError):
+        cluster.a.client.post("/update_weights_from_disk", {"model_path": str(home / "none")})
+    assert cluster.a.generate(tokens).output_ids == computed
