@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from benchmarks import lookup, minio, nvme
+from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
 
-BENCHMARKS: dict[str, Callable[[Path, int], Report]] = {
+BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
     "minio": minio.run,
     "lookup": lookup.run,
@@ -28,11 +29,16 @@ BENCHMARKS: dict[str, Callable[[Path, int], Report]] = {
     help="Where the disk to measure is mounted.",
 )
 @click.option("--repetitions", default=5, show_default=True)
-def main(name: str, file: Path | None, directory: Path, repetitions: int) -> None:
+@click.option("--quick", is_flag=True, help="Finish in under a minute, with more noise.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Faults to inject.")
+def main(
+    name: str, file: Path | None, directory: Path, repetitions: int, quick: bool, rounds: int | None
+) -> None:
     """Measure side by side, interleaved; print a table and the ratios."""
+    options = Options(directory, repetitions, quick, rounds)
     for each in BENCHMARKS if name == "all" else [name]:
         try:
-            report = BENCHMARKS[each](directory, repetitions)
+            report = BENCHMARKS[each](options)
         except MissingToolError as error:
             click.echo(f"benchmarks: {error}", err=True)
             sys.exit(2)

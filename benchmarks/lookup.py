@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from pathlib import Path
 
+from benchmarks.base import Options
 from benchmarks.pool import HostPool
 from benchmarks.report import Report
 from memkv_sglang.config.schema import GIB, KIB, NvmeConfig
@@ -14,13 +14,13 @@ from memkv_sglang.tiers.nvme import NvmeTier
 CHAIN = 2048
 
 
-def run(directory: Path, repetitions: int) -> Report:
+def run(options: Options) -> Report:
     """Measure lookups of a chain that is there, to its end and to its middle."""
     report = Report("lookup", "ms")
     namespace = make_namespace(page_bytes=4 * KIB)
     hashes = make_hashes(CHAIN, "lookup")
     diverging = [*hashes[: CHAIN // 2], *make_hashes(CHAIN // 2, "elsewhere")]
-    with tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as scratch:
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as scratch:
         tier = NvmeTier(NvmeConfig(directory=scratch, capacity=GIB))
         try:
             with HostPool(CHAIN, 4 * KIB) as pool:
@@ -39,7 +39,7 @@ def run(directory: Path, repetitions: int) -> Report:
                 "all present": lambda: look(Chain(namespace.digest, hashes), CHAIN),
                 "half present": lambda: look(Chain(namespace.digest, diverging), CHAIN // 2),
             }
-            report.compete("2048 pages", contestants, repetitions * 10)
+            report.compete("2048 pages", contestants, options.repetitions * 10)
         finally:
             tier.close()
     report.figures["nvme_lookup_2048_ms"] = report.median("2048 pages", "all present")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minio import Minio
 
+from benchmarks.base import Options
 from benchmarks.pool import HostPool, keys
 from benchmarks.report import Report
 from benchmarks.wrk import wrk
@@ -24,16 +25,16 @@ WRK_SECONDS = 2
 CHAIN = 2048
 
 
-def run(directory: Path, repetitions: int) -> Report:
-    """Measure against a MinIO of the benchmark's own, with its data in `directory`."""
+def run(options: Options) -> Report:
+    """Measure against a MinIO of the benchmark's own, with its data in `options.directory`."""
     report = Report("minio", "GB/s; lookup in ms")
     with (
-        tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as data,
+        tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as data,
         MinioServer(Path(data)) as server,
     ):
         for name, size in PAGE_SIZES.items():
-            _measure_size(report, server, name, size, repetitions)
-        _measure_lookup(report, server, repetitions)
+            _measure_size(report, server, name, size, options.repetitions)
+        _measure_lookup(report, server, options.repetitions)
     return report
 
 

@@ -4,6 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.base import Options
 from benchmarks.fio import fio
 from benchmarks.pool import HostPool, keys
 from benchmarks.report import Report
@@ -19,16 +20,16 @@ CALL = 128
 """Pages of a call: as many as SGLang hands over at once."""
 
 
-def run(directory: Path, repetitions: int) -> Report:
-    """Measure on the file system of `directory`, which needs about 3 GiB."""
+def run(options: Options) -> Report:
+    """Measure on the file system of `options.directory`, which needs about 3 GiB."""
     report = Report("nvme", "GB/s")
-    with tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as scratch:
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as scratch:
         plain = Path(scratch) / "fio"
         fio(plain, "write", MIB, TOTAL, DEPTH, huge=False)
         for name, size in PAGE_SIZES.items():
             for huge in (False, True):
                 case = f"{name}_huge" if huge else name
-                _measure(report, Path(scratch), case, size, repetitions, huge=huge)
+                _measure(report, Path(scratch), case, size, options.repetitions, huge=huge)
     return report
 
 

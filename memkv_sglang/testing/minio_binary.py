@@ -1,4 +1,7 @@
-"""Find a MinIO server binary, or build one once into the user's cache."""
+"""Find a MinIO server binary, or build one once into the user's cache.
+
+`python -m memkv_sglang.testing.minio_binary` prints its path, building it if needed.
+"""
 
 import fcntl
 import os
@@ -125,3 +128,10 @@ def _run(command: list[str], failure: str, environment: Mapping[str, str]) -> No
             f"{failure}: put a `minio` server on PATH, or repair what stopped "
             f"`{' '.join(command)}`:\n{done.stdout[-2000:]}"
         )
+
+
+if __name__ == "__main__":
+    try:
+        print(find_or_build_minio())
+    except MinioNotFoundError as error:
+        sys.exit(str(error))

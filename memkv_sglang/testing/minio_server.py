@@ -1,7 +1,4 @@
-"""A real MinIO server of one's own, for tests, demos and benchmarks.
-
-`python -m memkv_sglang.testing.minio_server` prints the path of the binary, building it if needed.
-"""
+"""A real MinIO server of one's own, for tests, demos and benchmarks."""
 
 import ctypes
 import http.client
@@ -12,7 +9,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -208,10 +204,3 @@ def _trust_any() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
-
-
-if __name__ == "__main__":
-    try:
-        print(find_or_build_minio())
-    except MinioNotFoundError as error:
-        sys.exit(str(error))
