@@ -33,7 +33,7 @@ lint: setup  ## Check style, format and types
 lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglang.in ask for
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate --excludes locks/gpu-only.txt \
-	  --extra bench --group dev pyproject.toml locks/sglang.in -o locks/requirements.txt
+	  --extra bench --extra encryption --group dev pyproject.toml locks/sglang.in -o locks/requirements.txt
 
 clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
