@@ -7,10 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from memkv_sglang.page import Page, PageKey
+from memkv_sglang.shared_memory import map_memory, populate
 from memkv_sglang.testing.pages import make_chain, make_namespace
-
-COLLAPSE = 25
-"""MADV_COLLAPSE (Linux 6.1): make huge pages of what is mapped now."""
 
 BUFFERS = 2
 """A page of an MHA pool has its keys and its values apart."""
@@ -26,14 +24,13 @@ class HostPool:
         descriptor = os.memfd_create("benchmark-pool", os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, pages * page_bytes)
-            self._memory = mmap.mmap(descriptor, pages * page_bytes)
+            self._view = map_memory(descriptor, pages * page_bytes)
         finally:
             os.close(descriptor)
-        self._view = memoryview(self._memory)
+        if huge:
+            populate(self._view)
         for offset in range(0, len(self._view), mmap.PAGESIZE):
             self._view[offset] = 1
-        if huge:
-            self._memory.madvise(COLLAPSE)
 
     def fill(self) -> None:
         """Give every page content of its own."""

@@ -1,12 +1,12 @@
 """Host pools of clients, mapped into the agent."""
 
 import fcntl
-import mmap
 import os
 import stat
 from collections.abc import Sequence
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Page, PageKey
+from memkv_sglang.shared_memory import map_memory
 
 MAX_POOLS = 1024
 """Pools of one session; a server registers a handful."""
@@ -43,10 +43,9 @@ class Pools:
             raise RequestError(f"a session may have {MAX_POOLS} pools")
         check_descriptor(descriptor, length)
         try:
-            mapping = mmap.mmap(descriptor, length, mmap.MAP_SHARED)
+            self._views[pool] = map_memory(descriptor, length)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
-        self._views[pool] = memoryview(mapping)
 
     def release(self, pool: int) -> None:
         """Forget a pool. Raises `RequestError`."""

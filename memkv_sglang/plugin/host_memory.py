@@ -1,5 +1,6 @@
-"""The host pool's memory: sealed against shrinking, so that the agent may map it."""
+"""The host pool's memory: sealed against shrinking, so that the agent may map it; of huge pages."""
 
+import logging
 import math
 import mmap
 import os
@@ -7,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from memkv_sglang.plugin import running
+from memkv_sglang.shared_memory import map_memory, populate
+
+log = logging.getLogger(__name__)
 
 
 def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
@@ -14,7 +18,8 @@ def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: 
 
     SGLang's own memory file cannot be sealed, and the agent, which serves all servers of a node,
     does not map what its owner could shrink under it. Every page is there on return, as
-    cudaHostRegister demands. Servers without the tier get SGLang's own.
+    cudaHostRegister demands, and in its final place: pinned pages cannot become huge any more.
+    Servers without the tier get SGLang's own.
     """
     if not running.wanted():
         return original(dims, dtype)
@@ -25,9 +30,11 @@ def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: 
     descriptor = os.memfd_create("memkv-host-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
-        mapping = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        memory = map_memory(descriptor, size)
+        if not populate(memory):
+            log.info("memkv: no huge pages for the host pool; loads from NVMe are slower")
     except BaseException:
         os.close(descriptor)
         raise
-    tensor = torch.frombuffer(mapping, dtype=dtype, count=count).reshape(dims)
-    return tensor, descriptor, mapping
+    tensor = torch.frombuffer(memory, dtype=dtype, count=count).reshape(dims)
+    return tensor, descriptor, memory
