@@ -1,6 +1,7 @@
 """The agent as a process: start, serve, end."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -84,6 +85,7 @@ async def _serve(config: Config, locked: bool, report: Report, build: EngineBuil
     agent = Agent(config, locked, build)
     try:
         await agent.start()
+        gc.freeze()  # what is there now stays: collections during loads need not visit it
         report("")
         locked = False
         await agent.serve()
