@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_cpu_platform import forking
 from sglang_cpu_platform.client import Client
 from sglang_cpu_platform.process import ManagedProcess
 
@@ -70,6 +71,7 @@ def launch(
         # More threads than cores only wait for each other.
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        forking.VARIABLE: "1",
     }
     if tp > 1:
         settings["SGLANG_CPU_OMP_THREADS_BIND"] = _one_core_a_rank(tp)

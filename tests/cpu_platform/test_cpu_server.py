@@ -83,6 +83,13 @@ def cluster(work: Path) -> Iterator[Cluster]:
         yield Cluster([first, second], mla_tp2, computed)
 
 
+def test_children_are_forks_that_need_no_imports(cluster: Cluster) -> None:
+    members = group_members(cluster.mla_tp2.pid)
+    assert len(members) > 3
+    for pid in members:
+        assert b"spawn_main" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_nothing_is_reused_at_first(cluster: Cluster) -> None:
     assert all(answer.cached_tokens == 0 for answer in cluster.computed.values())
     assert all(len(set(answer.output_ids)) > 3 for answer in cluster.computed.values())
