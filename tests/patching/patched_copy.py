@@ -37,7 +37,8 @@ def make_patched_copy(directory: Path) -> Path:
 
 def environment_of(copy: Path) -> dict[str, str]:
     """Return what makes a server run the copy, and no plugin but the CPU platform's."""
-    return {"PYTHONPATH": str(copy), "SGLANG_PLUGINS": "plain_cpu"}
+    path = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "SGLANG_PLUGINS": "plain_cpu"}
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from sglang_cpu_platform.server import CpuServer
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
+from tests.patching.patched_copy import sglang_under_test
 
 PAGE = 64
 """Tokens; 256 KiB of the tiny models."""
@@ -76,6 +77,7 @@ class Node:
         tp: int = 1,
         extra: Sequence[str] = (),
         env: dict[str, str] | None = None,
+        enable: Sequence[str] = ("--enable-memkv",),
         server: type[CpuServer] = CpuServer,
     ) -> None:
         self.home = home / name
@@ -101,14 +103,14 @@ class Node:
             tp=tp,
             max_total_tokens=DEVICE_TOKENS,
             extra=[
-                "--enable-memkv",
+                *enable,
                 *("--memkv-endpoint", minio.endpoint, "--memkv-bucket", minio.bucket),
                 *("--memkv-nvme-dir", str(self.pages)),
                 *("--memkv-nvme-capacity", str(256 * MIB)),
                 "--enable-metrics",
                 *extra,
             ],
-            env={**self._environment, **(env or {})},
+            env={**self._environment, **sglang_under_test(), **(env or {})},
         )
 
     @property

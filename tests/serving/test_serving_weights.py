@@ -1,6 +1,6 @@
 """Weight updates under traffic: pages are those of the weights that are loaded, or none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ from sglang_cpu_platform.client import RequestFailedError
 
 from memkv_sglang.config.schema import MinioConfig
 from tests.serving.conftest import Cluster, Models
+from tests.serving.trainer import broadcast, send_as_tensors
 from tests.serving.node import PAGE, Node, ServedServer, prompt, reusable
 from tests.serving.traffic import PROMPTS, Traffic
 
@@ -15,9 +16,12 @@ OLD = prompt("of the old weights")
 
 
 @pytest.fixture(scope="module")
-def tuned(home: Path, models: Models, shared: MinioConfig) -> Iterator[Node]:
-    """A node that was started with the other weights, and by `sglang serve`."""
-    with Node("tuned", home, shared, models.mha_tuned, server=ServedServer) as node:
+def tuned(
+    home: Path, models: Models, shared: MinioConfig, patched: dict[str, str]
+) -> Iterator[Node]:
+    """A node with the other weights from the start: `sglang serve --enable-memkv`, patched."""
+    server = ServedServer
+    with Node("tuned", home, shared, models.mha_tuned, env=patched, server=server) as node:
         yield node
 
 
@@ -108,3 +112,23 @@ def test_a_failed_update_leaves_the_server_answering(cluster: Cluster, home: Pat
     with pytest.raises(RequestFailedError):
         cluster.a.client.post("/update_weights_from_disk", {"model_path": str(home / "none")})
     assert cluster.a.generate(tokens).output_ids == computed
+
+
+@pytest.mark.parametrize("send", [send_as_tensors, broadcast])
+def test_weights_that_come_without_files_share_with_nobody(
+    cluster: Cluster, tuned: Node, models: Models, send: Callable[[Node, Path], None]
+) -> None:
+    tokens = prompt(f"without files {send.__name__}")
+    old_text = cluster.a.generate(tokens).output_ids
+    cluster.a.share()
+    new_text = compute(tuned, tokens, cache_salt="apart")
+    cluster.a.client.post("/begin_weight_update", {"selector": "all"})
+    send(cluster.a, models.mha_tuned)
+    cluster.a.client.post("/end_weight_update", {"selector": "all"})
+    assert compute(cluster.a, tokens) == new_text != old_text
+    cluster.a.share()
+    assert cluster.a.stored(tokens) == reusable(len(tokens))
+    assert tuned.stored(tokens) == 0
+    answer = cluster.b.generate(tokens)
+    assert answer.cached_tokens == reusable(len(tokens))
+    assert answer.output_ids == old_text
