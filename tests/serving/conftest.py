@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -34,11 +34,29 @@ class Models(NamedTuple):
     """What servers load as `adapter` when they start: a copy of `red`, at first."""
 
 
+LOG_TAIL = 6000
+"""Characters of each log that a failure shows: the files themselves are removed."""
+
+_homes: list[Path] = []
+
+
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
     """A directory whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="memkv-") as directory:
+        _homes.append(Path(directory))
         yield Path(directory)
+        _homes.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what servers and agents logged last."""
+    report = yield
+    if report.failed:
+        for log in sorted(path for home in _homes for path in home.rglob("*.log")):
+            report.sections.append((str(log), log.read_text(errors="replace")[-LOG_TAIL:]))
+    return report
 
 
 @pytest.fixture(scope="session")

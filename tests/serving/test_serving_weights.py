@@ -8,9 +8,9 @@ from sglang_cpu_platform.client import RequestFailedError
 
 from memkv_sglang.config.schema import MinioConfig
 from tests.serving.conftest import Cluster, Models
-from tests.serving.trainer import broadcast, send_as_tensors
 from tests.serving.node import PAGE, Node, ServedServer, prompt, reusable
 from tests.serving.traffic import PROMPTS, Traffic
+from tests.serving.trainer import broadcast, send_as_tensors
 
 OLD = prompt("of the old weights")
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from sglang.srt.utils import init_custom_process_group
 from sglang_cpu_platform.server import HOST, free_port
