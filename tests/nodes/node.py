@@ -1,7 +1,5 @@
 """A node as tests see it: an agent of its own, and host pools like SGLang's."""
 
-import os
-import select
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +10,7 @@ from memkv_sglang.config.schema import MIB, AgentConfig, Config, MinioConfig, Nv
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.testing.host_pool import HostPool
+from memkv_sglang.testing.processes import ending
 from memkv_sglang.tiers.base import SpillResult
 
 CALL_PAGES = 128
@@ -51,13 +50,9 @@ class Node:
     def stop(self) -> None:
         report = self.client.status()
         assert report is not None
-        pidfd = os.pidfd_open(report.agent.pid)
-        try:
+        with ending(report.agent.pid):
             assert self.client.shutdown()
             self.client.close()
-            _wait_for(pidfd)
-        finally:
-            os.close(pidfd)
 
     def __enter__(self) -> Self:
         return self
@@ -70,12 +65,6 @@ class Node:
     ) -> None:
         self.client.shutdown()
         self.client.close()
-
-
-def _wait_for(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(LIMIT * 1000), "the agent did not end"
 
 
 class Pool:

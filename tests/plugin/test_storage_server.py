@@ -23,7 +23,7 @@ from sglang_cpu_platform.server import CpuServer, free_port
 
 from memkv_sglang.testing.minio_server import MinioServer
 from tests.plugin.attached import Node, eventually
-from tests.serving.node import PAGE, prompt, reusable
+from tests.serving.node import PAGE, THRESHOLD, prompt, reusable
 
 ADMIN_KEY = "the tests' own"
 PROMPT = prompt("attached", 1000)
@@ -197,3 +197,11 @@ def test_a_life_with_attachments(attachable: Attachable) -> None:
     assert subject.from_storage() == 0
     subject.attach()
     assert subject.from_storage() == expected
+
+    # An agent that stalls while it stores, for as long as it lives, stops no detachment.
+    with subject.node.stalled_agent():
+        subject.server.client.generate(prompt("stalled", THRESHOLD - 1), max_new_tokens=4)
+        assert "detached" in subject.ask("DELETE", STORAGE)
+    assert subject.from_storage() == 0
+    subject.attach()
+    eventually(lambda: subject.from_storage() == expected)

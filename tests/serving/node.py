@@ -1,13 +1,11 @@
 """A node as these tests see it: an SGLang server with the tier, and the agent that it starts."""
 
-import os
 import random
-import select
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +16,7 @@ from sglang_cpu_platform.server import CpuServer
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
+from memkv_sglang.testing.processes import ending, stalled
 from tests.patching.patched_copy import sglang_under_test
 
 PAGE = 64
@@ -146,27 +145,16 @@ class Node:
 
     def stop_agent(self) -> None:
         """End the agent in good order and wait until it has; nothing if there is none."""
-        with suppress(OSError), self.agent() as agent:
-            process = os.pidfd_open(_pid(agent))
+        with suppress(OSError), self.agent() as agent, ending(_pid(agent), LIMIT):
             agent.shutdown()
-            _wait_for_end(process)
 
     def kill_agent(self) -> None:
-        process = os.pidfd_open(self.agent_pid())
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        _wait_for_end(process)
+        with ending(self.agent_pid(), LIMIT) as process:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
 
-    @contextmanager
-    def stalled_agent(self) -> Iterator[None]:
+    def stalled_agent(self) -> AbstractContextManager[None]:
         """Let the agent do nothing until the block ends, if it is alive then."""
-        process = os.pidfd_open(self.agent_pid())
-        try:
-            signal.pidfd_send_signal(process, signal.SIGSTOP)
-            yield
-        finally:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, signal.SIGCONT)
-            os.close(process)
+        return stalled(self.agent_pid())
 
     def agent_pid(self) -> int:
         with self.agent() as agent:
@@ -253,12 +241,3 @@ def _pid(agent: AgentClient) -> int:
     report = agent.status()
     assert report is not None
     return report.agent.pid
-
-
-def _wait_for_end(process: int) -> None:
-    try:
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        assert poll.poll(LIMIT * 1000), "the agent did not end"
-    finally:
-        os.close(process)
