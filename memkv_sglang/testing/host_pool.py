@@ -66,6 +66,10 @@ class HostPool:
         """Return one page for each key, in the pool's first places."""
         return [Page(key, self.views(place)) for place, key in enumerate(keys)]
 
+    def extents(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Return where `count` pages that follow one another lie: begin and end of each stretch."""
+        return [(at, at + count * self._part) for at in self._places(first)]
+
     def read(self, page: int) -> bytes:
         """Return a page's bytes."""
         return b"".join(self.views(page))

@@ -133,7 +133,11 @@ class Node:
     def wait_ready(self) -> None:
         """Wait for the server, and until it reuses what it stored."""
         self._server.wait_ready()
-        known = prompt(f"warm up {self.home}", 2 * THRESHOLD)
+        self.wait_reusing()
+
+    def wait_reusing(self) -> None:
+        """Wait until the server reuses what it stored: its agent is there, or there again."""
+        known = prompt(f"known {self.home}", 2 * THRESHOLD)
         self.generate(known)
         wait_until(lambda: self.stored(known) > 0)
 

@@ -94,6 +94,7 @@ def test_an_update_waits_for_a_backup_in_flight(
         cluster.a.generate(tokens)
         update(cluster.a, models.mha_tuned)
         assert compute(cluster.a, tokens) == new_text
+    cluster.a.wait_reusing()
 
 
 def test_after_a_session_of_updates_nothing_old_is_used(cluster: Cluster) -> None:
