@@ -16,7 +16,7 @@ from sglang_cpu_platform.server import CpuServer
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.minio_server import MinioServer
-from tests.patching.patched_copy import environment_of, make_patched_copy
+from tests.patching.patched_copy import environment_of, make_patched_copy, sglang_under_test
 from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, start_all
 
 Recompute = Callable[[Tokens], list[int]]
@@ -91,7 +91,7 @@ def shared(storage: MinioServer) -> MinioConfig:
 @pytest.fixture(scope="session")
 def patched(home: Path) -> dict[str, str]:
     """Return the environment of a server that runs a patched SGLang, without the plugin."""
-    return environment_of(make_patched_copy(home / "sglang"))
+    return sglang_under_test() or environment_of(make_patched_copy(home / "sglang"))
 
 
 class Cluster(NamedTuple):

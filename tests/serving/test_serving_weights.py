@@ -61,6 +61,7 @@ def test_pages_of_other_weights_are_never_used(
 def test_new_pages_are_shared_with_nodes_that_loaded_the_same_files(
     cluster: Cluster, tuned: Node, models: Models
 ) -> None:
+    assert tuned.client.get("/server_info")["enable_memkv"] is True
     here, there = prompt("computed here"), prompt("computed there")
     update(cluster.a, models.mha_tuned)
     cluster.a.generate(here)
