@@ -1,4 +1,4 @@
-"""Other shapes of server: two ranks, latent attention, another data type, a storage that fails."""
+"""Other kinds of server: two ranks, two stages, latent attention, 16 bits, faults."""
 
 import re
 from collections.abc import Iterator
@@ -21,10 +21,15 @@ INJECTED = {
 """SGLang's own injection, between its threads and the storage."""
 
 
+ONE_CORE_EACH = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+
+
 class Kinds(NamedTuple):
     two_ranks: Node
     latent: Node
     latent_two_ranks: Node
+    stages: Node
+    """Two, each with half of the layers."""
     half: Node
     """Computes and keeps 16-bit numbers."""
     injected: Node
@@ -37,6 +42,7 @@ def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
         Node("tp2", home, shared, models.mha, tp=2),
         Node("mla", home, shared, models.mla),
         Node("mla-tp2", home, shared, models.mla, tp=2),
+        Node("pp2", home, shared, models.mha, extra=["--pp-size", "2"], env=ONE_CORE_EACH),
         Node("half", home, shared, models.mha, extra=half),
         Node("injected", home, shared, models.mha, env=INJECTED),
     )
@@ -76,6 +82,14 @@ def test_ranks_that_find_different_prefixes_agree_on_the_shorter(
     assert from_storage(answer) == whole_pages(700)
     assert answer.output_ids == computed
     assert node.stored(tokens) == reusable(len(tokens))
+
+
+def test_stages_of_a_pipeline_load_what_each_has_stored(cluster: Cluster, kinds: Kinds) -> None:
+    tokens = prompt("stages", 1500)
+    computed = kinds.stages.generate(tokens)
+    assert computed.output_ids == cluster.recompute(tokens)
+    assert kinds.stages.stored(tokens) == reusable(len(tokens))
+    assert kinds.stages.generate(tokens).output_ids == computed.output_ids
 
 
 def test_latent_pages_are_equal_on_all_ranks_and_shared_by_any_number_of_them(kinds: Kinds) -> None:
