@@ -123,12 +123,3 @@ def attend(
 def _lower_right(queries: int, keys: int) -> torch.Tensor:
     """Return the causal mask of the last `queries` of `keys` tokens."""
     return torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
-
-
-def pad_length(_backend: Any) -> int:
-    """Stand in for `get_cuda_graph_seq_len_fill_value`, which `torch_native` lacks.
-
-    DP attention pads the batches of its groups to one length, also without graphs. As in SGLang's
-    other backends, padding counts as sequences of one token.
-    """
-    return 1

@@ -60,7 +60,6 @@ def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     mla_pool = f"{pools}.mla.MLATokenToKVPoolHost"
     load, back_up = "load_to_device_per_layer", "backup_from_device_all_layer"
     attention_backend = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
-    fill_value = "get_cuda_graph_seq_len_fill_value"
     rope = "sglang.srt.layers.rotary_embedding.factory"
     native_hash = "sglang.srt.mem_cache.cpp_utils.native_hash"
     handlers = "sglang.srt.models.deepseek_common.attention_backend_handler"
@@ -76,7 +75,6 @@ def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
         (f"{mla_pool}.{back_up}", host_pools.mla_back_up_layers, HookType.REPLACE),
         (f"{attention_backend}._run_sdpa_forward_extend", attention.extend, HookType.AROUND),
         (f"{attention_backend}._run_sdpa_forward_decode", attention.decode, HookType.AROUND),
-        (f"{attention_backend}.{fill_value}", attention.pad_length, HookType.REPLACE),
         (f"{handlers}.AttentionBackendRegistry.get_handler", mla.handler, HookType.AFTER),
         (f"{rope}.get_rope_wrapper", mla.rope, HookType.REPLACE),
         (f"{native_hash}._load_native_hash_module", page_hash.load, HookType.AROUND),
