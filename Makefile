@@ -9,21 +9,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo test test-serving lint lock clean
+.PHONY: help setup demo test test-serving test-patched lint lock clean
 
 help:  ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build a MinIO server
 
 demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
 	@$(BIN)/python -m memkv_sglang.demo $(ARGS)
 
-test: setup  ## Run every test but those of test-serving
+test: setup  ## Run every test
 	@$(BIN)/pytest
 
-test-serving: setup  ## Run the end-to-end tests of SGLang servers behind a router
+test-serving: setup  ## Run the end-to-end tests alone: SGLang servers, MinIO, SGLang's router
 	@$(BIN)/pytest tests/serving
+
+test-patched: setup  ## Run them with every server patched instead of with the plugin
+	@MEMKV_TEST_PATCHED=1 $(BIN)/pytest tests/serving
 
 lint: setup  ## Check style, format and types
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import lookup, minio, nvme
+from benchmarks import gpu, lookup, minio, nvme
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -17,9 +17,12 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "lookup": lookup.run,
 }
 
+BY_NAME_ONLY = {"gpu": gpu.run}
+"""What most machines lack something for: not part of `all`."""
+
 
 @click.command()
-@click.argument("name", type=click.Choice([*BENCHMARKS, "all"]))
+@click.argument("name", type=click.Choice([*BENCHMARKS, *BY_NAME_ONLY, "all"]))
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write every repetition.")
 @click.option(
     "--directory",
@@ -38,7 +41,7 @@ def main(
     options = Options(directory, repetitions, quick, rounds)
     for each in BENCHMARKS if name == "all" else [name]:
         try:
-            report = BENCHMARKS[each](options)
+            report = {**BENCHMARKS, **BY_NAME_ONLY}[each](options)
         except MissingToolError as error:
             click.echo(f"benchmarks: {error}", err=True)
             sys.exit(2)

@@ -53,7 +53,7 @@ def register_hooks() -> None:
 def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     from sglang.srt.plugins.hook_registry import HookType
 
-    from sglang_cpu_platform import attention, host_pools, mla, page_hash, pinning
+    from sglang_cpu_platform import attention, forking, host_pools, mla, page_hash, pinning
 
     pools = "sglang.srt.mem_cache.pool_host"
     mha_pool = f"{pools}.mha.MHATokenToKVPoolHost"
@@ -63,7 +63,9 @@ def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     rope = "sglang.srt.layers.rotary_embedding.factory"
     native_hash = "sglang.srt.mem_cache.cpp_utils.native_hash"
     handlers = "sglang.srt.models.deepseek_common.attention_backend_handler"
+    set_up = "sglang.srt.entrypoints.engine._set_envs_and_config"
     return [
+        *([(set_up, forking.fork_children, HookType.AFTER)] if forking.is_wanted() else []),
         (f"{pools}.base.HostKVCache.__init__", pinning.not_pinned, HookType.BEFORE),
         *((f"torch.{make}", pinning.not_pinned, HookType.BEFORE) for make in pinning.FACTORIES),
         ("torch.Tensor.pin_memory", pinning.as_it_is, HookType.REPLACE),

@@ -21,6 +21,7 @@ try:
 except ProcessLookupError:
     pass
 """
+_SHARED_MEMORY = "/dev/shm/"  # noqa: S108 (where Linux keeps it)
 _KILLED_WITHIN_S = 10.0
 _POLL_S = 0.1
 _LOG_TAIL_CHARACTERS = 3000
@@ -142,6 +143,18 @@ class ManagedProcess:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def shared_memory_of(group: int) -> set[Path]:
+    """Return the shared memory files that a process group's processes have mapped."""
+    mapped: set[Path] = set()
+    for pid in group_members(group):
+        with contextlib.suppress(OSError):  # it has just ended
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                path = line[line.find("/") :]
+                if path.startswith(_SHARED_MEMORY) and not path.endswith(" (deleted)"):
+                    mapped.add(Path(path))
+    return mapped
 
 
 def group_members(group: int) -> list[int]:

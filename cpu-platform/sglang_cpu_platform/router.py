@@ -10,6 +10,15 @@ from sglang_cpu_platform.server import HOST, free_port
 
 START_TIMEOUT_S = 60.0
 
+# `python -m sglang_router.launch_router`, without the seconds in which its load balancer in
+# Python, which is not used here, imports SGLang to see whether that can trace.
+_LAUNCH = """
+import sys
+sys.modules["sglang"] = None
+from sglang_router.launch_router import main
+main()
+"""
+
 
 class Router(ManagedProcess):
     """A router that runs for the length of a `with` block, all workers healthy at its begin.
@@ -37,7 +46,7 @@ class Router(ManagedProcess):
         self.client = Client(self.url)
         self._workers = list(workers)
         argv = [
-            python, "-m", "sglang_router.launch_router",
+            python, "-c", _LAUNCH,
             "--host", HOST,
             "--port", str(port),
             # The default is one fixed port: two routers on a machine would collide.

@@ -1,14 +1,17 @@
 """SGLang servers on a plain CPU, as demos, tests and benchmarks start them."""
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_cpu_platform import forking
 from sglang_cpu_platform.client import Client
-from sglang_cpu_platform.process import ManagedProcess
+from sglang_cpu_platform.process import ManagedProcess, ProcessFailedError, shared_memory_of
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 240.0
@@ -70,6 +73,7 @@ def launch(
         # More threads than cores only wait for each other.
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        forking.VARIABLE: "1",
     }
     if tp > 1:
         settings["SGLANG_CPU_OMP_THREADS_BIND"] = _one_core_a_rank(tp)
@@ -132,6 +136,29 @@ class CpuServer(ManagedProcess):
         """
         self.wait_until(self.client.is_healthy, timeout_s=timeout_s)
 
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """End it in good order, as `ManagedProcess.stop` does.
+
+        Removes what it has in shared memory, as `kill` does: SGLang 0.5.23 leaves its load slots
+        and semaphores there.
+        """
+        left = self._shared_memory()
+        super().stop(grace_s=grace_s)
+        _remove(left)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; idempotent."""
+        with contextlib.suppress(ProcessFailedError, ProcessLookupError):
+            os.killpg(self.pid, signal.SIGSTOP)  # so that nothing new appears meanwhile
+        left = self._shared_memory()
+        super().kill()
+        _remove(left)
+
+    def _shared_memory(self) -> set[Path]:
+        with contextlib.suppress(ProcessFailedError):
+            return shared_memory_of(self.pid)
+        return set()
+
     def __enter__(self) -> "CpuServer":
         self.start()
         try:
@@ -140,3 +167,8 @@ class CpuServer(ManagedProcess):
             self.stop()
             raise
         return self
+
+
+def _remove(files: set[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)

@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from sglang_cpu_platform.router import Router
+from sglang_cpu_platform.server import CpuServer
 
 from memkv_sglang.demo.model import cached_model
 from memkv_sglang.demo.node import Node
-from memkv_sglang.demo.server import Server, make_server
+from memkv_sglang.demo.server import make_server
 from memkv_sglang.testing.minio_server import MinioServer
 
 PREFIX = "memkv-demo-"
@@ -73,7 +74,7 @@ class Cluster:
             node.connect()
         self.router.wait_until(self.router.has_healthy_workers, timeout_s=ROUTER_SECONDS)
 
-    def restart(self, node: Node) -> Server:
+    def restart(self, node: Node) -> CpuServer:
         """Kill and start a node's server, whose agent stays; returns a server without any cache.
 
         The two start at the same time: nothing is measured meanwhile.

@@ -50,6 +50,20 @@ def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
         )
 
 
+def load_page_hash() -> None:
+    """Have SGLang's page hashes compiled, which may take many seconds, before a request needs them.
+
+    SGLang would compile them in the thread of its lookups, at the first one: a flush or a detach
+    waits 10 s for that thread, and the server ends if it is not enough.
+    """
+    from sglang.srt.mem_cache.cpp_utils import native_hash
+
+    try:
+        native_hash._load_native_hash_module()
+    except Exception as error:
+        log.warning("memkv: SGLang cannot compile its page hashes: %s", error.__cause__ or error)
+
+
 def wait_for_agent(client: AgentClient) -> None:
     """Wait until there is an agent, or the first attempt to find or start one has failed.
 

@@ -4,17 +4,23 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memkv_sglang.plugin import host_memory, lora, server_args, weights
-
 
 class Hook(NamedTuple):
     """A function of SGLang and what is put around it."""
 
     target: str
-    around: Callable[..., Any]
-    """Called as `around(original, *args, **kwargs)`."""
+    name: str
+    """Of what is put around it, in this package. A name, because some of these functions ask here
+    whether all are in place."""
+
+    @property
+    def around(self) -> Callable[..., Any]:
+        """Called as `around(original, *args, **kwargs)`."""
+        around: Callable[..., Any] = pkgutil.resolve_name(f"{__package__}.{self.name}")
+        return around
 
 
+CACHE = "sglang.srt.mem_cache"
 UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 UPDATES = (
     "update_weights_from_disk",
@@ -26,18 +32,20 @@ UPDATES = (
 )
 
 COMMAND_LINE = (
-    Hook("sglang.srt.server_args.ServerArgs.add_cli_args", server_args.add_cli_args),
-    Hook("sglang.srt.server_args.ServerArgs.from_cli_args", server_args.from_cli_args),
+    Hook("sglang.srt.server_args.ServerArgs.add_cli_args", "server_args.add_cli_args"),
+    Hook("sglang.srt.server_args.ServerArgs.from_cli_args", "server_args.from_cli_args"),
 )
 """In place also where others cannot be, to say so when the flag is given."""
 
 HOOKS = (
     *COMMAND_LINE,
-    Hook("sglang.srt.mem_cache.storage.mmap.mmap_allocator.alloc_shm", host_memory.allocate_shared),
-    Hook("sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset", weights.reset_tree),
-    Hook("sglang.srt.managers.schedule_batch.Req.__init__", lora.init_request),
-    Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", lora.load_adapter),
-    *(Hook(f"{UPDATER}.{name}", getattr(weights, name)) for name in UPDATES),
+    Hook(
+        "sglang.srt.mem_cache.storage.mmap.mmap_allocator.alloc_shm", "host_memory.allocate_shared"
+    ),
+    Hook("sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset", "weights.reset_tree"),
+    Hook("sglang.srt.managers.schedule_batch.Req.__init__", "lora.init_request"),
+    Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", "lora.load_adapter"),
+    *(Hook(f"{UPDATER}.{name}", f"weights.{name}") for name in UPDATES),
 )
 """Correctness needs every one of them."""
 
@@ -76,14 +84,12 @@ def missing_hooks() -> list[str]:
     """Return the targets that are not hooked in this process; SGLang swallows such errors."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
+    arounds = {hook.around for hook in HOOKS}
     hooked = {
         target
         for target, registered in HookRegistry._hooks.items()
         if target in HookRegistry._patched
         for _, function, _ in registered
-        if function in _AROUNDS
+        if function in arounds
     }
     return [h.target for h in HOOKS if not (h.target in hooked or is_called(h.target))]
-
-
-_AROUNDS = {hook.around for hook in HOOKS}

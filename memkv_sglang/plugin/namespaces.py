@@ -31,18 +31,33 @@ def identify_model(server_args: Any) -> ModelIdentity:
     model = model_config_of(server_args)
     if str(server_args.load_format) == "dummy":
         raise NoFingerprintError("dummy weights are nobody's; drop --load-format dummy")
-    return ModelIdentity(identify_weights(model.model_path), "", _details(server_args, model))
+    cache = getattr(server_args, "download_dir", None)
+    weights = identify_weights(model.model_path, server_args.revision, cache)
+    return ModelIdentity(weights, "", _details(server_args, model))
 
 
-def identify_weights(model_path: str) -> str:
-    """Return the fingerprint of a directory, or of a repository in the local hub cache."""
+def identify_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> str:
+    """Return the fingerprint of a directory, or of a repository that was downloaded before.
+
+    Args:
+        model_path: the directory, or the repository's name on the hub.
+        revision: branch, tag or commit of the repository; None for its main branch.
+        cache: directory of downloads; None for the hub's own.
+
+    Blocks; raises `NoFingerprintError` where nothing of that name is on this machine.
+
+    """
     path = Path(model_path)
     if not path.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            path = Path(snapshot_download(model_path, local_files_only=True))
+            path = Path(
+                snapshot_download(
+                    model_path, revision=revision, cache_dir=cache, local_files_only=True
+                )
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
             raise NoFingerprintError(f"{model_path} is no local model: {error}") from None
     return fingerprint(path)
@@ -63,7 +78,9 @@ def _details(server_args: Any, model: Any) -> dict[str, str]:
         details["kv_scales"] = hashlib.sha256(Path(scales).read_bytes()).hexdigest()
     draft = getattr(server_args, "speculative_draft_model_path", None)
     if draft:
-        details["draft"] = identify_weights(draft)
+        revision = getattr(server_args, "speculative_draft_model_revision", None)
+        cache = getattr(server_args, "download_dir", None)
+        details["draft"] = identify_weights(draft, revision, cache)
     return details
 
 

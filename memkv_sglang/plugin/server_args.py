@@ -8,6 +8,7 @@ from typing import Any
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.plugin.flags import add_flags, is_enabled, take_flags
+from memkv_sglang.plugin.hooks import missing_hooks
 from memkv_sglang.plugin.launch import prepare
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ def make_engine_args(**values: Any) -> Any:
 
 
 def _enable(values: dict[str, Any]) -> None:
-    from memkv_sglang.plugin.hooks import missing_hooks
-
     missing = missing_hooks()
     if missing:
         log.error(

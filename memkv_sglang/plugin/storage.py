@@ -14,6 +14,7 @@ from memkv_sglang.plugin import events, observers, running
 from memkv_sglang.plugin.attachment import (
     UnsuitableServerError,
     check_server,
+    load_page_hash,
     read_config,
     wait_for_agent,
 )
@@ -81,6 +82,7 @@ class MemKVStorage(HiCacheStorage):
         if events.are_wanted():
             self.announcer = events.Announcer(self._client, events.tiers_of(config))
         observers.install()
+        load_page_hash()
         wait_for_agent(self._client)
         running.storage = self
 

@@ -1,13 +1,12 @@
 """What the tests of agent and client share: an agent to run, a host pool, waiting."""
 
-import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from memkv_sglang.agent import protocol
 from memkv_sglang.agent.wire import Channel, encode_frame
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config
-from memkv_sglang.page import Buffer, Chain, PageKey
-from memkv_sglang.testing.pages import make_namespace, page_content
+from memkv_sglang.page import Chain
+from memkv_sglang.testing import host_pool
+from memkv_sglang.testing.pages import make_namespace
 from tests.agent.agent_for_tests import BEHAVIOUR, CALLS, UPLOADS
 
 MODULE = "tests.agent.agent_for_tests"
@@ -160,56 +160,15 @@ def connected_client(config: Config, limit: float = 8.0) -> Iterator[AgentClient
         client.close()
 
 
-class HostPool:
-    """Pages in a memfd, each of `PAGE_BUFFERS` buffers that lie apart, as K and V do."""
+class HostPool(host_pool.HostPool):
+    """Pages of `PAGE_BYTES`, each of `PAGE_BUFFERS` buffers."""
 
     def __init__(self, pages: int, name: str = "pool", flags: int = os.MFD_ALLOW_SEALING) -> None:
-        self.pages = pages
-        self.length = pages * PAGE_BYTES
-        self.descriptor = os.memfd_create(name, flags | os.MFD_CLOEXEC)
-        os.ftruncate(self.descriptor, self.length)
-        self.memory = mmap.mmap(self.descriptor, self.length)
-
-    def __enter__(self) -> "HostPool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.memory.close()
-        os.close(self.descriptor)
-
-    def buffers(self, pool: int, pages: Sequence[int]) -> list[list[Buffer]]:
-        """Return the buffers of the pages at these places."""
-        half = self.length // PAGE_BUFFERS
-        return [
-            [Buffer(pool, part * half + page * BLOCK, BLOCK) for part in range(PAGE_BUFFERS)]
-            for page in pages
-        ]
-
-    def read(self, page: int) -> bytes:
-        return b"".join(
-            self.memory[buffer.offset : buffer.offset + BLOCK]
-            for buffer in self.buffers(0, [page])[0]
-        )
-
-    def write(self, page: int, content: bytes) -> None:
-        for part, buffer in enumerate(self.buffers(0, [page])[0]):
-            piece = content[part * BLOCK : (part + 1) * BLOCK]
-            self.memory[buffer.offset : buffer.offset + BLOCK] = piece
-
-    def fill(self, chain: Chain, first: int = 0) -> None:
-        """Write the content that the chain's pages must have."""
-        for place, page_hash in enumerate(chain.hashes, first):
-            self.write(place, page_content(PageKey(chain.namespace, page_hash), PAGE_BYTES))
+        super().__init__(pages, PAGE_BYTES, parts=PAGE_BUFFERS, name=name, flags=flags)
 
     def holds(self, chain: Chain, first: int = 0) -> bool:
         """Tell whether the chain's pages are there, byte for byte."""
-        return all(
-            self.read(place) == page_content(PageKey(chain.namespace, page_hash), PAGE_BYTES)
-            for place, page_hash in enumerate(chain.hashes, first)
-        )
-
-    def wipe(self) -> None:
-        self.memory[:] = bytes(self.length)
+        return not self.wrong(chain, first)
 
 
 class RawClient:

@@ -1,6 +1,5 @@
 """A node to point commands at: its agent, and pages in its tiers."""
 
-import mmap
 import os
 import signal
 import subprocess
@@ -12,8 +11,9 @@ from typing import NamedTuple
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import Config
-from memkv_sglang.page import Buffer, Chain
-from memkv_sglang.testing.pages import make_chain, make_namespace, page_content
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.host_pool import HostPool
+from memkv_sglang.testing.pages import make_chain, make_namespace
 
 LIMIT = 30.0
 PAGE = 64 << 10
@@ -64,16 +64,11 @@ def spill_chain(client: AgentClient) -> Chain:
     """Store a chain of `PAGES` pages of `PAGE` bytes in both tiers."""
     namespace = make_namespace(PAGE)
     chain = make_chain(namespace, PAGES)
-    descriptor = os.memfd_create("pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, PAGES * PAGE)
-        with mmap.mmap(descriptor, PAGES * PAGE) as memory:
-            memory.write(b"".join(page_content(key, PAGE) for key in chain.keys()))
-        pool = client.register_pool(descriptor, PAGES * PAGE)
-    finally:
-        os.close(descriptor)
+    with HostPool(PAGES, PAGE, parts=1) as pool:
+        pool.fill(chain)
+        number = client.register_pool(pool.descriptor, pool.length)
     client.describe(namespace)
-    results = client.spill(chain, [[Buffer(pool, i * PAGE, PAGE)] for i in range(PAGES)])
+    results = client.spill(chain, pool.buffers(number, range(PAGES)))
     assert {result.name for result in results} == {"STORED"}
     assert client.flush(LIMIT)
     assert client.lookup(chain).length == PAGES

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,12 @@ import pytest
 
 pytest.importorskip("sglang_cpu_platform", reason="needs the distribution sglang-cpu-platform")
 
-from sglang_cpu_platform.process import ManagedProcess, ProcessFailedError, group_members
+from sglang_cpu_platform.process import (
+    ManagedProcess,
+    ProcessFailedError,
+    group_members,
+    shared_memory_of,
+)
 
 # A process that ignores SIGTERM, and a child of it likewise.
 STUBBORN = """
@@ -87,3 +93,34 @@ def test_gives_up_on_a_process_that_is_never_ready(tmp_path: Path) -> None:
             process.wait_until(lambda: False, timeout_s=0.3)
         finally:
             process.kill()
+
+
+MAP_A_FILE = """
+import mmap, sys
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(4096)
+    memory = mmap.mmap(file.fileno(), 4096)
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_shared_memory_of_a_group_is_found() -> None:
+    path = Path(f"/dev/shm/memkv-test-{uuid.uuid4().hex}")
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAP_A_FILE, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "mapped\n"
+            assert shared_memory_of(process.pid) == {path}
+            assert process.stdin is not None
+            process.stdin.close()
+        assert shared_memory_of(process.pid) == set()
+    finally:
+        path.unlink(missing_ok=True)

@@ -3,18 +3,14 @@
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
-pytest.importorskip("sglang_router", reason="needs sglang-router 0.3.2")
 
 from sglang_cpu_platform import tiny_model
-from sglang_cpu_platform.client import Answer
-from sglang_cpu_platform.process import group_members
-from sglang_cpu_platform.router import Router
+from sglang_cpu_platform.process import group_members, shared_memory_of
 from sglang_cpu_platform.server import CpuServer
 
 PAGE = 64
@@ -36,11 +32,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def server(work: Path, kind: str, name: str, tp: int = 1) -> CpuServer:
+def server(work: Path, kind: str, tp: int = 1) -> CpuServer:
     storage = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(work / f"{kind}-pages")}
     return CpuServer(
         work / kind,
-        log=work / f"{name}.log",
+        log=work / f"{kind}.log",
         page_size=PAGE,
         tp=tp,
         max_total_tokens=8192,
@@ -49,64 +45,48 @@ def server(work: Path, kind: str, name: str, tp: int = 1) -> CpuServer:
     )
 
 
-def start(stack: ExitStack, *servers: CpuServer) -> None:
-    for each in servers:
-        stack.callback(each.stop)
-        each.start()
-    for each in servers:
-        each.wait_ready()
-
-
-@dataclass(frozen=True)
-class Cluster:
-    mha: list[CpuServer]
-    mla_tp2: CpuServer
-    computed: dict[str, Answer]
-    """Answers of servers that had nothing to reuse."""
-
-
 @pytest.fixture(scope="module")
-def cluster(work: Path) -> Iterator[Cluster]:
-    """Two MHA servers and an MLA server on two ranks; what they were asked first is stored.
-
-    The first MHA server has lost its pools since, the MLA server is another one than before.
-    """
-    first, before = server(work, "mha", "first-mha"), server(work, "mla", "mla")
-    second, mla_tp2 = server(work, "mha", "second-mha"), server(work, "mla", "mla-tp2", tp=2)
+def servers(work: Path) -> Iterator[dict[str, CpuServer]]:
+    """An MHA server, and an MLA server on two ranks."""
+    servers = {"mha": server(work, "mha"), "mla": server(work, "mla", tp=2)}
     with ExitStack() as stack:
-        start(stack, first, before)
-        computed = {"mha": first.client.generate(PROMPT), "mla": before.client.generate(PROMPT)}
-        first.client.flush_cache()
-        before.client.flush_cache()  # waits for the pages to be stored, too
-        before.stop()
-        start(stack, second, mla_tp2)
-        yield Cluster([first, second], mla_tp2, computed)
+        for each in servers.values():
+            stack.callback(each.stop)
+            each.start()
+        for each in servers.values():
+            each.wait_ready()
+        yield servers
 
 
-def test_nothing_is_reused_at_first(cluster: Cluster) -> None:
-    assert all(answer.cached_tokens == 0 for answer in cluster.computed.values())
-    assert all(len(set(answer.output_ids)) > 3 for answer in cluster.computed.values())
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+def test_what_is_stored_is_reused_with_the_same_text(
+    servers: dict[str, CpuServer], kind: str
+) -> None:
+    client = servers[kind].client
+    computed = client.generate(PROMPT)
+    assert computed.cached_tokens == 0
+    assert len(set(computed.output_ids)) > 3
+    for source in ("device", "storage"):
+        answer = client.generate(PROMPT)
+        assert {s for s, tokens in answer.cached_by_source.items() if tokens} == {source}
+        assert answer.cached_tokens == REUSED
+        assert answer.output_ids == computed.output_ids
+        client.flush_cache()  # waits for the pages to be stored, too
 
 
-def test_servers_behind_a_router_reuse_what_is_stored(cluster: Cluster, work: Path) -> None:
-    with Router([s.url for s in cluster.mha], log=work / "router.log") as router:
-        answers = [router.client.generate(PROMPT) for _ in range(4)]
-    assert [a.output_ids for a in answers] == [cluster.computed["mha"].output_ids] * 4
-    sources = sorted(
-        tuple(source for source, tokens in a.cached_by_source.items() if tokens == REUSED)
-        for a in answers
-    )
-    assert sources == [("device",), ("device",), ("storage",), ("storage",)]
+def test_children_are_forks_that_need_no_imports(servers: dict[str, CpuServer]) -> None:
+    members = group_members(servers["mla"].pid)
+    assert len(members) > 3
+    for pid in members:
+        assert b"spawn_main" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_two_ranks_reuse_the_latent_pages_that_one_rank_stored(cluster: Cluster) -> None:
-    answer = cluster.mla_tp2.client.generate(PROMPT)
-    assert answer.cached_by_source["storage"] == REUSED
-    assert answer.output_ids == cluster.computed["mla"].output_ids
-
-
-def test_a_stopped_server_leaves_no_process(cluster: Cluster) -> None:
-    group = cluster.mla_tp2.pid
-    assert group_members(group)
-    cluster.mla_tp2.stop()
+def test_a_stopped_server_leaves_neither_processes_nor_shared_memory(
+    servers: dict[str, CpuServer],
+) -> None:
+    group = servers["mla"].pid
+    mapped = shared_memory_of(group)
+    assert mapped
+    servers["mla"].stop()
     assert group_members(group) == []
+    assert not any(path.exists() for path in mapped)

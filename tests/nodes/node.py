@@ -1,9 +1,6 @@
 """A node as tests see it: an agent of its own, and host pools like SGLang's."""
 
-import mmap
-import os
-import select
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +9,8 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import MIB, AgentConfig, Config, MinioConfig, NvmeConfig
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
-from memkv_sglang.testing.pages import page_content
+from memkv_sglang.testing.host_pool import HostPool
+from memkv_sglang.testing.processes import ending
 from memkv_sglang.tiers.base import SpillResult
 
 CALL_PAGES = 128
@@ -52,13 +50,9 @@ class Node:
     def stop(self) -> None:
         report = self.client.status()
         assert report is not None
-        pidfd = os.pidfd_open(report.agent.pid)
-        try:
+        with ending(report.agent.pid):
             assert self.client.shutdown()
             self.client.close()
-            _wait_for(pidfd)
-        finally:
-            os.close(pidfd)
 
     def __enter__(self) -> Self:
         return self
@@ -73,44 +67,22 @@ class Node:
         self.client.close()
 
 
-def _wait_for(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(LIMIT * 1000), "the agent did not end"
-
-
 class Pool:
-    """Shared memory for a chain's pages, each in `parts` buffers that lie apart."""
+    """A host pool for a chain's pages, and the client that moves them."""
 
-    def __init__(self, client: AgentClient, chain: Chain, page_bytes: int, parts: int = 2) -> None:
+    def __init__(self, client: AgentClient, chain: Chain, page_bytes: int) -> None:
         self._client = client
         self._chain = chain
-        self._part = page_bytes // parts
-        self._parts = parts
-        length = self._part * parts * len(chain.hashes)
-        descriptor = os.memfd_create("test-pool", os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(descriptor, length)
-            self._memory = mmap.mmap(descriptor, length)
-            self._number = client.register_pool(descriptor, length)
-        finally:
-            os.close(descriptor)
+        self._memory = HostPool(len(chain.hashes), page_bytes)
+        self._number = client.register_pool(self._memory.descriptor, self._memory.length)
 
     def fill(self) -> None:
         """Write every page's content, which follows from its key."""
-        for i, key in enumerate(self._chain.keys()):
-            content = page_content(key, self._part * self._parts)
-            for j, at in enumerate(self._places(i)):
-                self._memory[at : at + self._part] = content[j * self._part : (j + 1) * self._part]
+        self._memory.fill(self._chain)
 
     def wrong(self, pages: int) -> list[int]:
         """Return which of the first `pages` pages do not hold what their key demands."""
-        return [
-            i
-            for i, key in enumerate(self._chain.keys()[:pages])
-            if b"".join(self._memory[at : at + self._part] for at in self._places(i))
-            != page_content(key, self._part * self._parts)
-        ]
+        return self._memory.wrong(Chain(self._chain.namespace, self._chain.hashes[:pages]))
 
     def spill(self) -> list[SpillResult]:
         results: list[SpillResult] = []
@@ -125,20 +97,9 @@ class Pool:
             loads += self._client.load(part, buffers)
         return loads
 
-    def _calls(self) -> Sequence[tuple[int, Chain, list[list[Buffer]]]]:
-        hashes = self._chain.hashes
-        return [
-            (
-                first,
-                Chain(self._chain.namespace, hashes[first : first + CALL_PAGES]),
-                [self._buffers(i) for i in range(first, min(first + CALL_PAGES, len(hashes)))],
-            )
-            for first in range(0, len(hashes), CALL_PAGES)
-        ]
-
-    def _buffers(self, index: int) -> list[Buffer]:
-        return [Buffer(self._number, at, self._part) for at in self._places(index)]
-
-    def _places(self, index: int) -> list[int]:
-        region = self._part * len(self._chain.hashes)
-        return [region * j + index * self._part for j in range(self._parts)]
+    def _calls(self) -> Iterator[tuple[int, Chain, list[list[Buffer]]]]:
+        for first in range(0, len(self._chain.hashes), CALL_PAGES):
+            hashes = self._chain.hashes[first : first + CALL_PAGES]
+            places = range(first, first + len(hashes))
+            buffers = self._memory.buffers(self._number, places)
+            yield first, Chain(self._chain.namespace, hashes), buffers

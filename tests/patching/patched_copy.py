@@ -37,7 +37,16 @@ def make_patched_copy(directory: Path) -> Path:
 
 def environment_of(copy: Path) -> dict[str, str]:
     """Return what makes a server run the copy, and no plugin but the CPU platform's."""
-    return {"PYTHONPATH": str(copy), "SGLANG_PLUGINS": "plain_cpu"}
+    path = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        "PYTHONPATH": path,
+        "SGLANG_PLUGINS": "plain_cpu",
+        # The page hashes' source has another path: in the user's own directory PyTorch would
+        # compile it anew for this copy and for the next server. Without a compiler here, the copy
+        # takes hashlib's, which must be the same.
+        "TORCH_EXTENSIONS_DIR": str(copy / "extensions"),
+        "CXX": str(copy / "no-compiler"),
+    }
 
 
 @functools.cache

@@ -1,10 +1,9 @@
 """A storage with its host pools, as one rank of a server on one node has it."""
 
 import os
-import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
 from memkv_sglang.testing.pages import make_hashes
+from memkv_sglang.testing.processes import ending, stalled
 from tests.plugin import host_pools
 
 MODEL = ModelIdentity("model", "", {})
@@ -99,6 +99,10 @@ class Node:
         finally:
             client.close()
 
+    def stalled_agent(self) -> AbstractContextManager[None]:
+        with self.client() as client:
+            return stalled(_pid(client))
+
     def upload(self) -> None:
         """Return when all that was stored is in the shared tier."""
         with self.client() as client:
@@ -116,15 +120,14 @@ class Node:
             storage.close()
         if not Path(self.settings["agent.socket"]).exists():
             return
-        with suppress(AssertionError), self.client() as client:
-            report = client.status()
-            assert report is not None
-            process = os.pidfd_open(report.agent.pid)
+        with suppress(AssertionError), self.client() as client, ending(_pid(client)):
             client.shutdown()
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            assert poll.poll(LIMIT * 1000)
-            os.close(process)
+
+
+def _pid(agent: AgentClient) -> int:
+    report = agent.status()
+    assert report is not None
+    return report.agent.pid
 
 
 def keys(count: int, seed: str = "") -> list[str]:

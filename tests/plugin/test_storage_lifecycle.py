@@ -79,6 +79,23 @@ def test_a_model_without_a_name_turns_it_off(
     assert "dummy weights are nobody's" in caplog.text
 
 
+def test_page_hashes_are_compiled_before_the_first_lookup(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compiler at work in SGLang's thread of lookups would end the server at a flush."""
+
+    def compile_nothing() -> None:
+        raise RuntimeError("no compiler")
+
+    module = "sglang.srt.mem_cache.cpp_utils.native_hash"
+    monkeypatch.setattr(f"{module}._load_native_hash_module", compile_nothing)
+    pool = host_pools.mha()
+    storage = make_node().attach({"kv": pool})
+    assert "cannot compile its page hashes: no compiler" in caplog.text
+    store(storage, pool, keys(2))
+    assert storage.batch_exists(keys(2)) == 2
+
+
 def test_an_agent_that_cannot_start_is_not_waited_for(
     make_node: MakeNode, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ def main() -> None:
     from memkv_sglang.plugin import hooks
 
     for target in sys.argv[1:]:
-        hooks.HOOKS += (hooks.Hook(target, print),)
+        hooks.HOOKS += (hooks.Hook(target, "weights.reset_tree"),)
     load_plugins()
     logging.getLogger("memkv_sglang").setLevel(logging.INFO)
     from sglang.srt.server_args import ServerArgs

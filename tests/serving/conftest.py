@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from sglang_cpu_platform.server import CpuServer
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.minio_server import MinioServer
+from tests.patching.patched_copy import environment_of, make_patched_copy, sglang_under_test
 from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, start_all
 
 Recompute = Callable[[Tokens], list[int]]
@@ -33,11 +34,29 @@ class Models(NamedTuple):
     """What servers load as `adapter` when they start: a copy of `red`, at first."""
 
 
+LOG_TAIL = 6000
+"""Characters of each log that a failure shows: the files themselves are removed."""
+
+_homes: list[Path] = []
+
+
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
     """A directory whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="memkv-") as directory:
+        _homes.append(Path(directory))
         yield Path(directory)
+        _homes.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what servers and agents logged last."""
+    report = yield
+    if report.failed:
+        for log in sorted(path for home in _homes for path in home.rglob("*.log")):
+            report.sections.append((str(log), log.read_text(errors="replace")[-LOG_TAIL:]))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -69,15 +88,25 @@ def shared(storage: MinioServer) -> MinioConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def patched(home: Path) -> dict[str, str]:
+    """Return the environment of a server that runs a patched SGLang, without the plugin."""
+    return sglang_under_test() or environment_of(make_patched_copy(home / "sglang"))
+
+
 class Cluster(NamedTuple):
     a: Node
+    """SGLang with the plugin, unless `patched_copy.WANTED` is set."""
     b: Node
+    """SGLang with the patches, asked for by the backend's name and not by the flag."""
     recompute: Recompute
     """Asks a server that has no cache of any kind."""
 
 
 @pytest.fixture(scope="session")
-def cluster(home: Path, models: Models, shared: MinioConfig) -> Iterator[Cluster]:
+def cluster(
+    home: Path, models: Models, shared: MinioConfig, patched: dict[str, str]
+) -> Iterator[Cluster]:
     """Two nodes on one MinIO, and a server with neither the tier nor a radix cache."""
     plain = CpuServer(
         models.mha,
@@ -90,7 +119,9 @@ def cluster(home: Path, models: Models, shared: MinioConfig) -> Iterator[Cluster
         *("--max-lora-rank", "8", "--lora-target-modules", "all"),
         *("--lora-paths", f"adapter={models.adapter}"),
     ]
-    a, b = (Node(name, home, shared, models.mha, extra=lora) for name in "ab")
+    by_name = ("--hicache-storage-backend", "memkv")
+    a = Node("a", home, shared, models.mha, extra=lora)
+    b = Node("b", home, shared, models.mha, extra=lora, env=patched, enable=by_name)
     with ExitStack() as stack:
         stack.callback(plain.kill)
         stack.callback(a.close)

@@ -1,13 +1,11 @@
 """A node as these tests see it: an SGLang server with the tier, and the agent that it starts."""
 
-import os
 import random
-import select
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +16,8 @@ from sglang_cpu_platform.server import CpuServer
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
+from memkv_sglang.testing.processes import ending, stalled
+from tests.patching.patched_copy import sglang_under_test
 
 PAGE = 64
 """Tokens; 256 KiB of the tiny models."""
@@ -76,6 +76,7 @@ class Node:
         tp: int = 1,
         extra: Sequence[str] = (),
         env: dict[str, str] | None = None,
+        enable: Sequence[str] = ("--enable-memkv",),
         server: type[CpuServer] = CpuServer,
     ) -> None:
         self.home = home / name
@@ -101,14 +102,14 @@ class Node:
             tp=tp,
             max_total_tokens=DEVICE_TOKENS,
             extra=[
-                "--enable-memkv",
+                *enable,
                 *("--memkv-endpoint", minio.endpoint, "--memkv-bucket", minio.bucket),
                 *("--memkv-nvme-dir", str(self.pages)),
                 *("--memkv-nvme-capacity", str(256 * MIB)),
                 "--enable-metrics",
                 *extra,
             ],
-            env={**self._environment, **(env or {})},
+            env={**self._environment, **sglang_under_test(), **(env or {})},
         )
 
     @property
@@ -132,7 +133,11 @@ class Node:
     def wait_ready(self) -> None:
         """Wait for the server, and until it reuses what it stored."""
         self._server.wait_ready()
-        known = prompt(f"warm up {self.home}", 2 * THRESHOLD)
+        self.wait_reusing()
+
+    def wait_reusing(self) -> None:
+        """Wait until the server reuses what it stored: its agent is there, or there again."""
+        known = prompt(f"known {self.home}", 2 * THRESHOLD)
         self.generate(known)
         wait_until(lambda: self.stored(known) > 0)
 
@@ -144,27 +149,16 @@ class Node:
 
     def stop_agent(self) -> None:
         """End the agent in good order and wait until it has; nothing if there is none."""
-        with suppress(OSError), self.agent() as agent:
-            process = os.pidfd_open(_pid(agent))
+        with suppress(OSError), self.agent() as agent, ending(_pid(agent), LIMIT):
             agent.shutdown()
-            _wait_for_end(process)
 
     def kill_agent(self) -> None:
-        process = os.pidfd_open(self.agent_pid())
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        _wait_for_end(process)
+        with ending(self.agent_pid(), LIMIT) as process:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
 
-    @contextmanager
-    def stalled_agent(self) -> Iterator[None]:
+    def stalled_agent(self) -> AbstractContextManager[None]:
         """Let the agent do nothing until the block ends, if it is alive then."""
-        process = os.pidfd_open(self.agent_pid())
-        try:
-            signal.pidfd_send_signal(process, signal.SIGSTOP)
-            yield
-        finally:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, signal.SIGCONT)
-            os.close(process)
+        return stalled(self.agent_pid())
 
     def agent_pid(self) -> int:
         with self.agent() as agent:
@@ -251,12 +245,3 @@ def _pid(agent: AgentClient) -> int:
     report = agent.status()
     assert report is not None
     return report.agent.pid
-
-
-def _wait_for_end(process: int) -> None:
-    try:
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        assert poll.poll(LIMIT * 1000), "the agent did not end"
-    finally:
-        os.close(process)

@@ -1,54 +1,125 @@
-"""Other shapes of server: two ranks, latent attention, and calls of the storage that fail."""
+"""Other kinds of server: two ranks, two stages, latent attention, 16 bits, faults."""
 
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 from memkv_sglang.config.schema import MinioConfig
 from tests.serving.conftest import Cluster, Models
-from tests.serving.node import Node, from_storage, prompt, reusable
+from tests.serving.node import Node, from_storage, prompt, reusable, start_all, whole_pages
 
 TOKENS = prompt("kinds", 1500)
 
+INJECTED = {
+    "SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY": "0.1",
+    "SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3",
+}
+"""SGLang's own injection, between its threads and the storage."""
+
+
+ONE_CORE_EACH = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+class Kinds(NamedTuple):
+    two_ranks: Node
+    latent: Node
+    latent_two_ranks: Node
+    stages: Node
+    """Two, each with half of the layers."""
+    half: Node
+    """Computes and keeps 16-bit numbers."""
+    injected: Node
+
+
+@pytest.fixture(scope="module")
+def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
+    half = ["--dtype", "bfloat16"]
+    nodes = Kinds(
+        Node("tp2", home, shared, models.mha, tp=2),
+        Node("mla", home, shared, models.mla),
+        Node("mla-tp2", home, shared, models.mla, tp=2),
+        Node("pp2", home, shared, models.mha, extra=["--pp-size", "2"], env=ONE_CORE_EACH),
+        Node("half", home, shared, models.mha, extra=half),
+        Node("injected", home, shared, models.mha, env=INJECTED),
+    )
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.close)
+        start_all(*nodes)
+        yield nodes
+
 
 def test_two_ranks_share_nothing_with_one_and_all_with_their_like(
-    cluster: Cluster, home: Path, models: Models, shared: MinioConfig
+    cluster: Cluster, kinds: Kinds
 ) -> None:
     cluster.a.generate(TOKENS)
     cluster.a.share()
-    with Node("tp2", home, shared, models.mha, tp=2) as node:
-        answer = node.generate(TOKENS)
-        assert answer.cached_tokens == 0
-        assert answer.output_ids == cluster.recompute(TOKENS)
-        assert node.stored(TOKENS) == reusable(len(TOKENS))
-        assert node.generate(TOKENS).output_ids == answer.output_ids
+    node = kinds.two_ranks
+    answer = node.generate(TOKENS)
+    assert answer.cached_tokens == 0
+    assert answer.output_ids == cluster.recompute(TOKENS)
+    assert node.stored(TOKENS) == reusable(len(TOKENS))
+    assert node.generate(TOKENS).output_ids == answer.output_ids
 
 
-def test_latent_pages_are_equal_on_all_ranks_and_shared_by_any_number_of_them(
-    home: Path, models: Models, shared: MinioConfig
+def test_ranks_that_find_different_prefixes_agree_on_the_shorter(
+    cluster: Cluster, kinds: Kinds
 ) -> None:
-    with Node("mla-tp2", home, shared, models.mla, tp=2) as node:
-        computed = node.generate(TOKENS)
-        assert computed.cached_tokens == 0
-        node.share()
-    with Node("mla", home, shared, models.mla) as node:
-        answer = node.generate(TOKENS)
+    node, tokens = kinds.two_ranks, prompt("ranks that differ", 1500)
+    computed = node.generate(tokens).output_ids
+    node.share()
+    digests = set(re.findall(r"memkv: pool kv in namespace (\w+)", node.log()))
+    assert len(digests) == 2
+    with node.agent() as agent:
+        assert agent.clear(bytes.fromhex(digests.pop()))
+    assert node.generate(tokens[:700]).cached_tokens == 0
+    node.flush()
+    answer = node.generate(tokens)
+    assert from_storage(answer) == whole_pages(700)
+    assert answer.output_ids == computed
+    assert node.stored(tokens) == reusable(len(tokens))
+
+
+def test_stages_of_a_pipeline_load_what_each_has_stored(cluster: Cluster, kinds: Kinds) -> None:
+    tokens = prompt("stages", 1500)
+    computed = kinds.stages.generate(tokens)
+    assert computed.output_ids == cluster.recompute(tokens)
+    assert kinds.stages.stored(tokens) == reusable(len(tokens))
+    assert kinds.stages.generate(tokens).output_ids == computed.output_ids
+
+
+def test_latent_pages_are_equal_on_all_ranks_and_shared_by_any_number_of_them(kinds: Kinds) -> None:
+    computed = kinds.latent_two_ranks.generate(TOKENS)
+    assert computed.cached_tokens == 0
+    kinds.latent_two_ranks.share()
+    answer = kinds.latent.generate(TOKENS)
     assert from_storage(answer) == reusable(len(TOKENS))
     assert answer.output_ids == computed.output_ids
 
 
+def test_another_data_type_shares_with_its_like_only(cluster: Cluster, kinds: Kinds) -> None:
+    tokens = prompt("data types")
+    cluster.a.generate(tokens)
+    cluster.a.share()
+    assert kinds.half.generate(tokens).cached_tokens == 0
+    kinds.half.share()
+    assert kinds.half.stored(tokens) == reusable(len(tokens))
+
+
 def test_texts_stay_the_same_when_calls_of_the_storage_fail_or_last(
-    cluster: Cluster, home: Path, models: Models, shared: MinioConfig
+    cluster: Cluster, kinds: Kinds
 ) -> None:
-    """SGLang's own injection, between its threads and the storage."""
-    injected = {
-        "SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY": "0.1",
-        "SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3",
-    }
     prompts = [prompt(f"injected {i}", 600 + 100 * i) for i in range(6)]
-    with Node("injected", home, shared, models.mha, env=injected) as node:
-        reused = 0
-        for each in [*prompts, *prompts, *prompts]:
-            answer = node.generate(each)
-            assert answer.output_ids == cluster.recompute(each)
+    computed = [cluster.recompute(each) for each in prompts]
+    reused = 0
+    for _ in range(3):
+        for each, text in zip(prompts, computed, strict=True):
+            answer = kinds.injected.generate(each)
+            assert answer.output_ids == text
             reused += answer.cached_by_source.get("storage", 0)
-            node.flush()
-        assert reused > 0
+            kinds.injected.flush()
+    assert reused > 0

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,6 +27,11 @@ CHANGES: dict[str, Sequence[str]] = {
 }
 """What makes each of the conflicts on a command line."""
 
+BAD = (("--memkv-nvme-capacity", "much"), ("--memkv-config", "/none.toml"))
+SIZES = (("--page-size", "32"), ("--chunked-prefill-size", "192"))
+GONE = "sglang.srt.mem_cache.gone.Function"
+ENGINE_TOKENS = prompt("engine")
+
 
 def of_sglang(argvs: Sequence[Sequence[str]], *targets: str) -> dict[str, Any]:
     done = subprocess.run(
@@ -39,27 +45,69 @@ def of_sglang(argvs: Sequence[Sequence[str]], *targets: str) -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture(scope="module")
-def basic(models: Models, home: Path) -> list[str]:
-    return ["--model-path", str(models.mha), "--enable-memkv", "--memkv-nvme-dir", str(home / "x")]
+def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, Any]]:
+    """Ask an engine the same twice, its pools emptied in between."""
+    asked = {
+        "model_path": str(models.mha),
+        "dtype": "float32",
+        "page_size": PAGE,
+        "max_total_tokens": 8192,
+        "mem_fraction_static": 0.8,
+        "enable_memkv": True,
+        "memkv_nvme_dir": str(home / "engine" / "pages"),
+        "memkv_nvme_capacity": "64MiB",
+    }
+    environment = {
+        "MEMKV_AGENT_SOCKET": str(home / "engine" / "run" / "agent.sock"),
+        "MEMKV_AGENT_IDLE_EXIT": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.serving.engine"],
+        input=json.dumps([asked, tokens]),
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+class Asked(NamedTuple):
+    """Processes that run at the same time: each takes long to import SGLang."""
+
+    this_sglang: Future[dict[str, Any]]
+    another_sglang: Future[dict[str, Any]]
+    engine: Future[list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def answers(basic: list[str]) -> dict[str, Any]:
-    conflicts = [
-        [*basic, "--" + name.replace("_", "-"), *values] for name, values in CHANGES.items()
-    ]
-    bad = [[*basic, "--memkv-nvme-capacity", "much"], [*basic, "--memkv-config", "/none.toml"]]
-    sizes = [[*basic, "--page-size", "32"], [*basic, "--chunked-prefill-size", "192"]]
-    answer = of_sglang([basic[:2], basic, *conflicts, *bad, *sizes])
+def asked(models: Models, home: Path) -> Iterator[Asked]:
+    nvme = ["--memkv-nvme-dir", str(home / "x")]
+    basic = ["--model-path", str(models.mha), "--enable-memkv", *nvme]
+    argvs = [basic[:2], basic]
+    argvs += [[*basic, "--" + name.replace("_", "-"), *values] for name, values in CHANGES.items()]
+    argvs += [[*basic, *more] for more in (*BAD, *SIZES)]
+    with ThreadPoolExecutor(len(Asked._fields)) as processes:
+        yield Asked(
+            processes.submit(of_sglang, argvs),
+            processes.submit(of_sglang, [basic], GONE),
+            processes.submit(ask_engine, models, home, ENGINE_TOKENS),
+        )
+
+
+@pytest.fixture(scope="module")
+def answers(asked: Asked) -> dict[str, Any]:
+    answer = asked.this_sglang.result()
     outcomes = iter(answer["outcomes"])
     return {
         "help": answer["help"],
         "without": next(outcomes),
         "with": next(outcomes),
         "conflicts": {name: next(outcomes) for name in CHANGES},
-        "bad": [next(outcomes) for _ in bad],
-        "sizes": [next(outcomes) for _ in sizes],
+        "bad": [next(outcomes) for _ in BAD],
+        "sizes": [next(outcomes) for _ in SIZES],
     }
 
 
@@ -109,41 +157,17 @@ def test_bad_values_are_refused_in_one_line(answers: dict[str, Any]) -> None:
         assert len(outcome["stderr"].splitlines()) == 1, outcome
 
 
-def test_another_sglang_starts_without_the_tier_and_says_so(basic: list[str]) -> None:
-    (outcome,) = of_sglang([basic], "sglang.srt.mem_cache.gone.Function")["outcomes"]
+def test_another_sglang_starts_without_the_tier_and_says_so(asked: Asked) -> None:
+    (outcome,) = asked.another_sglang.result()["outcomes"]
     assert outcome["code"] == 0
     assert not outcome["enable_hierarchical_cache"]
     (line,) = outcome["log"].splitlines()
     assert "without the tier" in line
-    assert "sglang.srt.mem_cache.gone.Function" in line
+    assert GONE in line
 
 
-def test_an_engine_takes_the_flags_as_arguments(models: Models, home: Path) -> None:
-    tokens = prompt("engine")
-    asked = {
-        "model_path": str(models.mha),
-        "dtype": "float32",
-        "page_size": PAGE,
-        "max_total_tokens": 8192,
-        "mem_fraction_static": 0.8,
-        "enable_memkv": True,
-        "memkv_nvme_dir": str(home / "engine" / "pages"),
-        "memkv_nvme_capacity": "64MiB",
-    }
-    environment = {
-        "MEMKV_AGENT_SOCKET": str(home / "engine" / "run" / "agent.sock"),
-        "MEMKV_AGENT_IDLE_EXIT": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.serving.engine"],
-        input=json.dumps([asked, tokens]),
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    first, second = json.loads(done.stdout.splitlines()[-1])
+def test_an_engine_takes_the_flags_as_arguments(asked: Asked) -> None:
+    first, second = asked.engine.result()
     assert first["cached_tokens"] == 0
-    assert second["cached_tokens_details"]["storage"] == reusable(len(tokens))
+    assert second["cached_tokens_details"]["storage"] == reusable(len(ENGINE_TOKENS))
     assert second["output_ids"] == first["output_ids"]

@@ -68,6 +68,11 @@ def test_a_conversation_goes_on_behind_the_router(cluster: Cluster) -> None:
             talk = talk + answer.output_ids + prompt(f"turn {turn}", 300)
 
 
+def test_a_patched_server_names_the_backend_itself(cluster: Cluster) -> None:
+    info = cluster.b.client.get("/server_info")
+    assert info["hicache_storage_backend"] == "memkv"
+
+
 def test_secrets_are_nowhere_to_be_read(cluster: Cluster, shared: MinioConfig) -> None:
     for node in (cluster.a, cluster.b):
         text = node.log() + json.dumps(node.client.get("/server_info"))

@@ -1,4 +1,4 @@
-"""Two minutes of mixed traffic leave nothing behind: host pages, file descriptors, memory."""
+"""Three minutes of mixed traffic leave nothing behind: host pages, file descriptors, memory."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from tests.serving.conftest import Cluster
 from tests.serving.node import DEVICE_TOKENS, Node, prompt, whole_pages
 from tests.serving.traffic import PROMPTS, Expected, Traffic
 
-SECONDS = 100.0
+SECONDS = 150.0
+"""After a warm-up of half a minute."""
 LEAK = 48 << 20
 """Bytes: less than what requests that leak their pages, or their results, would add up to."""
 

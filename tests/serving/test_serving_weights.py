@@ -1,6 +1,6 @@
 """Weight updates under traffic: pages are those of the weights that are loaded, or none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,18 @@ from memkv_sglang.config.schema import MinioConfig
 from tests.serving.conftest import Cluster, Models
 from tests.serving.node import PAGE, Node, ServedServer, prompt, reusable
 from tests.serving.traffic import PROMPTS, Traffic
+from tests.serving.trainer import broadcast, send_as_tensors
 
 OLD = prompt("of the old weights")
 
 
 @pytest.fixture(scope="module")
-def tuned(home: Path, models: Models, shared: MinioConfig) -> Iterator[Node]:
-    """A node that was started with the other weights, and by `sglang serve`."""
-    with Node("tuned", home, shared, models.mha_tuned, server=ServedServer) as node:
+def tuned(
+    home: Path, models: Models, shared: MinioConfig, patched: dict[str, str]
+) -> Iterator[Node]:
+    """A node with the other weights from the start: `sglang serve --enable-memkv`, patched."""
+    server = ServedServer
+    with Node("tuned", home, shared, models.mha_tuned, env=patched, server=server) as node:
         yield node
 
 
@@ -57,6 +61,7 @@ def test_pages_of_other_weights_are_never_used(
 def test_new_pages_are_shared_with_nodes_that_loaded_the_same_files(
     cluster: Cluster, tuned: Node, models: Models
 ) -> None:
+    assert tuned.client.get("/server_info")["enable_memkv"] is True
     here, there = prompt("computed here"), prompt("computed there")
     update(cluster.a, models.mha_tuned)
     cluster.a.generate(here)
@@ -90,6 +95,7 @@ def test_an_update_waits_for_a_backup_in_flight(
         cluster.a.generate(tokens)
         update(cluster.a, models.mha_tuned)
         assert compute(cluster.a, tokens) == new_text
+    cluster.a.wait_reusing()
 
 
 def test_after_a_session_of_updates_nothing_old_is_used(cluster: Cluster) -> None:
@@ -108,3 +114,23 @@ def test_a_failed_update_leaves_the_server_answering(cluster: Cluster, home: Pat
     with pytest.raises(RequestFailedError):
         cluster.a.client.post("/update_weights_from_disk", {"model_path": str(home / "none")})
     assert cluster.a.generate(tokens).output_ids == computed
+
+
+@pytest.mark.parametrize("send", [send_as_tensors, broadcast])
+def test_weights_that_come_without_files_share_with_nobody(
+    cluster: Cluster, tuned: Node, models: Models, send: Callable[[Node, Path], None]
+) -> None:
+    tokens = prompt(f"without files {send.__name__}")
+    old_text = cluster.a.generate(tokens).output_ids
+    cluster.a.share()
+    new_text = compute(tuned, tokens, cache_salt="apart")
+    cluster.a.client.post("/begin_weight_update", {"selector": "all"})
+    send(cluster.a, models.mha_tuned)
+    cluster.a.client.post("/end_weight_update", {"selector": "all"})
+    assert compute(cluster.a, tokens) == new_text != old_text
+    cluster.a.share()
+    assert cluster.a.stored(tokens) == reusable(len(tokens))
+    assert tuned.stored(tokens) == 0
+    answer = cluster.b.generate(tokens)
+    assert answer.cached_tokens == reusable(len(tokens))
+    assert answer.output_ids == old_text

@@ -1,0 +1,37 @@
+"""Engines that are closed in the end."""
+
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from memkv_sglang.config.schema import EngineConfig
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.tiers.base import Tier
+from memkv_sglang.tiers.memory import MemoryTier
+from tests.engine.engines import Open
+
+
+@pytest.fixture
+def open_engine() -> Iterator[Open]:
+    """Give a function that makes engines; closes them in the end."""
+    engines: list[Engine] = []
+
+    def make(
+        local: Tier | None = None,
+        shared: Tier | None = None,
+        marks: MemoryTier | None = None,
+        registry: CollectorRegistry | None = None,
+        **settings: object,
+    ) -> Engine:
+        config = EngineConfig(**settings)  # type: ignore[arg-type]  # names are spelt in the tests
+        metrics = Metrics(registry or CollectorRegistry())
+        if marks is None and isinstance(local, MemoryTier):
+            marks = local
+        engines.append(Engine(local, shared, marks, config, metrics))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close(drain=0)

@@ -1,0 +1,175 @@
+"""Uploads behind spills: through restarts and outages, without holes, within the backlog."""
+
+import threading
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from memkv_sglang.page import Chain, Page
+from memkv_sglang.testing.pages import make_chain, make_hashes
+from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.memory import MemoryTier
+from memkv_sglang.tiers.wrappers import CountingTier, FaultyTier, WrapperTier
+from tests.engine.engines import (
+    LOCAL,
+    NAMESPACE,
+    SHARED,
+    GatedTier,
+    Open,
+    load,
+    loaded_from,
+    put,
+    spill,
+    wait_until,
+)
+
+
+def test_uploads_go_on_after_a_restart(open_engine: Open) -> None:
+    """What was acknowledged reaches the shared tier though the first process was killed."""
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    gated = GatedTier(inner)
+    chain = make_chain(NAMESPACE, 7)
+    killed = open_engine(local, gated)
+    spill(killed, chain.keys())
+    gated.arrived.acquire()
+    assert {page.key for page in local.pending()} == set(chain.keys())
+    assert open_engine(local, inner).flush(timeout=60)
+    assert inner.lookup(chain, 0).length == 7
+    assert list(local.pending()) == []
+    gated.gate.set()
+
+
+def test_uploads_survive_an_outage(open_engine: Open) -> None:
+    down = threading.Event()
+    down.set()
+    inner = MemoryTier(name=SHARED)
+    shared = FaultyTier(inner, lambda verb, key: down.is_set())
+    engine = open_engine(MemoryTier(name=LOCAL), shared, breaker_open=0.01, upload_attempts=3)
+    chain = make_chain(NAMESPACE, 30)
+    spill(engine, chain.keys())
+    wait_until(lambda: engine.status().breaker != "closed")
+    assert engine.status().queue_pages == 30
+    assert engine.lookup(chain).length == 30
+    down.clear()
+    assert engine.flush(timeout=60)
+    assert inner.lookup(chain, 0).length == 30
+    assert engine.status().queue_pages == engine.status().queue_bytes == 0
+
+
+def test_page_that_can_never_be_uploaded_is_dropped_and_counted(open_engine: Open) -> None:
+    keys = make_chain(NAMESPACE, 3).keys()
+    shared = FaultyTier(MemoryTier(name=SHARED), lambda verb, key: key == keys[2])
+    registry = CollectorRegistry()
+    engine = open_engine(
+        MemoryTier(name=LOCAL), shared, registry=registry, upload_attempts=2, breaker_failures=99
+    )
+    spill(engine, keys)
+    assert engine.flush(timeout=60)
+    dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "failed"})
+    assert dropped == 1
+    assert load(engine, keys) == loaded_from(LOCAL, 3)
+
+
+def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
+    """No upload may leave a hole: what follows a dropped page is dropped too."""
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    gated = GatedTier(inner)
+    registry = CollectorRegistry()
+    engine = open_engine(local, gated, registry=registry, upload_backlog=4 * 8192)
+    hashes = make_hashes(12)
+    keys = Chain(NAMESPACE.digest, hashes).keys()
+    assert spill(engine, keys[:4]) == [SpillResult.STORED] * 4
+    assert spill(engine, keys[4:8], hashes[3]) == [SpillResult.STORED] * 4
+    gated.gate.set()
+    assert engine.flush(timeout=60)
+    spill(engine, keys[8:], hashes[7])
+    assert engine.flush(timeout=60)
+    assert inner.present(keys, 0) == [True] * 4 + [False] * 8
+    dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "backlog"})
+    assert dropped == 8
+    assert load(engine, keys) == loaded_from(LOCAL, 12)
+
+
+def test_dropped_pages_are_uploaded_when_they_are_spilled_again(open_engine: Open) -> None:
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    gated = GatedTier(inner)
+    engine = open_engine(local, gated, upload_backlog=4 * 8192)
+    keys = make_chain(NAMESPACE, 6).keys()
+    spill(engine, make_chain(NAMESPACE, 3, "first in line").keys())
+    spill(engine, keys[:2])
+    gated.gate.set()
+    assert engine.flush(timeout=60)
+    assert inner.present(keys, 0) == [False] * 6
+    assert spill(engine, keys[:4])[:2] == [SpillResult.PRESENT] * 2
+    assert engine.flush(timeout=60)
+    assert inner.present(keys, 0) == [True] * 4 + [False] * 2
+
+
+def test_no_branch_is_uploaded_behind_a_dropped_page(open_engine: Open) -> None:
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    gated = GatedTier(inner)
+    engine = open_engine(local, gated, upload_backlog=3 * 8192)
+    hashes = make_hashes(6)
+    spill(engine, make_chain(NAMESPACE, 3, "first in line").keys())
+    spill(engine, Chain(NAMESPACE.digest, hashes).keys())
+    gated.gate.set()
+    assert engine.flush(timeout=60)
+    branch = Chain(NAMESPACE.digest, make_hashes(2, "branch", hashes[2])).keys()
+    spill(engine, branch, parent=hashes[2])
+    assert engine.flush(timeout=60)
+    assert inner.present(branch, 0) == [False, False]
+
+
+class BrokenTier(WrapperTier):
+    """Has a bug that shows `times` times."""
+
+    times = 3
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        self.times -= 1
+        if self.times >= 0:
+            raise RuntimeError("a bug")
+        return super().spill(pages, deadline)
+
+
+def test_uploads_go_on_after_an_unexpected_error(open_engine: Open) -> None:
+    inner = MemoryTier(name=SHARED)
+    engine = open_engine(MemoryTier(name=LOCAL), BrokenTier(inner))
+    chain = make_chain(NAMESPACE, 3)
+    spill(engine, chain.keys())
+    assert engine.flush(timeout=60)
+    assert inner.lookup(chain, 0).length == 3
+
+
+def test_what_the_shared_tier_has_is_not_sent_again(open_engine: Open) -> None:
+    inner = MemoryTier(name=SHARED)
+    keys = make_chain(NAMESPACE, 10).keys()
+    put(inner, keys[:6])
+    shared = CountingTier(inner)
+    engine = open_engine(MemoryTier(name=LOCAL), shared)
+    spill(engine, keys)
+    assert engine.flush(timeout=60)
+    assert shared.spills == {SpillResult.STORED: 4}
+
+
+def test_close_wakes_who_waits_for_the_queue(open_engine: Open) -> None:
+    local = MemoryTier(name=LOCAL)
+    engine = open_engine(local, FaultyTier(MemoryTier(name=SHARED), lambda verb, key: True))
+    spill(engine, make_chain(NAMESPACE, 3).keys())
+    waits = [threading.Thread(target=engine.flush, args=(3600,)) for _ in range(2)]
+    for wait in waits:
+        wait.start()
+    engine.close(drain=0.05)
+    for wait in waits:
+        wait.join(30)
+        assert not wait.is_alive()
+
+
+def test_close_stops_with_uploads_left(open_engine: Open) -> None:
+    local = MemoryTier(name=LOCAL)
+    engine = open_engine(local, FaultyTier(MemoryTier(name=SHARED), lambda verb, key: True))
+    keys = make_chain(NAMESPACE, 3).keys()
+    spill(engine, keys)
+    engine.close(drain=0.05)
+    assert [page.key for page in local.pending()] == keys
+    engine.close(drain=0)

@@ -1,0 +1,95 @@
+"""Which weights a name on the hub stands for, and what keeps two namespaces apart."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
+
+import torch
+
+from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
+from memkv_sglang.plugin.namespaces import describe_pool, identify_weights
+from tests.plugin import host_pools
+from tests.plugin.attached import MODEL, storage_config
+
+NAME = "some/model"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Downloads of two revisions, in the layout of the hub's cache."""
+    repository = tmp_path / "models--some--model"
+    for commit, branch, content in (("1" * 40, "main", b"one"), ("2" * 40, "tuned", b"two")):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (snapshot / "pytorch_model.bin").write_bytes(content)
+        reference = repository / "refs" / branch
+        reference.parent.mkdir(exist_ok=True)
+        reference.write_text(commit)
+    return tmp_path
+
+
+def test_a_revision_is_the_model_that_was_downloaded_of_it(cache: Path) -> None:
+    snapshots = cache / "models--some--model" / "snapshots"
+    assert identify_weights(NAME, cache=str(cache)) == fingerprint(snapshots / ("1" * 40))
+    tuned = identify_weights(NAME, "tuned", str(cache))
+    assert tuned == fingerprint(snapshots / ("2" * 40))
+    assert tuned != identify_weights(NAME, "main", str(cache))
+
+
+@pytest.mark.parametrize(("name", "revision"), [(NAME, "gone"), ("no/such", None), ("no such", "")])
+def test_what_was_not_downloaded_has_no_fingerprint(
+    cache: Path, name: str, revision: str | None
+) -> None:
+    with pytest.raises(NoFingerprintError, match="is no local model"):
+        identify_weights(name, revision, str(cache))
+
+
+def digest(pool: Any = None, model: Any = MODEL, **ranks: Any) -> bytes:
+    pool = pool or host_pools.mha()
+    return describe_pool("kv", pool, 4096, storage_config(**ranks), model).digest
+
+
+CHANGES: dict[str, Callable[[], bytes]] = {
+    "weights": lambda: digest(model=MODEL._replace(fingerprint="other")),
+    "revision of the weights": lambda: digest(model=MODEL._replace(revision="updated")),
+    "model's element type": lambda: digest(model=MODEL._replace(details={"dtype": "bfloat16"})),
+    "KV's element type": lambda: digest(of_type(torch.float8_e5m2)),
+    "layout": lambda: digest(host_pools.mha("page_first_direct")),
+    "kind of pool": lambda: digest(host_pools.mla()),
+    "tensor rank": lambda: digest(tp_rank=1, tp_size=2),
+    "tensor ranks": lambda: digest(tp_size=2),
+    "pipeline stage": lambda: digest(pp_rank=1, pp_size=2),
+    "context rank": lambda: digest(attn_cp_rank=1, attn_cp_size=2),
+}
+
+
+def of_type(dtype: torch.dtype) -> Any:
+    pool = host_pools.mha()
+    return SimpleNamespace(**{**vars(pool), "dtype": dtype})
+
+
+@pytest.mark.usefixtures("process")
+def test_any_difference_is_another_namespace() -> None:
+    digests = {"nothing": digest(), **{name: change() for name, change in CHANGES.items()}}
+    assert len(set(digests.values())) == len(digests)
+    assert digest() == digests["nothing"]
+
+
+@pytest.mark.usefixtures("process")
+def test_ranks_with_equal_latent_pages_share_them() -> None:
+    """Also under DCP, where a page is dealt out over the DCP ranks: tensor ranks 1 and 3 of 4
+    have the same half of it."""
+
+    def latent(**ranks: Any) -> bytes:
+        return digest(host_pools.mla(), is_mla_model=True, **ranks)
+
+    assert latent(tp_rank=1, tp_size=2) == latent()
+    halves = {"tp_size": 4, "dcp_size": 2, "logical_page_size": 2 * host_pools.PAGE}
+    first, second, third, fourth = (latent(tp_rank=i, dcp_rank=i % 2, **halves) for i in range(4))
+    assert first == third != second == fourth
