@@ -8,6 +8,7 @@ from memkv_sglang.cli.checks.agent import check_agent
 from memkv_sglang.cli.checks.bucket import check_bucket
 from memkv_sglang.cli.checks.disk import check_disk
 from memkv_sglang.cli.checks.endpoint import check_endpoints
+from memkv_sglang.cli.checks.files import check_files
 from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.cli.checks.memory import check_memory
 from memkv_sglang.cli.options import SettingsCommand
@@ -48,6 +49,10 @@ def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
         check_ca_file(loaded)
     except ConfigError as error:
         yield split_problem("ca_file", str(error))
+        return
+    files = list(check_files(loaded.config.minio))
+    yield from files
+    if any(finding.level == "FAIL" for finding in files):
         return
     servers = list(check_endpoints(loaded.config.minio))
     yield from servers

@@ -18,6 +18,7 @@ MAX_SOCKET_PATH = 107
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9!_.*'()-]{1,255}")
 _MAX_PREFIX = 512
+_KMS_KEY = re.compile(r"[A-Za-z0-9_./:-]{0,256}")
 _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -31,6 +32,8 @@ def check_config(config: Config, name: Name) -> None:
     for url in endpoint_urls(config.minio):
         _check_endpoint(url, config.minio, name)
     _check_credentials(config.minio, name)
+    _check_client_certificate(config.minio, name)
+    _check_sse(config.minio, name)
 
 
 def endpoint_urls(config: MinioConfig) -> list[str]:
@@ -134,6 +137,11 @@ def _split(url: str) -> SplitResult | None:
 def _check_credentials(config: MinioConfig, name: Name) -> None:
     given = {"access_key": config.access_key, "secret_key": config.secret_key}
     missing = [field for field, value in given.items() if not value]
+    if config.credentials_file and len(missing) < 2:
+        raise ConfigError(
+            f"{name('minio.credentials_file')}: given beside minio.access_key or "
+            "minio.secret_key; remove one or the other"
+        )
     if len(missing) != 1:
         return
     other = next(field for field, value in given.items() if value)
@@ -141,6 +149,32 @@ def _check_credentials(config: MinioConfig, name: Name) -> None:
         f"{name(f'minio.{other}')}: given without minio.{missing[0]}; set "
         f"MEMKV_MINIO_{missing[0].upper()} too, or neither"
     )
+
+
+def _check_client_certificate(config: MinioConfig, name: Name) -> None:
+    if bool(config.cert_file) != bool(config.key_file):
+        given, other = ("cert", "key") if config.cert_file else ("key", "cert")
+        raise ConfigError(
+            f"{name(f'minio.{given}_file')}: given without minio.{other}_file; set both or neither"
+        )
+
+
+def _check_sse(config: MinioConfig, name: Name) -> None:
+    if (config.sse == "kms") != bool(config.sse_kms_key):
+        raise ConfigError(
+            f"{name('minio.sse_kms_key')}: goes with {name('minio.sse')} = kms alone; set both or "
+            "neither"
+        )
+    if not _KMS_KEY.fullmatch(config.sse_kms_key):
+        raise ConfigError(
+            f"{name('minio.sse_kms_key')}: {config.sse_kms_key[:60]!r} is no name of a key; write "
+            "it of letters, digits and _-./:"
+        )
+    if config.sse == "kms" and any(url.startswith("http:") for url in endpoint_urls(config)):
+        raise ConfigError(
+            f"{name('minio.sse')}: kms needs https, {name('minio.endpoint')} has an http URL; use "
+            "https or SSE-S3"
+        )
 
 
 def is_address(host: str) -> bool:

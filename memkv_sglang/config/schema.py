@@ -239,11 +239,28 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="PEM file with the authorities to trust. Empty: the system's.",
         ),
     ] = ""
+    cert_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="PEM file with this node's certificate, for a server that asks for one; "
+            "goes with `key_file`.",
+        ),
+    ] = ""
+    key_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="PEM file with the private key of `cert_file`, without a password and "
+            "of mode 0600.",
+        ),
+    ] = ""
     access_key: Annotated[
         str,
         Meta(
             extra=SECRET,
-            description="Access key; with `secret_key` empty too, minio-py's credential chain: "
+            description="Access key; with `secret_key` and `credentials_file` empty too, "
+            "minio-py's credential chain: "
             "`MINIO_*` and `AWS_*` variables, `~/.aws/credentials`, `~/.mc/config.json`, IAM.",
         ),
     ] = ""
@@ -251,6 +268,31 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(extra=SECRET, description="Secret key; never a flag, never logged."),
     ] = ""
+    credentials_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="TOML file of mode 0600 with `access_key`, `secret_key` and perhaps "
+            "`session_token`, instead of the two above. A new content is used within seconds.",
+        ),
+    ] = ""
+    encryption_key_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="TOML file of mode 0600 with the keys that pages are encrypted with on "
+            "their way to MinIO, see [security](security.md). Empty: they are not, and whoever can "
+            "write the bucket is trusted.",
+        ),
+    ] = ""
+    sse: Annotated[
+        Literal["none", "s3", "kms"],
+        Meta(
+            description="Encryption that the server is asked for (SSE-S3, SSE-KMS); it holds the "
+            "keys then."
+        ),
+    ] = "none"
+    sse_kms_key: Annotated[str, Meta(description="Name of the server's key for `sse = kms`.")] = ""
     connections: Annotated[
         int,
         Meta(ge=1, le=256, description="Pages in flight, one connection each."),

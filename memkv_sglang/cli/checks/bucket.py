@@ -43,7 +43,7 @@ def check_bucket(config: MinioConfig) -> Iterator[Finding]:
 
 
 def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
-    source = "minio.access_key" if config.access_key else "minio-py's standard chain"
+    source = _source(config)
     outcome: queue.Queue[bool] = queue.Queue()
 
     def retrieve() -> None:
@@ -65,9 +65,15 @@ def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
     return Finding("FAIL", "credentials", f"none from {source}", advice)
 
 
+def _source(config: MinioConfig) -> str:
+    if config.credentials_file:
+        return "minio.credentials_file"
+    return "minio.access_key" if config.access_key else "minio-py's standard chain"
+
+
 def _key_files(config: MinioConfig) -> Iterator[Finding]:
     """Warn about files of the chain that others may read."""
-    if config.access_key:
+    if config.access_key or config.credentials_file:
         return
     for path in (Path(name).expanduser() for name in _KEY_FILES):
         if path.exists() and path.stat().st_mode & 0o077:

@@ -12,6 +12,7 @@ from memkv_sglang.cli.output import human_time
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.tls import tls_context
 
 ANSWER_LIMIT = 5.0
 """Seconds for a server to answer."""
@@ -27,20 +28,20 @@ def check_endpoints(config: MinioConfig) -> Iterator[Finding]:
     if not config.endpoint:
         yield Finding("ok", "MinIO", "no MinIO tier is configured")
     for url in endpoint_urls(config):
-        yield from _check_endpoint(url, config.ca_file)
+        yield from _check_endpoint(url, config)
 
 
 def demand_answer(config: MinioConfig) -> None:
     """Return once a server has answered; raises `TierError` with the reasons if none does."""
-    firsts = [next(_check_endpoint(url, config.ca_file)) for url in endpoint_urls(config)]
+    firsts = [next(_check_endpoint(url, config)) for url in endpoint_urls(config)]
     if all(finding.level == "FAIL" for finding in firsts):
         raise TierError(", ".join(finding.detail for finding in firsts))
 
 
-def _check_endpoint(url: str, ca_file: str) -> Iterator[Finding]:
+def _check_endpoint(url: str, config: MinioConfig) -> Iterator[Finding]:
     begin = time.monotonic()
     try:
-        status, date = _ask(url, ca_file)
+        status, date = _ask(url, config)
     except ssl.SSLCertVerificationError as error:
         advice = "set minio.ca_file to the authority's PEM file, or correct minio.endpoint"
         yield Finding("FAIL", "MinIO", f"{url}: {error.verify_message}", advice)
@@ -54,15 +55,14 @@ def _check_endpoint(url: str, ca_file: str) -> Iterator[Finding]:
             yield _skew(url, date)
 
 
-def _ask(url: str, ca_file: str) -> tuple[int, str]:
+def _ask(url: str, config: MinioConfig) -> tuple[int, str]:
     """Return the status of the health page and the `Date` of the answer."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
-        context = ssl.create_default_context(cafile=ca_file or None)
         connection = http.client.HTTPSConnection(
-            host, parts.port, timeout=ANSWER_LIMIT, context=context
+            host, parts.port, timeout=ANSWER_LIMIT, context=tls_context(config)
         )
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=ANSWER_LIMIT)

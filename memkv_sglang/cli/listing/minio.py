@@ -69,10 +69,8 @@ class MinioListing:
 
 def open_bucket(config: MinioConfig) -> "Bucket":
     """Return the bucket's control path. Imports minio-py, which is slow."""
-    import ssl
-
     from memkv_sglang.tiers.minio.bucket import Bucket
     from memkv_sglang.tiers.minio.signing import credential_provider
+    from memkv_sglang.tiers.minio.tls import tls_context
 
-    context = ssl.create_default_context(cafile=config.ca_file or None)
-    return Bucket(config, credential_provider(config), context)
+    return Bucket(config, credential_provider(config), tls_context(config))

@@ -12,8 +12,10 @@ from memkv_sglang.tiers.base import TierError
 
 if TYPE_CHECKING:
     from minio import Minio
-    from minio.credentials.providers import Provider
+    from minio.sse import Sse
     from urllib3 import PoolManager
+
+    from memkv_sglang.tiers.minio.credentials import RenewableProvider
 
 Answer = TypeVar("Answer")
 
@@ -23,6 +25,9 @@ CONNECT_TIMEOUT = 2.0
 READ_TIMEOUT = 5.0
 """Seconds that a server may think about a control request: a listing may take a while."""
 
+REFUSED = frozenset({400, 401, 403})
+"""Statuses after which credentials may be wrong, withdrawn or expired (400)."""
+
 ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
@@ -30,11 +35,12 @@ class Bucket:
     """The bucket's control path. All calls block and raise `TierError`."""
 
     def __init__(
-        self, config: MinioConfig, provider: "Provider", context: ssl.SSLContext | None
+        self, config: MinioConfig, provider: "RenewableProvider", context: ssl.SSLContext | None
     ) -> None:
         """Use the settings' endpoints in order, the next one where one cannot be reached."""
         self._name = config.bucket
         self._config = config
+        self._provider = provider
         urls = [url.strip() for url in config.endpoint.split(",") if url.strip()]
         connect_timeout = min(config.connect_timeout, CONNECT_TIMEOUT)
         self._http = bounded_http(connect_timeout, context)
@@ -80,7 +86,12 @@ class Bucket:
         self._call(
             "write an object",
             lambda client: client.put_object(
-                self._name, name, io.BytesIO(content), len(content), "application/json"
+                self._name,
+                name,
+                io.BytesIO(content),
+                len(content),
+                "application/json",
+                sse=_encryption(self._config),
             ),
         )
 
@@ -113,10 +124,19 @@ class Bucket:
         from minio.error import MinioException, S3Error
         from urllib3.exceptions import HTTPError
 
+        def attempt(client: "Minio") -> Answer:
+            try:
+                return operation(client)
+            except S3Error as error:
+                if error.response.status not in REFUSED:
+                    raise
+                self._provider.renew()  # which costs little where nothing can be new
+                return operation(client)
+
         reason = "no endpoint"
         for client in self._clients:
             try:
-                return operation(client)
+                return attempt(client)
             except S3Error as error:
                 raise TierError(f"MinIO refused to {what}: {error.code}") from error
             except (HTTPError, MinioException, OSError, ValueError) as error:
@@ -137,7 +157,17 @@ def bounded_http(
     )
 
 
-def _client(url: str, config: MinioConfig, provider: "Provider", http: "PoolManager") -> "Minio":
+def _encryption(config: MinioConfig) -> "Sse | None":
+    from minio.sse import SseKMS, SseS3
+
+    if config.sse == "none":
+        return None
+    return SseS3() if config.sse == "s3" else SseKMS(config.sse_kms_key, {})
+
+
+def _client(
+    url: str, config: MinioConfig, provider: "RenewableProvider", http: "PoolManager"
+) -> "Minio":
     from minio import Minio
 
     scheme, _, netloc = url.partition("://")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
 from memkv_sglang.tiers.minio.batch import Guard
+from memkv_sglang.tiers.minio.bucket import REFUSED
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StaleError, StatusError
 from memkv_sglang.tiers.minio.pool import ConnectionPool
@@ -57,17 +58,30 @@ class ObjectClient:
         the server had closed is replaced once. Raises `TransferError`, and what `receive` raises.
         """
         path = quote(name)
+
+        def attempt(credentials: "Credentials") -> Answer:
+            for fresh in (False, True):
+                try:
+                    with self._pool.lend(deadline, fresh=fresh) as connection, guard():
+                        request = self._request(connection, credentials, method, path, fields())
+                        connection.send(request, body, deadline)
+                        return receive(connection, connection.receive_head(deadline))
+                except StaleError:
+                    if fresh:
+                        raise
+            raise AssertionError("a fresh connection is never stale")
+
+        return self._signed(attempt, deadline)
+
+    def _signed(self, attempt: Callable[["Credentials"], Answer], deadline: float) -> Answer:
+        """Make an attempt, and a second one where the credentials were refused and are new now."""
         credentials = self._signer.credentials(deadline)  # which may take long: not in the guard
-        for fresh in (False, True):
-            try:
-                with self._pool.lend(deadline, fresh=fresh) as connection, guard():
-                    request = self._request(connection, credentials, method, path, fields())
-                    connection.send(request, body, deadline)
-                    return receive(connection, connection.receive_head(deadline))
-            except StaleError:
-                if fresh:
-                    raise
-        raise AssertionError("a fresh connection is never stale")
+        try:
+            return attempt(credentials)
+        except StatusError as error:
+            if error.status not in REFUSED or not self._signer.renew(credentials, deadline):
+                raise
+            return attempt(self._signer.credentials(deadline))
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
         """Tell which objects exist.
@@ -76,15 +90,19 @@ class ObjectClient:
         `TransferError`, `StatusError`.
         """
         found: list[bool] = []
-        credentials = self._signer.credentials(deadline)
         step = self._ways * PIPELINE
         for begin in range(0, len(names), step):
-            part = names[begin : begin + step]
-            try:
-                found += self._ask(part, credentials, deadline, fresh=False)
-            except StaleError:
-                found += self._ask(part, credentials, deadline, fresh=True)
+            found += self._exist(names[begin : begin + step], deadline)
         return found
+
+    def _exist(self, names: Sequence[str], deadline: float) -> list[bool]:
+        def attempt(credentials: "Credentials") -> list[bool]:
+            try:
+                return self._ask(names, credentials, deadline, fresh=False)
+            except StaleError:
+                return self._ask(names, credentials, deadline, fresh=True)
+
+        return self._signed(attempt, deadline)
 
     def _ask(
         self, names: Sequence[str], credentials: "Credentials", deadline: float, *, fresh: bool

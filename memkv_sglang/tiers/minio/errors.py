@@ -25,6 +25,10 @@ class ProtocolError(TransferError):
     """The response is not one that this client understands."""
 
 
+class UnreadableError(TransferError):
+    """The object may be right, but is not for this node to read."""
+
+
 class StatusError(Exception):
     """The server answered, but not with what was asked for."""
 

@@ -1,5 +1,6 @@
 """How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
 
+from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import FORMAT_VERSION
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.tiers.minio.wire import ResponseHead
@@ -7,6 +8,9 @@ from memkv_sglang.tiers.minio.wire import ResponseHead
 FORMAT = "x-amz-meta-memkv-format"
 LENGTH = "x-amz-meta-memkv-length"
 CHECKSUM = "x-amz-meta-memkv-checksum"
+
+SSE = "x-amz-server-side-encryption"
+SSE_KMS_KEY = "x-amz-server-side-encryption-aws-kms-key-id"
 
 DESCRIPTION = "namespace.json"
 
@@ -59,3 +63,12 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
 def checksum_matches(head: ResponseHead, page: Page) -> bool:
     """Tell whether the received page has the checksum that was stored with it."""
     return head.field(CHECKSUM.encode()) == page_checksum(page.key, page.buffers).hex().encode()
+
+
+def server_side_encryption(config: MinioConfig) -> dict[str, str]:
+    """Return the header fields that ask the server to encrypt what is stored with them."""
+    if config.sse == "none":
+        return {}
+    if config.sse == "s3":
+        return {SSE: "AES256"}
+    return {SSE: "aws:kms", SSE_KMS_KEY: config.sse_kms_key}

@@ -1,50 +1,50 @@
-"""Signed request heads, with credentials from the settings or from minio-py's providers."""
+"""Signed request heads, and the credentials for them, which may change at any time."""
 
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from memkv_sglang import __version__
+from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.background import BackgroundCall
-from memkv_sglang.tiers.minio.bucket import bounded_http
 from memkv_sglang.tiers.minio.endpoints import Endpoint
 from memkv_sglang.tiers.minio.errors import OutOfTimeError, TransferError
 from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, authorization, request_date
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
-    from minio.credentials.providers import Provider
+
+    from memkv_sglang.tiers.minio.credentials import RenewableProvider
+
+RENEW_PAUSE = 5.0
+"""Seconds between two times that refused credentials are read again."""
 
 USER_AGENT = f"user-agent: sglang-memkv/{__version__}\r\n"
 
 
-def credential_provider(config: MinioConfig) -> "Provider":
-    """Return the settings' keys, else minio-py's standard chain. Imports minio-py (slow)."""
-    from minio.credentials import providers
+def credential_provider(config: MinioConfig) -> "RenewableProvider":
+    """Return where credentials come from by the settings. Imports minio-py (slow)."""
+    from memkv_sglang.tiers.minio.credentials import make_provider
 
-    if config.access_key or config.secret_key:
-        return providers.StaticProvider(config.access_key, config.secret_key)
-    return providers.ChainedProvider(
-        [
-            providers.EnvMinioProvider(),
-            providers.EnvAWSProvider(),
-            providers.AWSConfigProvider(),
-            providers.MinioClientConfigProvider(),
-            providers.IamAwsProvider(http_client=bounded_http()),
-        ]
-    )
+    return make_provider(config)
 
 
 class Signer:
     """Writes request heads. Safe for any number of threads."""
 
-    def __init__(self, provider: "Provider", region: str) -> None:
+    def __init__(self, provider: "RenewableProvider", region: str) -> None:
         """Sign for a region with what the provider retrieves."""
         self._provider = provider
         self._region = region
-        self._renewal = BackgroundCall(self._retrieve)
+        self._retrieval = BackgroundCall(self._retrieve)
+        self._lock = threading.Lock()
+        self._renewal: Future[Credentials] | None = None
+        self._renew_at = 0.0
         self._credentials = self._retrieve()
 
     def credentials(self, deadline: float) -> "Credentials":
@@ -53,14 +53,31 @@ class Signer:
         Raises `TransferError` if the provider has none, `OutOfTimeError` at the deadline.
         """
         if self._credentials.is_expired():
-            renewal = self._renewal.begin()
+            retrieval = self._retrieval.begin()
             try:
-                self._credentials = renewal.result(max(deadline - time.monotonic(), 0))
+                retrieval.result(max(deadline - time.monotonic(), 0))
             except TimeoutError as error:
                 raise OutOfTimeError("the deadline came before credentials did") from error
             except TierError as error:
                 raise TransferError(str(error)) from error
         return self._credentials
+
+    def renew(self, refused: "Credentials", deadline: float) -> bool:
+        """After the server refused some: read them again, tell whether there are others now.
+
+        Asks the source once in `RENEW_PAUSE` seconds, however many callers there are; those at the
+        same time wait for one answer, until the deadline at most.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._renewal is None or now >= self._renew_at:
+                self._renew_at = now + RENEW_PAUSE
+                self._provider.renew()
+                self._renewal = self._retrieval.begin()
+            renewal = self._renewal
+        with suppress(TimeoutError, TierError):  # those before may still be good for others
+            renewal.result(max(deadline - time.monotonic(), 0))
+        return _keys(self._credentials) != _keys(refused)
 
     def head(
         self,
@@ -96,9 +113,16 @@ class Signer:
 
     def _retrieve(self) -> "Credentials":
         try:
-            return self._provider.retrieve()
+            self._credentials = self._provider.retrieve()
+        except ConfigError:
+            raise
         except Exception as error:  # each provider has exceptions of its own
             raise TierError(
                 "no credentials for MinIO: set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY, "
                 "or one of minio-py's sources"
             ) from error
+        return self._credentials
+
+
+def _keys(credentials: "Credentials") -> tuple[str, str, str | None]:
+    return credentials.access_key, credentials.secret_key, credentials.session_token

@@ -1,14 +1,12 @@
 """The MinIO tier: transfers, search and knowledge put together under the tier contract."""
 
 import re
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, Chain, Page, PageKey
@@ -23,15 +21,18 @@ from memkv_sglang.tiers.base import (
 from memkv_sglang.tiers.minio.batch import Guard, Movers
 from memkv_sglang.tiers.minio.bucket import Bucket
 from memkv_sglang.tiers.minio.client import ObjectClient
-from memkv_sglang.tiers.minio.endpoints import Endpoint, parse_endpoints
+from memkv_sglang.tiers.minio.credentials_file import read_credentials
+from memkv_sglang.tiers.minio.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.errors import OutOfTimeError, StatusError, TransferError
+from memkv_sglang.tiers.minio.forms import page_form
 from memkv_sglang.tiers.minio.knowledge import Knowledge
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.objects import ObjectNames, server_side_encryption
 from memkv_sglang.tiers.minio.opening import Opening
 from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.tls import tls_context
 from memkv_sglang.tiers.minio.transfers import PageTransfers
 
 OPENING_TIME = 8.0
@@ -62,7 +63,10 @@ class MinioTier(Tier):
         """Begin to open the bucket in the background; raises `ConfigError` for bad settings."""
         endpoints = parse_endpoints(config)
         self._config = config
-        self._context = _tls_context(config, endpoints)
+        self._context = tls_context(config)
+        self._form = page_form(config.encryption_key_file)
+        if config.credentials_file:
+            read_credentials(config.credentials_file)  # to say now what is wrong with it
         self._names = ObjectNames(config.prefix)
         self._knowledge = Knowledge(config.known_pages, config.missing_ttl)
         self._described: set[bytes] = set()
@@ -210,6 +214,8 @@ class MinioTier(Tier):
             self._names,
             self._knowledge,
             self.telemetry,
+            self._form,
+            server_side_encryption(self._config),
             on_bucket_lost=self._bucket_lost,
         )
         return _Opened(bucket, client, transfers)
@@ -269,19 +275,6 @@ class MinioTier(Tier):
             goes_on=lambda result: result == done,
             failed=failed,
         )
-
-
-def _tls_context(config: MinioConfig, endpoints: Sequence[Endpoint]) -> ssl.SSLContext | None:
-    """Return what https connections trust, None where there are none."""
-    if all(endpoint.scheme == "http" for endpoint in endpoints):
-        return None
-    try:
-        return ssl.create_default_context(cafile=config.ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"minio.ca_file: cannot read authorities from {config.ca_file!r} ({error}); "
-            "it must be a PEM file"
-        ) from error
 
 
 def _digest(name: str) -> bytes | None:

@@ -12,7 +12,8 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.client import NO_FIELDS, ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.errors import StatusError, TransferError
+from memkv_sglang.tiers.minio.errors import StatusError, TransferError, UnreadableError
+from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.knowledge import Knowledge
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
@@ -34,22 +35,32 @@ class PageTransfers(NamedTuple):
     names: ObjectNames
     knowledge: Knowledge
     telemetry: Telemetry
+    form: PageForm
+    storage_fields: Mapping[str, str]
+    """Header fields that tell the server how to keep what it is given."""
     on_bucket_lost: Callable[[], None]
 
     def fetch(self, page: Page, deadline: float, guard: Guard) -> LoadResult:
         """Load a page; a copy that is not what it should be is set aside."""
-
-        def receive(connection: Connection, head: ResponseHead) -> str | None:
-            if head.status != HTTPStatus.OK:
-                refuse(connection, head, deadline)
-            if mismatch := metadata_mismatch(head, page):
-                return mismatch
-            connection.receive_body(page.buffers, deadline)
-            return None if checksum_matches(head, page) else "checksum"
-
         name = self.names.page(page.key)
         try:
-            fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
+            with self.form.room(page) as stored:
+
+                def receive(connection: Connection, head: ResponseHead) -> str | None:
+                    if head.status != HTTPStatus.OK:
+                        refuse(connection, head, deadline)
+                    if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
+                        return mismatch
+                    connection.receive_body(stored.buffers, deadline)
+                    if not checksum_matches(head, stored):
+                        return "checksum"
+                    return self.form.restore(head, stored, page)
+
+                fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
+        except UnreadableError as error:
+            self.telemetry.fault("page unreadable", error)
+            self._forget(page.key)
+            return LoadResult.MISSING
         except (StatusError, TransferError) as error:
             if isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND:
                 self._forget(page.key)
@@ -65,12 +76,15 @@ class PageTransfers(NamedTuple):
     def store(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
         """Spill a page: others see it complete or not at all, since a PUT is atomic."""
         name = self.names.page(page.key)
-
-        def fields() -> Mapping[str, str]:
-            return page_fields(page)
-
         try:
-            self._command("PUT", name, deadline, fields=fields, body=page.buffers, guard=guard)
+            with self.form.room(page) as stored:
+
+                def fields() -> Mapping[str, str]:
+                    self.form.store(page, stored)
+                    return {**page_fields(stored), **self.form.fields, **self.storage_fields}
+
+                body = stored.buffers
+                self._command("PUT", name, deadline, fields=fields, body=body, guard=guard)
         except (StatusError, TransferError) as error:
             self.telemetry.fault("spill failed", error)
             if isinstance(error, StatusError):
@@ -86,6 +100,7 @@ class PageTransfers(NamedTuple):
         """Move a corrupt copy to the quarantine, so that a correct one can be stored."""
         name, aside = self.names.page(key), self.names.quarantine(key)
         source = {"x-amz-copy-source": quote(f"/{self.bucket}/{name}"), "content-length": "0"}
+        source |= self.storage_fields
         self.telemetry.count("corrupt")
         logger.warning("minio page corrupt", extra={"fields": {"object": name, "fault": fault}})
         try:

@@ -3,7 +3,6 @@
 import logging
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.certificates import Authority
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
@@ -41,43 +41,15 @@ def assert_works(tier: MinioTier) -> None:
     assert tier.lookup(CHAIN, soon()) == (0, True)
 
 
-def openssl(directory: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-
-def make_certificate(directory: Path, names: str) -> None:
-    """Write `ca.crt`, and `public.crt` for the names signed by it with its `private.key`."""
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    authority = ("-addext", "keyUsage=critical,keyCertSign")
-    openssl(
-        directory,
-        *("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2"),
-        *("-subj", "/CN=test authority", *authority),
-    )
-    openssl(
-        directory, "req", *key, "-keyout", "private.key", "-out", "csr", "-subj", "/CN=test server"
-    )
-    (directory / "names").write_text(f"subjectAltName={names}\n")
-    openssl(
-        directory,
-        *("x509", "-req", "-in", "csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-out", "public.crt", "-days", "2", "-extfile", "names"),
-    )
-
-
 @pytest.fixture
 def tls_config(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MinioConfig]:
-    make_certificate(tmp_path, getattr(request, "param", "IP:127.0.0.1"))
-    ca_file = tmp_path / "authority.pem"
-    (tmp_path / "ca.crt").rename(ca_file)
-    certs_dir = tmp_path / "certs"
-    certs_dir.mkdir()
-    for name in ("public.crt", "private.key"):
-        (tmp_path / name).rename(certs_dir / name)
+    authority = Authority(tmp_path)
+    names = [getattr(request, "param", "127.0.0.1")]
+    certs_dir = authority.issue("certs", names).cert_file.parent
     with MinioServer(certs_dir=certs_dir) as server:
         yield MinioConfig(
             endpoint=server.endpoint,
-            ca_file=str(ca_file),
+            ca_file=str(authority.file),
             access_key=server.access_key,
             secret_key=server.secret_key,
         )
@@ -88,7 +60,7 @@ def test_tls_with_an_authority_of_our_own(tls_config: MinioConfig, open_tier: Op
     assert_works(open_tier(tls_config))
 
 
-@pytest.mark.parametrize("tls_config", ["DNS:elsewhere.example"], indirect=True)
+@pytest.mark.parametrize("tls_config", ["elsewhere.example"], indirect=True)
 def test_certificate_of_another_host_is_refused(
     tls_config: MinioConfig, open_tier: OpenTier
 ) -> None:

@@ -1,0 +1,29 @@
+"""Files with secrets and certificates: whether they can be used, and by nobody else."""
+
+from collections.abc import Callable, Iterator
+
+from memkv_sglang.cli.checks.finding import Finding, split_problem
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+
+
+def check_files(config: MinioConfig) -> Iterator[Finding]:
+    """Read each file that the MinIO tier would read. Shows no content."""
+    from memkv_sglang.tiers.minio.credentials_file import read_credentials
+    from memkv_sglang.tiers.minio.forms import page_form
+    from memkv_sglang.tiers.minio.tls import tls_context
+
+    checks: tuple[tuple[str, str, Callable[[], object]], ...] = (
+        ("certificate", config.cert_file, lambda: tls_context(config)),
+        ("credentials", config.credentials_file, lambda: read_credentials(config.credentials_file)),
+        ("encryption", config.encryption_key_file, lambda: page_form(config.encryption_key_file)),
+    )
+    for what, path, read in checks:
+        if not path:
+            continue
+        try:
+            read()
+        except ConfigError as error:
+            yield split_problem(what, str(error))
+        else:
+            yield Finding("ok", what, f"{path} can be used, and by nobody else")

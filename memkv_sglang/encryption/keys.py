@@ -1,0 +1,80 @@
+"""The keys that pages are encrypted with: one writes, all read.
+
+The key file is TOML. An id names a key for good, in the file and beside every page that it wrote:
+
+    write = "2026-11"
+
+    [keys]
+    2026-11 = "64 hexadecimal digits, as from: openssl rand -hex 32"
+    2026-05 = "the key before it, kept as long as pages of it are to be read"
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.private import read_private
+
+KEY_SIZE = 32
+"""Bytes of a key (AES-256)."""
+
+SETTING = "minio.encryption_key_file"
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # lower case: ids travel in HTTP header fields
+_DIGITS = re.compile(rf"[0-9A-Fa-f]{{{2 * KEY_SIZE}}}")
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """Keys by id. Its `repr` shows none."""
+
+    write: str
+    """Id of the key that new pages are encrypted with."""
+    keys: Mapping[str, bytes] = field(repr=False)
+
+
+def load_key_ring(path: str) -> KeyRing:
+    """Read a key file. Raises `ConfigError`, whose line repeats no content of the file."""
+    content = read_private(path, SETTING)
+    try:
+        document = tomllib.loads(content.decode())
+    except ValueError:  # whose text may quote a key
+        raise ConfigError(
+            f"{SETTING}: {path} is not TOML; write it as docs/security.md shows"
+        ) from None
+    return KeyRing(_write(document, path), _keys(document, path))
+
+
+def _keys(document: Mapping[str, Any], path: str) -> dict[str, bytes]:
+    table = document.get("keys")
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"{SETTING}: {path} has no keys; add a table [keys]")
+    for position, (name, digits) in enumerate(table.items(), 1):
+        if not _ID.fullmatch(name):
+            raise ConfigError(
+                f"{SETTING}: id {position} in {path} is not 1 to 32 of a-z, 0-9, '_' and '-'; "
+                "rename it"
+            )
+        if not isinstance(digits, str) or not _DIGITS.fullmatch(digits):
+            raise ConfigError(
+                f"{SETTING}: key {name!r} in {path} is not {2 * KEY_SIZE} hexadecimal digits in "
+                "quotes; make one by: openssl rand -hex 32"
+            )
+    return {name: bytes.fromhex(digits) for name, digits in table.items()}
+
+
+def _write(document: Mapping[str, Any], path: str) -> str:
+    write, known = document.get("write"), document.get("keys")
+    if unknown := document.keys() - {"write", "keys"}:
+        raise ConfigError(
+            f"{SETTING}: {path} has {len(unknown)} entries beside `write` and [keys]; remove them"
+        )
+    if not isinstance(write, str) or not isinstance(known, dict) or write not in known:
+        raise ConfigError(
+            f'{SETTING}: {path} does not say which key writes; add write = "ID" above [keys], '
+            "with the id of one of them"
+        )
+    return write

@@ -1,0 +1,36 @@
+"""The TOML file that `minio.credentials_file` names: the keys that requests are signed with."""
+
+import tomllib
+from typing import NamedTuple
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.private import read_private
+
+SETTING = "minio.credentials_file"
+
+
+class FileCredentials(NamedTuple):
+    """What the file gives."""
+
+    access_key: str
+    secret_key: str
+    session_token: str | None
+
+
+def read_credentials(path: str) -> FileCredentials:
+    """Read the file. Raises `ConfigError`, whose line repeats nothing of its content."""
+    content = read_private(path, SETTING)
+    try:
+        document = tomllib.loads(content.decode())
+    except ValueError:  # whose text may quote a secret
+        raise ConfigError(
+            f'{SETTING}: {path} is not TOML; write access_key = "..." and secret_key = "..."'
+        ) from None
+    values = [document.get(name, "") for name in FileCredentials._fields]
+    valid = all(isinstance(value, str) and value.isprintable() for value in values)
+    if document.keys() - set(FileCredentials._fields) or not valid or not all(values[:2]):
+        raise ConfigError(
+            f"{SETTING}: {path} must give access_key and secret_key, perhaps session_token, and "
+            "nothing else; put each in quotes"
+        )
+    return FileCredentials(values[0], values[1], values[2] or None)

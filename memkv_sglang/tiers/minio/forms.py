@@ -1,0 +1,133 @@
+"""How a page's bytes become an object's content and back: as they are, or encrypted."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.page import Page
+from memkv_sglang.tiers.minio.errors import UnreadableError
+from memkv_sglang.tiers.minio.wire import ResponseHead
+
+if TYPE_CHECKING:
+    from memkv_sglang.encryption.keys import KeyRing
+
+KEY_ID = "x-amz-meta-memkv-key"
+"""Metadata of an encrypted page: the id of its key."""
+
+
+class PageForm(ABC):
+    """The form that this node stores pages in, and takes them from. Thread-safe."""
+
+    fields: Mapping[str, str]
+    """Header fields that say so when a page is stored."""
+
+    @abstractmethod
+    @contextmanager
+    def room(self, page: Page) -> Iterator[Page]:
+        """Lend the page over memory for its stored form, which may be the page itself."""
+
+    @abstractmethod
+    def store(self, page: Page, stored: Page) -> None:
+        """Fill `stored`, which came from `room`, from the page's buffers."""
+
+    @abstractmethod
+    def check(self, head: ResponseHead) -> str | None:
+        """Tell in which way a stored object cannot be a page of this form.
+
+        Raises `UnreadableError` for one that may well be right, but not for this node to read.
+        """
+
+    @abstractmethod
+    def restore(self, head: ResponseHead, stored: Page, page: Page) -> str | None:
+        """Fill the page's buffers from `stored`, or tell what is wrong with it."""
+
+
+class PlainForm(PageForm):
+    """The page's bytes as they are."""
+
+    fields: Mapping[str, str] = {}
+
+    @contextmanager
+    def room(self, page: Page) -> Iterator[Page]:
+        """Lend the page itself."""
+        yield page
+
+    def store(self, page: Page, stored: Page) -> None:
+        """There is nothing to do."""
+
+    def check(self, head: ResponseHead) -> str | None:
+        """Take what no key is named for."""
+        if key_id := _key_id(head):
+            raise UnreadableError(f"pages are encrypted by {key_id!r}, {_ADVICE}")
+        return None
+
+    def restore(self, head: ResponseHead, stored: Page, page: Page) -> str | None:
+        """There is nothing to do."""
+        return None
+
+
+class SealedForm(PageForm):
+    """Encrypted and authenticated, in memory of its own. See `memkv_sglang.encryption`."""
+
+    def __init__(self, ring: "KeyRing") -> None:
+        """Import `cryptography`; raise `ConfigError` where it is not installed."""
+        try:
+            from memkv_sglang.encryption import sealing
+        except ImportError:
+            raise ConfigError(
+                "minio.encryption_key_file: the package cryptography is not installed; install "
+                "sglang-memkv[encryption]"
+            ) from None
+        self._sealing = sealing
+        self._ring = ring
+        self._idle: list[bytearray] = []
+        self.fields = {KEY_ID: ring.write}
+
+    @contextmanager
+    def room(self, page: Page) -> Iterator[Page]:
+        """Lend memory that is used again: fresh memory costs as much as the encryption."""
+        size = page.length + self._sealing.OVERHEAD
+        memory = self._idle.pop() if self._idle else bytearray()
+        if len(memory) < size:
+            memory = bytearray(size)
+        yield Page(page.key, (memoryview(memory)[:size],))
+        self._idle.append(memory)
+
+    def store(self, page: Page, stored: Page) -> None:
+        """Encrypt with the key that writes."""
+        self._sealing.seal(self._ring.keys[self._ring.write], page, stored.buffers[0])
+
+    def check(self, head: ResponseHead) -> str | None:
+        """Refuse what is not encrypted: anyone who can write the bucket could have put it there."""
+        key_id = _key_id(head)
+        if not key_id:
+            return "not encrypted"
+        if key_id not in self._ring.keys:
+            raise UnreadableError(f"pages are encrypted by {key_id!r}, {_ADVICE}")
+        return None
+
+    def restore(self, head: ResponseHead, stored: Page, page: Page) -> str | None:
+        """Decrypt with the key that is named."""
+        try:
+            self._sealing.unseal(self._ring.keys[_key_id(head)], stored.buffers[0], page)
+        except self._sealing.ForgedError as error:
+            return str(error)
+        return None
+
+
+_ADVICE = "which minio.encryption_key_file does not hold"
+
+
+def page_form(key_file: str) -> PageForm:
+    """Return the form for the setting `minio.encryption_key_file`; raises `ConfigError`."""
+    if not key_file:
+        return PlainForm()
+    from memkv_sglang.encryption.keys import load_key_ring
+
+    return SealedForm(load_key_ring(key_file))
+
+
+def _key_id(head: ResponseHead) -> str:
+    return (head.field(KEY_ID.encode()) or b"").decode(errors="replace")

@@ -1,0 +1,15 @@
+"""What the tests of security share."""
+
+from pathlib import Path
+
+import pytest
+
+from memkv_sglang.testing.certificates import Authority
+from tests.tiers.minio.conftest import OpenTier, admin, open_tier
+
+__all__ = ["OpenTier", "admin", "open_tier"]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")

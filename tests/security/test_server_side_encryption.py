@@ -1,0 +1,93 @@
+"""Objects that the server is asked to encrypt: every one that the tier writes."""
+
+import base64
+import secrets
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+from minio import Minio
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.load import load_config
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.page import PageKey
+from memkv_sglang.testing.certificates import Authority
+from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
+from memkv_sglang.testing.minio_server import MinioServer
+from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.objects import ObjectNames
+
+OpenTier = Callable[[MinioConfig], MinioTier]
+NAMESPACE = make_namespace()
+KEYS = make_chain(NAMESPACE, 3).keys()
+NAMES = ObjectNames("")
+KMS_KEY = "memkv-test"
+
+
+@pytest.fixture
+def server(authority: Authority) -> Iterator[MinioServer]:
+    """A MinIO with a key of its own to encrypt by."""
+    key = base64.b64encode(secrets.token_bytes(32)).decode()
+    certs_dir = authority.issue("certs").cert_file.parent
+    env = {"MINIO_KMS_SECRET_KEY": f"{KMS_KEY}:{key}"}
+    with MinioServer(certs_dir=certs_dir, env=env) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("sse", "told"), [("none", None), ("s3", "AES256"), ("kms", "aws:kms")])
+def test_everything_is_stored_as_demanded(
+    server: MinioServer, authority: Authority, open_tier: OpenTier, sse: str, told: str | None
+) -> None:
+    import urllib3
+
+    config = MinioConfig(
+        endpoint=server.endpoint,
+        ca_file=str(authority.file),
+        access_key=server.access_key,
+        secret_key=server.secret_key,
+    )
+    config = msgspec.structs.replace(config, sse=sse, sse_kms_key=KMS_KEY if sse == "kms" else "")
+    admin = Minio(
+        server.endpoint.partition("://")[2],
+        server.access_key,
+        server.secret_key,
+        http_client=urllib3.PoolManager(ca_certs=str(authority.file)),
+    )
+
+    def encryption(name: str) -> str | None:
+        return (admin.stat_object(config.bucket, name).metadata or {}).get(
+            "x-amz-server-side-encryption"
+        )
+
+    tier = open_tier(config)
+    tier.describe(NAMESPACE)
+    spill(tier, KEYS)
+    load(tier, KEYS)
+    names = [NAMES.description(NAMESPACE.digest), *map(NAMES.page, KEYS)]
+    assert [encryption(name) for name in names] == [told] * 4
+    assert set_aside(tier, KEYS[0])
+    assert encryption(NAMES.quarantine(KEYS[0])) == told
+
+
+def set_aside(tier: MinioTier, key: PageKey) -> bool:
+    """Ask for the page in a length that it does not have, which sets the copy aside."""
+    page = make_page(key, (*LENGTHS, 1), filled=False)
+    return tier.load([page], soon()) == [LoadResult.CORRUPT]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"minio.sse": "kms"},
+        {"minio.sse": "s3", "minio.sse_kms_key": "k"},
+        {"minio.sse_kms_key": "k"},
+        {"minio.sse": "kms", "minio.sse_kms_key": "a b"},
+        {"minio.sse": "kms", "minio.sse_kms_key": "k", "minio.endpoint": "http://minio:9000"},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="minio-sse"):
+        load_config(None, {}, settings)

@@ -1,0 +1,181 @@
+"""TLS with certificates on both sides: who is served, and which servers are believed."""
+
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.load import load_config
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.certificates import Authority, Certificate
+from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
+from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult, TierError
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.errors import ConnectError
+from memkv_sglang.tiers.minio.pool import ConnectionPool
+from memkv_sglang.tiers.minio.tls import tls_context
+from tests.security.tls_terminator import TlsTerminator
+
+OpenTier = Callable[[MinioConfig], MinioTier]
+NAMESPACE = make_namespace()
+KEYS = make_chain(NAMESPACE, 4).keys()
+
+
+@pytest.fixture
+def port(minio_config: MinioConfig) -> int:
+    return urlsplit(minio_config.endpoint).port or 0
+
+
+@pytest.fixture
+def demanding(port: int, authority: Authority) -> Iterator[TlsTerminator]:
+    """A server that serves clients with a certificate only."""
+    with TlsTerminator(port, authority.issue("server"), authority.file) as terminator:
+        yield terminator
+
+
+def secured(
+    config: MinioConfig, server: TlsTerminator, authority: Authority, own: Certificate | None
+) -> MinioConfig:
+    return msgspec.structs.replace(
+        config,
+        endpoint=server.url,
+        require_tls=True,
+        ca_file=str(authority.file),
+        cert_file=str(own.cert_file) if own else "",
+        key_file=str(own.key_file) if own else "",
+    )
+
+
+def assert_served(tier: MinioTier) -> None:
+    """Use the pages' path and the control path."""
+    spill(tier, KEYS)
+    load(tier, KEYS)
+    tier.describe(NAMESPACE)
+    assert tier.namespaces() == {NAMESPACE.digest: NAMESPACE}
+    assert tier.clear(NAMESPACE.digest) == len(KEYS)
+
+
+def assert_refused(config: MinioConfig, tier: MinioTier, reason: str) -> None:
+    """Find both paths closed: minio-py's, and the pages' own."""
+    with pytest.raises(TierError, match=reason):
+        tier.check(soon())
+    page = make_page(KEYS[0], LENGTHS, filled=False)
+    assert tier.load([page], soon()) == [LoadResult.FAILED]
+    pool = ConnectionPool(
+        parse_endpoints(config),
+        context=tls_context(config),
+        connect_timeout=5.0,
+        stall_timeout=5.0,
+        keep=1,
+    )
+    with pytest.raises(ConnectError, match=reason), pool.lend(soon()):
+        pass
+    pool.close()
+
+
+def test_node_with_a_certificate_is_served(
+    minio_config: MinioConfig, demanding: TlsTerminator, authority: Authority, open_tier: OpenTier
+) -> None:
+    config = secured(minio_config, demanding, authority, authority.issue("node", ["node-1"]))
+    assert_served(open_tier(config))
+
+
+@pytest.mark.parametrize("kind", ["none", "foreign", "expired"])
+def test_node_without_a_good_certificate_is_not_served(
+    minio_config: MinioConfig,
+    demanding: TlsTerminator,
+    authority: Authority,
+    open_tier: OpenTier,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    own = {
+        "none": lambda: None,
+        "foreign": lambda: Authority(tmp_path / "foreign").issue("node"),
+        "expired": lambda: authority.issue("node", expired=True),
+    }[kind]()
+    tier = open_tier(secured(minio_config, demanding, authority, own))
+    # TLS 1.3: a client learns that it is refused when it reads its first answer.
+    with pytest.raises(TierError, match=r"(?i)ssl|closed|reset|aborted"):
+        tier.check(soon())
+    page = make_page(KEYS[0], LENGTHS, filled=False)
+    assert tier.load([page], soon()) == [LoadResult.FAILED]
+
+
+@pytest.mark.parametrize(
+    ("names", "expired", "reason"),
+    [(["127.0.0.1"], True, "expired"), (["minio.example", "127.0.0.2"], False, "mismatch")],
+)
+def test_server_with_a_wrong_certificate_is_refused(
+    minio_config: MinioConfig,
+    port: int,
+    authority: Authority,
+    open_tier: OpenTier,
+    names: list[str],
+    expired: bool,
+    reason: str,
+) -> None:
+    with TlsTerminator(port, authority.issue("server", names, expired=expired)) as server:
+        config = secured(minio_config, server, authority, None)
+        assert_refused(config, open_tier(config), reason)
+
+
+def test_server_of_another_authority_is_refused(
+    minio_config: MinioConfig, port: int, authority: Authority, open_tier: OpenTier, tmp_path: Path
+) -> None:
+    impostor = Authority(tmp_path / "impostor").issue("server")
+    with TlsTerminator(port, impostor) as server:
+        config = secured(minio_config, server, authority, None)
+        assert_refused(config, open_tier(config), "certificate verify failed")
+
+
+def test_plain_http_is_refused_where_tls_is_demanded() -> None:
+    for urls in ("http://minio:9000", "https://minio:9000,http://minio-2:9000"):
+        with pytest.raises(ConfigError, match="minio-require-tls"):
+            load_config(None, {}, {"minio.endpoint": urls, "minio.require_tls": "true"})
+
+
+def test_old_protocols_are_not_spoken(authority: Authority) -> None:
+    context = tls_context(MinioConfig(endpoint="https://minio", ca_file=str(authority.file)))
+    assert context is not None
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+def broken(config: MinioConfig) -> str:
+    with pytest.raises(ConfigError) as refused:
+        MinioTier(config)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_certificates_that_cannot_be_used_are_one_line(authority: Authority) -> None:
+    one, two = authority.issue("one"), authority.issue("two")
+    locked = authority.issue("locked", password=b"a password")
+    opened = authority.issue("opened")
+    opened.key_file.chmod(0o640)
+    base = MinioConfig(endpoint="https://minio", ca_file=str(authority.file))
+
+    def using(cert: Path, key: Path) -> MinioConfig:
+        return msgspec.structs.replace(base, cert_file=str(cert), key_file=str(key))
+
+    missing = authority.file.with_name("missing")
+    assert "key values mismatch" in broken(using(one.cert_file, two.key_file))
+    assert "without a password" in broken(using(locked.cert_file, locked.key_file))
+    assert "chmod 600" in broken(using(opened.cert_file, opened.key_file))
+    assert "minio.cert_file" in broken(using(missing, one.key_file))
+    assert "minio.key_file" in broken(using(one.cert_file, missing))
+    assert "minio.cert_file" in broken(using(one.key_file, one.key_file))
+
+
+def test_certificate_and_key_go_together() -> None:
+    for name in ("cert_file", "key_file"):
+        with pytest.raises(ConfigError, match=rf"minio-{name.replace('_', '-')}: given without"):
+            load_config(None, {}, {f"minio.{name}": "/a.pem"})
