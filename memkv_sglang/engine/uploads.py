@@ -99,6 +99,11 @@ class UploadQueue:
         for thread in self._threads:
             thread.start()
 
+    def forget(self, namespace: bytes) -> None:
+        """Upload the namespace's pages again when they are spilled again: they were removed."""
+        with self._changed:
+            self._uploaded.discard(namespace)
+
     @property
     def pages(self) -> int:
         """Pages that wait or are on their way."""
