@@ -4,7 +4,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ class Resources(NamedTuple):
 
     threads: int
     descriptors: int
+    """Without those of segment files: one comes with so many pages."""
     memory_mb: float
     """Resident, without shared memory: host pools are their clients'."""
 
@@ -35,9 +36,15 @@ def resources(pid: int) -> Resources:
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return Resources(
         threads=int(status["Threads"]),
-        descriptors=sum(1 for _ in (process / "fd").iterdir()),
+        descriptors=sum(not name.endswith(".seg") for name in _open_files(process)),
         memory_mb=int(status["RssAnon"].split()[0]) / 1024,
     )
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    for link in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield str(link.readlink())
 
 
 def wait_until(condition: Callable[[], object], what: str, limit: float = LIMIT) -> float:
