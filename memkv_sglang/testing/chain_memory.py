@@ -19,7 +19,7 @@ class ChainMemory:
 
     def __init__(self, client: AgentClient, pages: int, page_bytes: int) -> None:
         """Take memory for chains of up to `pages` pages."""
-        self._client = client
+        self.client = client
         self._page_bytes = page_bytes
         self._part = page_bytes // PARTS
         self._region = pages * self._part
@@ -38,12 +38,12 @@ class ChainMemory:
             content = page_content(key, self._page_bytes)
             for j, at in enumerate(self._places(i)):
                 self._memory[at : at + self._part] = content[j * self._part : (j + 1) * self._part]
-        return self._client.spill(chain, self._buffers(len(chain.hashes)))
+        return self.client.spill(chain, self._buffers(len(chain.hashes)))
 
     def load(self, chain: Chain) -> list[PageLoad]:
         """Wipe the memory and load the chain."""
         self._memory[:] = bytes(len(self._memory))
-        return self._client.load(chain, self._buffers(len(chain.hashes)))
+        return self.client.load(chain, self._buffers(len(chain.hashes)))
 
     def holds(self, place: int, key: PageKey) -> bool:
         """Tell whether a place holds what the key demands, byte for byte."""

@@ -31,6 +31,18 @@ def test_cleared_pages_are_uploaded_when_they_are_spilled_again(again: bool) -> 
         engine.close(drain=0)
 
 
+def test_full_queue_drops_without_a_flood_of_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    local, shared = MemoryTier(), MemoryTier()
+    config = EngineConfig(upload_backlog=1)
+    engine = Engine(local, shared, local, config, Metrics(CollectorRegistry()))
+    try:
+        for key in KEYS:
+            engine.spill([make_page(key, LENGTHS, filled=True)])
+        assert [record.message for record in caplog.records] == ["uploads dropped"]
+    finally:
+        engine.close(drain=0)
+
+
 def test_reads_of_the_upload_queue_are_no_loads() -> None:
     registry = CollectorRegistry()
     local, shared = MemoryTier(), MemoryTier()

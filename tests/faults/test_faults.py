@@ -44,13 +44,13 @@ def test_fault(rounds: Rounds, name: str) -> None:
 
 
 def test_agent_killed_in_mid_spill_and_mid_load(rounds: Rounds) -> None:
-    assert_harmless(rounds.kill_agent(5))
+    assert_harmless(rounds.kill_agent(3))
 
 
 def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
     growth = Growth()
     agents = [node.agent_pid() for node in rounds.cluster.nodes]
-    for _ in range(14):
+    for _ in range(10):
         assert_harmless(rounds.run(FAULTS["minio: reset in mid-body"]))
         growth.sample(node.agent_pid() for node in rounds.cluster.nodes)
     assert [node.agent_pid() for node in rounds.cluster.nodes] == agents

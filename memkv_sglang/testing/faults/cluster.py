@@ -42,20 +42,29 @@ class Cluster:
     so that its every call meets what befalls MinIO.
     """
 
-    def __init__(self, minio: MinioServer | None = None, engine: EngineConfig = ENGINE) -> None:
-        """Start everything; `minio` is a server that runs already, or one of the cluster's own."""
+    def __init__(
+        self,
+        minio: MinioServer | None = None,
+        *,
+        engine: EngineConfig = ENGINE,
+        capacity: int = DISK_BYTES // 4 * 3,
+    ) -> None:
+        """Start everything; `minio` is a server that runs already, or one of the cluster's own.
+
+        `capacity` is the NVMe tier's, in bytes.
+        """
         self.home = Path(tempfile.mkdtemp(prefix="memkv-faults-", dir="/var/tmp"))
         self.nodes: list[Node] = []
         self.mounted = False
         self.minio = minio or MinioServer()
         self._own_minio = minio is None
         try:
-            self._start(engine)
+            self._start(engine, capacity)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, engine: EngineConfig) -> None:
+    def _start(self, engine: EngineConfig, capacity: int) -> None:
         if self._own_minio:
             self.minio.start()
         target = urlsplit(self.minio.endpoint)
@@ -74,17 +83,18 @@ class Cluster:
         self.disk = self.home / "disk"
         self.mounted = mount_disk(self.disk)
         self.pages = self.disk / "pages"
-        self.disk_node = self._add("disk", engine, str(self.pages))
-        self.plain_node = self._add("plain", engine, "")
+        nvme = NvmeConfig(directory=str(self.pages), capacity=capacity, segment_size=4 * MIB)
+        self.disk_node = self._add("disk", engine, nvme)
+        self.plain_node = self._add("plain", engine, NvmeConfig())
 
-    def _add(self, name: str, engine: EngineConfig, directory: str) -> Node:
+    def _add(self, name: str, engine: EngineConfig, nvme: NvmeConfig) -> Node:
         config = Config(
             # Should nobody end it, an agent ends itself.
             agent=AgentConfig(
                 socket=str(self.home / f"{name}-run" / "agent.sock"), drain=0.0, idle_exit=30.0
             ),
             engine=engine,
-            nvme=NvmeConfig(directory=directory, capacity=DISK_BYTES // 4 * 3, segment_size=MIB),
+            nvme=nvme,
             minio=MinioConfig(
                 endpoint=self.proxy.url,
                 bucket="faults",

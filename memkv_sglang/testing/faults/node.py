@@ -94,6 +94,15 @@ class Node:
             finally:
                 os.close(pidfd)
 
+    def wait_for_another(self, client: AgentClient, pid: int | None) -> None:
+        """Wait until a client has found an agent that is not the one with this process id."""
+
+        def found() -> bool:
+            report = client.status()
+            return report is not None and report.agent.pid != pid
+
+        wait_until(found, "another agent")
+
     def flush(self) -> None:
         """Wait until nothing waits for upload, also over restarts of the agent."""
         wait_until(lambda: self.client.flush(5.0), "the upload queue is empty")

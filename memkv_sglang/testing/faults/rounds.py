@@ -16,7 +16,7 @@ CALLERS = 2
 BEFORE = 0.3
 """Seconds of traffic before the fault."""
 
-DURING = 1.0
+DURING = 0.8
 """Seconds of traffic under the fault: longer than the stall timeout."""
 
 RECOVERY = 30.0

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -52,10 +53,12 @@ class Tally:
 class Caller:
     """One client of a node with host memory of its own. For one thread at a time."""
 
-    def __init__(self, node: Node, seed: str, longest: int = LONGEST) -> None:
-        """Connect; `seed` makes its chains its own."""
+    def __init__(
+        self, node: Node, seed: str, longest: int = LONGEST, remember: int | None = None
+    ) -> None:
+        """Connect; `seed` makes its chains its own. `remember` so many of them, None for all."""
         self.tally = Tally()
-        self.acknowledged: list[Chain] = []
+        self.acknowledged: deque[Chain] = deque(maxlen=remember)
         """Prefixes each page of which was stored, as far as the caller was told."""
         self.client = node.connect()
         self._engine: EngineConfig = node.config.engine
