@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import gpu, lookup, minio, nvme
+from benchmarks import faults, fuzz, gpu, load, lookup, minio, nvme
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -15,6 +15,9 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
     "minio": minio.run,
     "lookup": lookup.run,
+    "faults": faults.run,
+    "fuzz": fuzz.run,
+    "load": load.run,
 }
 
 BY_NAME_ONLY = {"gpu": gpu.run}
@@ -33,7 +36,7 @@ BY_NAME_ONLY = {"gpu": gpu.run}
 )
 @click.option("--repetitions", default=5, show_default=True)
 @click.option("--quick", is_flag=True, help="Finish in under a minute, with more noise.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Faults to inject.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Faults to inject, or inputs to damage.")
 def main(
     name: str, file: Path | None, directory: Path, repetitions: int, quick: bool, rounds: int | None
 ) -> None:

@@ -68,8 +68,11 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def parse(cls, description: bytes) -> "Namespace":
-        """Read a description back; raises `msgspec.ValidationError` if it is not one."""
-        return msgspec.json.decode(description, type=cls)
+        """Read a description back; raises `msgspec.MsgspecError` if it is not one."""
+        try:
+            return msgspec.json.decode(description, type=cls)
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(f"no UTF-8: {error}") from None
 
     def differences(self, other: "Namespace") -> dict[str, tuple[Any, Any]]:
         """Return the fields in which two namespaces differ, with both values."""

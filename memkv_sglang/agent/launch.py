@@ -21,6 +21,9 @@ START_LIMIT = 30.0
 MODULE = "memkv_sglang.agent"
 """What `python -m` runs."""
 
+LOG_LIMIT = 16 << 20
+"""Bytes of `agent.log` from which a new agent begins another; the one before is kept."""
+
 READY = "ready"
 """What the agent says once clients are served; anything else is why not."""
 
@@ -33,17 +36,25 @@ def start_agent(config: Config, module: str = MODULE) -> bool:
     """Start an agent unless one serves the socket; returns whether this call did.
 
     However many processes call this at a time, one agent is started. Blocks until it is ready.
-    It logs to `agent.log` beside the socket. Raises `StartError` and `ConfigError`.
+    It logs to `agent.log` beside the socket, which moves to `agent.log.1` once it is long. Raises
+    `StartError` and `ConfigError`.
     """
     path = socket_path(config.agent)
     with locked_directory(path) as lock:
         if serving_peer(path) is not None:
             return False
         log_path = path.with_name("agent.log")
+        _rotate(log_path)
         outcome = _spawn(config, module, lock, log_path)
     if outcome != READY:
         raise StartError(outcome or f"the agent ended without a word; see {log_path}")
     return True
+
+
+def _rotate(log_path: Path) -> None:
+    with suppress(OSError):  # there is none, or it stays as it is
+        if log_path.stat().st_size > LOG_LIMIT:
+            log_path.rename(log_path.with_name("agent.log.1"))
 
 
 def _spawn(config: Config, module: str, lock: int, log_path: Path) -> str:

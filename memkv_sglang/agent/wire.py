@@ -133,7 +133,7 @@ class Channel(Generic[M]):
     def _decode(self, body: memoryview) -> M:
         try:
             return self._decoder.decode(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise MessageError(str(error)) from None
 
     def _limit(self, deadline: float | None) -> None:

@@ -48,7 +48,8 @@ class Engine:
         self._local = MeasuredTier(local, metrics) if local else None
         self._shared = BreakerTier(MeasuredTier(shared, metrics), self._breaker) if shared else None
         self._promoter = self._make_promoter()
-        self._uploads = self._make_uploads(marks)
+        # Its own reads are no loads that anyone asked for: they go past the metrics.
+        self._uploads = self._make_uploads(local, marks)
         self._finder = Finder(self._local, self._shared, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics)
         self._spiller = Spiller(self._local, self._shared, self._uploads)
@@ -60,11 +61,11 @@ class Engine:
         config = self._config
         return Promoter(self._local, config.promote, config.promote_buffer, self._metrics)
 
-    def _make_uploads(self, marks: UploadMarks | None) -> UploadQueue | None:
-        if self._local is None or self._shared is None or marks is None:
+    def _make_uploads(self, local: Tier | None, marks: UploadMarks | None) -> UploadQueue | None:
+        if local is None or self._shared is None or marks is None:
             return None
         return UploadQueue(
-            self._local,
+            local,
             self._shared,
             marks,
             self._breaker,
@@ -124,6 +125,8 @@ class Engine:
                     "namespace not cleared",
                     extra={"fields": {"tier": tier.name, "error": str(error)}},
                 )
+        if self._uploads is not None:
+            self._uploads.forget(namespace)
         return Removal(removed, complete)
 
     def flush(self, timeout: float) -> bool:

@@ -27,6 +27,10 @@ class RecentPages:
         while len(self._known) > self._size:
             self._known.popitem(last=False)
 
+    def discard(self, namespace: bytes) -> None:
+        """Forget all pages of a namespace."""
+        self._known = OrderedDict.fromkeys(k for k in self._known if k[:8] != namespace[:8])
+
     def remove(self, key: PageKey) -> bool:
         """Forget a page; returns whether it was remembered."""
         return self._known.pop(_short(key), self) is None

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +34,9 @@ BATCH_SECONDS = 5.0
 
 RETRY_SECONDS = 0.5
 """Pause after a run that could not be stored whole, and while the circuit is open."""
+
+QUIET_SECONDS = 10.0
+"""Time between two log lines about drops for one reason: a full queue drops at every spill."""
 
 GONE = (LoadResult.MISSING, LoadResult.CORRUPT)
 """The disk has no right copy any more: there is nothing to upload."""
@@ -88,6 +91,8 @@ class UploadQueue:
         self._pages = 0
         self._bytes = 0
         self._dropped = RecentPages(REMEMBERED_DROPS)
+        self._unreported: Counter[str] = Counter()
+        self._quiet_until: dict[str, float] = {}
         self._uploaded = RecentPages(REMEMBERED_UPLOADS)
         self._waiting: set[PageKey] = set()
         self._closing = threading.Event()
@@ -98,6 +103,11 @@ class UploadQueue:
         ]
         for thread in self._threads:
             thread.start()
+
+    def forget(self, namespace: bytes) -> None:
+        """Upload the namespace's pages again when they are spilled again: they were removed."""
+        with self._changed:
+            self._uploaded.discard(namespace)
 
     @property
     def pages(self) -> int:
@@ -135,7 +145,12 @@ class UploadQueue:
     def _drop(self, pages: Sequence[PendingPage], reason: str) -> None:
         self._dropped.add(page.key for page in pages)
         self._metrics.uploads_dropped.labels(reason).inc(len(pages))
-        log.warning("uploads dropped", extra={"fields": {"pages": len(pages), "reason": reason}})
+        self._unreported[reason] += len(pages)
+        now = time.monotonic()
+        if now >= self._quiet_until.get(reason, 0.0):
+            self._quiet_until[reason] = now + QUIET_SECONDS
+            fields = {"pages": self._unreported.pop(reason), "reason": reason}
+            log.warning("uploads dropped", extra={"fields": fields})
 
     def _enqueue(self, runs: Iterable[_Run]) -> None:
         with self._changed:

@@ -116,6 +116,14 @@ def test_too_long_a_message_is_refused_unread(ends: Ends) -> None:
         encode_frame(protocol.Describe(bytes(protocol.MAX_MESSAGE)))
 
 
+def test_text_that_is_no_text_is_a_message_error(ends: Ends) -> None:
+    ours, channel = ends
+    body = msgspec.msgpack.encode([11, b"n", b"h", None, "nvme"]).replace(b"nvme", b"nv\xcce")
+    ours.sendall(len(body).to_bytes(4, "little") + body)
+    with pytest.raises(wire.MessageError):
+        channel.receive(soon())
+
+
 def test_silence_ends_at_the_deadline(ends: Ends) -> None:
     ours, channel = ends
     with pytest.raises(TimeoutError):

@@ -92,6 +92,17 @@ def test_started_agent_stands_on_its_own(config: Config) -> None:
     assert log.parent not in open_files.values(), "the lock is still held"
 
 
+@pytest.mark.parametrize("size", [launch.LOG_LIMIT, launch.LOG_LIMIT + 1])
+def test_long_log_makes_room_for_another(config: Config, size: int) -> None:
+    log = Path(config.agent.socket).with_name("agent.log")
+    log.parent.mkdir(mode=0o700)
+    with log.open("wb") as file:
+        file.truncate(size)
+    assert start_agent(config, MODULE)
+    assert log.with_name("agent.log.1").exists() == (size > launch.LOG_LIMIT)
+    assert (log.stat().st_size < launch.LOG_LIMIT) == (size > launch.LOG_LIMIT)
+
+
 def test_agent_keeps_out_of_a_server_s_metrics(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,7 @@ class ObjectClient:
             for i in range(len(names)):
                 head = lanes[i % ways].receive_head(deadline, bodiless=True)
                 if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
-                    raise StatusError(head.status)
+                    raise StatusError(head.status, retry_after=head.retry_after)
                 found[i] = head.status == HTTPStatus.OK
         return found
 
@@ -144,4 +144,4 @@ class ObjectClient:
 def refuse(connection: Connection, head: ResponseHead, deadline: float) -> NoReturn:
     """Raise the `StatusError` that a response stands for; reads its body to keep the connection."""
     code = _ERROR_CODE.search(connection.discard_body(deadline))
-    raise StatusError(head.status, code[1].decode() if code else "")
+    raise StatusError(head.status, code[1].decode() if code else "", head.retry_after)

@@ -21,6 +21,13 @@ AVOID_FOR = 5.0
 """Seconds for which a server that could not be reached gets no requests, if there are others."""
 
 
+LONGEST_REST = 5.0
+"""Seconds for which a server is left alone at most, however long it asks for.
+
+MinIO says 60 s (`Retry-After`) in each 503, also in those of the second in which it starts.
+"""
+
+
 class _Server:
     """An endpoint with its idle connections, the last used one last."""
 
@@ -29,6 +36,7 @@ class _Server:
         self.addresses = Addresses(endpoint.host, endpoint.port)
         self.idle: list[Connection] = []
         self.avoid_until = 0.0
+        self.rest_until = 0.0
         self.round_trip: float | None = None
 
 
@@ -65,7 +73,7 @@ class ConnectionPool:
         """Lend a connection; it is closed if the block raises or leaves it in mid-response.
 
         `fresh`: opened now. Blocks for a connect at most. Raises `ConnectError` if no server can
-        be reached, `OutOfTimeError`.
+        be reached or each asked for a rest, `OutOfTimeError`.
         """
         with self._changed:
             if self._closed:
@@ -75,8 +83,11 @@ class ConnectionPool:
             server, connection = self._take(deadline, fresh)
             try:
                 yield connection
-            except StatusError:
+            except StatusError as error:
                 self._put_back(server, connection)  # an answer like any other
+                if error.retry_after:
+                    rest = min(error.retry_after, LONGEST_REST)
+                    server.rest_until = time.monotonic() + rest
                 raise
             except BaseException:
                 connection.close()
@@ -104,7 +115,7 @@ class ConnectionPool:
                     server.idle.pop().close()
 
     def _take(self, deadline: float, fresh: bool) -> tuple[_Server, Connection]:
-        failure = ConnectError("no endpoint")
+        failure = ConnectError("every server asked to be left alone for a while")
         for server in self._in_turn():
             if not fresh and (connection := self._pop_idle(server)):
                 return server, connection
@@ -118,8 +129,9 @@ class ConnectionPool:
     def _in_turn(self) -> list[_Server]:
         """Return the servers in the order to try: every call begins with the next one."""
         now = time.monotonic()
-        servers = [s for s in self._servers if s.avoid_until <= now] or self._servers
-        first = next(self._turn) % len(servers)
+        awake = [s for s in self._servers if s.rest_until <= now]
+        servers = [s for s in awake if s.avoid_until <= now] or awake
+        first = next(self._turn) % max(len(servers), 1)
         return servers[first:] + servers[:first]
 
     def _pop_idle(self, server: _Server) -> Connection | None:

@@ -26,6 +26,12 @@ class ResponseHead(NamedTuple):
         """Return the value of a header field (name and value in lower case)."""
         return _field(self.lines, name)
 
+    @property
+    def retry_after(self) -> float:
+        """Seconds for which the server asks to be left alone; 0 if it does not, or by a date."""
+        value = self.field(b"retry-after") or b""
+        return float(value) if value.isdigit() and len(value) < 10 else 0.0
+
 
 def parse_head(head: bytes) -> ResponseHead:
     """Parse a response's head up to the empty line that ends it. Raises `ProtocolError`.

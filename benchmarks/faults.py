@@ -1,0 +1,85 @@
+"""Faults in a small cluster under traffic: what its clients saw, and what it cost the processes."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+
+from rich.progress import track
+
+from benchmarks.base import Options
+from benchmarks.report import Report
+from memkv_sglang.testing.faults.base import Fault, Outcome
+from memkv_sglang.testing.faults.cluster import Cluster
+from memkv_sglang.testing.faults.growth import Growth
+from memkv_sglang.testing.faults.registry import FAULTS
+from memkv_sglang.testing.faults.rounds import Rounds
+
+ROUNDS = 200
+QUICK_ROUNDS = 12
+KILLS = 4
+"""One in so many rounds is a further kill of the agent at a random moment."""
+
+
+def run(options: Options) -> Report:
+    """Inject every fault in turn, then kill the agent at random moments."""
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    kills = rounds // KILLS
+    growth, outcomes = Growth(), []
+    with Cluster() as cluster:
+        work = Rounds(cluster)
+        try:
+            for fault in track(_plan(rounds - kills), "faults"):
+                outcomes.append(work.run(fault))
+                growth.sample(node.agent_pid() for node in cluster.nodes)
+            outcomes.append(work.kill_agent(kills))
+        finally:
+            work.close()
+    return _report(outcomes, growth, rounds)
+
+
+def _plan(rounds: int) -> list[Fault]:
+    """Take all faults in turn; those that end agents last, so that these grow old before."""
+    faults = list(islice(cycle(FAULTS.values()), rounds))
+    return sorted(faults, key=lambda fault: ("minio", "nvme", "process").index(fault.medium))
+
+
+def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
+    report = Report("faults", "ms")
+    cases: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for outcome in outcomes:
+        for name, seconds in _times(outcome):
+            cases[outcome.fault][name].append(seconds * 1e3)
+    report.runs = {case: dict(times) for case, times in cases.items()}
+    grown = growth.total()
+    totals = {
+        name: sum(getattr(outcome, name) for outcome in outcomes)
+        for name in (
+            "calls",
+            "acknowledged_pages",
+            "wrong_pages",
+            "acknowledged_pages_lost",
+            "destroyed_pages",
+            "hung_calls",
+        )
+    }
+    report.figures = {
+        "rounds": rounds,
+        "faults_injected": rounds,
+        "kinds_of_faults": len(cases),
+        "pages_compared": sum(outcome.hits for outcome in outcomes),
+        **totals,
+        "thread_growth": grown.threads,
+        "descriptor_growth": grown.descriptors,
+        "memory_growth_mb": round(grown.memory_mb, 1),
+        "rounds_of_the_oldest_agent": growth.longest,
+        "slowest_first_hit_s": round(max(outcome.first_hit for outcome in outcomes), 2),
+    }
+    return report
+
+
+def _times(outcome: Outcome) -> Iterator[tuple[str, float]]:
+    yield "lookup, 99th percentile", outcome.lookup_p99
+    yield "slowest load or spill", outcome.slowest_move
+    yield "first hit afterwards", outcome.first_hit
+    if outcome.circuit_opened is not None:
+        yield "circuit open", outcome.circuit_opened

@@ -1,0 +1,32 @@
+"""Damaged inputs by the million for everything that reads bytes from outside."""
+
+import time
+
+from rich.progress import track
+
+from benchmarks.base import Options
+from benchmarks.report import Report
+from memkv_sglang.testing.fuzz import TARGETS, fuzz
+
+INPUTS = 1_000_000
+QUICK_INPUTS = 20_000
+
+
+def run(options: Options) -> Report:
+    """Damage so many inputs (`--rounds`) for each reader; raises what a reader should not raise."""
+    inputs = options.rounds or (QUICK_INPUTS if options.quick else INPUTS)
+    report = Report("fuzz", "thousand inputs a second")
+    for target in track(TARGETS, "fuzz"):
+        began = time.perf_counter()
+        # A seed of the day: each run tries others, and a failure can be had again.
+        outcome = fuzz(target, inputs, seed=int(time.time() // 86400))
+        rate = outcome.inputs / (time.perf_counter() - began) / 1e3
+        report.runs[target.name] = {"damaged": [rate]}
+        name = target.name.lower().replace(" ", "_")
+        report.figures[f"{name}_inputs"] = outcome.inputs
+        report.figures[f"{name}_taken"] = outcome.taken
+    report.figures["inputs"] = sum(
+        value for name, value in report.figures.items() if name.endswith("_inputs")
+    )
+    report.figures["wrong_or_crashed"] = 0  # else an exception came instead of this report
+    return report

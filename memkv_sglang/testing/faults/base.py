@@ -1,0 +1,49 @@
+"""What a fault is, and what came of one."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from memkv_sglang.testing.faults.cluster import Cluster
+
+
+class Fault(NamedTuple):
+    """Something that befalls a cluster under traffic, and its end."""
+
+    name: str
+    medium: Literal["minio", "nvme", "process"]
+    inject: Callable[[Cluster], object]
+    heal: Callable[[Cluster], object]
+    after_flush: bool = False
+    """Whether it strikes the disk's copies, so that every page reaches MinIO before and after."""
+    destroys: bool = False
+    """Whether MinIO's copies are as good as damaged, and set aside, so that pages may be gone."""
+
+
+def leave_alone(cluster: Cluster) -> None:
+    """Heal nothing: the agent and its clients cope by themselves."""
+
+
+class Outcome(NamedTuple):
+    """What the clients of all nodes saw in one round."""
+
+    fault: str
+    calls: int
+    hits: int
+    """Pages that loads delivered, each compared byte for byte."""
+    misses: int
+    """Pages that loads of what had been acknowledged did not deliver."""
+    wrong_pages: int
+    acknowledged_pages: int
+    acknowledged_pages_lost: int
+    destroyed_pages: int
+    """Acknowledged pages that went with the copies that the fault destroyed."""
+    hung_calls: int
+    """Calls beyond their limit, and calls that raised."""
+    lookup_p99: float
+    """Seconds."""
+    slowest_move: float
+    """Seconds of the slowest load or spill."""
+    circuit_opened: float | None
+    """Seconds from the fault until the circuit around MinIO was open; None if it stayed closed."""
+    first_hit: float
+    """Seconds from the fault's end until both nodes delivered a page again."""

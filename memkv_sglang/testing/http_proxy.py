@@ -1,0 +1,226 @@
+"""A proxy that understands HTTP enough to fail as object stores do: in status, head or body.
+
+It is real: a client's request crosses two sockets, and what it sees is what a failing server, load
+balancer or network shows. `tcp_proxy` is its neighbour for faults below HTTP.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Literal, NamedTuple, Self
+
+PIECE = 16 << 10
+"""Bytes of a body that are passed on at a time."""
+
+WAIT = 0.02
+"""Seconds between two looks at whether a fault was taken away."""
+
+
+class HttpFault(NamedTuple):
+    """What happens to every exchange. Without any field set, nothing."""
+
+    methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
+    """The requests that it meets."""
+    answer: bytes | None = None
+    """Sent instead of what the server would say, once the request was read."""
+    rate: int | None = None
+    """Bytes of bodies in a second, of all connections together."""
+    cut: Literal["stall", "reset", "close"] | None = None
+    """What happens in the middle of a body, either way."""
+    edit_request: Callable[[bytes], bytes] | None = None
+    """Changes a request's head."""
+    edit_response: Callable[[bytes], bytes] | None = None
+    """Changes a response's head."""
+    surplus: bytes = b""
+    """Follows each response's body."""
+
+
+NO_FAULT = HttpFault()
+
+
+class _Cut(Exception):  # noqa: N818 - an end that was asked for, no error
+    """The fault ends the connection."""
+
+
+class HttpFaultProxy:
+    """Forwards requests on a free loopback port to a server; a context manager.
+
+    `fault` may be set at any time; bodies under way go on when it is taken away.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        """Listen at once; connect to the server for each connection."""
+        self.fault = NO_FAULT
+        self.requests = 0
+        """Requests whose head came, also those that were not forwarded."""
+        self._target = (host, port)
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._line = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
+        self.port = 0
+        self.listen()
+
+    @property
+    def url(self) -> str:
+        """URL of the proxy."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def listen(self) -> None:
+        """Take connections, again after `refuse` at the same port."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._listener.getsockname()[1]
+        self._spawn(self._accept, self._listener)
+
+    def refuse(self) -> None:
+        """Close every connection, and let the kernel refuse new ones."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for sock in self._open:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close everything and wait for the threads."""
+        self._closed.set()
+        self.refuse()
+        while self._threads:
+            with contextlib.suppress(KeyError):
+                self._threads.pop().join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _spawn(self, target: Callable[[socket.socket], None], sock: socket.socket) -> None:
+        def run() -> None:
+            target(sock)
+            self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name="http-proxy", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the listener was closed
+            while True:
+                self._spawn(self._serve, listener.accept()[0])
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket() as server:
+            with self._lock:
+                self._open |= {client, server}
+            with contextlib.suppress(OSError, ValueError, _Cut):
+                server.connect(self._target)
+                for sock in (client, server):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with client.makefile("rb") as requests, server.makefile("rb") as responses:
+                    while head := _read_head(requests):
+                        self._exchange(head, client, server, requests, responses)
+            with self._lock:
+                self._open -= {client, server}
+
+    def _exchange(
+        self,
+        head: bytes,
+        client: socket.socket,
+        server: socket.socket,
+        requests: BinaryIO,
+        responses: BinaryIO,
+    ) -> None:
+        self.requests += 1
+        method = head.split(b" ", 1)[0].decode()
+        fault = self.fault if method in self.fault.methods else NO_FAULT
+        body = _body(requests, head)
+        if fault.answer is not None:
+            for _ in body:
+                pass
+            client.sendall(fault.answer)
+            return
+        server.sendall(fault.edit_request(head) if fault.edit_request else head)
+        self._pass_on(body, server, client, fault)
+        answer = _read_head(responses)
+        if not answer:
+            raise _Cut
+        client.sendall(fault.edit_response(answer) if fault.edit_response else answer)
+        self._pass_on(_answer_body(method, answer, responses), client, client, fault)
+        client.sendall(fault.surplus)
+
+    def _pass_on(
+        self, body: Iterator[bytes], sink: socket.socket, client: socket.socket, fault: HttpFault
+    ) -> None:
+        for piece in body:
+            if fault.cut and len(piece) > 1:
+                half = len(piece) // 2
+                sink.sendall(piece[:half])
+                self._cut(client, fault)
+                piece = piece[half:]
+            if fault.rate and self.fault is fault:
+                with self._line:
+                    time.sleep(len(piece) / fault.rate)
+            sink.sendall(piece)
+
+    def _cut(self, client: socket.socket, fault: HttpFault) -> None:
+        """End the connection, or hold it up until the fault is taken away."""
+        while fault.cut == "stall":
+            if self.fault is not fault or self._closed.wait(WAIT):
+                return
+        if fault.cut == "reset":  # closing with this option sends RST instead of FIN
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise _Cut
+
+
+def _read_head(stream: BinaryIO) -> bytes:
+    """Return a head with its empty line; nothing at the end of the stream."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        line = stream.readline()
+        if not line:
+            return b""
+        head += line
+    return head
+
+
+def header(head: bytes, name: bytes) -> bytes:
+    """Return the value of a header field, empty where there is none."""
+    for line in head.split(b"\r\n")[1:]:
+        field, _, value = line.partition(b":")
+        if field.lower() == name:
+            return value.strip()
+    return b""
+
+
+def _body(stream: BinaryIO, head: bytes) -> Iterator[bytes]:
+    if header(head, b"transfer-encoding").lower() == b"chunked":
+        yield from _chunks(stream)
+        return
+    left = int(header(head, b"content-length") or b"0")
+    while left:
+        piece = stream.read(min(left, PIECE))
+        if not piece:
+            raise _Cut
+        left -= len(piece)
+        yield piece
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield a chunked body as it came, its framing included."""
+    while True:
+        line = stream.readline()
+        rest = stream.read(int(line.split(b";")[0], 16) + 2)
+        yield line + rest
+        if len(rest) == 2:
+            return
+
+
+def _answer_body(method: str, head: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    bodiless = method == "HEAD" or head.split(b" ", 2)[1] in (b"204", b"304")
+    return iter(()) if bodiless else _body(stream, head)

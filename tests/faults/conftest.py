@@ -1,0 +1,16 @@
+"""One cluster for all faults of a run."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from memkv_sglang.testing.faults.cluster import Cluster
+from memkv_sglang.testing.faults.rounds import Rounds
+
+
+@pytest.fixture(scope="package")
+def rounds() -> Iterator[Rounds]:
+    with Cluster() as cluster:
+        rounds = Rounds(cluster)
+        yield rounds
+        rounds.close()

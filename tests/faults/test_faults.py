@@ -1,0 +1,60 @@
+"""Every fault once: nothing wrong, nothing acknowledged lost, nothing hung, hits afterwards."""
+
+import pytest
+
+from memkv_sglang.testing.faults.base import Outcome
+from memkv_sglang.testing.faults.growth import Growth
+from memkv_sglang.testing.faults.registry import FAULTS
+from memkv_sglang.testing.faults.rounds import Rounds
+
+OPENS = {
+    "minio: stopped",
+    "minio: refusing",
+    "minio: key rotated",
+    "minio: 503, Retry-After",
+    "minio: 429, Retry-After",
+    "minio: stalled in mid-body",
+    "minio: reset in mid-body",
+    "minio: truncated body",
+    "minio: clock skew",
+    "minio: redirect",
+    "minio: garbage instead of HTTP",
+}
+"""Faults in which MinIO delivers nothing at all."""
+
+CIRCUIT_LIMIT = 2.0
+"""Seconds of failures after which the circuit must be open, however few they are."""
+
+
+def assert_harmless(outcome: Outcome) -> None:
+    print(outcome)
+    assert outcome.wrong_pages == 0
+    assert outcome.acknowledged_pages_lost == 0
+    assert outcome.hung_calls == 0
+    assert outcome.hits > 0
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault(rounds: Rounds, name: str) -> None:
+    outcome = rounds.run(FAULTS[name])
+    assert_harmless(outcome)
+    if name in OPENS:
+        assert outcome.circuit_opened is not None
+        assert outcome.circuit_opened < CIRCUIT_LIMIT
+
+
+def test_agent_killed_in_mid_spill_and_mid_load(rounds: Rounds) -> None:
+    assert_harmless(rounds.kill_agent(3))
+
+
+def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
+    growth = Growth()
+    agents = [node.agent_pid() for node in rounds.cluster.nodes]
+    for _ in range(10):
+        assert_harmless(rounds.run(FAULTS["minio: reset in mid-body"]))
+        growth.sample(node.agent_pid() for node in rounds.cluster.nodes)
+    assert [node.agent_pid() for node in rounds.cluster.nodes] == agents
+    grown = growth.total()
+    assert grown.threads == 0
+    assert grown.descriptors == 0
+    assert grown.memory_mb < 16

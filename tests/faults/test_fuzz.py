@@ -1,0 +1,13 @@
+"""Damaged bytes from outside: refused or read right. `python -m benchmarks fuzz` tries millions."""
+
+import pytest
+
+from memkv_sglang.testing.fuzz import TARGETS, Target, fuzz
+
+INPUTS = 20_000
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_damaged_input(target: Target) -> None:
+    outcome = fuzz(target, INPUTS)
+    assert 0 < outcome.taken < outcome.inputs

@@ -1,0 +1,31 @@
+"""Sixty-four clients at full rate: `python -m benchmarks load` does it for ten minutes."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
+from memkv_sglang.testing.faults.load import BACKLOG, CAPACITY, batch_bytes, put_under_load
+
+CLIENTS = 64
+SECONDS = 10.0
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Cluster]:
+    engine = msgspec.structs.replace(ENGINE, upload_backlog=BACKLOG)
+    with Cluster(engine=engine, capacity=CAPACITY) as cluster:
+        yield cluster
+
+
+def test_many_clients_at_full_rate(small_disk: Cluster) -> None:
+    loaded = put_under_load(small_disk, CLIENTS, SECONDS)
+    print(f"{loaded.tally.calls} calls, lookups {loaded.percentile(0.99):.3f} s (p99)")
+    assert loaded.tally.errors == []
+    assert loaded.tally.wrong == 0
+    assert loaded.tally.hung == 0
+    assert loaded.tally.hits > 0
+    assert loaded.most_bytes <= CAPACITY + batch_bytes(CLIENTS)
+    assert loaded.most_queued <= BACKLOG + batch_bytes(CLIENTS)
+    assert loaded.last.memory_mb - loaded.first.memory_mb < 64
