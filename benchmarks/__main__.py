@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import lookup, minio, nvme
+from benchmarks import lookup, minio, nvme, trace
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
     "minio": minio.run,
     "lookup": lookup.run,
+    "trace": trace.run,
 }
 
 

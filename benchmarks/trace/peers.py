@@ -195,9 +195,12 @@ ONLINE: dict[str, type[PeerCache]] = {
 }
 
 
-def hits_of_peer(kind: type[PeerCache], pages: int, requests: Requests) -> int:
-    """Return a peer's hits, with the better of the two orders within a prompt."""
-    return max(_hits(kind(pages), requests, leaf_first=order) for order in (True, False))
+def hits_of_peer(
+    kind: type[PeerCache], pages: int, requests: Requests, *, both: bool = True
+) -> int:
+    """Return a peer's hits, with the better of `both` orders within a prompt, or leaf first."""
+    orders = (True, False) if both else (True,)
+    return max(_hits(kind(pages), requests, leaf_first=order) for order in orders)
 
 
 def _hits(cache: PeerCache, requests: Requests, *, leaf_first: bool) -> int:

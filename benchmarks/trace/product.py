@@ -7,7 +7,7 @@ from benchmarks.trace.requests import page_hash
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PageKey
 from memkv_sglang.tiers.eviction import EvictionOrder, Victims
 
-_NAMESPACE = bytes(NAMESPACE_DIGEST_SIZE)
+NAMESPACE = bytes(NAMESPACE_DIGEST_SIZE)
 _CHUNK = 4096
 
 
@@ -39,7 +39,7 @@ class ProductCache(Cache):
         """Return the length of the prefix, which is used by that."""
         length = next((i for i, page in enumerate(pages) if page not in self), len(pages))
         found = [self._entries[page] for page in pages[:length]]
-        self.order.use(_NAMESPACE, [page_hash(page) for page in pages[:length]], found)
+        self.order.use(NAMESPACE, [page_hash(page) for page in pages[:length]], found)
         return length
 
     def spill(self, pages: Sequence[int]) -> None:
@@ -92,7 +92,7 @@ class ProductCache(Cache):
     def _key(self, entry: int) -> PageKey:
         page = self._pages[entry]
         assert page is not None
-        return PageKey(_NAMESPACE, page_hash(page))
+        return PageKey(NAMESPACE, page_hash(page))
 
     def _chunks(self) -> Iterator[Sequence[int]]:
         entries = list(self._entries.values())

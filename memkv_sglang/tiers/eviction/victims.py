@@ -7,7 +7,7 @@ from memkv_sglang.tiers.eviction.order import EvictionOrder
 
 _SCAN_SHARE = 32
 """A scan finds this part of the pages, so that a page costs a look at so many others."""
-_SCAN_LIMITS = (64, 4096)
+_SCAN_LIMITS = (8, 4096)
 
 
 class Victims:
