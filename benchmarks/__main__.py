@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import faults, fuzz, gpu, load, lookup, minio, nvme
+from benchmarks import faults, fuzz, gpu, load, lookup, minio, nvme, trace
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "faults": faults.run,
     "fuzz": fuzz.run,
     "load": load.run,
+    "trace": trace.run,
 }
 
 BY_NAME_ONLY = {"gpu": gpu.run}

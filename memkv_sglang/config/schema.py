@@ -125,6 +125,15 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "the queue; an open circuit does not count as one.",
         ),
     ] = 5
+    admission: Annotated[
+        Literal["always", "second_use"],
+        Meta(
+            description="When a spilled page is written to this node's disk. `second_use`: not "
+            "before it is loaded again; until then it is in the shared tier alone, which writes "
+            "the disk less and acknowledges spills later. `promote` then counts the spill as the "
+            "first use."
+        ),
+    ] = "always"
     promote: Annotated[
         Literal["never", "second_use", "always"],
         Meta(

@@ -52,14 +52,22 @@ class Engine:
         self._uploads = self._make_uploads(local, marks)
         self._finder = Finder(self._local, self._shared, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics)
-        self._spiller = Spiller(self._local, self._shared, self._uploads)
+        self._spiller = Spiller(
+            self._local, self._shared, self._uploads, past_local=self._past_local()
+        )
         self._describer = Describer(self._shared) if self._shared else None
 
     def _make_promoter(self) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
             return None
         config = self._config
-        return Promoter(self._local, config.promote, config.promote_buffer, self._metrics)
+        # What was not written when it was spilled has had its first use by that.
+        rule = "always" if self._past_local() and config.promote == "second_use" else config.promote
+        return Promoter(self._local, rule, config.promote_buffer, self._metrics)
+
+    def _past_local(self) -> bool:
+        """Tell whether spills pass the local tier by."""
+        return self._config.admission == "second_use" and self._shared is not None
 
     def _make_uploads(self, local: Tier | None, marks: UploadMarks | None) -> UploadQueue | None:
         if local is None or self._shared is None or marks is None:

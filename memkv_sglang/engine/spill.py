@@ -1,19 +1,29 @@
-"""Spills: to the disk, acknowledged, and from there to the shared tier behind the caller's back."""
+"""Spills: to the disk, acknowledged, and from there to the shared tier behind the caller's back.
 
+Or, where pages must be used again to get to the disk, to the shared tier, acknowledged.
+"""
+
+import time
 from collections.abc import Sequence
 
 from memkv_sglang.engine.uploads import UploadQueue
 from memkv_sglang.page import Page, PageKey
-from memkv_sglang.tiers.base import PendingPage, SpillResult, Tier
+from memkv_sglang.tiers.base import PendingPage, SpillResult, Tier, TierError
 
 
 class Spiller:
     """Stores pages. See `spill`."""
 
     def __init__(
-        self, local: Tier | None, shared: Tier | None, uploads: UploadQueue | None
+        self,
+        local: Tier | None,
+        shared: Tier | None,
+        uploads: UploadQueue | None,
+        *,
+        past_local: bool = False,
     ) -> None:
-        """Prefer `local`, whose pages `uploads` moves on to `shared`."""
+        """Prefer `local`, whose pages `uploads` moves on to `shared`; not so if `past_local`."""
+        self._past_local = past_local
         self._local = local
         self._shared = shared
         self._uploads = uploads
@@ -25,12 +35,38 @@ class Spiller:
 
         Blocks until nobody reads the buffers any more. `STORED` and `PRESENT` pages can be loaded
         on this node from now on, also after a restart of the process. Without a local tier, or
-        where it takes no more, pages go straight to the shared one.
+        where it takes no more, pages go straight to the shared one; with `past_local` they do so
+        first, and the local tier gets what the shared one did not take in half of the time.
         """
         if self._local is None:
             return self._spill_shared(pages, deadline)
-        results = self._local.spill(pages, deadline)
-        kept = next((i for i, r in enumerate(results) if r > SpillResult.PRESENT), len(results))
+        if not self._past_local or self._belongs_here(self._local, pages, parent, deadline):
+            return self._spill_local(self._local, pages, parent, deadline)
+        now = time.monotonic()
+        results = self._spill_shared(pages, now + (deadline - now) / 2)
+        kept = _kept(results)
+        if kept == len(pages):
+            return results
+        before = pages[kept - 1].key if kept else parent
+        rest = self._spill_local(self._local, pages[kept:], before, deadline)
+        return results[:kept] + rest
+
+    def _belongs_here(
+        self, local: Tier, pages: Sequence[Page], parent: PageKey | None, deadline: float
+    ) -> bool:
+        """Tell whether the pages go on what the local tier alone has, or are there in part."""
+        if parent is not None and self._uploads is not None and self._uploads.lacks(parent):
+            return True
+        try:
+            return any(local.present([page.key for page in pages], deadline))
+        except TierError:
+            return False
+
+    def _spill_local(
+        self, local: Tier, pages: Sequence[Page], parent: PageKey | None, deadline: float
+    ) -> list[SpillResult]:
+        results = local.spill(pages, deadline)
+        kept = _kept(results)
         if self._uploads is not None and kept:
             # Also what was there before: its upload may have been dropped, or its mark be lost.
             held = [PendingPage(page.key, page.length) for page in pages[:kept]]
@@ -41,3 +77,8 @@ class Spiller:
         if self._shared is None:
             return [SpillResult.REFUSED] * len(pages)
         return self._shared.spill(pages, deadline)
+
+
+def _kept(results: Sequence[SpillResult]) -> int:
+    """Return how many pages from the first on are there."""
+    return next((i for i, r in enumerate(results) if r > SpillResult.PRESENT), len(results))

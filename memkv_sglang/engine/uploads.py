@@ -139,6 +139,11 @@ class UploadQueue:
         self._marks.mark_pending([page.key for page in fresh])
         self._enqueue(_split(fresh, chained=True))
 
+    def lacks(self, key: PageKey) -> bool:
+        """Tell whether the shared tier lacks a page that waits for upload or was dropped."""
+        with self._changed:
+            return key in self._waiting or key in self._dropped
+
     def _is_settled(self, key: PageKey) -> bool:
         return key in self._waiting or key in self._uploaded
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.tiers.base import PendingPage
+from memkv_sglang.tiers.eviction import EvictionOrder
 from memkv_sglang.tiers.nvme.index import Index
 from memkv_sglang.tiers.nvme.journal import PUT, SLOT, UNFINISHED_SUFFIX, Journal, Kind
-from memkv_sglang.tiers.nvme.recency import Recency
 from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.segments import Segments
 
@@ -55,7 +55,7 @@ class Catalog:
         self.journal: Journal
         self.segments = segments
         self.index = Index()
-        self.recency = Recency()
+        self.order = EvictionOrder()
         self.pending: dict[int, None] = {}
         """Entries that wait for upload, those that were marked first before the others."""
         self.changes = threading.RLock()
@@ -152,18 +152,21 @@ class Catalog:
             if put:
                 self.journal.append(Kind.PUT, b"".join(map(_put_record, put)))
             with self.lock:
-                for page in put:
-                    self.adopt(page)
+                self.order.enter([(page.key, self.adopt(page)) for page in put])
         self.release(p.place for p, is_fresh in zip(pages, fresh, strict=True) if not is_fresh)
         return fresh
 
-    def adopt(self, page: NewPage) -> None:
-        """Enter a page whose slot is taken; call with `lock` held, or as the only thread."""
+    def adopt(self, page: NewPage) -> int:
+        """Enter a page whose slot is taken, return its entry.
+
+        Call with `lock` held, or as the only thread.
+        """
         segment, slot = page.place
         entry = self.index.add(page.key, segment.number, slot, page.length)
-        self.recency.set(entry, page.tick)
+        self.order.set(entry, page.tick)
         segment.slots.entries[slot] = entry
         self.index.link(entry)  # last, as lookups take no lock
+        return entry
 
     def forget(self, entry: int) -> None:
         """Take a page out of the index; call with `lock` held, or as the only thread.
@@ -193,6 +196,12 @@ class Catalog:
                 for entry in entries:
                     self.forget(entry)
         return len(entries)
+
+    def remember(self, entries: Iterable[int]) -> None:
+        """Let the order of eviction remember pages that are about to make room."""
+        with self.lock:
+            keys = ((self.index.key(entry), entry) for entry in entries)
+            self.order.leave((key, entry) for key, entry in keys if key is not None)
 
     def drop_keys(self, keys: Iterable[PageKey]) -> int:
         """Forget the pages that are there, return how many."""
@@ -292,7 +301,7 @@ class Catalog:
     def _snapshot_record(self, entry: int) -> bytes:
         key = self.index.key(entry)
         assert key is not None
-        page = NewPage(key, self.place(entry), self.index.lengths[entry], self.recency.ticks[entry])
+        page = NewPage(key, self.place(entry), self.index.lengths[entry], self.order.ticks[entry])
         return _put_record(page)
 
 

@@ -71,8 +71,8 @@ class _Replay:
                 self._free(payload)
             elif kind in (Kind.PENDING, Kind.UPLOADED):
                 self._mark(payload, pending=kind == Kind.PENDING)
-        newest = max(self._catalog.recency.ticks, default=0)
-        self._catalog.recency.advance_past(newest + _UNRECORDED)
+        newest = max(self._catalog.order.ticks, default=0)
+        self._catalog.order.advance_past(newest + _UNRECORDED)
         return len(self._homeless)
 
     def _put(self, payload: memoryview) -> None:
@@ -142,7 +142,7 @@ def scan_footers(catalog: Catalog) -> None:
         catalog.segments.take(place)
         catalog.adopt(NewPage(footer.key, place, footer.length, footer.sequence))
         catalog.set_mark(place.segment.slots.entries[place.slot], pending=True)
-        catalog.recency.advance_past(footer.sequence + _UNRECORDED)
+        catalog.order.advance_past(footer.sequence + _UNRECORDED)
 
 
 def read_footers(segments: Iterable[Segment], movers: Movers) -> list[_Found]:

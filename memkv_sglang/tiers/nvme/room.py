@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+from memkv_sglang.tiers.eviction import Victims
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.faults import PAUSE, FaultLog
 from memkv_sglang.tiers.nvme.segment import Segment
@@ -12,9 +13,6 @@ from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 
 _SCAN_CHUNK = 4096
 """Entries looked at between two chances for other threads to run."""
-_SCAN_SHARE = 8
-"""A scan finds this part of a slot size's pages, so that a page costs a look at so many others."""
-_SCAN_LIMITS = (64, 4096)
 _TRIM_BATCH = 256
 """Pages that leave with one frame in the journal when nobody waits for the room."""
 
@@ -30,7 +28,8 @@ class Room:
         self._high = high
         self._low = low
         self._faults = faults
-        self._coldest: dict[int, deque[tuple[int, int]]] = {}
+        self._victims_of: dict[int, Victims] = {}
+        """By slot size."""
         self._no_segments_until = 0.0
         self._one_at_a_time = threading.Lock()
 
@@ -110,7 +109,7 @@ class Room:
         others = [segment for segment in segments if segment.slot_size != slot_size]
         if not others:
             return False
-        coldest = self._peek(slot_size)
+        coldest = self._victims(slot_size).peek(len(self._catalog.index))
         if coldest is not None:
             colder = (s for s in others if self._is_colder(s, coldest))
             return any(map(self._remove_segment, colder))
@@ -118,16 +117,16 @@ class Room:
         others.sort(key=lambda segment: (self._waits(segment), self._newest(segment)))
         return any(map(self._remove_segment, others))
 
-    def _is_colder(self, segment: Segment, tick: int) -> bool:
-        ticks, pending = self._catalog.recency.ticks, self._catalog.pending
+    def _is_colder(self, segment: Segment, rank: int) -> bool:
+        rank_of, pending = self._catalog.order.rank, self._catalog.pending
         return all(
-            entry == NO_ENTRY or (ticks[entry] < tick and entry not in pending)
+            entry == NO_ENTRY or (rank_of(entry) < rank and entry not in pending)
             for entry in segment.slots.entries
         )
 
     def _newest(self, segment: Segment) -> int:
-        ticks = self._catalog.recency.ticks
-        return max((ticks[e] for e in segment.slots.entries if e != NO_ENTRY), default=0)
+        rank_of = self._catalog.order.rank
+        return max((rank_of(e) for e in segment.slots.entries if e != NO_ENTRY), default=0)
 
     def _waits(self, segment: Segment) -> bool:
         return any(entry in self._catalog.pending for entry in segment.slots.entries)
@@ -152,44 +151,24 @@ class Room:
     # Pages
 
     def _evict(self, slot_size: int, count: int) -> int:
-        evicted = 0
+        evicted, pages = 0, len(self._catalog.index)
+        self._catalog.order.adapt(pages)
         while evicted < count:
-            victims = self._take_coldest(slot_size, count - evicted)
+            victims = self._victims(slot_size).take(pages, count - evicted)
             victims = victims or self._waiting(slot_size, count - evicted)
             if not victims:
                 break
+            self._catalog.remember(victims)
             evicted += self._catalog.drop(victims, unpinned_only=True)
         self.evicted += evicted
         return evicted
 
-    def _take_coldest(self, slot_size: int, count: int) -> list[int]:
-        victims: list[int] = []
-        while len(victims) < count and self._peek(slot_size) is not None:
-            victims.append(self._coldest[slot_size].popleft()[1])
-        return victims
-
-    def _peek(self, slot_size: int) -> int | None:
-        """Return the last use of the coldest page that may leave, None if there is none."""
-        queue = self._coldest.setdefault(slot_size, deque())
-        if (tick := self._first_valid(queue)) is None:
-            queue.extend(self._scan(slot_size))
-            tick = self._first_valid(queue)
-        return tick
-
-    def _first_valid(self, queue: deque[tuple[int, int]]) -> int | None:
-        """Drop from the queue what was used or left since the scan; return its first tick then."""
-        while queue:
-            tick, entry = queue[0]
-            if self._catalog.recency.ticks[entry] == tick and self._may_leave(entry):
-                return tick
-            queue.popleft()
-        return None
-
-    def _scan(self, slot_size: int) -> list[tuple[int, int]]:
-        pages = sum(len(s.slots) - s.slots.free for s in self._catalog.segments.of_size(slot_size))
-        least, most = _SCAN_LIMITS
-        count = min(max(pages // _SCAN_SHARE, least), most)
-        return self._catalog.recency.coldest(self._entries(slot_size), self._may_leave, count)
+    def _victims(self, slot_size: int) -> Victims:
+        if slot_size not in self._victims_of:
+            self._victims_of[slot_size] = Victims(
+                self._catalog.order, partial(self._entries, slot_size), self._may_leave
+            )
+        return self._victims_of[slot_size]
 
     def _entries(self, slot_size: int) -> Iterator[Sequence[int]]:
         for segment in self._catalog.segments.of_size(slot_size):
@@ -210,5 +189,5 @@ class Room:
         with catalog.lock:
             sizes = {entry: catalog.place(entry).segment.slot_size for entry in catalog.pending}
         waiting = [entry for entry, size in sizes.items() if size == slot_size]
-        coldest = catalog.recency.coldest([waiting], lambda e: not catalog.is_pinned(e), count)
+        coldest = catalog.order.coldest([waiting], lambda e: not catalog.is_pinned(e), count)
         return [entry for _, entry in coldest]

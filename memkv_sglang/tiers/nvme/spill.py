@@ -32,7 +32,7 @@ class Spiller:
         # Pinned, so that the call does not evict the chain's begin to make room for its end.
         pinned = self._catalog.pin(page.key for page in pages)
         try:
-            self._catalog.recency.touch([entry for entry in pinned if entry is not None])
+            self._catalog.order.touch([entry for entry in pinned if entry is not None])
             missing = {p.key: p for p, entry in zip(pages, pinned, strict=True) if entry is None}
             stored, failure = self._store(list(missing.values()), deadline)
         finally:
@@ -58,7 +58,7 @@ class Spiller:
         places: list[Place] = []
         try:
             failure = self._reserve(pages, places, deadline)
-            ticks = range(first := self._catalog.recency.take(len(places)), first + len(places))
+            ticks = range(first := self._catalog.order.take(len(places)), first + len(places))
             new = [
                 NewPage(page.key, place, page.length, tick)
                 for page, place, tick in zip(pages, places, reversed(ticks), strict=False)

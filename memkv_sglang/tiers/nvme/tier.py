@@ -86,7 +86,7 @@ class NvmeTier(Tier):
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Walk the index; page-exact, waits for nothing."""
         entries = self._catalog.walk(chain)
-        self._catalog.recency.touch(entries)
+        self._catalog.order.use(chain.namespace, chain.hashes, entries)
         return Lookup(len(entries), complete=True)
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:

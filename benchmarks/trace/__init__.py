@@ -1,0 +1,117 @@
+"""Replay of a published request trace: hits, bytes written, load times.
+
+Hits and bytes come from the NVMe tier's own eviction order and the engine's own admission rule, run
+on page numbers (`product`, `cluster`); a test shows that the real tier decides alike. Load times
+come from real engines over real directories and a real MinIO (`loads`).
+"""
+
+import statistics
+from collections.abc import Callable
+
+from benchmarks.base import Options
+from benchmarks.report import Report
+from benchmarks.trace.cluster import (
+    PLACEMENTS,
+    SECOND_USE,
+    WRITE_EVERYTHING,
+    LruDisk,
+    Outcome,
+    Rules,
+    replay,
+)
+from benchmarks.trace.loads import Admission, Served, serve
+from benchmarks.trace.peers import ONLINE, Belady, hits_of_peer
+from benchmarks.trace.product import ProductCache
+from benchmarks.trace.requests import Workload, mooncake
+
+SHARES = (2, 5, 10, 20)
+"""Capacities, in per cent of the trace's different pages."""
+LOADED_REQUESTS, QUICK_REQUESTS = 1000, 60
+"""Requests that are replayed for load times."""
+RULES = {
+    "write everything": WRITE_EVERYTHING,
+    "as configured by default": Rules(spills=True, promote="second_use"),
+    "admission second_use": SECOND_USE,
+}
+
+
+def run(options: Options) -> Report:
+    """Replay the trace; for load times its first part."""
+    trace = mooncake()
+    report = Report("trace", "share of ideal hits; pages written a useful page; load in ms")
+    _compare_orders(report, trace, both=not options.quick)
+    _compare_admission(report, trace)
+    count = QUICK_REQUESTS if options.quick else LOADED_REQUESTS
+    part = Workload(trace.name, trace.requests[:count], trace.seconds[:count])
+    _measure_loads(report, part, options)
+    return report
+
+
+def _compare_orders(report: Report, trace: Workload, *, both: bool) -> None:
+    ratios = []
+    for share in SHARES:
+        pages = trace.pages * share // 100
+        peers = {
+            name: hits_of_peer(kind, pages, trace.requests, both=both)
+            for name, kind in ONLINE.items()
+        }
+        ours = sum(map(ProductCache(pages).request, trace.requests))
+        belady = sum(map(Belady(pages, trace.requests).request, trace.requests))
+        hits = {"this project": ours, **peers, "Belady": belady}
+        report.runs[f"hits at {share} %"] = {
+            name: [value / trace.ideal_hits] for name, value in hits.items()
+        }
+        ratios.append(ours / max(peers.values()))
+        report.figures[f"trace_hits_over_best_online_{share}"] = ratios[-1]
+        report.figures[f"trace_hits_over_belady_{share}"] = ours / belady
+    report.figures["trace_hits_over_best_online"] = min(ratios)
+
+
+def _compare_admission(report: Report, trace: Workload) -> None:
+    pages = trace.pages // 10
+    for name, place in PLACEMENTS.items():
+        placed = place(trace.requests)
+        lru = replay(trace.requests, placed, pages, WRITE_EVERYTHING, LruDisk)
+        outcomes = {
+            rule: replay(trace.requests, placed, pages, rules, ProductCache)
+            for rule, rules in RULES.items()
+        }
+        shown = {"LRU, write everything": lru, **outcomes}
+        for what, value in _VALUES.items():
+            report.runs[f"{name}: {what}"] = {rule: [value(o)] for rule, o in shown.items()}
+        ruled, everything = outcomes["admission second_use"], outcomes["write everything"]
+        suffix = "" if name == "round robin" else "_prefix_aware"
+        report.figures |= {
+            f"trace_nvme_bytes_over_write_everything{suffix}": ruled.written / everything.written,
+            f"trace_admission_nvme_hits_over_lru{suffix}": ruled.nvme_hits / lru.nvme_hits,
+            f"trace_admission_hits_over_all{suffix}": ruled.hits / lru.hits,
+        }
+
+
+_VALUES: dict[str, Callable[[Outcome], float]] = {
+    "pages written a page hit": lambda o: o.written / o.hits,
+    "hits on this node's disk, of all": lambda o: o.nvme_hits / o.hits,
+}
+
+
+def _measure_loads(report: Report, trace: Workload, options: Options) -> None:
+    """Serve with room for every page on each node."""
+    shares = []
+    rules: tuple[Admission, ...] = ("always", "second_use")
+    for name, place in PLACEMENTS.items():
+        for rule in rules:
+            served = serve(trace, place(trace.requests), trace.pages, rule, options.directory)
+            shares.append(served.hits / served.ideal)
+            _report_loads(report, f"{name}, admission {rule}", served)
+    report.figures["trace_hits_over_ideal"] = min(shares)
+
+
+def _report_loads(report: Report, case: str, served: Served) -> None:
+    cuts = statistics.quantiles(served.milliseconds, n=100)
+    report.runs[f"load: {case}"] = {
+        "p50": [cuts[49]],
+        "p99": [cuts[98]],
+        "hits over ideal": [served.hits / served.ideal],
+    }
+    key = "trace_load_ms_" + case.replace(", admission ", "_").replace(" ", "_").replace("-", "_")
+    report.figures |= {f"{key}_p50": cuts[49], f"{key}_p99": cuts[98]}

@@ -1,0 +1,105 @@
+"""The replay through real engines: four nodes with NVMe directories, one MinIO, pages of 4 KiB."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from prometheus_client import CollectorRegistry
+
+from benchmarks.pool import HostPool
+from benchmarks.trace.cluster import NODES
+from benchmarks.trace.product import NAMESPACE
+from benchmarks.trace.requests import Workload, page_hash
+from memkv_sglang.config.schema import KIB, MIB, EngineConfig, MinioConfig, NvmeConfig
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.testing.minio_server import MinioServer
+from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.nvme import NvmeTier
+
+_PAGE = 4 * KIB
+_SLOT = 8 * KIB
+"""A page and its footer."""
+_SEGMENT = MIB
+_TIME_SCALE = 0.04
+"""The trace's hour would take 144 s, and what the calls take: uploads go on in the pauses."""
+
+Admission = Literal["always", "second_use"]
+
+
+class Served(NamedTuple):
+    """What a replay came to."""
+
+    hits: int
+    """Pages loaded."""
+    ideal: int
+    milliseconds: list[float]
+    """Of each load call."""
+
+
+def serve(
+    workload: Workload, placed: Sequence[int], pages: int, admission: Admission, home: Path
+) -> Served:
+    """Replay one request after the other: lookup, load of what is found, spill of the rest."""
+    longest = max(map(len, workload.requests))
+    arrivals = [*workload.seconds, workload.seconds[-1]]
+    hits, times = 0, list[float]()
+    with (
+        tempfile.TemporaryDirectory(dir=home, prefix="memkv-bench-") as scratch,
+        _engines(Path(scratch), pages, admission) as engines,
+        HostPool(longest, _PAGE) as pool,
+    ):
+        for i, (node, request) in enumerate(zip(placed, workload.requests, strict=True)):
+            loaded, seconds = _serve(engines[node], request, pool)
+            hits += loaded
+            if loaded:
+                times.append(seconds * 1e3)
+            time.sleep((arrivals[i + 1] - arrivals[i]) * _TIME_SCALE)
+    return Served(hits, workload.ideal_hits, times)
+
+
+def _serve(engine: Engine, request: Sequence[int], pool: HostPool) -> tuple[int, float]:
+    """Return the pages loaded, and how long that took."""
+    hashes = [page_hash(page) for page in request]
+    pages = pool.place([PageKey(NAMESPACE, page_hash) for page_hash in hashes])
+    found = engine.lookup(Chain(NAMESPACE, hashes)).length
+    began = time.perf_counter()
+    loads = engine.load(pages[:found]) if found else []
+    seconds = time.perf_counter() - began
+    good = itertools.takewhile(lambda load: load.result is LoadResult.LOADED, loads)
+    loaded = sum(1 for _ in good)
+    engine.spill(pages[loaded:], hashes[loaded - 1] if loaded else b"")
+    return loaded, seconds
+
+
+@contextmanager
+def _engines(home: Path, pages: int, admission: Admission) -> Iterator[list[Engine]]:
+    segments = -(-pages * _SLOT // (_SEGMENT - _SLOT))
+    with ExitStack() as stack:
+        server = stack.enter_context(MinioServer(home / "minio"))
+        minio = MinioConfig(
+            endpoint=server.endpoint,
+            bucket="trace",
+            access_key=server.access_key,
+            secret_key=server.secret_key,
+        )
+        engines = []
+        for node in range(NODES):
+            nvme = NvmeTier(
+                NvmeConfig(
+                    directory=str(home / f"node-{node}"),
+                    capacity=segments * _SEGMENT,
+                    segment_size=_SEGMENT,
+                )
+            )
+            config = EngineConfig(admission=admission)
+            metrics = Metrics(CollectorRegistry())
+            engines.append(Engine(nvme, MinioTier(minio), nvme, config, metrics))
+            stack.callback(engines[-1].close, drain=0)
+        yield engines

@@ -1,0 +1,208 @@
+"""What the NVMe tier's eviction order is compared with. Each holds `pages` pages."""
+
+import heapq
+from abc import ABC, abstractmethod
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Sequence
+
+from benchmarks.trace.requests import Requests
+
+
+class Cache(ABC):
+    """A cache of pages."""
+
+    def __init__(self, pages: int) -> None:
+        """Begin empty."""
+        self._room = pages
+
+    @abstractmethod
+    def __contains__(self, page: int) -> bool:
+        """Tell whether a page is there."""
+
+    @abstractmethod
+    def request(self, pages: Sequence[int]) -> int:
+        """Serve a prompt; return how many pages of its prefix were there when it came."""
+
+
+class PeerCache(Cache):
+    """A peer knows no chains: it takes a prompt's pages one by one."""
+
+    leaf_first = True
+    """Whether the prompt's last page comes first, so that its first one is the most recent."""
+
+    def request(self, pages: Sequence[int]) -> int:
+        """See `Cache`."""
+        hits = next((i for i, page in enumerate(pages) if page not in self), len(pages))
+        for page in reversed(pages) if self.leaf_first else pages:
+            self.use(page)
+        return hits
+
+    @abstractmethod
+    def use(self, page: int) -> None:
+        """Take note of a use; let others leave for a page that was not there."""
+
+
+class Lru(PeerCache):
+    """The least recently used page leaves."""
+
+    def __init__(self, pages: int) -> None:
+        """See `Cache`."""
+        super().__init__(pages)
+        self._held: OrderedDict[int, None] = OrderedDict()
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._held
+
+    def use(self, page: int) -> None:
+        """See `PeerCache`."""
+        self._held[page] = None
+        self._held.move_to_end(page)
+        if len(self._held) > self._room:
+            self._held.popitem(last=False)
+
+
+class S3Fifo(PeerCache):
+    """Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023.
+
+    A tenth of the room is for new pages; those used there move to the main queue, others are
+    remembered for as many pages as the main queue holds, and come back into the main queue.
+    """
+
+    promoted_at = 1
+    """Uses in the small queue that bring a page to the main one; the authors' code has 1 or 2."""
+
+    def __init__(self, pages: int) -> None:
+        """See `Cache`."""
+        super().__init__(pages)
+        self._small_room = max(1, pages // 10)
+        self._small: deque[int] = deque()
+        self._main: deque[int] = deque()
+        self._uses: dict[int, int] = {}
+        self._ghosts: OrderedDict[int, None] = OrderedDict()
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._uses
+
+    def use(self, page: int) -> None:
+        """See `PeerCache`."""
+        if page in self._uses:
+            self._uses[page] = min(3, self._uses[page] + 1)
+            return
+        while len(self._uses) >= self._room:
+            self._evict()
+        if page in self._ghosts:
+            del self._ghosts[page]
+            self._main.append(page)
+        else:
+            self._small.append(page)
+        self._uses[page] = 0
+
+    def _evict(self) -> None:
+        if len(self._small) >= self._small_room or not self._main:
+            while self._small:
+                page = self._small.popleft()
+                if self._uses[page] < self.promoted_at:
+                    self._forget(page)
+                    return
+                self._uses[page] = 0
+                self._main.append(page)
+                if len(self._main) > self._room - self._small_room:
+                    break
+        while self._main:
+            page = self._main.popleft()
+            if not self._uses[page]:
+                del self._uses[page]
+                return
+            self._uses[page] -= 1
+            self._main.append(page)
+
+    def _forget(self, page: int) -> None:
+        del self._uses[page]
+        self._ghosts[page] = None
+        if len(self._ghosts) > self._room - self._small_room:
+            self._ghosts.popitem(last=False)
+
+
+class S3FifoTwo(S3Fifo):
+    """The variant that wants two uses."""
+
+    promoted_at = 2
+
+
+class Lru2(PeerCache):
+    """O'Neil et al., "The LRU-K Page Replacement Algorithm", SIGMOD 1993, for K = 2.
+
+    The page leaves whose last use but one is the longest ago; the history is never forgotten.
+    """
+
+    def __init__(self, pages: int) -> None:
+        """See `Cache`."""
+        super().__init__(pages)
+        self._tick = 0
+        self._last_two: dict[int, tuple[int, int]] = {}
+        self._held: set[int] = set()
+        self._heap: list[tuple[tuple[int, int], int]] = []
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._held
+
+    def use(self, page: int) -> None:
+        """See `PeerCache`."""
+        self._tick += 1
+        _, last = self._last_two.get(page, (0, 0))
+        self._last_two[page] = last, self._tick
+        while page not in self._held and len(self._held) >= self._room:
+            uses, coldest = heapq.heappop(self._heap)
+            if self._last_two[coldest] == uses:
+                self._held.discard(coldest)
+        self._held.add(page)
+        heapq.heappush(self._heap, (self._last_two[page], page))
+
+
+class Belady(PeerCache):
+    """The page leaves whose next use is the farthest ahead: it has seen the future."""
+
+    def __init__(self, pages: int, requests: Requests) -> None:
+        """Serve exactly these requests."""
+        super().__init__(pages)
+        self._next: dict[int, deque[int]] = defaultdict(deque)
+        ordered = (page for request in requests for page in reversed(request))
+        for tick, page in enumerate(ordered):
+            self._next[page].append(tick)
+        self._held: dict[int, int] = {}
+        self._heap: list[tuple[int, int]] = []
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._held
+
+    def use(self, page: int) -> None:
+        """See `PeerCache`."""
+        ahead = self._next[page]
+        ahead.popleft()
+        self._held[page] = ahead[0] if ahead else 1 << 62
+        heapq.heappush(self._heap, (-self._held[page], page))
+        while len(self._held) > self._room:
+            farthest, candidate = heapq.heappop(self._heap)
+            if self._held.get(candidate) == -farthest:
+                del self._held[candidate]
+
+
+ONLINE: dict[str, type[PeerCache]] = {
+    "LRU": Lru,
+    "S3-FIFO": S3Fifo,
+    "S3-FIFO, two uses": S3FifoTwo,
+    "LRU-2": Lru2,
+}
+
+
+def hits_of_peer(
+    kind: type[PeerCache], pages: int, requests: Requests, *, both: bool = True
+) -> int:
+    """Return a peer's hits, with the better of `both` orders within a prompt, or leaf first."""
+    orders = (True, False) if both else (True,)
+    return max(_hits(kind(pages), requests, leaf_first=order) for order in orders)
+
+
+def _hits(cache: PeerCache, requests: Requests, *, leaf_first: bool) -> int:
+    cache.leaf_first = leaf_first
+    return sum(map(cache.request, requests))

@@ -1,0 +1,168 @@
+"""The order in which pages leave: by their last use and by repeated uses, as it proves right."""
+
+import heapq
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.eviction.ghosts import Ghosts
+from memkv_sglang.tiers.eviction.shadow import Shadow
+from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS
+
+NO_ENTRY = 0xFFFF_FFFF
+"""In place of an entry: nothing."""
+
+_GHOSTS = 8
+"""Pages that left and are remembered, as a multiple of those that are there."""
+_ONE_MORE = bytes(min(uses + 1, MOST_USES) for uses in range(MOST_USES + 1))
+_CALLS_KEPT = 256
+"""Calls whose uses wait to be learned from; of more than these the oldest are passed over."""
+
+
+class EvictionOrder:
+    """When each entry was used last, in ticks of a counter, and how often it was used again.
+
+    An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
+    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch` and `use` may
+    be called by any thread, and hold a lock for no longer than an addition; who changes what is
+    there calls `set`, `enter` and `leave` one at a time, who makes room the others.
+    """
+
+    def __init__(self) -> None:
+        self.ticks = array("Q")
+        """Tick of the last use, by entry."""
+        self._uses = bytearray()
+        """Repeated uses, by entry."""
+        self._bonuses = VALUATIONS[0].bonuses(0)
+        self._ghosts = Ghosts(0)
+        self._shadow = Shadow()
+        self._learned_for = 0
+        self._heard: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_CALLS_KEPT)
+        self._next = 1
+        self._lock = threading.Lock()
+
+    @property
+    def valuation(self) -> str:
+        """Name of the valuation that is followed."""
+        return self._shadow.best.valuation.name
+
+    def take(self, count: int) -> int:
+        """Return the first of `count` ticks that are later than all before."""
+        with self._lock:
+            first = self._next
+            self._next += count
+        return first
+
+    def advance_past(self, tick: int) -> None:
+        """Make all ticks to come later than this one."""
+        with self._lock:
+            self._next = max(self._next, tick + 1)
+
+    def touch(self, entries: Sequence[int]) -> None:
+        """Move pages of a chain to the young end, which is no repeated use; given root first."""
+        ticks = self.ticks
+        tick = self.take(len(entries))
+        for entry in reversed(entries):
+            ticks[entry] = tick
+            tick += 1
+
+    def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
+        """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""
+        self.touch(entries)
+        uses = self._uses
+        for entry in entries:
+            uses[entry] = _ONE_MORE[uses[entry]]
+        self._hear(namespace, hashes[: len(entries)])
+
+    # Coming and going
+
+    def set(self, entry: int, tick: int) -> None:
+        """Say when the page of an entry, which may be a new one, was used; it counts as new."""
+        if entry == len(self.ticks):
+            self._uses.append(0)
+            self.ticks.append(tick)
+        else:
+            self._uses[entry] = 0
+            self.ticks[entry] = tick
+
+    def enter(self, pages: Sequence[tuple[PageKey, int]]) -> None:
+        """Note that pages of a chain came to be there, root first; call after `set`.
+
+        Those that were there not long ago are used again by that.
+        """
+        most = 0
+        for key, entry in reversed(pages):
+            ghost = self._ghosts.take(_fingerprint(key))
+            if ghost is not None:
+                most = max(most, _ONE_MORE[ghost])
+            self._uses[entry] = most  # not less than those behind it, which cannot do without it
+        if pages:
+            self._hear(pages[0][0].namespace, [key.hash for key, _ in pages])
+
+    def leave(self, pages: Iterable[tuple[PageKey, int]]) -> None:
+        """Remember pages that are about to leave to make room."""
+        for key, entry in pages:
+            self._ghosts.add(_fingerprint(key), self._uses[entry])
+
+    # Learning
+
+    def adapt(self, pages: int) -> None:
+        """Learn from the uses since the last call; the tier is full with about `pages` pages."""
+        is_new_size = abs(pages - self._learned_for) * 10 > self._learned_for
+        if is_new_size:
+            self._learned_for = pages
+            self._shadow.resize(pages)
+        if len(self._ghosts) < _GHOSTS * pages // 2:
+            self._ghosts = Ghosts(_GHOSTS * pages)
+        before = self._shadow.best
+        while self._heard:
+            namespace, hashes = self._heard.popleft()
+            self._shadow.use(_fingerprint(PageKey(namespace, h)) for h in reversed(hashes))
+        valuation = self._shadow.choose()
+        if is_new_size or self._shadow.best is not before:
+            self._bonuses = valuation.bonuses(pages)
+
+    def _hear(self, namespace: bytes, hashes: Sequence[bytes]) -> None:
+        """Keep a use for `adapt`, as far as the sample goes; quick, as lookups wait for it."""
+        if mask := self._shadow.mask & 0xFF:
+            hashes = [page_hash for page_hash in hashes if not page_hash[0] & mask]
+        if hashes:
+            self._heard.append((namespace, hashes))
+
+    # Who leaves
+
+    def rank(self, entry: int) -> int:
+        """Return the entry's place in the order: the lowest leaves first."""
+        return self.ticks[entry] + self._bonuses[self._uses[entry]]
+
+    def coldest(
+        self, chunks: Iterable[Sequence[int]], may_leave: Callable[[int], bool], count: int
+    ) -> list[tuple[int, int]]:
+        """Return rank and id of the `count` entries that leave first of those that may, in order.
+
+        Lets other threads run between the chunks, so these should be short.
+        """
+        ticks, uses, bonuses = self.ticks, self._uses, self._bonuses
+        coldest: list[tuple[int, int]] = []
+        bound = 1 << 64
+        for chunk in chunks:
+            coldest += [
+                (rank, entry)
+                for entry in chunk
+                if entry != NO_ENTRY
+                and (rank := ticks[entry] + bonuses[uses[entry]]) < bound
+                and may_leave(entry)
+            ]
+            if len(coldest) >= 2 * count:
+                coldest = heapq.nsmallest(count, coldest)
+                bound = coldest[-1][0]
+            time.sleep(0)
+        return sorted(coldest)[:count]
+
+
+def _fingerprint(key: PageKey) -> int:
+    """Return 64 bits that tell a page from others, the lowest 16 those of its hash, a SHA-256."""
+    return int.from_bytes(key.hash[:8], "little") ^ int.from_bytes(key.namespace[:6], "big") << 16

@@ -1,0 +1,56 @@
+"""The next pages to leave, found by a scan now and then."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from memkv_sglang.tiers.eviction.order import EvictionOrder
+
+_SCAN_SHARE = 32
+"""A scan finds this part of the pages, so that a page costs a look at so many others."""
+_SCAN_LIMITS = (8, 4096)
+
+
+class Victims:
+    """A queue of the entries that leave first. Not thread-safe."""
+
+    def __init__(
+        self,
+        order: EvictionOrder,
+        entries: Callable[[], Iterable[Sequence[int]]],
+        may_leave: Callable[[int], bool],
+    ) -> None:
+        """Choose among `entries`, given in chunks, those that `may_leave`."""
+        self._order = order
+        self._entries = entries
+        self._may_leave = may_leave
+        self._queue: deque[tuple[int, int]] = deque()
+
+    def peek(self, pages: int) -> int | None:
+        """Return the rank of the first to leave, None if there is none; `pages`: how many exist."""
+        if (rank := self._first_valid()) is None:
+            least, most = _SCAN_LIMITS
+            count = min(max(pages // _SCAN_SHARE, least), most)
+            self._queue.extend(self._order.coldest(self._entries(), self._may_leave, count))
+            rank = self._first_valid()
+        return rank
+
+    def take(self, pages: int, count: int) -> list[int]:
+        """Return up to `count` entries, in the order in which they leave; none only if none may.
+
+        What is returned must leave, or be used, before the next call.
+        """
+        victims: list[int] = []
+        rank = self.peek(pages)
+        while rank is not None and len(victims) < count:
+            victims.append(self._queue.popleft()[1])
+            rank = self._first_valid()
+        return victims
+
+    def _first_valid(self) -> int | None:
+        """Drop from the queue what was used or left since the scan; return its first rank then."""
+        while self._queue:
+            rank, entry = self._queue[0]
+            if self._order.rank(entry) == rank and self._may_leave(entry):
+                return rank
+            self._queue.popleft()
+        return None

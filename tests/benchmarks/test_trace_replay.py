@@ -1,0 +1,101 @@
+"""That the replay decides as the product does, and the eviction order adapts to what it meets."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.trace.cluster import SECOND_USE, WRITE_EVERYTHING, replay, round_robin
+from benchmarks.trace.peers import ONLINE, Belady, Lru, hits_of_peer
+from benchmarks.trace.product import NAMESPACE, ProductCache
+from benchmarks.trace.requests import Requests, mooncake, page_hash
+from benchmarks.trace.workloads import MAKERS, conversations, popular_documents
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.testing.conformance import soon, spill
+from tests.tiers.nvme.nvme_support import disk, present, room_for
+
+
+def test_trace_is_the_published_one() -> None:
+    trace = mooncake()
+    assert (len(trace.requests), trace.pages, trace.ideal_hits) == (3993, 43924, 77953)
+
+
+def hits_of_product(pages: int, requests: Requests) -> int:
+    return sum(map(ProductCache(pages).request, requests))
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("share", [10])
+def test_order_is_near_the_best_whatever_the_requests_are_like(make, share: int) -> None:
+    """No peer is near the best on all of these: LRU has 0.5 of it on one, LRU-2 0.85 on another."""
+    workload = make(seed=11)
+    pages = workload.pages * share // 100
+    best = max(hits_of_peer(kind, pages, workload.requests) for kind in ONLINE.values())
+    assert hits_of_product(pages, workload.requests) >= 0.9 * best
+
+
+def test_no_peer_sees_the_future() -> None:
+    workload = popular_documents(3, reads=300)
+    pages = workload.pages // 10
+    belady = sum(map(Belady(pages, workload.requests).request, workload.requests))
+    assert all(
+        hits_of_peer(kind, pages, workload.requests) < belady < workload.ideal_hits
+        for kind in ONLINE.values()
+    )
+
+
+@pytest.mark.parametrize("make", [conversations, popular_documents])
+def test_tier_on_disk_decides_like_the_replay(make, tmp_path: Path) -> None:
+    requests = make(seed=5).requests[:150]
+    pages = 160
+    cache = ProductCache(pages)
+    with disk(tmp_path / "nvme", capacity=room_for(pages)) as opened:
+        for request in requests:
+            hashes = [page_hash(page) for page in request]
+            found = opened.tier.lookup(Chain(NAMESPACE, hashes), soon()).length
+            assert found == cache.request(request)
+            spill(opened.tier, [PageKey(NAMESPACE, page_hash) for page_hash in hashes])
+        everything = sorted({page for request in requests for page in request})
+        keys = [PageKey(NAMESPACE, page_hash(page)) for page in everything]
+        assert present(opened.tier, keys) == [page in cache for page in everything]
+        assert opened.tier.usage().evicted > pages
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1 << 32), pages=st.integers(8, 60))
+def test_leaves_leave_before_their_roots_under_every_valuation(seed: int, pages: int) -> None:
+    rng = random.Random(seed)
+    trees = [_tree(rng, first=i << 16) for i in range(6)]
+    cache = ProductCache(pages)
+    for _ in range(60):
+        request = list(rng.choice(rng.choice(trees)))[: rng.randint(1, 12)]
+        cache.request(request[:pages])
+        for chain in (chain for tree in trees for chain in tree):
+            held = [page in cache for page in chain]
+            assert held == sorted(held, reverse=True)
+
+
+def _tree(rng: random.Random, first: int) -> list[list[int]]:
+    """Return chains of 12 pages that share beginnings."""
+    trunk = [first + i for i in range(12)]
+    return [
+        trunk[: (fork := rng.randint(1, 11))] + [first + 100 * branch + i for i in range(12 - fork)]
+        for branch in range(1, 5)
+    ]
+
+
+def test_pages_that_must_be_used_again_to_be_written_cost_no_hits() -> None:
+    workload = popular_documents(7, reads=800)
+    placed, pages = round_robin(workload.requests), workload.pages // 10
+    lru = replay(workload.requests, placed, pages, WRITE_EVERYTHING, ProductCache)
+    ruled = replay(workload.requests, placed, pages, SECOND_USE, ProductCache)
+    assert ruled.hits == lru.hits == workload.ideal_hits
+    assert ruled.written <= 0.7 * lru.written
+    assert ruled.nvme_hits >= 0.95 * lru.nvme_hits
+
+
+def test_lru_forgets_what_was_used_longest_ago() -> None:
+    cache = Lru(2)
+    assert [cache.request([page]) for page in (1, 2, 1, 3, 2, 3)] == [0, 0, 1, 0, 0, 1]
