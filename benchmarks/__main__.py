@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import gpu, lookup, minio, nvme
+from benchmarks import gpu, lookup, minio, nvme, sessions, ttft
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -15,6 +15,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
     "minio": minio.run,
     "lookup": lookup.run,
+    "ttft": ttft.run,
+    "sessions": sessions.run,
 }
 
 BY_NAME_ONLY = {"gpu": gpu.run}
