@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import faults, fuzz, gpu, load, lookup, minio, nvme, trace
+from benchmarks import faults, fuzz, gpu, load, lookup, minio, nvme, sessions, trace, ttft
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -19,6 +19,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "fuzz": fuzz.run,
     "load": load.run,
     "trace": trace.run,
+    "ttft": ttft.run,
+    "sessions": sessions.run,
 }
 
 BY_NAME_ONLY = {"gpu": gpu.run}

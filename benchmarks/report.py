@@ -29,13 +29,18 @@ class Report:
     """Every repetition, by case and contestant."""
     figures: dict[str, float] = field(default_factory=dict)
     """What is claimed: mostly ratios of medians within one run."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know beside the numbers, a sentence each."""
 
     def compete(self, case: str, contestants: Mapping[str, Measure], repetitions: int) -> None:
         """Run every contestant in turn, `repetitions` times, so that noise meets all alike."""
-        runs = self.runs.setdefault(case, {name: [] for name in contestants})
         for _ in range(repetitions):
             for name, measure in contestants.items():
-                runs[name].append(measure())
+                self.record(case, name, measure())
+
+    def record(self, case: str, contestant: str, value: float) -> None:
+        """Keep one repetition that was measured elsewhere."""
+        self.runs.setdefault(case, {}).setdefault(contestant, []).append(value)
 
     def median(self, case: str, contestant: str) -> float:
         """Return the median of a contestant's repetitions."""
@@ -61,6 +66,8 @@ class Report:
         console.print(table)
         for name, value in self.figures.items():
             console.print(f"{name}: {value:.3g}")
+        for note in self.notes:
+            console.print(note, highlight=False)
 
     def write(self, file: Path) -> None:
         """Write everything, also where and when it was measured."""
@@ -75,6 +82,7 @@ class Report:
             "machine": machine(),
             "runs": self.runs,
             "figures": self.figures,
+            "notes": self.notes,
         }
 
 

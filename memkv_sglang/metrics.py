@@ -51,6 +51,11 @@ class Metrics:
             "Lookups that ran out of time and answered a lower bound",
             registry=registry,
         )
+        self.declined_pages = Counter(
+            "memkv_declined_pages",
+            "Pages that were there but would take longer to load than to compute",
+            registry=registry,
+        )
         self.merged_pages = Counter(
             "memkv_merged_pages",
             "Pages that were copied from an equal load in flight",

@@ -53,7 +53,15 @@ def register_hooks() -> None:
 def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     from sglang.srt.plugins.hook_registry import HookType
 
-    from sglang_cpu_platform import attention, forking, host_pools, mla, page_hash, pinning
+    from sglang_cpu_platform import (
+        attention,
+        forking,
+        host_pools,
+        mla,
+        page_hash,
+        pinning,
+        waiting,
+    )
 
     pools = "sglang.srt.mem_cache.pool_host"
     mha_pool = f"{pools}.mha.MHATokenToKVPoolHost"
@@ -77,6 +85,7 @@ def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
         (f"{attention_backend}._run_sdpa_forward_decode", attention.decode, HookType.AROUND),
         (f"{handlers}.AttentionBackendRegistry.get_handler", mla.handler, HookType.AFTER),
         (f"{rope}.get_rope_wrapper", mla.rope, HookType.REPLACE),
+        ("sglang.srt.managers.scheduler.Scheduler.on_idle", waiting.pause, HookType.AROUND),
         (f"{native_hash}._load_native_hash_module", page_hash.load, HookType.AROUND),
     ]
 

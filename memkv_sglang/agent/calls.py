@@ -11,6 +11,7 @@ from memkv_sglang.agent import protocol
 from memkv_sglang.agent.pools import RequestError, split_hashes
 from memkv_sglang.agent.sessions import Session
 from memkv_sglang.engine.engine import Engine
+from memkv_sglang.engine.recompute import Recompute
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain
@@ -105,7 +106,8 @@ class Calls:
         self, _session: Session, request: protocol.LookupPages, _: list[int]
     ) -> protocol.Reply:
         chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
-        return protocol.FoundPages(*self._engine.lookup(chain, request.budget))
+        recompute = Recompute(*request.recompute)
+        return protocol.FoundPages(*self._engine.lookup(chain, request.budget, recompute))
 
     def _check(
         self, _session: Session, request: protocol.CheckPages, _: list[int]

@@ -12,7 +12,7 @@ import msgspec
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import Buffer
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Goes up with every change that the other side could misread."""
 
 MAX_MESSAGE = 16 << 20
@@ -58,6 +58,8 @@ class LookupPages(_Message, tag=4):
     """Page hashes, one after the other."""
     budget: float | None
     """Seconds; None for the agent's own setting."""
+    recompute: tuple[float, int] = (0.0, 0)
+    """See `engine.recompute.Recompute`."""
 
 
 class LoadPages(_Message, tag=5):

@@ -12,6 +12,7 @@ from memkv_sglang.client.connection import AgentRefusedError, Connection, Connec
 from memkv_sglang.client.keeper import LinkKeeper
 from memkv_sglang.client.registry import announce_namespace
 from memkv_sglang.config.schema import Config
+from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Buffer, Chain
@@ -90,10 +91,13 @@ class AgentClient:
                 self._use(lambda connection: announce_namespace(connection, namespace))
         return namespace.digest
 
-    def lookup(self, chain: Chain, budget: float | None = None) -> Lookup:
+    def lookup(
+        self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
+    ) -> Lookup:
         """Return how many pages from the chain's start can be loaded; see `Engine.lookup`."""
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
-        request = protocol.LookupPages(chain.namespace, b"".join(chain.hashes), budget)
+        hashes = b"".join(chain.hashes)
+        request = protocol.LookupPages(chain.namespace, hashes, budget, recompute)
         reply = self._call(request, seconds)
         if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(chain.hashes):
             return Lookup(reply.length, reply.complete)

@@ -108,6 +108,21 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             description="Longest time of a load or spill call; what is not done by then is a miss.",
         ),
     ] = 5.0
+    decline_slow_loads: Annotated[
+        bool,
+        Meta(
+            description="Whether a lookup leaves out what would take longer to load, at the tiers' "
+            "present speed, than to compute.",
+        ),
+    ] = True
+    prefill_speed: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Tokens a second that a server of this node computes, to compare loads "
+            "with. 0: what it is seen to compute.",
+        ),
+    ] = 0.0
     upload_backlog: Annotated[
         int,
         Meta(

@@ -4,7 +4,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +30,33 @@ class LoadedPages(NamedTuple):
     minio: int
 
 
+class Loads(NamedTuple):
+    """Pages and bytes, and seconds of the calls that moved them."""
+
+    pages: int
+    bytes: int
+    seconds: float
+
+
 class Node:
     """A machine of its own as far as the tier can tell: own agent, own socket, own directory."""
 
-    def __init__(self, name: str, home: Path, model: Path, minio: MinioServer) -> None:
-        """Prepare; `home` gets the node's socket, pages and log."""
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        model: Path,
+        minio: MinioServer,
+        *,
+        endpoint: str = "",
+        environment: Mapping[str, str] | None = None,
+        extra: Sequence[str] = (),
+    ) -> None:
+        """Prepare; `home` gets the node's socket, pages and log.
+
+        `endpoint` is another way to MinIO than its own, `environment` more settings (`MEMKV_*`),
+        `extra` more arguments of the server.
+        """
         self.name = name
         home = home / name
         settings = {
@@ -44,6 +66,7 @@ class Node:
             "MEMKV_AGENT_DRAIN": "0",
             "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
             "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
+            **(environment or {}),
         }
         self._config = load_config(None, settings, {})
         self._client: AgentClient | None = None
@@ -52,10 +75,11 @@ class Node:
             home,
             [
                 "--enable-memkv",
-                *("--memkv-endpoint", minio.endpoint),
+                *("--memkv-endpoint", endpoint or minio.endpoint),
                 *("--memkv-nvme-dir", str(home / "nvme")),
                 *("--memkv-nvme-capacity", "2GiB"),
                 "--enable-metrics",
+                *extra,
             ],
             settings,
         )
@@ -78,18 +102,24 @@ class Node:
 
     def loaded_pages(self) -> LoadedPages:
         """Return how many pages the agent has read so far, for servers and for uploads."""
-        samples = self._samples()
-
-        def loaded(tier: str) -> int:
-            return int(
-                samples.total("memkv_pages_total", tier=tier, operation="load", result="loaded")
-            )
-
-        return LoadedPages(nvme=loaded("nvme"), minio=loaded("minio"))
+        return LoadedPages(nvme=self.loads("nvme").pages, minio=self.loads("minio").pages)
 
     def spilled_pages(self) -> int:
         """Return how many pages SGLang has handed to the agent."""
         return int(self._samples().total("memkv_pages_total", tier="nvme", operation="spill"))
+
+    def loads(self, tier: str) -> Loads:
+        """Return what the agent's loads from a tier have moved so far, and how long they took."""
+        samples = self._samples()
+        return Loads(
+            int(samples.total("memkv_pages_total", tier=tier, operation="load", result="loaded")),
+            int(samples.total("memkv_bytes_total", tier=tier, operation="load")),
+            samples.total("memkv_call_seconds_sum", tier=tier, operation="load"),
+        )
+
+    def declined_pages(self) -> int:
+        """Return how many pages lookups left out, since they would take longer to load."""
+        return int(self._samples().total("memkv_declined_pages_total"))
 
     def wait_for_spill(self, pages: int) -> None:
         """Wait until so many pages have been spilled, and MinIO has them. Raises `DemoError`."""

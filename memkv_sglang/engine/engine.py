@@ -11,10 +11,13 @@ from memkv_sglang.engine.load import Loader
 from memkv_sglang.engine.lookup import Finder
 from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
+from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Removal
+from memkv_sglang.engine.speed import SpeedTier
 from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus, TierStatus
 from memkv_sglang.engine.uploads import UploadQueue
+from memkv_sglang.engine.worth import Worth
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
@@ -45,12 +48,17 @@ class Engine:
         self._breaker = CircuitBreaker(
             shared.name if shared else "", config.breaker_failures, config.breaker_open
         )
-        self._local = MeasuredTier(local, metrics) if local else None
-        self._shared = BreakerTier(MeasuredTier(shared, metrics), self._breaker) if shared else None
+        near = SpeedTier(MeasuredTier(local, metrics)) if local else None
+        # What the breaker answers by itself says nothing of the tier's speed.
+        far = SpeedTier(MeasuredTier(shared, metrics)) if shared else None
+        self._local = near
+        self._shared = BreakerTier(far, self._breaker) if far else None
+        speeds = {tier.name: tier.speed for tier in (near, far) if tier is not None}
+        worth = Worth(speeds, metrics) if config.decline_slow_loads else None
         self._promoter = self._make_promoter()
         # Its own reads are no loads that anyone asked for: they go past the metrics.
         self._uploads = self._make_uploads(local, marks)
-        self._finder = Finder(self._local, self._shared, metrics)
+        self._finder = Finder(self._local, self._shared, worth, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics)
         self._spiller = Spiller(
             self._local, self._shared, self._uploads, past_local=self._past_local()
@@ -89,13 +97,18 @@ class Engine:
         if self._describer is not None:
             self._describer.offer(namespace)
 
-    def lookup(self, chain: Chain, budget: float | None = None) -> Lookup:
+    def lookup(
+        self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
+    ) -> Lookup:
         """Return the longest prefix that can be loaded, as known after `budget` seconds at most.
 
         Page-exact. `complete` is False where time ran out or a tier could not answer: the length
-        is then a lower bound. The default budget is the configured one.
+        is then a lower bound. The default budget is the configured one. Given what it costs to
+        `recompute` a page, the answer is the prefix that pays to be loaded at the tiers' present
+        speed; all of it while that is not known.
         """
-        return self._finder.lookup(chain, self._config.lookup_budget if budget is None else budget)
+        seconds = self._config.lookup_budget if budget is None else budget
+        return self._finder.lookup(chain, seconds, recompute)
 
     def present(
         self, keys: Sequence[PageKey], budget: float | None = None, tier: str = ""

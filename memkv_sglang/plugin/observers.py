@@ -9,6 +9,7 @@ from memkv_sglang.plugin import running
 log = logging.getLogger(__name__)
 
 CONTROLLER = "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller.HybridCacheController"
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 TREE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
 
 
@@ -50,11 +51,20 @@ def take_events(original: Callable[..., Any], tree: Any) -> Any:
     return events
 
 
+def process_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> Any:
+    """Stand around what the scheduler does with a batch's results, for which it waits first."""
+    done = original(scheduler, batch, result)
+    if running.storage is not None:
+        running.storage.computed(batch)
+    return done
+
+
 OBSERVERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (f"{CONTROLLER}._page_transfer", transfer),
     (f"{CONTROLLER}._page_backup", back_up),
     (f"{CONTROLLER}.should_backup", should_back_up),
     (f"{TREE}.take_events", take_events),
+    (f"{SCHEDULER}.process_batch_result", process_result),
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.plugin.hits import (
     PoolHit,
     block_pages,
@@ -27,12 +28,13 @@ class Search:
         self._hashes = hashes
         self._deadline = time.monotonic() + seconds
 
-    def prefix(self, registered: RegisteredPool, pages: int) -> int:
+    def prefix(self, registered: RegisteredPool, pages: int, recompute: Recompute = UNKNOWN) -> int:
         """Return how many of the first `pages` pages can be loaded, without a gap."""
         if registered.pool is None:
             return pages
         chain = registered.chain(self._hashes[:pages])
-        return self._client.lookup(chain, self._left()).length if self._left() else 0
+        left = self._left()
+        return self._client.lookup(chain, left, recompute).length if left else 0
 
     def ask(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
         """Return what a side pool says about the first `pages` pages.

@@ -10,6 +10,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferRes
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.plugin import events, observers, running
 from memkv_sglang.plugin.attachment import (
     UnsuitableServerError,
@@ -22,7 +23,8 @@ from memkv_sglang.plugin.clearing import Clearing
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.hits import intersect, whole_prefix
 from memkv_sglang.plugin.namespaces import KV_POOL, ModelIdentity, identify_model
-from memkv_sglang.plugin.pools import UnsuitablePoolError, begin_until
+from memkv_sglang.plugin.pools import Pool, UnsuitablePoolError, begin_until
+from memkv_sglang.plugin.prefill import PrefillSpeed
 from memkv_sglang.plugin.registered import RegisteredPool, RegisteredPools
 from memkv_sglang.plugin.side_pools import ALL_PAGES, Search
 from memkv_sglang.plugin.traffic import Traffic
@@ -55,6 +57,7 @@ class MemKVStorage(HiCacheStorage):
             metrics=storage_config.enable_storage_metrics,
             count_requests=storage_config.tp_rank == storage_config.pp_rank == 0,
         )
+        self._prefill = PrefillSpeed()
         self.announcer: events.Announcer | None = None
         """None where SGLang publishes no events."""
         self._config = storage_config
@@ -74,6 +77,7 @@ class MemKVStorage(HiCacheStorage):
         server_args = get_server_args()
         check_server(extra, server_args)
         config = read_config(extra)
+        self._prefill = PrefillSpeed(config.engine.prefill_speed)
         # The agent starts while the model is read.
         self._client = AgentClient(config, start=True)
         self._pools = RegisteredPools(self._client, self._config)
@@ -129,14 +133,21 @@ class MemKVStorage(HiCacheStorage):
         return self._client is not None and self._pools.differs_by_rank(str(pool))
 
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
-        """Return how many of the keys, from the first, can be loaded."""
-        return self._safely(lambda: self._find(keys), 0)
+        """Return how many of the keys, from the first, can be loaded, and pay to be."""
+        return self._safely(lambda: self._find(keys, extra_info), 0)
 
-    def _find(self, keys: list[str]) -> int:
+    def _find(self, keys: list[str], extra_info: Any) -> int:
         client, kv = self._client, self._usable(KV_POOL)
         if client is None or kv is None or kv.pool is None:
             return 0  # an anchor without memory stands for nothing if no side pool is asked
-        return client.lookup(kv.chain(_hashes(keys)), LOOKUP_SECONDS).length
+        recompute = self._recompute(kv.pool, len(keys), extra_info)
+        return client.lookup(kv.chain(_hashes(keys)), LOOKUP_SECONDS, recompute).length
+
+    def _recompute(self, pool: Pool, pages: int, extra_info: Any) -> Recompute:
+        """Return what a page costs to compute, of so many that SGLang does not have."""
+        begin = len(_before(extra_info)) * pool.page_tokens
+        seconds = self._prefill.seconds(begin, begin + pages * pool.page_tokens)
+        return Recompute(seconds / max(1, pages), pool.page_bytes)
 
     def exists(self, key: str) -> bool:
         """Tell whether a page can be loaded."""
@@ -147,15 +158,17 @@ class MemKVStorage(HiCacheStorage):
     ) -> Any:
         """Return how many pages every pool can serve, and which shorter prefixes."""
         transfers = list(pool_transfers or ())
-        return self._safely(lambda: self._find_v2(keys, transfers), PoolTransferResult.empty())
+        find = partial(self._find_v2, keys, transfers, extra_info)
+        return self._safely(find, PoolTransferResult.empty())
 
-    def _find_v2(self, keys: list[str], transfers: Sequence[Any]) -> Any:
+    def _find_v2(self, keys: list[str], transfers: Sequence[Any], extra_info: Any) -> Any:
         client, kv = self._client, self._usable(KV_POOL)
         sides = [self._usable(transfer.name) for transfer in transfers]
         if client is None or kv is None or None in sides:
             return PoolTransferResult.empty()
         search = Search(client, _hashes(keys), LOOKUP_SECONDS)
-        pages = search.prefix(kv, len(keys))
+        recompute = self._recompute(kv.pool, len(keys), extra_info) if kv.pool else UNKNOWN
+        pages = search.prefix(kv, len(keys), recompute)
         hits, gates = {KV_POOL: pages}, [whole_prefix(pages)]
         asked = [(side, transfer) for side, transfer in zip(sides, transfers, strict=True) if side]
         for side, transfer in asked:
@@ -227,7 +240,7 @@ class MemKVStorage(HiCacheStorage):
             pool, chain = registered.pool, registered.chain(_hashes(keys))
             if pool is None:
                 return [True] * len(keys)
-            before = getattr(extra_info, "prefix_keys", None) or []
+            before = _before(extra_info)
             parent = bytes.fromhex(before[-1]) if before else b""
             with self.traffic.spill() as moved:
                 results = pool.spill(chain, indices, parent, until)
@@ -256,6 +269,10 @@ class MemKVStorage(HiCacheStorage):
         if announcer is not None and kv is not None and kv.pool is not None:
             blocks = partial(events.blocks_of, operation, page_size)
             announcer.stored(kv.digest, self._safely(blocks, []))
+
+    def computed(self, batch: Any) -> None:
+        """Take note of a batch that SGLang has run, for what loads have to compete with."""
+        self._safely(lambda: self._prefill.observe(batch), None)
 
     def get_stats(self) -> Any:
         """Return what has been moved since the last call; no I/O."""
@@ -316,6 +333,11 @@ class MemKVStorage(HiCacheStorage):
     ) -> bool:
         """Refuse likewise."""
         return False
+
+
+def _before(extra_info: Any) -> Sequence[str]:
+    """Return the hashes of what comes before the pages in question."""
+    return getattr(extra_info, "prefix_keys", None) or []
 
 
 def _hashes(keys: Sequence[str]) -> list[bytes]:

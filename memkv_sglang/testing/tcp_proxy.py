@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts, stalls or drips on command, for tests of everything that uses a network.
+"""A TCP proxy that cuts, stalls, drips or slows down on command, for all that uses a network.
 
 It is real: bytes cross two sockets, and what one side sees is what a failing network shows.
 """
@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
@@ -30,15 +31,17 @@ class Fault(NamedTuple):
 class TcpProxy:
     """Forwards connections on a free loopback port to a server; a context manager.
 
-    `fault` and `reply` may be set at any time and hold for open connections too. A stalled or
-    dripping connection goes on when its fault is taken away. With a `reply`, requests are not
-    forwarded: whatever arrives is answered by it.
+    `fault`, `reply` and `rate` may be set at any time and hold for open connections too. A stalled
+    or dripping connection goes on when its fault is taken away. With a `reply`, requests are not
+    forwarded: whatever arrives is answered by it. `rate` bounds the bytes a second of all
+    responses together, as a narrow line does.
     """
 
     def __init__(self, host: str, port: int) -> None:
         """Listen at once; connect to the server for each connection."""
         self.fault: Fault | None = None
         self.reply: bytes | None = None
+        self.rate: float | None = None
         self.accepted = 0
         self._target = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -47,6 +50,7 @@ class TcpProxy:
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
+        self._line_is_free = 0.0
         self._spawn(self._accept)
 
     @property
@@ -115,6 +119,8 @@ class TcpProxy:
                 if not data:
                     return
                 direction, sink = sinks[source]
+                if self.rate is not None and direction == "response":
+                    self._take_the_line(len(data) / self.rate)
                 if source is client and self.reply is not None:
                     client.sendall(self.reply)
                     continue
@@ -128,6 +134,13 @@ class TcpProxy:
                     room = max(room - len(data), 0)
                 else:
                     sink.sendall(data)
+
+    def _take_the_line(self, seconds: float) -> None:
+        """Wait until what was sent before is through, and for so long then."""
+        with self._lock:
+            self._line_is_free = max(time.monotonic(), self._line_is_free) + seconds
+            wait = self._line_is_free - time.monotonic()
+        self._closed.wait(wait)
 
     def _survives(
         self, fault: Fault, rest: bytes, client: socket.socket, sink: socket.socket

@@ -251,6 +251,6 @@ def test_agent_of_another_version_is_named_as_the_problem(
 ) -> None:
     monkeypatch.setattr("memkv_sglang.agent.protocol.PROTOCOL_VERSION", 7)
     client = AgentClient(config, start=True)
-    eventually(lambda: "version 7, this agent 1" in client.problem)
+    eventually(lambda: "version 7, this agent 2" in client.problem)
     assert not client.wait(0.05)
     client.close()

@@ -21,9 +21,9 @@ from sglang_cpu_platform import host_pools
 LAYERS, PAGE, SLOTS, WIDTH = 3, 4, 32, 8
 CPU = torch.device("cpu")
 LAYOUTS = ["page_first", "page_first_direct", "layer_first"]
-# Pages 5, 1, 6 of the host pool and pages 2, 0, 7 of the device pool.
-HOST = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (5, 1, 6)])
-DEVICE = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (2, 0, 7)])
+# Pages of the two pools, the last two of which follow each other in both.
+HOST = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (5, 1, 2)])
+DEVICE = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (2, 6, 7)])
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,12 @@ class Controller:
 class Transfer:
     name = "mamba"
 
+batches = []
+Storage.computed = staticmethod(batches.append)
+hand = observers.process_result(lambda *given: given, "scheduler", "batch", "result")
+assert hand == ("scheduler", "batch", "result")
+assert batches == ["batch"]
+
 asked = pkgutil.resolve_name(observers.CONTROLLER).should_backup
 assert asked(Controller(), Transfer()) is True
 Transfer.name = "indexer"

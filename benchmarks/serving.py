@@ -1,0 +1,149 @@
+"""Real SGLang servers on the CPU, ours and those a user would start instead."""
+
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import click
+
+from benchmarks.report import Report
+from memkv_sglang.demo.model import cached_model
+from memkv_sglang.demo.node import Node
+from memkv_sglang.demo.server import Server, make_server
+from memkv_sglang.plugin.launch import PREFETCH_TIMEOUT
+from memkv_sglang.testing.minio_server import MinioServer
+
+PAGE = 256
+"""Tokens a page, as `--enable-memkv` chooses for this model."""
+
+ANSWER_TOKENS = 16
+
+Tokens = list[int]
+
+
+def tell(text: str) -> None:
+    """Say what is being done: servers on a CPU take their time."""
+    click.echo(time.strftime("%H:%M:%S ") + text, err=True)
+
+
+def tell_medians(report: Report, case: str) -> None:
+    """Say what has been measured so far."""
+    medians = (f"{name} {report.median(case, name):.3f}" for name in report.runs[case])
+    tell(f"{case}: {', '.join(medians)}")
+
+
+def prompt(seed: str, length: int) -> Tokens:
+    """Return tokens that no other seed's prompt begins with."""
+    return random.Random(seed).choices(range(5, 261), k=length)
+
+
+def first_token(server: Server, tokens: Sequence[int]) -> float:
+    """Return the seconds to the first token."""
+    return server.client.generate(tokens, max_new_tokens=ANSWER_TOKENS).ttft_s
+
+
+class Servers:
+    """A context manager: a MinIO, and servers that start when they are made, all gone in the end.
+
+    Servers that are made one after the other start side by side: call `wait` before use.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Keep everything in a directory inside `directory`, which is on the disk to measure."""
+        self._directory = directory
+        self._stack = ExitStack()
+        self._nodes: list[Node] = []
+        self._servers: list[Server] = []
+
+    def __enter__(self) -> Self:
+        for name in [name for name in os.environ if name.startswith("MEMKV_")]:
+            del os.environ[name]  # the user's own servers have nothing to do with these
+        with self._stack:
+            self.model = cached_model()
+            scratch = tempfile.TemporaryDirectory(prefix="mkv-", dir=self._directory)
+            self.home = Path(self._stack.enter_context(scratch))
+            self.minio = self._stack.enter_context(MinioServer(self.home / "minio"))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def node(self, name: str, *, endpoint: str = "", extra: Sequence[str] = ()) -> Node:
+        """Start a server with `--enable-memkv`; pages it loads from MinIO stay off its disk."""
+        never = {"MEMKV_ENGINE_PROMOTE": "never"}
+        node = Node(
+            name,
+            self.home,
+            self.model,
+            self.minio,
+            endpoint=endpoint,
+            environment=never,
+            extra=extra,
+        )
+        self._stack.callback(node.close)
+        self._nodes.append(node)
+        node.server.start()
+        return node
+
+    def peer(
+        self, name: str, extra: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> Server:
+        """Start a server without the tier, with more arguments and environment."""
+        arguments = ["--page-size", str(PAGE), *extra]
+        server = make_server(self.model, self.home / name, arguments, env or {})
+        self._stack.callback(server.kill)
+        self._servers.append(server)
+        server.start()
+        return server
+
+    def seaweedfs(self) -> Server:
+        """Start a server with SGLang's S3 backend, on the same MinIO."""
+        settings = {
+            "endpoint": self.minio.endpoint,
+            "access_key": self.minio.access_key,
+            "secret_key": self.minio.secret_key,
+            "interface_v1": 1,
+            **PREFETCH_TIMEOUT,
+        }
+        return self.peer("seaweedfs", [*_hicache("seaweedfs"), *_extra(settings)])
+
+    def file(self) -> Server:
+        """Start a server with SGLang's file backend, on a directory that nodes would share."""
+        directory = self.home / "shared"
+        directory.mkdir()
+        env = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(directory)}
+        return self.peer("file", [*_hicache("file"), *_extra(PREFETCH_TIMEOUT)], env)
+
+    def host_pool(self, extra: Sequence[str] = ()) -> Server:
+        """Start a server with SGLang's host pool and nothing below it."""
+        return self.peer("host", ["--enable-hierarchical-cache", *extra])
+
+    def wait(self) -> None:
+        """Wait until all that were started serve; each has then computed and loaded a little."""
+        tell(f"starting {len(self._nodes) + len(self._servers)} servers")
+        for node in self._nodes:
+            node.server.wait_ready()
+            node.connect()
+        for server in self._servers:
+            server.wait_ready()
+        tell("warming them up")
+        for server in [*(node.server for node in self._nodes), *self._servers]:
+            for _ in range(2):
+                first_token(server, prompt("warm-up", 4 * PAGE))
+                server.client.flush_cache()
+        self._nodes, self._servers = [], []
+
+
+def _hicache(backend: str) -> list[str]:
+    return ["--enable-hierarchical-cache", "--hicache-storage-backend", backend]
+
+
+def _extra(settings: dict[str, object] | dict[str, float]) -> list[str]:
+    return ["--hicache-storage-backend-extra-config", json.dumps(settings)]

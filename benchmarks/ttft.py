@@ -1,0 +1,181 @@
+"""Time to first token of real servers, by where the prefix is; and with a MinIO that is slow."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
+from benchmarks.base import Options
+from benchmarks.report import Measure, Report
+from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell, tell_medians
+from memkv_sglang.demo.node import Node
+from memkv_sglang.demo.server import Server
+from memkv_sglang.testing.tcp_proxy import TcpProxy
+
+LENGTHS = {"2k": 2_000, "8k": 8_000, "16k": 16_000, "24k": 24_000}
+QUICK = {"16k": 16_000}
+CLAIMED = "16k"
+
+OTHER = prompt("other", 24_000)
+"""Fills the top tier, so that what was there is left in the host pool alone."""
+
+LOADS = 3
+"""Rounds of those that load, for each recomputation: it takes tens of times as long as they do."""
+
+SLOWED = 20
+"""How many times slower MinIO is made."""
+
+TOO_SLOW, TOO_SLOW_LENGTH = 3, 8_000
+"""How many times the time of recomputing a load of so many tokens takes, in the end."""
+
+SLOW = f"{CLAIMED}, MinIO slowed to 1/{SLOWED}"
+CRAWLING = "8k, MinIO slower than recomputing"
+FINDS_OUT = f"{CRAWLING}, first request"
+
+FAR = "MinIO, other node"
+
+_numbers = count()
+
+
+def run(options: Options) -> Report:
+    """Measure with five servers at once; they take about 12 GiB of memory.
+
+    Quickly: one length and one round, without the host pool, SGLang's `file` backend and a server
+    of its own for recomputation; even so about three minutes, which the servers take to start.
+    """
+    report = Report("ttft", "seconds to first token")
+    with Servers(options.directory) as servers:
+        contest = _Contest(servers, quick=options.quick)
+        servers.wait()
+        contest.fill()
+        for name, length in (QUICK if options.quick else LENGTHS).items():
+            contestants = contest.contestants(name, length)
+            recompute = {"recompute": partial(contest.recompute, length)}
+            for _ in range(1 if options.quick else options.repetitions):
+                report.compete(name, recompute, 1)
+                report.compete(name, contestants, LOADS)
+            tell_medians(report, name)
+        _slow_down(report, servers, contest, 1 if options.quick else 3)
+    _claim(report)
+    return report
+
+
+class _Contest:
+    """Servers, and for each contestant what is to be done before its first token is timed."""
+
+    def __init__(self, servers: Servers, *, quick: bool) -> None:
+        self.one, self.other = servers.node("a"), servers.node("b")
+        self.plain = self.one.server if quick else servers.peer("plain")
+        self._seaweedfs = servers.seaweedfs()
+        self._file = None if quick else servers.file()
+
+    def fill(self) -> None:
+        """Compute what evicts other prompts, where that is needed."""
+        if self._file is not None:
+            first_token(self.one.server, OTHER)
+
+    def store(self, tokens: Tokens) -> None:
+        """Let one node compute a prompt and MinIO have it; the node's pools are empty then."""
+        first_token(self.one.server, tokens)
+        self.one.server.client.flush_cache()  # waits until all is handed to the agent
+        self.one.wait_for_spill(0)
+
+    def contestants(self, name: str, length: int) -> dict[str, Measure]:
+        """Return the contestants for prompts of a length, which each has stored then."""
+        tell(f"{length} tokens: each server that stores computes them once")
+        tokens = prompt(name, length)
+        self.store(tokens)
+        stores = {"seaweedfs": self._seaweedfs, "file": self._file}
+        peers = {each: server for each, server in stores.items() if server is not None}
+        for server in peers.values():
+            first_token(server, tokens)
+
+        def anew(server: Server) -> float:
+            """Ask a server whose own pools are empty."""
+            server.client.flush_cache()
+            return first_token(server, tokens)
+
+        def evicted() -> float:
+            first_token(self.one.server, OTHER)
+            return first_token(self.one.server, tokens)
+
+        def from_minio() -> float:
+            before = self.other.loaded_pages().minio
+            seconds = anew(self.other.server)
+            assert self.other.loaded_pages().minio - before >= (length - 1) // PAGE
+            return seconds
+
+        ours: dict[str, Callable[[], float]] = {
+            FAR: from_minio,
+            "NVMe": lambda: anew(self.one.server),
+            "top tier": lambda: first_token(self.one.server, tokens),
+        }
+        if self._file is not None:
+            ours["host pool"] = evicted
+        theirs = {each: (lambda s=server: anew(s)) for each, server in peers.items()}
+        return {**ours, **theirs}
+
+    def recompute(self, length: int) -> float:
+        """Ask for a prompt that nobody has seen."""
+        return first_token(self.plain, prompt(f"new {next(_numbers)}", length))
+
+    def stop(self) -> None:
+        """End what takes part no more."""
+        self.other.close()
+        for server in (self._seaweedfs, self._file):
+            if server is not None:
+                server.kill()
+
+
+def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: int) -> None:
+    """Let a third node reach the same MinIO through a line that is narrower than it is."""
+    loads = contest.other.loads("minio")
+    contest.stop()
+    tell("a node with a narrow line to MinIO")
+    unseen = [prompt(f"unseen {number}", TOO_SLOW_LENGTH) for number in range(rounds + 1)]
+    for tokens in unseen:  # what the node computes itself, it has on its own disk from then on
+        contest.store(tokens)
+    with TcpProxy(servers.minio.host, servers.minio.port) as proxy:
+        node = servers.node("c", endpoint=proxy.url)
+        servers.wait()
+        _let_it_learn(node)
+
+        def anew(tokens: Tokens) -> float:
+            node.server.client.flush_cache()
+            return first_token(node.server, tokens)
+
+        slow = prompt(CLAIMED, LENGTHS[CLAIMED])
+        proxy.rate = loads.bytes / loads.seconds / SLOWED
+        contestants = {"recompute": lambda: contest.recompute(len(slow)), FAR: lambda: anew(slow)}
+        report.compete(SLOW, contestants, rounds)
+        tell_medians(report, SLOW)
+        # Slower still, so that computing is faster: the first request pays for finding out.
+        size = loads.bytes / loads.pages * TOO_SLOW_LENGTH / PAGE
+        proxy.rate = size / (TOO_SLOW * contest.recompute(TOO_SLOW_LENGTH))
+        report.compete(FINDS_OUT, {FAR: lambda: anew(unseen.pop())}, 1)
+        contestants = {
+            "recompute": lambda: contest.recompute(TOO_SLOW_LENGTH),
+            FAR: lambda: anew(unseen.pop()),
+        }
+        before = node.declined_pages()
+        report.compete(CRAWLING, contestants, rounds)
+        tell_medians(report, CRAWLING)
+        report.figures["ttft_declined_pages"] = node.declined_pages() - before
+
+
+def _let_it_learn(node: Node) -> None:
+    """Let the server find out how fast it computes, with prompts that nobody has stored."""
+    for length in (LENGTHS["2k"], LENGTHS["8k"]):
+        first_token(node.server, prompt(f"learn {length}", length))
+
+
+def _claim(report: Report) -> None:
+    base = "recompute"
+    report.figures |= {
+        "ttft_minio_over_recompute_16k": report.ratio(CLAIMED, FAR, base),
+        "ttft_minio_over_seaweedfs_16k": report.ratio(CLAIMED, FAR, "seaweedfs"),
+        "ttft_minio_minus_top_tier_ms_16k": 1e3
+        * (report.median(CLAIMED, FAR) - report.median(CLAIMED, "top tier")),
+        "ttft_nvme_over_recompute_16k": report.ratio(CLAIMED, "NVMe", base),
+        "ttft_slow_minio_over_recompute_16k": report.ratio(SLOW, FAR, base),
+        "ttft_too_slow_minio_over_recompute_8k": report.ratio(CRAWLING, FAR, base),
+    }

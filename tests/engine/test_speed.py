@@ -1,0 +1,175 @@
+"""What is learnt of speeds: exact where the observations are, never absurd, never for good."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memkv_sglang.engine.speed import MAX_TRUST, MIN_TRUST, TierSpeed
+from memkv_sglang.time_model import TimeModel
+
+WORK = st.floats(1, 1e4)
+COST = st.floats(1e-6, 10)
+OBSERVATION = st.tuples(WORK, WORK, st.floats(0, 100))
+
+
+@given(st.lists(st.tuples(WORK, WORK), min_size=2, max_size=12), COST, COST)
+def test_work_that_costs_evenly_is_predicted(
+    work: list[tuple[float, float]], a: float, b: float
+) -> None:
+    model = TimeModel()
+    for x, y in [*work, (1, 1000), (1000, 1)]:  # the last two make sure that x and y differ
+        model.observe(x, y, a * x + b * y)
+    assert model.predict(70, 90) == pytest.approx(a * 70 + b * 90, rel=1e-3)
+
+
+@given(st.lists(OBSERVATION, min_size=1, max_size=20), OBSERVATION)
+def test_more_work_never_takes_less_time(
+    seen: list[tuple[float, float, float]], more: tuple[float, float, float]
+) -> None:
+    model = TimeModel()
+    for observation in seen:
+        model.observe(*observation)
+    little, much = model.predict(10, 10), model.predict(10 + more[0], 10 + more[1])
+    assert little is not None
+    assert much is not None
+    assert 0 <= little <= much
+
+
+@given(WORK, WORK, st.floats(0.001, 100), st.floats(1, 50))
+def test_one_observation_is_not_stretched_beyond_what_it_tells(
+    x: float, y: float, seconds: float, times: float
+) -> None:
+    """Nobody knows yet whether calls or bytes took the time: the cheaper reading holds."""
+    model = TimeModel()
+    model.observe(x, y, seconds)
+    assert model.predict(x, y) == pytest.approx(seconds)
+    assert model.predict(x, times * y) == pytest.approx(seconds)
+    assert model.predict(x, y / times) == pytest.approx(seconds / times)
+
+
+@given(COST, st.floats(0.05, 20))
+def test_a_change_of_speed_is_believed_soon(cost: float, change: float) -> None:
+    model = TimeModel()
+    for size in (10, 20, 30) * 20:
+        model.observe(1, size, cost * size)
+    for size in (10, 20, 30) * 10:
+        model.observe(1, size, change * cost * size)
+    assert model.predict(1, 20) == pytest.approx(change * cost * 20, rel=0.05 * max(1, 1 / change))
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def observed(clock: Clock, speed: TierSpeed, size: int, seconds: float) -> None:
+    speed.begin(size)
+    clock.now += seconds
+    speed.end(size, size)
+
+
+def test_nothing_known_is_no_time() -> None:
+    assert TierSpeed().seconds(8, 1 << 30) == 0
+
+
+def test_latency_and_bandwidth_are_told_apart() -> None:
+    clock = Clock()
+    speed = TierSpeed(clock)
+    for size in (1_000, 50_000, 100_000):
+        observed(clock, speed, size, 0.1 + size / 1e6)
+    assert speed.seconds(1, 10_000_000) == pytest.approx(10.1)
+    assert speed.seconds(100, 1_000) == pytest.approx(10.001)
+
+
+def test_what_is_in_flight_has_to_be_waited_for() -> None:
+    clock = Clock()
+    speed = TierSpeed(clock)
+    for size in (1_000, 100_000):
+        observed(clock, speed, size, 0.1 + size / 1e6)
+    speed.begin(3_000_000)
+    assert speed.seconds(1, 1_000_000) == pytest.approx(4.1)
+
+
+def test_loads_side_by_side_share_the_medium() -> None:
+    """Four at once that take four times as long are no slower than one after the other."""
+    clock = Clock()
+    speed = TierSpeed(clock)
+    for size in (1_000_000, 2_000_000) * 5:
+        for _ in range(4):
+            speed.begin(size)
+        clock.now += 4 * size / 1e6
+        for _ in range(4):
+            speed.end(size, size)
+    assert speed.seconds(1, 10_000_000) == pytest.approx(10)
+
+
+def test_loads_without_a_gap_are_learnt_from_all_the_same() -> None:
+    clock = Clock()
+    speed = TierSpeed(clock)
+    speed.begin(500_000)
+    for _ in range(20):
+        clock.now += 0.5
+        speed.begin(500_000)
+        speed.end(500_000, 500_000)
+    known = speed.seconds(2, 500_000)
+    assert known == pytest.approx(1, rel=0.5), "half a million bytes, and as many in flight"
+
+
+def test_a_slow_minute_is_not_held_against_the_tier_for_good() -> None:
+    clock = Clock()
+    speed = TierSpeed(clock)
+    observed(clock, speed, 1_000_000, 64)
+    clock.now += 6 * MIN_TRUST
+    assert speed.seconds(1, 1_000_000) == pytest.approx(1)
+    speed.begin(1_000_000)  # someone measures again: others wait for the outcome
+    assert speed.seconds(1, 1_000_000) == pytest.approx(64)
+    clock.now += 0.5
+    speed.end(1_000_000, 1_000_000)
+    assert speed.seconds(1, 1_000_000) == pytest.approx(0.5)
+
+
+def test_what_measuring_again_confirms_is_trusted_longer() -> None:
+    """A tier that stays slow is tried more and more rarely, and at once more often if it is not."""
+    clock = Clock()
+    speed = TierSpeed(clock)
+
+    def trusted() -> float:
+        """Return how long it takes until a load looks half as long."""
+        known, begin = speed.seconds(1, 1_000_000), clock.now
+        while speed.seconds(1, 1_000_000) > known / 2:
+            clock.now += 1
+        return clock.now - begin
+
+    waits = []
+    for _ in range(10):
+        observed(clock, speed, 1_000_000, 64)
+        waits.append(trusted())
+    assert waits[0] == pytest.approx(MIN_TRUST, abs=1)
+    assert waits == sorted(waits)
+    assert waits[-1] == pytest.approx(MAX_TRUST, abs=1)
+    observed(clock, speed, 1_000_000, 1)
+    assert trusted() == pytest.approx(MIN_TRUST, abs=1)
+
+
+def test_loads_that_bring_nothing_say_nothing_of_the_speed() -> None:
+    """Neither pages that are not there, nor a server that is down."""
+    clock = Clock()
+    speed = TierSpeed(clock)
+    observed(clock, speed, 1_000_000, 10)
+    speed.begin(1_000_000)
+    speed.end(1_000_000, 0)
+    assert speed.seconds(1, 1_000_000) == pytest.approx(10)
+
+
+def test_a_load_that_ran_out_of_time_tells_how_long_all_of_it_would_take() -> None:
+    """Over a line that has become narrow, no call gets through: it must not look short for that."""
+    clock = Clock()
+    speed = TierSpeed(clock)
+    for size in (10_000_000, 60_000_000):
+        observed(clock, speed, size, size / 20e6)
+    speed.begin(60_000_000)
+    clock.now += 5
+    speed.end(60_000_000, 3_000_000, cut_short=True)
+    assert speed.seconds(1, 60_000_000) == pytest.approx(100)

@@ -1,0 +1,64 @@
+"""What a server is seen to compute is what loads have to compete with."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memkv_sglang.plugin.prefill import MIN_TOKENS, PrefillSpeed
+
+TOKEN, PAIR = 1e-4, 2e-8
+"""Seconds that a token takes, and those for each token before it."""
+
+
+def cost(begin: int, end: int) -> float:
+    return (end - begin) * (TOKEN + PAIR * (begin + end) / 2)
+
+
+def batch(spans: list[tuple[int, int]], seconds: float, *, extend: bool = True) -> Any:
+    """Return a batch that was launched so long ago, of spans of prompts."""
+    return SimpleNamespace(
+        launch_ts=time.monotonic() - seconds,
+        forward_mode=SimpleNamespace(is_extend_without_speculative=lambda: extend),
+        prefix_lens=[begin for begin, _ in spans],
+        extend_lens=[end - begin for begin, end in spans],
+    )
+
+
+def observed(*batches: list[tuple[int, int]]) -> PrefillSpeed:
+    speed = PrefillSpeed()
+    for spans in batches:
+        speed._ended = 0.0  # as if some time had passed since the one before
+        speed.observe(batch(spans, sum(cost(*span) for span in spans)))
+    return speed
+
+
+def test_nothing_is_claimed_before_anything_was_computed() -> None:
+    assert PrefillSpeed().seconds(0, 16384) == 0
+
+
+def test_a_long_prompt_is_judged_by_what_attention_costs() -> None:
+    speed = observed([(0, 4096)], [(4096, 8192)], [(0, 512), (0, 1024)])
+    assert speed.seconds(0, 16384) == pytest.approx(cost(0, 16384), rel=0.02)
+    assert speed.seconds(12288, 16384) == pytest.approx(cost(12288, 16384), rel=0.02)
+
+
+def test_batches_that_say_nothing_are_left_out() -> None:
+    speed = observed([(0, MIN_TOKENS - 1)])
+    speed.observe(batch([(0, 4096)], 5.0, extend=False))
+    assert speed.seconds(0, 16384) == 0
+
+
+def test_a_batch_that_waited_for_the_one_before_is_not_blamed_for_it() -> None:
+    """Overlapped scheduling launches a batch while the one before still runs."""
+    speed = PrefillSpeed()
+    speed.observe(batch([(0, 4096)], 1.0))
+    speed.observe(batch([(0, 4096)], 1.0))  # launched with the first, ready just after it
+    assert 0 < speed.seconds(0, 4096) < 0.75
+
+
+def test_a_speed_can_be_given() -> None:
+    speed = PrefillSpeed(1000.0)
+    speed.observe(batch([(0, 4096)], 100.0))
+    assert speed.seconds(100, 4100) == pytest.approx(4)

@@ -1,0 +1,59 @@
+"""SGLang is not told of pages that it computes faster than they load."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memkv_sglang.plugin.storage import MemKVStorage
+from tests.plugin import host_pools
+from tests.plugin.attached import after, keys, store
+from tests.plugin.conftest import MakeNode
+
+CHAIN = keys(20)
+TOKENS = len(CHAIN) * host_pools.PAGE
+
+
+def computed(storage: MemKVStorage, seconds: float) -> None:
+    """Let the server have computed prompts of the chain's length in so much time each."""
+    for _ in range(2):
+        batch = SimpleNamespace(
+            launch_ts=time.monotonic() - seconds,
+            forward_mode=SimpleNamespace(is_extend_without_speculative=lambda: True),
+            prefix_lens=[0],
+            extend_lens=[TOKENS],
+        )
+        storage._prefill._ended = 0.0
+        storage.computed(batch)
+
+
+def load(storage: MemKVStorage, pool: Any) -> None:
+    slots = host_pools.slots(pool, range(40, 60))
+    assert storage.batch_get_v1(CHAIN, slots, after([])) == [True] * 20
+
+
+def test_pages_are_left_out_once_both_speeds_are_known(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkv_sglang.plugin.prefill.MIN_TOKENS", 1)
+    node, pool = make_node(), host_pools.mha()
+    storage = node.attach({"kv": pool})
+    store(storage, pool, CHAIN)
+    computed(storage, 1e-7)
+    assert storage.batch_exists(CHAIN) == 20, "nobody has loaded anything yet"
+    load(storage, pool)
+    assert storage.batch_exists(CHAIN) == 0
+    assert storage.batch_exists_v2(CHAIN, []).kv_hit_pages == 0
+    other = node.attach({"kv": host_pools.mha()})
+    assert other.batch_exists(CHAIN) == 20, "a server that has computed nothing yet"
+
+
+def test_a_given_speed_counts_more_than_what_is_seen(make_node: MakeNode) -> None:
+    node, pool = make_node(), host_pools.mha()
+    node.settings["engine.prefill_speed"] = "1e12"
+    storage = node.attach({"kv": pool})
+    store(storage, pool, CHAIN)
+    load(storage, pool)
+    computed(storage, 1000.0)
+    assert storage.batch_exists(CHAIN) == 0
