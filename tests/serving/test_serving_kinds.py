@@ -12,6 +12,8 @@ from memkv_sglang.config.schema import MinioConfig
 from tests.serving.conftest import Cluster, Models
 from tests.serving.node import Node, from_storage, prompt, reusable, start_all, whole_pages
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all servers to start
+
 TOKENS = prompt("kinds", 1500)
 
 INJECTED = {
