@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Self
 
 import click
+from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.report import Report
 from memkv_sglang.demo.model import cached_model
 from memkv_sglang.demo.node import Node
-from memkv_sglang.demo.server import Server, make_server
+from memkv_sglang.demo.server import make_server
 from memkv_sglang.plugin.launch import PREFETCH_TIMEOUT
 from memkv_sglang.testing.minio_server import MinioServer
 
@@ -43,7 +44,7 @@ def prompt(seed: str, length: int) -> Tokens:
     return random.Random(seed).choices(range(5, 261), k=length)
 
 
-def first_token(server: Server, tokens: Sequence[int]) -> float:
+def first_token(server: CpuServer, tokens: Sequence[int]) -> float:
     """Return the seconds to the first token."""
     return server.client.generate(tokens, max_new_tokens=ANSWER_TOKENS).ttft_s
 
@@ -59,7 +60,7 @@ class Servers:
         self._directory = directory
         self._stack = ExitStack()
         self._nodes: list[Node] = []
-        self._servers: list[Server] = []
+        self._servers: list[CpuServer] = []
 
     def __enter__(self) -> Self:
         for name in [name for name in os.environ if name.startswith("MEMKV_")]:
@@ -94,7 +95,7 @@ class Servers:
 
     def peer(
         self, name: str, extra: Sequence[str] = (), env: dict[str, str] | None = None
-    ) -> Server:
+    ) -> CpuServer:
         """Start a server without the tier, with more arguments and environment."""
         arguments = ["--page-size", str(PAGE), *extra]
         server = make_server(self.model, self.home / name, arguments, env or {})
@@ -103,7 +104,7 @@ class Servers:
         server.start()
         return server
 
-    def seaweedfs(self) -> Server:
+    def seaweedfs(self) -> CpuServer:
         """Start a server with SGLang's S3 backend, on the same MinIO."""
         settings = {
             "endpoint": self.minio.endpoint,
@@ -114,14 +115,14 @@ class Servers:
         }
         return self.peer("seaweedfs", [*_hicache("seaweedfs"), *_extra(settings)])
 
-    def file(self) -> Server:
+    def file(self) -> CpuServer:
         """Start a server with SGLang's file backend, on a directory that nodes would share."""
         directory = self.home / "shared"
         directory.mkdir()
         env = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(directory)}
         return self.peer("file", [*_hicache("file"), *_extra(PREFETCH_TIMEOUT)], env)
 
-    def host_pool(self, extra: Sequence[str] = ()) -> Server:
+    def host_pool(self, extra: Sequence[str] = ()) -> CpuServer:
         """Start a server with SGLang's host pool and nothing below it."""
         return self.peer("host", ["--enable-hierarchical-cache", *extra])
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from sglang_cpu_platform.server import CpuServer
+
 from benchmarks.base import Options
 from benchmarks.report import Report
 from benchmarks.serving import ANSWER_TOKENS, PAGE, Servers, prompt
-from memkv_sglang.demo.server import Server
 
 CONTEXT, QUICK_CONTEXT = 16_000, 8_000
 """Tokens that a conversation begins with."""
@@ -52,7 +53,7 @@ class Conversation:
         self._tokens = prompt(seed, context)
         self._turns = 0
 
-    def turn(self, server: Server) -> float:
+    def turn(self, server: CpuServer) -> float:
         """Take a turn, return the seconds to its first token."""
         self._turns += 1
         self._tokens += prompt(f"{self._seed}, turn {self._turns}", TURN_TOKENS)
@@ -64,7 +65,7 @@ class Conversation:
 class Seats:
     """The conversations of one server."""
 
-    def __init__(self, name: str, server: Server, context: int, count: int = SESSIONS) -> None:
+    def __init__(self, name: str, server: CpuServer, context: int, count: int = SESSIONS) -> None:
         self._server = server
         self._waiting = deque(Conversation(f"{name} {i}", context) for i in range(count))
 

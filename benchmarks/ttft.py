@@ -4,11 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
+from sglang_cpu_platform.server import CpuServer
+
 from benchmarks.base import Options
 from benchmarks.report import Measure, Report
 from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell, tell_medians
 from memkv_sglang.demo.node import Node
-from memkv_sglang.demo.server import Server
 from memkv_sglang.testing.tcp_proxy import TcpProxy
 
 LENGTHS = {"2k": 2_000, "8k": 8_000, "16k": 16_000, "24k": 24_000}
@@ -89,7 +90,7 @@ class _Contest:
         for server in peers.values():
             first_token(server, tokens)
 
-        def anew(server: Server) -> float:
+        def anew(server: CpuServer) -> float:
             """Ask a server whose own pools are empty."""
             server.client.flush_cache()
             return first_token(server, tokens)
