@@ -62,6 +62,8 @@ class MinioServer:
         self._tls = certs_dir is not None
         self._work = Path(tempfile.mkdtemp(prefix="memkv-minio-"))
         self.data_dir = data_dir or self._work / "data"
+        self.volumes = [str(self.data_dir)]
+        """What the server keeps objects on, as its command line has it."""
         self._certs_dir = certs_dir or self._work / "certs"
         self._log = self._work / "log"
         self._flags = ["--no-compat"] if no_compat else []
@@ -105,7 +107,7 @@ class MinioServer:
             *self._flags,
             *("--certs-dir", str(self._certs_dir)),
             *("--address", f"{self.host}:{self.port}"),
-            str(self.data_dir),
+            *self.volumes,
         ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -47,7 +47,7 @@ def _open_files(process: Path) -> Iterator[str]:
             yield str(link.readlink())
 
 
-def wait_until(condition: Callable[[], object], what: str, limit: float = LIMIT) -> float:
+def wait_until(condition: Callable[[], object], what: str = "", limit: float = LIMIT) -> float:
     """Wait until the condition holds, return the seconds; raises `TimeoutError`."""
     began = time.monotonic()
     while not condition():
