@@ -110,7 +110,7 @@ def test_concurrent_clients(rounds: Rounds) -> None:
     memories = [ChainMemory(client, DEPTH, PAGE_BYTES) for client in clients]
     try:
         run_state_machine_as_test(
-            lambda: ConcurrentClients(node, memories),
+            lambda: ConcurrentClients(node, memories),  # type: ignore[arg-type]  # takes a factory too
             settings=settings(
                 max_examples=8,
                 stateful_step_count=8,
