@@ -64,11 +64,13 @@ class Node:
         """Start the agent."""
         self.config = config
         self.socket = Path(config.agent.socket)
+        self._clients: list[AgentClient] = []
         self.client = self.connect()
 
     def connect(self) -> AgentClient:
         """Return a further client, as another server of the node would have it."""
         client = AgentClient(self.config, start=True, module=MODULE)
+        self._clients.append(client)
         if not client.wait(LIMIT):
             raise TimeoutError(client.problem)
         return client
@@ -113,6 +115,7 @@ class Node:
         return report.engine.breaker if report else ""
 
     def close(self) -> None:
-        """End the agent."""
-        self.client.close()
+        """Let every client go, so that none starts another agent, and end the agent."""
+        for client in self._clients:
+            client.close()
         self.end_agent()
