@@ -4,14 +4,7 @@ import pytest
 
 from memkv_sglang.testing.minio_server import MinioServer
 from tests.serving.conftest import Cluster
-from tests.serving.node import (
-    THRESHOLD,
-    from_storage,
-    prompt,
-    reusable,
-    start_all,
-    wait_until,
-)
+from tests.serving.node import THRESHOLD, prompt, reusable, wait_until
 from tests.serving.traffic import PROMPTS, Expected, Traffic
 
 
@@ -55,28 +48,6 @@ def test_minio_stopped_in_mid_traffic(
         storage.start()
         traffic.goes_on()
     hits_come_back(cluster, "stopped")
-
-
-def test_a_node_killed_whole_and_minio_with_it(
-    cluster: Cluster, storage: MinioServer, expected: Expected
-) -> None:
-    """The other node answers on; the killed one finds its pages again when it is started."""
-    tokens = prompt("before the kill")
-    computed = cluster.a.generate(tokens).output_ids
-    cluster.a.share()
-    with Traffic([cluster.b], expected) as traffic:
-        traffic.goes_on()
-        cluster.a.kill_server()
-        cluster.a.kill_agent()
-        storage.kill()
-        traffic.goes_on()
-        storage.start()
-        start_all(cluster.a)
-        traffic.goes_on()
-    answer = cluster.a.generate(tokens)
-    assert from_storage(answer) == reusable(len(tokens))
-    assert answer.output_ids == computed
-    hits_come_back(cluster, "killed whole")
 
 
 def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) -> None:

@@ -124,7 +124,7 @@ def _grow(cluster: Cluster) -> None:
 
 
 FAULTS = [
-    Fault("disk full", "nvme", _fill_disk, _free_disk),
+    Fault("file system full", "nvme", _fill_disk, _free_disk),
     _fail_calls("EIO"),
     _fail_calls("ENOSPC"),
     Fault("directory removed", "nvme", _remove_directory, _restart_agent, after_flush=True),
