@@ -46,11 +46,11 @@ class ProductCache(Cache):
         """Store those that are not there, as far as there is room beside the others."""
         present = [self._entries[page] for page in pages if page in self]
         self._pinned = set(present)
-        self.order.touch(present)
         fresh = [page for page in pages if page not in self]
         room = self._make_room(len(fresh))
         self._pinned.clear()
         self._publish(fresh[:room])
+        self.order.touch(present)
 
     def _make_room(self, count: int) -> int:
         held = len(self._entries)

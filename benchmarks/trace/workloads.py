@@ -1,7 +1,7 @@
 """Requests of other characters than the trace's, made from a seed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 from benchmarks.trace.requests import Workload
@@ -64,13 +64,19 @@ def scans(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 def phases(seed: int) -> Workload:
     """One character after another."""
-    makers = (conversations, popular_documents, one_hit_wonders)
-    requests = [
-        request
-        for i, make in enumerate((*makers, *makers))
-        for request in make(seed + i, start=i << 32).requests
+    parts = [
+        conversations(seed, start=0),
+        popular_documents(seed, start=1 << 32),
+        one_hit_wonders(seed, start=2 << 32),
+        conversations(seed + 1, start=3 << 32),
     ]
-    return Workload("phases", requests)
+    return Workload("phases", [request for part in parts for request in part.requests])
 
 
-MAKERS = (conversations, popular_documents, one_hit_wonders, scans, phases)
+MAKERS: tuple[Callable[[int], Workload], ...] = (
+    conversations,
+    popular_documents,
+    one_hit_wonders,
+    scans,
+    phases,
+)

@@ -1,6 +1,7 @@
 """That the replay decides as the product does, and the eviction order adapts to what it meets."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.trace.cluster import SECOND_USE, WRITE_EVERYTHING, replay, round_robin
 from benchmarks.trace.peers import ONLINE, Belady, Lru, hits_of_peer
 from benchmarks.trace.product import NAMESPACE, ProductCache
-from benchmarks.trace.requests import Requests, mooncake, page_hash
+from benchmarks.trace.requests import Requests, Workload, mooncake, page_hash
 from benchmarks.trace.workloads import MAKERS, conversations, popular_documents
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import soon, spill
@@ -28,9 +29,11 @@ def hits_of_product(pages: int, requests: Requests) -> int:
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("share", [10])
-def test_order_is_near_the_best_whatever_the_requests_are_like(make, share: int) -> None:
+def test_order_is_near_the_best_whatever_the_requests_are_like(
+    make: Callable[[int], Workload], share: int
+) -> None:
     """No peer is near the best on all of these: LRU has 0.5 of it on one, LRU-2 0.85 on another."""
-    workload = make(seed=11)
+    workload = make(11)
     pages = workload.pages * share // 100
     best = max(hits_of_peer(kind, pages, workload.requests) for kind in ONLINE.values())
     assert hits_of_product(pages, workload.requests) >= 0.9 * best
@@ -47,8 +50,10 @@ def test_no_peer_sees_the_future() -> None:
 
 
 @pytest.mark.parametrize("make", [conversations, popular_documents])
-def test_tier_on_disk_decides_like_the_replay(make, tmp_path: Path) -> None:
-    requests = make(seed=5).requests[:150]
+def test_tier_on_disk_decides_like_the_replay(
+    make: Callable[[int], Workload], tmp_path: Path
+) -> None:
+    requests = make(5).requests[:150]
     pages = 160
     cache = ProductCache(pages)
     with disk(tmp_path / "nvme", capacity=room_for(pages)) as opened:

@@ -97,7 +97,7 @@ class EvictionOrder:
         for key, entry in reversed(pages):
             ghost = self._ghosts.take(_fingerprint(key))
             if ghost is not None:
-                most = max(most, _ONE_MORE[ghost])
+                most = 1  # one repeated use, no more than those before it are sure to have
             self._uses[entry] = most  # not less than those behind it, which cannot do without it
         if pages:
             self._hear(pages[0][0].namespace, [key.hash for key, _ in pages])

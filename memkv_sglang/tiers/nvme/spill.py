@@ -32,9 +32,10 @@ class Spiller:
         # Pinned, so that the call does not evict the chain's begin to make room for its end.
         pinned = self._catalog.pin(page.key for page in pages)
         try:
-            self._catalog.order.touch([entry for entry in pinned if entry is not None])
             missing = {p.key: p for p, entry in zip(pages, pinned, strict=True) if entry is None}
             stored, failure = self._store(list(missing.values()), deadline)
+            # After the new pages have their ticks: these follow the others in the chain.
+            self._catalog.order.touch([entry for entry in pinned if entry is not None])
         finally:
             self._catalog.unpin(pinned)
         by_key = dict(zip(missing, stored, strict=False))

@@ -9,7 +9,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.eviction.ghosts import Ghosts
 from memkv_sglang.tiers.eviction.order import EvictionOrder
 from memkv_sglang.tiers.eviction.shadow import SAMPLE_PAGES, Shadow
-from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS
+from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS, Valuation
 
 NAMESPACE = make_namespace()
 
@@ -37,7 +37,7 @@ def test_leaf_goes_first_and_a_use_makes_young() -> None:
 
 
 @pytest.mark.parametrize("valuation", VALUATIONS, ids=lambda valuation: valuation.name)
-def test_more_uses_are_never_worth_less(valuation) -> None:
+def test_more_uses_are_never_worth_less(valuation: Valuation) -> None:
     bonuses = valuation.bonuses(1000)
     assert len(bonuses) == MOST_USES + 1
     assert bonuses == sorted(bonuses)
