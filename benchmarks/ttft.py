@@ -12,11 +12,17 @@ from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell,
 from memkv_sglang.demo.node import Node
 from memkv_sglang.testing.tcp_proxy import TcpProxy
 
-LENGTHS = {"2k": 2_000, "8k": 8_000, "16k": 16_000, "24k": 24_000}
-QUICK = {"16k": 16_000}
-CLAIMED = "16k"
+QUESTION = 32
+"""Tokens behind the last whole page: what does not fill a page is computed wherever the rest is."""
 
-OTHER = prompt("other", 24_000)
+LENGTHS = {
+    name: pages * PAGE + QUESTION
+    for name, pages in {"2k": 8, "8k": 31, "16k": 63, "24k": 93}.items()
+}
+CLAIMED = "16k"
+QUICK = {CLAIMED: LENGTHS[CLAIMED]}
+
+OTHER = prompt("other", LENGTHS["24k"])
 """Fills the top tier, so that what was there is left in the host pool alone."""
 
 LOADS = 3
@@ -25,7 +31,7 @@ LOADS = 3
 SLOWED = 20
 """How many times slower MinIO is made."""
 
-TOO_SLOW, TOO_SLOW_LENGTH = 3, 8_000
+TOO_SLOW, TOO_SLOW_LENGTH = 3, LENGTHS["8k"]
 """How many times the time of recomputing a load of so many tokens takes, in the end."""
 
 SLOW = f"{CLAIMED}, MinIO slowed to 1/{SLOWED}"

@@ -30,23 +30,27 @@ class TimeModel:
             self._yt = MEMORY * self._yt + y * seconds
 
     def predict(self, x: float, y: float) -> float | None:
-        """Return the seconds for so much work; None if nothing has been observed.
+        """Return the seconds for so much work, the lower end of `bounds`; None if not known."""
+        bounds = self.bounds(x, y)
+        return None if bounds is None else bounds[0]
 
-        Where `x` and `y` have always gone together, so that nobody can say which of them costs
-        the time, the answer is the lower one of both.
+    def bounds(self, x: float, y: float) -> tuple[float, float] | None:
+        """Return the seconds for so much work, at least and at most; None if not known.
+
+        The two differ where `x` and `y` have always gone together, so that nobody can say which of
+        them costs the time.
         """
         with self._lock:
             if not self._xx:
                 return None
             x_alone = self._xt / self._xx
             if not self._yy:
-                return x_alone * x
+                return x_alone * x, x_alone * x
             y_alone = self._yt / self._yy
             determinant = self._xx * self._yy - self._xy**2
             if determinant <= _SINGULAR * self._xx * self._yy:
-                return min(x_alone * x, y_alone * y)
+                return min(x_alone * x, y_alone * y), max(x_alone * x, y_alone * y)
             a = (self._xt * self._yy - self._yt * self._xy) / determinant
             b = (self._yt * self._xx - self._xt * self._xy) / determinant
-        if a < 0:
-            return y_alone * y
-        return x_alone * x if b < 0 else a * x + b * y
+        a, b = (0.0, y_alone) if a < 0 else (x_alone, 0.0) if b < 0 else (a, b)
+        return a * x + b * y, a * x + b * y

@@ -53,15 +53,7 @@ def register_hooks() -> None:
 def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     from sglang.srt.plugins.hook_registry import HookType
 
-    from sglang_cpu_platform import (
-        attention,
-        forking,
-        host_pools,
-        mla,
-        page_hash,
-        pinning,
-        waiting,
-    )
+    from sglang_cpu_platform import attention, forking, host_pools, mla, page_hash, pinning
 
     pools = "sglang.srt.mem_cache.pool_host"
     mha_pool = f"{pools}.mha.MHATokenToKVPoolHost"
@@ -85,7 +77,6 @@ def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
         (f"{attention_backend}._run_sdpa_forward_decode", attention.decode, HookType.AROUND),
         (f"{handlers}.AttentionBackendRegistry.get_handler", mla.handler, HookType.AFTER),
         (f"{rope}.get_rope_wrapper", mla.rope, HookType.REPLACE),
-        ("sglang.srt.managers.scheduler.Scheduler.on_idle", waiting.pause, HookType.AROUND),
         (f"{native_hash}._load_native_hash_module", page_hash.load, HookType.AROUND),
     ]
 

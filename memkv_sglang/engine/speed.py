@@ -69,8 +69,8 @@ class TierSpeed:
 
     def _learn(self, seconds: float) -> None:
         """Believe that the calls and bytes of this period take so long."""
-        expected = self._model.predict(self._calls, self._asked) or 0.0
-        if not expected / SURPRISE <= seconds <= expected * SURPRISE:
+        least, most = self._model.bounds(self._calls, self._asked) or (0.0, 0.0)
+        if not least / SURPRISE <= seconds <= most * SURPRISE:
             self._model = TimeModel()  # the speed is another one now
             self._trust = MIN_TRUST
         elif self._period - self._measured >= self._trust:
