@@ -1,9 +1,12 @@
 """Clients of the agent's socket that are slow, greedy or hostile: they harm only themselves."""
 
+import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -45,8 +48,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def agent(config: Config) -> Iterator[RunningAgent]:
+    log = io.BytesIO()
     with running_agent(config) as running:
+        # It logs a line a broken connection, and would wait for room in a pipe that is full.
+        reading = threading.Thread(target=shutil.copyfileobj, args=[running.process.stderr, log])
+        reading.start()
         yield running
+        running.process.kill()
+        reading.join()
 
 
 @pytest.fixture
