@@ -1,4 +1,4 @@
-"""What encryption on the node costs: a core's rate, and pages to and from MinIO with and without."""
+"""What encryption on the node costs: the rate of a core, and of MinIO with and without it."""
 
 import itertools
 import secrets
