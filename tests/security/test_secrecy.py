@@ -112,7 +112,9 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
     try:
         assert client.wait(LIMIT), client.problem
         spill_chain(client)
-        port = client.status().agent.http_port
+        report = client.status()
+        assert report is not None
+        port = report.agent.http_port
         for command in COMMANDS:
             node.run(*command)
         # A wrong secret from now on: errors, refusals, and commands that complain.
@@ -138,9 +140,9 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
         client.close()
         agent.send_signal(signal.SIGABRT)  # what a crash prints: the stacks of all threads
         agent.wait(LIMIT)
-    said = node.said.read_bytes()
-    assert b"Fatal Python error" in said, "the crash was not seen"
-    assert b"minio" in said and b"memkv_" in said, "logs and metrics were not seen"
+    content = node.said.read_bytes()
+    assert b"Fatal Python error" in content, "the crash was not seen"
+    assert b"minio" in content and b"memkv_" in content, "logs and metrics were not seen"
     files = [path for path in node.directory.rglob("*") if path.is_file()]
     told = {path.name: path.read_bytes() for path in files if path.suffix != ".toml"}
     for secret in node.secrets:
