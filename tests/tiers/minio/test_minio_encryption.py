@@ -242,14 +242,13 @@ class EncryptedMachine(TierMachine):
             self.directory.cleanup()
 
 
-@pytest.mark.timeout(120)
 def test_random_histories(minio_server: MinioServer) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     EncryptedMachine.server = minio_server
     run_state_machine_as_test(
         EncryptedMachine,
-        settings=settings(max_examples=8, stateful_step_count=20, deadline=None),
+        settings=settings(max_examples=5, stateful_step_count=15, deadline=None),
     )
 
 
