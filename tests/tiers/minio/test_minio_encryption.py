@@ -234,7 +234,9 @@ class EncryptedMachine(TierMachine):
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         tier.close()
         self.keys.append((f"key-{len(self.keys)}", os.urandom(32).hex()))
-        return self.open_rotated()
+        reopened = self.open_rotated()
+        reopened.present(sorted(self.stored), soon())  # else it would store them once more
+        return reopened
 
     def teardown(self) -> None:
         super().teardown()
