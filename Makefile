@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo test test-serving test-patched lint lock clean
+.PHONY: help setup demo test test-serving test-patched lint audit lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ lint: setup  ## Check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+audit: setup  ## Look for known vulnerabilities in the locked dependencies
+	@$(BIN)/python tools/audit.py
 
 lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglang.in ask for
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks import faults, fuzz, gpu, load, lookup, minio, nvme, sessions, trace, ttft
+from benchmarks import (
+    encryption,
+    faults,
+    fuzz,
+    gpu,
+    load,
+    lookup,
+    minio,
+    nvme,
+    sessions,
+    trace,
+    ttft,
+)
 from benchmarks.base import Options
 from benchmarks.fio import MissingToolError
 from benchmarks.report import Report
@@ -15,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
     "minio": minio.run,
     "lookup": lookup.run,
+    "encryption": encryption.run,
     "faults": faults.run,
     "fuzz": fuzz.run,
     "load": load.run,

@@ -6,8 +6,10 @@ can at least tell each other so. Framing: see `wire`.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import Buffer
@@ -17,6 +19,18 @@ PROTOCOL_VERSION = 2
 
 MAX_MESSAGE = 16 << 20
 """Bytes of an encoded message; a lookup of 4,096 pages has 130 KiB."""
+
+MAX_PAGES = 4096
+"""Pages of one load or spill; SGLang moves 128 at a time."""
+
+MAX_BUFFERS = 256
+"""Buffers of one page: K and V of 128 layers, each in a place of its own."""
+
+PageBuffers = Annotated[
+    Sequence[Annotated[Sequence[Buffer], Meta(max_length=MAX_BUFFERS)]],
+    Meta(max_length=MAX_PAGES),
+]
+"""Bounded, since no other client is served while a list is decoded: 1.5 us a buffer."""
 
 
 class _Message(msgspec.Struct, array_like=True, tag=True):
@@ -67,7 +81,7 @@ class LoadPages(_Message, tag=5):
 
     namespace: bytes
     hashes: bytes
-    buffers: Sequence[Sequence[Buffer]]
+    buffers: PageBuffers
     """The buffers of each page."""
 
 
@@ -76,7 +90,7 @@ class SpillPages(_Message, tag=6):
 
     namespace: bytes
     hashes: bytes
-    buffers: Sequence[Sequence[Buffer]]
+    buffers: PageBuffers
     parent: bytes
     """Hash of the page before the first; empty if that is the chain's first."""
 

@@ -113,11 +113,13 @@ class Channel(Generic[M]):
             raise ProtocolError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE}")
         if count > HEADER_SIZE + length:
             raise ProtocolError("bytes after the end of the message")
-        body = memoryview(bytearray(length))
-        there = count - HEADER_SIZE
-        body[:there] = self._buffer[HEADER_SIZE:count]
-        self._receive_exactly(body[there:], deadline)
-        return body
+        # Grows as bytes come: announcing a long message takes none of the agent's memory.
+        body = bytearray(self._buffer[HEADER_SIZE:count])
+        while len(body) < length:
+            piece = self._buffer[: min(length - len(body), _BUFFER_SIZE)]
+            self._receive_exactly(piece, deadline)
+            body += piece
+        return memoryview(body)
 
     def _receive_exactly(self, target: memoryview, deadline: float) -> None:
         while target:

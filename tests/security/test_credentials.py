@@ -21,7 +21,7 @@ from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, TierError
-from memkv_sglang.tiers.minio import MinioTier, credentials, signing
+from memkv_sglang.tiers.minio import MinioTier, credentials, credentials_file, signing, sigv4
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 NAMESPACE = make_namespace()
@@ -164,7 +164,7 @@ def test_changed_file_is_read_though_nothing_was_refused(
     tier = open_tier(config)
     spill(tier, KEYS)
     used: list[str] = []
-    sign = signing.authorization
+    sign = sigv4.authorization
 
     def spy(*arguments: str, **named: str) -> str:
         used.append(named["access_key"])
@@ -263,7 +263,7 @@ def test_source_is_not_asked_for_every_refused_request(
     spill(tier, KEYS)
     users.remove(name)
     reads: list[str] = []
-    read = credentials.read_credentials
+    read = credentials_file.read_credentials
 
     def spy(path: str) -> object:
         reads.append(path)

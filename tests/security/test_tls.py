@@ -95,11 +95,11 @@ def test_node_without_a_good_certificate_is_not_served(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    own = {
-        "none": lambda: None,
-        "foreign": lambda: Authority(tmp_path / "foreign").issue("node"),
-        "expired": lambda: authority.issue("node", expired=True),
-    }[kind]()
+    own = None
+    if kind == "foreign":
+        own = Authority(tmp_path / "foreign").issue("node")
+    elif kind == "expired":
+        own = authority.issue("node", expired=True)
     tier = open_tier(secured(minio_config, demanding, authority, own))
     # TLS 1.3: a client learns that it is refused when it reads its first answer.
     with pytest.raises(TierError, match=r"(?i)ssl|closed|reset|aborted"):

@@ -1,0 +1,303 @@
+"""Clients of the agent's socket that are slow, greedy or hostile: they harm only themselves."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.pools import MAX_POOLS
+from memkv_sglang.agent.server import MAX_CONNECTIONS
+from memkv_sglang.agent.wire import HEADER_SIZE, encode_frame
+from memkv_sglang.config.schema import Config
+from memkv_sglang.page import Buffer
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from tests.agent.agent_harness import (
+    BLOCK,
+    LIMIT,
+    NAMESPACE,
+    HostPool,
+    RawClient,
+    RunningAgent,
+    connected_client,
+    eventually,
+    make_config,
+    running_agent,
+)
+
+CHAIN = make_chain(NAMESPACE, 8)
+MANY = 100
+FULL_MESSAGE = 250
+"""Descriptors of one message; the kernel takes 253 (SCM_MAX_FD)."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return make_config(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def agent(config: Config) -> Iterator[RunningAgent]:
+    log = io.BytesIO()
+    with running_agent(config) as running:
+        # It logs a line a broken connection, and would wait for room in a pipe that is full.
+        reading = threading.Thread(target=shutil.copyfileobj, args=[running.process.stderr, log])
+        reading.start()
+        yield running
+        running.process.kill()
+        reading.join()
+
+
+@pytest.fixture
+def unharmed(agent: RunningAgent, config: Config) -> Iterator[Callable[[], None]]:
+    """Tell, whenever asked, that a client which behaves is served and gets its pages back."""
+    with HostPool(len(CHAIN.hashes)) as pool, connected_client(config) as client:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(8))
+        pool.fill(CHAIN)
+        assert set(client.spill(CHAIN, buffers)) <= {SpillResult.STORED, SpillResult.PRESENT}
+
+        def check() -> None:
+            pool.wipe()
+            assert client.lookup(CHAIN).length == 8
+            loads = client.load(CHAIN, buffers)
+            assert {load.result for load in loads} == {LoadResult.LOADED}
+            assert pool.holds(CHAIN)
+
+        yield check
+        check()
+
+
+def resident(agent: RunningAgent) -> int:
+    """Return the agent's memory in bytes, without what it shares."""
+    status = Path(f"/proc/{agent.pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) << 10
+
+
+def connections(agent: RunningAgent) -> int:
+    with RawClient(agent.socket) as raw:
+        raw.greet()
+        report = raw.ask(protocol.Status())
+    assert isinstance(report, protocol.StatusReport)
+    return report.agent.connections
+
+
+def header(length: int) -> bytes:
+    return length.to_bytes(HEADER_SIZE, "little")
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"\x10", header(100) + b"\x93"], ids=["silent", "half", "halted"]
+)
+def test_half_open_connections_are_dropped(
+    agent: RunningAgent, unharmed: Callable[[], None], beginning: bytes
+) -> None:
+    before = connections(agent)
+    half_open = [RawClient(agent.socket) for _ in range(MANY)]
+    for raw in half_open:
+        raw.socket.sendall(beginning)
+    unharmed()
+    eventually(lambda: connections(agent) <= before)
+    for raw in half_open:
+        raw.close()
+
+
+def test_announced_messages_take_no_memory(
+    agent: RunningAgent, unharmed: Callable[[], None]
+) -> None:
+    before = resident(agent)
+    announcing = [RawClient(agent.socket) for _ in range(MANY)]
+    for raw in announcing:
+        raw.greet()
+        raw.socket.sendall(header(protocol.MAX_MESSAGE) + b"\x94\x05")
+    unharmed()
+    assert resident(agent) - before < MANY * protocol.MAX_MESSAGE / 10
+    for raw in announcing:
+        raw.close()
+
+
+def test_client_that_reads_no_reply_is_dropped(
+    agent: RunningAgent, unharmed: Callable[[], None]
+) -> None:
+    before = connections(agent)
+    request = encode_frame(protocol.Status())
+    with RawClient(agent.socket) as raw:
+        raw.greet()
+        with suppress(OSError):  # until there is no more room on the way, or it has been dropped
+            while True:
+                raw.socket.send(request, socket.MSG_DONTWAIT)
+        unharmed()
+        eventually(lambda: connections(agent) <= before)
+
+
+def test_thousands_of_descriptors_are_closed(
+    agent: RunningAgent, unharmed: Callable[[], None]
+) -> None:
+    before = agent.descriptors()
+    with RawClient(agent.socket) as raw, HostPool(1) as pool:
+        raw.greet()
+        for _ in range(20):
+            reply = raw.ask(
+                protocol.RegisterPool(0, pool.length), *[pool.descriptor] * FULL_MESSAGE
+            )
+            assert isinstance(reply, protocol.Refused)
+        assert agent.descriptors() <= before + 2
+        socket.send_fds(raw.socket, [header(100)], [pool.descriptor] * FULL_MESSAGE)  # and no end
+    unharmed()
+    eventually(lambda: agent.descriptors() <= before)
+
+
+def test_pools_of_a_client_are_bounded(agent: RunningAgent, unharmed: Callable[[], None]) -> None:
+    with RawClient(agent.socket) as raw, HostPool(1, "greedy") as pool:
+        raw.greet()
+        replies = [
+            raw.ask(protocol.RegisterPool(number, pool.length), pool.descriptor)
+            for number in range(MAX_POOLS + 1)
+        ]
+        assert replies[:-1] == [protocol.Done()] * MAX_POOLS
+        assert isinstance(replies[-1], protocol.Refused)
+        unharmed()
+    eventually(lambda: not agent.maps("greedy"))
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        (0, -1, 1),
+        (0, -(2**63), 2**63 - 1),
+        (0, 2**63 - 1, 2**63 - 1),
+        (0, 2**64 - 1, 1),
+        (0, 2**64 - 4096, 4096),
+        (0, 0, -4096),
+        (0, 0, 2**64 - 1),
+        (0, 4096, 2**63 - 4096),
+        (-1, 0, 1),
+        (2**64 - 1, 0, 1),
+    ],
+)
+def test_no_arithmetic_leads_out_of_a_pool(
+    agent: RunningAgent, unharmed: Callable[[], None], buffer: tuple[int, int, int]
+) -> None:
+    with HostPool(2) as pool, RawClient(agent.socket) as raw:
+        raw.greet()
+        assert raw.ask(protocol.RegisterPool(0, pool.length), pool.descriptor) == protocol.Done()
+        wrong = [[Buffer(0, 0, BLOCK)], [Buffer(*buffer)]]
+        hashes = b"".join(CHAIN.hashes[:2])
+        for request in (
+            protocol.LoadPages(CHAIN.namespace, hashes, wrong),
+            protocol.SpillPages(CHAIN.namespace, hashes, wrong, b""),
+        ):
+            assert isinstance(raw.ask(request), protocol.Refused)
+        assert pool.memory[:] == bytes(pool.length)
+
+
+def test_overlapping_buffers_spoil_their_owners_pages_only(
+    agent: RunningAgent, unharmed: Callable[[], None]
+) -> None:
+    """All pages into one place, twice at a time: the client's own memory, and nobody else's."""
+    with HostPool(2) as pool, RawClient(agent.socket) as raw:
+        token = raw.greet()
+        raw.ask(protocol.RegisterPool(0, pool.length), pool.descriptor)
+        same = [[Buffer(0, 0, BLOCK), Buffer(0, 0, BLOCK)]] * len(CHAIN.hashes)
+        request = protocol.LoadPages(CHAIN.namespace, b"".join(CHAIN.hashes), same)
+        with RawClient(agent.socket) as second:
+            second.greet(token)
+            for client in (raw, second):
+                client.send(request)
+            for client in (raw, second):
+                assert isinstance(client.receive(), protocol.LoadedPages)
+        assert pool.memory[BLOCK:] == bytes(pool.length - BLOCK)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x91" * 1_000_000,
+        b"\xdd\xff\xff\xff\xff",
+        b"\x94\x05\xc6\xff\xff\xff\xff",
+        b"\x94\x05\xc4\x00\xc4\x00\xdd\xff\xff\xff\xff",
+        b"\x94\x05\xc4\x00\xc4\x00\xdd\x00\xf0\x00\x00" + b"\x90" * 0xF00000,
+        b"\x94\x05\xc4\x00\xc4\x00\x91\xdd\x00\x3b\x00\x00" + b"\x93\x00\x00\x01" * 0x3B0000,
+    ],
+    ids=["nested", "outer list", "bytes", "list", "empty lists", "buffers"],
+)
+def test_message_that_promises_or_holds_too_much_is_refused_at_once(
+    agent: RunningAgent, unharmed: Callable[[], None], body: bytes
+) -> None:
+    before = resident(agent)
+    with RawClient(agent.socket) as raw:
+        raw.greet()
+        raw.socket.sendall(header(len(body)) + body)
+        assert isinstance(raw.receive(), protocol.Refused)
+        assert isinstance(raw.ask(protocol.Status()), protocol.StatusReport)
+    unharmed()
+    assert resident(agent) - before < 4 * protocol.MAX_MESSAGE
+
+
+def test_as_much_as_the_protocol_allows_is_understood() -> None:
+    page = [Buffer(0, 0, 1)] * protocol.MAX_BUFFERS
+    for buffers, good in (
+        ([page], True),
+        ([[*page, page[0]]], False),
+        ([[]] * protocol.MAX_PAGES, True),
+        ([[]] * (protocol.MAX_PAGES + 1), False),
+    ):
+        message = msgspec.msgpack.encode(protocol.LoadPages(b"", b"", buffers))
+        try:
+            msgspec.msgpack.decode(message, type=protocol.Request)
+        except msgspec.ValidationError:
+            assert not good
+        else:
+            assert good
+
+
+def test_one_client_cannot_take_every_connection_for_long(
+    agent: RunningAgent, config: Config
+) -> None:
+    greedy = [RawClient(agent.socket) for _ in range(MAX_CONNECTIONS + 20)]
+    with connected_client(config, limit=LIMIT) as client:  # once the silent ones are dropped
+        assert client.lookup(CHAIN).complete
+    for raw in greedy:
+        raw.close()
+
+
+STRANGER = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+stream = socket.socket(socket.AF_UNIX)
+stream.settimeout(20)
+try:
+    stream.connect(sys.argv[1])
+except PermissionError:
+    sys.exit("not even connected")
+sys.exit("answered" if stream.recv(1) else "closed")
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_is_not_served_whatever_the_modes(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    with running_agent(config) as agent:
+
+        def stranger() -> str:
+            command = [sys.executable, "-c", STRANGER, str(agent.socket)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+            return done.stderr.strip()
+
+        assert stranger() == "not even connected"
+        for place in (agent.socket, *agent.socket.parents):  # as a careless chmod would
+            if place.is_relative_to(tmp_path.parents[1]):
+                place.chmod(0o777)
+        assert stranger() == "closed"
+        _, log = agent.terminate()
+        assert "another user" in log and "uid=65534" in log
