@@ -24,11 +24,12 @@ def node_policy(bucket: str, prefix: str = "", *, reader: bool = False) -> Polic
     see `memkv bucket setup`.
     """
     objects = "/".join(filter(None, (bucket, prefix, "*")))
+    name, actions = ("ReadPages", READ) if reader else ("UsePages", (*READ, *WRITE))
     return {
         "Version": "2012-10-17",
         "Statement": [
             _allow("ListPages", LIST, bucket),
-            _allow("ReadPages" if reader else "UsePages", READ if reader else READ + WRITE, objects),
+            _allow(name, actions, objects),
         ],
     }
 
