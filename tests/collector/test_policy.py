@@ -52,7 +52,7 @@ def test_a_node_can_do_nothing_to_the_bucket_itself(bucketful: Bucketful) -> Non
     for attempt in (
         lambda: client.make_bucket("another"),
         lambda: client.remove_bucket(config.bucket),
-        lambda: client.delete_bucket_lifecycle(config.bucket),
+        lambda: client.get_bucket_versioning(config.bucket),
     ):
         with pytest.raises(S3Error, match="AccessDenied"):
             attempt()
