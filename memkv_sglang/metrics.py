@@ -93,3 +93,22 @@ class Metrics:
             ["tier"],
             registry=registry,
         )
+        self.collections = Counter(
+            "memkv_collections",
+            "Collections of the shared tier by this node, by result",
+            ["result"],
+            registry=registry,
+        )
+        self.collected_pages = Counter(
+            "memkv_collected_pages",
+            "Pages that this node removed from the shared tier to keep its limits",
+            registry=registry,
+        )
+        self.collected_bytes = Counter(
+            "memkv_collected_bytes", "Bytes of those pages", registry=registry
+        )
+        self.collection_seconds = Gauge(
+            "memkv_collection_seconds",
+            "How long this node's last collection took",
+            registry=registry,
+        )

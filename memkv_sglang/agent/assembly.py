@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
+from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -21,14 +22,18 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
             "nvme.directory, minio.endpoint: both are empty, so there is no place for pages; set "
             "at least one of them"
         )
+    metrics = Metrics(registry)
     nvme = _nvme(config) if config.nvme.directory else None
     try:
-        minio = _minio(config) if config.minio.endpoint else None
+        minio = _minio(config, metrics) if config.minio.endpoint else None
     except BaseException:
         if nvme is not None:
             nvme.close()
         raise
-    return Engine(nvme, minio, nvme, config.engine, Metrics(registry))
+    # A node that does not write to the shared tier has nothing to upload.
+    marks = nvme if config.minio.role == "writer" else None
+    watcher = PinWatcher(minio, nvme) if minio is not None and nvme is not None else None
+    return Engine(nvme, minio, marks, config.engine, metrics, uses=minio, watcher=watcher)
 
 
 # A tier that is not configured is not imported: the agent has half a second to start.
@@ -40,7 +45,9 @@ def _nvme(config: Config) -> "NvmeTier":
     return NvmeTier(config.nvme)
 
 
-def _minio(config: Config) -> "MinioTier":
+def _minio(config: Config, metrics: Metrics) -> "MinioTier":
     from memkv_sglang.tiers.minio import MinioTier
 
-    return MinioTier(config.minio)
+    tier = MinioTier(config.minio)
+    tier.keep_limits(config.collector, metrics)
+    return tier

@@ -15,6 +15,7 @@ from memkv_sglang.engine.recompute import Recompute
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain
+from memkv_sglang.tiers.base import TierError
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Calls:
             protocol.CheckPages: self._check,
             protocol.LoadPages: self._load,
             protocol.SpillPages: self._spill,
+            protocol.WarmPages: self._warm,
             protocol.Clear: self._clear,
             protocol.Flush: self._flush,
             protocol.Status: self._report,
@@ -126,6 +128,13 @@ class Calls:
     ) -> protocol.Reply:
         pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
         return protocol.SpilledPages(bytes(self._engine.spill(pages, request.parent)))
+
+    def _warm(self, _session: Session, request: protocol.WarmPages, _: list[int]) -> protocol.Reply:
+        chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
+        try:
+            return protocol.WarmedPages(*self._engine.warm(chain.keys()))
+        except TierError as error:
+            raise RequestError(str(error)) from None
 
     def _clear(self, _session: Session, request: protocol.Clear, _: list[int]) -> protocol.Reply:
         split_hashes(request.namespace, b"")

@@ -127,6 +127,13 @@ class CheckPages(_Message, tag=11):
     """Where; empty for anywhere."""
 
 
+class WarmPages(_Message, tag=20):
+    """Copy pages of a chain from the shared tier to this node's disk."""
+
+    namespace: bytes
+    hashes: bytes
+
+
 class Welcome(_Message, tag=32):
     """The connection belongs to this session from now on."""
 
@@ -219,6 +226,15 @@ class CheckedPages(_Message, tag=42):
     """1 for a page that is there; 0 for one that is not, or could not be asked for in time."""
 
 
+class WarmedPages(_Message, tag=52):
+    """Answer to `WarmPages`: numbers of pages; see `engine.results.Warming`."""
+
+    present: int
+    copied: int
+    missing: int
+    refused: int
+
+
 Request = (
     Hello
     | RegisterPool
@@ -232,6 +248,7 @@ Request = (
     | Status
     | Shutdown
     | CheckPages
+    | WarmPages
 )
 Reply = (
     Welcome
@@ -245,6 +262,7 @@ Reply = (
     | Flushed
     | StatusReport
     | CheckedPages
+    | WarmedPages
 )
 
 NO_TIER = 255

@@ -9,13 +9,17 @@ import click
 
 from memkv_sglang.cli.agent import agent
 from memkv_sglang.cli.bench import bench
+from memkv_sglang.cli.bucket import bucket
 from memkv_sglang.cli.config import config
 from memkv_sglang.cli.doctor import doctor
+from memkv_sglang.cli.gc import gc
 from memkv_sglang.cli.inspect import inspect
 from memkv_sglang.cli.patch import patch
+from memkv_sglang.cli.pin import pin, pins, unpin
 from memkv_sglang.cli.stats import stats
 from memkv_sglang.cli.verify import verify
 from memkv_sglang.cli.version import version
+from memkv_sglang.cli.warm import warm
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.tiers.base import TierError
 
@@ -48,7 +52,13 @@ def memkv() -> None:
     """
 
 
-for verb in (doctor, config, agent, stats, inspect, verify, bench, patch, version):
+VERBS = (
+    *(doctor, config, agent, stats, inspect, verify),
+    *(bucket, gc, pin, unpin, pins, warm),
+    *(bench, patch, version),
+)
+
+for verb in VERBS:
     memkv.add_command(verb)
 
 

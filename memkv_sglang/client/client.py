@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+import msgspec
+
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.launch import MODULE
 from memkv_sglang.client.connection import AgentRefusedError, Connection, ConnectionLostError
@@ -13,7 +15,7 @@ from memkv_sglang.client.keeper import LinkKeeper
 from memkv_sglang.client.registry import announce_namespace
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
-from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.engine.results import PageLoad, Warming
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
@@ -145,6 +147,22 @@ class AgentClient:
             with suppress(LookupError):
                 return [_SPILL_RESULTS[result] for result in reply.results]
         return [SpillResult.REFUSED] * len(buffers)
+
+    def warm(self, chain: Chain, seconds: float) -> Warming | None:
+        """Have pages copied from the shared tier to this node's disk; see `Engine.warm`.
+
+        None if it was refused or lasted longer than `seconds`; `refusal` tells why. Name some
+        hundred pages a call, so that it ends within that.
+        """
+        reply = self._call(protocol.WarmPages(chain.namespace, b"".join(chain.hashes)), seconds)
+        if not isinstance(reply, protocol.WarmedPages):
+            return None
+        return Warming(*msgspec.structs.astuple(reply))
+
+    @property
+    def refusal(self) -> str:
+        """What the agent said when it last refused a request; empty if it never did."""
+        return self._refusal
 
     def clear(self, namespace: bytes) -> int:
         """Remove a namespace's pages, return how many copies; 0 if it lasts too long to tell."""

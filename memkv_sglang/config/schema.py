@@ -215,6 +215,15 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         float,
         Meta(gt=0, le=1, description="Share of the capacity in use at which eviction ends."),
     ] = 0.90
+    keep_free: Annotated[
+        int,
+        Meta(
+            ge=0,
+            extra=BYTES,
+            description="Space of the file system to leave to others: with less than that free the "
+            "tier grows no more, and gives back what it holds of it, coldest pages first.",
+        ),
+    ] = 0
     threads: Annotated[
         int,
         Meta(ge=1, le=64, description="Disk requests in flight."),
@@ -246,6 +255,13 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(description="Put before every object's key, for several caches in one bucket."),
     ] = ""
+    role: Annotated[
+        Literal["writer", "reader"],
+        Meta(
+            description="`reader`: this node loads pages of the bucket and never writes to it; its "
+            "own pages stay on its disk."
+        ),
+    ] = "writer"
     region: Annotated[str, Meta(description="Region that requests are signed for.")] = "us-east-1"
     addressing: Annotated[
         Literal["path", "virtual"],
@@ -355,6 +371,54 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = 1.0
 
 
+class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may stay in the bucket; one node at a time sees to it."""
+
+    capacity: Annotated[
+        int,
+        Meta(
+            ge=0,
+            extra=BYTES,
+            description="Pages in the bucket, under the prefix. Beyond it those that were not used "
+            "for longest are removed. 0: no limit.",
+        ),
+    ] = 0
+    max_age: Annotated[
+        float,
+        Meta(
+            ge=0,
+            extra=SECONDS,
+            description="Pages that were not used for so long are removed. 0: no limit.",
+        ),
+    ] = 0.0
+    interval: Annotated[
+        float,
+        Meta(
+            ge=1,
+            extra=SECONDS,
+            description="From the end of one collection to the next one, whichever node does it.",
+        ),
+    ] = 600.0
+    use_period: Annotated[
+        float,
+        Meta(
+            ge=1,
+            extra=SECONDS,
+            description="How exactly the last use of a page is known: the first use in each period "
+            "of this length is noted in the bucket, at the price of two small requests.",
+        ),
+    ] = 3600.0
+    lease: Annotated[
+        float,
+        Meta(
+            ge=5,
+            le=3600,
+            extra=SECONDS,
+            description="How long a node that collects may be silent before another takes over.",
+        ),
+    ] = 60.0
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings. Sections are the tables of the TOML file."""
 
@@ -362,3 +426,4 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     nvme: NvmeConfig = NvmeConfig()
     minio: MinioConfig = MinioConfig()
+    collector: CollectorConfig = CollectorConfig()

@@ -9,19 +9,21 @@ from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
 from memkv_sglang.engine.describer import Describer
 from memkv_sglang.engine.load import Loader
 from memkv_sglang.engine.lookup import Finder
+from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
-from memkv_sglang.engine.results import PageLoad, Removal
+from memkv_sglang.engine.results import PageLoad, Removal, Warming
 from memkv_sglang.engine.speed import SpeedTier
 from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus, TierStatus
 from memkv_sglang.engine.uploads import UploadQueue
+from memkv_sglang.engine.warming import Warmer
 from memkv_sglang.engine.worth import Worth
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import Lookup, SpillResult, Tier, TierError, UploadMarks
+from memkv_sglang.tiers.base import Lookup, SpillResult, Tier, TierError, UploadMarks, UseNotes
 from memkv_sglang.tiers.wrappers import MeasuredTier
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,15 @@ class Engine:
         marks: UploadMarks | None,
         config: EngineConfig,
         metrics: Metrics,
+        uses: UseNotes | None = None,
+        watcher: PinWatcher | None = None,
     ) -> None:
-        """Own both tiers. `marks` is the local tier's memory of what waits for upload."""
+        """Own both tiers. `marks` is the local tier's memory of what waits for upload.
+
+        `uses` is the shared tier's of what was used, `watcher` tells the local tier what to keep.
+        """
+        self._watcher = watcher
+        self._uses = uses
         self._config = config
         self._metrics = metrics
         self._breaker = CircuitBreaker(
@@ -64,6 +73,7 @@ class Engine:
             self._local, self._shared, self._uploads, past_local=self._past_local()
         )
         self._describer = Describer(self._shared) if self._shared else None
+        self._warmer = Warmer(self._local, self._shared)
 
     def _make_promoter(self) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
@@ -108,7 +118,10 @@ class Engine:
         speed; all of it while that is not known.
         """
         seconds = self._config.lookup_budget if budget is None else budget
-        return self._finder.lookup(chain, seconds, recompute)
+        found = self._finder.lookup(chain, seconds, recompute)
+        if self._uses is not None and found.length:
+            self._uses.note_use(Chain(chain.namespace, chain.hashes[: found.length]))
+        return found
 
     def present(
         self, keys: Sequence[PageKey], budget: float | None = None, tier: str = ""
@@ -130,6 +143,10 @@ class Engine:
         """Store pages of a chain. `parent` is the hash of the page before the first, or empty."""
         before = PageKey(pages[0].key.namespace, parent) if pages and parent else None
         return self._spiller.spill(pages, before, time.monotonic() + self._config.batch_deadline)
+
+    def warm(self, keys: Sequence[PageKey]) -> Warming:
+        """Copy pages of a chain from the shared to the local tier; see `Warmer.warm`."""
+        return self._warmer.warm(keys)
 
     def clear(self, namespace: bytes) -> Removal:
         """Remove a namespace's pages from every tier that can be reached.
@@ -177,6 +194,8 @@ class Engine:
 
     def close(self, drain: float) -> None:
         """Upload for at most `drain` seconds more, then close the tiers; idempotent."""
+        if self._watcher is not None:
+            self._watcher.close()
         if self._describer is not None:
             self._describer.close()
         if self._uploads is not None:

@@ -19,3 +19,15 @@ class Removal(NamedTuple):
     """Copies removed, over all tiers."""
     complete: bool
     """False if a tier could not be reached, and may still hold pages."""
+
+
+class Warming(NamedTuple):
+    """What became of pages that were to be on this node's disk."""
+
+    present: int = 0
+    """Were there already."""
+    copied: int = 0
+    missing: int = 0
+    """Could not be loaded from the shared tier."""
+    refused: int = 0
+    """Found no room on the disk."""

@@ -3,7 +3,6 @@
 import ctypes
 import http.client
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from memkv_sglang.testing.minio_binary import MinioNotFoundError, find_or_build_minio
+from memkv_sglang.testing.minio_users import Keys, MinioUsers
 
 __all__ = ["MinioNotFoundError", "MinioServer", "MinioServerError", "find_or_build_minio"]
 
@@ -37,6 +37,10 @@ class MinioServer:
 
     A context manager: serves from entry to exit, then leaves nothing behind. It dies with the
     thread that started it, so start it from one that lives as long as the server shall.
+
+    `access_key` and `secret_key` are those of a user with the policy that nodes get (see
+    `tiers/minio/policy.py`) on every bucket, and with the right to make buckets; `root` has the
+    administrator's.
     """
 
     def __init__(
@@ -55,8 +59,8 @@ class MinioServer:
         `--no-compat`, which drops strict S3 compatibility for speed. `env` adds variables, e.g.
         `MINIO_DOMAIN`. `host` is the name or address that the server is reached by.
         """
-        self.access_key = secrets.token_hex(8)
-        self.secret_key = secrets.token_hex(16)
+        self.root = Keys.random()
+        self.access_key, self.secret_key = Keys.random()
         self.host = host
         self.port = free_port()
         self._tls = certs_dir is not None
@@ -69,6 +73,7 @@ class MinioServer:
         self._flags = ["--no-compat"] if no_compat else []
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_user = False
 
     @property
     def endpoint(self) -> str:
@@ -119,6 +124,14 @@ class MinioServer:
                 preexec_fn=_DieWithParent(),
             )
         self._wait_until_ready()
+        if not self._has_user:
+            self.users.add_node(Keys(self.access_key, self.secret_key))
+            self._has_user = True
+
+    @property
+    def users(self) -> MinioUsers:
+        """Adds further users, with policies of their own."""
+        return MinioUsers(f"{self.host}:{self.port}", self.root, tls=self._tls)
 
     def stop(self) -> None:
         """Let the server end by itself; its data stay."""
@@ -136,8 +149,8 @@ class MinioServer:
     def _environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MINIO_")}
         own = {
-            "MINIO_ROOT_USER": self.access_key,
-            "MINIO_ROOT_PASSWORD": self.secret_key,
+            "MINIO_ROOT_USER": self.root.access_key,
+            "MINIO_ROOT_PASSWORD": self.root.secret_key,
             "MINIO_BROWSER": "off",
             "MINIO_UPDATE": "off",
         }

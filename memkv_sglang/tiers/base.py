@@ -157,3 +157,30 @@ class UploadMarks(Protocol):
 
     def pending(self) -> Iterator[PendingPage]:
         """Yield the pages that wait, oldest first, as of the call."""
+
+
+class UseNotes(Protocol):
+    """Optional ability of a shared tier: know when pages were used, for whoever makes room there.
+
+    The tier's own lookups do not see the uses that a nearer tier serves.
+    """
+
+    def note_use(self, chain: Chain) -> None:
+        """Take note that a chain's pages are used now, given root first; returns at once."""
+
+
+class Pins(Protocol):
+    """Optional ability of a shared tier: know which pages no node may remove to make room."""
+
+    def pinned(self) -> frozenset[PageKey]:
+        """Read them; blocks. Raises `TierError`."""
+
+
+class Keeps(Protocol):
+    """Optional ability of a tier: keep some pages whatever the order of eviction."""
+
+    def keep(self, keys: frozenset[PageKey]) -> None:
+        """Evict none of these from now on, and only these; they need not be there.
+
+        They leave nevertheless where the tier itself has to shrink.
+        """

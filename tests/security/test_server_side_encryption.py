@@ -52,8 +52,7 @@ def test_everything_is_stored_as_demanded(
     config = msgspec.structs.replace(config, sse=sse, sse_kms_key=KMS_KEY if sse == "kms" else "")
     admin = Minio(
         server.endpoint.partition("://")[2],
-        server.access_key,
-        server.secret_key,
+        *server.root,
         http_client=urllib3.PoolManager(ca_certs=str(authority.file)),
     )
 

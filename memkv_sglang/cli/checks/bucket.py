@@ -86,7 +86,12 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
     yield listing or Finding("ok", "list", f"allowed in bucket {config.bucket}")
     if listing is not None and (listing.what == "bucket" or listing.level == "FAIL"):
         return
-    put = _try("put", lambda: bucket.write(name, _CONTENT), "s3:PutObject", config)
+    if config.role == "reader":
+        get = _try("get", lambda: bucket.read(name), "s3:GetObject", config)
+        yield get or Finding("ok", "get", "allowed; a reader needs no more")
+        return
+    versions: list[bool] = []
+    put = _try("put", lambda: versions.append(bucket.write(name, _CONTENT)), "s3:PutObject", config)
     yield put or Finding("ok", "put", "allowed")
     if put is not None:
         return
@@ -95,6 +100,9 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
     )
     removal = _try("delete", lambda: bucket.remove([name]), "s3:DeleteObject", config)
     yield removal or Finding("ok", "delete", "allowed; the probe object is gone")
+    if any(versions):
+        detail = f"bucket {config.bucket} keeps versions, so that removed pages free no space"
+        yield Finding("warn", "versions", detail, "run `memkv bucket setup`, which says more")
 
 
 def _read(bucket: "Bucket", name: str) -> None:

@@ -2,9 +2,10 @@
 
 import io
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
@@ -27,6 +28,19 @@ READ_TIMEOUT = 5.0
 
 REFUSED = frozenset({400, 401, 403})
 """Statuses after which credentials may be wrong, withdrawn or expired (400)."""
+LISTED_AT_ONCE = 1000
+"""Objects of one answer, as many as S3 allows."""
+
+
+class ObjectInfo(NamedTuple):
+    """What a listing tells of an object."""
+
+    name: str
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written or touched last, in seconds by the server's clock."""
+
 
 ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
@@ -50,12 +64,37 @@ class Bucket:
         """Make the bucket if it is not there. Raises `ConfigError` if that is not allowed."""
         if self._call("look for the bucket", lambda client: client.bucket_exists(self._name)):
             return
-        if not self._config.create_bucket:
+        if not self._config.create_bucket or self._config.role == "reader":
             raise ConfigError(
-                f"minio.bucket: there is no bucket {self._name!r}; make it, or allow it with "
-                "minio.create_bucket = true"
+                f"minio.bucket: there is no bucket {self._name!r}; make it with `memkv bucket "
+                "setup`, or let a writer make it with minio.create_bucket = true"
             )
         self._call("make the bucket", self._make)
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object under a prefix, a thousand by each request, in the order of names.
+
+        Raises `TierError`, also in mid-way: a second server goes on where the first one failed.
+        """
+        last = ""
+        while True:
+            start = last
+
+            def listing(client: "Minio", start: str = start) -> list[ObjectInfo]:
+                found = client.list_objects(
+                    self._name, prefix=prefix or None, recursive=True, start_after=start or None
+                )
+                return [
+                    ObjectInfo(item.object_name, item.size or 0, item.last_modified.timestamp())
+                    for item in islice(found, LISTED_AT_ONCE)
+                    if item.object_name and item.last_modified
+                ]
+
+            batch = self._call("list objects", listing)
+            yield from batch
+            if len(batch) < LISTED_AT_ONCE:
+                return
+            last = batch[-1].name
 
     def names(self, prefix: str, *, recursive: bool) -> list[str]:
         """Return the names under a prefix; those of levels below end in a slash."""
@@ -81,9 +120,9 @@ class Bucket:
 
         return self._call("read an object", get)
 
-    def write(self, name: str, content: bytes) -> None:
-        """Store an object."""
-        self._call(
+    def write(self, name: str, content: bytes) -> bool:
+        """Store an object; tell whether the bucket keeps versions."""
+        result = self._call(
             "write an object",
             lambda client: client.put_object(
                 self._name,
@@ -94,6 +133,7 @@ class Bucket:
                 sse=_encryption(self._config),
             ),
         )
+        return result.version_id is not None
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are not there count as removed."""
@@ -106,6 +146,10 @@ class Bucket:
 
         if errors := self._call("remove objects", delete):
             raise TierError(f"MinIO did not remove {len(errors)} objects ({errors[0]})")
+
+    def administration(self) -> "Minio":
+        """Return minio-py's client of the first server, for what an administrator does."""
+        return self._clients[0]
 
     def close(self) -> None:
         """Close the idle connections; one in use is closed after its request."""

@@ -51,11 +51,13 @@ class ObjectClient:
         fields: Callable[[], Mapping[str, str]] = lambda: NO_FIELDS,
         body: Sequence[memoryview] = (),
         guard: Guard = nullcontext,
+        bodiless: bool = False,
     ) -> Answer:
         """Send a request for an object and let `receive` read the response.
 
-        `fields`, `body` and `receive` are used within the guard only. A kept-alive connection that
-        the server had closed is replaced once. Raises `TransferError`, and what `receive` raises.
+        `bodiless`: the method is HEAD. `fields`, `body` and `receive` are used within the guard
+        only. A kept-alive connection that the server had closed is replaced once. Raises
+        `TransferError`, and what `receive` raises.
         """
         path = quote(name)
 
@@ -65,7 +67,8 @@ class ObjectClient:
                     with self._pool.lend(deadline, fresh=fresh) as connection, guard():
                         request = self._request(connection, credentials, method, path, fields())
                         connection.send(request, body, deadline)
-                        return receive(connection, connection.receive_head(deadline))
+                        head = connection.receive_head(deadline, bodiless=bodiless)
+                        return receive(connection, head)
                 except StaleError:
                     if fresh:
                         raise

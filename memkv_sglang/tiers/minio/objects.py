@@ -1,8 +1,16 @@
 """How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
 
+import re
+
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import FORMAT_VERSION
-from memkv_sglang.page import Page, PageKey, page_checksum
+from memkv_sglang.page import (
+    NAMESPACE_DIGEST_SIZE,
+    PAGE_HASH_SIZE,
+    Page,
+    PageKey,
+    page_checksum,
+)
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 FORMAT = "x-amz-meta-memkv-format"
@@ -13,6 +21,10 @@ SSE = "x-amz-server-side-encryption"
 SSE_KMS_KEY = "x-amz-server-side-encryption-aws-kms-key-id"
 
 DESCRIPTION = "namespace.json"
+
+_PAGE = re.compile(
+    rf"([0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}})/([0-9a-f]{{2}})/([0-9a-f]{{{2 * PAGE_HASH_SIZE}}})"
+)
 
 
 class ObjectNames:
@@ -29,7 +41,29 @@ class ObjectNames:
 
     def quarantine(self, key: PageKey) -> str:
         """Where a corrupt page is set aside; not within its namespace."""
-        return f"{self.root}quarantine/{key.namespace.hex()}/{key.hash.hex()}"
+        return f"{self.quarantined}{key.namespace.hex()}/{key.hash.hex()}"
+
+    @property
+    def quarantined(self) -> str:
+        """Prefix of what is set aside."""
+        return f"{self.root}quarantine/"
+
+    @property
+    def lease(self) -> str:
+        """Name of the object that says who collects."""
+        return f"{self.root}collector/lease.json"
+
+    @property
+    def pins(self) -> str:
+        """Prefix of the pins."""
+        return f"{self.root}pins/"
+
+    def page_key(self, name: str) -> PageKey | None:
+        """Return whose page an object is, None if it is none."""
+        match = _PAGE.fullmatch(name.removeprefix(self.root))
+        if match is None or match[2] != match[3][:2]:
+            return None
+        return PageKey(bytes.fromhex(match[1]), bytes.fromhex(match[3]))
 
     def namespace(self, digest: bytes) -> str:
         """Prefix of all objects of a namespace."""

@@ -7,7 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
@@ -21,18 +22,24 @@ from memkv_sglang.tiers.base import (
 from memkv_sglang.tiers.minio.batch import Guard, Movers
 from memkv_sglang.tiers.minio.bucket import Bucket
 from memkv_sglang.tiers.minio.client import ObjectClient
+from memkv_sglang.tiers.minio.collector import Collector, Lease
+from memkv_sglang.tiers.minio.collector.worker import CollectorWorker
 from memkv_sglang.tiers.minio.credentials_file import read_credentials
 from memkv_sglang.tiers.minio.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.errors import OutOfTimeError, StatusError, TransferError
 from memkv_sglang.tiers.minio.forms import page_form
 from memkv_sglang.tiers.minio.knowledge import Knowledge
+from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import ObjectNames, server_side_encryption
 from memkv_sglang.tiers.minio.opening import Opening
+from memkv_sglang.tiers.minio.pins import PinStore
 from memkv_sglang.tiers.minio.pool import ConnectionPool
+from memkv_sglang.tiers.minio.records import Records
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.tls import tls_context
+from memkv_sglang.tiers.minio.touch import DELAY, Toucher
 from memkv_sglang.tiers.minio.transfers import PageTransfers
 
 OPENING_TIME = 8.0
@@ -44,6 +51,14 @@ CONTROL_TIME = 60.0
 Result = TypeVar("Result")
 
 
+class ControlPath(NamedTuple):
+    """What lists, collects and pins need. The tier closes it."""
+
+    bucket: Bucket
+    records: Records
+    names: ObjectNames
+
+
 class _Opened(NamedTuple):
     bucket: Bucket
     client: ObjectClient
@@ -53,8 +68,8 @@ class _Opened(NamedTuple):
 class MinioTier(Tier):
     """Pages as objects of a bucket that any number of nodes share.
 
-    What this node knows of the bucket may be out of date; `load` finds out. The tier does not
-    evict, so that lookups move nothing in an order of eviction.
+    What this node knows of the bucket may be out of date; `load` finds out. Lookups move nothing in
+    the order in which pages leave: `note_use` does, and nothing leaves but by `keep_limits`.
     """
 
     name = "minio"
@@ -63,6 +78,7 @@ class MinioTier(Tier):
         """Begin to open the bucket in the background; raises `ConfigError` for bad settings."""
         endpoints = parse_endpoints(config)
         self._config = config
+        self._read_only = config.role == "reader"
         self._context = tls_context(config)
         self._form = page_form(config.encryption_key_file)
         if config.credentials_file:
@@ -79,6 +95,10 @@ class MinioTier(Tier):
             stall_timeout=config.stall_timeout,
             keep=2 * config.connections,
         )
+        self._limit: int | None = None
+        self._noted: NotedPages | None = None
+        self._toucher: Toucher | None = None
+        self._collector: CollectorWorker | None = None
         self._opening = Opening(self._open, lambda opened: opened.bucket.close())
 
     def check(self, deadline: float) -> None:
@@ -129,6 +149,8 @@ class MinioTier(Tier):
 
         Several are on their way at once: where one fails, a few behind it may yet be stored.
         """
+        if self._read_only:
+            return [SpillResult.REFUSED] * len(pages)
         unknown = [i for i, page in enumerate(pages) if not self._knowledge.has(page.key)]
         moved = self._move_all(
             PageTransfers.store,
@@ -144,6 +166,7 @@ class MinioTier(Tier):
 
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Ask which are there, remove them through the control path."""
+        self._demand_writer()
         for key in keys:
             self._knowledge.discard(key)
         deadline = time.monotonic() + CONTROL_TIME
@@ -156,8 +179,8 @@ class MinioTier(Tier):
         return len(there)
 
     def describe(self, namespace: Namespace) -> None:
-        """Store the description as an object beside the namespace's pages."""
-        if namespace.digest not in self._described:
+        """Store the description as an object beside the namespace's pages; a reader does not."""
+        if not self._read_only and namespace.digest not in self._described:
             self._bucket().write(self._names.description(namespace.digest), namespace.description)
             self._described.add(namespace.digest)
 
@@ -173,7 +196,9 @@ class MinioTier(Tier):
         return found
 
     def clear(self, namespace: bytes) -> int:
-        """List the namespace's objects and remove them, its description too."""
+        """List the namespace's objects and remove them, its description too; a reader does not."""
+        if self._read_only:
+            return 0
         bucket = self._bucket()
         names = bucket.names(self._names.namespace(namespace), recursive=True)
         bucket.remove(names)
@@ -181,9 +206,61 @@ class MinioTier(Tier):
         self._described.discard(namespace)
         return sum(name != self._names.description(namespace) for name in names)
 
+    def keep_limits(
+        self, config: CollectorConfig, metrics: Metrics, *, delay: float = DELAY
+    ) -> None:
+        """Note uses in the bucket, and collect what is beyond the limits, from now on; call once.
+
+        A use is noted after `delay` seconds. Does nothing for a reader; without limits, nothing is
+        collected.
+        """
+        if self._read_only:
+            return
+        self._noted = NotedPages(config.use_period)
+        self._toucher = Toucher(
+            lambda: self._opened(time.monotonic() + OPENING_TIME).client,
+            self._config.bucket,
+            self._names,
+            self._noted,
+            self.telemetry,
+            delay=delay,
+        )
+        if config.capacity or config.max_age:
+            self._limit = config.capacity or None
+            self._collector = CollectorWorker(lambda: self.collector(config), config, metrics)
+
+    def note_use(self, chain: Chain) -> None:
+        """Have the present use of a chain's pages, given from its root, noted in the bucket."""
+        if self._toucher is not None:
+            self._toucher.note_use(chain)
+
+    def collector(self, config: CollectorConfig) -> tuple[Collector, Lease]:
+        """Return who removes pages, and the lease to hold meanwhile. Raises `TierError`."""
+        self._demand_writer()
+        bucket, records, names = self.control()
+        collector = Collector(bucket, records, names, config, self._forget)
+        return collector, Lease(records, names.lease, config.lease)
+
+    def control(self) -> ControlPath:
+        """Return the bucket's control path, once the bucket is open. Raises `TierError`."""
+        bucket = self._bucket()
+        client, storage_fields = self._opened(0.0).client, server_side_encryption(self._config)
+        return ControlPath(bucket, Records(client, storage_fields), self._names)
+
+    def pinned(self) -> frozenset[PageKey]:
+        """Read which pages nobody may remove. Raises `TierError`."""
+        return PinStore(*self.control()).kept()
+
+    def _forget(self, keys: Sequence[PageKey]) -> None:
+        for key in keys:
+            self._knowledge.discard(key)
+
     def usage(self) -> TierUsage:
-        """Return zeros: the bucket belongs to all nodes, and only a listing could count it."""
-        return TierUsage(pages=0, bytes=0, capacity=None)
+        """Return what the last collection saw, whichever node made it; zeros before the first."""
+        worker = self._collector
+        if worker is None or worker.last is None:
+            return TierUsage(pages=0, bytes=0, capacity=self._limit)
+        return TierUsage(worker.last.pages, worker.last.bytes, self._limit, worker.removed)
 
     def check_integrity(self) -> list[str]:
         """Compare what is known present with what is known missing."""
@@ -195,6 +272,10 @@ class MinioTier(Tier):
         Not for the opening: it ends by itself within seconds, and then leaves nothing open.
         """
         self._opening.close()
+        if self._collector is not None:
+            self._collector.close()
+        if self._toucher is not None:
+            self._toucher.close()
         self._movers.close()
         self._pool.close()
 
@@ -217,8 +298,14 @@ class MinioTier(Tier):
             self._form,
             server_side_encryption(self._config),
             on_bucket_lost=self._bucket_lost,
+            read_only=self._read_only,
+            noted=lambda: self._noted,
         )
         return _Opened(bucket, client, transfers)
+
+    def _demand_writer(self) -> None:
+        if self._read_only:
+            raise TierError("minio.role is `reader`: this node does not change the bucket")
 
     def _bucket_lost(self) -> None:
         self._described.clear()

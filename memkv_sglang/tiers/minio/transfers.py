@@ -15,6 +15,7 @@ from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StatusError, TransferError, UnreadableError
 from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.knowledge import Knowledge
+from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
     checksum_matches,
@@ -39,6 +40,9 @@ class PageTransfers(NamedTuple):
     storage_fields: Mapping[str, str]
     """Header fields that tell the server how to keep what it is given."""
     on_bucket_lost: Callable[[], None]
+    read_only: bool = False
+    noted: Callable[[], NotedPages | None] = lambda: None
+    """Who is told when the pages' objects were written last, if anybody."""
 
     def fetch(self, page: Page, deadline: float, guard: Guard) -> LoadResult:
         """Load a page; a copy that is not what it should be is set aside."""
@@ -52,6 +56,8 @@ class PageTransfers(NamedTuple):
                     if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
                         return mismatch
                     connection.receive_body(stored.buffers, deadline)
+                    if (noted := self.noted()) is not None:
+                        noted.saw(page.key, head)
                     if not checksum_matches(head, stored):
                         return "checksum"
                     return self.form.restore(head, stored, page)
@@ -94,15 +100,23 @@ class PageTransfers(NamedTuple):
                     return SpillResult.REFUSED
             return SpillResult.FAILED
         self.knowledge.add([page.key])
+        if (noted := self.noted()) is not None:
+            noted.stored(page.key)
         return SpillResult.STORED
 
     def _set_aside(self, key: PageKey, fault: str, deadline: float) -> None:
-        """Move a corrupt copy to the quarantine, so that a correct one can be stored."""
+        """Move a corrupt copy to the quarantine, so that a correct one can be stored.
+
+        A reader leaves it where it is.
+        """
         name, aside = self.names.page(key), self.names.quarantine(key)
         source = {"x-amz-copy-source": quote(f"/{self.bucket}/{name}"), "content-length": "0"}
         source |= self.storage_fields
         self.telemetry.count("corrupt")
         logger.warning("minio page corrupt", extra={"fields": {"object": name, "fault": fault}})
+        if self.read_only:
+            self._forget(key)
+            return
         try:
             self._command("PUT", aside, deadline, fields=lambda: source)
         except (StatusError, TransferError) as error:

@@ -21,6 +21,8 @@ class ResponseHead(NamedTuple):
     """Whether the server takes another request on the connection."""
     lines: bytes
     """Status line and header fields, all in lower case, each ended by CRLF."""
+    original: bytes = b""
+    """The same as the server wrote it."""
 
     def field(self, name: bytes) -> bytes | None:
         """Return the value of a header field (name and value in lower case)."""
@@ -49,7 +51,7 @@ def parse_head(head: bytes) -> ResponseHead:
     if _field(lines, b"transfer-encoding") is not None:
         raise ProtocolError("response with a transfer encoding")
     keep_alive = version == b"HTTP/1.1" and _field(lines, b"connection") != b"close"
-    return ResponseHead(status, _length(status, lines), keep_alive, lines)
+    return ResponseHead(status, _length(status, lines), keep_alive, lines, head)
 
 
 def _length(status: int, lines: bytes) -> int:

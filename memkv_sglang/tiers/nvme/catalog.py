@@ -58,6 +58,8 @@ class Catalog:
         self.order = EvictionOrder()
         self.pending: dict[int, None] = {}
         """Entries that wait for upload, those that were marked first before the others."""
+        self.kept: frozenset[PageKey] = frozenset()
+        """Pages that are not evicted, whether they are there or not."""
         self.changes = threading.RLock()
         self.lock = threading.Lock()
         self._pins: dict[int, int] = {}
@@ -104,6 +106,10 @@ class Catalog:
     def is_pinned(self, entry: int) -> bool:
         """Tell whether somebody reads the page; call with `lock` held."""
         return entry in self._pins
+
+    def is_kept(self, entry: int) -> bool:
+        """Tell whether the page is one that is not evicted."""
+        return bool(self.kept) and self.index.key(entry) in self.kept
 
     def place(self, entry: int) -> Place:
         """Return where the page lies; the entry must be pinned, or `lock` held."""

@@ -19,8 +19,11 @@ _log = logging.getLogger(__name__)
 class Housekeeper:
     """One thread, which sleeps until `wake` finds something to do."""
 
-    def __init__(self, catalog: Catalog, room: Room, gate: WriteGate) -> None:
-        """Start the thread."""
+    def __init__(
+        self, catalog: Catalog, room: Room, gate: WriteGate, *, look_every: float | None = None
+    ) -> None:
+        """Start the thread; it looks every so many seconds, too, where others fill the disk."""
+        self._look_every = look_every
         self._catalog = catalog
         self._room = room
         self._gate = gate
@@ -42,11 +45,15 @@ class Housekeeper:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._due.wait() and not self._closed:
+        while not self._closed:
+            self._due.wait(self._look_every)
             self._due.clear()
+            if self._closed:
+                return
             if not self._gate.is_open:
                 continue
             try:
+                self._room.shrink()
                 self._room.trim()
                 if self._is_journal_long():
                     self._catalog.compact()

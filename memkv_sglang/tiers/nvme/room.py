@@ -66,11 +66,14 @@ class Room:
             return self._evict(slot_size, min(max(excess, 1), _TRIM_BATCH)) > 0
 
     def shrink(self) -> None:
-        """Remove the coldest segments until the files fit into the capacity."""
+        """Remove the coldest segments until the files fit into the capacity and leave `keep_free`.
+
+        Those with pages that wait for upload, or are to be kept, are removed last.
+        """
         with self._one_at_a_time:
             segments = self._catalog.segments
-            while segments.over_capacity():
-                coldest = min(segments, key=self._newest)
+            while segments.total and segments.spare() < 0:
+                coldest = min(segments, key=lambda s: (self._is_wanted(s), self._newest(s)))
                 if not self._remove_segment(coldest):
                     return
 
@@ -114,13 +117,14 @@ class Room:
             colder = (s for s in others if self._is_colder(s, coldest))
             return any(map(self._remove_segment, colder))
         # Nothing of this size can leave, so some other has to, uploads that wait last.
-        others.sort(key=lambda segment: (self._waits(segment), self._newest(segment)))
+        others.sort(key=lambda segment: (self._is_wanted(segment), self._newest(segment)))
         return any(map(self._remove_segment, others))
 
     def _is_colder(self, segment: Segment, rank: int) -> bool:
         rank_of, pending = self._catalog.order.rank, self._catalog.pending
         return all(
-            entry == NO_ENTRY or (rank_of(entry) < rank and entry not in pending)
+            entry == NO_ENTRY
+            or (rank_of(entry) < rank and entry not in pending and not self._catalog.is_kept(entry))
             for entry in segment.slots.entries
         )
 
@@ -128,8 +132,13 @@ class Room:
         rank_of = self._catalog.order.rank
         return max((rank_of(e) for e in segment.slots.entries if e != NO_ENTRY), default=0)
 
-    def _waits(self, segment: Segment) -> bool:
-        return any(entry in self._catalog.pending for entry in segment.slots.entries)
+    def _is_wanted(self, segment: Segment) -> bool:
+        """Tell whether some of its pages wait for upload, or are to be kept."""
+        catalog = self._catalog
+        return any(
+            entry != NO_ENTRY and (entry in catalog.pending or catalog.is_kept(entry))
+            for entry in segment.slots.entries
+        )
 
     def _remove_segment(self, segment: Segment) -> bool:
         """Drop all pages of a segment and its file; False if some of its slots are in use."""
@@ -180,6 +189,7 @@ class Room:
         return (
             entry not in catalog.pending
             and not catalog.is_pinned(entry)
+            and not catalog.is_kept(entry)
             and catalog.index.key(entry) is not None
         )
 

@@ -1,6 +1,7 @@
 """All segments of a directory: which there are, how many more may be made, and their free slots."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,19 @@ _log = logging.getLogger(__name__)
 class Segments:
     """Not thread-safe: callers hold the catalog's lock, but for making and removing files."""
 
-    def __init__(self, directory: Path, capacity: int, segment_size: int, *, direct: bool) -> None:
-        """Begin without segments; `open_all` finds those that are there."""
+    def __init__(
+        self,
+        directory: Path,
+        capacity: int,
+        segment_size: int,
+        *,
+        direct: bool,
+        keep_free: int = 0,
+    ) -> None:
+        """Begin without segments; `open_all` finds those that are there.
+
+        `keep_free` bytes of the file system are left to others.
+        """
         self.by_number: dict[int, Segment] = {}
         self.by_slot_size: dict[int, list[Segment]] = {}
         self.total = 0
@@ -45,6 +57,7 @@ class Segments:
         self._largest = min(segment_size, capacity)
         self._usual = min(segment_size, capacity // SEGMENTS_OF_A_CAPACITY)
         self._direct = direct
+        self._keep_free = keep_free
         self._next_number = 0
 
     def open_all(self) -> None:
@@ -85,13 +98,20 @@ class Segments:
         """Tell whether a slot of this size fits into the largest segment there may be."""
         return HEADER_SIZE + slot_size <= self._largest
 
-    def over_capacity(self) -> bool:
-        """Tell whether the files are larger than the capacity, which may have been lowered."""
-        return self.total > self._capacity
+    def spare(self) -> int:
+        """Return by how many bytes the files may grow; negative where they have to shrink.
+
+        That is so where the capacity has been lowered, or others have filled the file system.
+        """
+        spare = self._capacity - self.total
+        if not self._keep_free:
+            return spare
+        system = os.statvfs(self._directory)
+        return min(spare, system.f_bavail * system.f_frsize - self._keep_free)
 
     def slots_to_come(self, slot_size: int) -> int:
-        """Return how many slots of this size the capacity that is left may still give."""
-        return max(self._capacity - self.total, 0) // slot_size
+        """Return how many slots of this size the space that is left may still give."""
+        return max(self.spare(), 0) // slot_size
 
     def create(self, slot_size: int) -> Segment | None:
         """Make another segment file, not yet one of these; None where no capacity is left.
@@ -99,7 +119,7 @@ class Segments:
         Blocks on the disk. Raises `OSError`.
         """
         full = max((self._usual - HEADER_SIZE) // slot_size, 1)
-        fitting = (self._capacity - self.total - HEADER_SIZE) // slot_size
+        fitting = (self.spare() - HEADER_SIZE) // slot_size
         enough = full // _SMALLEST_PART if slot_size in self.by_slot_size else 1
         if fitting < max(enough, 1):
             return None

@@ -35,11 +35,14 @@ from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 _CLEAR_BATCH = 4096
 """Pages that `clear` forgets at a time, so that spills are not held up for long."""
 
+_FREE_SPACE_SECONDS = 5.0
+"""How often the file system's free space is looked at, if it is to be kept."""
+
 _log = logging.getLogger(__name__)
 
 
 class NvmeTier(Tier):
-    """Pages in slots of preallocated files; has `UploadMarks` too.
+    """Pages in slots of preallocated files; has `UploadMarks` and `Keeps` too.
 
     `STORED` and `PRESENT` pages survive a kill of the process. Removals do so as well, unless the
     journal is lost: what was removed but not yet written over is then there again.
@@ -56,6 +59,7 @@ class NvmeTier(Tier):
             config.capacity,
             config.segment_size,
             direct=self._directory.direct_io,
+            keep_free=config.keep_free,
         )
         faults = FaultLog()
         self._gate = WriteGate(faults)
@@ -78,7 +82,12 @@ class NvmeTier(Tier):
         self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
         self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)
         self._verifier = Verifier(self._catalog, self._movers, self._loader, self._descriptions)
-        self._housekeeper = Housekeeper(self._catalog, self._room, self._gate)
+        self._housekeeper = Housekeeper(
+            self._catalog,
+            self._room,
+            self._gate,
+            look_every=_FREE_SPACE_SECONDS if config.keep_free else None,
+        )
         self._calls = CallsInFlight()
         fields = {"directory": config.directory, "pages": len(self._catalog.index)}
         _log.info("nvme tier open", extra={"fields": fields})
@@ -171,6 +180,10 @@ class NvmeTier(Tier):
         self._catalog.journal.close()
         self._segments.close()
         self._directory.close()
+
+    def keep(self, keys: frozenset[PageKey]) -> None:
+        """Let none of these be evicted from now on, and only these."""
+        self._catalog.kept = keys
 
     # Upload marks
 

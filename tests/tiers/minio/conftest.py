@@ -6,6 +6,7 @@ import pytest
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.minio import MinioTier
 
 OpenTier = Callable[[MinioConfig], MinioTier]
@@ -26,11 +27,6 @@ def open_tier() -> Iterator[OpenTier]:
 
 
 @pytest.fixture
-def admin(minio_config: MinioConfig) -> Minio:
-    """A client that looks at the bucket behind the tier's back."""
-    return Minio(
-        minio_config.endpoint.partition("://")[2],
-        minio_config.access_key,
-        minio_config.secret_key,
-        secure=False,
-    )
+def admin(minio_server: MinioServer) -> Minio:
+    """A client that may do anything to the bucket, behind the tier's back."""
+    return Minio(minio_server.endpoint.partition("://")[2], *minio_server.root, secure=False)

@@ -1,0 +1,97 @@
+"""`memkv bucket`: what an administrator does once."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.prompts import demand_bucket
+from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.tiers.base import TierError
+
+if TYPE_CHECKING:
+    from minio.credentials.providers import Provider
+
+    from memkv_sglang.config.schema import MinioConfig
+
+
+@click.group(short_help="Make the bucket fit for pages; print the policy that nodes need.")
+def bucket() -> None:
+    """Make the bucket fit for pages, with an administrator's keys; print what nodes need."""
+
+
+@bucket.command(
+    cls=SettingsCommand, shown=("minio",), short_help="Make the bucket and its lifecycle rule."
+)
+@click.option(
+    "--days",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Pages unused for so long expire, even where no agent collects.",
+)
+@click.option(
+    "--add-policies",
+    is_flag=True,
+    help="Also add the policies memkv-BUCKET and memkv-BUCKET-reader to the server.",
+)
+def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
+    """Make the bucket and its lifecycle rule, with an administrator's keys.
+
+    May be repeated; rules of others stay. Exit status 1 if the bucket can lock objects, so that
+    removed pages would free no space.
+    """
+    from memkv_sglang.cli.listing.minio import open_bucket
+    from memkv_sglang.tiers.minio.setup import set_up
+
+    config = loaded.config.minio
+    demand_bucket(config)
+    done = set_up(open_bucket(config).administration(), config, days)
+    click.echo(f"bucket {config.bucket}: {'made' if done.made else 'was there'}")
+    click.echo(f"lifecycle: pages unused for {days} days expire")
+    if done.versioning != "Off":
+        click.echo(
+            f"warning: versioning is {done.versioning.lower()}: what is removed takes space for a "
+            "day more (a rule for old versions is set), and each touch of a page makes a copy; "
+            "suspend it (`mc version suspend`), or use another bucket",
+            err=True,
+        )
+    if add_policies:
+        _add_policies(config)
+    if done.locked:
+        raise click.ClickException(
+            f"minio.bucket: {config.bucket} can lock objects, so that removed pages may free no "
+            "space; use a bucket made without object lock"
+        )
+
+
+@bucket.command(cls=SettingsCommand, shown=("minio",), short_help="Print the policy of a node.")
+@click.option("--reader", is_flag=True, help="Of a node with minio.role = reader.")
+def policy(loaded: LoadedConfig, reader: bool) -> None:
+    """Print what a node's access key must be allowed to do, as a policy for MinIO."""
+    from memkv_sglang.tiers.minio.policy import node_policy
+
+    config = loaded.config.minio
+    click.echo(json.dumps(node_policy(config.bucket, config.prefix, reader=reader), indent=2))
+
+
+def _add_policies(config: "MinioConfig") -> None:
+    from minio import MinioAdmin
+    from minio.error import MinioException
+    from urllib3.exceptions import HTTPError
+
+    from memkv_sglang.config.check import endpoint_urls
+    from memkv_sglang.tiers.minio.policy import node_policy
+    from memkv_sglang.tiers.minio.signing import credential_provider
+
+    scheme, _, netloc = endpoint_urls(config)[0].partition("://")
+    provider: Provider = credential_provider(config)
+    try:
+        admin = MinioAdmin(endpoint=netloc, credentials=provider, secure=scheme == "https")
+        for ending, reader in (("", False), ("-reader", True)):
+            name = f"memkv-{config.bucket}{ending}"
+            admin.policy_add(name, policy=node_policy(config.bucket, config.prefix, reader=reader))
+            click.echo(f"policy {name}: added; attach it with `mc admin policy attach`")
+    except (MinioException, HTTPError, OSError, ValueError) as error:
+        raise TierError(f"could not add policies: {type(error).__name__}: {error}") from error

@@ -1,0 +1,99 @@
+"""`memkv pin`, `memkv unpin` and `memkv pins`: prompts that no collector removes."""
+
+import time
+
+import click
+
+from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.output import human_time, make_console, print_json
+from memkv_sglang.cli.prompts import Prompt, demand_bucket, prompt_options
+from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.units import parse_time
+
+
+@click.command(
+    cls=SettingsCommand,
+    shown=("minio",),
+    short_help="Keep a prompt's pages in MinIO and on every node's disk.",
+)
+@prompt_options
+@click.option(
+    "lifetime", "--for", default="7d", show_default=True, metavar="TIME", help="How long."
+)
+@click.option("--note", default="", help="What for; `memkv pins` shows it.")
+def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
+    """Keep a prompt's pages in MinIO and on every node's disk, for a while.
+
+    Pages that are not stored yet are kept once they are. Pinning again renews. Agents learn of it
+    within half a minute.
+    """
+    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.tiers.minio.pins import Pin, PinStore
+
+    demand_bucket(loaded.config.minio)
+    try:
+        seconds = parse_time(lifetime)
+    except ValueError as error:
+        raise click.UsageError(f"--for: {error}") from None
+    with open_minio(loaded.config.minio) as tier:
+        chains = prompt.chains(tier)
+        made = Pin(
+            namespaces=[chain.namespace.hex() for chain in chains],
+            hashes=[page.hex() for page in chains[0].hashes],
+            seconds=seconds,
+            note=note,
+        )
+        PinStore(*tier.control()).add(made)
+    click.echo(
+        f"{made.name} keeps {len(made.hashes)} pages in {len(made.namespaces)} namespaces for "
+        f"{human_time(seconds)}"
+    )
+
+
+@click.command(cls=SettingsCommand, shown=("minio",), short_help="Let a pinned prompt go.")
+@click.argument("name")
+def unpin(loaded: LoadedConfig, name: str) -> None:
+    """Let a pinned prompt go: NAME is what `memkv pins` shows."""
+    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.tiers.minio.pins import PinStore
+
+    demand_bucket(loaded.config.minio)
+    with open_minio(loaded.config.minio) as tier:
+        if not PinStore(*tier.control()).remove(name):
+            raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")
+
+
+@click.command(cls=SettingsCommand, shown=("minio",), short_help="List the pinned prompts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def pins(loaded: LoadedConfig, as_json: bool) -> None:
+    """List the pinned prompts, and how long they hold."""
+    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.tiers.minio.pins import PinStore
+
+    demand_bucket(loaded.config.minio)
+    with open_minio(loaded.config.minio) as tier:
+        stored = [found for found in PinStore(*tier.control()).all() if found.left > 0]
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": name,
+                    "pages": len(found.hashes),
+                    "namespaces": list(found.namespaces),
+                    "seconds_left": left,
+                    "note": found.note,
+                }
+                for name, found, left in stored
+            ]
+        )
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("pin", "pages", "namespaces", "ends", "for"):
+        table.add_column(title, overflow="fold")
+    now = time.time()
+    for name, found, left in stored:
+        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(now + left))
+        table.add_row(name, str(len(found.hashes)), str(len(found.namespaces)), ends, found.note)
+    make_console().print(table if stored else "no pins")

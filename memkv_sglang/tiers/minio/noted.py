@@ -1,0 +1,54 @@
+"""Pages whose use in the present period is noted already, so that nobody notes it again."""
+
+import threading
+import time
+from contextlib import suppress
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.minio.errors import ProtocolError
+from memkv_sglang.tiers.minio.times import modified_time, server_time
+from memkv_sglang.tiers.minio.wire import ResponseHead
+
+LIMIT = 500_000
+"""Pages that are remembered; some 60 MB."""
+
+
+class NotedPages:
+    """Periods are those of the server's clock. Safe for any number of threads."""
+
+    def __init__(self, period: float) -> None:
+        """Periods have so many seconds."""
+        self._period = period
+        self._keys: set[bytes] = set()
+        self._present = -1.0
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def saw(self, key: PageKey, head: ResponseHead) -> bool:
+        """Learn from a response for a page's object; tell whether its use is noted."""
+        with suppress(ProtocolError), self._lock:
+            now = server_time(head)
+            if now // self._period > self._present:
+                self._present = now // self._period
+                self._until = time.monotonic() + self._period - now % self._period
+                self._keys.clear()
+            if modified_time(head) // self._period >= self._present:
+                self._add(key)
+                return True
+        return False
+
+    def stored(self, key: PageKey) -> None:
+        """Take note that a page's object was written just now."""
+        with self._lock:
+            if time.monotonic() < self._until:
+                self._add(key)
+
+    def has(self, key: PageKey) -> bool:
+        """Tell whether nothing need be done about a use now."""
+        with self._lock:
+            return time.monotonic() < self._until and key.namespace + key.hash in self._keys
+
+    def _add(self, key: PageKey) -> None:
+        if len(self._keys) >= LIMIT:
+            self._keys.clear()
+        self._keys.add(key.namespace + key.hash)

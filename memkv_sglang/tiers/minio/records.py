@@ -1,0 +1,124 @@
+"""Small JSON objects that several nodes change: read and written with ETags as in S3.
+
+A write goes through only if the object is as it was read (`If-Match`), or is not there
+(`If-None-Match: *`); the server decides. Times are the server's own, from its headers, so that
+nodes' clocks do not matter.
+"""
+
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import NamedTuple
+
+from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.client import ObjectClient, refuse
+from memkv_sglang.tiers.minio.connection import Connection
+from memkv_sglang.tiers.minio.errors import StatusError, TransferError
+from memkv_sglang.tiers.minio.times import modified_time, server_time
+from memkv_sglang.tiers.minio.wire import ResponseHead
+
+LIMIT = 4 << 20
+"""Bytes of a record at most: the hashes of a chain of 60,000 pages."""
+
+CALL_SECONDS = 5.0
+"""Longest time for one request."""
+
+
+class Record(NamedTuple):
+    """An object as it was at one moment."""
+
+    content: bytes
+    version: str
+    """Its ETag."""
+    age: float
+    """Seconds since it was written, by the server's clock; whole ones."""
+
+
+class Written(NamedTuple):
+    """What a write left behind."""
+
+    version: str
+    versioned: bool
+    """Whether the bucket keeps what was there before, as a version."""
+
+
+class Records:
+    """Calls block and raise `TierError`."""
+
+    def __init__(self, client: ObjectClient, storage_fields: Mapping[str, str]) -> None:
+        """Keep records in the client's bucket; the fields tell the server how to keep them."""
+        self._client = client
+        self._storage_fields = storage_fields
+
+    def read(self, name: str) -> Record | None:
+        """Return a record, None if there is none."""
+        deadline = time.monotonic() + CALL_SECONDS
+
+        def receive(connection: Connection, head: ResponseHead) -> Record:
+            if head.status != HTTPStatus.OK:
+                refuse(connection, head, deadline)
+            if head.length > LIMIT:
+                raise TransferError(f"{name} has {head.length} bytes, more than a record may have")
+            content = bytearray(head.length)
+            connection.receive_body([memoryview(content)], deadline)
+            age = server_time(head) - modified_time(head)
+            return Record(bytes(content), _etag(head), age)
+
+        try:
+            return self._client.exchange("GET", name, deadline, receive)
+        except StatusError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise TierError(f"MinIO refused to read {name}: {error}") from error
+        except TransferError as error:
+            raise TierError(f"could not read {name}: {error}") from error
+
+    def clock(self, name: str) -> float:
+        """Return the time of a server, in seconds of its clock, by asking for any object."""
+        deadline = time.monotonic() + CALL_SECONDS
+
+        def receive(_: Connection, head: ResponseHead) -> float:
+            return server_time(head)
+
+        try:
+            return self._client.exchange("HEAD", name, deadline, receive, bodiless=True)
+        except TransferError as error:
+            raise TierError(f"could not ask MinIO for its time: {error}") from error
+
+    def write(self, name: str, content: bytes, over: str | None) -> Written | None:
+        """Write a record over the version `over`, or None: where there is none.
+
+        Returns None if the object is not, or no longer, as it should be; nothing was written then.
+        """
+        condition = {"if-match": f'"{over}"'} if over else {"if-none-match": "*"}
+        fields = {"content-length": str(len(content)), **condition, **self._storage_fields}
+        deadline = time.monotonic() + CALL_SECONDS
+
+        def receive(connection: Connection, head: ResponseHead) -> Written:
+            if head.status != HTTPStatus.OK:
+                refuse(connection, head, deadline)
+            connection.discard_body(deadline)
+            return Written(_etag(head), head.field(b"x-amz-version-id") is not None)
+
+        try:
+            return self._client.exchange(
+                "PUT",
+                name,
+                deadline,
+                receive,
+                fields=lambda: fields,
+                body=(memoryview(content),),
+            )
+        except StatusError as error:
+            # A server that has lost the object says so; then it is not as it was read either.
+            if error.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND) and (
+                error.code != "NoSuchBucket"
+            ):
+                return None
+            raise TierError(f"MinIO refused to write {name}: {error}") from error
+        except TransferError as error:
+            raise TierError(f"could not write {name}: {error}") from error
+
+
+def _etag(head: ResponseHead) -> str:
+    return (head.field(b"etag") or b"").decode("latin-1").strip('"')

@@ -1,0 +1,78 @@
+"""Pages in a real bucket, for tests of who removes them."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minio import Minio
+
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.collector import Collection, Collector
+from memkv_sglang.tiers.minio.objects import ObjectNames
+
+LIMIT = 30.0
+PAGE = 4096
+NAMESPACE = make_namespace(PAGE)
+
+
+class Bucketful(NamedTuple):
+    """A bucket, the tier of a node that may use it, and an administrator's client."""
+
+    config: MinioConfig
+    tier: MinioTier
+    admin: Minio
+
+    def spill(self, seed: str, count: int) -> Chain:
+        """Store a chain, one page after the other."""
+        chain = make_chain(NAMESPACE, count, seed)
+        for key in chain.keys():
+            page = make_page(key, [PAGE], filled=True)
+            assert self.tier.spill([page], deadline()) == [SpillResult.STORED]
+        return chain
+
+    def collector(self, **settings: object) -> Collector:
+        return self.tier.collector(limits(**settings))[0]
+
+    def collect(self, **settings: object) -> Collection:
+        return self.collector(**settings).collect(lambda *_: None)
+
+    def there(self, chain: Chain) -> list[bool]:
+        """Tell for each page whether the bucket has it."""
+        names = ObjectNames(self.config.prefix)
+        found = self.admin.list_objects(self.config.bucket, recursive=True)
+        have = {item.object_name for item in found}
+        return [names.page(key) in have for key in chain.keys()]
+
+    def modified(self, key: PageKey) -> float:
+        """Tell when a page's object was written or touched last."""
+        name = ObjectNames(self.config.prefix).page(key)
+        item = next(iter(self.admin.list_objects(self.config.bucket, prefix=name)))
+        assert item.last_modified is not None
+        modified: float = item.last_modified.timestamp()
+        return modified
+
+    def wait_for_next_period(self, seconds: float, keys: Sequence[PageKey]) -> None:
+        """Wait until the server is in a later period than these pages."""
+        _, records, names = self.tier.control()
+        youngest = max(self.modified(key) for key in keys)
+        while records.clock(names.lease) // seconds <= youngest // seconds:
+            time.sleep(0.05)
+
+
+def limits(**settings: object) -> CollectorConfig:
+    return CollectorConfig(**settings)  # type: ignore[arg-type]  # names are spelt in the tests
+
+
+def deadline() -> float:
+    return time.monotonic() + LIMIT
+
+
+def prefix_length(there: Sequence[bool]) -> int:
+    """Return how many pages from the start are there; demands that none is behind a hole."""
+    length = there.index(False) if False in there else len(there)
+    assert not any(there[length:]), "a page is there whose parent is not"
+    return length

@@ -1,0 +1,59 @@
+"""A bucket with pages in it, and who looks at it from outside."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from minio import Minio
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.minio_server import MinioServer
+from memkv_sglang.testing.minio_users import Keys
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.policy import node_policy
+from tests.collector.bucket import Bucketful
+
+
+@pytest.fixture(scope="session")
+def node_keys(minio_server: MinioServer) -> Keys:
+    """Keys of a node that has exactly the policy of `deploy/`, for every test's bucket."""
+    return _keys(minio_server, reader=False)
+
+
+@pytest.fixture(scope="session")
+def reader_keys(minio_server: MinioServer) -> Keys:
+    """Keys of a node that may only read."""
+    return _keys(minio_server, reader=True)
+
+
+def _keys(server: MinioServer, *, reader: bool) -> Keys:
+    keys = Keys.random()
+    server.users.add(keys, node_policy("test-*", reader=reader))
+    return keys
+
+
+@pytest.fixture
+def node_config(minio_config: MinioConfig, node_keys: Keys, admin: Minio) -> MinioConfig:
+    """Settings of such a node, with a bucket that an administrator made."""
+    admin.make_bucket(minio_config.bucket)
+    return msgspec.structs.replace(minio_config, **node_keys._asdict())
+
+
+@pytest.fixture
+def reader_config(node_config: MinioConfig, reader_keys: Keys) -> MinioConfig:
+    """Settings of a node that reads the same bucket."""
+    return msgspec.structs.replace(node_config, role="reader", **reader_keys._asdict())
+
+
+@pytest.fixture
+def admin(minio_server: MinioServer) -> Minio:
+    """A client that may do anything, behind everybody's back."""
+    return Minio(minio_server.endpoint.partition("://")[2], *minio_server.root, secure=False)
+
+
+@pytest.fixture
+def bucketful(node_config: MinioConfig, admin: Minio) -> Iterator[Bucketful]:
+    """A node's tier over an empty bucket."""
+    tier = MinioTier(node_config)
+    yield Bucketful(node_config, tier, admin)
+    tier.close()

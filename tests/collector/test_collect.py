@@ -1,0 +1,309 @@
+"""A collection of a real bucket, by a node that may do no more than `deploy/` allows."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_page
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, TierError
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.collector import Lease, LeaseHeldError
+from memkv_sglang.tiers.minio.collector import collect as collecting
+from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.pins import Pin, PinStore
+from memkv_sglang.tiers.minio.records import Records
+from tests.collector.bucket import (
+    LIMIT,
+    NAMESPACE,
+    PAGE,
+    Bucketful,
+    deadline,
+    limits,
+    prefix_length,
+)
+
+
+def test_the_least_recently_used_leave_until_the_capacity_holds(bucketful: Bucketful) -> None:
+    old = bucketful.spill("old", 8)
+    bucketful.wait_for_next_period(1, old.keys())
+    new = bucketful.spill("new", 8)
+    bucketful.wait_for_next_period(1, new.keys())
+    collection = bucketful.collect(capacity=12 * PAGE, use_period=1)
+    assert collection.satisfied
+    assert collection.report.pages == 11  # 95 % of the capacity
+    assert collection.report.bytes == 11 * PAGE
+    assert collection.report.removed_pages == 5
+    assert all(bucketful.there(new))
+    assert prefix_length(bucketful.there(old)) == 3
+
+
+def test_below_the_capacity_nothing_leaves(bucketful: Bucketful) -> None:
+    chain = bucketful.spill("chain", 4)
+    report = bucketful.collect(capacity=4 * PAGE).report
+    assert (report.pages, report.removed_pages) == (4, 0)
+    assert all(bucketful.there(chain))
+
+
+def test_what_was_not_used_for_too_long_leaves(bucketful: Bucketful) -> None:
+    old = bucketful.spill("old", 3)
+    bucketful.wait_for_next_period(1, old.keys())
+    while bucketful.collect(max_age=1, use_period=1).report.pages:
+        time.sleep(0.1)
+    assert not any(bucketful.there(old))
+
+
+def test_a_dry_run_removes_nothing_and_tells_the_same(bucketful: Bucketful) -> None:
+    chain = bucketful.spill("chain", 6)
+    settings = {"capacity": 3 * PAGE}
+    told = bucketful.collector(**settings).collect(lambda *_: None, dry_run=True).report
+    assert all(bucketful.there(chain))
+    assert bucketful.collect(**settings).report == told
+
+
+def test_many_more_than_fit_a_listing_leave_in_rounds(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "ROUND_LIMIT", 4)
+    chain = bucketful.spill("chain", 14)
+    bucketful.wait_for_next_period(1, chain.keys())
+    report = bucketful.collect(capacity=2 * PAGE, use_period=1).report
+    assert (report.pages, report.removed_pages) == (1, 13)
+    assert prefix_length(bucketful.there(chain)) == 1
+
+
+def test_what_a_lookup_promised_and_a_collection_removed_is_a_miss(bucketful: Bucketful) -> None:
+    chain = bucketful.spill("chain", 6)
+    reader = MinioTier(bucketful.config)
+    try:
+        assert reader.lookup(chain, deadline()) == Lookup(6, complete=True)
+        bucketful.collect(capacity=1, use_period=1)
+        pages = [make_page(key, [PAGE], filled=False) for key in chain.keys()]
+        results = reader.load(pages, deadline())
+        assert results[0] == LoadResult.MISSING
+        assert set(results) <= {LoadResult.MISSING, LoadResult.SKIPPED}
+        assert reader.lookup(chain, deadline()).length == 0
+        stored = reader.spill([make_page(chain.keys()[0], [PAGE], filled=True)], deadline())
+        assert stored == [SpillResult.STORED]  # and it can be stored again at once
+    finally:
+        reader.close()
+
+
+def test_foreign_objects_are_left_alone(bucketful: Bucketful) -> None:
+    bucketful.spill("chain", 3)
+    bucketful.admin.put_object(bucketful.config.bucket, "notes/readme", io.BytesIO(b"x"), 1)
+    assert bucketful.collect(capacity=1).report.pages == 0
+    assert bucketful.admin.stat_object(bucketful.config.bucket, "notes/readme").size == 1
+
+
+# Pins
+
+
+def pin(bucketful: Bucketful, chain: Chain, seconds: float) -> Pin:
+    made = Pin(
+        namespaces=[chain.namespace.hex()],
+        hashes=[page.hex() for page in chain.hashes],
+        seconds=seconds,
+    )
+    PinStore(*bucketful.tier.control()).add(made)
+    return made
+
+
+def test_pinned_pages_stay_and_the_command_says_that_the_limit_is_missed(
+    bucketful: Bucketful,
+) -> None:
+    pinned, other = bucketful.spill("pinned", 5), bucketful.spill("other", 5)
+    pin(bucketful, pinned, 3600)
+    collection = bucketful.collect(capacity=2 * PAGE)
+    assert not collection.satisfied
+    assert collection.report.kept_pages == 5
+    assert all(bucketful.there(pinned))
+    assert not any(bucketful.there(other))
+
+
+def test_a_pin_that_has_ended_keeps_nothing_and_is_removed(bucketful: Bucketful) -> None:
+    chain = bucketful.spill("chain", 3)
+    pin(bucketful, chain, 0)
+    assert not bucketful.tier.pinned()
+    bucketful.collect(capacity=1)
+    assert not any(bucketful.there(chain))
+    assert PinStore(*bucketful.tier.control()).all() == []
+
+
+# The lease
+
+
+def lease(bucketful: Bucketful, seconds: float = 60) -> Lease:
+    _, records, names = bucketful.tier.control()
+    return Lease(records, names.lease, seconds)
+
+
+def test_one_of_two_nodes_collects_at_a_time(bucketful: Bucketful) -> None:
+    one, two = lease(bucketful), lease(bucketful)
+    one.acquire()
+    with pytest.raises(LeaseHeldError, match="collects just now"):
+        two.acquire()
+    assert two.state().holder
+    one.release(None)
+    two.acquire()
+    two.release(None)
+
+
+def test_of_two_nodes_that_ask_at_once_one_wins(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = lease(bucketful), lease(bucketful)
+    read = Records.read
+
+    def other_is_faster(self: Records, name: str) -> object:
+        record = read(self, name)
+        monkeypatch.setattr(Records, "read", read)
+        two.acquire()
+        return record
+
+    monkeypatch.setattr(Records, "read", other_is_faster)
+    with pytest.raises(LeaseHeldError, match="taken"):
+        one.acquire()
+
+
+def test_a_silent_holder_loses_the_lease_and_finds_out_before_its_next_step(
+    bucketful: Bucketful,
+) -> None:
+    silent, other = lease(bucketful, seconds=1), lease(bucketful, seconds=60)
+    silent.acquire()
+    give_up = time.monotonic() + LIMIT
+    while other.state().holder:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    other.acquire()
+    with pytest.raises(LeaseHeldError):
+        silent.renew()
+    other.renew()
+    other.release(None)
+
+
+def test_a_clock_that_is_wrong_changes_nothing(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = lease(bucketful), lease(bucketful)
+    one.acquire()
+    right = time.time
+    # More than a lease, and less than the quarter of an hour that MinIO allows signatures.
+    monkeypatch.setattr(time, "time", lambda: right() + 600)
+    assert two.state().holder
+    with pytest.raises(LeaseHeldError):
+        two.acquire()
+
+
+LEADER = """
+import sys, time, msgspec
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.tiers.minio import MinioTier
+
+tier = MinioTier(msgspec.json.decode(sys.argv[1], type=MinioConfig))
+config = CollectorConfig(capacity=1, use_period=1, lease=5)
+collector, lease = tier.collector(config)
+lease.acquire()
+
+def step(what, done, total):
+    if what == "removed" and done:
+        print("in the middle", flush=True)
+        time.sleep(600)
+
+collector.collect(step)
+"""
+
+
+def test_after_a_leader_killed_in_mid_run_another_one_ends_its_work(
+    bucketful: Bucketful,
+) -> None:
+    chains = [bucketful.spill(f"chain {i}", 30) for i in range(2)]
+    program = f"import {collecting.__name__} as c; c.REMOVERS = c.REMOVED_AT_ONCE = 4\n{LEADER}"
+    settings = msgspec.json.encode(_plain(bucketful.config)).decode()
+    with subprocess.Popen(
+        [sys.executable, "-c", program, settings], stdout=subprocess.PIPE, text=True
+    ) as leader:
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == "in the middle\n"
+        os.kill(leader.pid, signal.SIGKILL)
+    there = [sum(bucketful.there(chain)) for chain in chains]
+    assert 0 < sum(there) < 60
+    collector, own = bucketful.tier.collector(
+        msgspec.structs.replace(_LIMITS, capacity=PAGE, lease=5)
+    )
+    with pytest.raises(LeaseHeldError):
+        own.acquire()
+    give_up = time.monotonic() + LIMIT
+    while own.state().holder:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    own.acquire()
+    report = collector.collect(lambda *_: own.renew()).report
+    own.release(report)
+    assert report.pages <= 1
+    assert own.state().report == report
+
+
+_LIMITS = limits(use_period=1)
+
+
+def _plain(config: MinioConfig) -> dict[str, object]:
+    return msgspec.structs.asdict(config)
+
+
+# Least privilege
+
+
+def test_a_reader_loads_and_changes_nothing(
+    bucketful: Bucketful, reader_config: MinioConfig
+) -> None:
+    chain = bucketful.spill("chain", 3)
+    before = [bucketful.modified(key) for key in chain.keys()]
+    tier = MinioTier(reader_config)
+    try:
+        assert tier.lookup(chain, deadline()) == Lookup(3, complete=True)
+        pages = [make_page(key, [PAGE], filled=False) for key in chain.keys()]
+        assert tier.load(pages, deadline()) == [LoadResult.LOADED] * 3
+        assert tier.spill(pages, deadline()) == [SpillResult.REFUSED] * 3
+        tier.describe(NAMESPACE)
+        assert NAMESPACE.digest not in tier.namespaces()
+        assert tier.clear(chain.namespace) == 0
+        with pytest.raises(TierError, match="reader"):
+            tier.remove(chain.keys())
+        with pytest.raises(TierError, match="reader"):
+            tier.collector(_LIMITS)
+    finally:
+        tier.close()
+    assert [bucketful.modified(key) for key in chain.keys()] == before
+
+
+def test_a_reader_leaves_a_corrupt_page_where_it_is(
+    bucketful: Bucketful, reader_config: MinioConfig
+) -> None:
+    chain = bucketful.spill("chain", 1)
+    key = chain.keys()[0]
+    name = ObjectNames("").page(key)
+    metadata = bucketful.admin.stat_object(reader_config.bucket, name).metadata
+    kept: dict[str, str | list[str] | tuple[str]] = {
+        field: value
+        for field, value in (metadata or {}).items()
+        if field.lower().startswith("x-amz-meta-")
+    }
+    bucketful.admin.put_object(
+        reader_config.bucket, name, io.BytesIO(b"w" * PAGE), PAGE, metadata=kept
+    )
+    tier = MinioTier(reader_config)
+    try:
+        for _ in range(2):
+            page = make_page(key, [PAGE], filled=False)
+            assert tier.load([page], deadline()) == [LoadResult.CORRUPT]
+    finally:
+        tier.close()
+    assert bucketful.there(chain) == [True]
