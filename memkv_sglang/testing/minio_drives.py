@@ -63,6 +63,7 @@ class TwoServers:
         host = own_address()
         self.servers = [MinioServer(host=host), MinioServer(host=host)]
         first, second = self.servers
+        second.root = first.root
         second.access_key, second.secret_key = first.access_key, first.secret_key
         volumes = [f"{server.endpoint}{server.data_dir}/{{1...2}}" for server in self.servers]
         for server in self.servers:

@@ -36,7 +36,7 @@ DEAR, CHEAP = Recompute(60.0, PAGE), Recompute(SLOW / 1000, PAGE)
 class SlowedNode:
     """An engine whose shared tier is as slow as asked, and holds 12 pages; the disk has 4."""
 
-    def __init__(self, **settings: bool) -> None:
+    def __init__(self, *, decline_slow_loads: bool = True) -> None:
         self.registry = CollectorRegistry()
         local, shared = MemoryTier(name="local"), MemoryTier(name="shared")
         self.slow = SlowTier(shared, 0)
@@ -44,7 +44,7 @@ class SlowedNode:
         pages = [make_page(key, LENGTHS, filled=True) for key in self.chain.keys()]
         shared.spill(pages, time.monotonic() + 60)
         local.spill(pages[:4], time.monotonic() + 60)
-        config = EngineConfig(promote="never", **settings)
+        config = EngineConfig(promote="never", decline_slow_loads=decline_slow_loads)
         self.engine = Engine(local, self.slow, local, config, Metrics(self.registry))
 
     def measure(self, seconds: float) -> None:

@@ -32,7 +32,7 @@ class Users:
     """Users of a MinIO that may do anything."""
 
     def __init__(self, server: MinioServer) -> None:
-        root = StaticProvider(server.access_key, server.secret_key)
+        root = StaticProvider(*server.root)
         self.admin = MinioAdmin(
             endpoint=server.endpoint.partition("://")[2], credentials=root, secure=False
         )

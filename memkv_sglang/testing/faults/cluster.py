@@ -72,7 +72,7 @@ class Cluster:
         self.proxy = HttpFaultProxy(target.hostname, target.port)
         self.admin = MinioAdmin(
             endpoint=target.netloc,
-            credentials=StaticProvider(self.minio.access_key, self.minio.secret_key),
+            credentials=StaticProvider(*self.minio.root),
             secure=False,
         )
         self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
