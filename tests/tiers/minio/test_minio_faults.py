@@ -96,7 +96,9 @@ def tier(
         )
     )
     pages = [make_page(key, LENGTHS, filled=True) for key in CHAIN.keys()]
-    assert tier.spill(pages, soon()) == [SpillResult.STORED] * 8
+    give_up = soon()
+    while max(tier.spill(pages, soon())) > SpillResult.PRESENT:  # a busy machine stalls, too
+        assert time.monotonic() < give_up
     return tier
 
 
