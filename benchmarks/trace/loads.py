@@ -27,8 +27,6 @@ _PAGE = 4 * KIB
 _SLOT = 8 * KIB
 """A page and its footer."""
 _SEGMENT = MIB
-_TIME_SCALE = 0.04
-"""The trace's hour would take 144 s, and what the calls take: uploads go on in the pauses."""
 
 Admission = Literal["always", "second_use"]
 
@@ -46,7 +44,10 @@ class Served(NamedTuple):
 def serve(
     workload: Workload, placed: Sequence[int], pages: int, admission: Admission, home: Path
 ) -> Served:
-    """Replay one request after the other: lookup, load of what is found, spill of the rest."""
+    """Replay one request after the other: lookup, load of what is found, spill of the rest.
+
+    Time is scaled by leaving out those parts of the pauses in which nothing is left to do.
+    """
     longest = max(map(len, workload.requests))
     arrivals = [*workload.seconds, workload.seconds[-1]]
     hits, times = 0, list[float]()
@@ -60,8 +61,15 @@ def serve(
             hits += loaded
             if loaded:
                 times.append(seconds * 1e3)
-            time.sleep((arrivals[i + 1] - arrivals[i]) * _TIME_SCALE)
+            _pause(engines, arrivals[i + 1] - arrivals[i])
     return Served(hits, workload.ideal_hits, times)
+
+
+def _pause(engines: Sequence[Engine], seconds: float) -> None:
+    """Give uploads the trace's own time to the next request, and go on once nothing waits."""
+    deadline = time.monotonic() + seconds
+    for engine in engines:
+        engine.flush(max(0.0, deadline - time.monotonic()))
 
 
 def _serve(engine: Engine, request: Sequence[int], pool: HostPool) -> tuple[int, float]:
