@@ -100,6 +100,7 @@ class _Bench:
             if number < peers_too:
                 for name, peer in peers.items():
                     self._report.record("random", name, _look(peer, chain, present))
+                    peer.cool()
 
 
 def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions: int) -> None:

@@ -42,7 +42,7 @@ class Peer(ABC):
         """Remove pages that are there."""
 
     def cool(self) -> None:  # noqa: B027 - most peers read through no cache of this machine
-        """Drop what the operating system keeps of the pages, so that the next load is cold."""
+        """Drop what is kept of the pages here, and end what still runs: the next call is cold."""
 
     @abstractmethod
     def close(self) -> None:

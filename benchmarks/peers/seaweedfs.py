@@ -49,6 +49,11 @@ class SeaweedFs(Peer):
         objects = [{"Key": self._store._object_key(name)} for name in names(pages)]
         self._store._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": objects})
 
+    def cool(self) -> None:
+        """Wait for the questions that a lookup has left behind it in the backend's threads."""
+        threads = self._store.config.max_workers
+        list(self._store._executor.map(lambda _: None, range(threads)))
+
     def close(self) -> None:
         """End the threads, close the connections."""
         self._store._executor.shutdown()
