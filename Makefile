@@ -8,8 +8,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-serving test-patched lint audit lock clean
+.PHONY: help setup demo test test-serving test-patched bench lint audit lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +28,10 @@ test-serving: setup  ## Run the end-to-end tests alone: SGLang servers, MinIO, S
 
 test-patched: setup  ## Run them with every server patched instead of with the plugin
 	@MEMKV_TEST_PATCHED=1 $(BIN)/pytest tests/serving
+
+bench: setup  ## Run every benchmark, end with the table of targets; ARGS="--quick", RESULTS=folder
+	@mkdir -p $(RESULTS)
+	@$(BIN)/python -m benchmarks all --json $(RESULTS)/$$(date +%F).json $(ARGS)
 
 lint: setup  ## Check style, format and types
 	@$(BIN)/ruff check .

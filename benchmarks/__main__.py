@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from benchmarks import (
+    agent,
     encryption,
     faults,
     fuzz,
     gpu,
+    interference,
     load,
     lookup,
     minio,
@@ -19,15 +21,19 @@ from benchmarks import (
     trace,
     ttft,
 )
-from benchmarks.base import Options
-from benchmarks.fio import MissingToolError
+from benchmarks.all import run_all
+from benchmarks.base import MissingToolError, Options
+from benchmarks.picture import draw
 from benchmarks.report import Report
+from benchmarks.table import show
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
     "minio": minio.run,
     "lookup": lookup.run,
+    "interference": interference.run,
     "encryption": encryption.run,
+    "agent": agent.run,
     "faults": faults.run,
     "fuzz": fuzz.run,
     "load": load.run,
@@ -42,7 +48,13 @@ BY_NAME_ONLY = {"gpu": gpu.run}
 
 @click.command()
 @click.argument("name", type=click.Choice([*BENCHMARKS, *BY_NAME_ONLY, "all"]))
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write every repetition.")
+@click.option(
+    "--json",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Write every repetition, and a picture (PNG, SVG) beside it; with `all`, files that end "
+    "in each benchmark's name.",
+)
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -50,23 +62,27 @@ BY_NAME_ONLY = {"gpu": gpu.run}
     show_default=True,
     help="Where the disk to measure is mounted.",
 )
-@click.option("--repetitions", default=5, show_default=True)
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--quick", is_flag=True, help="Finish in under a minute, with more noise.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Faults to inject, or inputs to damage.")
 def main(
     name: str, file: Path | None, directory: Path, repetitions: int, quick: bool, rounds: int | None
 ) -> None:
-    """Measure side by side, interleaved; print a table and the ratios."""
+    """Measure side by side, interleaved; print tables and the figures."""
     options = Options(directory, repetitions, quick, rounds)
-    for each in BENCHMARKS if name == "all" else [name]:
-        try:
-            report = {**BENCHMARKS, **BY_NAME_ONLY}[each](options)
-        except MissingToolError as error:
-            click.echo(f"benchmarks: {error}", err=True)
-            sys.exit(2)
-        report.show()
-        if file is not None:
-            report.write(file.with_stem(f"{file.stem}-{each}") if name == "all" else file)
+    if name == "all":
+        sys.exit(run_all(list(BENCHMARKS), options, file))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        report = {**BENCHMARKS, **BY_NAME_ONLY}[name](options)
+    except MissingToolError as error:
+        click.echo(f"benchmarks: {error}", err=True)
+        sys.exit(2)
+    show(report)
+    if file is not None:
+        report.write(file)
+        draw(report, file)
 
 
 if __name__ == "__main__":

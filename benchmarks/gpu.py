@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base import Options
-from benchmarks.fio import MissingToolError, fio
+from benchmarks.base import MissingToolError, Options
+from benchmarks.limits.fio import fio
 from benchmarks.pool import HostPool, keys
 from benchmarks.report import Report
 from memkv_sglang.config.schema import GIB, MIB, MinioConfig, NvmeConfig

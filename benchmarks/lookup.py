@@ -1,46 +1,185 @@
-"""Lookups on the disk's index: nothing but memory."""
+"""Lookups in the NVMe tier's index and in MinIO, by chain length and by what is known already."""
 
+import math
+import random
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from benchmarks.base import Options
+from benchmarks.distance import Distance
+from benchmarks.peers.base import CALL, Peer
+from benchmarks.peers.on_minio import open_on_minio
+from benchmarks.peers.ours import Ours
 from benchmarks.pool import HostPool
-from benchmarks.report import Report
-from memkv_sglang.config.schema import GIB, KIB, NvmeConfig
+from benchmarks.report import Panel, Report
+from benchmarks.servers import Minio, minio
+from memkv_sglang.config.schema import GIB, KIB, MinioConfig, NvmeConfig
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_hashes, make_namespace
+from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.nvme import NvmeTier
 
-CHAIN = 2048
+LENGTHS = (16, 128, 512, 2048, 4096)
+QUICK_LENGTHS = (16, 2048)
+CLAIMED = 2048
+PAGE = 4 * KIB
+"""Small, since only their presence counts."""
+
+TTL = 60.0
+"""Seconds that a tier with knowledge takes a missing page as missing, so that it stays known."""
+
+ROUND_TRIP = 0.05
+"""Seconds to the far server: long beside the work of both ends, so that trips can be counted."""
+
+NAMESPACE = make_namespace(page_bytes=PAGE)
 
 
 def run(options: Options) -> Report:
-    """Measure lookups of a chain that is there, to its end and to its middle."""
+    """Store one chain in both tiers and by `seaweedfs`, and look for prefixes of it."""
     report = Report("lookup", "ms")
-    namespace = make_namespace(page_bytes=4 * KIB)
-    hashes = make_hashes(CHAIN, "lookup")
-    diverging = [*hashes[: CHAIN // 2], *make_hashes(CHAIN // 2, "elsewhere")]
-    with tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as scratch:
-        tier = NvmeTier(NvmeConfig(directory=scratch, capacity=GIB))
-        try:
-            with HostPool(CHAIN, 4 * KIB) as pool:
-                tier.spill(
-                    pool.place(Chain(namespace.digest, hashes).keys()), time.monotonic() + 60
-                )
-
-            def look(chain: Chain, length: int) -> float:
-                began = time.perf_counter()
-                found = tier.lookup(chain, time.monotonic() + 1)
-                elapsed = time.perf_counter() - began
-                assert found == (length, True)
-                return elapsed * 1e3
-
-            contestants = {
-                "all present": lambda: look(Chain(namespace.digest, hashes), CHAIN),
-                "half present": lambda: look(Chain(namespace.digest, diverging), CHAIN // 2),
-            }
-            report.compete("2048 pages", contestants, options.repetitions * 10)
-        finally:
-            tier.close()
-    report.figures["nvme_lookup_2048_ms"] = report.median("2048 pages", "all present")
+    lengths = QUICK_LENGTHS if options.quick else LENGTHS
+    repetitions = options.repetitions * (2 if options.quick else 4)
+    hashes = make_hashes(max(lengths), "lookup")
+    with ExitStack() as stack:
+        pool = stack.enter_context(HostPool(max(lengths), PAGE))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=options.directory))
+        server = stack.enter_context(minio(options.directory))
+        nvme = Ours(NvmeTier(NvmeConfig(directory=scratch, capacity=GIB)))
+        stack.callback(nvme.close)
+        config = server.config("lookup", missing_ttl=TTL)
+        warm = Ours(MinioTier(config))
+        stack.callback(warm.close)
+        peers = open_on_minio(report, ("seaweedfs",), config, pool)
+        for peer in peers.values():
+            stack.callback(peer.close)
+        for store in (nvme, warm, *peers.values()):
+            _store(store, pool, hashes)
+        bench = _Bench(report, config, nvme, warm, hashes)
+        for length in lengths:
+            for share in (1.0, 0.5, 0.0):
+                bench.compare(length, share, repetitions)
+        bench.random_boundary(peers, repetitions, 1 if options.quick else 3)
+        _count_trips(report, server, hashes[:CLAIMED], 2 if options.quick else 5)
+    _claim(report, lengths)
     return report
+
+
+class _Bench:
+    """One chain that is there, and tiers that know of it, or nothing."""
+
+    def __init__(
+        self, report: Report, config: MinioConfig, nvme: Peer, warm: Peer, hashes: list[bytes]
+    ) -> None:
+        self._report = report
+        self._config = config
+        self._nvme = nvme
+        self._warm = warm
+        self._hashes = hashes
+
+    def compare(self, length: int, share: float, repetitions: int) -> None:
+        """Look for a chain of which the begin is there, `share` of it."""
+        present = int(length * share)
+        chain = _chain(self._hashes, length, present)
+        case = f"{length} pages, {share:.0%} there"
+        _look(self._warm, chain, present)
+        for _ in range(repetitions):
+            self._report.record(case, "memkv nvme", _look(self._nvme, chain, present))
+            self._report.record(case, "memkv minio, known", _look(self._warm, chain, present))
+            with _ignorant(self._config) as cold:
+                self._report.record(case, "memkv minio, unknown", _look(cold, chain, present))
+
+    def random_boundary(self, peers: dict[str, Peer], repetitions: int, peers_too: int) -> None:
+        """Look for a boundary anywhere, nothing known; the peers only in the first rounds."""
+        for number in range(repetitions):
+            present = random.randrange(CLAIMED + 1)
+            chain = _chain(self._hashes, CLAIMED, present)
+            with _ignorant(self._config) as cold:
+                self._report.record("random", "memkv", _look(cold, chain, present))
+            if number < peers_too:
+                for name, peer in peers.items():
+                    self._report.record("random", name, _look(peer, chain, present))
+                    peer.cool()
+
+
+def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions: int) -> None:
+    """Look over a long way and count how often it was gone: the time over the round trip."""
+    with Distance(server.server.endpoint, ROUND_TRIP) as far:
+        config = server.config("lookup", endpoint=far.endpoint, missing_ttl=TTL)
+        for _ in range(repetitions):
+            with _ignorant(config) as tier:
+                nothing = _chain([], CLAIMED, 0)
+                first = _look(tier, nothing, 0)
+                again = _look(tier, nothing, 0)
+            present = random.randrange(CLAIMED + 1)
+            with _ignorant(config) as tier:
+                somewhere = _look(tier, _chain(hashes, CLAIMED, present), present)
+            for what, taken in {
+                "nothing there": first,
+                "nothing there, again": again,
+                "random boundary": somewhere,
+            }.items():
+                report.record("round trips", what, taken / (ROUND_TRIP * 1e3))
+
+
+@contextmanager
+def _ignorant(config: MinioConfig) -> Iterator[Peer]:
+    """Yield a tier that has a connection and its bucket, and knows of no page."""
+    tier = Ours(MinioTier(config))
+    try:
+        # Fills the connections too: as many questions at once as a search asks.
+        tier.lookup(Chain(NAMESPACE.digest, make_hashes(CLAIMED, f"{random.random()}")))
+        yield tier
+    finally:
+        tier.close()
+
+
+def _chain(hashes: list[bytes], length: int, present: int) -> Chain:
+    """Return a chain of `length` pages that leaves `hashes` after `present` of them."""
+    there = hashes[:present]
+    elsewhere = make_hashes(length - present, f"{random.random()}", there[-1] if there else b"")
+    return Chain(NAMESPACE.digest, [*there, *elsewhere])
+
+
+def _store(peer: Peer, pool: HostPool, hashes: list[bytes]) -> None:
+    pages = pool.place(Chain(NAMESPACE.digest, hashes).keys())
+    for first in range(0, len(pages), CALL):
+        peer.spill(pages[first : first + CALL])
+
+
+def _look(peer: Peer, chain: Chain, present: int) -> float:
+    """Return milliseconds."""
+    began = time.perf_counter()
+    found = peer.lookup(chain)
+    elapsed = time.perf_counter() - began
+    assert found == present, (found, present)
+    return elapsed * 1e3
+
+
+def _claim(report: Report, lengths: tuple[int, ...]) -> None:
+    half, whole = f"{CLAIMED} pages, 50% there", f"{CLAIMED} pages, 100% there"
+    figures = report.figures
+    figures["lookup_minio_2048_cold_ms"] = report.median("random", "memkv")
+    figures["lookup_minio_2048_warm_ms"] = report.median(half, "memkv minio, known")
+    figures["lookup_nvme_2048_ms"] = report.median(whole, "memkv nvme")
+    if "seaweedfs" in report.runs["random"]:
+        ratio = report.ratio("random", "memkv", "seaweedfs")
+        figures["lookup_minio_2048_cold_over_seaweedfs"] = ratio
+    trips = {
+        "lookup_miss_round_trips": "nothing there",
+        "lookup_repeated_miss_round_trips": "nothing there, again",
+        "lookup_2048_cold_round_trips": "random boundary",
+    }
+    for key, what in trips.items():
+        # What both ends take themselves is far below half a round trip.
+        figures[key] = math.floor(report.median("round trips", what) + 0.5)
+    for share in ("100%", "50%", "0%"):
+        cases = {str(n): f"{n} pages, {share} there" for n in lengths}
+        report.panels.append(
+            Panel(f"chain of so many pages, {share} there", "ms", cases, lines=True, log=True)
+        )
+    random_case = {f"{CLAIMED} pages": "random"}
+    report.panels.append(Panel("random boundary, nothing known", "ms", random_case, log=True))
+    trip_title = f"time over the round trip to a server {ROUND_TRIP * 1e3:.0f} ms away"
+    report.panels.append(Panel(trip_title, "round trips", {"2048 pages": "round trips"}))

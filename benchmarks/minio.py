@@ -1,134 +1,123 @@
-"""The MinIO tier against wrk on presigned URLs; and lookups with nothing known."""
+"""The MinIO tier against wrk, and against what else moves pages to and from a MinIO."""
 
-import random
-import tempfile
-import time
+from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
+from functools import partial
 
-from minio import Minio
+from minio import Minio as MinioClient
 
 from benchmarks.base import Options
-from benchmarks.pool import HostPool, keys
-from benchmarks.report import Report
-from benchmarks.wrk import wrk
-from memkv_sglang.config.schema import KIB, MIB, MinioConfig
-from memkv_sglang.page import Chain
-from memkv_sglang.testing.minio_server import MinioServer
-from memkv_sglang.testing.pages import make_hashes, make_namespace
-from memkv_sglang.tiers.base import LoadResult, SpillResult
+from benchmarks.cpu import measure_cpu
+from benchmarks.limits.wrk import wrk
+from benchmarks.peers.base import Peer
+from benchmarks.peers.on_minio import NAMES, open_on_minio
+from benchmarks.peers.ours import Ours
+from benchmarks.pool import HostPool
+from benchmarks.report import Measure, Panel, Report
+from benchmarks.servers import Minio, minio
+from benchmarks.sizes import SIZES, Throughput, label
+from benchmarks.visible import measure_visible
+from memkv_sglang.config.schema import MIB, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 
-PAGE_SIZES = {"256k": 256 * KIB, "1m": MIB, "4m": 4 * MIB}
+PAGES = tuple(SIZES)
+ALL_PEERS = ("1m", "8m")
+"""Page sizes at which every peer has its turn; elsewhere only SGLang's own."""
+
+TLS_PAGES = ("1m", "8m")
 TOTAL = 128 * MIB
+QUICK_TOTAL = 64 * MIB
 WRK_SECONDS = 2
-CHAIN = 2048
+QUICK_WRK_SECONDS = 1
 
 
 def run(options: Options) -> Report:
-    """Measure against a MinIO of the benchmark's own, with its data in `options.directory`."""
-    report = Report("minio", "GB/s; lookup in ms")
-    with (
-        tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as data,
-        MinioServer(Path(data)) as server,
-    ):
-        for name, size in PAGE_SIZES.items():
-            _measure_size(report, server, name, size, options.repetitions)
-        _measure_lookup(report, server, options.repetitions)
+    """Measure against a MinIO of the benchmark's own, with its data in `options.directory`.
+
+    Raises `MissingToolError` without wrk or openssl.
+    """
+    report = Report("minio", "GB/s")
+    repetitions = min(options.repetitions, 2) if options.quick else options.repetitions
+    with minio(options.directory) as server:
+        for name in PAGES:
+            peers = NAMES if name in ALL_PEERS else ("seaweedfs",)
+            _measure(report, server, name, peers, repetitions, quick=options.quick)
+        measure_cpu(report, server, repetitions)
+        measure_visible(report, server, options.directory, repetitions)
+    with minio(options.directory, tls=True) as server:
+        for name in TLS_PAGES:
+            _measure(report, server, f"{name}_tls", ("seaweedfs",), repetitions, options.quick)
+    _claim(report)
     return report
 
 
-def _config(server: MinioServer, bucket: str) -> MinioConfig:
-    return MinioConfig(
-        endpoint=server.endpoint,
-        bucket=bucket,
-        access_key=server.access_key,
-        secret_key=server.secret_key,
-        missing_ttl=0,
-    )
-
-
-def _measure_size(
-    report: Report, server: MinioServer, name: str, size: int, repetitions: int
+def _measure(
+    report: Report,
+    server: Minio,
+    case: str,
+    peers: tuple[str, ...],
+    repetitions: int,
+    quick: bool,
 ) -> None:
-    config = _config(server, f"pages-{name}")
-    tier = MinioTier(config)
-    count = TOTAL // size
-    rounds = iter(range(1 << 30))
-    try:
-        with HostPool(count, size) as pool:
-            pool.fill()
-            pages = pool.place(keys(count, size, "loaded"))
-            assert set(tier.spill(pages, time.monotonic() + 60)) == {SpillResult.STORED}
-            urls = _presigned(server, config)
-
-            def load() -> float:
-                began = time.perf_counter()
-                results = tier.load(pages, time.monotonic() + 60)
-                assert set(results) == {LoadResult.LOADED}, results
-                return TOTAL / (time.perf_counter() - began) / 1e9
-
-            def spill() -> float:
-                fresh = pool.place(keys(count, size, f"spilled {next(rounds)}"))
-                began = time.perf_counter()
-                results = tier.spill(fresh, time.monotonic() + 60)
-                assert set(results) == {SpillResult.STORED}, results
-                return TOTAL / (time.perf_counter() - began) / 1e9
-
-            contestants = {
-                "wrk": lambda: wrk(urls, config.connections, WRK_SECONDS),
-                "load": load,
-                "spill": spill,
-            }
-            report.compete(name, contestants, repetitions)
-    finally:
-        tier.close()
-    report.figures[f"minio_load_over_wrk_{name}"] = report.ratio(name, "load", "wrk")
+    """Let everyone spill and load pages of one size, given by the begin of the case's name."""
+    size = SIZES[case.split("_")[0]]
+    config = server.config(f"pages-{case}".replace("_", "-"))
+    with ExitStack() as stack:
+        count = (QUICK_TOTAL if quick else TOTAL) // size
+        pool = stack.enter_context(HostPool(count, size, huge=True))
+        pool.fill()
+        contestants: dict[str, Peer] = {"memkv": Ours(MinioTier(config))}
+        contestants |= open_on_minio(report, peers, config, pool)
+        for peer in contestants.values():
+            stack.callback(peer.close)
+        runs = {name: Throughput(peer, pool) for name, peer in contestants.items()}
+        limit = partial(
+            wrk,
+            _presigned(config),
+            config.connections,
+            QUICK_WRK_SECONDS if quick else WRK_SECONDS,
+        )
+        loads: dict[str, Measure] = {"wrk": limit} | {n: r.load for n, r in runs.items()}
+        report.compete(f"load {case}", loads, repetitions)
+        report.compete(f"spill {case}", {n: r.spill for n, r in runs.items()}, repetitions)
+        for finished in runs.values():
+            finished.clear()
 
 
-def _presigned(server: MinioServer, config: MinioConfig) -> list[str]:
-    client = Minio(
-        server.endpoint.split("://")[1],
-        access_key=server.access_key,
-        secret_key=server.secret_key,
-        secure=False,
+def _presigned(config: MinioConfig) -> list[str]:
+    """Return a URL for each object of the bucket."""
+    scheme, _, host = config.endpoint.partition("://")
+    client = MinioClient(
+        host,
+        access_key=config.access_key,
+        secret_key=config.secret_key,
+        secure=scheme == "https",
+        cert_check=False,
+        region=config.region,
     )
     names = [entry.object_name for entry in client.list_objects(config.bucket, recursive=True)]
     return [
         client.presigned_get_object(config.bucket, name, expires=timedelta(hours=1))
         for name in names
-        if name and not name.endswith(".json")
+        if name
     ]
 
 
-def _measure_lookup(report: Report, server: MinioServer, repetitions: int) -> None:
-    """Ask tiers that know nothing for a boundary at a random place."""
-    config = _config(server, "lookup")
-    stored = MinioTier(config)
-    namespace = make_namespace(page_bytes=4 * KIB)
-    hashes = make_hashes(CHAIN, "lookup")
-    try:
-        with HostPool(CHAIN, 4 * KIB) as pool:
-            pages = pool.place(Chain(namespace.digest, hashes).keys())
-            assert set(stored.spill(pages, time.monotonic() + 300)) == {SpillResult.STORED}
-    finally:
-        stored.close()
-
-    def cold() -> float:
-        boundary = random.randrange(CHAIN + 1)
-        missing = make_hashes(CHAIN - boundary, "elsewhere", hashes[boundary - 1])
-        tier = MinioTier(config)
-        try:
-            # One page of another chain first: connections and bucket are there, knowledge is not.
-            tier.lookup(Chain(namespace.digest, make_hashes(1, "warm")), time.monotonic() + 10)
-            began = time.perf_counter()
-            chain = Chain(namespace.digest, [*hashes[:boundary], *missing])
-            found = tier.lookup(chain, time.monotonic() + 10)
-            elapsed = time.perf_counter() - began
-            assert found == (boundary, True), (found, boundary)
-        finally:
-            tier.close()
-        return elapsed * 1e3
-
-    report.compete("2048 pages", {"cold lookup": cold}, repetitions * 4)
-    report.figures["minio_lookup_2048_cold_ms"] = report.median("2048 pages", "cold lookup")
+def _claim(report: Report) -> None:
+    for case, runs in report.runs.items():
+        verb, _, size = case.partition(" ")
+        if verb in ("load", "spill") and "memkv" in runs:
+            for peer in runs.keys() - {"memkv"}:
+                key = f"minio_{verb}_over_{peer.replace('-', '_')}_{size}"
+                report.figures[key] = report.ratio(case, "memkv", peer)
+    for verb in ("load", "spill"):
+        cases = {label(name): f"{verb} {name}" for name in PAGES}
+        report.panels.append(Panel(f"{verb}, http", "GB/s", cases))
+    for verb in ("load", "spill"):
+        cases = {label(name): f"{verb} {name}_tls" for name in TLS_PAGES}
+        report.panels.append(Panel(f"{verb}, https", "GB/s", cases))
+    report.panels += [
+        Panel("client CPU, loads", "CPU s a GB", {"1 MiB": "cpu 1m"}),
+        Panel("128 pages of 1 MiB to be seen by another node", "s", {"1 MiB": "visible"}),
+    ]
+    report.notes.append("client and server share the machine's cores; the server takes most")

@@ -1,91 +1,155 @@
-"""The NVMe tier against fio: spill and load, by page size."""
+"""The NVMe tier against fio, and against SGLang's backends for a local disk: spill and load."""
 
 import tempfile
-import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.base import Options
-from benchmarks.fio import fio
-from benchmarks.pool import HostPool, keys
-from benchmarks.report import Report
-from memkv_sglang.config.schema import GIB, KIB, MIB, NvmeConfig
-from memkv_sglang.page import Page
-from memkv_sglang.tiers.base import LoadResult, SpillResult
+from benchmarks.limits.fio import fio
+from benchmarks.peers.base import Peer, open_peers
+from benchmarks.peers.ours import Ours
+from benchmarks.pool import HostPool
+from benchmarks.report import Measure, Panel, Report
+from benchmarks.sizes import SIZES, Throughput, label
+from memkv_sglang.config.schema import GIB, MIB, NvmeConfig
 from memkv_sglang.tiers.nvme import NvmeTier
 
-PAGE_SIZES = {"256k": 256 * KIB, "1m": MIB, "4m": 4 * MIB}
+PAGES = ("256k", "1m", "4m", "16m")
 TOTAL = 256 * MIB
-DEPTH = 4
-CALL = 128
-"""Pages of a call: as many as SGLang hands over at once."""
+QUICK_TOTAL = 64 * MIB
+IN_FLIGHT = 4
+"""The tier's default."""
+
+DEPTHS = (1, 2, 4, 8, 16)
+QUICK_DEPTHS = (1, 4, 16)
+DEPTH_PAGES = "1m"
+
+SMALL = "_small_pages"
+"""Ends the names of what was measured with a pool of 4 KiB pages."""
 
 
 def run(options: Options) -> Report:
-    """Measure on the file system of `options.directory`, which needs about 3 GiB."""
+    """Measure on the file system of `options.directory`, which needs about 4 GiB.
+
+    Raises `MissingToolError` without fio.
+    """
     report = Report("nvme", "GB/s")
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as scratch:
-        plain = Path(scratch) / "fio"
-        fio(plain, "write", MIB, TOTAL, DEPTH, huge=False)
-        for name, size in PAGE_SIZES.items():
-            for huge in (False, True):
-                case = f"{name}_huge" if huge else name
-                _measure(report, Path(scratch), case, size, options.repetitions, huge=huge)
+        bench = _Bench(report, Path(scratch), QUICK_TOTAL if options.quick else TOTAL)
+        repetitions = min(options.repetitions, 3) if options.quick else options.repetitions
+        for name in PAGES:
+            bench.sizes(name, repetitions, huge=True)
+            bench.sizes(name, repetitions, huge=False)
+        for depth in QUICK_DEPTHS if options.quick else DEPTHS:
+            bench.depth(depth, repetitions)
+    _claim(report)
     return report
 
 
-def _measure(
-    report: Report, scratch: Path, name: str, size: int, repetitions: int, *, huge: bool
-) -> None:
-    """Measure one page size; `huge`: the pool is made of huge pages."""
-    config = NvmeConfig(directory=str(scratch / name), capacity=2 * GIB, threads=DEPTH)
-    tier = NvmeTier(config)
-    try:
-        with HostPool(TOTAL // size, size, huge=huge) as pool:
-            pool.fill()
-            spiller = _Spiller(tier, pool)
-            spiller.spill()
-            contestants = {
-                "fio write": lambda: fio(scratch / "fio", "write", size, TOTAL, DEPTH, huge=False),
-                "spill": spiller.spill,
-                "fio read": lambda: fio(scratch / "fio", "read", size, TOTAL, DEPTH, huge=False),
-                "load": spiller.load,
-            }
-            report.compete(name, contestants, repetitions)
-    finally:
-        tier.close()
-    report.figures[f"nvme_spill_over_fio_{name}"] = report.ratio(name, "spill", "fio write")
-    report.figures[f"nvme_load_over_fio_{name}"] = report.ratio(name, "load", "fio read")
+class _Bench:
+    """Measures into one report, on one directory."""
+
+    def __init__(self, report: Report, scratch: Path, total: int) -> None:
+        self._report = report
+        self._scratch = scratch
+        self._total = total
+        self._plain = scratch / "fio"
+        fio(self._plain, "write", MIB, total, IN_FLIGHT, huge=False)
+
+    def sizes(self, name: str, repetitions: int, *, huge: bool) -> None:
+        """Let everyone spill and load pages of one size."""
+        suffix = "" if huge else SMALL
+        with ExitStack() as stack:
+            pool = self._pool(stack, name, huge=huge)
+            peers = self._peers(stack, pool, f"{name}{suffix}")
+            self._compete(f"{name}{suffix}", name, peers, pool, repetitions, IN_FLIGHT, huge=huge)
+
+    def depth(self, depth: int, repetitions: int) -> None:
+        """Let the tier and fio have so many pages in flight."""
+        with ExitStack() as stack:
+            pool = self._pool(stack, DEPTH_PAGES, huge=True)
+            peers = {"memkv": self._tier(stack, f"depth-{depth}", depth)}
+            case = f"{depth} in flight"
+            self._compete(case, DEPTH_PAGES, peers, pool, repetitions, depth, huge=True)
+
+    def _compete(
+        self,
+        case: str,
+        name: str,
+        peers: Mapping[str, Peer],
+        pool: HostPool,
+        repetitions: int,
+        depth: int,
+        *,
+        huge: bool,
+    ) -> None:
+        runs = {peer: Throughput(opened, pool) for peer, opened in peers.items()}
+        limit = partial(
+            fio, self._plain, block=SIZES[name], total=self._total, depth=depth, huge=huge
+        )
+        loads: dict[str, Measure] = {"fio": partial(limit, "read")}
+        spills: dict[str, Measure] = {"fio": partial(limit, "write")}
+        loads |= {peer: run.load for peer, run in runs.items()}
+        spills |= {peer: run.spill for peer, run in runs.items()}
+        self._report.compete(f"load {case}", loads, repetitions)
+        self._report.compete(f"spill {case}", spills, repetitions)
+
+    def _pool(self, stack: ExitStack, name: str, *, huge: bool) -> HostPool:
+        pool = stack.enter_context(HostPool(self._total // SIZES[name], SIZES[name], huge=huge))
+        if huge and pool.huge_share() < 1:
+            self._report.notes.append(
+                f"{label(name)}: only {pool.huge_share():.0%} of the pool is made of huge pages"
+            )
+        pool.fill()
+        return pool
+
+    def _peers(self, stack: ExitStack, pool: HostPool, case: str) -> dict[str, Peer]:
+        # Their imports are torch and SGLang; a report without them is one, too.
+        def nixl(pool: HostPool) -> Peer:
+            from benchmarks.peers.nixl import Nixl
+
+            return Nixl(self._scratch / f"nixl-{case}", pool)
+
+        def file(pool: HostPool) -> Peer:
+            from benchmarks.peers.file import File
+
+            return File(self._scratch / f"file-{case}", pool)
+
+        found = open_peers(self._report, {"nixl": nixl, "file": file}, pool)
+        for peer in found.values():
+            stack.callback(peer.close)
+        return {"memkv": self._tier(stack, case, IN_FLIGHT), **found}
+
+    def _tier(self, stack: ExitStack, case: str, threads: int) -> Peer:
+        config = NvmeConfig(
+            directory=str(self._scratch / f"memkv-{case}"), capacity=GIB, threads=threads
+        )
+        peer = Ours(NvmeTier(config))
+        stack.callback(peer.close)
+        return peer
 
 
-class _Spiller:
-    """Spills a chain anew each time, the one before removed, so that slots are overwritten."""
-
-    def __init__(self, tier: NvmeTier, pool: HostPool) -> None:
-        self._tier = tier
-        self._pool = pool
-        self._round = 0
-
-    def spill(self) -> float:
-        self._tier.remove([page.key for page in self._pages()])
-        self._round += 1
-        pages = self._pages()
-        began = time.perf_counter()
-        for batch in _calls(pages):
-            results = self._tier.spill(batch, time.monotonic() + 60)
-            assert set(results) == {SpillResult.STORED}, results
-        return TOTAL / (time.perf_counter() - began) / 1e9
-
-    def load(self) -> float:
-        pages = self._pages()
-        began = time.perf_counter()
-        for batch in _calls(pages):
-            results = self._tier.load(batch, time.monotonic() + 60)
-            assert set(results) == {LoadResult.LOADED}, results
-        return TOTAL / (time.perf_counter() - began) / 1e9
-
-    def _pages(self) -> list[Page]:
-        return self._pool.place(keys(self._pool.pages, self._pool.page_bytes, str(self._round)))
-
-
-def _calls(pages: list[Page]) -> list[list[Page]]:
-    return [pages[i : i + CALL] for i in range(0, len(pages), CALL)]
+def _claim(report: Report) -> None:
+    for name in PAGES:
+        for suffix in ("", SMALL):
+            case = f"{name}{suffix}"
+            for verb in ("load", "spill"):
+                runs = report.runs[f"{verb} {case}"]
+                for peer in runs.keys() - {"memkv"}:
+                    ratio = report.ratio(f"{verb} {case}", "memkv", peer)
+                    report.figures[f"nvme_{verb}_over_{peer}_{case}"] = ratio
+    for verb in ("load", "spill"):
+        for suffix, pages in (("", "huge pages"), (SMALL, "4 KiB pages")):
+            cases = {label(name): f"{verb} {name}{suffix}" for name in PAGES}
+            report.panels.append(Panel(f"{verb}, pool of {pages}", "GB/s", cases))
+    for verb in ("load", "spill"):
+        found = [case for case in report.runs if case.endswith("in flight") and verb in case]
+        cases = {case.split()[1]: case for case in found}
+        title = f"{verb} by pages in flight ({label(DEPTH_PAGES)}, huge pages)"
+        report.panels.append(Panel(title, "GB/s", cases, lines=True))
+    report.notes.append(
+        "file reads through the page cache, dropped before each load; its spills end in that "
+        "cache, before the disk has them"
+    )

@@ -1,8 +1,10 @@
 """A host pool to measure with, and names for its pages."""
 
+import ctypes
 import os
+from pathlib import Path
 
-from memkv_sglang.page import PageKey
+from memkv_sglang.page import Page, PageKey
 from memkv_sglang.testing import host_pool
 from memkv_sglang.testing.pages import make_chain, make_namespace
 
@@ -10,11 +12,33 @@ from memkv_sglang.testing.pages import make_chain, make_namespace
 class HostPool(host_pool.HostPool):
     """Has content of any kind: what is measured checks it against the checksum."""
 
+    @property
+    def address(self) -> int:
+        """Where this process maps it."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+
     def fill(self) -> None:  # type: ignore[override]  # no chain: faster than what follows from keys
         """Give every page content of its own."""
         for page in range(self.pages):
             for part in self.views(page):
                 part[:] = os.urandom(len(part))
+
+    def index(self, page: Page) -> int:
+        """Return the place of a page that lies in this pool."""
+        first = ctypes.addressof(ctypes.c_char.from_buffer(page.buffers[0]))
+        return (first - self.address) // len(page.buffers[0])
+
+    def huge_share(self) -> float:
+        """Return how much of the mapping consists of huge pages, from 0 to 1 (smaps)."""
+        found, mine = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            first = line.split(maxsplit=1)[0]
+            if "-" in first:
+                begin, _, end = first.partition("-")
+                mine = int(begin, 16) <= self.address < int(end, 16)
+            elif mine and line.startswith("ShmemPmdMapped:"):
+                found += int(line.split()[1]) << 10
+        return found / self.length
 
 
 def keys(count: int, page_bytes: int, seed: str) -> list[PageKey]:

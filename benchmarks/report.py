@@ -1,22 +1,30 @@
-"""Repetitions, interleaved; medians with spread; a table and a JSON file."""
+"""What a benchmark found: every repetition, how to look at it, and the figures it claims."""
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
-import memkv_sglang
+from benchmarks.machine import machine, versions
 
 Measure = Callable[[], float]
 """Runs a contestant once and returns what it reached."""
+
+
+class Panel(NamedTuple):
+    """Cases that are looked at together: a part of the table, and one set of axes."""
+
+    title: str
+    unit: str
+    cases: Mapping[str, str]
+    """Names in `Report.runs`, by the label that a reader sees."""
+    lines: bool = False
+    """Whether the cases follow one another (a depth, a length), and are drawn as lines."""
+    log: bool = False
+    """Whether the values are far apart and need a logarithmic scale."""
 
 
 @dataclass
@@ -29,8 +37,14 @@ class Report:
     """Every repetition, by case and contestant."""
     figures: dict[str, float] = field(default_factory=dict)
     """What is claimed: mostly ratios of medians within one run."""
+    panels: list[Panel] = field(default_factory=list)
+    """How to look at the runs; without any, all cases are looked at together."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Contestants that cannot run here, with the reason."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know beside the numbers, a sentence each."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Whatever else belongs into the JSON file."""
 
     def compete(self, case: str, contestants: Mapping[str, Measure], repetitions: int) -> None:
         """Run every contestant in turn, `repetitions` times, so that noise meets all alike."""
@@ -50,24 +64,9 @@ class Report:
         """Return the median over the base's median."""
         return self.median(case, contestant) / self.median(case, base)
 
-    def show(self) -> None:
-        """Print the table and the figures."""
-        table = Table(title=f"{self.name} ({self.unit})")
-        for column in ("case", "contestant", "median", "lowest", "highest"):
-            table.add_column(
-                column, justify="left" if column in ("case", "contestant") else "right"
-            )
-        for case, contestants in self.runs.items():
-            for name, values in contestants.items():
-                numbers = (statistics.median(values), min(values), max(values))
-                table.add_row(case, name, *(f"{number:.3f}" for number in numbers))
-            table.add_section()
-        console = Console()
-        console.print(table)
-        for name, value in self.figures.items():
-            console.print(f"{name}: {value:.3g}")
-        for note in self.notes:
-            console.print(note, highlight=False)
+    def views(self) -> list[Panel]:
+        """Return the panels, or the one that shows everything."""
+        return self.panels or [Panel(self.name, self.unit, {case: case for case in self.runs})]
 
     def write(self, file: Path) -> None:
         """Write everything, also where and when it was measured."""
@@ -78,29 +77,12 @@ class Report:
             "benchmark": self.name,
             "unit": self.unit,
             "date": time.strftime("%Y-%m-%d"),
-            "version": memkv_sglang.__version__,
             "machine": machine(),
-            "runs": self.runs,
+            "versions": versions(),
             "figures": self.figures,
+            "left_out": self.left_out,
             "notes": self.notes,
+            "panels": [panel._asdict() for panel in self.panels],
+            "runs": self.runs,
+            **self.facts,
         }
-
-
-def machine() -> dict[str, Any]:
-    """Return what a reader must know of this machine to judge the numbers."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    memory = Path("/proc/meminfo").read_text().split(maxsplit=2)[1]
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(int(memory) / (1 << 20), 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }

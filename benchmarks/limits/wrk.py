@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.fio import tool
+from benchmarks.base import tool
 
 SCRIPT = """\
 local paths = {%s}

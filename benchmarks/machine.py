@@ -1,0 +1,67 @@
+"""What a reader must know of a machine, and of what ran on it, to judge the numbers."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import memkv_sglang
+from memkv_sglang.testing.minio_binary import MINIO_MODULE, find_or_build_minio
+
+PACKAGES = ("sglang", "minio", "boto3", "obstore", "nixl", "torch", "xxhash")
+"""Distributions whose version matters: what is served, what we use, what we compare with."""
+
+PROGRAMS = {"fio": "--version", "wrk": "-v"}
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, memory, kernel and the policy for huge pages."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    memory = Path("/proc/meminfo").read_text().split(maxsplit=2)[1]
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int(memory) / (1 << 20), 1),
+        "kernel": platform.release(),
+        "huge_pages": _huge_pages(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that took part; what is not installed is left out."""
+    found = {"memkv_sglang": memkv_sglang.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found |= {name: _version(name, flag) for name, flag in PROGRAMS.items() if shutil.which(name)}
+    # A server built from its module does not know its own version.
+    minio = _version(str(find_or_build_minio()), "--version")
+    found["minio_server"] = MINIO_MODULE.split("@")[1] if "DEVELOPMENT" in minio else minio
+    return found
+
+
+def _version(program: str, flag: str) -> str:
+    """Return the first word with a digit that a program says about itself."""
+    done = subprocess.run([program, flag], capture_output=True, text=True, check=False)
+    match = re.search(r"\S*\d\S*", done.stdout + done.stderr)
+    return match[0] if match else "unknown"
+
+
+def _huge_pages() -> str:
+    """Return the kernel's policy for transparent huge pages, e.g. `madvise`."""
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    chosen = re.search(r"\[(\w+)\]", file.read_text()) if file.exists() else None
+    return chosen[1] if chosen else "none"

@@ -1,0 +1,47 @@
+"""An agent whose tier does nothing, as `start_agent` starts it: what is left is the agent."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from memkv_sglang.agent.launched import run_launched
+from memkv_sglang.config.schema import Config
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
+from memkv_sglang.tiers.memory import MemoryTier
+
+
+class NoOpTier(MemoryTier):
+    """Has every page, and touches none."""
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        """Return the whole chain."""
+        return Lookup(len(chain.hashes), complete=True)
+
+    def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
+        """Say yes."""
+        return [True] * len(keys)
+
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Leave the buffers as they are."""
+        return [LoadResult.LOADED] * len(pages)
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        """Store nothing."""
+        return [SpillResult.STORED] * len(pages)
+
+
+def build(config: Config, registry: CollectorRegistry) -> Engine:
+    """Return an engine over the tier."""
+    return Engine(NoOpTier(), None, None, config.engine, Metrics(registry))
+
+
+if __name__ == "__main__":
+    text = sys.stdin.buffer.read()
+    if os.fork():  # the starter waits for this process, and then has none to look after
+        os._exit(0)
+    sys.exit(run_launched(text, int(sys.argv[1]), build))

@@ -1,0 +1,1 @@
+"""What a user would pick instead: each peer a module, all under one contract."""

@@ -1,0 +1,75 @@
+"""The contract of everything that spills and loads the same pages: our tiers and the peers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.pool import HostPool
+from benchmarks.report import Report
+from memkv_sglang.page import Chain, Page
+
+CALL = 128
+"""Pages of a call: as many as SGLang hands over at once (`STORAGE_BATCH_SIZE`)."""
+
+
+class PeerUnavailableError(Exception):
+    """A peer cannot run here; the text says why in one line."""
+
+
+class PeerFailedError(Exception):
+    """A peer did not move every page; what it then reached is not worth a number."""
+
+
+class Peer(ABC):
+    """Calls block until the last page is moved, and raise `PeerFailedError` unless all are.
+
+    Pages lie in the `HostPool` that the peer was made for; a call has at most `CALL` of them.
+    """
+
+    @abstractmethod
+    def spill(self, pages: Sequence[Page]) -> None:
+        """Store pages that are not there yet."""
+
+    @abstractmethod
+    def load(self, pages: Sequence[Page]) -> None:
+        """Fill the pages' buffers."""
+
+    @abstractmethod
+    def lookup(self, chain: Chain) -> int:
+        """Return how many pages from the chain's start are there."""
+
+    @abstractmethod
+    def remove(self, pages: Sequence[Page]) -> None:
+        """Remove pages that are there."""
+
+    def cool(self) -> None:  # noqa: B027 - most peers read through no cache of this machine
+        """Drop what is kept of the pages here, and end what still runs: the next call is cold."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release threads, descriptors and connections."""
+
+
+def demand(done: object, what: str) -> None:
+    """Raise `PeerFailedError` unless `done`."""
+    if not done:
+        raise PeerFailedError(f"{what}: not every page was moved")
+
+
+def names(pages: Sequence[Page]) -> list[str]:
+    """Return the pages' hashes in hex digits, as SGLang hands them to a storage backend."""
+    return [page.key.hash.hex() for page in pages]
+
+
+def open_peers(
+    report: Report, makers: Mapping[str, Callable[[HostPool], Peer]], pool: HostPool
+) -> dict[str, Peer]:
+    """Return the peers that can run here; the others are left out of the report with a reason."""
+    peers = {}
+    for name, make in makers.items():
+        try:
+            peers[name] = make(pool)
+        except PeerUnavailableError as error:
+            report.left_out[name] = str(error)
+        except ImportError as error:
+            report.left_out[name] = f"{error}; install it: pip install sglang-memkv[bench,sglang]"
+    return peers

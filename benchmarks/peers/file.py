@@ -1,0 +1,58 @@
+"""SGLang's `file` backend: a file a page, buffered, through SGLang's generic path."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.peers.base import Peer, demand, names
+from benchmarks.peers.sglang_pool import SglangPool, storage_config
+from benchmarks.pool import HostPool
+from memkv_sglang.page import Chain, Page
+
+
+class File(Peer):
+    """Reads into memory of its own and copies to the pool, as SGLang's controller does for it."""
+
+    def __init__(self, directory: Path, pool: HostPool) -> None:
+        from sglang.srt.mem_cache.hicache_storage import HiCacheFile
+
+        self._pool = SglangPool(pool)
+        self._directory = directory
+        self._store = HiCacheFile(storage_config(), str(directory))
+
+    def spill(self, pages: Sequence[Page]) -> None:
+        """Write new files, each under a temporary name first."""
+        data = [self._pool.get_data_page(i) for i in self._pool.indices(pages).tolist()]
+        demand(self._store.batch_set(names(pages), data), "file")
+
+    def load(self, pages: Sequence[Page]) -> None:
+        """Read file after file."""
+        memory = [self._pool.get_dummy_flat_data_page() for _ in pages]
+        loaded = self._store.batch_get(names(pages), memory)
+        demand(all(data is not None for data in loaded), "file")
+        for index, data in zip(self._pool.indices(pages).tolist(), loaded, strict=True):
+            self._pool.set_from_flat_data_page(index, data)
+
+    def lookup(self, chain: Chain) -> int:
+        """Ask for every file."""
+        return int(self._store.batch_exists([page_hash.hex() for page_hash in chain.hashes]))
+
+    def remove(self, pages: Sequence[Page]) -> None:
+        """Remove the files; the backend has no call for it."""
+        for name in names(pages):
+            self._path(name).unlink()
+
+    def cool(self) -> None:
+        """Write back and drop the files from the page cache."""
+        for path in self._directory.iterdir():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fdatasync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Remove all files; there is nothing else to release."""
+        self._store.clear()
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{self._store._get_suffixed_key(name)}.bin"

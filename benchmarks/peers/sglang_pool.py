@@ -1,0 +1,85 @@
+"""The host pool as SGLang's own storage backends see it, and the rest that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.pool import HostPool
+
+if TYPE_CHECKING:
+    import torch
+
+    from memkv_sglang.page import Page
+
+
+BUFFERS = 2
+"""A page of an MHA pool has its keys and its values apart."""
+
+
+class SglangPool:
+    """The part of SGLang's `MHATokenToKVPoolHost` that backends use, over a `HostPool`.
+
+    One "token" a page, in the layout `page_first`: the keys of all pages, then the values.
+    """
+
+    layout = "page_first"
+    page_size = 1
+    pin_memory = False
+
+    def __init__(self, pool: HostPool) -> None:
+        import torch
+
+        self._pool = pool
+        part = pool.page_bytes // BUFFERS
+        flat = torch.frombuffer(pool.memory, dtype=torch.uint8, count=pool.length)
+        self.kv_buffer = flat.reshape(BUFFERS, pool.pages, part)
+
+    def indices(self, pages: Sequence[Page]) -> torch.Tensor:
+        """Return the pages' places, as SGLang's controller hands them to a backend."""
+        import torch
+
+        return torch.tensor([self._pool.index(page) for page in pages])
+
+    def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Return addresses and lengths, key before value, page after page."""
+        places = [b for page in self._pool.buffers(0, indices.tolist()) for b in page]
+        return [self._pool.address + p.offset for p in places], [p.length for p in places]
+
+    def is_stride_page_aligned(self, alignment: int) -> bool:
+        """Tell whether direct I/O may go straight to every page."""
+        part = self._pool.page_bytes // BUFFERS
+        return self._pool.address % alignment == part % alignment == 0
+
+    def get_dummy_flat_data_page(self) -> torch.Tensor:
+        """Return memory for one page, as SGLang's generic path reads into."""
+        import torch
+
+        return torch.zeros(self._pool.page_bytes, dtype=torch.uint8)
+
+    def get_data_page(self, index: int, flat: bool = True) -> torch.Tensor:
+        """Return a copy of a page in one piece."""
+        return self.kv_buffer[:, index].flatten()
+
+    def set_from_flat_data_page(self, index: int, data: torch.Tensor) -> None:
+        """Copy a page in one piece to its place."""
+        self.kv_buffer[:, index] = data.reshape(BUFFERS, -1)
+
+
+def storage_config(**extra: object) -> Any:
+    """Return SGLang's `HiCacheStorageConfig` of one rank that is alone."""
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+
+    return HiCacheStorageConfig(
+        tp_rank=0,
+        tp_size=1,
+        pp_rank=0,
+        pp_size=1,
+        attn_cp_rank=0,
+        attn_cp_size=1,
+        is_mla_model=False,
+        enable_storage_metrics=False,
+        is_page_first_layout=True,
+        model_name="benchmark",
+        extra_config=dict(extra),
+    )

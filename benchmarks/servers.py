@@ -1,0 +1,114 @@
+"""MinIO servers and agents of a benchmark's own, which leave nothing behind."""
+
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.base import tool
+from memkv_sglang.agent.launch import MODULE
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.schema import AgentConfig, Config, MinioConfig, NvmeConfig
+from memkv_sglang.testing.minio_server import MinioServer
+
+START = 30.0
+"""Seconds for an agent to come up."""
+
+STOP = 15.0
+"""Seconds for an agent to end by itself."""
+
+
+@contextmanager
+def minio(directory: Path, *, tls: bool = False) -> Iterator["Minio"]:
+    """Run a MinIO with its data on the disk of `directory`; `tls`: it speaks https."""
+    with tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as scratch:
+        certificates = _certificate(Path(scratch) / "certs") if tls else None
+        with MinioServer(Path(scratch) / "data", certs_dir=certificates) as server:
+            yield Minio(server, str(certificates / "public.crt") if certificates else "")
+
+
+class Minio(NamedTuple):
+    """A running server."""
+
+    server: MinioServer
+    ca_file: str
+
+    def config(self, bucket: str, *, endpoint: str = "", missing_ttl: float = 0) -> MinioConfig:
+        """Return settings for a bucket; `endpoint` where not the server itself is asked."""
+        return MinioConfig(
+            endpoint=endpoint or self.server.endpoint,
+            bucket=bucket,
+            access_key=self.server.access_key,
+            secret_key=self.server.secret_key,
+            ca_file=self.ca_file,
+            missing_ttl=missing_ttl,
+        )
+
+
+class RunningAgent(NamedTuple):
+    """An agent and a client that has found it."""
+
+    client: AgentClient
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Return what the agent's threads have used of the processors so far."""
+        # The clock of another process: clock_getcpuclockid(3), as glibc computes it.
+        return time.clock_gettime((~self.pid << 3) | 2)
+
+
+@contextmanager
+def agent(
+    nvme: NvmeConfig | None = None, minio: MinioConfig | None = None, module: str = MODULE
+) -> Iterator[RunningAgent]:
+    """Start an agent of one's own, which inherits this thread's affinity; ends it at the end."""
+    with tempfile.TemporaryDirectory(prefix="memkv-bench-") as run:
+        config = Config(
+            agent=AgentConfig(socket=str(Path(run) / "agent.sock"), drain=0),
+            nvme=nvme or NvmeConfig(),
+            minio=minio or MinioConfig(),
+        )
+        client = AgentClient(config, start=True, module=module)
+        try:
+            if not client.wait(START):
+                raise RuntimeError(f"no agent: {client.problem}")
+            status = client.status()
+            assert status is not None
+            pid = status.agent.pid
+            try:
+                yield RunningAgent(client, pid)
+            finally:
+                _end(client, pid)
+        finally:
+            client.close()
+
+
+def _end(client: AgentClient, pid: int) -> None:
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            client.close()  # first, so that it does not start another one
+            os.kill(pid, signal.SIGTERM)
+            if not select.select([descriptor], [], [], STOP)[0]:
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+
+
+def _certificate(directory: Path) -> Path:
+    """Make a certificate for 127.0.0.1, signed by itself."""
+    directory.mkdir()
+    command = [
+        *(tool("openssl"), "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=benchmark"),
+        *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-keyout", "private.key", "-out", "public.crt"),
+    ]
+    subprocess.run(command, cwd=directory, check=True, capture_output=True)
+    return directory

@@ -1,0 +1,81 @@
+"""Page sizes as cases and figures name them, and what a contestant reaches with pages of one size.
+
+A contestant keeps two sets of pages: one that it loads again and again, and one that it spills
+anew each time, with the pages of the time before removed.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+from benchmarks.peers.base import CALL, Peer, PeerFailedError
+from benchmarks.pool import HostPool, keys
+from memkv_sglang.config.schema import KIB, MIB
+from memkv_sglang.page import Page
+
+SIZES = {
+    "256k": 256 * KIB,
+    "1m": MIB,
+    "4m": 4 * MIB,
+    "8m": 8 * MIB,
+    "16m": 16 * MIB,
+}
+
+
+def label(name: str) -> str:
+    """Return a size's name for readers: `256k` is 256 KiB, `1m` is 1 MiB."""
+    return name.replace("k", " KiB").replace("m", " MiB")
+
+
+class Throughput:
+    """One contestant with the pages of one pool; all its pages have the pool's size."""
+
+    def __init__(self, peer: Peer, pool: HostPool) -> None:
+        """Store the pages that are loaded, and see that they come back byte for byte.
+
+        The pool's content is what is stored. Raises `PeerFailedError`.
+        """
+        self._peer = peer
+        self._pool = pool
+        self._round = 0
+        self._spilled: list[Page] = []
+        self.loaded = self._pages("loaded")
+        _in_calls(peer.spill, self.loaded)
+        self._check()
+
+    def load(self) -> float:
+        """Return GB/s."""
+        self._peer.cool()
+        return self._timed(self._peer.load, self.loaded)
+
+    def spill(self) -> float:
+        """Return GB/s of pages that were never stored before."""
+        _in_calls(self._peer.remove, self._spilled)
+        self._round += 1
+        self._spilled = self._pages(f"spilled {self._round}")
+        return self._timed(self._peer.spill, self._spilled)
+
+    def clear(self) -> None:
+        """Remove all pages."""
+        _in_calls(self._peer.remove, [*self.loaded, *self._spilled])
+        self._spilled = []
+
+    def _pages(self, seed: str) -> list[Page]:
+        return self._pool.place(keys(self._pool.pages, self._pool.page_bytes, seed))
+
+    def _timed(self, move: Callable[[Sequence[Page]], object], pages: Sequence[Page]) -> float:
+        began = time.perf_counter()
+        _in_calls(move, pages)
+        return self._pool.length / (time.perf_counter() - began) / 1e9
+
+    def _check(self) -> None:
+        content = hashlib.sha256(self._pool.memory).digest()
+        self._pool.wipe()
+        _in_calls(self._peer.load, self.loaded)
+        if hashlib.sha256(self._pool.memory).digest() != content:
+            raise PeerFailedError("the pages did not come back as they were")
+
+
+def _in_calls(move: Callable[[Sequence[Page]], object], pages: Sequence[Page]) -> None:
+    for first in range(0, len(pages), CALL):
+        move(pages[first : first + CALL])

@@ -1,0 +1,49 @@
+"""Pages that a client lets an agent move, as the storage class does inside SGLang."""
+
+from benchmarks.peers.base import CALL, PeerFailedError
+from benchmarks.pool import HostPool
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_hashes, make_namespace
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+
+
+class PagesThroughAgent:
+    """All pages of one pool, under keys of their own."""
+
+    def __init__(self, client: AgentClient, pool: HostPool, seed: str) -> None:
+        """Let the agent map the pool, and know the namespace."""
+        self._client = client
+        self._seed = seed
+        namespace = make_namespace(page_bytes=pool.page_bytes)
+        client.describe(namespace)
+        number = client.register_pool(pool.descriptor, pool.length)
+        self._buffers = pool.buffers(number, range(pool.pages))
+        self._namespace = namespace.digest
+        self.chain = self._make_chain(0)
+        self._round = 0
+
+    def renew(self) -> None:
+        """Go on with keys that nobody has stored."""
+        self._round += 1
+        self.chain = self._make_chain(self._round)
+
+    def spill(self) -> None:
+        """Spill all pages in SGLang's calls. Raises `PeerFailedError`."""
+        for first in range(0, len(self._buffers), CALL):
+            part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
+            parent = self.chain.hashes[first - 1] if first else b""
+            results = self._client.spill(part, self._buffers[first : first + CALL], parent)
+            if set(results) != {SpillResult.STORED}:
+                raise PeerFailedError(f"spill through the agent: {set(results)}")
+
+    def load(self) -> None:
+        """Load all pages in SGLang's calls. Raises `PeerFailedError`."""
+        for first in range(0, len(self._buffers), CALL):
+            part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
+            loads = self._client.load(part, self._buffers[first : first + CALL])
+            if {load.result for load in loads} != {LoadResult.LOADED}:
+                raise PeerFailedError(f"load through the agent: {set(loads)}")
+
+    def _make_chain(self, number: int) -> Chain:
+        return Chain(self._namespace, make_hashes(len(self._buffers), f"{self._seed} {number}"))

@@ -1,0 +1,79 @@
+"""How soon another node can continue: from the begin of a spill until its lookup sees the chain."""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from benchmarks.peers.base import demand
+from benchmarks.peers.ours import Ours
+from benchmarks.pool import HostPool
+from benchmarks.report import Report
+from benchmarks.servers import Minio
+from memkv_sglang.agent.assembly import build_engine
+from memkv_sglang.config.schema import GIB, MIB, Config, NvmeConfig
+from memkv_sglang.engine.engine import Engine
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.minio import MinioTier
+
+PAGES = 128
+PAUSE = 0.005
+"""Seconds between two lookups of the other node."""
+
+LIMIT = 60.0
+"""Seconds until the benchmark gives up."""
+
+
+def measure_visible(report: Report, server: Minio, directory: Path, repetitions: int) -> None:
+    """Spill a chain on a node with NVMe and MinIO, and beside it PUT the same pages directly.
+
+    The other node takes no page as missing that it saw missing before: it stands for one that
+    looks for the first time.
+    """
+    config = server.config("visible")
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory))
+        pool = stack.enter_context(HostPool(PAGES, MIB, huge=True))
+        pool.fill()
+        nvme = NvmeConfig(directory=scratch, capacity=4 * GIB)
+        here = build_engine(Config(nvme=nvme, minio=config), CollectorRegistry())
+        stack.callback(here.close, 0)
+        there = build_engine(Config(minio=config), CollectorRegistry())
+        stack.callback(there.close, 0)
+        direct = Ours(MinioTier(config))
+        stack.callback(direct.close)
+        namespace = make_namespace(page_bytes=MIB)
+        direct.lookup(make_chain(namespace, 1, "opens the bucket"))
+        here.describe(namespace)
+
+        def spill_until_seen(number: int) -> float:
+            return _until_seen(here, there, pool, make_chain(namespace, PAGES, f"seen {number}"))
+
+        def put(number: int) -> float:
+            pages = pool.place(make_chain(namespace, PAGES, f"put {number}").keys())
+            began = time.perf_counter()
+            direct.spill(pages)
+            return time.perf_counter() - began
+
+        spill_until_seen(-1)  # connections, and the first segment of the disk, are there
+        here.flush(LIMIT)
+        for number in range(repetitions):
+            report.record("visible", "memkv: spill until seen", spill_until_seen(number))
+            here.flush(LIMIT)
+            report.record("visible", "PUT directly", put(number))
+    ratio = report.ratio("visible", "memkv: spill until seen", "PUT directly")
+    report.figures["spill_visible_over_direct_put"] = ratio
+
+
+def _until_seen(here: Engine, there: Engine, pool: HostPool, chain: Chain) -> float:
+    began = time.perf_counter()
+    results = here.spill(pool.place(chain.keys()))
+    demand(set(results) == {SpillResult.STORED}, "spill")
+    while there.lookup(chain).length < PAGES:
+        demand(time.perf_counter() - began < LIMIT, "the other node does not see the chain")
+        time.sleep(PAUSE)
+    return time.perf_counter() - began

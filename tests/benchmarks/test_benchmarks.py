@@ -1,0 +1,127 @@
+"""Each benchmark runs, at sizes that show nothing, and leaves its figures, JSON and pictures."""
+
+import json
+import os
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import agent, cpu, interference, lookup, minio, nvme, visible
+from benchmarks.__main__ import main
+from benchmarks.base import MissingToolError, tool
+from benchmarks.targets import TARGETS, Comparison, Target, show_targets
+from memkv_sglang.config.schema import MIB
+
+FIGURES = {
+    "nvme": {
+        *(f"nvme_load_over_fio_{size}" for size in ("256k", "1m", "4m")),
+        *(f"nvme_load_over_fio_{size}_small_pages" for size in ("256k", "1m", "4m")),
+        *(f"nvme_spill_over_fio_{size}" for size in ("1m", "4m")),
+        "nvme_load_over_nixl_1m",
+        "nvme_load_over_nixl_4m",
+        "nvme_load_over_file_1m",
+    },
+    "minio": {
+        *(f"minio_load_over_wrk_{size}" for size in ("1m", "4m", "16m")),
+        *(f"minio_load_over_seaweedfs_{size}" for size in ("256k", "1m", "8m")),
+        *(f"minio_spill_over_seaweedfs_{size}" for size in ("1m", "8m")),
+        "minio_load_over_seaweedfs_1m_tls",
+        "minio_load_over_minio_py_1m",
+        "minio_load_over_obstore_1m",
+        "minio_cpu_per_gb_over_seaweedfs_1m",
+        "spill_visible_over_direct_put",
+    },
+    "lookup": {
+        "lookup_minio_2048_cold_over_seaweedfs",
+        "lookup_minio_2048_cold_ms",
+        "lookup_minio_2048_warm_ms",
+        "lookup_nvme_2048_ms",
+        "lookup_miss_round_trips",
+        "lookup_repeated_miss_round_trips",
+    },
+    "interference": {
+        "scheduler_speed_kept_nvme",
+        "scheduler_speed_kept_minio",
+        "scheduler_speed_kept_seaweedfs",
+    },
+    "agent": {"agent_calls_per_core_second", "index_bytes_per_page", "agent_idle_cpu_percent"},
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvme, "QUICK_TOTAL", 16 * MIB)
+    monkeypatch.setattr(nvme, "QUICK_DEPTHS", (4,))
+    monkeypatch.setattr(minio, "QUICK_TOTAL", 16 * MIB)
+    monkeypatch.setattr(minio, "TLS_PAGES", ("1m",))
+    monkeypatch.setattr(cpu, "PAGES", 8)
+    monkeypatch.setattr(visible, "PAGES", 8)
+    monkeypatch.setattr(lookup, "QUICK_LENGTHS", (16, 64))
+    monkeypatch.setattr(lookup, "CLAIMED", 64)
+    monkeypatch.setattr(interference, "PAGES", 4)
+    monkeypatch.setattr(interference, "QUICK_SECONDS", 0.1)
+    monkeypatch.setattr(agent, "QUICK_SECONDS", 0.05)
+    monkeypatch.setattr(agent, "QUICK_INDEXED", 256)
+    monkeypatch.setattr(agent, "QUICK_IDLE_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_benchmark_leaves_figures_and_pictures(name: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    file = tmp_path / "out" / f"{name}.json"
+    cores = os.sched_getaffinity(0)
+    arguments = [name, "--quick", "--repetitions", "1", "--directory", str(disk)]
+    result = CliRunner().invoke(main, [*arguments, "--json", str(file)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+    document = json.loads(file.read_text())
+    assert FIGURES[name] <= document["figures"].keys()
+    assert not document["left_out"]
+    assert document["versions"]["memkv_sglang"] and document["machine"]["kernel"]
+    for panel in document["panels"]:
+        assert panel["cases"]
+        for case in panel["cases"].values():
+            assert all(document["runs"][case].values())
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    xml.etree.ElementTree.parse(file.with_suffix(".svg"))
+
+    assert not list(disk.iterdir()), "files were left on the disk"
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_every_target_of_these_benchmarks_is_measured() -> None:
+    others = ("ttft", "sessions", "trace")
+    keys = {target.key for target in TARGETS if not target.key.startswith(others)}
+    assert keys <= set().union(*FIGURES.values())
+
+
+def test_a_missed_target_is_marked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    show_targets({"nvme_load_over_fio_1m": 0.5, "lookup_miss_round_trips": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert any("nvme_load_over_fio_1m" in line and "MISSED" in line for line in lines)
+    assert any("lookup_miss_round_trips" in line and "met" in line for line in lines)
+    assert any("scheduler_speed_kept_nvme" in line and "not measured" in line for line in lines)
+
+
+def test_comparisons() -> None:
+    assert not Target("k", "", Comparison.UNDER, 2).met(2)
+    assert Target("k", "", Comparison.AT_MOST, 2).met(2)
+    assert Target("k", "", Comparison.AT_LEAST, 2).met(2)
+    assert not Target("k", "", Comparison.AT_LEAST, 2).met(1.9)
+
+
+def test_a_missing_tool_is_one_line_that_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match="apt-get install fio"):
+        tool("fio")
+    result = CliRunner().invoke(main, ["nvme", "--quick", "--directory", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "fio is missing" in result.output and "Traceback" not in result.output
