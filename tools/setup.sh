@@ -30,6 +30,8 @@ else
   [ -x "$UV" ] || "$VENV/bin/python" -m pip install -q --disable-pip-version-check uv
 fi
 
+# Whoever trusts an authority of their own has told the system.
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}"
 echo "setup: installing locked dependencies (SGLang among them: about 7 GB)"
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --require-hashes --compile-bytecode \
   -r locks/requirements.txt
