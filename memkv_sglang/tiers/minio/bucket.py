@@ -7,9 +7,11 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.control_http import CONNECT_TIMEOUT, bounded_http
 
 if TYPE_CHECKING:
     from minio import Minio
@@ -20,14 +22,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-CONNECT_TIMEOUT = 2.0
-"""Seconds to open a connection at most, whatever the settings allow for pages."""
-
-READ_TIMEOUT = 5.0
-"""Seconds that a server may think about a control request: a listing may take a while."""
-
 REFUSED = frozenset({400, 401, 403})
 """Statuses after which credentials may be wrong, withdrawn or expired (400)."""
+
 LISTED_AT_ONCE = 1000
 """Objects of one answer, as many as S3 allows."""
 
@@ -55,10 +52,11 @@ class Bucket:
         self._name = config.bucket
         self._config = config
         self._provider = provider
-        urls = [url.strip() for url in config.endpoint.split(",") if url.strip()]
         connect_timeout = min(config.connect_timeout, CONNECT_TIMEOUT)
         self._http = bounded_http(connect_timeout, context)
-        self._clients = [_client(url, config, provider, self._http) for url in urls]
+        self._clients = [
+            _client(url, config, provider, self._http) for url in endpoint_urls(config)
+        ]
 
     def ensure(self) -> None:
         """Make the bucket if it is not there. Raises `ConfigError` if that is not allowed."""
@@ -186,19 +184,6 @@ class Bucket:
             except (HTTPError, MinioException, OSError, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}"
         raise TierError(f"could not {what}: {reason}")
-
-
-def bounded_http(
-    connect_timeout: float = CONNECT_TIMEOUT, context: ssl.SSLContext | None = None
-) -> "PoolManager":
-    """Return what minio-py sends requests by: each is tried once, for a few seconds."""
-    import urllib3
-
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=connect_timeout, read=READ_TIMEOUT),
-        retries=urllib3.Retry(total=0),
-        ssl_context=context,
-    )
 
 
 def _encryption(config: MinioConfig) -> "Sse | None":

@@ -11,7 +11,7 @@ from minio.credentials.credentials import Credentials
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.tiers.minio.bucket import bounded_http
+from memkv_sglang.tiers.minio.control_http import bounded_http
 from memkv_sglang.tiers.minio.credentials_file import FileCredentials, read_credentials
 
 log = logging.getLogger(__name__)

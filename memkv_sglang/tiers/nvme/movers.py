@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from memkv_sglang.tiers.nvme.scratch import Scratch
 
@@ -25,15 +25,27 @@ class Movers:
 
         Whatever `move` raises is raised then.
         """
-        futures = [self._pool.submit(self._move, move, work) for work in works]
-        wait(futures)
-        return [future.result() for future in futures]
+        results: list[Result | None] = [None] * len(works)
+        turns = iter(range(len(works)))  # taking the next turn is atomic
 
-    def _move(self, move: Callable[[Work, Scratch], Result], work: Work) -> Result:
-        scratch = getattr(self._own, "scratch", None)
+        def take_turns() -> None:
+            scratch = self._scratch()
+            for turn in turns:
+                results[turn] = move(works[turn], scratch)
+
+        # A task for each thread and not for each piece: handing one over costs as much as a small
+        # page takes to be moved.
+        tasks = [self._pool.submit(take_turns) for _ in range(min(self.threads, len(works)))]
+        wait(tasks)
+        for task in tasks:
+            task.result()
+        return cast(list[Result], results)
+
+    def _scratch(self) -> Scratch:
+        scratch: Scratch | None = getattr(self._own, "scratch", None)
         if scratch is None:
             scratch = self._own.scratch = Scratch()
-        return move(work, scratch)
+        return scratch
 
     def close(self) -> None:
         """End the threads after the work that is queued."""
