@@ -25,6 +25,8 @@ def tls_context(config: MinioConfig) -> ssl.SSLContext | None:
             f"minio.ca_file: cannot read authorities from {config.ca_file!r} "
             f"({_reason(error)}); it must be a PEM file"
         ) from None
+    # Python leaves the least version to OpenSSL's configuration, which differs between systems.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.cert_file:
         _load_certificate(context, config)
     return context
