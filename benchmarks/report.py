@@ -1,5 +1,6 @@
 """What a benchmark found: every repetition, how to look at it, and the figures it claims."""
 
+import gc
 import json
 import statistics
 import time
@@ -48,6 +49,9 @@ class Report:
 
     def compete(self, case: str, contestants: Mapping[str, Measure], repetitions: int) -> None:
         """Run every contestant in turn, `repetitions` times, so that noise meets all alike."""
+        # As the agent does: what peers have imported is not to be visited while pages are moved.
+        gc.collect()
+        gc.freeze()
         for _ in range(repetitions):
             for name, measure in contestants.items():
                 self.record(case, name, measure())

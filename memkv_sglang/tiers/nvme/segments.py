@@ -19,8 +19,8 @@ from memkv_sglang.tiers.nvme.segment import (
 SEGMENTS_OF_A_CAPACITY = 16
 """At least so many segments share the capacity, so that several slot sizes can."""
 
-RUN_SIZE = (1 << 20) + (1 << 16)
-"""Bytes of consecutive slots that one system call moves at most: about a megabyte of content and
+RUN_SIZE = (2 << 20) + (1 << 16)
+"""Bytes of consecutive slots that one system call moves at most: about two megabytes of content and
 its footers. Less costs calls, more costs overlap between the threads' checksums and the disk."""
 
 _SMALLEST_PART = 4
