@@ -7,7 +7,7 @@ from itertools import count
 from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.base import Options
-from benchmarks.report import Measure, Report
+from benchmarks.report import Measure, Panel, Report
 from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell, tell_medians
 from memkv_sglang.demo.node import Node
 from memkv_sglang.testing.tcp_proxy import TcpProxy
@@ -186,3 +186,13 @@ def _claim(report: Report) -> None:
         "ttft_slow_minio_over_recompute_16k": report.ratio(SLOW, FAR, base),
         "ttft_too_slow_minio_over_recompute_8k": report.ratio(CRAWLING, FAR, base),
     }
+    slowed = {"16k, 1/20 of the speed": SLOW, "8k, first seen": FINDS_OUT, "8k, known": CRAWLING}
+    report.panels += [
+        Panel(
+            "prompts of so many tokens",
+            report.unit,
+            {name: name for name in LENGTHS if name in report.runs},
+            log=True,
+        ),
+        Panel("MinIO slowed down", report.unit, slowed),
+    ]
