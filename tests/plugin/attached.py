@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
 from memkv_sglang.testing.pages import make_hashes
-from memkv_sglang.testing.processes import ending
+from memkv_sglang.testing.processes import ending, stalled
 from tests.plugin import host_pools
 
 MODEL = ModelIdentity("model", "", {})
@@ -98,6 +98,10 @@ class Node:
             yield client
         finally:
             client.close()
+
+    def stalled_agent(self) -> AbstractContextManager[None]:
+        with self.client() as client:
+            return stalled(_pid(client))
 
     def upload(self) -> None:
         """Return when all that was stored is in the shared tier."""

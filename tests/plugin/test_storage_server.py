@@ -3,6 +3,7 @@
 import json
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from sglang_cpu_platform.server import CpuServer, free_port
 
 from memkv_sglang.testing.minio_server import MinioServer
 from tests.plugin.attached import Node, eventually
-from tests.serving.node import PAGE, prompt, reusable
+from tests.serving.node import PAGE, THRESHOLD, prompt, reusable
 
 ADMIN_KEY = "the tests' own"
 PROMPT = prompt("attached", 1000)
@@ -126,6 +127,14 @@ class Attachable:
         }
         assert "attached" in self.ask("PUT", STORAGE, body)
 
+    def detaches(self) -> bool:
+        """Detach; SGLang refuses while it stores pages."""
+        try:
+            return "detached" in self.ask("DELETE", STORAGE).lower()
+        except urllib.error.HTTPError as error:
+            assert "not idle" in error.read().decode()
+            return False
+
     def from_storage(self) -> int:
         """Empty the pools, ask, return how many tokens came from storage; the text is right."""
         self.ask("POST", "/flush_cache?timeout=30", {})
@@ -192,8 +201,16 @@ def test_a_life_with_attachments(attachable: Attachable) -> None:
     eventually(lambda: events.removed["EXTERNAL"] >= set(events.blocks("EXTERNAL")))
     eventually(lambda: subject.from_storage() == expected)
 
-    assert "detached" in subject.ask("DELETE", STORAGE)
+    assert subject.detaches()
     eventually(lambda: subject.node.pools() == 0)
     assert subject.from_storage() == 0
     subject.attach()
     assert subject.from_storage() == expected
+
+    # An agent that stalls while it stores, for as long as it lives, stops no detachment.
+    with subject.node.stalled_agent():
+        subject.server.client.generate(prompt("stalled", THRESHOLD - 1), max_new_tokens=4)
+        eventually(subject.detaches)
+    assert subject.from_storage() == 0
+    subject.attach()
+    eventually(lambda: subject.from_storage() == expected)
