@@ -91,16 +91,25 @@ class _Bench:
                 self._report.record(case, "memkv minio, unknown", _look(cold, chain, present))
 
     def random_boundary(self, peers: dict[str, Peer], repetitions: int, peers_too: int) -> None:
-        """Look for a boundary anywhere, nothing known; the peers only in the first rounds."""
+        """Look for a boundary anywhere, nothing known; the peers only in some of the rounds.
+
+        The rounds go through the chain from its begin, so that few of them see its middle, too:
+        what a peer takes is proportional to where the boundary is.
+        """
         for number in range(repetitions):
-            present = random.randrange(CLAIMED + 1)
+            present = int((number + random.random()) / repetitions * (CLAIMED + 1))
             chain = _chain(self._hashes, CLAIMED, present)
             with _ignorant(self._config) as cold:
                 self._report.record("random", "memkv", _look(cold, chain, present))
-            if number < peers_too:
+            if number in _middles(repetitions, peers_too):
                 for name, peer in peers.items():
                     self._report.record("random", name, _look(peer, chain, present))
                     peer.cool()
+
+
+def _middles(rounds: int, count: int) -> set[int]:
+    """Return `count` of the rounds, evenly spread."""
+    return {(2 * i + 1) * rounds // (2 * count) for i in range(count)}
 
 
 def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions: int) -> None:

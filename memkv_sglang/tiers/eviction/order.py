@@ -6,6 +6,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.eviction.ghosts import Ghosts
@@ -20,20 +21,34 @@ _GHOSTS = 8
 _ONE_MORE = bytes(min(uses + 1, MOST_USES) for uses in range(MOST_USES + 1))
 _CALLS_KEPT = 256
 """Calls whose uses wait to be learned from; of more than these the oldest are passed over."""
+_UNSETTLED = 1 << 16
+"""Pages whose use may wait to be settled."""
+
+
+class _Use(NamedTuple):
+    """A use that was noted: pages of a chain, root first."""
+
+    tick: int
+    """Of the last page; those before it follow."""
+    entries: Sequence[int]
+    namespace: bytes
+    hashes: Sequence[bytes] | None
+    """None for what is no repeated use."""
 
 
 class EvictionOrder:
     """When each entry was used last, in ticks of a counter, and how often it was used again.
 
     An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
-    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch` and `use` may
-    be called by any thread, and hold a lock for no longer than an addition; who changes what is
-    there calls `set`, `enter` and `leave` one at a time, who makes room the others.
+    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `use` and
+    `settle` may be called by any thread; who changes what is there calls `set`, `enter` and
+    `leave` one at a time, who makes room the others.
+
+    Uses are noted at first, as lookups wait for that, and settled before anything depends on them.
     """
 
     def __init__(self) -> None:
-        self.ticks = array("Q")
-        """Tick of the last use, by entry."""
+        self._ticks = array("Q")
         self._uses = bytearray()
         """Repeated uses, by entry."""
         self._bonuses = VALUATIONS[0].bonuses(0)
@@ -41,6 +56,9 @@ class EvictionOrder:
         self._shadow = Shadow()
         self._learned_for = 0
         self._heard: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_CALLS_KEPT)
+        self._noted: deque[_Use] = deque()
+        self._unsettled = 0
+        self._settling = threading.Lock()
         self._next = 1
         self._lock = threading.Lock()
 
@@ -63,36 +81,78 @@ class EvictionOrder:
 
     def touch(self, entries: Sequence[int]) -> None:
         """Move pages of a chain to the young end, which is no repeated use; given root first."""
-        ticks = self.ticks
-        tick = self.take(len(entries))
-        for entry in reversed(entries):
-            ticks[entry] = tick
-            tick += 1
+        self._note(entries, b"", None)
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
         """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""
-        self.touch(entries)
-        uses = self._uses
-        for entry in entries:
-            uses[entry] = _ONE_MORE[uses[entry]]
-        self._hear(namespace, hashes[: len(entries)])
+        self._note(entries, namespace, hashes[: len(entries)])
+
+    def _note(
+        self, entries: Sequence[int], namespace: bytes, hashes: Sequence[bytes] | None
+    ) -> None:
+        if not entries:
+            return
+        with self._lock:
+            self._noted.append(_Use(self._next, entries, namespace, hashes))
+            self._next += len(entries)
+            self._unsettled += len(entries)
+        if self._unsettled > _UNSETTLED:
+            self.settle()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it is time to call `settle`, lest a use has to."""
+        return self._unsettled > _UNSETTLED // 2
+
+    def settle(self) -> None:
+        """Work in the uses that were noted; when it is called makes no difference to the order."""
+        with self._settling:
+            while self._noted:
+                # Others see that something is noted, and wait for the lock, until it is settled.
+                self._settle(self._noted[0])
+                with self._lock:
+                    self._unsettled -= len(self._noted.popleft().entries)
+
+    def _settle(self, use: _Use) -> None:
+        ticks, uses, tick, entries = self._ticks, self._uses, use.tick, use.entries
+        for entry in reversed(entries):
+            ticks[entry] = tick
+            tick += 1
+        if use.hashes is not None:
+            for entry in entries:
+                uses[entry] = _ONE_MORE[uses[entry]]
+            self._hear(use.namespace, use.hashes)
+
+    def newest(self) -> int:
+        """Return the latest tick of any entry, 0 if there is none."""
+        self.settle()
+        return max(self._ticks, default=0)
+
+    def tick(self, entry: int) -> int:
+        """Return the tick of the last use."""
+        if self._noted:
+            self.settle()
+        return self._ticks[entry]
 
     # Coming and going
 
     def set(self, entry: int, tick: int) -> None:
         """Say when the page of an entry, which may be a new one, was used; it counts as new."""
-        if entry == len(self.ticks):
+        if self._noted:
+            self.settle()
+        if entry == len(self._ticks):
             self._uses.append(0)
-            self.ticks.append(tick)
+            self._ticks.append(tick)
         else:
             self._uses[entry] = 0
-            self.ticks[entry] = tick
+            self._ticks[entry] = tick
 
     def enter(self, pages: Sequence[tuple[PageKey, int]]) -> None:
         """Note that pages of a chain came to be there, root first; call after `set`.
 
         Those that were there not long ago are used again by that.
         """
+        self.settle()
         most = 0
         for key, entry in reversed(pages):
             ghost = self._ghosts.take(_fingerprint(key))
@@ -104,6 +164,7 @@ class EvictionOrder:
 
     def leave(self, pages: Iterable[tuple[PageKey, int]]) -> None:
         """Remember pages that are about to leave to make room."""
+        self.settle()
         for key, entry in pages:
             self._ghosts.add(_fingerprint(key), self._uses[entry])
 
@@ -111,6 +172,7 @@ class EvictionOrder:
 
     def adapt(self, pages: int) -> None:
         """Learn from the uses since the last call; the tier is full with about `pages` pages."""
+        self.settle()
         is_new_size = abs(pages - self._learned_for) * 10 > self._learned_for
         if is_new_size:
             self._learned_for = pages
@@ -126,7 +188,7 @@ class EvictionOrder:
             self._bonuses = valuation.bonuses(pages)
 
     def _hear(self, namespace: bytes, hashes: Sequence[bytes]) -> None:
-        """Keep a use for `adapt`, as far as the sample goes; quick, as lookups wait for it."""
+        """Keep a use for `adapt`, as far as the sample goes."""
         if mask := self._shadow.mask & 0xFF:
             hashes = [page_hash for page_hash in hashes if not page_hash[0] & mask]
         if hashes:
@@ -136,7 +198,9 @@ class EvictionOrder:
 
     def rank(self, entry: int) -> int:
         """Return the entry's place in the order: the lowest leaves first."""
-        return self.ticks[entry] + self._bonuses[self._uses[entry]]
+        if self._noted:
+            self.settle()
+        return self._ticks[entry] + self._bonuses[self._uses[entry]]
 
     def coldest(
         self, chunks: Iterable[Sequence[int]], may_leave: Callable[[int], bool], count: int
@@ -145,7 +209,8 @@ class EvictionOrder:
 
         Lets other threads run between the chunks, so these should be short.
         """
-        ticks, uses, bonuses = self.ticks, self._uses, self._bonuses
+        self.settle()
+        ticks, uses, bonuses = self._ticks, self._uses, self._bonuses
         coldest: list[tuple[int, int]] = []
         bound = 1 << 64
         for chunk in chunks:

@@ -122,7 +122,7 @@ class MinioTier(Tier):
 
         width = best_width(high - low, self._pool.round_trip)
         found, bound = longest_prefix(low, high, probe, width)
-        self._knowledge.add(PageKey(chain.namespace, h) for h in chain.hashes[low:found])
+        self._knowledge.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
             self._knowledge.add_missing(PageKey(chain.namespace, chain.hashes[found]))
         return Lookup(found, complete=found == bound)

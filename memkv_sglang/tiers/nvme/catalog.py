@@ -7,6 +7,7 @@ while anything blocks. Looking pages up takes neither.
 
 import threading
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,13 +70,10 @@ class Catalog:
 
     def walk(self, chain: Chain) -> list[int]:
         """Return the entries of the chain's pages up to the first that is not there."""
-        find = self.index.of_namespace(chain.namespace).get
-        entries = []
-        for page_hash in chain.hashes:
-            entry = find(page_hash)
-            if entry is None:
-                break
-            entries.append(entry)
+        pages = self.index.of_namespace(chain.namespace)
+        entries: list[int] = []
+        with suppress(KeyError):  # what came before the first missing page has been appended
+            entries.extend(map(pages.__getitem__, chain.hashes))
         return entries
 
     def pin(self, keys: Iterable[PageKey]) -> list[int | None]:
@@ -307,7 +305,7 @@ class Catalog:
     def _snapshot_record(self, entry: int) -> bytes:
         key = self.index.key(entry)
         assert key is not None
-        page = NewPage(key, self.place(entry), self.index.lengths[entry], self.order.ticks[entry])
+        page = NewPage(key, self.place(entry), self.index.lengths[entry], self.order.tick(entry))
         return _put_record(page)
 
 

@@ -1,4 +1,4 @@
-"""What goes on behind the calls: trimming to the watermark, and the journal's compaction."""
+"""What goes on behind the calls: uses settled, the watermark kept, the journal compacted."""
 
 import logging
 import threading
@@ -35,7 +35,7 @@ class Housekeeper:
 
     def wake(self) -> None:
         """Have the thread do what has become due; does not block."""
-        if self._room.is_short() or self._is_journal_long():
+        if self._catalog.order.is_behind or self._room.is_short() or self._is_journal_long():
             self._due.set()
 
     def close(self) -> None:
@@ -50,6 +50,7 @@ class Housekeeper:
             self._due.clear()
             if self._closed:
                 return
+            self._catalog.order.settle()
             if not self._gate.is_open:
                 continue
             try:

@@ -71,8 +71,7 @@ class _Replay:
                 self._free(payload)
             elif kind in (Kind.PENDING, Kind.UPLOADED):
                 self._mark(payload, pending=kind == Kind.PENDING)
-        newest = max(self._catalog.order.ticks, default=0)
-        self._catalog.order.advance_past(newest + _UNRECORDED)
+        self._catalog.order.advance_past(self._catalog.order.newest() + _UNRECORDED)
         return len(self._homeless)
 
     def _put(self, payload: memoryview) -> None:

@@ -96,6 +96,8 @@ class NvmeTier(Tier):
         """Walk the index; page-exact, waits for nothing."""
         entries = self._catalog.walk(chain)
         self._catalog.order.use(chain.namespace, chain.hashes, entries)
+        if self._catalog.order.is_behind:
+            self._housekeeper.wake()
         return Lookup(len(entries), complete=True)
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:

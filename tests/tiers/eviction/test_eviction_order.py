@@ -1,8 +1,11 @@
 """What the eviction order remembers, and how it chooses what a repeated use is worth."""
 
 import random
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace
@@ -12,6 +15,8 @@ from memkv_sglang.tiers.eviction.shadow import SAMPLE_PAGES, Shadow
 from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS, Valuation
 
 NAMESPACE = make_namespace()
+
+STEPS = ("use", "touch", "spill", "adapt", "scan", "evict", "remove")
 
 
 def add(order: EvictionOrder, keys: list[PageKey], first: int) -> list[int]:
@@ -41,6 +46,57 @@ def test_more_uses_are_never_worth_less(valuation: Valuation) -> None:
     bonuses = valuation.bonuses(1000)
     assert len(bonuses) == MOST_USES + 1
     assert bonuses == sorted(bonuses)
+
+
+class SettlesAtOnce(EvictionOrder):
+    """Works in every use when it is noted, as if lookups had the time."""
+
+    def _note(self, *use: Any) -> None:
+        super()._note(*use)
+        self.settle()
+
+
+@given(st.data())
+def test_uses_that_wait_change_no_decision(data: st.DataObject) -> None:
+    waits, at_once = orders = EvictionOrder(), SettlesAtOnce()
+    chain = make_chain(NAMESPACE, 12)
+    entries: list[int] = []  # of the chain's first pages; the rest are not there
+    for step in data.draw(st.lists(st.sampled_from(STEPS), min_size=20)):
+        if step in ("use", "touch"):
+            used = entries[: data.draw(st.integers(0, len(entries)))]
+            for order in orders:
+                if step == "use":
+                    order.use(chain.namespace, chain.hashes, used)
+                else:
+                    order.touch(used)
+        elif step == "spill":
+            for order in orders:
+                add(order, chain.keys()[len(entries) :], len(entries))
+            entries = list(range(len(chain.hashes)))
+        elif step == "adapt":
+            for order in orders:
+                order.adapt(4)
+        elif step == "scan":
+            chosen = [order.coldest([entries], lambda _: True, 5) for order in orders]
+            assert chosen[0] == chosen[1]
+        else:
+            keep = data.draw(st.integers(0, len(entries)))
+            for order in orders if step == "evict" else ():
+                order.leave(list(zip(chain.keys()[keep:], entries[keep:], strict=False)))
+            del entries[keep:]  # which the next spill uses again
+    assert [waits.tick(e) for e in entries] == [at_once.tick(e) for e in entries]
+    assert [waits.rank(e) for e in entries] == [at_once.rank(e) for e in entries]
+    assert waits.take(1) == at_once.take(1)
+
+
+def test_uses_that_wait_are_few() -> None:
+    order, chain = EvictionOrder(), make_chain(NAMESPACE, 4096)
+    entries = add(order, chain.keys(), 0)
+    for _ in range(20):
+        order.use(chain.namespace, chain.hashes, entries)
+    assert sum(len(use.entries) for use in order._noted) <= 1 << 16
+    assert by_rank(order, entries) == entries[::-1]
+    assert not order.is_behind
 
 
 def test_uses_are_counted_to_a_limit_without_harm() -> None:

@@ -198,3 +198,17 @@ def test_known_pages_are_bounded() -> None:
     known = sum(map(knowledge.has, CHAIN.keys()[::-1]))
     assert 50 <= known <= 100
     assert knowledge.has(CHAIN.keys()[-1])
+
+
+def test_chain_is_known_as_its_pages_one_by_one_would_be() -> None:
+    together, apart = (Knowledge(limit=100, missing_ttl=60.0) for _ in range(2))
+    namespace = make_namespace()
+    chains = [make_chain(namespace, length, f"{length}") for length in (30, 20, 120, 40)]
+    keys = [key for chain in chains for key in chain.keys()]
+    for chain in [*chains, *chains[:2]]:
+        together.add_missing(chain.keys()[-1])
+        together.add_chain(chain)
+        assert together.check_integrity() == []
+        for key in chain.keys():
+            apart.add([key])
+        assert list(map(together.has, keys)) == list(map(apart.has, keys))

@@ -346,7 +346,7 @@ def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -
     assert {key: read.describe(key) for key in keys} == places
     assert sum(description is None for description in places.values()) == count // 10
     assert [page.key for page in read.pending_pages()] == keys[5::1000]
-    oldest = min(read.index, key=read.order.ticks.__getitem__)
+    oldest = min(read.index, key=read.order.tick)
     assert read.index.key(oldest) == keys[-1]
     read.journal.close()
     reopened.close()
