@@ -125,9 +125,9 @@ def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions
             with _ignorant(config) as tier:
                 somewhere = _look(tier, _chain(hashes, CLAIMED, present), present)
             for what, taken in {
-                "nothing there": first,
-                "nothing there, again": again,
-                "random boundary": somewhere,
+                "memkv, nothing there": first,
+                "memkv, nothing there, again": again,
+                "memkv, random boundary": somewhere,
             }.items():
                 report.record("round trips", what, taken / (ROUND_TRIP * 1e3))
 
@@ -176,9 +176,9 @@ def _claim(report: Report, lengths: tuple[int, ...]) -> None:
         ratio = report.ratio("random", "memkv", "seaweedfs")
         figures["lookup_minio_2048_cold_over_seaweedfs"] = ratio
     trips = {
-        "lookup_miss_round_trips": "nothing there",
-        "lookup_repeated_miss_round_trips": "nothing there, again",
-        "lookup_2048_cold_round_trips": "random boundary",
+        "lookup_miss_round_trips": "memkv, nothing there",
+        "lookup_repeated_miss_round_trips": "memkv, nothing there, again",
+        "lookup_2048_cold_round_trips": "memkv, random boundary",
     }
     for key, what in trips.items():
         # What both ends take themselves is far below half a round trip.

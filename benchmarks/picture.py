@@ -17,7 +17,7 @@ OURS = "memkv"
 """What this project's contestants are called, or begin with; they keep one family of colours."""
 
 OUR_COLORS = ("#3a5bd9", "#8fa4ef", "#1b2f80")
-LIMIT_COLORS = {"fio": "#5f6368", "wrk": "#5f6368", "alone": "#5f6368"}
+LIMIT_COLORS = dict.fromkeys(("fio", "wrk", "alone", "bound", "all in the top tier"), "#5f6368")
 PEER_COLORS = ("#b5179e", "#e07a1f", "#1b9aaa", "#2e9e5b", "#c9a227", "#7a5195", "#9aa0a6")
 INK = "#202124"
 FAINT = "#5f6368"
@@ -104,6 +104,7 @@ def _finish(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.unit, color=INK)
     if panel.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#dadce0", linewidth=0.8)

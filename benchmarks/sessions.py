@@ -1,18 +1,17 @@
 """How many agent conversations one server holds, when its top tier has room for few of them."""
 
 import statistics
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.base import Options
-from benchmarks.report import Report
-from benchmarks.serving import ANSWER_TOKENS, PAGE, Servers, prompt
+from benchmarks.report import Measure, Panel, Report
+from benchmarks.serving import ANSWER_TOKENS, PAGE, Servers, prompt, tell, tell_medians
 
 CONTEXT, QUICK_CONTEXT = 16_000, 8_000
 """Tokens that a conversation begins with."""
@@ -22,13 +21,16 @@ TURN_TOKENS = 48
 
 SESSIONS = 4
 """Conversations in turn: more than the host pool holds, so that each finds itself evicted, as it
-would among many. The top tier has room for one and a half, the host pool for three."""
+would among many."""
 
-THINK_SECONDS = 60.0
-"""From an answer to the next turn: an agent's tools at work, or a user who reads."""
+TOP_TIER = 1.5
+"""Contexts that the top tier has room for; SGLang's host pool has room for twice as many."""
 
 IN_FLIGHT = 2
 """Requests at a time, so that one can be loaded while another is computed."""
+
+THINK_SECONDS = 60.0
+"""From an answer to the next turn: an agent's tools at work, or a user who reads."""
 
 LOAD = 0.8
 """Share of its full speed at which a server's times to first token are looked at."""
@@ -37,19 +39,16 @@ PATIENCE = 1.5
 """The bound on the time to first token, over that of a prompt computed on an idle server: less
 than one no server without storage could keep."""
 
-MODEL = (
-    f"a session thinks {THINK_SECONDS:.0f} s between turns of {TURN_TOKENS} + {ANSWER_TOKENS} "
-    f"tokens, so a server that needs s seconds a turn at full speed holds {THINK_SECONDS:.0f} / s "
-    f"of them; the ratio of two servers does not depend on how long they think. The bound is a "
-    f"server whose contexts are all in its top tier; loads overlap with computing."
-)
+NONE, HOST, OURS, LIMIT = "no storage", "host pool only", "memkv", "all in the top tier"
+HELD, FIRST, IDLE = "sessions held", "first token", "computed by an idle server"
 
 
 class Conversation:
     """A context that grows with each turn; one turn at a time."""
 
-    def __init__(self, seed: str, context: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: str, context: int, name: str = "") -> None:
+        """Begin with the seed's context; the name tells those apart that begin alike."""
+        self._seed = f"{seed} {name}"
         self._tokens = prompt(seed, context)
         self._turns = 0
 
@@ -65,25 +64,22 @@ class Conversation:
 class Seats:
     """The conversations of one server."""
 
-    def __init__(self, name: str, server: CpuServer, context: int, count: int = SESSIONS) -> None:
+    def __init__(self, server: CpuServer, conversations: Iterable[Conversation]) -> None:
         self._server = server
-        self._waiting = deque(Conversation(f"{name} {i}", context) for i in range(count))
+        self._waiting = deque(conversations)
 
     def open(self) -> None:
         """Let the server see every conversation once."""
         for conversation in self._waiting:
             conversation.turn(self._server)
 
-    def seconds_a_turn(self, turns: int) -> float:
+    def seconds_a_turn(self, turns: int, in_flight: int = IN_FLIGHT) -> float:
         """Return the seconds a turn at full speed: always the one that has waited longest."""
         began = time.perf_counter()
-        in_flight = min(IN_FLIGHT, len(self._waiting))
-        with ThreadPoolExecutor(in_flight) as pool:
-            for each in [pool.submit(self._one, turns // in_flight) for _ in range(in_flight)]:
-                each.result()
+        _at_once([partial(self._some, turns // in_flight)] * in_flight)
         return (time.perf_counter() - began) / (turns // in_flight * in_flight)
 
-    def _one(self, turns: int) -> None:
+    def _some(self, turns: int) -> None:
         for _ in range(turns):
             conversation = self._waiting.popleft()
             conversation.turn(self._server)
@@ -104,72 +100,103 @@ class Seats:
                 time.sleep(max(0.0, due - time.monotonic()))
                 times.append(conversation.turn(self._server))
 
-        threads = [
-            threading.Thread(target=converse, args=numbered)
-            for numbered in enumerate(self._waiting)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _at_once([partial(converse, *numbered) for numbered in enumerate(self._waiting)])
         return times
+
+
+def _at_once(calls: Sequence[Callable[[], None]]) -> None:
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for running in [pool.submit(call) for call in calls]:
+            running.result()
 
 
 def run(options: Options) -> Report:
     """Measure three servers, each with conversations of its own; takes about 6 GiB of memory.
 
-    Quickly: contexts of half the length, and one round; two to three minutes.
+    Quickly: contexts of half the length, and one round; still minutes, most of them for the
+    servers to start and to compute each conversation once.
     """
-    report = Report("sessions", "seconds a turn at full speed")
+    report = Report("sessions", "seconds a turn")
     context = QUICK_CONTEXT if options.quick else CONTEXT
-    room = ["--max-total-tokens", str(context * 3 // 2 // PAGE * PAGE)]
+    room = ["--max-total-tokens", str(int(context * TOP_TIER) // PAGE * PAGE)]
     with Servers(options.directory) as servers:
         node = servers.node("a", extra=room)
         plain, host = servers.peer("plain", room), servers.host_pool(room)
         servers.wait()
-        contestants = {
-            "no storage": Seats("plain", plain, context),
-            "host pool only": Seats("host", host, context),
-            "NVMe and MinIO": Seats("ours", node.server, context),
+
+        def seats(name: str, server: CpuServer) -> Seats:
+            return Seats(server, (Conversation(f"{name} {i}", context) for i in range(SESSIONS)))
+
+        none, pool, ours = seats("none", plain), seats("pool", host), seats("ours", node.server)
+        # Of one context, as the top tier has no room for two; each reads it as if it was its own.
+        few = Seats(node.server, (Conversation("few", context, f"{i}") for i in range(IN_FLIGHT)))
+        tell(f"computing {SESSIONS} contexts of {context} tokens on each of two servers")
+        _at_once([pool.open, ours.open])
+
+        def in_top_tier() -> float:
+            few.open()
+            return few.seconds_a_turn(8)
+
+        measures: dict[str, Measure] = {
+            NONE: lambda: none.seconds_a_turn(1, 1),
+            HOST: lambda: pool.seconds_a_turn(1, 1),
+            OURS: lambda: ours.seconds_a_turn(4 * SESSIONS),
+            LIMIT: in_top_tier,
         }
-        alone = Seats("alone", node.server, context, 1)
-        for seats in (contestants["host pool only"], contestants["NVMe and MinIO"]):
-            seats.open()
-        turns = {"no storage": 2, "host pool only": 2, "NVMe and MinIO": 4 * SESSIONS}
-        measures: dict[str, Callable[[], float]] = {
-            name: partial(contestants[name].seconds_a_turn, turns[name]) for name in contestants
-        }
-        measures["all in the top tier"] = lambda: _warm(alone)
-        report.compete(f"{context} tokens", measures, 1 if options.quick else options.repetitions)
+        case = f"{context} tokens"
+        for _ in range(1 if options.quick else options.repetitions):
+            report.compete(case, measures, 1)
+            tell_medians(report, case)
         loads = node.loads("nvme")
-        ours = report.median(f"{context} tokens", "NVMe and MinIO")
-        times = contestants["NVMe and MinIO"].first_tokens(ours, 5)
-        recompute = Conversation("first", context).turn(plain)
-    page = loads.bytes / max(1, loads.pages)
-    _claim(report, f"{context} tokens", context / PAGE * page / (loads.bytes / loads.seconds))
-    report.figures |= {
-        "sessions_p95_first_token_over_bound": statistics.quantiles(times, n=20)[-1]
-        / (PATIENCE * recompute),
-    }
-    report.notes.append(MODEL)
+        report.runs[FIRST] = {
+            OURS: ours.first_tokens(report.median(case, OURS), 5),
+            IDLE: [Conversation("first", context).turn(plain)],
+        }
+    load = context / PAGE * loads.seconds / loads.pages
+    claim(report, case, context, load=load, bandwidth=loads.bytes / loads.seconds)
     return report
 
 
-def _warm(alone: Seats) -> float:
-    """Return the seconds of turns that find their whole context in the top tier."""
-    alone.open()
-    return alone.seconds_a_turn(6)
+def claim(report: Report, case: str, context: int, *, load: float, bandwidth: float) -> None:
+    """State the ratios, and the bound: a turn takes computing it, and loading its context.
 
-
-def _claim(report: Report, case: str, load_seconds: float) -> None:
-    """State the ratios, and the bounds: no storage over what a turn takes at the least."""
-    none, ours = report.median(case, "no storage"), report.median(case, "NVMe and MinIO")
-    least = report.median(case, "all in the top tier")
+    `load` is in seconds a context, `bandwidth` in bytes a second.
+    """
+    none, ours, compute = (report.median(case, name) for name in (NONE, OURS, LIMIT))
+    least = max(compute, load)
+    patience = PATIENCE * report.median(FIRST, IDLE)
+    slowest = statistics.quantiles(report.runs[FIRST][OURS], n=20)[-1]
+    report.runs[FIRST]["bound"] = [patience]
+    report.runs[HELD] = {
+        name: [THINK_SECONDS / seconds for seconds in report.runs[case][name]]
+        for name in (NONE, HOST, OURS)
+    } | {"bound": [THINK_SECONDS / least]}
     report.figures |= {
         "sessions_over_no_storage": none / ours,
-        "sessions_over_host_pool": report.median(case, "host pool only") / ours,
-        "sessions_bound_top_tier": none / least,
-        "sessions_bound_bandwidth": none / max(least, load_seconds),
+        "sessions_over_host_pool": report.median(case, HOST) / ours,
+        "sessions_bound_over_no_storage": none / least,
         "sessions_held": THINK_SECONDS / ours,
-        "sessions_held_without_storage": THINK_SECONDS / none,
+        "sessions_held_bound": THINK_SECONDS / least,
+        "sessions_held_no_storage": THINK_SECONDS / none,
+        "sessions_p95_first_token_over_bound": slowest / patience,
     }
+    report.panels += [
+        Panel("a turn at full speed", "s", {case: case}, log=True),
+        Panel(f"sessions that think {THINK_SECONDS:.0f} s", "sessions", {case: HELD}, log=True),
+        Panel(f"first token at {LOAD:.0%} of full speed", "s", {case: FIRST}, log=True),
+    ]
+    report.notes += [
+        f"model: a session of {context} tokens thinks {THINK_SECONDS:.0f} s between turns of "
+        f"{TURN_TOKENS} + {ANSWER_TOKENS} tokens; a server that needs s seconds a turn at full "
+        f"speed holds {THINK_SECONDS:.0f} / s of them; the ratio of two servers does not depend on "
+        "how long they think",
+        "assumptions: every context is evicted from top tier and host pool between two turns; "
+        "loads overlap with computing; thinking costs the server nothing; a server without storage "
+        "is not held to the bound on first tokens",
+        f"bound: the longer of computing a turn whose context is in the top tier ({compute:.2f} s) "
+        f"and loading the context at the measured {bandwidth / 1e9:.2f} GB/s ({load:.2f} s): "
+        f"{THINK_SECONDS / least:.0f} sessions, {none / least:.1f} times those without storage",
+        f"measured: {THINK_SECONDS / ours:.0f} sessions beside {THINK_SECONDS / none:.1f} without "
+        f"storage; at {LOAD:.0%} of full speed 95 % of first tokens come within {slowest:.1f} s, "
+        f"where {patience:.1f} s ({PATIENCE:g} times computing) is the bound",
+    ]

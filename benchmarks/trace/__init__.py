@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable
 
 from benchmarks.base import Options
-from benchmarks.report import Report
+from benchmarks.report import Panel, Report
 from benchmarks.trace.cluster import (
     PLACEMENTS,
     SECOND_USE,
@@ -26,24 +26,27 @@ from benchmarks.trace.requests import Workload, mooncake
 
 SHARES = (2, 5, 10, 20)
 """Capacities, in per cent of the trace's different pages."""
-LOADED_REQUESTS, QUICK_REQUESTS = 1000, 60
+QUICK_REQUESTS = 1500
+"""Requests that are replayed for hits and bytes, instead of all."""
+LOADED_REQUESTS, QUICK_LOADED_REQUESTS = 1000, 60
 """Requests that are replayed for load times."""
 RULES = {
-    "write everything": WRITE_EVERYTHING,
-    "as configured by default": Rules(spills=True, promote="second_use"),
-    "admission second_use": SECOND_USE,
+    "memkv, write everything": WRITE_EVERYTHING,
+    "memkv, the default": Rules(spills=True, promote="second_use"),
+    "memkv, second_use": SECOND_USE,
 }
 
 
 def run(options: Options) -> Report:
     """Replay the trace; for load times its first part."""
     trace = mooncake()
+    if options.quick:
+        trace = trace.first(QUICK_REQUESTS)
     report = Report("trace", "share of ideal hits; pages written a useful page; load in ms")
     _compare_orders(report, trace, both=not options.quick)
     _compare_admission(report, trace)
-    count = QUICK_REQUESTS if options.quick else LOADED_REQUESTS
-    part = Workload(trace.name, trace.requests[:count], trace.seconds[:count])
-    _measure_loads(report, part, options)
+    loaded = trace.first(QUICK_LOADED_REQUESTS if options.quick else LOADED_REQUESTS)
+    _measure_loads(report, loaded, options)
     return report
 
 
@@ -57,7 +60,7 @@ def _compare_orders(report: Report, trace: Workload, *, both: bool) -> None:
         }
         ours = sum(map(ProductCache(pages).request, trace.requests))
         belady = sum(map(Belady(pages, trace.requests).request, trace.requests))
-        hits = {"this project": ours, **peers, "Belady": belady}
+        hits = {"memkv": ours, **peers, "Belady": belady}
         report.runs[f"hits at {share} %"] = {
             name: [value / trace.ideal_hits] for name, value in hits.items()
         }
@@ -65,6 +68,9 @@ def _compare_orders(report: Report, trace: Workload, *, both: bool) -> None:
         report.figures[f"trace_hits_over_best_online_{share}"] = ratios[-1]
         report.figures[f"trace_hits_over_belady_{share}"] = ours / belady
     report.figures["trace_hits_over_best_online"] = min(ratios)
+    cases = {f"{share} %": f"hits at {share} %" for share in SHARES}
+    title = "hits by capacity, in per cent of the pages"
+    report.panels.append(Panel(title, "of the ideal hits", cases, lines=True))
 
 
 def _compare_admission(report: Report, trace: Workload) -> None:
@@ -79,13 +85,16 @@ def _compare_admission(report: Report, trace: Workload) -> None:
         shown = {"LRU, write everything": lru, **outcomes}
         for what, value in _VALUES.items():
             report.runs[f"{name}: {what}"] = {rule: [value(o)] for rule, o in shown.items()}
-        ruled, everything = outcomes["admission second_use"], outcomes["write everything"]
+        ruled, everything = outcomes["memkv, second_use"], outcomes["memkv, write everything"]
         suffix = "" if name == "round robin" else "_prefix_aware"
         report.figures |= {
             f"trace_nvme_bytes_over_write_everything{suffix}": ruled.written / everything.written,
             f"trace_admission_nvme_hits_over_lru{suffix}": ruled.nvme_hits / lru.nvme_hits,
             f"trace_admission_hits_over_all{suffix}": ruled.hits / lru.hits,
         }
+    for what in _VALUES:
+        cases = {name: f"{name}: {what}" for name in PLACEMENTS}
+        report.panels.append(Panel(f"{what}, four nodes", "share", cases))
 
 
 _VALUES: dict[str, Callable[[Outcome], float]] = {
@@ -97,21 +106,22 @@ _VALUES: dict[str, Callable[[Outcome], float]] = {
 def _measure_loads(report: Report, trace: Workload, options: Options) -> None:
     """Serve with room for every page on each node."""
     shares = []
+    cases = {}
     rules: tuple[Admission, ...] = ("always", "second_use")
     for name, place in PLACEMENTS.items():
         for rule in rules:
             served = serve(trace, place(trace.requests), trace.pages, rule, options.directory)
             shares.append(served.hits / served.ideal)
-            _report_loads(report, f"{name}, admission {rule}", served)
+            case = f"{name}, {rule}"
+            _report_loads(report, case, served)
+            cases[case.replace(", ", ",\n")] = f"load: {case}"
     report.figures["trace_hits_over_ideal"] = min(shares)
+    report.panels.append(Panel("load calls", "ms", cases, log=True))
 
 
 def _report_loads(report: Report, case: str, served: Served) -> None:
     cuts = statistics.quantiles(served.milliseconds, n=100)
-    report.runs[f"load: {case}"] = {
-        "p50": [cuts[49]],
-        "p99": [cuts[98]],
-        "hits over ideal": [served.hits / served.ideal],
-    }
-    key = "trace_load_ms_" + case.replace(", admission ", "_").replace(" ", "_").replace("-", "_")
+    report.runs[f"load: {case}"] = {"median": [cuts[49]], "99 %": [cuts[98]]}
+    report.runs[f"hits: {case}"] = {"memkv, of the ideal hits": [served.hits / served.ideal]}
+    key = "trace_load_ms_" + case.replace(", ", "_").replace(" ", "_").replace("-", "_")
     report.figures |= {f"{key}_p50": cuts[49], f"{key}_p99": cuts[98]}

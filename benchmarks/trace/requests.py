@@ -24,6 +24,10 @@ class Workload(NamedTuple):
     seconds: Sequence[float] = ()
     """When each arrived, since the first."""
 
+    def first(self, count: int) -> "Workload":
+        """Return the requests that come first."""
+        return self._replace(requests=self.requests[:count], seconds=self.seconds[:count])
+
     @property
     def pages(self) -> int:
         """Return the number of different pages."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import agent, cpu, interference, lookup, minio, nvme, visible
+from benchmarks import agent, cpu, interference, lookup, minio, nvme, sessions, visible
 from benchmarks.__main__ import main
 from benchmarks.base import MissingToolError, tool
+from benchmarks.report import Report
 from benchmarks.targets import TARGETS, Comparison, Target, show_targets
 from memkv_sglang.config.schema import MIB
 
@@ -114,6 +115,27 @@ def test_comparisons() -> None:
     assert Target("k", "", Comparison.AT_MOST, 2).met(2)
     assert Target("k", "", Comparison.AT_LEAST, 2).met(2)
     assert not Target("k", "", Comparison.AT_LEAST, 2).met(1.9)
+
+
+def test_a_target_is_no_more_than_what_is_possible() -> None:
+    target = Target("k", "", Comparison.AT_LEAST, 43, bound="b")
+    assert target.within({"b": 20}).value == 20
+    assert target.within({"b": 50}).value == target.within({}).value == 43
+
+
+@pytest.mark.parametrize(("load", "least"), [(0.5, 1.0), (4.0, 4.0)])
+def test_sessions_are_bound_by_computing_or_by_bandwidth(load: float, least: float) -> None:
+    report = Report("sessions", "seconds a turn")
+    seconds = {sessions.NONE: 40.0, sessions.HOST: 40.0, sessions.OURS: 5.0, sessions.LIMIT: 1.0}
+    report.runs["case"] = {name: [value] for name, value in seconds.items()}
+    report.runs[sessions.FIRST] = {sessions.OURS: [2.0] * 20, sessions.IDLE: [36.0]}
+    sessions.claim(report, "case", 1000, load=load, bandwidth=1e9)
+    figures = report.figures
+    assert figures["sessions_over_no_storage"] == 8
+    assert figures["sessions_bound_over_no_storage"] == 40 / least
+    assert figures["sessions_p95_first_token_over_bound"] == pytest.approx(2 / (1.5 * 36))
+    for panel in report.panels:
+        assert all(report.runs[case] for case in panel.cases.values())
 
 
 def test_a_missing_tool_is_one_line_that_names_the_way_out(
