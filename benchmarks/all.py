@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,4 +44,7 @@ def _run(name: str, options: Options, file: Path) -> int:
     if options.rounds is not None:
         command += ["--rounds", str(options.rounds)]
     click.echo(f"== {name}")
-    return subprocess.run(command, check=False).returncode
+    began = time.monotonic()
+    code = subprocess.run(command, check=False).returncode
+    click.echo(f"== {name} took {time.monotonic() - began:.0f} s")
+    return code

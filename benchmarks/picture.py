@@ -100,11 +100,14 @@ def _names(report: Report, panel: Panel) -> list[str]:
 
 
 def _finish(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import LogFormatter
+
     axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", color=INK)
     axes.set_ylabel(panel.unit, color=INK)
     if panel.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter())
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#dadce0", linewidth=0.8)

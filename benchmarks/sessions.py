@@ -181,9 +181,9 @@ def claim(report: Report, case: str, context: int, *, load: float, bandwidth: fl
         "sessions_p95_first_token_over_bound": slowest / patience,
     }
     report.panels += [
-        Panel("a turn at full speed", "s", {case: case}, log=True),
-        Panel(f"sessions that think {THINK_SECONDS:.0f} s", "sessions", {case: HELD}, log=True),
-        Panel(f"first token at {LOAD:.0%} of full speed", "s", {case: FIRST}, log=True),
+        Panel("a turn at full speed", "s", {case: case}),
+        Panel(f"sessions that think {THINK_SECONDS:.0f} s", "sessions", {case: HELD}),
+        Panel(f"first token at {LOAD:.0%} of full speed", "s", {case: FIRST}),
     ]
     report.notes += [
         f"model: a session of {context} tokens thinks {THINK_SECONDS:.0f} s between turns of "
