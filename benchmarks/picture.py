@@ -25,6 +25,9 @@ FAINT = "#5f6368"
 COLUMNS = 2
 """Panels side by side."""
 
+LABEL_ROOM = 60
+"""Letters that fit below a panel."""
+
 
 def draw(report: Report, file: Path) -> None:
     """Write a PNG and an SVG beside the JSON file `file`. Raises `OSError`."""
@@ -77,6 +80,9 @@ def _bars(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> N
             axes.plot([at] * len(values), values, "o", color="white", mec=INK, ms=3, mew=0.6)
         axes.bar(0, 0, color=colors[name], label=name)
     axes.set_xticks(range(len(panel.cases)), list(panel.cases))
+    if sum(max(map(len, label.splitlines()), default=0) for label in panel.cases) > LABEL_ROOM:
+        for text in axes.get_xticklabels():
+            text.set(rotation=25, ha="right")
 
 
 def _lines(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> None:
