@@ -43,6 +43,9 @@ def run(options: Options) -> Report:
     report = Report("trace", "share of ideal hits; pages written a useful page; load in ms")
     _compare_orders(report, trace, both=not options.quick)
     _compare_admission(report, trace.first(QUICK_REQUESTS) if options.quick else trace)
+    if options.quick:
+        note = f"bytes written are those of the first {QUICK_REQUESTS} requests, which repeat less"
+        report.notes.append(note)
     loaded = trace.first(QUICK_LOADED_REQUESTS if options.quick else LOADED_REQUESTS)
     _measure_loads(report, loaded, options)
     return report
