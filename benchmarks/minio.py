@@ -15,7 +15,7 @@ from benchmarks.peers.ours import Ours
 from benchmarks.pool import HostPool
 from benchmarks.report import Measure, Panel, Report
 from benchmarks.servers import Minio, minio
-from benchmarks.sizes import SIZES, Throughput, label, quick_pages
+from benchmarks.sizes import SIZES, Throughput, label
 from benchmarks.visible import measure_visible
 from memkv_sglang.config.schema import MIB, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
@@ -63,7 +63,7 @@ def _measure(
     size = SIZES[case.split("_")[0]]
     config = server.config(f"pages-{case}".replace("_", "-"))
     with ExitStack() as stack:
-        count = quick_pages(QUICK_TOTAL, size) if quick else TOTAL // size
+        count = (QUICK_TOTAL if quick else TOTAL) // size
         pool = stack.enter_context(HostPool(count, size, huge=True))
         pool.fill()
         contestants: dict[str, Peer] = {"memkv": Ours(MinioTier(config))}

@@ -12,7 +12,7 @@ from benchmarks.peers.base import Peer, open_peers
 from benchmarks.peers.ours import Ours
 from benchmarks.pool import HostPool
 from benchmarks.report import Measure, Panel, Report
-from benchmarks.sizes import SIZES, Throughput, label, quick_pages
+from benchmarks.sizes import SIZES, Throughput, label
 from memkv_sglang.config.schema import GIB, MIB, NvmeConfig
 from memkv_sglang.tiers.nvme import NvmeTier
 
@@ -37,7 +37,7 @@ def run(options: Options) -> Report:
     """
     report = Report("nvme", "GB/s")
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as scratch:
-        bench = _Bench(report, Path(scratch), quick=options.quick)
+        bench = _Bench(report, Path(scratch), QUICK_TOTAL if options.quick else TOTAL)
         repetitions = min(options.repetitions, 2) if options.quick else options.repetitions
         for name in PAGES:
             bench.sizes(name, repetitions, huge=True)
@@ -51,13 +51,12 @@ def run(options: Options) -> Report:
 class _Bench:
     """Measures into one report, on one directory."""
 
-    def __init__(self, report: Report, scratch: Path, *, quick: bool) -> None:
+    def __init__(self, report: Report, scratch: Path, total: int) -> None:
         self._report = report
         self._scratch = scratch
-        self._quick = quick
-        self._total = QUICK_TOTAL if quick else TOTAL
+        self._total = total
         self._plain = scratch / "fio"
-        fio(self._plain, "write", MIB, self._total, IN_FLIGHT, huge=False)
+        fio(self._plain, "write", MIB, total, IN_FLIGHT, huge=False)
 
     def sizes(self, name: str, repetitions: int, *, huge: bool) -> None:
         """Let everyone spill and load pages of one size."""
@@ -98,9 +97,7 @@ class _Bench:
         self._report.compete(f"spill {case}", spills, repetitions)
 
     def _pool(self, stack: ExitStack, name: str, *, huge: bool) -> HostPool:
-        size = SIZES[name]
-        count = quick_pages(self._total, size) if self._quick else self._total // size
-        pool = stack.enter_context(HostPool(count, size, huge=huge))
+        pool = stack.enter_context(HostPool(self._total // SIZES[name], SIZES[name], huge=huge))
         if huge and pool.huge_share() < 1:
             self._report.notes.append(
                 f"{label(name)}: only {pool.huge_share():.0%} of the pool is made of huge pages"

@@ -22,11 +22,6 @@ SIZES = {
 }
 
 
-def quick_pages(total: int, size: int) -> int:
-    """Return how many pages a quick run moves at a time: `total` bytes, but one call at most."""
-    return min(total // size, CALL)
-
-
 def label(name: str) -> str:
     """Return a size's name for readers: `256k` is 256 KiB, `1m` is 1 MiB."""
     return name.replace("k", " KiB").replace("m", " MiB")
