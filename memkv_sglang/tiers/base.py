@@ -146,7 +146,8 @@ class PendingPage(NamedTuple):
 class UploadMarks(Protocol):
     """Optional ability of a tier: remember, over restarts, which pages wait for upload.
 
-    Pages that wait are evicted last. None of the calls raises for pages that are gone.
+    Pages that wait are not evicted: a tier full of them refuses spills. None of the calls raises
+    for pages that are gone.
     """
 
     def mark_pending(self, keys: Sequence[PageKey]) -> None:

@@ -194,6 +194,7 @@ class NvmeTier(Tier):
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Note in the journal that they wait no more."""
         self._mark(keys, pending=False)
+        self._housekeeper.wake()  # they may leave now
 
     def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> None:
         with self._calls.enter() as entered:
