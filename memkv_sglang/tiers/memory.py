@@ -39,12 +39,19 @@ class MemoryTier(Tier):
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Walk the chain to the first page that is not there."""
+        return Lookup(self._use(chain), complete=True)
+
+    def touch(self, chain: Chain) -> None:
+        """Walk likewise."""
+        self._use(chain)
+
+    def _use(self, chain: Chain) -> int:
         keys = chain.keys()
         with self._lock:
             length = next((i for i, key in enumerate(keys) if key not in self._copies), len(keys))
             for key in reversed(keys[:length]):
                 self._copies.move_to_end(key)
-        return Lookup(length, complete=True)
+        return length
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """Ask the dictionary."""

@@ -79,10 +79,10 @@ def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
     hashes = make_hashes(12)
     keys = Chain(NAMESPACE.digest, hashes).keys()
     assert spill(engine, keys[:4]) == [SpillResult.STORED] * 4
-    assert spill(engine, keys[4:8], hashes[3]) == [SpillResult.STORED] * 4
+    assert spill(engine, keys[4:8], hashes[:4]) == [SpillResult.STORED] * 4
     gated.gate.set()
     assert engine.flush(timeout=60)
-    spill(engine, keys[8:], hashes[7])
+    spill(engine, keys[8:], hashes[:8])
     assert engine.flush(timeout=60)
     assert inner.present(keys, 0) == [True] * 4 + [False] * 8
     dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "backlog"})
@@ -134,7 +134,7 @@ def test_no_branch_is_uploaded_behind_a_dropped_page(open_engine: Open) -> None:
     gated.gate.set()
     assert engine.flush(timeout=60)
     branch = Chain(NAMESPACE.digest, make_hashes(2, "branch", hashes[2])).keys()
-    spill(engine, branch, parent=hashes[2])
+    spill(engine, branch, before=hashes[:3])
     assert engine.flush(timeout=60)
     assert inner.present(branch, 0) == [False, False]
 

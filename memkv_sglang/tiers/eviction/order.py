@@ -26,9 +26,9 @@ class EvictionOrder:
     """When each entry was used last, in ticks of a counter, and how often it was used again.
 
     An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
-    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch` and `use` may
-    be called by any thread, and hold a lock for no longer than an addition; who changes what is
-    there calls `set`, `enter` and `leave` one at a time, who makes room the others.
+    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `align` and
+    `use` may be called by any thread, and hold a lock for no longer than an addition; who changes
+    what is there calls `set`, `enter` and `leave` one at a time, who makes room the others.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,13 @@ class EvictionOrder:
         for entry in reversed(entries):
             ticks[entry] = tick
             tick += 1
+
+    def align(self, entries: Sequence[int]) -> None:
+        """Touch pages of a chain that came to be there in parts, and rank none below its next."""
+        self.touch(entries)
+        uses, most = self._uses, 0
+        for entry in reversed(entries):
+            most = uses[entry] = max(uses[entry], most)
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
         """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""

@@ -170,6 +170,9 @@ class MinioTier(Tier):
             results[index] = SpillResult.FAILED if result is None else result
         return results
 
+    def touch(self, chain: Chain) -> None:
+        """There is nothing to do: see `note_use`."""
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Ask which are there, remove them through the control path."""
         self._demand_writer()
