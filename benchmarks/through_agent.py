@@ -32,8 +32,8 @@ class PagesThroughAgent:
         """Spill all pages in SGLang's calls. Raises `PeerFailedError`."""
         for first in range(0, len(self._buffers), CALL):
             part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
-            parent = self.chain.hashes[first - 1] if first else b""
-            results = self._client.spill(part, self._buffers[first : first + CALL], parent)
+            before = self.chain.hashes[:first]
+            results = self._client.spill(part, self._buffers[first : first + CALL], before)
             if set(results) != {SpillResult.STORED}:
                 raise PeerFailedError(f"spill through the agent: {set(results)}")
 

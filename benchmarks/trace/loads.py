@@ -82,7 +82,7 @@ def _serve(engine: Engine, request: Sequence[int], pool: HostPool) -> tuple[int,
     seconds = time.perf_counter() - began
     good = itertools.takewhile(lambda load: load.result is LoadResult.LOADED, loads)
     loaded = sum(1 for _ in good)
-    engine.spill(pages[loaded:], hashes[loaded - 1] if loaded else b"")
+    engine.spill(pages[loaded:], hashes[:loaded])
     return loaded, seconds
 
 

@@ -1,5 +1,6 @@
 """Which tiers there are, and how an engine is made of them: the only place that knows."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -13,6 +14,8 @@ from memkv_sglang.metrics import Metrics
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
     from memkv_sglang.tiers.nvme import NvmeTier
+
+log = logging.getLogger(__name__)
 
 
 def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
@@ -30,10 +33,20 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         if nvme is not None:
             nvme.close()
         raise
-    # A node that does not write to the shared tier has nothing to upload.
-    marks = nvme if config.minio.role == "writer" else None
+    uploads = minio is not None and config.minio.role == "writer"
+    if nvme is not None and not uploads:
+        _forget_waiting(nvme)
+    marks = nvme if uploads else None
     watcher = PinWatcher(minio, nvme) if minio is not None and nvme is not None else None
     return Engine(nvme, minio, marks, config.engine, metrics, uses=minio, watcher=watcher)
+
+
+def _forget_waiting(nvme: "NvmeTier") -> None:
+    """Let pages leave that waited for an upload which this node no longer does."""
+    waiting = [page.key for page in nvme.pending()]
+    if waiting:
+        nvme.mark_uploaded(waiting)
+        log.warning("pages stay on this node alone", extra={"fields": {"pages": len(waiting)}})
 
 
 # A tier that is not configured is not imported: the agent has half a second to start.

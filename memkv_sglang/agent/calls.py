@@ -127,7 +127,8 @@ class Calls:
         self, session: Session, request: protocol.SpillPages, _: list[int]
     ) -> protocol.Reply:
         pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
-        return protocol.SpilledPages(bytes(self._engine.spill(pages, request.parent)))
+        before = split_hashes(request.namespace, request.before)
+        return protocol.SpilledPages(bytes(self._engine.spill(pages, before)))
 
     def _warm(self, _session: Session, request: protocol.WarmPages, _: list[int]) -> protocol.Reply:
         chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))

@@ -7,6 +7,13 @@ import sys
 import time
 from typing import Any
 
+BURST = 50
+PERIOD = 10.0
+"""Seconds."""
+
+EVENTS = 1000
+"""Events told apart; those of the project are fewer, others may put what varies into theirs."""
+
 _PLAIN = re.compile(r"[\w.:/+@-]+")
 
 
@@ -28,6 +35,34 @@ class LogfmtFormatter(logging.Formatter):
         return " ".join(f"{name}={_value(value)}" for name, value in fields.items())
 
 
+class FloodFilter(logging.Filter):
+    """Lets `BURST` lines of one event pass in `PERIOD` seconds, so that no client fills the disk.
+
+    The first line after that tells how many of its kind were left out.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        super().__init__()
+        self._seen: dict[tuple[str, object], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Count a line, and tell whether it may pass."""
+        if record.levelno <= logging.DEBUG:
+            return True
+        if len(self._seen) > EVENTS:
+            self._seen.clear()
+        event = record.name, record.msg
+        began, count = self._seen.get(event, (record.created, 0))
+        if record.created - began >= PERIOD:
+            if count > BURST:
+                fields = getattr(record, "fields", {})
+                record.fields = {**fields, "left_out": count - BURST}
+            began, count = record.created, 0
+        self._seen[event] = began, count + 1
+        return count < BURST
+
+
 def _value(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
@@ -37,5 +72,6 @@ def configure_logging(level: str) -> None:
     """Send the project's events from `level` on, and everyone's warnings, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogfmtFormatter())
+    handler.addFilter(FloodFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("memkv_sglang").setLevel(level.upper())

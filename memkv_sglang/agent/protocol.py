@@ -14,7 +14,7 @@ from msgspec import Meta
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import Buffer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Goes up with every change that the other side could misread."""
 
 MAX_MESSAGE = 16 << 20
@@ -31,6 +31,10 @@ PageBuffers = Annotated[
     Meta(max_length=MAX_PAGES),
 ]
 """Bounded, since no other client is served while a list is decoded: 1.5 us a buffer."""
+
+
+Seconds = Annotated[float, Meta(ge=0, le=7 * 24 * 3600)]
+"""A length of time; neither NaN nor infinite, which no deadline would ever pass."""
 
 
 class _Message(msgspec.Struct, array_like=True, tag=True):
@@ -70,9 +74,9 @@ class LookupPages(_Message, tag=4):
     namespace: bytes
     hashes: bytes
     """Page hashes, one after the other."""
-    budget: float | None
+    budget: Seconds | None
     """Seconds; None for the agent's own setting."""
-    recompute: tuple[float, int] = (0.0, 0)
+    recompute: tuple[Seconds, int] = (0.0, 0)
     """See `engine.recompute.Recompute`."""
 
 
@@ -91,8 +95,8 @@ class SpillPages(_Message, tag=6):
     namespace: bytes
     hashes: bytes
     buffers: PageBuffers
-    parent: bytes
-    """Hash of the page before the first; empty if that is the chain's first."""
+    before: bytes
+    """Hashes of the pages before the first, from the chain's start on."""
 
 
 class Clear(_Message, tag=7):
@@ -104,7 +108,7 @@ class Clear(_Message, tag=7):
 class Flush(_Message, tag=8):
     """Wait until no page waits for upload."""
 
-    timeout: float
+    timeout: Seconds
     """Seconds."""
 
 
@@ -121,7 +125,7 @@ class CheckPages(_Message, tag=11):
 
     namespace: bytes
     hashes: bytes
-    budget: float | None
+    budget: Seconds | None
     """Seconds; None for the agent's own setting."""
     tier: str = ""
     """Where; empty for anywhere."""

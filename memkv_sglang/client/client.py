@@ -133,15 +133,15 @@ class AgentClient:
         return [PageLoad(LoadResult.FAILED)] * len(buffers)
 
     def spill(
-        self, chain: Chain, buffers: Sequence[Sequence[Buffer]], parent: bytes = b""
+        self, chain: Chain, buffers: Sequence[Sequence[Buffer]], before: Sequence[bytes] = ()
     ) -> list[SpillResult]:
         """Store the pages of the chain; their buffers must not change before the return.
 
-        `parent` is the hash of the page before the first, empty if that is the first of its
-        sequence. One result a page; see `Engine.spill`.
+        `before` are the hashes of the pages before the first, from the start of its sequence on.
+        One result a page; see `Engine.spill`.
         """
         hashes = b"".join(chain.hashes)
-        request = protocol.SpillPages(chain.namespace, hashes, buffers, parent)
+        request = protocol.SpillPages(chain.namespace, hashes, buffers, b"".join(before))
         reply = self._call_with_buffers(request)
         if isinstance(reply, protocol.SpilledPages) and len(reply.results) == len(buffers):
             with suppress(LookupError):

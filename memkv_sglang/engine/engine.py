@@ -139,10 +139,26 @@ class Engine:
         """Fill the pages of a chain from the nearest tier; the first miss ends the prefix."""
         return self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
 
-    def spill(self, pages: Sequence[Page], parent: bytes = b"") -> list[SpillResult]:
-        """Store pages of a chain. `parent` is the hash of the page before the first, or empty."""
-        before = PageKey(pages[0].key.namespace, parent) if pages and parent else None
-        return self._spiller.spill(pages, before, time.monotonic() + self._config.batch_deadline)
+    def spill(self, pages: Sequence[Page], before: Sequence[bytes] = ()) -> list[SpillResult]:
+        """Store pages of a chain; `before` are the hashes of all pages before the first, in order.
+
+        Of these the last one alone decides whether the pages are uploaded. That this node shall
+        not evict any of them before the pages behind it takes them all.
+        """
+        if not pages:
+            return []
+        deadline = time.monotonic() + self._config.batch_deadline
+        namespace = pages[0].key.namespace
+        parent = PageKey(namespace, before[-1]) if before else None
+        self._touch(Chain(namespace, before))  # so that none makes room for what follows it
+        results = self._spiller.spill(pages, parent, deadline)
+        if before:
+            self._touch(Chain(namespace, [*before, *(page.key.hash for page in pages)]))
+        return results
+
+    def _touch(self, chain: Chain) -> None:
+        if self._local is not None and chain.hashes:
+            self._local.touch(chain)
 
     def warm(self, keys: Sequence[PageKey]) -> Warming:
         """Copy pages of a chain from the shared to the local tier; see `Warmer.warm`."""

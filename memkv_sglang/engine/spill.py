@@ -70,7 +70,8 @@ class Spiller:
         if self._uploads is not None and kept:
             # Also what was there before: its upload may have been dropped, or its mark be lost.
             held = [PendingPage(page.key, page.length) for page in pages[:kept]]
-            self._uploads.offer(held, parent)
+            fresh = [pages[i].key for i in range(kept) if results[i] is SpillResult.STORED]
+            self._uploads.offer(held, parent, fresh)
         return results[:kept] + self._spill_shared(pages[kept:], deadline)
 
     def _spill_shared(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:

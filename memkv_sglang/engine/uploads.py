@@ -119,25 +119,34 @@ class UploadQueue:
         """Bytes that wait or are on their way."""
         return self._bytes
 
-    def offer(self, pages: Sequence[PendingPage], parent: PageKey | None) -> None:
+    def offer(
+        self,
+        pages: Sequence[PendingPage],
+        parent: PageKey | None,
+        fresh: Iterable[PageKey] = (),
+    ) -> None:
         """Queue pages of a chain, `parent` being the page before the first; marks them durably.
 
+        Those that are `fresh` on this node's disk were missed, perhaps in the shared tier as well
+        by now: what is remembered of their upload holds no more.
         Over the backlog limit the pages stay on this node alone, and so do those that later come
         to follow them: the shared tier would hold a chain with a hole, which nobody could load.
         Blocks for the journal only.
         """
         with self._changed:
-            fresh = [page for page in pages if not self._is_settled(page.key)]
-            if not fresh:
+            for key in fresh:
+                self._uploaded.remove(key)
+            unsettled = [page for page in pages if not self._is_settled(page.key)]
+            if not unsettled:
                 return
-            before = [parent, *(page.key for page in pages)][pages.index(fresh[0])]
+            before = [parent, *(page.key for page in pages)][pages.index(unsettled[0])]
             orphaned = before is not None and before in self._dropped
-            full = self._bytes + sum(page.length for page in fresh) > self._backlog
+            full = self._bytes + sum(page.length for page in unsettled) > self._backlog
             if orphaned or full:
-                self._drop(fresh, "backlog")
+                self._drop(unsettled, "backlog")
                 return
-        self._marks.mark_pending([page.key for page in fresh])
-        self._enqueue(_split(fresh, chained=True))
+        self._marks.mark_pending([page.key for page in unsettled])
+        self._enqueue(_split(unsettled, chained=True))
 
     def lacks(self, key: PageKey) -> bool:
         """Tell whether the shared tier lacks a page that waits for upload or was dropped."""

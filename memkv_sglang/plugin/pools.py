@@ -4,7 +4,7 @@ import ctypes
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
 from typing import Any, NamedTuple, Protocol
@@ -88,14 +88,16 @@ class Pool(ABC):
                 break
         return loads + [PageLoad(LoadResult.SKIPPED)] * (len(chain.hashes) - len(loads))
 
-    def spill(self, chain: Chain, indices: Any, parent: bytes, until: float) -> list[SpillResult]:
+    def spill(
+        self, chain: Chain, indices: Any, before: Sequence[bytes], until: float
+    ) -> list[SpillResult]:
         """Store a page for each hash, likewise; see `Engine.spill`."""
         results: list[SpillResult] = []
         for part, slots in self._parts(chain, indices, until):
-            results += self._spill(part, slots, parent)
+            results += self._spill(part, slots, before)
             if results[-1] > SpillResult.PRESENT:
                 break
-            parent = part.hashes[-1]
+            before = [*before, *part.hashes]
         return results + [SpillResult.REFUSED] * (len(chain.hashes) - len(results))
 
     def _parts(self, chain: Chain, indices: Any, until: float) -> Iterator[tuple[Chain, Any]]:
@@ -121,7 +123,7 @@ class Pool(ABC):
     def _load(self, chain: Chain, indices: Any) -> list[PageLoad]: ...
 
     @abstractmethod
-    def _spill(self, chain: Chain, indices: Any, parent: bytes) -> list[SpillResult]: ...
+    def _spill(self, chain: Chain, indices: Any, before: Sequence[bytes]) -> list[SpillResult]: ...
 
 
 class _Mapping(NamedTuple):
@@ -155,8 +157,8 @@ class SharedPool(Pool):
     def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
         return self._client.load(chain, self.buffers(indices))
 
-    def _spill(self, chain: Chain, indices: Any, parent: bytes) -> list[SpillResult]:
-        return self._client.spill(chain, self.buffers(indices), parent)
+    def _spill(self, chain: Chain, indices: Any, before: Sequence[bytes]) -> list[SpillResult]:
+        return self._client.spill(chain, self.buffers(indices), before)
 
 
 def is_shared(host_pool: HostPool) -> bool:

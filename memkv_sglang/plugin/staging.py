@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from memkv_sglang.client.client import AgentClient
@@ -80,13 +81,13 @@ class StagedPool(Pool):
                     self._copy(area, page, pieces, into_area=False)
         return loads
 
-    def _spill(self, chain: Chain, indices: Any, parent: bytes) -> list[SpillResult]:
+    def _spill(self, chain: Chain, indices: Any, before: Sequence[bytes]) -> list[SpillResult]:
         pieces, area = self.pieces(indices), self._staging.spills
         with area.lock:
             for page in range(len(chain.hashes)):
                 self._copy(area, page, pieces, into_area=True)
             buffers = area.buffers(len(chain.hashes), self.page_bytes)
-            return self._client.spill(chain, buffers, parent)
+            return self._client.spill(chain, buffers, before)
 
     def _copy(self, area: Area, page: int, pieces: Pieces, *, into_area: bool) -> None:
         place = area.address + page * aligned(self.page_bytes)

@@ -240,10 +240,9 @@ class MemKVStorage(HiCacheStorage):
             pool, chain = registered.pool, registered.chain(_hashes(keys))
             if pool is None:
                 return [True] * len(keys)
-            before = _before(extra_info)
-            parent = bytes.fromhex(before[-1]) if before else b""
+            before = _hashes(_before(extra_info))
             with self.traffic.spill() as moved:
-                results = pool.spill(chain, indices, parent, until)
+                results = pool.spill(chain, indices, before, until)
                 moved[pool.page_bytes] += results.count(SpillResult.STORED)
         return [result <= SpillResult.PRESENT for result in results]
 

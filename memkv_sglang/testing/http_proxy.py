@@ -34,6 +34,8 @@ class HttpFault(NamedTuple):
     """Changes a request's head."""
     edit_response: Callable[[bytes], bytes] | None = None
     """Changes a response's head."""
+    edit_content: Callable[[bytes], bytes] | None = None
+    """Changes each piece of a response's body; may not change its length."""
     surplus: bytes = b""
     """Follows each response's body."""
 
@@ -151,7 +153,10 @@ class HttpFaultProxy:
         if not answer:
             raise _Cut
         client.sendall(fault.edit_response(answer) if fault.edit_response else answer)
-        self._pass_on(_answer_body(method, answer, responses), client, client, fault)
+        content = _answer_body(method, answer, responses)
+        if fault.edit_content:
+            content = map(fault.edit_content, content)
+        self._pass_on(content, client, client, fault)
         client.sendall(fault.surplus)
 
     def _pass_on(

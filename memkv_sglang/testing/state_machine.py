@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.pages import holds_content, make_hashes, make_namespace, make_page
-from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
+from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, UploadMarks
 
 TREE_DEPTH = 12
 
@@ -57,6 +57,8 @@ class TierMachine(RuleBasedStateMachine):
     """
 
     evicts = False
+    marks: UploadMarks | None = None
+    """The tier's, if it has them: what waits for upload stays, with eviction, too."""
 
     @abstractmethod
     def open(self) -> Tier:
@@ -70,6 +72,7 @@ class TierMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.tier = self.open()
         self.stored: set[PageKey] = set()
+        self.waiting: set[PageKey] = set()
         self.namespaces = [
             make_namespace(page_bytes=sum(shape), model=f"shape {shape}") for shape in SHAPES
         ]
@@ -77,8 +80,8 @@ class TierMachine(RuleBasedStateMachine):
     def _chain(self, where: Prefix) -> Chain:
         return Chain(self.namespaces[where.shape].digest, CHAINS[where.chain][: where.length])
 
-    @rule(where=PREFIXES)
-    def spill(self, where: Prefix) -> None:
+    @rule(where=PREFIXES, waits=st.booleans())
+    def spill(self, where: Prefix, waits: bool) -> None:
         keys = self._chain(where).keys()
         pages = [make_page(key, SHAPES[where.shape], filled=True) for key in keys]
         results = self.tier.spill(pages, _soon())
@@ -90,6 +93,8 @@ class TierMachine(RuleBasedStateMachine):
         for key, result in zip(keys, results, strict=True):
             if result <= SpillResult.PRESENT:
                 self.stored.add(key)
+        if self.marks is not None and waits:
+            self.mark(where, pending=True)
 
     @rule(where=PREFIXES)
     def load(self, where: Prefix) -> None:
@@ -130,6 +135,21 @@ class TierMachine(RuleBasedStateMachine):
         held = len(gone & self.stored)
         assert removed <= held if self.evicts else removed == held
         self.stored -= gone
+        self.waiting -= gone
+
+    @precondition(lambda self: self.marks is not None)
+    @rule(where=PREFIXES, pending=st.booleans())
+    def mark(self, where: Prefix, pending: bool) -> None:
+        """Let pages wait for upload from now on, or no more."""
+        assert self.marks is not None
+        keys = self._chain(where).keys()
+        if pending:
+            self.marks.mark_pending(keys)
+            there = self.tier.present(keys, _soon())
+            self.waiting.update(key for key, is_there in zip(keys, there, strict=True) if is_there)
+        else:
+            self.marks.mark_uploaded(keys)
+            self.waiting.difference_update(keys)
 
     @rule(cleanly=st.booleans())
     def restart(self, cleanly: bool) -> None:
@@ -139,6 +159,13 @@ class TierMachine(RuleBasedStateMachine):
     @invariant()
     def structures_agree(self) -> None:
         assert self.tier.check_integrity() == []
+
+    @precondition(lambda self: self.marks is not None)
+    @invariant()
+    def what_waits_is_there(self) -> None:
+        assert self.marks is not None
+        assert {page.key for page in self.marks.pending()} == self.waiting
+        assert all(self.tier.present(list(self.waiting), _soon()))
 
     def teardown(self) -> None:
         if hasattr(self, "tier"):

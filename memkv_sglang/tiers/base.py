@@ -105,6 +105,14 @@ class Tier(ABC):
         """
 
     @abstractmethod
+    def touch(self, chain: Chain) -> None:
+        """Take pages of a chain, up to the first that is not there, as used just now.
+
+        That is no repeated use: it tells where in the order of eviction the pages of one chain
+        stand, of which `spill` sees but a part. Does nothing where a tier keeps no such order.
+        """
+
+    @abstractmethod
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Forget the pages, return how many were there. Raises `TierError`."""
 
@@ -146,7 +154,8 @@ class PendingPage(NamedTuple):
 class UploadMarks(Protocol):
     """Optional ability of a tier: remember, over restarts, which pages wait for upload.
 
-    Pages that wait are evicted last. None of the calls raises for pages that are gone.
+    Pages that wait are not evicted: a tier full of them refuses spills. None of the calls raises
+    for pages that are gone.
     """
 
     def mark_pending(self, keys: Sequence[PageKey]) -> None:

@@ -39,12 +39,19 @@ class MemoryTier(Tier):
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Walk the chain to the first page that is not there."""
+        return Lookup(self._use(chain), complete=True)
+
+    def touch(self, chain: Chain) -> None:
+        """Walk likewise."""
+        self._use(chain)
+
+    def _use(self, chain: Chain) -> int:
         keys = chain.keys()
         with self._lock:
             length = next((i for i, key in enumerate(keys) if key not in self._copies), len(keys))
             for key in reversed(keys[:length]):
                 self._copies.move_to_end(key)
-        return Lookup(length, complete=True)
+        return length
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """Ask the dictionary."""
@@ -91,15 +98,19 @@ class MemoryTier(Tier):
             if page.key in self._copies:
                 self._copies.move_to_end(page.key)
                 return SpillResult.PRESENT
-            self._make_room(page.length)
+            if not self._make_room(page.length):
+                return SpillResult.REFUSED
             self._copies[page.key] = copy
             self._bytes += page.length
         return SpillResult.STORED
 
-    def _make_room(self, length: int) -> None:
+    def _make_room(self, length: int) -> bool:
         while self._capacity is not None and self._bytes + length > self._capacity:
-            waiting = (key for key, copy in self._copies.items() if not copy.pending)
-            self._drop(next(waiting, next(iter(self._copies))))
+            coldest = next((key for key, copy in self._copies.items() if not copy.pending), None)
+            if coldest is None:
+                return False
+            self._drop(coldest)
+        return True
 
     def _drop(self, key: PageKey) -> bool:
         copy = self._copies.pop(key, None)

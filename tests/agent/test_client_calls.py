@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memkv_sglang.agent.pools import RequestError
+from memkv_sglang.agent.protocol import PROTOCOL_VERSION
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig, Config
@@ -71,7 +72,7 @@ def test_prefix_ends_where_the_chain_does(client: AgentClient) -> None:
         head = Chain(chain.namespace, chain.hashes[:3])
         tail = Chain(chain.namespace, chain.hashes[3:5])
         client.spill(head, pool.buffers(number, range(3)))
-        client.spill(tail, pool.buffers(number, range(3, 5)), parent=chain.hashes[2])
+        client.spill(tail, pool.buffers(number, range(3, 5)), before=chain.hashes[:3])
         assert client.lookup(chain) == Lookup(5, complete=True)
         loads = client.load(chain, pool.buffers(number, range(8)))
         assert [load.result is LoadResult.LOADED for load in loads] == [True] * 5 + [False] * 3
@@ -249,8 +250,9 @@ def test_closed_client_leaves_neither_threads_nor_descriptors(
 def test_agent_of_another_version_is_named_as_the_problem(
     agent: RunningAgent, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memkv_sglang.agent.protocol.PROTOCOL_VERSION", 7)
+    own, other = PROTOCOL_VERSION, PROTOCOL_VERSION + 1
+    monkeypatch.setattr("memkv_sglang.agent.protocol.PROTOCOL_VERSION", other)
     client = AgentClient(config, start=True)
-    eventually(lambda: "version 7, this agent 2" in client.problem)
+    eventually(lambda: f"version {other}, this agent {own}" in client.problem)
     assert not client.wait(0.05)
     client.close()

@@ -52,6 +52,20 @@ def test_below_the_capacity_nothing_leaves(bucketful: Bucketful) -> None:
     assert all(bucketful.there(chain))
 
 
+def test_limits_are_those_of_the_own_prefix(bucketful: Bucketful) -> None:
+    """A quota a tenant: each agent collects its own prefix, whatever others store beside it."""
+    config = msgspec.structs.replace(bucketful.config, prefix="another")
+    another = bucketful._replace(config=config, tier=MinioTier(config))
+    try:
+        mine, theirs = bucketful.spill("mine", 4), another.spill("theirs", 8)
+        assert bucketful.collect(capacity=4 * PAGE).report.removed_pages == 0
+        assert another.collect(capacity=4 * PAGE).report.removed_pages >= 4
+        assert all(bucketful.there(mine))
+        assert sum(another.there(theirs)) <= 4
+    finally:
+        another.tier.close()
+
+
 def test_what_was_not_used_for_too_long_leaves(bucketful: Bucketful) -> None:
     old = bucketful.spill("old", 3)
     bucketful.wait_for_next_period(1, old.keys())

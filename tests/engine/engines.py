@@ -19,8 +19,10 @@ Open = Callable[..., Engine]
 """Makes an engine over the tiers given; see the fixture `open_engine`."""
 
 
-def spill(engine: Engine, keys: Sequence[PageKey], parent: bytes = b"") -> list[SpillResult]:
-    return engine.spill([make_page(key, LENGTHS, filled=True) for key in keys], parent)
+def spill(
+    engine: Engine, keys: Sequence[PageKey], before: Sequence[bytes] = ()
+) -> list[SpillResult]:
+    return engine.spill([make_page(key, LENGTHS, filled=True) for key in keys], before)
 
 
 def load(engine: Engine, keys: Sequence[PageKey]) -> list[PageLoad]:

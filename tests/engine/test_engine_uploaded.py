@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.metrics import Metrics
+from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.memory import MemoryTier
 
@@ -27,6 +28,24 @@ def test_cleared_pages_are_uploaded_when_they_are_spilled_again(again: bool) -> 
             assert all(shared.present(KEYS, time.monotonic() + 30))
             if again:
                 engine.clear(NAMESPACE.digest)
+    finally:
+        engine.close(drain=0)
+
+
+def test_collected_pages_are_uploaded_when_they_are_spilled_again() -> None:
+    """The disk let them go, too; that they were uploaded once counts no more."""
+    local, shared = MemoryTier(), MemoryTier()
+    engine = Engine(local, shared, local, EngineConfig(), Metrics(CollectorRegistry()))
+    pages = [make_page(key, LENGTHS, filled=True) for key in KEYS]
+    try:
+        engine.spill(pages)
+        assert engine.flush(30)
+        for tier in (local, shared):
+            tier.remove(KEYS[2:])
+        assert engine.lookup(Chain(NAMESPACE.digest, [key.hash for key in KEYS])) == (2, True)
+        engine.spill(pages)
+        assert engine.flush(30)
+        assert all(shared.present(KEYS, time.monotonic() + 30))
     finally:
         engine.close(drain=0)
 

@@ -79,15 +79,34 @@ def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
     hashes = make_hashes(12)
     keys = Chain(NAMESPACE.digest, hashes).keys()
     assert spill(engine, keys[:4]) == [SpillResult.STORED] * 4
-    assert spill(engine, keys[4:8], hashes[3]) == [SpillResult.STORED] * 4
+    assert spill(engine, keys[4:8], hashes[:4]) == [SpillResult.STORED] * 4
     gated.gate.set()
     assert engine.flush(timeout=60)
-    spill(engine, keys[8:], hashes[7])
+    spill(engine, keys[8:], hashes[:8])
     assert engine.flush(timeout=60)
     assert inner.present(keys, 0) == [True] * 4 + [False] * 8
     dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "backlog"})
     assert dropped == 8
     assert load(engine, keys) == loaded_from(LOCAL, 12)
+
+
+def test_disk_full_of_waiting_pages_takes_no_more_and_loses_none(open_engine: Open) -> None:
+    """During an outage nothing acknowledged leaves; afterwards all of it is uploaded."""
+    down = threading.Event()
+    down.set()
+    inner = MemoryTier(name=SHARED)
+    shared = FaultyTier(inner, lambda verb, key: down.is_set())
+    local = MemoryTier(capacity=4 * 8192, name=LOCAL)
+    engine = open_engine(local, shared, breaker_open=0.01, upload_attempts=99)
+    waiting, more = make_chain(NAMESPACE, 4), make_chain(NAMESPACE, 3, "more")
+    assert spill(engine, waiting.keys()) == [SpillResult.STORED] * 4
+    assert set(spill(engine, more.keys())).isdisjoint({SpillResult.STORED, SpillResult.PRESENT})
+    assert load(engine, waiting.keys()) == loaded_from(LOCAL, 4)
+    down.clear()
+    assert engine.flush(timeout=60)
+    assert inner.lookup(waiting, 0).length == 4
+    assert spill(engine, more.keys()) == [SpillResult.STORED] * 3
+    assert load(engine, more.keys()) == loaded_from(LOCAL, 3)
 
 
 def test_dropped_pages_are_uploaded_when_they_are_spilled_again(open_engine: Open) -> None:
@@ -115,7 +134,7 @@ def test_no_branch_is_uploaded_behind_a_dropped_page(open_engine: Open) -> None:
     gated.gate.set()
     assert engine.flush(timeout=60)
     branch = Chain(NAMESPACE.digest, make_hashes(2, "branch", hashes[2])).keys()
-    spill(engine, branch, parent=hashes[2])
+    spill(engine, branch, before=hashes[:3])
     assert engine.flush(timeout=60)
     assert inner.present(branch, 0) == [False, False]
 

@@ -87,8 +87,7 @@ class Pool:
     def spill(self) -> list[SpillResult]:
         results: list[SpillResult] = []
         for first, part, buffers in self._calls():
-            parent = self._chain.hashes[first - 1] if first else b""
-            results += self._client.spill(part, buffers, parent)
+            results += self._client.spill(part, buffers, self._chain.hashes[:first])
         return results
 
     def load(self) -> list[PageLoad]:

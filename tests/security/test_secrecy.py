@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,6 +71,17 @@ def arguments_of(pid: int) -> Iterator[bytes]:
         yield from arguments_of(int(child))
 
 
+def ask(url: str) -> bytes:
+    """Return all that an agent answers: status, header fields and content."""
+    try:
+        answer = urllib.request.urlopen(url)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        content: bytes = answer.read()
+        return f"{answer.status} {answer.headers}".encode() + content
+
+
 def write_private(path: Path, content: str) -> str:
     path.touch(0o600)
     path.write_text(content)
@@ -132,9 +144,8 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
         write_private(node.directory / "keys.toml", f"{node.secrets[1]}")
         for command in (["doctor"], ["verify"], ["agent"]):
             node.run(*command)
-        for path in ("healthz", "readyz", "metrics"):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}") as answer:
-                node.note(answer.read())
+        for path in ("healthz", "readyz", "metrics", "no-such-path"):
+            node.note(ask(f"http://127.0.0.1:{port}/{path}"))
         node.note(b"\n".join(arguments_of(agent.pid)))
     finally:
         client.close()

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Self
 from sglang_cpu_platform.client import Answer, Client
 from sglang_cpu_platform.server import CpuServer
 
+from memkv_sglang.agent.protocol import AgentStatus
+from memkv_sglang.cli.scrape import scrape
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
@@ -177,6 +180,23 @@ class Node:
         finally:
             client.close()
 
+    def agent_port(self) -> int:
+        """Return the port of the agent's HTTP paths."""
+        with self.agent() as agent:
+            return _report(agent).http_port
+
+    def lookup_counts(self) -> Counter[tuple[str, str, str]]:
+        """Count the agent's lookups and loads, and their pages by result, for each tier."""
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for name, labels, value in scrape(self.agent_port()).values:
+            result = {
+                "memkv_call_seconds_count": "calls",
+                "memkv_pages_total": labels.get("result"),
+            }.get(name)
+            if result and labels["operation"] != "spill":
+                counts[labels["operation"], labels["tier"], result] = int(value)
+        return counts
+
     def forget_disk(self) -> None:
         """Remove the NVMe tier's pages; the agent must not run."""
         shutil.rmtree(self.pages)
@@ -244,6 +264,10 @@ def wait_until(condition: Callable[[], bool], limit: float = LIMIT) -> None:
 
 
 def _pid(agent: AgentClient) -> int:
+    return _report(agent).pid
+
+
+def _report(agent: AgentClient) -> AgentStatus:
     report = agent.status()
     assert report is not None
-    return report.agent.pid
+    return report.agent

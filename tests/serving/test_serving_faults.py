@@ -4,7 +4,14 @@ import pytest
 
 from memkv_sglang.testing.minio_server import MinioServer
 from tests.serving.conftest import Cluster
-from tests.serving.node import THRESHOLD, prompt, reusable, wait_until
+from tests.serving.node import (
+    THRESHOLD,
+    from_storage,
+    prompt,
+    reusable,
+    start_all,
+    wait_until,
+)
 from tests.serving.traffic import PROMPTS, Expected, Traffic
 
 
@@ -48,6 +55,34 @@ def test_minio_stopped_in_mid_traffic(
         storage.start()
         traffic.goes_on()
     hits_come_back(cluster, "stopped")
+
+
+def test_server_agent_and_minio_killed_at_once(
+    cluster: Cluster, storage: MinioServer, expected: Expected
+) -> None:
+    """The other node answers on; what was on the killed one's disk alone comes back, and is shared.
+
+    MinIO goes first, so that no upload is done before the rest is killed.
+    """
+    tokens = prompt("before the kill")
+    with Traffic([cluster.b], expected) as traffic:
+        traffic.goes_on()
+        storage.kill()
+        computed = cluster.a.generate(tokens).output_ids
+        cluster.a.flush()  # acknowledged then
+        cluster.a.kill_server()
+        cluster.a.kill_agent()
+        traffic.goes_on()
+        storage.start()
+        start_all(cluster.a)
+        traffic.goes_on()
+    assert computed == cluster.recompute(tokens)
+    answer = cluster.a.generate(tokens)
+    assert from_storage(answer) == reusable(len(tokens))
+    assert answer.output_ids == computed
+    cluster.a.share()
+    wait_until(lambda: cluster.b.stored(tokens) == reusable(len(tokens)))
+    hits_come_back(cluster, "killed at once")
 
 
 def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+from sglang_cpu_platform.client import Client, RequestFailedError
 from sglang_cpu_platform.process import group_members
 from sglang_cpu_platform.router import Router
 
@@ -54,6 +55,24 @@ def test_another_salt_reuses_nothing_and_the_same_salt_all(cluster: Cluster) -> 
     assert cluster.b.stored(base, cache_salt="one tenant") == reusable(len(base))
 
 
+def test_nobody_can_time_what_another_tenant_stored(cluster: Cluster) -> None:
+    """Asking for it costs the agent what asking for a text that nobody stored does."""
+    base = prompt("timed")
+    cluster.a.generate(base, cache_salt="one tenant")
+    cluster.a.share()
+    costs = []
+    for asked in (base, prompt("never asked")):
+        cluster.b.share()
+        before = cluster.b.lookup_counts()
+        assert cluster.b.generate(asked, cache_salt="another tenant").cached_tokens == 0
+        spent = cluster.b.lookup_counts() - before
+        # A call: SGLang may ask again while it waits, and so does the upload of what it computed.
+        costs.append({key: n / spent["lookup", key[1], "calls"] for key, n in spent.items()})
+    assert costs[0] == costs[1]
+    assert {result for _, _, result in costs[0]} == {"calls", "missing"}
+    assert {operation for operation, _, _ in costs[0]} == {"lookup"}
+
+
 def test_a_conversation_goes_on_behind_the_router(cluster: Cluster) -> None:
     """Every turn on another node, as round robin does; only the last turns are computed."""
     talk, stored = prompt("talk", 1200), 0
@@ -73,12 +92,31 @@ def test_a_patched_server_names_the_backend_itself(cluster: Cluster) -> None:
     assert info["hicache_storage_backend"] == "memkv"
 
 
+SERVER_PATHS = (
+    *("/server_info", "/get_server_info", "/get_model_info", "/health", "/metrics"),
+    *("/hicache/storage-backend", "/get_hicache_l3_cache_layout"),
+)
+AGENT_PATHS = ("/healthz", "/readyz", "/metrics")
+"""What they tell whoever can reach their ports."""
+
+
+def _answer(client: Client, path: str) -> str:
+    try:
+        return json.dumps(client.get(path))
+    except RequestFailedError as error:  # which says what the server answered
+        return str(error)
+
+
 def test_secrets_are_nowhere_to_be_read(cluster: Cluster, shared: MinioConfig) -> None:
     for node in (cluster.a, cluster.b):
-        text = node.log() + json.dumps(node.client.get("/server_info"))
+        agent = Client(f"http://127.0.0.1:{node.agent_port()}")
+        told = [_answer(node.client, path) for path in SERVER_PATHS]
+        told += [_answer(agent, path) for path in AGENT_PATHS]
+        text = node.log() + "".join(told)
         text += "".join(path.read_text() for path in node.home.rglob("*.log"))
         for pid in [*group_members(node.server_pid), node.agent_pid()]:
             text += Path(f"/proc/{pid}/cmdline").read_text()
         assert shared.bucket in text
+        assert "memkv_call_seconds" in text
         assert shared.access_key not in text
         assert shared.secret_key not in text

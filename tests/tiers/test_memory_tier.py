@@ -9,7 +9,7 @@ from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import TierConformance, load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.testing.state_machine import TierMachine
-from memkv_sglang.tiers.base import Tier
+from memkv_sglang.tiers.base import SpillResult, Tier
 from memkv_sglang.tiers.memory import MemoryTier
 
 
@@ -29,8 +29,11 @@ class TestMemoryTier(TierConformance):
 
 
 class UnboundedMachine(TierMachine):
+    capacity: int | None = None
+
     def open(self) -> Tier:
-        return MemoryTier()
+        self.marks = MemoryTier(self.capacity)
+        return self.marks
 
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         return tier
@@ -38,9 +41,7 @@ class UnboundedMachine(TierMachine):
 
 class BoundedMachine(UnboundedMachine):
     evicts = True
-
-    def open(self) -> Tier:
-        return MemoryTier(capacity=64 * 1024)
+    capacity = 64 * 1024
 
 
 TestUnbounded = UnboundedMachine.TestCase
@@ -58,14 +59,18 @@ def test_leaves_are_evicted_before_roots() -> None:
     assert tier.lookup(chain, soon()) == (4, True)
 
 
-def test_waiting_pages_are_evicted_last() -> None:
+def test_waiting_pages_are_not_evicted() -> None:
     namespace = make_namespace()
     tier = MemoryTier(capacity=4 * 8192)
     waiting = make_chain(namespace, 2, "waiting").keys()
     spill(tier, waiting)
     tier.mark_pending(waiting)
-    spill(tier, make_chain(namespace, 4, "newcomer").keys())
+    newcomer = make_chain(namespace, 3, "newcomer").keys()
+    assert spill(tier, newcomer[:2]) == [SpillResult.STORED] * 2
+    tier.mark_pending(newcomer[:2])
+    assert spill(tier, newcomer[2:]) == [SpillResult.REFUSED]
     load(tier, waiting)
-    assert [page.key for page in tier.pending()] == waiting
+    assert [page.key for page in tier.pending()] == [*waiting, *newcomer[:2]]
     tier.mark_uploaded(waiting)
-    assert list(tier.pending()) == []
+    assert spill(tier, newcomer[2:]) == [SpillResult.STORED]
+    assert [page.key for page in tier.pending()] == newcomer[:2]

@@ -30,6 +30,11 @@ def _shift_length(head: bytes, by: int) -> bytes:
     )
 
 
+def _flip_some_bit(content: bytes) -> bytes:
+    where = secrets.randbelow(len(content))
+    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+
+
 def _on_the_way(name: str, fault: HttpFault, *, destroys: bool = False) -> Fault:
     """Return what the proxy does while the fault lasts."""
 
@@ -96,6 +101,7 @@ FAULTS = [
         ),
         destroys=True,
     ),
+    _on_the_way("altered body", HttpFault(methods=PAGES, edit_content=_flip_some_bit)),
     _on_the_way(
         "clock skew", HttpFault(edit_request=_edit(rb"(x-amz-date: )\d{4}", rb"\g<1>2019"))
     ),

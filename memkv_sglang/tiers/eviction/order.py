@@ -40,9 +40,9 @@ class EvictionOrder:
     """When each entry was used last, in ticks of a counter, and how often it was used again.
 
     An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
-    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `use` and
-    `settle` may be called by any thread; who changes what is there calls `set`, `enter` and
-    `leave` one at a time, who makes room the others.
+    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `align`,
+    `use` and `settle` may be called by any thread; who changes what is there calls `set`, `enter`
+    and `leave` one at a time, who makes room the others.
 
     Uses are noted at first, as lookups wait for that, and settled before anything depends on them.
     """
@@ -82,6 +82,14 @@ class EvictionOrder:
     def touch(self, entries: Sequence[int]) -> None:
         """Move pages of a chain to the young end, which is no repeated use; given root first."""
         self._note(entries, b"", None)
+
+    def align(self, entries: Sequence[int]) -> None:
+        """Touch pages of a chain that came to be there in parts, and rank none below its next."""
+        self.touch(entries)
+        self.settle()
+        uses, most = self._uses, 0
+        for entry in reversed(entries):
+            most = uses[entry] = max(uses[entry], most)
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
         """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""

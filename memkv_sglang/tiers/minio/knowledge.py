@@ -87,11 +87,12 @@ class Knowledge:
                 del self._missing[next(iter(self._missing))]
             self._missing[name] = now + self._ttl
 
-    def discard(self, key: PageKey) -> None:
-        """Forget that the page was seen."""
+    def discard(self, *keys: PageKey) -> None:
+        """Forget that the pages were seen."""
+        names = {key.namespace + key.hash for key in keys}
         with self._lock:
-            self._young.discard(key.namespace + key.hash)
-            self._old.discard(key.namespace + key.hash)
+            self._young -= names
+            self._old -= names
 
     def forget(self, namespace: bytes) -> None:
         """Forget all pages of a namespace."""

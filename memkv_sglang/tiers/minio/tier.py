@@ -124,7 +124,10 @@ class MinioTier(Tier):
         found, bound = longest_prefix(low, high, probe, width)
         self._knowledge.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
-            self._knowledge.add_missing(PageKey(chain.namespace, chain.hashes[found]))
+            # What was seen behind a page that is not there is not there any more either.
+            absent = [PageKey(chain.namespace, h) for h in chain.hashes[found:]]
+            self._knowledge.discard(*absent)
+            self._knowledge.add_missing(absent[0])
         return Lookup(found, complete=found == bound)
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
@@ -142,6 +145,9 @@ class MinioTier(Tier):
         results = self._move_all(
             PageTransfers.fetch, pages, deadline, done=LoadResult.LOADED, failed=LoadResult.FAILED
         )
+        if LoadResult.MISSING in results:  # then those behind it, which were not begun, are, too
+            skipped = [p.key for p, r in zip(pages, results, strict=True) if r is None]
+            self._knowledge.discard(*skipped)
         return [LoadResult.SKIPPED if result is None else result for result in results]
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
@@ -164,18 +170,19 @@ class MinioTier(Tier):
             results[index] = SpillResult.FAILED if result is None else result
         return results
 
+    def touch(self, chain: Chain) -> None:
+        """There is nothing to do: see `note_use`."""
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Ask which are there, remove them through the control path."""
         self._demand_writer()
-        for key in keys:
-            self._knowledge.discard(key)
+        self._knowledge.discard(*keys)
         deadline = time.monotonic() + CONTROL_TIME
         asked = list(dict.fromkeys(keys))
         present = self.present(asked, deadline)
         there = [key for key, found in zip(asked, present, strict=True) if found]
         self._bucket().remove(self._names.page(key) for key in there)
-        for key in there:
-            self._knowledge.discard(key)
+        self._knowledge.discard(*there)
         return len(there)
 
     def describe(self, namespace: Namespace) -> None:
@@ -252,8 +259,7 @@ class MinioTier(Tier):
         return PinStore(*self.control()).kept()
 
     def _forget(self, keys: Sequence[PageKey]) -> None:
-        for key in keys:
-            self._knowledge.discard(key)
+        self._knowledge.discard(*keys)
 
     def usage(self) -> TierUsage:
         """Return what the last collection saw, whichever node made it; zeros before the first."""

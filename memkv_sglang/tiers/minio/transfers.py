@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import quote
 
-from memkv_sglang.page import Page, PageKey
+from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.client import NO_FIELDS, ObjectClient, refuse
@@ -28,6 +29,15 @@ from memkv_sglang.tiers.minio.wire import ResponseHead
 logger = logging.getLogger(__name__)
 
 
+class _Fault(NamedTuple):
+    """What is wrong with a response that should be a page, and what tells it from others."""
+
+    reason: str
+    etag: bytes | None
+    content: bytes = b""
+    """The body's checksum; empty where it was not read."""
+
+
 class PageTransfers(NamedTuple):
     """Moves pages of one bucket and keeps what it learns. Faults are results and a log line."""
 
@@ -45,24 +55,23 @@ class PageTransfers(NamedTuple):
     """Who is told when the pages' objects were written last, if anybody."""
 
     def fetch(self, page: Page, deadline: float, guard: Guard) -> LoadResult:
-        """Load a page; a copy that is not what it should be is set aside."""
+        """Load a page; a copy that is not what it should be is set aside.
+
+        Not so at the first sight of it: a network that alters a response would do away with an
+        intact object. The copy is at fault if reading it again shows the same.
+        """
         name = self.names.page(page.key)
         try:
             with self.form.room(page) as stored:
-
-                def receive(connection: Connection, head: ResponseHead) -> str | None:
-                    if head.status != HTTPStatus.OK:
-                        refuse(connection, head, deadline)
-                    if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
-                        return mismatch
-                    connection.receive_body(stored.buffers, deadline)
-                    if (noted := self.noted()) is not None:
-                        noted.saw(page.key, head)
-                    if not checksum_matches(head, stored):
-                        return "checksum"
-                    return self.form.restore(head, stored, page)
-
+                receive = partial(self._receive, page, stored, deadline)
                 fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
+                if fault is not None:
+                    again = self.client.exchange("GET", name, deadline, receive, guard=guard)
+                    if again != fault:
+                        self.telemetry.fault("response altered", TransferError(fault.reason))
+                        if again is not None:
+                            return LoadResult.FAILED
+                        fault = None
         except UnreadableError as error:
             self.telemetry.fault("page unreadable", error)
             self._forget(page.key)
@@ -74,10 +83,28 @@ class PageTransfers(NamedTuple):
             self.telemetry.fault("load failed", error)
             return LoadResult.FAILED
         if fault is not None:
-            self._set_aside(page.key, fault, deadline)
+            self._set_aside(page.key, fault.reason, deadline)
             return LoadResult.CORRUPT
         self.knowledge.add([page.key])
         return LoadResult.LOADED
+
+    def _receive(
+        self, page: Page, stored: Page, deadline: float, connection: Connection, head: ResponseHead
+    ) -> _Fault | None:
+        """Fill the page by way of `stored`, or tell what is wrong with the response."""
+        if head.status != HTTPStatus.OK:
+            refuse(connection, head, deadline)
+        etag = head.field(b"etag")
+        if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
+            return _Fault(mismatch, etag)
+        connection.receive_body(stored.buffers, deadline)
+        if (noted := self.noted()) is not None:
+            noted.saw(page.key, head)
+        if not checksum_matches(head, stored):
+            return _Fault("checksum", etag, page_checksum(page.key, stored.buffers))
+        if forgery := self.form.restore(head, stored, page):
+            return _Fault(forgery, etag, page_checksum(page.key, stored.buffers))
+        return None
 
     def store(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
         """Spill a page: others see it complete or not at all, since a PUT is atomic."""

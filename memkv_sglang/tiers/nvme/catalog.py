@@ -184,14 +184,18 @@ class Catalog:
         else:
             self._release(entry)
 
-    def drop(self, entries: Collection[int], *, unpinned_only: bool = False) -> int:
-        """Forget pages, return how many; leave alone those that are pinned, if so asked."""
+    def drop(self, entries: Collection[int], *, to_make_room: bool = False) -> int:
+        """Forget pages, return how many.
+
+        Those that are pinned or wait for upload do not leave to make room.
+        """
         with self.changes:
             with self.lock:
                 entries = [
                     entry
                     for entry in dict.fromkeys(entries)
-                    if self.index.key(entry) and not (unpinned_only and entry in self._pins)
+                    if self.index.key(entry)
+                    and not (to_make_room and (entry in self._pins or entry in self.pending))
                 ]
                 records = b"".join(map(self._slot_record, entries))
             if entries:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from memkv_sglang.tiers.eviction import Victims
@@ -34,7 +34,10 @@ class Room:
         self._one_at_a_time = threading.Lock()
 
     def make(self, slot_size: int, count: int) -> bool:
-        """Make room for some of `count` more pages; False if nothing more can leave."""
+        """Make room for some of `count` more pages; False if nothing more can leave.
+
+        Pages that wait for upload never do: no other place has them yet.
+        """
         with self._one_at_a_time:
             if any(segment.slots.free for segment in self._catalog.segments.of_size(slot_size)):
                 return True  # somebody else made it meanwhile
@@ -43,12 +46,16 @@ class Room:
             while self._reclaim_segment(slot_size):
                 if self._add_segment(slot_size):
                     return True
-            return self._evict(slot_size, count) > 0
+            is_made = self._evict(slot_size, count) > 0
+            if not is_made and (waiting := len(self._catalog.pending)):
+                self._faults.report("disk is full of pages that wait for upload", pages=waiting)
+            return is_made
 
     def is_short(self) -> bool:
-        """Tell whether `trim` would do something."""
-        return any(
-            self._use(size) > self._high for size in list(self._catalog.segments.by_slot_size)
+        """Tell whether there is something for `shrink` or `trim` to do."""
+        segments = self._catalog.segments
+        return segments.spare() < 0 or any(
+            self._use(size) > self._high for size in list(segments.by_slot_size)
         )
 
     def trim(self) -> None:
@@ -68,13 +75,14 @@ class Room:
     def shrink(self) -> None:
         """Remove the coldest segments until the files fit into the capacity and leave `keep_free`.
 
-        Those with pages that wait for upload, or are to be kept, are removed last.
+        Those with pages to be kept are removed last, those with pages that wait for upload only
+        once these wait no more.
         """
         with self._one_at_a_time:
             segments = self._catalog.segments
             while segments.total and segments.spare() < 0:
-                coldest = min(segments, key=lambda s: (self._is_wanted(s), self._newest(s)))
-                if not self._remove_segment(coldest):
+                removable = self._removable(segments)
+                if not removable or not self._remove_segment(removable[0]):
                     return
 
     def _slots(self, slot_size: int) -> int:
@@ -116,9 +124,18 @@ class Room:
         if coldest is not None:
             colder = (s for s in others if self._is_colder(s, coldest))
             return any(map(self._remove_segment, colder))
-        # Nothing of this size can leave, so some other has to, uploads that wait last.
-        others.sort(key=lambda segment: (self._is_wanted(segment), self._newest(segment)))
-        return any(map(self._remove_segment, others))
+        # Nothing of this size can leave, so some other has to.
+        return any(map(self._remove_segment, self._removable(others)))
+
+    def _removable(self, segments: Iterable[Segment]) -> list[Segment]:
+        """Return those where no page waits for upload, in the order in which they leave."""
+        catalog = self._catalog
+        with catalog.lock:
+            waiting = {catalog.index.segments[entry] for entry in catalog.pending}
+        return sorted(
+            (segment for segment in segments if segment.number not in waiting),
+            key=lambda segment: (self._is_kept(segment), self._newest(segment)),
+        )
 
     def _is_colder(self, segment: Segment, rank: int) -> bool:
         rank_of, pending = self._catalog.order.rank, self._catalog.pending
@@ -132,23 +149,20 @@ class Room:
         rank_of = self._catalog.order.rank
         return max((rank_of(e) for e in segment.slots.entries if e != NO_ENTRY), default=0)
 
-    def _is_wanted(self, segment: Segment) -> bool:
-        """Tell whether some of its pages wait for upload, or are to be kept."""
-        catalog = self._catalog
-        return any(
-            entry != NO_ENTRY and (entry in catalog.pending or catalog.is_kept(entry))
-            for entry in segment.slots.entries
-        )
+    def _is_kept(self, segment: Segment) -> bool:
+        """Tell whether some of its pages are to be kept."""
+        is_kept = self._catalog.is_kept
+        return any(entry != NO_ENTRY and is_kept(entry) for entry in segment.slots.entries)
 
     def _remove_segment(self, segment: Segment) -> bool:
-        """Drop all pages of a segment and its file; False if some of its slots are in use."""
+        """Drop all pages of a segment and its file; False if some of them have to stay."""
         catalog = self._catalog
         with catalog.lock:
             entries = [entry for entry in segment.slots.entries if entry != NO_ENTRY]
             taken = len(segment.slots) - segment.slots.free
             if taken != len(entries) or any(map(catalog.is_pinned, entries)):
                 return False
-        self.evicted += catalog.drop(entries, unpinned_only=True)
+        self.evicted += catalog.drop(entries, to_make_room=True)
         with catalog.lock:
             if segment.slots.free < len(segment.slots):
                 return False
@@ -164,11 +178,10 @@ class Room:
         self._catalog.order.adapt(pages)
         while evicted < count:
             victims = self._victims(slot_size).take(pages, count - evicted)
-            victims = victims or self._waiting(slot_size, count - evicted)
             if not victims:
                 break
             self._catalog.remember(victims)
-            evicted += self._catalog.drop(victims, unpinned_only=True)
+            evicted += self._catalog.drop(victims, to_make_room=True)
         self.evicted += evicted
         return evicted
 
@@ -180,6 +193,8 @@ class Room:
         return self._victims_of[slot_size]
 
     def _entries(self, slot_size: int) -> Iterator[Sequence[int]]:
+        if len(self._catalog.pending) == len(self._catalog.index):
+            return  # all wait for upload: every spill would look at all of them in vain
         for segment in self._catalog.segments.of_size(slot_size):
             for first in range(0, len(segment.slots), _SCAN_CHUNK):
                 yield segment.slots.entries[first : first + _SCAN_CHUNK]
@@ -192,12 +207,3 @@ class Room:
             and not catalog.is_kept(entry)
             and catalog.index.key(entry) is not None
         )
-
-    def _waiting(self, slot_size: int, count: int) -> list[int]:
-        """Return the coldest of the pages that wait for upload: the last to leave."""
-        catalog = self._catalog
-        with catalog.lock:
-            sizes = {entry: catalog.place(entry).segment.slot_size for entry in catalog.pending}
-        waiting = [entry for entry, size in sizes.items() if size == slot_size]
-        coldest = catalog.order.coldest([waiting], lambda e: not catalog.is_pinned(e), count)
-        return [entry for _, entry in coldest]

@@ -102,11 +102,15 @@ class Segments:
         """Return by how many bytes the files may grow; negative where they have to shrink.
 
         That is so where the capacity has been lowered, or others have filled the file system.
+        A file system that does not tell is one to leave as it is.
         """
         spare = self._capacity - self.total
         if not self._keep_free:
             return spare
-        system = os.statvfs(self._directory)
+        try:
+            system = os.statvfs(self._directory)
+        except OSError:
+            return min(spare, 0)
         return min(spare, system.f_bavail * system.f_frsize - self._keep_free)
 
     def slots_to_come(self, slot_size: int) -> int:

@@ -121,6 +121,10 @@ class NvmeTier(Tier):
             self._housekeeper.wake()
             return results
 
+    def touch(self, chain: Chain) -> None:
+        """Walk the index; waits for nothing."""
+        self._catalog.order.align(self._catalog.walk(chain))
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Free the pages' slots, in the journal first."""
         with self._calls.enter() as entered:
@@ -196,6 +200,7 @@ class NvmeTier(Tier):
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Note in the journal that they wait no more."""
         self._mark(keys, pending=False)
+        self._housekeeper.wake()  # they may leave now
 
     def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> None:
         with self._calls.enter() as entered:

@@ -31,6 +31,10 @@ class WrapperTier(Tier):
         """Hand on."""
         return self.inner.spill(pages, deadline)
 
+    def touch(self, chain: Chain) -> None:
+        """Hand on."""
+        self.inner.touch(chain)
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Hand on."""
         return self.inner.remove(keys)

@@ -42,6 +42,18 @@ def test_leaf_goes_first_and_a_use_makes_young() -> None:
 
 
 @pytest.mark.parametrize("valuation", VALUATIONS, ids=lambda valuation: valuation.name)
+def test_chain_that_came_in_parts_leaves_leaf_first(valuation: Valuation) -> None:
+    """Though its end was there before, and was used then."""
+    order = EvictionOrder()
+    chain = make_chain(NAMESPACE, 6)
+    entries = add(order, chain.keys()[:3], 0) + add(order, chain.keys()[3:], 3)
+    order.use(chain.namespace, chain.hashes[3:], entries[3:])
+    order._bonuses = valuation.bonuses(len(entries))
+    order.align(entries)
+    assert by_rank(order, entries) == entries[::-1]
+
+
+@pytest.mark.parametrize("valuation", VALUATIONS, ids=lambda valuation: valuation.name)
 def test_more_uses_are_never_worth_less(valuation: Valuation) -> None:
     bonuses = valuation.bonuses(1000)
     assert len(bonuses) == MOST_USES + 1

@@ -97,8 +97,21 @@ def test_pages_that_others_removed_are_forgotten(
     results = one.load(pages, soon())
     assert results[:7] == [LoadResult.LOADED] * 6 + [LoadResult.MISSING]
     assert one.lookup(CHAIN, soon()) == (6, True)
-    assert spill(one, CHAIN.keys()[6:7]) == {SpillResult.STORED}
+    assert spill(one, CHAIN.keys()[6:10]) == {SpillResult.STORED}
     assert one.check_integrity() == []
+
+
+def test_a_missing_page_tells_that_those_behind_it_are_missing_too(
+    minio_config: MinioConfig, open_tier: OpenTier
+) -> None:
+    """The collector removes leaves first; else these would be taken for stored for minutes."""
+    writer, reader = open_tier(minio_config), open_tier(minio_config)
+    spill(writer, CHAIN.keys()[:10])
+    reader.load([make_page(key, LENGTHS, filled=False) for key in CHAIN.keys()[8:10]], soon())
+    assert writer.remove(CHAIN.keys()[6:10]) == 4
+    assert reader.lookup(CHAIN, soon()) == (6, True)
+    assert spill(reader, CHAIN.keys()[6:10]) == {SpillResult.STORED}
+    assert reader.check_integrity() == []
 
 
 @pytest.mark.parametrize("field", [CHECKSUM, LENGTH, FORMAT])

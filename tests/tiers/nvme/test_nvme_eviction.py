@@ -64,18 +64,37 @@ def test_load_of_what_was_evicted_is_a_miss_and_the_rest_is_right(full: Disk) ->
     assert full.tier.check_integrity() == []
 
 
-def test_pages_that_wait_for_upload_leave_last(full: Disk) -> None:
+def test_pages_that_wait_for_upload_do_not_leave(full: Disk) -> None:
     waiting, others = chain("waiting", 8), chain("others", 24)
     spill(full.tier, waiting.keys())
     full.tier.mark_pending(waiting.keys())
     spill(full.tier, others.keys())
     spill(full.tier, chain("new", 24).keys())
+    assert full.tier.lookup(others, soon()) == (0, True)
+    assert spill(full.tier, chain("all", 32).keys()) == [STORED] * 24 + [REFUSED] * 8
     assert full.tier.lookup(waiting, soon()) == (8, True)
     assert [page.key for page in full.tier.pending()] == waiting.keys()
-    assert full.tier.lookup(others, soon()) == (0, True)
-    spill(full.tier, chain("all", 32).keys())
-    assert list(full.tier.pending()) == []
     assert full.tier.check_integrity() == []
+
+
+def test_disk_full_of_waiting_pages_refuses_spills_until_one_is_uploaded(
+    full: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting, new = chain("waiting", 32).keys(), chain("new", 3).keys()
+    spill(full.tier, waiting)
+    full.tier.mark_pending(waiting)
+    for key in new:
+        assert spill(full.tier, [key]) == [REFUSED]
+    assert [record.message for record in caplog.records] == [
+        "disk is full of pages that wait for upload"
+    ]
+    load(full.tier, waiting)
+    assert full.tier.usage().evicted == 0
+    assert segment_bytes(full) <= full.config.capacity
+    full.tier.mark_uploaded(waiting[-1:])
+    assert spill(full.tier, new) == [STORED, REFUSED, REFUSED]
+    load(full.reopen(), waiting[:-1])
+    assert [page.key for page in full.tier.pending()] == waiting[:-1]
 
 
 def test_order_of_use_survives_a_restart(full: Disk) -> None:
@@ -144,14 +163,17 @@ def test_pages_of_another_size_stay_if_they_are_wanted(full: Disk, why: str) -> 
     assert all(present(full.tier, kept))
 
 
-def test_size_without_any_segment_gets_one_even_from_waiting_pages(full: Disk) -> None:
+def test_size_without_any_segment_gets_one_once_some_pages_wait_no_more(full: Disk) -> None:
     small = chain("small", 32).keys()
     spill(full.tier, small, SMALL)
     full.tier.mark_pending(small)
     key = chain("large", 1).keys()[0]
+    assert spill(full.tier, [key], LARGE) == [REFUSED]
+    load(full.tier, small, SMALL)
+    full.tier.mark_uploaded(small[:8])
     assert spill(full.tier, [key], LARGE) == [STORED]
     load(full.tier, [key], LARGE)
-    assert len(list(full.tier.pending())) == sum(present(full.tier, small)) == 28
+    load(full.tier, small[8:], SMALL)
 
 
 def test_page_longer_than_a_segment_is_refused(tmp_path: Path) -> None:
@@ -173,6 +195,19 @@ def test_lowered_capacity_keeps_the_pages_used_last(full: Disk) -> None:
     assert segment_bytes(full) <= capacity
     assert full.tier.lookup(new, soon()) == (16, True)
     assert full.tier.lookup(old, soon()) == (0, True)
+
+
+def test_lowered_capacity_is_kept_once_pages_wait_no_more(full: Disk) -> None:
+    waiting = chain("waiting", 24).keys()
+    spill(full.tier, waiting)
+    full.tier.mark_pending(waiting)
+    capacity = full.config.capacity // 2
+    full.reopen(capacity=capacity)
+    assert spill(full.tier, chain("new", 1).keys()) == [REFUSED]
+    load(full.tier, waiting)
+    full.tier.mark_uploaded(waiting)
+    eventually(lambda: segment_bytes(full) <= capacity)
+    assert full.tier.check_integrity() == []
 
 
 def test_many_sizes_share_the_capacity(full: Disk) -> None:

@@ -27,13 +27,16 @@ class NvmeMachine(TierMachine):
             low_watermark=0.9,
             threads=2,
         )
+        self.marks = self.disk.tier
         return self.disk.tier
 
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         if cleanly:
-            return self.disk.reopen()
-        self.disk.kill()
-        return self.disk.open()
+            self.marks = self.disk.reopen()
+        else:
+            self.disk.kill()
+            self.marks = self.disk.open()
+        return self.marks
 
     @rule(where=PREFIXES, part=st.integers(0, 10**9))
     def flip_a_bit(self, where: Prefix, part: int) -> None:
@@ -47,6 +50,7 @@ class NvmeMachine(TierMachine):
             assert self.tier.load([page], soon()) == [LoadResult.CORRUPT]
             assert self.tier.load([page], soon()) == [LoadResult.MISSING]
             self.stored.discard(key)
+            self.waiting.discard(key)
 
     @staticmethod
     def _damaged_byte(length: int, part: int) -> int:
