@@ -19,8 +19,7 @@ from memkv_sglang.tiers.nvme import NvmeTier
 PAGES = ("256k", "1m", "4m", "16m")
 TOTAL = 256 * MIB
 QUICK_TOTAL = 64 * MIB
-IN_FLIGHT = 4
-"""The tier's default."""
+IN_FLIGHT = NvmeConfig().queue_depth
 
 DEPTHS = (1, 2, 4, 8, 16)
 QUICK_DEPTHS = (1, 16)
@@ -122,9 +121,9 @@ class _Bench:
             stack.callback(peer.close)
         return {"memkv": self._tier(stack, case, IN_FLIGHT), **found}
 
-    def _tier(self, stack: ExitStack, case: str, threads: int) -> Peer:
+    def _tier(self, stack: ExitStack, case: str, depth: int) -> Peer:
         config = NvmeConfig(
-            directory=str(self._scratch / f"memkv-{case}"), capacity=GIB, threads=threads
+            directory=str(self._scratch / f"memkv-{case}"), capacity=GIB, queue_depth=depth
         )
         peer = Ours(NvmeTier(config))
         stack.callback(peer.close)

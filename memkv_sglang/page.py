@@ -56,7 +56,7 @@ class Page(NamedTuple):
     @property
     def length(self) -> int:
         """Bytes of content, over all buffers."""
-        return sum(len(buffer) for buffer in self.buffers)
+        return sum(map(len, self.buffers))
 
 
 def page_checksum(key: PageKey, buffers: Iterable[memoryview]) -> bytes:

@@ -224,10 +224,17 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "tier grows no more, and gives back what it holds of it, coldest pages first.",
         ),
     ] = 0
-    threads: Annotated[
+    queue_depth: Annotated[
         int,
-        Meta(ge=1, le=64, description="Disk requests in flight."),
-    ] = 4
+        Meta(ge=1, le=64, description="Disk requests that a call keeps in flight."),
+    ] = 16
+    requests: Annotated[
+        Literal["auto", "aio", "threads"],
+        Meta(
+            description="What asks the disk: Linux AIO, or threads that all calls share. "
+            "`auto`: AIO where there is O_DIRECT and the kernel has it, otherwise threads."
+        ),
+    ] = "auto"
     direct_io: Annotated[
         Literal["auto", "always", "never"],
         Meta(

@@ -19,7 +19,7 @@ from memkv_sglang.agent.wire import HEADER_SIZE, Channel, MessageError, Protocol
 from memkv_sglang.page import Buffer, PageKey
 from memkv_sglang.tiers.minio.errors import ProtocolError as HttpError
 from memkv_sglang.tiers.minio.wire import parse_head
-from memkv_sglang.tiers.nvme.direct_io import BLOCK
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
 from memkv_sglang.tiers.nvme.footer import Footer
 from memkv_sglang.tiers.nvme.journal import (
     PUT,

@@ -29,11 +29,11 @@ def levels(out: str) -> dict[str, str]:
 
 def test_config_tells_values_and_origins_but_no_secret(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "memkv.toml"
-    file.write_text("nvme.threads = 3\nnvme.capacity = '1GiB'")
+    file.write_text("nvme.queue_depth = 3\nnvme.capacity = '1GiB'")
     outcome = run("config", "--config", str(file), "--engine-promote", "never", "--json")
     shown = json.loads(outcome.out)
     assert shown.keys() == {setting.key for setting in all_settings()}
-    assert shown["nvme.threads"] == {"value": 3, "from": str(file)}
+    assert shown["nvme.queue_depth"] == {"value": 3, "from": str(file)}
     assert shown["nvme.capacity"] == {"value": 64 << 20, "from": "MEMKV_NVME_CAPACITY"}
     assert shown["engine.promote"] == {"value": "never", "from": "--engine-promote"}
     assert shown["engine.breaker_failures"] == {"value": 5, "from": "default"}

@@ -73,10 +73,10 @@ def test_nothing_given_means_the_defaults() -> None:
 
 def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> None:
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
-    one.write_text("nvme.threads = 1")
-    other.write_text("nvme.threads = 2")
-    assert load_config(None, {"MEMKV_CONFIG": str(one)}, {}).nvme.threads == 1
-    assert load_config(other, {"MEMKV_CONFIG": str(one)}, {}).nvme.threads == 2
+    one.write_text("nvme.queue_depth = 1")
+    other.write_text("nvme.queue_depth = 2")
+    assert load_config(None, {"MEMKV_CONFIG": str(one)}, {}).nvme.queue_depth == 1
+    assert load_config(other, {"MEMKV_CONFIG": str(one)}, {}).nvme.queue_depth == 2
 
 
 def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Pa
         path.chmod(mode)
         with pytest.raises(ConfigError, match=f"minio.access_key in {path}.*chmod 600 {path}"):
             load_config(path, {}, {})
-    path.write_text("nvme.threads = 1")
+    path.write_text("nvme.queue_depth = 1")
     load_config(path, {}, {})
 
 
@@ -154,4 +154,4 @@ def test_times_have_their_range_in_their_unit() -> None:
 
 def test_the_environment_itself_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "MEMKV_NVME_THREADS", "7")
-    assert load_config(None, {}, {}).nvme.threads == Config().nvme.threads
+    assert load_config(None, {}, {}).nvme.queue_depth == Config().nvme.queue_depth

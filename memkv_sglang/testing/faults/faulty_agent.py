@@ -2,7 +2,8 @@
 
 Where the environment names a file in `DISK_FAULT` and it is there, reads and writes of pages and
 of the journal raise the error whose name it holds (EIO, ENOSPC). The system calls themselves are
-replaced, as tests of the tier do, since most machines have no device that fails on demand.
+replaced, as tests of the tier do, since most machines have no device that fails on demand; AIO
+takes nothing then, and what it does not take is left to these calls.
 """
 
 import errno
@@ -14,6 +15,7 @@ from typing import Any
 from memkv_sglang.agent.__main__ import main
 from memkv_sglang.tiers.nvme import faults as nvme_faults
 from memkv_sglang.tiers.nvme import room
+from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
 DISK_FAULT = "MEMKV_TEST_DISK_FAULT"
 
@@ -34,8 +36,10 @@ def failing(call: Callable[..., Any], control: Path) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     if DISK_FAULT in os.environ:
+        fault = Path(os.environ[DISK_FAULT])
         for name in CALLS:
-            setattr(os, name, failing(getattr(os, name), Path(os.environ[DISK_FAULT])))
+            setattr(os, name, failing(getattr(os, name), fault))
+        Context.submit = failing(Context.submit, fault)  # type: ignore[method-assign]
     # A disk that failed is tried again after 30 s, which would be a round's whole length.
     for module in (nvme_faults, room):
         vars(module)["PAUSE"] = 1.0

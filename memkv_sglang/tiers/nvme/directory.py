@@ -11,7 +11,7 @@ from pathlib import Path
 from memkv_sglang.config.environment import check_capacity, check_directory
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
-from memkv_sglang.tiers.nvme.direct_io import supports_direct_io
+from memkv_sglang.tiers.nvme.disk.direct_io import supports_direct_io
 from memkv_sglang.tiers.nvme.files import write_whole
 from memkv_sglang.tiers.nvme.journal import UNFINISHED_SUFFIX
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import xxhash
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.nvme.direct_io import BLOCK, pad_to_block
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, pad_to_block
 
 FOOTER_SIZE = BLOCK
 FORMAT_VERSION = 1

@@ -1,15 +1,14 @@
 """Loads: pin the slots, read them, believe only what the footer and the checksum confirm."""
 
-import time
 from collections.abc import Sequence
 
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
+from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
-from memkv_sglang.tiers.nvme.movers import Movers
 from memkv_sglang.tiers.nvme.quarantine import Quarantine
-from memkv_sglang.tiers.nvme.scratch import Scratch
 from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.transfer import Run, into_runs, read_run
 
@@ -59,26 +58,26 @@ class Loader:
             else:
                 results[i] = LoadResult.CORRUPT
 
-        def read(run: Run, scratch: Scratch) -> list[LoadResult]:
-            return self._read(run, pages, scratch, deadline)
-
-        runs = into_runs(places, self._movers.threads)
-        for run, run_results in zip(runs, self._movers.run(read, runs), strict=True):
+        runs = into_runs(places, self._movers.depth)
+        moved = self._movers.run((self._read(run, pages) for run in runs), deadline)
+        for run, run_results in zip(runs, moved, strict=True):
             for member, result in zip(run.members, run_results, strict=True):
                 results[member] = result
         return results
 
-    def _read(
-        self, run: Run, pages: Sequence[Page], scratch: Scratch, deadline: float
-    ) -> list[LoadResult]:
-        if time.monotonic() >= deadline:
-            return [LoadResult.FAILED] * len(run.members)
+    def _read(self, run: Run, pages: Sequence[Page]) -> Move[list[LoadResult]]:
         try:
-            intact = read_run(run, pages, scratch)
+            with self._movers.scratches.lend() as scratch:
+                intact = yield from read_run(run, pages, scratch)
+        except OutOfTimeError:
+            return [LoadResult.FAILED] * len(run.members)
         except (OSError, EOFError) as error:
             if len(run.members) > 1:  # one bad sector, or the file's end: save the other pages
-                singles = (Run(run.segment, run.first + i, [m]) for i, m in enumerate(run.members))
-                return [self._read(single, pages, scratch, deadline)[0] for single in singles]
+                results: list[LoadResult] = []
+                for i, member in enumerate(run.members):
+                    single = Run(run.segment, run.first + i, [member])
+                    results += yield from self._read(single, pages)
+                return results
             if isinstance(error, EOFError):
                 return [LoadResult.CORRUPT]
             self._faults.report("disk read failed", path=str(run.segment.path), error=str(error))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.nvme.direct_io import aligned_memory
+from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
 from memkv_sglang.tiers.nvme.segment import Place
 
 FILES_KEPT = 16
@@ -24,7 +24,7 @@ class Quarantine:
         try:
             if sum(1 for _ in self._directory.iterdir()) >= FILES_KEPT:
                 return None
-            place.segment.read([content], place.slot)
+            place.segment.read([content], place.slot).carry_out()
             path.touch(mode=0o600)
             path.write_bytes(content)
         except (OSError, EOFError):

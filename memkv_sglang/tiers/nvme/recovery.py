@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
+from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer, slot_size_of
 from memkv_sglang.tiers.nvme.journal import (
     PUT,
@@ -18,21 +19,16 @@ from memkv_sglang.tiers.nvme.journal import (
     Kind,
     read_journal,
 )
-from memkv_sglang.tiers.nvme.movers import Movers
-from memkv_sglang.tiers.nvme.scratch import Scratch
 from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 
-SCAN_THREADS = 16
-_SCAN_BATCH = 512
-"""Footers that one thread reads in a row."""
 _UNRECORDED = 1 << 20
 """Ticks left out at a restart: sequence numbers that a kill left unrecorded do not come again."""
 
 _log = logging.getLogger(__name__)
 
 
-def recover(catalog: Catalog, path: Path) -> None:
+def recover(catalog: Catalog, path: Path, movers: Movers) -> None:
     """Fill an empty catalog, whose segments are open, and give it its journal.
 
     Raises `OSError` if the journal can neither be resumed nor written anew.
@@ -43,7 +39,7 @@ def recover(catalog: Catalog, path: Path) -> None:
         if catalog.segments.by_number:
             fields = {"path": str(path), "reason": str(error)}
             _log.warning("no journal, reading footers", extra={"fields": fields})
-        scan_footers(catalog)
+        scan_footers(catalog, movers)
         catalog.begin_journal(path)
         return
     lost = _Replay(catalog).run(frames)
@@ -120,20 +116,15 @@ class _Found(NamedTuple):
     place: Place
 
 
-def scan_footers(catalog: Catalog) -> None:
-    """Fill a catalog from the footers on disk, several threads at once.
+def scan_footers(catalog: Catalog, movers: Movers) -> None:
+    """Fill a catalog from the footers on disk.
 
     Of two footers with one key the newer wins. What was freed but not yet written over is there
     again: the content is right, and eviction goes by age. What waited for upload is not known any
     more, so every page waits: the queue finds out what is there already.
     """
-    movers = Movers(SCAN_THREADS)
-    try:
-        found = read_footers(catalog.segments, movers)
-    finally:
-        movers.close()
     newest: dict[PageKey, _Found] = {}
-    for page in found:
+    for page in read_footers(catalog.segments, movers):
         seen = newest.get(page.footer.key)
         if seen is None or seen.footer.sequence < page.footer.sequence:
             newest[page.footer.key] = page
@@ -146,24 +137,18 @@ def scan_footers(catalog: Catalog) -> None:
 
 def read_footers(segments: Iterable[Segment], movers: Movers) -> list[_Found]:
     """Return all valid footers with their places; what cannot be read is left out."""
-    batches = [
-        (segment, range(first, min(first + _SCAN_BATCH, segment.intact_slots)))
-        for segment in segments
-        for first in range(0, segment.intact_slots, _SCAN_BATCH)
-    ]
-    return [page for batch in movers.run(_read_batch, batches) for page in batch]
+    places = (Place(s, slot) for s in segments for slot in range(s.intact_slots))
+    return [found for found in movers.run(_read(place, movers) for place in places) if found]
 
 
-def _read_batch(batch: tuple[Segment, range], scratch: Scratch) -> list[_Found]:
-    segment, slots = batch
-    block = scratch.bounce(FOOTER_SIZE)
-    found = []
-    for slot in slots:
+def _read(place: Place, movers: Movers) -> Move[_Found | None]:
+    with movers.scratches.lend() as scratch:
+        block = scratch.bounce(FOOTER_SIZE)
         try:
-            segment.read_footer(block, slot)
+            yield place.segment.read_footer(block, place.slot)
         except (OSError, EOFError):
-            continue
+            return None
         footer = Footer.unpack(block)
-        if footer is not None and slot_size_of(footer.length) == segment.slot_size:
-            found.append(_Found(footer, Place(segment, slot)))
-    return found
+    if footer is None or slot_size_of(footer.length) != place.segment.slot_size:
+        return None
+    return _Found(footer, place)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import xxhash
 
-from memkv_sglang.tiers.nvme import direct_io
-from memkv_sglang.tiers.nvme.direct_io import BLOCK, aligned_memory, is_aligned
+from memkv_sglang.tiers.nvme.disk import direct_io
+from memkv_sglang.tiers.nvme.disk.base import DiskRequest
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory, is_aligned
 from memkv_sglang.tiers.nvme.slots import SlotMap
 
 HEADER_SIZE = BLOCK
@@ -56,17 +57,17 @@ class Segment:
         """Tell whether the file reads and writes these buffers without a bounce."""
         return not self.direct or is_aligned(buffers)
 
-    def read(self, vectors: Sequence[memoryview], slot: int) -> None:
-        """Fill the vectors from a slot's begin on. Raises `OSError`, `EOFError` if truncated."""
-        direct_io.read_fully(self.fd, vectors, self.offset(slot))
+    def read(self, vectors: Sequence[memoryview], slot: int) -> DiskRequest:
+        """Ask for the vectors to be filled from a slot's begin on."""
+        return DiskRequest(self.fd, vectors, self.offset(slot), writes=False)
 
-    def read_footer(self, block: memoryview, slot: int) -> None:
-        """Fill a block with what a slot ends with. Raises as `read`."""
-        direct_io.read_fully(self.fd, [block], self.offset(slot + 1) - len(block))
+    def read_footer(self, block: memoryview, slot: int) -> DiskRequest:
+        """Ask for a block to be filled with what a slot ends with."""
+        return DiskRequest(self.fd, [block], self.offset(slot + 1) - len(block), writes=False)
 
-    def write(self, vectors: Sequence[memoryview], slot: int) -> None:
-        """Write the vectors from a slot's begin on. Raises `OSError`."""
-        direct_io.write_fully(self.fd, vectors, self.offset(slot))
+    def write(self, vectors: Sequence[memoryview], slot: int) -> DiskRequest:
+        """Ask for the vectors to be written from a slot's begin on."""
+        return DiskRequest(self.fd, vectors, self.offset(slot), writes=True)
 
     def close(self) -> None:
         """Close the file."""

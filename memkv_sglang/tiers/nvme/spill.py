@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from memkv_sglang.page import Page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
+from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
+from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
 from memkv_sglang.tiers.nvme.faults import WriteGate
 from memkv_sglang.tiers.nvme.footer import slot_size_of
-from memkv_sglang.tiers.nvme.movers import Movers
 from memkv_sglang.tiers.nvme.room import Room
-from memkv_sglang.tiers.nvme.scratch import Scratch
 from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.transfer import Run, into_runs, write_run
 
@@ -103,18 +103,19 @@ class Spiller:
         """Write pages to their slots, return how many from the first on are on disk."""
         ticks = [page.tick for page in new]
 
-        def write(run: Run, scratch: Scratch) -> bool:
-            if time.monotonic() >= deadline:
-                return False
+        def write(run: Run) -> Move[bool]:
             try:
-                write_run(run, pages, ticks, scratch)
+                with self._movers.scratches.lend() as scratch:
+                    yield from write_run(run, pages, ticks, scratch)
+            except OutOfTimeError:
+                return False
             except OSError as error:
                 self._gate.close(error)
                 return False
             return True
 
         places = {i: page.place for i, page in enumerate(new)}
-        runs = into_runs(places, self._movers.threads)
-        done = self._movers.run(write, runs)
+        runs = into_runs(places, self._movers.depth)
+        done = self._movers.run(map(write, runs), deadline)
         failed = [min(run.members) for run, is_done in zip(runs, done, strict=True) if not is_done]
         return min(failed, default=len(new))

@@ -20,11 +20,11 @@ from memkv_sglang.tiers.nvme.calls import CallsInFlight
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
+from memkv_sglang.tiers.nvme.disk.movers import Movers
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.housekeeping import Housekeeper
 from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
-from memkv_sglang.tiers.nvme.movers import Movers
 from memkv_sglang.tiers.nvme.quarantine import Quarantine
 from memkv_sglang.tiers.nvme.recovery import recover
 from memkv_sglang.tiers.nvme.room import Room
@@ -65,11 +65,13 @@ class NvmeTier(Tier):
         self._gate = WriteGate(faults)
         self._catalog = Catalog(self._segments)
         self._room = Room(self._catalog, config.high_watermark, config.low_watermark, faults)
+        self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
         try:
             self._segments.open_all()
-            recover(self._catalog, self._directory.journal)
+            recover(self._catalog, self._directory.journal, self._movers)
             self._room.shrink()
         except OSError as error:
+            self._movers.close()
             self._segments.close()
             self._directory.close()
             raise ConfigError(
@@ -77,7 +79,6 @@ class NvmeTier(Tier):
                 "name another directory"
             ) from error
         self._descriptions = Descriptions(self._directory.namespaces)
-        self._movers = Movers(config.threads)
         quarantine = Quarantine(self._directory.quarantine)
         self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
         self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from memkv_sglang.page import Page, PageKey, page_checksum
-from memkv_sglang.tiers.nvme.direct_io import BLOCK
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
+from memkv_sglang.tiers.nvme.disk.movers import Move
+from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
-from memkv_sglang.tiers.nvme.scratch import Scratch
 from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.segments import RUN_SIZE
 
 _SMALL_RUN = 256 << 10
-"""Bytes that are not worth another thread."""
+"""Bytes that are not worth another request."""
 
 
 class Run(NamedTuple):
@@ -22,14 +23,14 @@ class Run(NamedTuple):
     members: list[int]
 
 
-def into_runs(places: dict[int, Place], threads: int) -> list[Run]:
-    """Gather pages whose slots follow one another, as far as every thread gets its share.
+def into_runs(places: dict[int, Place], depth: int) -> list[Run]:
+    """Gather pages whose slots follow one another, as far as `depth` requests come of it.
 
     `places` is by position in the call; a run is moved by one system call if it has no more buffers
     than that takes.
     """
     total = sum(place.segment.slot_size for place in places.values())
-    limit = min(max(total // threads, _SMALL_RUN), RUN_SIZE)
+    limit = min(max(total // depth, _SMALL_RUN), RUN_SIZE)
     runs: list[Run] = []
     size = 0
     for member in sorted(places, key=lambda member: _address(places[member])):
@@ -52,7 +53,9 @@ def _address(place: Place) -> tuple[int, int]:
     return place.segment.number, place.slot
 
 
-def write_run(run: Run, pages: Sequence[Page], ticks: Sequence[int], scratch: Scratch) -> None:
+def write_run(
+    run: Run, pages: Sequence[Page], ticks: Sequence[int], scratch: Scratch
+) -> Move[None]:
     """Write a run's pages with their footers; `ticks` are by position too. Raises `OSError`."""
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
@@ -63,17 +66,17 @@ def write_run(run: Run, pages: Sequence[Page], ticks: Sequence[int], scratch: Sc
             _gather(page.buffers, content[0])
         checksum = page_checksum(page.key, page.buffers)
         Footer(page.key, page.length, ticks[member], checksum).pack_into(footer)
-    run.segment.write(image.vectors, run.first)
+    yield run.segment.write(image.vectors, run.first)
 
 
-def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> list[bool]:
+def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> Move[list[bool]]:
     """Read a run's pages, tell for each whether it is the right one and intact.
 
     Raises `OSError`, and `EOFError` where the segment is truncated.
     """
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
-    run.segment.read(image.vectors, run.first)
+    yield run.segment.read(image.vectors, run.first)
     intact = []
     for page, content, footer in zip(members, image.contents, image.footers, strict=True):
         intact.append(is_intact(page.key, page.length, content, Footer.unpack(footer)))

@@ -7,15 +7,15 @@ from typing import NamedTuple
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
+from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
+from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
 from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
-from memkv_sglang.tiers.nvme.movers import Movers
-from memkv_sglang.tiers.nvme.scratch import Scratch
 from memkv_sglang.tiers.nvme.transfer import is_intact
 
-_BATCH_PER_THREAD = 8
-"""Pages queued for each mover at a time, so that loads do not wait behind a whole disk."""
+_BATCH = 8
+"""Pages a request in flight that are pinned at a time."""
 
 
 class VerifyReport(NamedTuple):
@@ -78,7 +78,7 @@ class Verifier:
         """
         index = self._catalog.index
         keys = [key for entry in list(index) if (key := index.key(entry)) is not None]
-        step = self._movers.threads * _BATCH_PER_THREAD
+        step = self._movers.depth * _BATCH
         pages = read_bytes = repaired = 0
         bad: dict[_State, list[SlotDescription]] = {_State.CORRUPT: [], _State.UNREADABLE: []}
         for first in range(0, len(keys), step):
@@ -105,7 +105,7 @@ class Verifier:
         pinned = self._catalog.pin(keys)
         try:
             there = [(k, e) for k, e in zip(keys, pinned, strict=True) if e is not None]
-            checked = self._movers.run(self._check_page, there)
+            checked = self._movers.run(self._check_page(key, entry) for key, entry in there)
             for (key, entry), page in zip(there, checked, strict=True):
                 if repair and page.state is not _State.INTACT:
                     self._loader.set_aside(key, entry)
@@ -113,19 +113,19 @@ class Verifier:
             self._catalog.unpin(pinned)
         return checked
 
-    def _check_page(self, page: tuple[PageKey, int], scratch: Scratch) -> _Checked:
-        key, entry = page
+    def _check_page(self, key: PageKey, entry: int) -> Move[_Checked]:
         length = self._catalog.index.lengths[entry]
-        state = self._state(key, entry, scratch)
+        with self._movers.scratches.lend() as scratch:
+            state = yield from self._state(key, entry, scratch)
         place = None if state is _State.INTACT else self._catalog.describe(key)
         return _Checked(key, length, state, place)
 
-    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> _State:
+    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> Move[_State]:
         segment, slot = self._catalog.place(entry)
         length = self._catalog.index.lengths[entry]
         content = scratch.bounce(segment.slot_size)
         try:
-            segment.read([content], slot)
+            yield segment.read([content], slot)
         except OSError:
             return _State.UNREADABLE
         except EOFError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -12,10 +13,13 @@ from memkv_sglang.tiers.base import Tier
 from memkv_sglang.tiers.nvme import NvmeTier
 
 
+@pytest.mark.parametrize("requests", ["aio", "threads"])
 class TestNvmeTier(TierConformance):
     @pytest.fixture
-    def tier(self, tmp_path: Path) -> Iterator[Tier]:
-        self.config = NvmeConfig(directory=str(tmp_path / "nvme"), capacity=32 * MIB)
+    def tier(self, tmp_path: Path, requests: Literal["aio", "threads"]) -> Iterator[Tier]:
+        self.config = NvmeConfig(
+            directory=str(tmp_path / "nvme"), capacity=32 * MIB, requests=requests
+        )
         self.opened: list[NvmeTier] = [NvmeTier(self.config)]
         yield self.opened[0]
         for tier in self.opened:

@@ -36,7 +36,7 @@ STORED, REFUSED, FAILED = SpillResult.STORED, SpillResult.REFUSED, SpillResult.F
 
 @pytest.fixture
 def nvme(tmp_path: Path) -> Iterator[Disk]:
-    with disk(tmp_path / "nvme", threads=2) as opened:
+    with disk(tmp_path / "nvme", queue_depth=2) as opened:
         yield opened
 
 
@@ -309,7 +309,7 @@ def test_what_has_not_begun_by_the_deadline_is_not_begun(
 ) -> None:
     """One mover, held up past the deadline in its first read; the buffers of the others stay."""
     size = (512 * 1024,)
-    nvme.reopen(threads=1, capacity=128 * MIB)
+    nvme.reopen(queue_depth=1, capacity=128 * MIB)
     spill(nvme.tier, KEYS[::2], size)
     spill(nvme.tier, KEYS[1::2], size)
     monkeypatch.setattr("memkv_sglang.tiers.nvme.transfer.RUN_SIZE", 1)
@@ -338,7 +338,7 @@ def test_loads_return_only_when_no_thread_is_at_the_buffers(
 ) -> None:
     """The first read fails at once while the others are still at it."""
     size = (512 * 1024,)
-    nvme.reopen(capacity=128 * MIB, threads=4)
+    nvme.reopen(capacity=128 * MIB, queue_depth=4)
     spill(nvme.tier, KEYS[:4], size)
     monkeypatch.setattr("memkv_sglang.tiers.nvme.transfer.RUN_SIZE", 1)
     real, done = os.preadv, []

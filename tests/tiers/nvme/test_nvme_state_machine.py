@@ -25,7 +25,8 @@ class NvmeMachine(TierMachine):
             capacity=self.capacity,
             high_watermark=0.95,
             low_watermark=0.9,
-            threads=2,
+            queue_depth=2,
+            requests="auto",
         )
         self.marks = self.disk.tier
         return self.disk.tier

@@ -20,7 +20,7 @@ KEYS = make_chain(NAMESPACE, 100).keys()
 
 @pytest.fixture
 def nvme(tmp_path: Path) -> Iterator[Disk]:
-    with disk(tmp_path / "nvme", threads=2) as opened:
+    with disk(tmp_path / "nvme", queue_depth=2) as opened:
         opened.tier.describe(NAMESPACE)
         spill(opened.tier, KEYS)
         yield opened

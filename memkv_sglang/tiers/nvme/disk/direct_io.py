@@ -26,15 +26,16 @@ def is_aligned(buffers: Iterable[memoryview]) -> bool:
     """
     return all(
         len(buffer) % BLOCK == 0
-        and (
-            not buffer
-            or (
-                not buffer.readonly
-                and ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % BLOCK == 0
-            )
-        )
+        and (not buffer or (not buffer.readonly and address_of(buffer) % BLOCK == 0))
         for buffer in buffers
     )
+
+
+def address_of(buffer: memoryview) -> int:
+    """Return where a writable buffer lies, 0 for an empty one."""
+    if not buffer:
+        return 0
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def aligned_memory(size: int) -> memoryview:

@@ -1,6 +1,9 @@
-"""Aligned memory of a mover thread's own: footers, and a bounce buffer for what is not aligned."""
+"""Aligned memory of a move's own: footers, and a bounce buffer for what is not aligned."""
 
-from memkv_sglang.tiers.nvme.direct_io import BLOCK, aligned_memory
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
 
 _KEPT = 8 << 20
 """Bytes of a bounce buffer beyond which it is not kept for the next time."""
@@ -29,3 +32,22 @@ class Scratch:
         if size <= _KEPT:
             self._bounce = memory
         return memory[:size]
+
+
+class ScratchPool:
+    """Thread-safe; keeps as many as were lent at once."""
+
+    def __init__(self) -> None:
+        self._idle: list[Scratch] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[Scratch]:
+        """Lend one that nobody else has meanwhile."""
+        try:
+            scratch = self._idle.pop()
+        except IndexError:
+            scratch = Scratch()
+        try:
+            yield scratch
+        finally:
+            self._idle.append(scratch)

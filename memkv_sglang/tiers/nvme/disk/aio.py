@@ -1,0 +1,51 @@
+"""Requests in flight by Linux AIO: the calling thread submits and collects, no other takes part.
+
+Handing work to threads costs two wake-ups a request, and each needs the interpreter's lock. AIO
+rather than io_uring because of how a killed process ends: the kernel tears its AIO contexts down,
+and waits for what is in flight, before it closes the process's sockets (`exit_aio` in fs/aio.c,
+from `exit_mm`, which `do_exit` calls before `exit_files`). So a client that sees its agent gone can
+rely on its buffers, where io_uring would still write into them. Container runtimes allow AIO, too.
+"""
+
+import time
+from collections.abc import Sequence
+
+from memkv_sglang.tiers.nvme.disk.base import DiskRequest, Landed, OutOfTimeError, RequestQueue
+from memkv_sglang.tiers.nvme.disk.linux_aio import Context
+
+
+class AioQueue(RequestQueue):
+    """At most `depth` requests at a time, on files that are open with O_DIRECT."""
+
+    def __init__(self, depth: int) -> None:
+        """Open a context. Raises `OSError` where there is none to be had."""
+        self._context = Context(depth)
+        self._in_flight: dict[int, DiskRequest] = {}
+        self._landed: list[Landed] = []
+
+    def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
+        """Send it to the disk; what AIO does not take is carried out here."""
+        if time.monotonic() >= deadline:
+            self._landed.append(Landed(number, OutOfTimeError()))
+            return
+        try:
+            self._context.submit(number, request)
+        except OSError:
+            self._landed.append(Landed(number, request.outcome()))
+        else:
+            self._in_flight[number] = request
+
+    def wait(self) -> Sequence[Landed]:
+        """Collect what has landed."""
+        while not self._landed:
+            for number, result in self._context.collect():
+                request = self._in_flight.pop(number)
+                whole = result == sum(map(len, request.vectors))
+                # Failed, or not all of it: the other way finds out what is wrong.
+                self._landed.append(Landed(number, None if whole else request.outcome()))
+        landed, self._landed = self._landed, []
+        return landed
+
+    def close(self) -> None:
+        """Let the kernel wait for what is in flight."""
+        self._context.close()

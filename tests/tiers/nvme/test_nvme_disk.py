@@ -1,0 +1,142 @@
+"""What keeps requests to the disk in flight: AIO and threads do the same."""
+
+import os
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from memkv_sglang.tiers.nvme.disk.base import DiskRequest, OutOfTimeError
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
+from memkv_sglang.tiers.nvme.disk.linux_aio import Context
+from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
+
+BLOCKS = 64
+DEPTH = 4
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    """A file whose blocks are filled with their numbers, open with O_DIRECT."""
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(bytes([number]) * BLOCK for number in range(BLOCKS)))
+    opened = os.open(path, os.O_RDWR | os.O_DIRECT)
+    yield opened
+    os.close(opened)
+
+
+@pytest.fixture(params=["aio", "threads"])
+def movers(request: pytest.FixtureRequest) -> Iterator[Movers]:
+    how: Literal["aio", "threads"] = request.param
+    made = Movers(DEPTH, how, direct=True)
+    yield made
+    made.close()
+
+
+def read(fd: int, memory: memoryview, number: int) -> Move[memoryview]:
+    yield DiskRequest(fd, [memory[:1024], memory[1024:]], number * BLOCK, writes=False)
+    return memory
+
+
+def error_of(fd: int, memory: memoryview, offset: int) -> Move[Exception | None]:
+    try:
+        yield DiskRequest(fd, [memory], offset, writes=False)
+    except Exception as error:
+        return error
+    return None
+
+
+def test_results_come_in_order_and_each_buffer_has_its_bytes(fd: int, movers: Movers) -> None:
+    memory = aligned_memory(BLOCKS * BLOCK)
+    buffers = [memory[i * BLOCK : (i + 1) * BLOCK] for i in range(BLOCKS)]
+    filled = movers.run(read(fd, buffer, number) for number, buffer in enumerate(buffers))
+    assert [bytes(each) for each in filled] == [bytes([n]) * BLOCK for n in range(BLOCKS)]
+
+
+def test_a_move_asks_again(fd: int, movers: Movers) -> None:
+    def copy(source: int, target: int) -> Move[None]:
+        memory = aligned_memory(BLOCK)
+        yield DiskRequest(fd, [memory], source * BLOCK, writes=False)
+        yield DiskRequest(fd, [memory], target * BLOCK, writes=True)
+
+    movers.run(copy(number, number + 32) for number in range(32))
+    content = b"".join(
+        map(bytes, movers.run(read(fd, aligned_memory(BLOCK), n) for n in range(64)))
+    )
+    assert content[32 * BLOCK :] == content[: 32 * BLOCK]
+
+
+def test_a_move_is_told_what_is_wrong(fd: int, movers: Movers) -> None:
+    memory = aligned_memory(2 * BLOCK)
+    behind, across, closed, fine = movers.run(
+        [
+            error_of(fd, memory[:BLOCK], BLOCKS * BLOCK),
+            error_of(fd, memory, (BLOCKS - 1) * BLOCK),
+            error_of(-1, memory, 0),
+            error_of(fd, memory, 0),
+        ]
+    )
+    assert isinstance(behind, EOFError)
+    assert isinstance(across, EOFError)
+    assert isinstance(closed, OSError)
+    assert fine is None
+
+
+def test_nothing_begins_after_the_deadline(fd: int, movers: Movers) -> None:
+    memory = aligned_memory(BLOCK)
+    [error] = movers.run([error_of(fd, memory, BLOCK)], deadline=0)
+    assert isinstance(error, OutOfTimeError)
+    assert bytes(memory) == bytes(BLOCK)
+
+
+def test_a_failing_move_ends_the_run_when_the_others_have_landed(
+    fd: int, movers: Movers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, held = threading.Event(), threading.Event()
+    real = os.preadv
+
+    def hold(file: int, buffers: list[memoryview], offset: int) -> int:
+        if offset == BLOCK:
+            held.set()
+            go.wait(20)
+        return real(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", hold)
+    monkeypatch.setattr(Context, "submit", refuse)  # so that AIO makes the same system call
+
+    def fail() -> Generator[DiskRequest, None, None]:
+        yield DiskRequest(fd, [aligned_memory(BLOCK)], 0, writes=False)
+        raise ValueError("of the move")
+
+    slow = aligned_memory(BLOCK)
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(movers.run, [fail(), read(fd, slow, 1)])
+        assert held.wait(20)
+        assert not running.done()
+        go.set()
+        with pytest.raises(ValueError, match="of the move"):
+            running.result(20)
+    assert bytes(slow) == bytes([1]) * BLOCK
+
+
+def test_what_aio_does_not_take_is_read_all_the_same(
+    fd: int, movers: Movers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "submit", refuse)
+    [memory] = movers.run([read(fd, aligned_memory(BLOCK), 5)])
+    assert bytes(memory) == bytes([5]) * BLOCK
+
+
+def test_without_aio_threads_ask(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Context, "__init__", refuse)
+    movers = Movers(DEPTH, "auto", direct=True)
+    [memory] = movers.run([read(fd, aligned_memory(BLOCK), 7)])
+    assert bytes(memory) == bytes([7]) * BLOCK
+    movers.close()
+
+
+def refuse(*_: object) -> None:
+    raise OSError("refused")
