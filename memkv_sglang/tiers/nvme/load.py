@@ -12,6 +12,9 @@ from memkv_sglang.tiers.nvme.quarantine import Quarantine
 from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.transfer import Run, into_runs, read_run
 
+IN_FLIGHT = 16 << 20
+"""Bytes that a load asks of the disk at a time: what comes last is checked while the disk idles."""
+
 
 class Loader:
     """Fills pages. See `load`."""
@@ -59,7 +62,8 @@ class Loader:
                 results[i] = LoadResult.CORRUPT
 
         runs = into_runs(places, self._movers.depth)
-        moved = self._movers.run((self._read(run, pages) for run in runs), deadline)
+        moves = (self._read(run, pages) for run in runs)
+        moved = self._movers.run(moves, deadline, IN_FLIGHT)
         for run, run_results in zip(runs, moved, strict=True):
             for member, result in zip(run.members, run_results, strict=True):
                 results[member] = result

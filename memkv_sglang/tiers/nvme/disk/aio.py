@@ -40,7 +40,7 @@ class AioQueue(RequestQueue):
         while not self._landed:
             for number, result in self._context.collect():
                 request = self._in_flight.pop(number)
-                whole = result == sum(map(len, request.vectors))
+                whole = result == request.length
                 # Failed, or not all of it: the other way finds out what is wrong.
                 self._landed.append(Landed(number, None if whole else request.outcome()))
         landed, self._landed = self._landed, []

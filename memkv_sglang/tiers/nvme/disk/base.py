@@ -16,6 +16,11 @@ class DiskRequest(NamedTuple):
     """Where in the file they begin."""
     writes: bool
 
+    @property
+    def length(self) -> int:
+        """Bytes of all vectors."""
+        return sum(map(len, self.vectors))
+
     def carry_out(self) -> None:
         """Do it here and now; blocks. Raises `OSError`, `EOFError` where a read file ends."""
         transfer = write_fully if self.writes else read_fully

@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from memkv_sglang.tiers.nvme.disk.aio import AioQueue
 from memkv_sglang.tiers.nvme.disk.base import DiskRequest, RequestQueue
@@ -15,6 +15,9 @@ Result = TypeVar("Result")
 
 Move = Generator[DiskRequest, None, Result]
 """Yields what it asks of the disk, and is told there of the error; does all else between."""
+
+_LEAST = 2
+"""Requests in flight however large they are: one that the disk is at, and the next one."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +33,21 @@ class Movers:
         self._aio = how == "aio" or (how == "auto" and direct)
         self._idle: list[RequestQueue] = []
 
-    def run(self, moves: Iterable[Move[Result]], deadline: float = math.inf) -> list[Result]:
+    def run(
+        self,
+        moves: Iterable[Move[Result]],
+        deadline: float = math.inf,
+        in_flight: float = math.inf,
+    ) -> list[Result]:
         """Carry the moves out; return their results, in order, when none is on the disk any more.
 
         A request that has not begun by the deadline (`time.monotonic()`) raises `OutOfTimeError`
-        into its move. Whatever a move raises is raised here, then.
+        into its move. With `in_flight` bytes on their way no more than a second request is begun.
+        Whatever a move raises is raised here, then.
         """
         queue = self._take_queue()
         try:
-            results = _carry_out(moves, queue, self.depth, deadline)
+            results = _Run[Result](queue, self.depth, deadline, in_flight).carry_out(moves)
         except BaseException:
             queue.close()
             raise
@@ -64,30 +73,44 @@ class Movers:
         self._threads.close()
 
 
-def _carry_out(
-    moves: Iterable[Move[Result]], queue: RequestQueue, depth: int, deadline: float
-) -> list[Result]:
-    results: dict[int, Result] = {}
-    in_flight: dict[int, Move[Result]] = {}
-    upcoming = enumerate(moves)
+class _Run(Generic[Result]):
+    """The moves of one call."""
 
-    def go_on(number: int, move: Move[Result], error: Exception | None = None) -> None:
+    def __init__(self, queue: RequestQueue, depth: int, deadline: float, limit: float) -> None:
+        self._queue = queue
+        self._depth = depth
+        self._deadline = deadline
+        self._limit = limit
+        self._upcoming: Iterator[tuple[int, Move[Result]]] = iter(())
+        self._in_flight: dict[int, tuple[Move[Result], int]] = {}
+        self._bytes = 0
+        self._results: dict[int, Result] = {}
+
+    def carry_out(self, moves: Iterable[Move[Result]]) -> list[Result]:
+        self._upcoming = enumerate(moves)
+        self._begin_more()
+        while self._in_flight:
+            for number, error in self._queue.wait():
+                move, size = self._in_flight.pop(number)
+                self._bytes -= size
+                self._begin_more()  # first, so that the disk does not wait for what follows here
+                self._go_on(number, move, error)
+        return [self._results[number] for number in sorted(self._results)]
+
+    def _begin_more(self) -> None:
+        while self._has_room() and (turn := next(self._upcoming, None)):
+            self._go_on(*turn)
+
+    def _has_room(self) -> bool:
+        requests = len(self._in_flight)
+        return requests < self._depth and (requests < _LEAST or self._bytes < self._limit)
+
+    def _go_on(self, number: int, move: Move[Result], error: Exception | None = None) -> None:
         try:
             request = next(move) if error is None else move.throw(error)
         except StopIteration as end:
-            results[number] = end.value
+            self._results[number] = end.value
         else:
-            in_flight[number] = move
-            queue.submit(number, request, deadline)
-
-    def begin_more() -> None:
-        while len(in_flight) < depth and (turn := next(upcoming, None)):
-            go_on(*turn)
-
-    begin_more()
-    while in_flight:
-        for number, error in queue.wait():
-            move = in_flight.pop(number)
-            begin_more()  # first, so that the disk does not wait for what follows here
-            go_on(number, move, error)
-    return [results[number] for number in sorted(results)]
+            self._in_flight[number] = (move, request.length)
+            self._bytes += request.length
+            self._queue.submit(number, request, self._deadline)
