@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Queries a step, times the heads that share keys: bounds the mask (and the scores, where they are
-# materialised) to QUERY_ROWS x tokens, and skips the keys that come after the step's last query.
+# Queries a step: bounds the mask (and the scores, where they are materialised) to
+# QUERY_ROWS x tokens, and skips the keys that come after the step's last query.
 QUERY_ROWS = 1024
 
 
@@ -100,39 +100,26 @@ def attend(
     new, length, width = len(query), len(keys), values.shape[-1]
     # The fused CPU kernel wants values as wide as keys (MLA's are narrower).
     values = pad(values, (0, keys.shape[-1] - width))
-    keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (keys, values))
-    if new == length:  # without a prefix the kernel's own causal mode skips half the work
-        whole = scaled_dot_product_attention(
-            query.transpose(0, 1).unsqueeze(0),
-            keys,
-            values,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
-        output[:] = whole[0, :, :, :width].transpose(0, 1)
-        return
-    kv_heads = keys.shape[1]
-    group = query.shape[1] // kv_heads
-    rows = max(QUERY_ROWS // group, 1)
+    query, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (query, keys, values))
+    grouped = query.shape[1] != keys.shape[1]
+    # Without a prefix the kernel's own causal mode skips half the work.
+    whole = new == length
+    rows = new if whole else QUERY_ROWS
     for begin in range(0, new, rows):
         end = min(begin + rows, new)
         visible = length - new + end
-        # The heads that share keys are rows of one query: `enable_gqa` would copy the whole
-        # prefix for each of them, which is most of the work for a few new tokens.
-        part = query[begin:end].unflatten(1, (kv_heads, group)).transpose(0, 1).flatten(1, 2)
         part = scaled_dot_product_attention(
-            part.unsqueeze(0),
+            query[:, :, begin:end],
             keys[:, :, :visible],
             values[:, :, :visible],
-            attn_mask=_lower_right(end - begin, visible, group),
+            attn_mask=None if whole else _lower_right(end - begin, visible),
+            is_causal=whole,
             scale=scaling,
+            enable_gqa=grouped,
         )
-        part = part[0, :, :, :width].unflatten(1, (end - begin, group))
-        output[begin:end] = part.transpose(0, 1).flatten(1, 2)
+        output[begin:end] = part[0, :, :, :width].transpose(0, 1)
 
 
-def _lower_right(queries: int, keys: int, group: int) -> torch.Tensor:
-    """Return the causal mask of the last `queries` of `keys` tokens, a row for each of a group."""
-    visible = torch.arange(keys - queries, keys).repeat_interleave(group)
-    return torch.arange(keys) <= visible.unsqueeze(1)
+def _lower_right(queries: int, keys: int) -> torch.Tensor:
+    """Return the causal mask of the last `queries` of `keys` tokens."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
