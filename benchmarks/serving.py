@@ -94,26 +94,32 @@ class Servers:
         return node
 
     def peer(
-        self, name: str, extra: Sequence[str] = (), env: dict[str, str] | None = None
+        self,
+        name: str,
+        extra: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        page: int = PAGE,
     ) -> CpuServer:
-        """Start a server without the tier, with more arguments and environment."""
-        arguments = ["--page-size", str(PAGE), *extra]
+        """Start a server without the tier, with pages of so many tokens."""
+        arguments = ["--page-size", str(page), *extra]
         server = make_server(self.model, self.home / name, arguments, env or {})
         self._stack.callback(server.kill)
         self._servers.append(server)
         server.start()
         return server
 
-    def seaweedfs(self) -> CpuServer:
+    def seaweedfs(self, page: int = PAGE) -> CpuServer:
         """Start a server with SGLang's S3 backend, on the same MinIO."""
         settings = {
             "endpoint": self.minio.endpoint,
+            "bucket": f"seaweedfs-{page}",
             "access_key": self.minio.access_key,
             "secret_key": self.minio.secret_key,
             "interface_v1": 1,
             **PREFETCH_TIMEOUT,
         }
-        return self.peer("seaweedfs", [*_hicache("seaweedfs"), *_extra(settings)])
+        extra = [*_hicache("seaweedfs"), *_extra(settings)]
+        return self.peer(f"seaweedfs-{page}", extra, page=page)
 
     def file(self) -> CpuServer:
         """Start a server with SGLang's file backend, on a directory that nodes would share."""

@@ -73,6 +73,12 @@ TARGETS = (
     Target("scheduler_speed_kept_minio", "loop under load / alone", _LEAST, 0.95),
     Target("ttft_minio_over_recompute_16k", "other node's pages / recompute", _MOST, 1 / 40),
     Target("ttft_minio_over_seaweedfs_16k", "other node's pages / seaweedfs", _MOST, 1 / 4),
+    Target(
+        "ttft_minio_over_documented_seaweedfs_16k",
+        "the same / seaweedfs with the pages its documentation says to start with",
+        _MOST,
+        1 / 3,
+    ),
     Target("ttft_minio_minus_top_tier_ms_16k", "what the tier costs", _UNDER, 120),
     Target(
         "sessions_over_no_storage",
