@@ -1,7 +1,6 @@
 """A network that alters what passes: a miss at worst, and the object stays where it is."""
 
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -34,10 +33,7 @@ class Altering:
 
 @pytest.fixture
 def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
-    parts = urlsplit(minio_server.endpoint)
-    assert parts.hostname
-    assert parts.port
-    with HttpFaultProxy(parts.hostname, parts.port) as proxy:
+    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
         yield proxy
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -78,10 +77,7 @@ class Pool:
 
 @pytest.fixture
 def proxy(minio_server: MinioServer) -> Iterator[TcpProxy]:
-    parts = urlsplit(minio_server.endpoint)
-    assert parts.hostname
-    assert parts.port
-    with TcpProxy(parts.hostname, parts.port) as proxy:
+    with TcpProxy(minio_server.host, minio_server.port) as proxy:
         yield proxy
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -27,10 +26,7 @@ def busy(status: str, seconds: int) -> HttpFault:
 
 @pytest.fixture
 def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
-    target = urlsplit(minio_server.endpoint)
-    assert target.hostname
-    assert target.port
-    with HttpFaultProxy(target.hostname, target.port) as proxy:
+    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
         yield proxy
 
 
