@@ -8,8 +8,8 @@ from rich.progress import track
 
 from benchmarks.base import Options
 from benchmarks.report import Report
-from memkv_sglang.testing.faults.base import Fault, Outcome
-from memkv_sglang.testing.faults.cluster import Cluster
+from memkv_sglang.testing.faults.base import BUDGETS, Fault, Outcome, percentile
+from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
 from memkv_sglang.testing.faults.growth import Growth
 from memkv_sglang.testing.faults.registry import FAULTS
 from memkv_sglang.testing.faults.rounds import Rounds
@@ -51,6 +51,8 @@ def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
             cases[outcome.fault][name].append(seconds * 1e3)
     report.runs = {case: dict(times) for case, times in cases.items()}
     grown = growth.total()
+    lookups = [seconds for outcome in outcomes for seconds in outcome.lookups]
+    most = BUDGETS * ENGINE.lookup_budget
     totals = {
         name: sum(getattr(outcome, name) for outcome in outcomes)
         for name in (
@@ -68,6 +70,9 @@ def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
         "kinds_of_faults": len(cases),
         "pages_compared": sum(outcome.hits for outcome in outcomes),
         **totals,
+        "lookup_p99_ms": round(percentile(lookups, 0.99) * 1e3, 1),
+        "over_budget_rounds": sum(outcome.lookup_p99 > most for outcome in outcomes),
+        "slowest_move_s": round(max(outcome.slowest_move for outcome in outcomes), 2),
         "thread_growth": grown.threads,
         "descriptor_growth": grown.descriptors,
         "memory_growth_mb": round(grown.memory_mb, 1),

@@ -4,6 +4,7 @@ import msgspec
 
 from benchmarks.base import Options
 from benchmarks.report import Report
+from memkv_sglang.testing.faults.base import percentile
 from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
 from memkv_sglang.testing.faults.load import BACKLOG, CAPACITY, Loaded, put_under_load
 from memkv_sglang.testing.faults.traffic import Tally
@@ -27,7 +28,7 @@ def run(options: Options) -> Report:
         name: [part.percentile(share) * 1e3 for part in parts] for name, share in QUANTILES.items()
     }
     report.runs["load or spill"] = {
-        name: [_quantile(part.tally.moves, share) * 1e3 for part in parts]
+        name: [percentile(part.tally.moves, share) * 1e3 for part in parts]
         for name, share in QUANTILES.items()
     }
     report.figures = _figures(parts, seconds)
@@ -48,14 +49,10 @@ def _figures(parts: list[Loaded], seconds: float) -> dict[str, float]:
         "wrong_pages": total.wrong,
         "errors": len(total.errors),
         "hung_calls": total.hung,
-        "lookup_p99_ms": round(_quantile(total.lookups, 0.99) * 1e3, 1),
+        "lookup_p99_ms": round(percentile(total.lookups, 0.99) * 1e3, 1),
         "most_of_capacity": round(max(part.most_bytes for part in parts) / CAPACITY, 4),
         "most_of_backlog": round(max(part.most_queued for part in parts) / BACKLOG, 4),
         "thread_growth": last.threads - first.threads,
         "descriptor_growth": last.descriptors - first.descriptors,
         "memory_growth_mb": round(last.memory_mb - first.memory_mb, 1),
     }
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[int(len(values) * share)]

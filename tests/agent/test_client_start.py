@@ -15,6 +15,7 @@ from memkv_sglang.agent.launch import StartError, start_agent
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
+from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from tests.agent.agent_harness import (
@@ -29,6 +30,7 @@ from tests.agent.agent_harness import (
     make_config,
     maps,
 )
+from tests.tiers.nvme.nvme_support import room_for
 
 CHAIN = make_chain(NAMESPACE, 2)
 
@@ -223,3 +225,35 @@ def test_the_real_agent_keeps_pages_on_disk_over_a_kill(config: Config, tmp_path
     assert client.shutdown()
     client.close()
     eventually(lambda: not alive(last))
+
+
+def test_pages_spilled_in_several_calls_leave_the_disk_leaf_first(
+    config: Config, tmp_path: Path
+) -> None:
+    """Else what is left of the older chain, without its begin, is of no use to anybody."""
+    config = Config(
+        agent=config.agent,
+        nvme=NvmeConfig(
+            directory=str(tmp_path / "pages"),
+            capacity=room_for(96),
+            high_watermark=1.0,
+        ),
+    )
+    old, new = make_chain(NAMESPACE, 72, "old"), make_chain(NAMESPACE, 60, "new")
+    client = AgentClient(config, start=True)
+    with HostPool(12) as pool:
+        number = client.register_pool(pool.descriptor, pool.length)
+        assert client.wait(LIMIT), client.problem
+        for chain in (old, new):
+            for begin in range(0, len(chain.hashes), 12):
+                part = Chain(chain.namespace, chain.hashes[begin : begin + 12])
+                pool.fill(part)
+                stored = client.spill(part, pool.buffers(number, range(12)), chain.hashes[:begin])
+                assert stored == [SpillResult.STORED] * 12
+    assert client.present(old) == [True] * 36 + [False] * 36
+    assert client.lookup(old).length == 36
+    assert client.lookup(new).length == 60
+    agent = pid_of(client)
+    assert client.shutdown()
+    client.close()
+    eventually(lambda: not alive(agent))

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import agent, cpu, interference, lookup, minio, nvme, sessions, visible
+from benchmarks import agent, cpu, faults, interference, lookup, minio, nvme, sessions, visible
 from benchmarks.__main__ import main
 from benchmarks.base import MissingToolError, tool
 from benchmarks.report import Report
 from benchmarks.targets import TARGETS, Comparison, Target, show_targets
 from memkv_sglang.config.schema import MIB
+from memkv_sglang.testing.faults.base import Outcome
+from memkv_sglang.testing.faults.growth import Growth
 
 FIGURES = {
     "nvme": {
@@ -136,6 +138,48 @@ def test_sessions_are_bound_by_computing_or_by_bandwidth(load: float, least: flo
     assert figures["sessions_p95_first_token_over_bound"] == pytest.approx(2 / (1.5 * 36))
     for panel in report.panels:
         assert all(report.runs[case] for case in panel.cases.values())
+
+
+def test_faults_are_added_up() -> None:
+    """What the figures say of rounds with every kind of harm, which real ones never show."""
+    growth = Growth()
+    growth.sample([os.getpid()])
+    with_harm = Outcome(
+        fault="a",
+        calls=10,
+        hits=7,
+        misses=2,
+        wrong_pages=1,
+        acknowledged_pages=9,
+        acknowledged_pages_lost=2,
+        destroyed_pages=3,
+        hung_calls=4,
+        lookups=[0.01] * 98 + [0.5] * 2,
+        slowest_move=2.5,
+        circuit_opened=0.5,
+        first_hit=1.5,
+    )
+    without = Outcome("b", 10, 30, 0, 0, 9, 0, 0, 0, [0.02] * 300, 0.1, None, 0.25)
+    assert faults._report([with_harm, without, without], growth, rounds=3).figures == {
+        "rounds": 3,
+        "faults_injected": 3,
+        "kinds_of_faults": 2,
+        "pages_compared": 67,
+        "calls": 30,
+        "acknowledged_pages": 27,
+        "wrong_pages": 1,
+        "acknowledged_pages_lost": 2,
+        "destroyed_pages": 3,
+        "hung_calls": 4,
+        "lookup_p99_ms": 20.0,
+        "over_budget_rounds": 1,
+        "slowest_move_s": 2.5,
+        "thread_growth": 0,
+        "descriptor_growth": 0,
+        "memory_growth_mb": 0,
+        "rounds_of_the_oldest_agent": 1,
+        "slowest_first_hit_s": 1.5,
+    }
 
 
 def test_a_missing_tool_is_one_line_that_names_the_way_out(

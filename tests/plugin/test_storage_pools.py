@@ -3,14 +3,17 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.page import Chain
 from memkv_sglang.plugin import registered
 from memkv_sglang.plugin.pools import Pool
-from memkv_sglang.plugin.staging import StagedPool, Staging
+from memkv_sglang.plugin.staging import Staging
 from tests.plugin import host_pools
 from tests.plugin.attached import after, keys, store
 from tests.plugin.conftest import MakeNode
@@ -59,6 +62,32 @@ def test_calls_larger_than_the_staging_memory(
     loaded = storage.batch_get_v1(longer, host_pools.slots(pool, range(30, 55)), after([]))
     assert loaded == [True] * 20 + [False] * 5
     assert [host_pools.read(pool, place) for place in places] == contents
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "staged"])
+def test_every_call_names_all_that_comes_before(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Else the agent cannot tell which pages on its disk this chain goes on from."""
+    pool = host_pools.mha(shared=shared)
+    storage = make_node().attach({"kv": pool})
+    _pool(storage).pages_a_call = 3
+    calls: list[tuple[list[bytes], list[bytes]]] = []
+    spill = AgentClient.spill
+
+    def record(client: AgentClient, part: Chain, buffers: Any, before: Any = ()) -> Any:
+        calls.append((list(part.hashes), list(before)))
+        return spill(client, part, buffers, before)
+
+    monkeypatch.setattr(AgentClient, "spill", record)
+    chain = keys(13)
+    for begin, end in ((0, 4), (4, 5), (5, 13)):
+        slots = host_pools.slots(pool, range(begin, end))
+        stored = storage.batch_set_v1(chain[begin:end], slots, after(chain[:begin]))
+        assert stored == [True] * (end - begin)
+    hashes = [bytes.fromhex(key) for key in chain]
+    begins = [0, 3, 4, 5, 8, 11, 13]
+    assert calls == [(hashes[i:j], hashes[:i]) for i, j in pairwise(begins)]
 
 
 def test_a_page_that_misses_leaves_its_place_alone(make_node: MakeNode) -> None:
@@ -132,5 +161,5 @@ def test_slots_that_do_not_fit_the_keys_are_a_miss(make_node: MakeNode) -> None:
 
 def _pool(storage: Any) -> Pool:
     pool = storage._pools.get("kv").pool
-    assert isinstance(pool, StagedPool)
+    assert isinstance(pool, Pool)
     return pool

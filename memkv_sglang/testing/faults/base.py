@@ -1,6 +1,6 @@
 """What a fault is, and what came of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from memkv_sglang.testing.faults.cluster import Cluster
@@ -23,6 +23,10 @@ def leave_alone(cluster: Cluster) -> None:
     """Heal nothing: the agent and its clients cope by themselves."""
 
 
+BUDGETS = 1.5
+"""So many lookup budgets may the 99th percentile of a round's lookups last."""
+
+
 class Outcome(NamedTuple):
     """What the clients of all nodes saw in one round."""
 
@@ -39,11 +43,21 @@ class Outcome(NamedTuple):
     """Acknowledged pages that went with the copies that the fault destroyed."""
     hung_calls: int
     """Calls beyond their limit, and calls that raised."""
-    lookup_p99: float
-    """Seconds."""
+    lookups: Sequence[float]
+    """Seconds of each lookup."""
     slowest_move: float
     """Seconds of the slowest load or spill."""
     circuit_opened: float | None
     """Seconds from the fault until the circuit around MinIO was open; None if it stayed closed."""
     first_hit: float
     """Seconds from the fault's end until both nodes delivered a page again."""
+
+    @property
+    def lookup_p99(self) -> float:
+        """Seconds."""
+        return percentile(self.lookups, 0.99)
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    """Return what this share of the values stays under; 0 if there is none."""
+    return sorted(seconds)[int(len(seconds) * share)] if seconds else 0.0

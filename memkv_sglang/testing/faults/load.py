@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from memkv_sglang.config.schema import MIB, Config
+from memkv_sglang.testing.faults.base import percentile
 from memkv_sglang.testing.faults.cluster import PAGE_BYTES, Cluster
 from memkv_sglang.testing.faults.node import Node, Resources, resources
 from memkv_sglang.testing.faults.traffic import LONGEST, Caller, Tally, Traffic
@@ -41,7 +42,7 @@ class Loaded(NamedTuple):
 
     def percentile(self, share: float) -> float:
         """Return the seconds that this share of the lookups stayed under."""
-        return sorted(self.tally.lookups)[int(len(self.tally.lookups) * share)]
+        return percentile(self.tally.lookups, share)
 
 
 def put_under_load(cluster: Cluster, clients: int, seconds: float) -> Loaded:

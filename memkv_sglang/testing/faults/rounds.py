@@ -106,7 +106,6 @@ class Rounds:
         self, name: str, destroys: bool, opened: float | None, first_hit: float
     ) -> Outcome:
         seen = self._take()
-        lookups, moves = sorted(seen.lookups), seen.moves
         acknowledged = sum(
             len(chain.hashes) for caller in self._callers for chain in caller.acknowledged
         )
@@ -127,8 +126,8 @@ class Rounds:
             acknowledged_pages_lost=0 if destroys else lost,
             destroyed_pages=lost if destroys else 0,
             hung_calls=seen.hung + audit.hung + len(seen.errors) + len(audit.errors),
-            lookup_p99=lookups[int(len(lookups) * 0.99)] if lookups else 0.0,
-            slowest_move=max(moves, default=0.0),
+            lookups=seen.lookups,
+            slowest_move=max(seen.moves, default=0.0),
             circuit_opened=opened,
             first_hit=first_hit,
         )

@@ -77,6 +77,18 @@ def test_pages_that_wait_for_upload_do_not_leave(full: Disk) -> None:
     assert full.tier.check_integrity() == []
 
 
+def test_page_marked_after_it_was_chosen_to_leave_stays(full: Disk) -> None:
+    chosen = chain("chosen", 4)
+    spill(full.tier, chosen.keys())
+    catalog = full.tier._catalog
+    victims = catalog.walk(chosen)
+    full.tier.mark_pending(chosen.keys()[1:3])
+    assert catalog.drop(victims, to_make_room=True) == 2
+    assert present(full.tier, chosen.keys()) == [False, True, True, False]
+    assert [page.key for page in full.tier.pending()] == chosen.keys()[1:3]
+    load(full.reopen(), chosen.keys()[1:3])
+
+
 def test_disk_full_of_waiting_pages_refuses_spills_until_one_is_uploaded(
     full: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
