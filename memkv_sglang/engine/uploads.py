@@ -56,10 +56,6 @@ class _Run:
     chained: bool
     attempts: int = 0
 
-    @property
-    def bytes(self) -> int:
-        return sum(page.length for page in self.pages)
-
 
 class UploadQueue:
     """Moves pages from `local` to `shared` behind the caller's back, in the order of their spill.
@@ -96,7 +92,9 @@ class UploadQueue:
         self._uploaded = RecentPages(REMEMBERED_UPLOADS)
         self._waiting: set[PageKey] = set()
         self._closing = threading.Event()
-        self._enqueue(_split(marks.pending(), chained=False))
+        found = list(marks.pending())
+        self._count(len(found), _bytes(found))
+        self._enqueue(_split(found, chained=False))
         self._threads = [
             threading.Thread(target=self._upload_all, name=f"memkv-upload-{i}", daemon=True)
             for i in range(UPLOADERS)
@@ -141,10 +139,11 @@ class UploadQueue:
                 return
             before = [parent, *(page.key for page in pages)][pages.index(unsettled[0])]
             orphaned = before is not None and before in self._dropped
-            full = self._bytes + sum(page.length for page in unsettled) > self._backlog
-            if orphaned or full:
+            size = _bytes(unsettled)
+            if orphaned or self._bytes + size > self._backlog:
                 self._drop(unsettled, "backlog")
                 return
+            self._count(len(unsettled), size)  # now, lest calls at once pass the limit together
         self._marks.mark_pending([page.key for page in unsettled])
         self._enqueue(_split(unsettled, chained=True))
 
@@ -167,11 +166,11 @@ class UploadQueue:
             log.warning("uploads dropped", extra={"fields": fields})
 
     def _enqueue(self, runs: Iterable[_Run]) -> None:
+        """Let the uploaders have pages that are counted already."""
         with self._changed:
             for run in runs:
                 self._runs.append(run)
                 self._waiting.update(page.key for page in run.pages)
-                self._count(len(run.pages), run.bytes)
             self._changed.notify_all()
 
     def _count(self, pages: int, size: int) -> None:
@@ -229,8 +228,7 @@ class UploadQueue:
     def _settle(self, run: _Run, left: list[PendingPage]) -> None:
         """Take what is done out of the queue's count, put what is left first in line again."""
         with self._changed:
-            size = run.bytes
-            self._count(len(left) - len(run.pages), sum(page.length for page in left) - size)
+            self._count(len(left) - len(run.pages), _bytes(left) - _bytes(run.pages))
             self._waiting.difference_update(
                 {page.key for page in run.pages} - set(_page_keys(left))
             )
@@ -274,6 +272,10 @@ class UploadQueue:
             return run.pages[self._shared.lookup(chain, deadline).length :]
         present = self._shared.present(keys, deadline)
         return [page for page, there in zip(run.pages, present, strict=True) if not there]
+
+
+def _bytes(pages: Iterable[PendingPage]) -> int:
+    return sum(page.length for page in pages)
 
 
 def _page_keys(pages: Sequence[PendingPage]) -> list[PageKey]:

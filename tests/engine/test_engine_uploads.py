@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from memkv_sglang.page import Chain, Page
+from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.testing.pages import make_chain, make_hashes
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.memory import MemoryTier
@@ -88,6 +88,39 @@ def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
     dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "backlog"})
     assert dropped == 8
     assert load(engine, keys) == loaded_from(LOCAL, 12)
+
+
+class SlowlyMarking(MemoryTier):
+    """Marks pages only once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(name=LOCAL)
+        self.arrived = threading.Semaphore(0)
+        self.gate = threading.Event()
+
+    def mark_pending(self, keys: Sequence[PageKey]) -> None:
+        self.arrived.release()
+        assert self.gate.wait(60)
+        super().mark_pending(keys)
+
+
+def test_calls_at_once_do_not_pass_the_backlog_together(open_engine: Open) -> None:
+    local, inner = SlowlyMarking(), MemoryTier(name=SHARED)
+    engine = open_engine(local, inner, upload_backlog=4 * 8192)
+    first, second = make_chain(NAMESPACE, 3, "first"), make_chain(NAMESPACE, 2, "second")
+    caller = threading.Thread(target=spill, args=(engine, first.keys()))
+    caller.start()
+    local.arrived.acquire()
+    assert engine.status().queue_bytes == 3 * 8192
+    other = threading.Thread(target=spill, args=(engine, second.keys()))
+    other.start()
+    other.join(60)
+    assert not other.is_alive(), "dropped pages are not marked"
+    local.gate.set()
+    caller.join()
+    assert engine.flush(timeout=60)
+    assert inner.lookup(first, 0).length == 3
+    assert inner.lookup(second, 0).length == 0
 
 
 def test_disk_full_of_waiting_pages_takes_no_more_and_loses_none(open_engine: Open) -> None:

@@ -17,6 +17,9 @@ CAPACITY = 64 * MIB
 """Of the NVMe tier: so small that it evicts all the time."""
 
 BACKLOG = 16 * MIB
+BATCH = LONGEST * (PAGE_BYTES + 4096)
+"""Most bytes on disk of one call's pages."""
+
 PROCESSES = 4
 """Clients are spread over so many: one interpreter could not keep the agent busy."""
 
@@ -74,11 +77,6 @@ def put_under_load(cluster: Cluster, clients: int, seconds: float) -> Loaded:
         first=samples[len(samples) // 4],
         last=samples[-1],
     )
-
-
-def batch_bytes(clients: int) -> int:
-    """Return the most that the calls under way may hold beyond the capacity: one batch each."""
-    return clients * LONGEST * (PAGE_BYTES + 4096)
 
 
 def _watch(node: Node, seconds: float) -> tuple[Sequence[Resources], Sequence[tuple[int, int]]]:
