@@ -122,8 +122,11 @@ class UploadQueue:
         pages: Sequence[PendingPage],
         parent: PageKey | None,
         fresh: Iterable[PageKey] = (),
-    ) -> None:
+    ) -> int:
         """Queue pages of a chain, `parent` being the page before the first; marks them durably.
+
+        Returns how many of them, from the first on, are still there: on a disk full of pages that
+        wait, those that do not yet can leave for others.
 
         Those that are `fresh` on this node's disk were missed, perhaps in the shared tier as well
         by now: what is remembered of their upload holds no more.
@@ -136,16 +139,23 @@ class UploadQueue:
                 self._uploaded.remove(key)
             unsettled = [page for page in pages if not self._is_settled(page.key)]
             if not unsettled:
-                return
+                return len(pages)
             before = [parent, *(page.key for page in pages)][pages.index(unsettled[0])]
             orphaned = before is not None and before in self._dropped
             size = _bytes(unsettled)
             if orphaned or self._bytes + size > self._backlog:
                 self._drop(unsettled, "backlog")
-                return
+                return len(pages)
             self._count(len(unsettled), size)  # now, lest calls at once pass the limit together
-        self._marks.mark_pending([page.key for page in unsettled])
-        self._enqueue(_split(unsettled, chained=True))
+        marked = self._marks.mark_pending([page.key for page in unsettled])
+        self._enqueue(_split(unsettled[:marked], chained=True))
+        if marked == len(unsettled):
+            return len(pages)
+        gone = unsettled[marked:]
+        with self._changed:
+            self._count(-len(gone), -_bytes(gone))
+            self._changed.notify_all()
+        return pages.index(gone[0])
 
     def lacks(self, key: PageKey) -> bool:
         """Tell whether the shared tier lacks a page that waits for upload or was dropped."""

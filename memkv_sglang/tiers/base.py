@@ -158,8 +158,12 @@ class UploadMarks(Protocol):
     for pages that are gone.
     """
 
-    def mark_pending(self, keys: Sequence[PageKey]) -> None:
-        """Remember that the pages wait; survives a kill of the process once returned."""
+    def mark_pending(self, keys: Sequence[PageKey]) -> int:
+        """Remember that the pages wait; survives a kill of the process once returned.
+
+        Returns how many of them, from the first on, are there and marked: until then a page may
+        leave.
+        """
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Forget that they wait."""

@@ -146,18 +146,20 @@ class MemoryTier(Tier):
             held = sum(len(copy.content) for copy in self._copies.values())
         return [] if held == self._bytes else [f"{self._bytes} bytes counted, {held} held"]
 
-    def mark_pending(self, keys: Sequence[PageKey]) -> None:
+    def mark_pending(self, keys: Sequence[PageKey]) -> int:
         """Set the mark on the pages that are there."""
-        self._mark(keys, pending=True)
+        return self._mark(keys, pending=True)
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Take the mark off the pages that are there."""
         self._mark(keys, pending=False)
 
-    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> None:
+    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._lock:
-            for copy in filter(None, map(self._copies.get, keys)):
+            found = [self._copies.get(key) for key in keys]
+            for copy in filter(None, found):
                 copy.pending = pending
+        return found.index(None) if None in found else len(found)
 
     def pending(self) -> Iterator[PendingPage]:
         """Yield the marked pages, least recently used first."""
