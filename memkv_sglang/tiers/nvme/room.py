@@ -193,11 +193,20 @@ class Room:
         return self._victims_of[slot_size]
 
     def _entries(self, slot_size: int) -> Iterator[Sequence[int]]:
-        if len(self._catalog.pending) == len(self._catalog.index):
-            return  # all wait for upload: every spill would look at all of them in vain
+        if self._all_stay():
+            return  # every spill would look at all of them in vain
         for segment in self._catalog.segments.of_size(slot_size):
             for first in range(0, len(segment.slots), _SCAN_CHUNK):
                 yield segment.slots.entries[first : first + _SCAN_CHUNK]
+
+    def _all_stay(self) -> bool:
+        """Tell whether every page waits for upload or is to be kept."""
+        index, pending, kept = self._catalog.index, self._catalog.pending, self._catalog.kept
+        if len(pending) + len(kept) < len(index):
+            return False
+        entries = (index.find(key) for key in kept)
+        others = sum(entry is not None and entry not in pending for entry in entries)
+        return len(pending) + others >= len(index)
 
     def _may_leave(self, entry: int) -> bool:
         catalog = self._catalog
