@@ -229,12 +229,12 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(ge=1, le=64, description="Disk requests that a call keeps in flight."),
     ] = 16
     requests: Annotated[
-        Literal["auto", "aio", "threads"],
+        Literal["aio", "threads"],
         Meta(
-            description="What asks the disk: Linux AIO, or threads that all calls share. "
-            "`auto`: AIO where there is O_DIRECT and the kernel has it, otherwise threads."
+            description="What asks the disk: Linux AIO, where there is O_DIRECT and the kernel has "
+            "it; otherwise, and with `threads`, threads that all calls share."
         ),
-    ] = "auto"
+    ] = "aio"
     direct_io: Annotated[
         Literal["auto", "always", "never"],
         Meta(

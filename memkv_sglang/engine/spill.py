@@ -71,7 +71,7 @@ class Spiller:
             # Also what was there before: its upload may have been dropped, or its mark be lost.
             held = [PendingPage(page.key, page.length) for page in pages[:kept]]
             fresh = [pages[i].key for i in range(kept) if results[i] is SpillResult.STORED]
-            self._uploads.offer(held, parent, fresh)
+            kept = self._uploads.offer(held, parent, fresh)
         return results[:kept] + self._spill_shared(pages[kept:], deadline)
 
     def _spill_shared(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:

@@ -124,8 +124,11 @@ class UploadQueue:
         pages: Sequence[PendingPage],
         parent: PageKey | None,
         fresh: Iterable[PageKey] = (),
-    ) -> None:
+    ) -> int:
         """Queue pages of a chain, `parent` being the page before the first; marks them durably.
+
+        Returns how many of them, from the first on, are still there: on a disk full of pages that
+        wait, those that do not yet can leave for others.
 
         Those that are `fresh` on this node's disk were missed, perhaps in the shared tier as well
         by now: what is remembered of their upload holds no more.
@@ -138,15 +141,16 @@ class UploadQueue:
                 self._uploaded.remove(key)
             unsettled = [page for page in pages if not self._is_settled(page.key)]
             if not unsettled:
-                return
+                return len(pages)
             before = [parent, *(page.key for page in pages)][pages.index(unsettled[0])]
             orphaned = before is not None and before in self._dropped
             full = self._bytes + sum(page.length for page in unsettled) > self._backlog
             if orphaned or full:
                 self._drop(unsettled, "backlog")
-                return
-        self._marks.mark_pending([page.key for page in unsettled])
-        self._enqueue(_split(unsettled, chained=True))
+                return len(pages)
+        marked = self._marks.mark_pending([page.key for page in unsettled])
+        self._enqueue(_split(unsettled[:marked], chained=True))
+        return len(pages) if marked == len(unsettled) else pages.index(unsettled[marked])
 
     def lacks(self, key: PageKey) -> bool:
         """Tell whether the shared tier lacks a page that waits for upload or was dropped."""

@@ -25,9 +25,9 @@ class LoadResult(enum.IntEnum):
     LOADED = 0
     """Namespace, hash, length and checksum agreed."""
     MISSING = 1
-    """The tier does not hold the page."""
+    """The tier does not hold the page, or holds it with another length."""
     CORRUPT = 2
-    """The copy disagreed with its key, length or checksum; the tier has set it aside."""
+    """The copy disagreed with its key or checksum; the tier has set it aside."""
     FAILED = 3
     """The medium failed or the deadline came first."""
     SKIPPED = 4
@@ -158,8 +158,12 @@ class UploadMarks(Protocol):
     for pages that are gone.
     """
 
-    def mark_pending(self, keys: Sequence[PageKey]) -> None:
-        """Remember that the pages wait; survives a kill of the process once returned."""
+    def mark_pending(self, keys: Sequence[PageKey]) -> int:
+        """Remember that the pages wait; survives a kill of the process once returned.
+
+        Returns how many of them, from the first on, are there and marked: until then a page may
+        leave.
+        """
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Forget that they wait."""

@@ -68,10 +68,10 @@ class MemoryTier(Tier):
     def _load_one(self, page: Page) -> LoadResult:
         with self._lock:
             copy = self._copies.get(page.key)
-        if copy is None:
+        if copy is None or len(copy.content) != page.length:
             return LoadResult.MISSING
         content = memoryview(copy.content)
-        if len(content) != page.length or page_checksum(page.key, [content]) != copy.checksum:
+        if page_checksum(page.key, [content]) != copy.checksum:
             self.remove([page.key])
             return LoadResult.CORRUPT
         for buffer in page.buffers:
@@ -146,18 +146,20 @@ class MemoryTier(Tier):
             held = sum(len(copy.content) for copy in self._copies.values())
         return [] if held == self._bytes else [f"{self._bytes} bytes counted, {held} held"]
 
-    def mark_pending(self, keys: Sequence[PageKey]) -> None:
+    def mark_pending(self, keys: Sequence[PageKey]) -> int:
         """Set the mark on the pages that are there."""
-        self._mark(keys, pending=True)
+        return self._mark(keys, pending=True)
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Take the mark off the pages that are there."""
         self._mark(keys, pending=False)
 
-    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> None:
+    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._lock:
-            for copy in filter(None, map(self._copies.get, keys)):
+            found = [self._copies.get(key) for key in keys]
+            for copy in filter(None, found):
                 copy.pending = pending
+        return found.index(None) if None in found else len(found)
 
     def pending(self) -> Iterator[PendingPage]:
         """Yield the marked pages, least recently used first."""

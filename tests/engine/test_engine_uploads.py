@@ -56,6 +56,22 @@ def test_uploads_survive_an_outage(open_engine: Open) -> None:
     assert engine.status().queue_pages == engine.status().queue_bytes == 0
 
 
+class CrowdedTier(MemoryTier):
+    """Evicts the third page of a spill for another one that comes at the same time."""
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        results = super().spill(pages, deadline)
+        self.remove([pages[2].key])
+        return results
+
+
+def test_page_evicted_before_it_could_be_marked_is_not_acknowledged(open_engine: Open) -> None:
+    chain = make_chain(NAMESPACE, 4)
+    shared = FaultyTier(MemoryTier(name=SHARED), lambda verb, key: verb == "spill")
+    engine = open_engine(CrowdedTier(name=LOCAL), shared)
+    assert spill(engine, chain.keys()) == [SpillResult.STORED] * 2 + [SpillResult.FAILED] * 2
+
+
 def test_page_that_can_never_be_uploaded_is_dropped_and_counted(open_engine: Open) -> None:
     keys = make_chain(NAMESPACE, 3).keys()
     shared = FaultyTier(MemoryTier(name=SHARED), lambda verb, key: key == keys[2])

@@ -40,8 +40,8 @@ class EvictionOrder:
     """When each entry was used last, in ticks of a counter, and how often it was used again.
 
     An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
-    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `align`,
-    `use` and `settle` may be called by any thread; who changes what is there calls `set`, `enter`
+    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `use` and
+    `settle` may be called by any thread; who changes what is there calls `set`, `enter`
     and `leave` one at a time, who makes room the others.
 
     Uses are noted at first, as lookups wait for that, and settled before anything depends on them.
@@ -80,16 +80,11 @@ class EvictionOrder:
             self._next = max(self._next, tick + 1)
 
     def touch(self, entries: Sequence[int]) -> None:
-        """Move pages of a chain to the young end, which is no repeated use; given root first."""
-        self._note(entries, b"", None)
+        """Move pages of a chain to the young end, which is no repeated use; given root first.
 
-    def align(self, entries: Sequence[int]) -> None:
-        """Touch pages of a chain that came to be there in parts, and rank none below its next."""
-        self.touch(entries)
-        self.settle()
-        uses, most = self._uses, 0
-        for entry in reversed(entries):
-            most = uses[entry] = max(uses[entry], most)
+        They may have come to be there in parts: none ranks below its next from then on.
+        """
+        self._note(entries, b"", None)
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
         """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""
@@ -126,7 +121,11 @@ class EvictionOrder:
         for entry in reversed(entries):
             ticks[entry] = tick
             tick += 1
-        if use.hashes is not None:
+        if use.hashes is None:
+            most = 0
+            for entry in reversed(entries):
+                most = uses[entry] = max(uses[entry], most)
+        else:
             for entry in entries:
                 uses[entry] = _ONE_MORE[uses[entry]]
             self._hear(use.namespace, use.hashes)
@@ -161,12 +160,13 @@ class EvictionOrder:
         Those that were there not long ago are used again by that.
         """
         self.settle()
-        most = 0
-        for key, entry in reversed(pages):
-            ghost = self._ghosts.take(_fingerprint(key))
-            if ghost is not None:
-                most = 1  # one repeated use, no more than those before it are sure to have
-            self._uses[entry] = most  # not less than those behind it, which cannot do without it
+        with self._settling:
+            most = 0
+            for key, entry in reversed(pages):
+                ghost = self._ghosts.take(_fingerprint(key))
+                if ghost is not None:
+                    most = 1  # one repeated use, no more than those before it are sure to have
+                self._uses[entry] = most  # not less than those behind it, which need it
         if pages:
             self._hear(pages[0][0].namespace, [key.hash for key, _ in pages])
 

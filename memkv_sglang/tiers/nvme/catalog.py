@@ -149,6 +149,7 @@ class Catalog:
 
         A page that came to be there meanwhile is answered False, and its new slot given back.
         """
+        self.order.settle()  # lest it be done under the lock
         with self.changes:
             with self.lock:
                 fresh = [self.index.find(page.key) is None for page in pages]
@@ -207,6 +208,7 @@ class Catalog:
 
     def remember(self, entries: Iterable[int]) -> None:
         """Let the order of eviction remember pages that are about to make room."""
+        self.order.settle()
         with self.lock:
             keys = ((self.index.key(entry), entry) for entry in entries)
             self.order.leave((key, entry) for key, entry in keys if key is not None)
@@ -223,18 +225,25 @@ class Catalog:
 
     # Marks
 
-    def mark(self, keys: Iterable[PageKey], *, pending: bool) -> None:
-        """Set or clear the mark of pages that wait for upload, where it is not so already."""
+    def mark(self, keys: Iterable[PageKey], *, pending: bool) -> int:
+        """Set or clear the mark of pages that wait for upload, where it is not so already.
+
+        Returns how many of them, from the first on, are there.
+        """
         with self.changes:
-            found = dict.fromkeys(self.index.find(key) for key in keys)
-            changed = [e for e in found if e is not None and (e in self.pending) != pending]
-            if not changed:
-                return
-            kind = Kind.PENDING if pending else Kind.UPLOADED
-            self.journal.append(kind, b"".join(map(self._slot_record, changed)))
+            found = [self.index.find(key) for key in keys]
+            changed = [
+                entry
+                for entry in dict.fromkeys(found)
+                if entry is not None and (entry in self.pending) != pending
+            ]
+            if changed:
+                kind = Kind.PENDING if pending else Kind.UPLOADED
+                self.journal.append(kind, b"".join(map(self._slot_record, changed)))
             with self.lock:
                 for entry in changed:
                     self.set_mark(entry, pending=pending)
+        return found.index(None) if None in found else len(found)
 
     def set_mark(self, entry: int, *, pending: bool) -> None:
         """Note a mark; call with `lock` held, or as the only thread."""

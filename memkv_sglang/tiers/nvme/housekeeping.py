@@ -50,10 +50,10 @@ class Housekeeper:
             self._due.clear()
             if self._closed:
                 return
-            self._catalog.order.settle()
-            if not self._gate.is_open:
-                continue
             try:
+                self._catalog.order.settle()
+                if not self._gate.is_open:
+                    continue
                 self._room.shrink()
                 self._room.trim()
                 if self._is_journal_long():

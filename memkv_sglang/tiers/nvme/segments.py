@@ -21,7 +21,7 @@ SEGMENTS_OF_A_CAPACITY = 16
 
 RUN_SIZE = (2 << 20) + (1 << 16)
 """Bytes of consecutive slots that one system call moves at most: about two megabytes of content and
-its footers. Less costs calls, more costs overlap between the threads' checksums and the disk."""
+its footers. Less costs calls, more costs overlap between checksums and the disk."""
 
 _SMALLEST_PART = 4
 """A segment is made smaller to fit what capacity is left, but not below this part of full size."""

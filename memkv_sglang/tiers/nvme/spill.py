@@ -104,6 +104,8 @@ class Spiller:
         ticks = [page.tick for page in new]
 
         def write(run: Run) -> Move[bool]:
+            if time.monotonic() >= deadline:  # before the checksums
+                return False
             try:
                 with self._movers.scratches.lend() as scratch:
                     yield from write_run(run, pages, ticks, scratch)

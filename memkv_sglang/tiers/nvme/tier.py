@@ -124,7 +124,7 @@ class NvmeTier(Tier):
 
     def touch(self, chain: Chain) -> None:
         """Walk the index; waits for nothing."""
-        self._catalog.order.align(self._catalog.walk(chain))
+        self._catalog.order.touch(self._catalog.walk(chain))
 
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Free the pages' slots, in the journal first."""
@@ -194,22 +194,23 @@ class NvmeTier(Tier):
 
     # Upload marks
 
-    def mark_pending(self, keys: Sequence[PageKey]) -> None:
+    def mark_pending(self, keys: Sequence[PageKey]) -> int:
         """Note in the journal that the pages wait."""
-        self._mark(keys, pending=True)
+        return self._mark(keys, pending=True)
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Note in the journal that they wait no more."""
         self._mark(keys, pending=False)
         self._housekeeper.wake()  # they may leave now
 
-    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> None:
+    def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._calls.enter() as entered:
             if entered:
                 try:
-                    self._catalog.mark(keys, pending=pending)
+                    return self._catalog.mark(keys, pending=pending)
                 except OSError as error:
                     self._gate.close(error)
+        return 0
 
     def pending(self) -> Iterator[PendingPage]:
         """Yield the pages that wait, those that were marked first before the others."""

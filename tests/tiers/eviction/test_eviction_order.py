@@ -49,7 +49,7 @@ def test_chain_that_came_in_parts_leaves_leaf_first(valuation: Valuation) -> Non
     entries = add(order, chain.keys()[:3], 0) + add(order, chain.keys()[3:], 3)
     order.use(chain.namespace, chain.hashes[3:], entries[3:])
     order._bonuses = valuation.bonuses(len(entries))
-    order.align(entries)
+    order.touch(entries)
     assert by_rank(order, entries) == entries[::-1]
 
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -92,10 +92,29 @@ def test_nothing_begins_after_the_deadline(fd: int, movers: Movers) -> None:
     assert bytes(memory) == bytes(BLOCK)
 
 
-def test_a_failing_move_ends_the_run_when_the_others_have_landed(
-    fd: int, movers: Movers, monkeypatch: pytest.MonkeyPatch
+def test_failing_moves_end_the_run_when_all_have_landed(tmp_path: Path, movers: Movers) -> None:
+    size, count = 2 << 20, 8
+    path = tmp_path / "large"
+    path.write_bytes(b"".join(bytes([number + 1]) * size for number in range(count)))
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    memory = aligned_memory(count * size)
+    buffers = [memory[i * size : (i + 1) * size] for i in range(count)]
+
+    def fail(number: int) -> Move[None]:
+        yield DiskRequest(fd, [buffers[number]], number * size, writes=False)
+        raise ValueError("of the move")
+
+    movers.depth = count
+    with pytest.raises(ValueError, match="of the move"):
+        movers.run(map(fail, range(count)))
+    assert [buffer[-1] for buffer in buffers] == [number + 1 for number in range(count)]
+    os.close(fd)
+
+
+def test_failing_move_waits_for_a_thread_that_is_held(
+    fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, held = threading.Event(), threading.Event()
+    go, held, failed = threading.Event(), threading.Event(), threading.Event()
     real = os.preadv
 
     def hold(file: int, buffers: list[memoryview], offset: int) -> int:
@@ -104,22 +123,24 @@ def test_a_failing_move_ends_the_run_when_the_others_have_landed(
             go.wait(20)
         return real(file, buffers, offset)
 
-    monkeypatch.setattr(os, "preadv", hold)
-    monkeypatch.setattr(Context, "submit", refuse)  # so that AIO makes the same system call
-
-    def fail() -> Generator[DiskRequest, None, None]:
+    def fail() -> Move[None]:
         yield DiskRequest(fd, [aligned_memory(BLOCK)], 0, writes=False)
+        assert held.wait(20)
+        failed.set()
         raise ValueError("of the move")
 
-    slow = aligned_memory(BLOCK)
+    monkeypatch.setattr(os, "preadv", hold)
+    movers, slow = Movers(DEPTH, "threads", direct=True), aligned_memory(BLOCK)
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(movers.run, [fail(), read(fd, slow, 1)])
-        assert held.wait(20)
-        assert not running.done()
+        assert failed.wait(20)
+        with pytest.raises(TimeoutError):
+            running.result(0.2)
         go.set()
         with pytest.raises(ValueError, match="of the move"):
             running.result(20)
     assert bytes(slow) == bytes([1]) * BLOCK
+    movers.close()
 
 
 def test_what_aio_does_not_take_is_read_all_the_same(
@@ -132,7 +153,7 @@ def test_what_aio_does_not_take_is_read_all_the_same(
 
 def test_without_aio_threads_ask(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "__init__", refuse)
-    movers = Movers(DEPTH, "auto", direct=True)
+    movers = Movers(DEPTH, "aio", direct=True)
     [memory] = movers.run([read(fd, aligned_memory(BLOCK), 7)])
     assert bytes(memory) == bytes([7]) * BLOCK
     movers.close()

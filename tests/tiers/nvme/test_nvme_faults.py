@@ -14,7 +14,7 @@ import pytest
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MIB
-from memkv_sglang.page import Page, PageKey
+from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import (
     holds_content,
@@ -24,7 +24,7 @@ from memkv_sglang.testing.pages import (
     page_content,
 )
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
-from memkv_sglang.tiers.nvme import faults
+from memkv_sglang.tiers.nvme import faults, transfer
 from memkv_sglang.tiers.nvme.quarantine import FILES_KEPT
 from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
 
@@ -330,6 +330,34 @@ def test_what_has_not_begun_by_the_deadline_is_not_begun(
     assert results.count(LoadResult.FAILED) == 11
     for page, result, content in zip(pages, results, before, strict=True):
         assert holds_content(page) if result is LoadResult.LOADED else page.buffers[0] == content
+
+
+def test_spill_checks_nothing_after_the_deadline(
+    nvme: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (512 * 1024,)
+    nvme.reopen(queue_depth=1, capacity=128 * MIB)
+    monkeypatch.setattr("memkv_sglang.tiers.nvme.transfer.RUN_SIZE", 1)
+    spill(nvme.tier, make_chain(NAMESPACE, 1, "first").keys(), size)  # there is a segment
+    real, checked = os.pwritev, []
+    pages = [make_page(key, size, filled=True) for key in KEYS]
+    deadline = time.monotonic() + 0.2
+
+    def slow(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+        return real(fd, buffers, offset)
+
+    def check(key: PageKey, buffers: Sequence[memoryview]) -> bytes:
+        checked.append(key)
+        return page_checksum(key, buffers)
+
+    monkeypatch.setattr(os, "pwritev", slow)
+    monkeypatch.setattr(transfer, "page_checksum", check)
+    results = nvme.tier.spill(pages, deadline)
+    assert results[0] is SpillResult.STORED
+    assert results[2:] == [SpillResult.FAILED] * 10
+    assert checked == KEYS[:1]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("a bug")])

@@ -4,9 +4,11 @@ Handing work to threads costs two wake-ups a request, and each needs the interpr
 rather than io_uring because of how a killed process ends: the kernel tears its AIO contexts down,
 and waits for what is in flight, before it closes the process's sockets (`exit_aio` in fs/aio.c,
 from `exit_mm`, which `do_exit` calls before `exit_files`). So a client that sees its agent gone can
-rely on its buffers, where io_uring would still write into them. Container runtimes allow AIO, too.
+rely on its buffers, where io_uring would still write into them. (Unless another process holds its
+memory map just then, as a reader of /proc/PID/smaps does.) Container runtimes allow AIO, too.
 """
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -15,7 +17,7 @@ from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
 
 class AioQueue(RequestQueue):
-    """At most `depth` requests at a time, on files that are open with O_DIRECT."""
+    """Room for `depth` requests and some more, on files that are open with O_DIRECT."""
 
     def __init__(self, depth: int) -> None:
         """Open a context. Raises `OSError` where there is none to be had."""
@@ -40,12 +42,19 @@ class AioQueue(RequestQueue):
         while not self._landed:
             for number, result in self._context.collect():
                 request = self._in_flight.pop(number)
-                whole = result == request.length
-                # Failed, or not all of it: the other way finds out what is wrong.
-                self._landed.append(Landed(number, None if whole else request.outcome()))
+                self._landed.append(Landed(number, _error(request, result)))
         landed, self._landed = self._landed, []
         return landed
 
     def close(self) -> None:
         """Let the kernel wait for what is in flight."""
         self._context.close()
+
+
+def _error(request: DiskRequest, result: int) -> Exception | None:
+    """Return what a result stands for: bytes, or a negative errno."""
+    if result < 0:
+        return OSError(-result, os.strerror(-result))
+    if result < request.length:
+        return request.outcome()  # moves the rest, or finds the file's end
+    return None

@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 class Movers:
     """Carries moves out, for several calls at once."""
 
-    def __init__(self, depth: int, how: Literal["auto", "aio", "threads"], *, direct: bool) -> None:
-        """Keep `depth` requests of a call in flight; `direct`: the files are open with O_DIRECT."""
+    def __init__(self, depth: int, how: Literal["aio", "threads"], *, direct: bool) -> None:
+        """Keep about `depth` requests of a call in flight; AIO only where files are `direct`."""
         self.depth = depth
         self.scratches = ScratchPool()
         self._threads = DiskThreads(depth)
-        self._aio = how == "aio" or (how == "auto" and direct)
+        self._aio = how == "aio" and direct
         self._idle: list[RequestQueue] = []
 
     def run(
@@ -61,7 +61,6 @@ class Movers:
             try:
                 return AioQueue(self.depth)
             except OSError as error:
-                self._aio = False
                 fields = {"error": str(error)}
                 _log.warning("no AIO, threads ask the disk instead", extra={"fields": fields})
         return self._threads.queue()

@@ -8,6 +8,8 @@ from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
 _KEPT = 8 << 20
 """Bytes of a bounce buffer beyond which it is not kept for the next time."""
 _TAIL = 2 * BLOCK
+_IDLE = 32
+"""Scratches that are kept for the next time."""
 
 
 class Scratch:
@@ -35,7 +37,7 @@ class Scratch:
 
 
 class ScratchPool:
-    """Thread-safe; keeps as many as were lent at once."""
+    """Thread-safe."""
 
     def __init__(self) -> None:
         self._idle: list[Scratch] = []
@@ -50,4 +52,5 @@ class ScratchPool:
         try:
             yield scratch
         finally:
-            self._idle.append(scratch)
+            if len(self._idle) < _IDLE:
+                self._idle.append(scratch)

@@ -33,8 +33,8 @@ class DiskThreads:
                 name = f"memkv-nvme-{len(self._started)}"
                 thread = threading.Thread(target=_work, args=(self._flights,), name=name)
                 thread.daemon = True  # a disk that never answers does not keep the process
-                self._started.append(thread)
                 thread.start()
+                self._started.append(thread)
         return ThreadQueue(self._flights)
 
     def close(self) -> None:
