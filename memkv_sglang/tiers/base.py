@@ -25,9 +25,9 @@ class LoadResult(enum.IntEnum):
     LOADED = 0
     """Namespace, hash, length and checksum agreed."""
     MISSING = 1
-    """The tier does not hold the page."""
+    """The tier does not hold the page, or holds it with another length."""
     CORRUPT = 2
-    """The copy disagreed with its key, length or checksum; the tier has set it aside."""
+    """The copy disagreed with its key or checksum; the tier has set it aside."""
     FAILED = 3
     """The medium failed or the deadline came first."""
     SKIPPED = 4

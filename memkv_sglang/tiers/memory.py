@@ -68,10 +68,10 @@ class MemoryTier(Tier):
     def _load_one(self, page: Page) -> LoadResult:
         with self._lock:
             copy = self._copies.get(page.key)
-        if copy is None:
+        if copy is None or len(copy.content) != page.length:
             return LoadResult.MISSING
         content = memoryview(copy.content)
-        if len(content) != page.length or page_checksum(page.key, [content]) != copy.checksum:
+        if page_checksum(page.key, [content]) != copy.checksum:
             self.remove([page.key])
             return LoadResult.CORRUPT
         for buffer in page.buffers:

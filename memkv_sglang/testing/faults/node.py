@@ -19,6 +19,9 @@ LIMIT = 60.0
 MODULE = "memkv_sglang.testing.faults.faulty_agent"
 """What clients start: an agent whose disk can be made to fail."""
 
+FLUSH = 240.0
+"""Seconds for an upload queue to drain: thousands of small objects, each of them synced."""
+
 
 class Resources(NamedTuple):
     """What a process has."""
@@ -107,7 +110,7 @@ class Node:
 
     def flush(self) -> None:
         """Wait until nothing waits for upload, also over restarts of the agent."""
-        wait_until(lambda: self.client.flush(5.0), "the upload queue is empty")
+        wait_until(lambda: self.client.flush(5.0), "the upload queue is empty", FLUSH)
 
     def breaker(self) -> str:
         """Return the state of the circuit around MinIO; empty while there is no agent."""

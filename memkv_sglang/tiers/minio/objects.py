@@ -11,6 +11,7 @@ from memkv_sglang.page import (
     PageKey,
     page_checksum,
 )
+from memkv_sglang.tiers.minio.errors import UnreadableError
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 FORMAT = "x-amz-meta-memkv-format"
@@ -85,11 +86,17 @@ def page_fields(page: Page) -> dict[str, str]:
 
 
 def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
-    """Tell in which way an object cannot be the page, by its response's head."""
+    """Tell in which way an object cannot be the page, by its response's head.
+
+    Raises `UnreadableError` for a whole object of another length: the request is at fault.
+    """
     version = head.field(FORMAT.encode())
     if version != str(FORMAT_VERSION).encode():
         return f"format version {version!r}"
-    if head.length != page.length or head.field(LENGTH.encode()) != str(page.length).encode():
+    declared = head.field(LENGTH.encode())
+    if declared == str(head.length).encode() and head.length != page.length:
+        raise UnreadableError(f"{head.length} bytes, asked for as {page.length}")
+    if declared != str(page.length).encode() or head.length != page.length:
         return f"{head.length} bytes instead of {page.length}"
     return None
 

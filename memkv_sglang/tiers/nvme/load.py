@@ -54,12 +54,9 @@ class Loader:
         results = [LoadResult.MISSING] * len(pages)
         places: dict[int, Place] = {}
         for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
-            if entry is None:
-                continue
-            if self._catalog.index.lengths[entry] == page.length:
+            # A request for another length is at fault itself: the page stays for the others.
+            if entry is not None and self._catalog.index.lengths[entry] == page.length:
                 places[i] = self._catalog.place(entry)
-            else:
-                results[i] = LoadResult.CORRUPT
 
         runs = into_runs(places, self._movers.depth)
         moves = (self._read(run, pages) for run in runs)
