@@ -162,7 +162,7 @@ class UploadMarks(Protocol):
         """Remember that the pages wait; survives a kill of the process once returned.
 
         Returns how many of them, from the first on, are there and marked: until then a page may
-        leave.
+        leave. None behind a page that has left is marked.
         """
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:

@@ -157,9 +157,10 @@ class MemoryTier(Tier):
     def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._lock:
             found = [self._copies.get(key) for key in keys]
-            for copy in filter(None, found):
+            there = found.index(None) if None in found else len(found)
+            for copy in filter(None, found[:there] if pending else found):
                 copy.pending = pending
-        return found.index(None) if None in found else len(found)
+        return there
 
     def pending(self) -> Iterator[PendingPage]:
         """Yield the marked pages, least recently used first."""

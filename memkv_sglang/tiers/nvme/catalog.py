@@ -228,13 +228,14 @@ class Catalog:
     def mark(self, keys: Iterable[PageKey], *, pending: bool) -> int:
         """Set or clear the mark of pages that wait for upload, where it is not so already.
 
-        Returns how many of them, from the first on, are there.
+        Returns how many of them, from the first on, are there; none behind these is set.
         """
         with self.changes:
             found = [self.index.find(key) for key in keys]
+            there = found.index(None) if None in found else len(found)
             changed = [
                 entry
-                for entry in dict.fromkeys(found)
+                for entry in dict.fromkeys(found[:there] if pending else found)
                 if entry is not None and (entry in self.pending) != pending
             ]
             if changed:
@@ -243,7 +244,7 @@ class Catalog:
             with self.lock:
                 for entry in changed:
                     self.set_mark(entry, pending=pending)
-        return found.index(None) if None in found else len(found)
+        return there
 
     def set_mark(self, entry: int, *, pending: bool) -> None:
         """Note a mark; call with `lock` held, or as the only thread."""
