@@ -96,12 +96,16 @@ class AgentClient:
     def lookup(
         self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
     ) -> Lookup:
-        """Return how many pages from the chain's start can be loaded; see `Engine.lookup`."""
+        """Return how many pages from the chain's start can be loaded; see `Engine.lookup`.
+
+        Asks for `MAX_HASHES` pages at most.
+        """
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
-        hashes = b"".join(chain.hashes)
+        asked = chain.hashes[: protocol.MAX_HASHES]
+        hashes = b"".join(asked)
         request = protocol.LookupPages(chain.namespace, hashes, budget, recompute)
         reply = self._call(request, seconds)
-        if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(chain.hashes):
+        if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(asked):
             return Lookup(reply.length, reply.complete)
         return Lookup(0, complete=False)
 
