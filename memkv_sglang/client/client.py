@@ -98,7 +98,7 @@ class AgentClient:
     ) -> Lookup:
         """Return how many pages from the chain's start can be loaded; see `Engine.lookup`.
 
-        Asks for `MAX_HASHES` pages at most.
+        Asks for `MAX_HASHES` pages at most; if all of these are there, what follows is not known.
         """
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
         asked = chain.hashes[: protocol.MAX_HASHES]
@@ -106,7 +106,8 @@ class AgentClient:
         request = protocol.LookupPages(chain.namespace, hashes, budget, recompute)
         reply = self._call(request, seconds)
         if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(asked):
-            return Lookup(reply.length, reply.complete)
+            known = reply.length < len(asked) or len(asked) == len(chain.hashes)
+            return Lookup(reply.length, reply.complete and known)
         return Lookup(0, complete=False)
 
     def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:
