@@ -45,12 +45,15 @@ def map_memory(descriptor: int, length: int) -> memoryview:
     """Map the first `length` bytes of a memory file, shared, where huge pages fit.
 
     Huge pages need an address that agrees with the file's offset, which Python's `mmap` cannot ask
-    for: so it reserves a little more, and the file is mapped over the part that is aligned.
+    for: so it reserves a little more, and the file is mapped over the part that is aligned. Memory
+    of huge pages only (MFD_HUGETLB) is mapped up to the end of the last of these, whatever the
+    length (mmap(2)): room for that, too, or it would be mapped over what lies behind.
     Unmapped with the last view. Does not touch the memory. Raises `OSError`.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    reserved = mmap.mmap(-1, length + HUGE_PAGE, flags=flags)
-    begin = -_address(memoryview(reserved)) % HUGE_PAGE
+    page = max(HUGE_PAGE, os.fstat(descriptor).st_blksize)  # that of the memory, if it is huge
+    reserved = mmap.mmap(-1, -(-length // page) * page + page, flags=flags)
+    begin = -_address(memoryview(reserved)) % page
     memory = memoryview(reserved)[begin : begin + length]
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     where = _address(memory)

@@ -1,8 +1,11 @@
 """Memory as the agent and the servers map it."""
 
+import mmap
 import os
 from collections.abc import Iterator
+from ctypes import addressof, c_char
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +64,33 @@ def test_lies_where_huge_pages_fit(descriptor: int) -> None:
     assert len(memory) == SIZE
 
 
+@pytest.mark.parametrize("page", [HUGE_PAGE, 1 << 30])
+def test_what_the_kernel_maps_in_huge_pages_fits_the_reservation(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """Stands in for memory of MFD_HUGETLB, which only a node with such pages set aside can map."""
+    status = SimpleNamespace(st_blksize=page)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", lambda _: status)
+        memory = map_memory(descriptor, SIZE)
+    assert isinstance(memory.obj, mmap.mmap)
+    reserved = addressof(c_char.from_buffer(memory.obj))
+    begin = addressof(c_char.from_buffer(memory))
+    assert begin % page == 0
+    assert begin + -(-SIZE // page) * page <= reserved + len(memory.obj)
+
+
+@pytest.mark.parametrize("flags", [os.MFD_HUGETLB, os.MFD_HUGETLB | os.MFD_HUGE_1GB])
+def test_memory_of_huge_pages_tells_their_size(flags: int) -> None:
+    try:
+        descriptor = os.memfd_create("huge", flags)
+    except OSError as error:
+        pytest.skip(f"no such pages here: {error}")
+    size = 1 << 30 if flags & os.MFD_HUGE_1GB else HUGE_PAGE
+    assert os.fstat(descriptor).st_blksize == size
+    os.close(descriptor)
+
+
 def test_refuses_what_is_no_descriptor() -> None:
-    with pytest.raises(OSError, match="map memory"):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         map_memory(-1, SIZE)

@@ -46,7 +46,7 @@ class Connection:
         """Own the socket; `ended` is called once, by the connection's own thread, at its end."""
         self._channel: Channel[protocol.Request] = Channel(sock, _decoder)
         self._channel.limit_send(SEND_LIMIT)
-        self._peer = peer
+        self.peer = peer
         self._calls = calls
         self._sessions = sessions
         self._ended = ended
@@ -79,9 +79,9 @@ class Connection:
         try:
             self._serve()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            log.debug("connection closed", extra={"fields": self._peer._asdict()})
+            log.debug("connection closed", extra={"fields": self.peer._asdict()})
         except (ProtocolError, OSError) as error:
-            fields = {**self._peer._asdict(), "reason": str(error)}
+            fields = {**self.peer._asdict(), "reason": str(error)}
             log.warning("connection broken off", extra={"fields": fields})
         finally:
             self._channel.close()
@@ -128,7 +128,7 @@ class Connection:
                 f"{protocol.PROTOCOL_VERSION}; install the same sglang-memkv for both"
             )
         try:
-            session = self._sessions.enter(hello.session)
+            session = self._sessions.enter(hello.session, self.peer.pid)
         except RequestError as error:
             self._refuse(str(error))
         welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, session.token)

@@ -3,17 +3,65 @@
 import fcntl
 import os
 import stat
+import threading
+import weakref
 from collections.abc import Sequence
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Page, PageKey
 from memkv_sglang.shared_memory import map_memory
 
 MAX_POOLS = 1024
-"""Pools of one session; a server registers a handful."""
+"""Pools of one process; a server registers a handful."""
+
+MEMORY_MULTIPLE = 2
+"""Bytes of one process's pools as a multiple of the node's memory: pools hold real pages, and those
+of a session that ends may be there for a moment beside those of the next."""
+
+SHARES = 4
+"""All processes together may have as many times what one may have."""
 
 
 class RequestError(Exception):
     """A request that cannot be carried out; nothing was touched. The text goes to the client."""
+
+
+class PoolBudget:
+    """What is mapped for all sessions: sparse memory costs its maker nothing, but here addresses.
+
+    A pool counts until it is unmapped, which may be after its session's end. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        """Allow a multiple of the memory that the node has."""
+        self.limit = MEMORY_MULTIPLE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._lock = threading.Lock()
+        # Bytes and process of each mapping, as long as that is there.
+        self._mapped: weakref.WeakKeyDictionary[object, tuple[int, int]]
+        self._mapped = weakref.WeakKeyDictionary()
+
+    def map(self, descriptor: int, length: int, pid: int) -> memoryview:
+        """Map memory for a process. Raises `RequestError` beyond a limit, else as `map_memory`."""
+        with self._lock:
+            mapped = list(self._mapped.values())
+            own = [size for size, owner in mapped if owner == pid]
+            _check_room("this process", own, length, self.limit, MAX_POOLS)
+            sizes = [size for size, _ in mapped]
+            _check_room(
+                "all processes together", sizes, length, SHARES * self.limit, SHARES * MAX_POOLS
+            )
+            view = map_memory(descriptor, length)
+            self._mapped[view.obj] = length, pid
+        return view
+
+
+def _check_room(whose: str, sizes: list[int], length: int, limit: int, count: int) -> None:
+    if len(sizes) >= count:
+        raise RequestError(f"{whose} may have {count} pools")
+    if sum(sizes) + length > limit:
+        raise RequestError(
+            f"a pool of {length} bytes beside {sum(sizes)} mapped ones: those of {whose} may be "
+            f"{limit} bytes"
+        )
 
 
 class Pools:
@@ -23,8 +71,10 @@ class Pools:
     is unmapped when the last call that uses it has ended.
     """
 
-    def __init__(self) -> None:
-        """Start without any."""
+    def __init__(self, budget: PoolBudget, pid: int) -> None:
+        """Start without any; what the process `pid` registers counts in the budget."""
+        self._budget = budget
+        self._pid = pid
         self._views: dict[int, memoryview] = {}
 
     def __len__(self) -> int:
@@ -39,11 +89,9 @@ class Pools:
         """Map `length` bytes of the descriptor, which the caller closes. Raises `RequestError`."""
         if pool in self._views:
             raise RequestError(f"pool {pool} is registered already")
-        if len(self._views) >= MAX_POOLS:
-            raise RequestError(f"a session may have {MAX_POOLS} pools")
         check_descriptor(descriptor, length)
         try:
-            self._views[pool] = map_memory(descriptor, length)
+            self._views[pool] = self._budget.map(descriptor, length, self._pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from memkv_sglang.engine.status import EngineStatus
-from memkv_sglang.page import Buffer
+from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer
 
 PROTOCOL_VERSION = 3
 """Goes up with every change that the other side could misread."""
@@ -26,12 +26,27 @@ MAX_PAGES = 4096
 MAX_BUFFERS = 256
 """Buffers of one page: K and V of 128 layers, each in a place of its own."""
 
+MAX_HASHES = 65_536
+"""Pages of a chain that is asked for: a million tokens with 16 a page."""
+
+MAX_DESCRIPTION = 64 << 10
+"""Bytes of a namespace's description; SGLang's have less than 1 KiB."""
+
 PageBuffers = Annotated[
     Sequence[Annotated[Sequence[Buffer], Meta(max_length=MAX_BUFFERS)]],
     Meta(max_length=MAX_PAGES),
 ]
 """Bounded, since no other client is served while a list is decoded: 1.5 us a buffer."""
 
+Hashes = Annotated[bytes, Meta(max_length=MAX_HASHES * PAGE_HASH_SIZE)]
+"""Page hashes, one after the other."""
+
+PageHashes = Annotated[bytes, Meta(max_length=MAX_PAGES * PAGE_HASH_SIZE)]
+"""The same, of pages that are moved."""
+
+Digest = Annotated[bytes, Meta(max_length=NAMESPACE_DIGEST_SIZE)]
+Token = Annotated[bytes, Meta(max_length=64)]
+Name = Annotated[str, Meta(max_length=64)]
 
 Seconds = Annotated[float, Meta(ge=0, le=7 * 24 * 3600)]
 """A length of time; neither NaN nor infinite, which no deadline would ever pass."""
@@ -45,7 +60,7 @@ class Hello(_Message, tag=0):
     """First message of a connection. An empty `session` opens one, a token joins one."""
 
     version: int
-    session: bytes = b""
+    session: Token = b""
 
 
 class RegisterPool(_Message, tag=1):
@@ -65,15 +80,14 @@ class ReleasePool(_Message, tag=2):
 class Describe(_Message, tag=3):
     """Keep a namespace's description (its canonical JSON)."""
 
-    description: bytes
+    description: Annotated[bytes, Meta(max_length=MAX_DESCRIPTION)]
 
 
 class LookupPages(_Message, tag=4):
     """Find the longest prefix that can be loaded."""
 
-    namespace: bytes
-    hashes: bytes
-    """Page hashes, one after the other."""
+    namespace: Digest
+    hashes: Hashes
     budget: Seconds | None
     """Seconds; None for the agent's own setting."""
     recompute: tuple[Seconds, int] = (0.0, 0)
@@ -83,8 +97,8 @@ class LookupPages(_Message, tag=4):
 class LoadPages(_Message, tag=5):
     """Fill pages of a chain. Until the reply their buffers belong to the agent."""
 
-    namespace: bytes
-    hashes: bytes
+    namespace: Digest
+    hashes: PageHashes
     buffers: PageBuffers
     """The buffers of each page."""
 
@@ -92,17 +106,17 @@ class LoadPages(_Message, tag=5):
 class SpillPages(_Message, tag=6):
     """Store pages of a chain. Until the reply their buffers belong to the agent."""
 
-    namespace: bytes
-    hashes: bytes
+    namespace: Digest
+    hashes: PageHashes
     buffers: PageBuffers
-    before: bytes
+    before: Hashes
     """Hashes of the pages before the first, from the chain's start on."""
 
 
 class Clear(_Message, tag=7):
     """Remove every page of a namespace."""
 
-    namespace: bytes
+    namespace: Digest
 
 
 class Flush(_Message, tag=8):
@@ -123,19 +137,19 @@ class Shutdown(_Message, tag=10):
 class CheckPages(_Message, tag=11):
     """Tell for each page whether it is there, which need not be monotone along a chain."""
 
-    namespace: bytes
-    hashes: bytes
+    namespace: Digest
+    hashes: Hashes
     budget: Seconds | None
     """Seconds; None for the agent's own setting."""
-    tier: str = ""
+    tier: Name = ""
     """Where; empty for anywhere."""
 
 
 class WarmPages(_Message, tag=20):
     """Copy pages of a chain from the shared tier to this node's disk."""
 
-    namespace: bytes
-    hashes: bytes
+    namespace: Digest
+    hashes: Hashes
 
 
 class Welcome(_Message, tag=32):

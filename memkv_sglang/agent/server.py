@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.connection import Connection
-from memkv_sglang.agent.peer import peer_of
+from memkv_sglang.agent.peer import Peer, peer_of
 from memkv_sglang.agent.protocol import Refused
 from memkv_sglang.agent.sessions import Sessions
 from memkv_sglang.agent.wire import encode_frame
@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 256
 """Connections at a time, a thread each; a client has as many as it has calls in flight, plus one.
 """
+
+MAX_CONNECTIONS_OF_PROCESS = 64
+"""Of these, those of one process, so that none can shut the others out."""
 
 
 class Server:
@@ -55,9 +58,7 @@ class Server:
             sock.close()
             return
         with self._lock:
-            refusal = self._refusal
-            if not refusal and len(self._connections) >= MAX_CONNECTIONS:
-                refusal = f"the agent has {MAX_CONNECTIONS} connections already"
+            refusal = self._refusal or self._find_too_many(peer)
             if not refusal:
                 connection = Connection(sock, peer, self._calls, self._sessions, self._forget)
                 self._connections.add(connection)
@@ -65,6 +66,18 @@ class Server:
             _refuse(sock, refusal)
         else:
             connection.start()
+
+    def _find_too_many(self, peer: Peer) -> str:
+        """Return why the peer gets no further connection; empty if it does. Needs the lock.
+
+        Processes that cannot be seen from here share the number 0, and count as one.
+        """
+        if len(self._connections) >= MAX_CONNECTIONS:
+            return f"the agent has {MAX_CONNECTIONS} connections already"
+        own = sum(connection.peer.pid == peer.pid for connection in self._connections)
+        if own >= MAX_CONNECTIONS_OF_PROCESS:
+            return f"process {peer.pid} has {MAX_CONNECTIONS_OF_PROCESS} connections already"
+        return ""
 
     def _forget(self, connection: Connection) -> None:
         with self._lock:

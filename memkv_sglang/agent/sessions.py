@@ -3,7 +3,7 @@
 import secrets
 import threading
 
-from memkv_sglang.agent.pools import Pools, RequestError
+from memkv_sglang.agent.pools import PoolBudget, Pools, RequestError
 
 _TOKEN_SIZE = 16
 
@@ -11,10 +11,12 @@ _TOKEN_SIZE = 16
 class Session:
     """A client's pools, kept as long as one of its connections is open."""
 
-    def __init__(self) -> None:
+    def __init__(self, pools: Pools) -> None:
         """Make a token that nobody can guess."""
         self.token = secrets.token_bytes(_TOKEN_SIZE)
-        self.pools = Pools()
+        self.pools = pools
+        self.described: set[bytes] = set()
+        """Digests of the namespaces that it described."""
         self.connections = 0
 
 
@@ -24,12 +26,16 @@ class Sessions:
     def __init__(self) -> None:
         """Start without any."""
         self._lock = threading.Lock()
+        self._budget = PoolBudget()
         self._sessions: dict[bytes, Session] = {}
 
-    def enter(self, token: bytes) -> Session:
-        """Open a session if the token is empty, else join one. Raises `RequestError`."""
+    def enter(self, token: bytes, pid: int) -> Session:
+        """Open a session for a process if the token is empty, else join one.
+
+        Raises `RequestError`.
+        """
         with self._lock:
-            session = self._find(token) if token else Session()
+            session = self._find(token) if token else Session(Pools(self._budget, pid))
             self._sessions[session.token] = session
             session.connections += 1
             return session

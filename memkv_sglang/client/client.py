@@ -96,13 +96,18 @@ class AgentClient:
     def lookup(
         self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
     ) -> Lookup:
-        """Return how many pages from the chain's start can be loaded; see `Engine.lookup`."""
+        """Return how many pages from the chain's start can be loaded; see `Engine.lookup`.
+
+        Asks for `MAX_HASHES` pages at most; if all of these are there, what follows is not known.
+        """
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
-        hashes = b"".join(chain.hashes)
+        asked = chain.hashes[: protocol.MAX_HASHES]
+        hashes = b"".join(asked)
         request = protocol.LookupPages(chain.namespace, hashes, budget, recompute)
         reply = self._call(request, seconds)
-        if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(chain.hashes):
-            return Lookup(reply.length, reply.complete)
+        if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(asked):
+            known = reply.length < len(asked) or len(asked) == len(chain.hashes)
+            return Lookup(reply.length, reply.complete and known)
         return Lookup(0, complete=False)
 
     def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memkv_sglang.agent.pools import Pools, RequestError
+from memkv_sglang.agent.pools import MAX_POOLS, SHARES, PoolBudget, Pools, RequestError
 from memkv_sglang.page import Buffer
 
 SIZE = 8192
@@ -22,19 +22,23 @@ def memory(size: int = SIZE, flags: int = os.MFD_ALLOW_SEALING, name: str = "m")
     return descriptor
 
 
+def make_pools(budget: PoolBudget | None = None, pid: int = 1) -> Pools:
+    return Pools(budget or PoolBudget(), pid)
+
+
 def maps(name: str) -> bool:
     return f"/memfd:{name} " in Path("/proc/self/maps").read_text()
 
 
 def pool_of(size: int = SIZE, name: str = "m") -> Pools:
-    pools, descriptor = Pools(), memory(size, name=name)
+    pools, descriptor = make_pools(), memory(size, name=name)
     pools.register(0, size, descriptor)
     os.close(descriptor)
     return pools
 
 
 def test_buffer_is_the_memory_itself() -> None:
-    pools, descriptor = Pools(), memory()
+    pools, descriptor = make_pools(), memory()
     pools.register(7, SIZE, descriptor)
     [page] = pools.pages(NAMESPACE, HASH, [[Buffer(7, 4096, 3), Buffer(7, 0, 2)]])
     page.buffers[0][:] = b"abc"
@@ -87,7 +91,7 @@ def test_requests_that_make_no_sense_are_refused(
 
 
 def test_memory_is_sealed_against_shrinking() -> None:
-    pools, descriptor = Pools(), memory()
+    pools, descriptor = make_pools(), memory()
     pools.register(0, SIZE, descriptor)
     with pytest.raises(PermissionError):
         os.ftruncate(descriptor, 0)
@@ -95,7 +99,7 @@ def test_memory_is_sealed_against_shrinking() -> None:
 
 
 def test_memory_that_others_sealed_is_taken() -> None:
-    pools, descriptor = Pools(), memory()
+    pools, descriptor = make_pools(), memory()
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     pools.register(0, SIZE, descriptor)
     os.close(descriptor)
@@ -116,7 +120,7 @@ def test_what_is_no_lasting_memory_is_refused(tmp_path: Path) -> None:
         "cannot be mapped": sealed,
     }
     for reason, descriptor in descriptors.items():
-        pools = Pools()
+        pools = make_pools()
         with pytest.raises(RequestError, match=reason):
             pools.register(0, SIZE, descriptor)
         assert len(pools) == 0
@@ -127,7 +131,7 @@ def test_what_is_no_lasting_memory_is_refused(tmp_path: Path) -> None:
 def test_length_beyond_the_memory_is_refused(length: int) -> None:
     descriptor = memory()
     with pytest.raises(RequestError):
-        Pools().register(0, length, descriptor)
+        make_pools().register(0, length, descriptor)
     os.close(descriptor)
 
 
@@ -150,3 +154,51 @@ def test_released_pool_is_unmapped_with_its_last_page() -> None:
     pages[0].buffers[0][:] = b"x"
     del pages
     assert not maps("released")
+
+
+def sparse(pools: Pools, number: int, size: int) -> None:
+    descriptor = memory(size)
+    try:
+        pools.register(number, size, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_process_maps_no_more_than_its_share_over_all_its_sessions() -> None:
+    budget = PoolBudget()
+    first, second, other = make_pools(budget), make_pools(budget), make_pools(budget, pid=2)
+    sparse(first, 0, budget.limit)
+    with pytest.raises(RequestError, match=f"this process may be {budget.limit} bytes"):
+        sparse(second, 0, SIZE)
+    sparse(other, 0, budget.limit)
+    del first  # as at the session's end
+    sparse(second, 0, budget.limit)
+
+
+def test_bytes_count_until_the_last_call_that_uses_them_has_ended() -> None:
+    pools = make_pools(budget := PoolBudget())
+    sparse(pools, 0, budget.limit)
+    pages = pools.pages(NAMESPACE, HASH, [[Buffer(0, 0, 1)]])
+    pools.release(0)
+    with pytest.raises(RequestError, match="beside"):
+        sparse(pools, 1, SIZE)
+    del pages
+    sparse(pools, 1, SIZE)
+
+
+def test_all_processes_together_are_bounded() -> None:
+    budget = PoolBudget()
+    everyone = [make_pools(budget, pid) for pid in range(SHARES + 1)]
+    for pools in everyone[:-1]:
+        sparse(pools, 0, budget.limit)
+    with pytest.raises(RequestError, match="all processes"):
+        sparse(everyone[-1], 0, SIZE)
+
+
+def test_number_of_pools_is_bounded_over_all_sessions_of_a_process() -> None:
+    sessions = [make_pools(budget := PoolBudget()), make_pools(budget)]
+    for number in range(MAX_POOLS):
+        sparse(sessions[number % 2], number, SIZE)
+    with pytest.raises(RequestError, match=f"may have {MAX_POOLS} pools"):
+        sparse(sessions[0], MAX_POOLS, SIZE)
+    sparse(make_pools(budget, pid=2), 0, SIZE)

@@ -12,7 +12,7 @@ import pytest
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.calls import EXIT_BROKEN_ENGINE
-from memkv_sglang.agent.server import MAX_CONNECTIONS
+from memkv_sglang.agent.server import MAX_CONNECTIONS_OF_PROCESS
 from memkv_sglang.config.schema import Config
 from memkv_sglang.page import Buffer
 from memkv_sglang.testing.pages import make_chain
@@ -224,15 +224,15 @@ def test_many_connections_leak_nothing(agent: RunningAgent) -> None:
         eventually(lambda: agent.threads() <= 3)
 
 
-def test_connections_are_bounded(tmp_path: Path) -> None:
+def test_connections_of_a_process_are_bounded(tmp_path: Path) -> None:
     with running_agent(make_config(tmp_path)) as agent:
-        clients = [RawClient(agent.socket) for _ in range(MAX_CONNECTIONS)]
+        clients = [RawClient(agent.socket) for _ in range(MAX_CONNECTIONS_OF_PROCESS)]
         clients[0].greet()
         clients[-1].greet()
         with RawClient(agent.socket) as late:
             reply = late.receive()
             assert isinstance(reply, protocol.Refused)
-            assert str(MAX_CONNECTIONS) in reply.reason
+            assert f"{MAX_CONNECTIONS_OF_PROCESS} connections" in reply.reason
         clients.pop().close()
 
         def admitted() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from memkv_sglang.agent import protocol
 from memkv_sglang.agent.pools import RequestError
 from memkv_sglang.agent.protocol import PROTOCOL_VERSION
 from memkv_sglang.client.client import AgentClient
@@ -150,8 +151,21 @@ def test_bad_requests_are_misses_and_do_no_harm(client: AgentClient) -> None:
         assert client.spill(chain, outside) == [SpillResult.REFUSED] * 2
         assert client.lookup(Chain(b"short", chain.hashes)) == Lookup(0, complete=False)
         huge = Chain(NAMESPACE.digest, [bytes(32)] * (1 << 20))
-        assert client.lookup(huge) == Lookup(0, complete=False)
+        assert client.lookup(huge) == Lookup(0, complete=True)
+        assert not any(client.present(huge))
         assert client.spill(chain, pool.buffers(number, range(2))) == [STORED] * 2
+
+
+def test_lookup_of_a_longer_chain_than_a_message_holds_finds_its_beginning(
+    client: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(NAMESPACE, 3, "long")
+    with HostPool(3) as pool:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(3))
+        assert client.spill(chain, buffers) == [STORED] * 3
+    for limit, found in ((2, Lookup(2, complete=False)), (3, Lookup(3, complete=True))):
+        monkeypatch.setattr(protocol, "MAX_HASHES", limit)
+        assert client.lookup(chain) == found
 
 
 def test_memory_that_cannot_be_a_pool_is_refused(client: AgentClient) -> None:

@@ -15,8 +15,10 @@ import msgspec
 import pytest
 
 from memkv_sglang.agent import protocol
+from memkv_sglang.agent.calls import MAX_DESCRIPTIONS
+from memkv_sglang.agent.log import BURST
 from memkv_sglang.agent.pools import MAX_POOLS
-from memkv_sglang.agent.server import MAX_CONNECTIONS
+from memkv_sglang.agent.server import MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PROCESS
 from memkv_sglang.agent.wire import HEADER_SIZE, encode_frame
 from memkv_sglang.config.schema import Config
 from memkv_sglang.page import Buffer
@@ -36,7 +38,7 @@ from tests.agent.agent_harness import (
 )
 
 CHAIN = make_chain(NAMESPACE, 8)
-MANY = 100
+MANY = 40
 FULL_MESSAGE = 250
 """Descriptors of one message; the kernel takes 253 (SCM_MAX_FD)."""
 
@@ -164,7 +166,7 @@ def test_pools_of_a_client_are_bounded(agent: RunningAgent, unharmed: Callable[[
             raw.ask(protocol.RegisterPool(number, pool.length), pool.descriptor)
             for number in range(MAX_POOLS + 1)
         ]
-        assert replies[:-1] == [protocol.Done()] * MAX_POOLS
+        assert replies.count(protocol.Done()) == MAX_POOLS - 1  # one is of the client beside it
         assert isinstance(replies[-1], protocol.Refused)
         unharmed()
     eventually(lambda: not agent.maps("greedy"))
@@ -244,31 +246,89 @@ def test_message_that_promises_or_holds_too_much_is_refused_at_once(
     assert resident(agent) - before < 4 * protocol.MAX_MESSAGE
 
 
-def test_as_much_as_the_protocol_allows_is_understood() -> None:
-    page = [Buffer(0, 0, 1)] * protocol.MAX_BUFFERS
-    for buffers, good in (
-        ([page], True),
-        ([[*page, page[0]]], False),
-        ([[]] * protocol.MAX_PAGES, True),
-        ([[]] * (protocol.MAX_PAGES + 1), False),
-    ):
-        message = msgspec.msgpack.encode(protocol.LoadPages(b"", b"", buffers))
+GREEDY = """
+import sys
+from pathlib import Path
+from tests.agent.agent_harness import RawClient
+path, count, greeted = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "greeted"
+clients, refused = [], ""
+for _ in range(count):
+    clients.append(RawClient(path))
+    if greeted:
         try:
-            msgspec.msgpack.decode(message, type=protocol.Request)
-        except msgspec.ValidationError:
-            assert not good
-        else:
-            assert good
+            clients[-1].greet()
+        except AssertionError as error:
+            refused = str(error)
+print("has what it gets:", refused, flush=True)
+sys.stdin.read()
+"""
 
 
-def test_one_client_cannot_take_every_connection_for_long(
-    agent: RunningAgent, config: Config
+@pytest.mark.parametrize("kind", ["silent", "greeted"])
+def test_one_process_cannot_take_every_connection(
+    agent: RunningAgent, unharmed: Callable[[], None], config: Config, kind: str
 ) -> None:
-    greedy = [RawClient(agent.socket) for _ in range(MAX_CONNECTIONS + 20)]
-    with connected_client(config, limit=LIMIT) as client:  # once the silent ones are dropped
-        assert client.lookup(CHAIN).complete
+    command = [sys.executable, "-c", GREEDY, str(agent.socket), str(MAX_CONNECTIONS + 20), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as greedy:
+        try:
+            assert greedy.stdout is not None
+            said = greedy.stdout.readline().decode()
+            assert "has what it gets" in said
+            if kind == "greeted":
+                assert f"{MAX_CONNECTIONS_OF_PROCESS} connections already" in said
+            with connected_client(config, limit=LIMIT) as client:  # at once, while it holds them
+                assert client.lookup(CHAIN).complete
+            unharmed()
+        finally:
+            greedy.kill()
+
+
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_addresses_that_pools_take_are_bounded(
+    agent: RunningAgent, unharmed: Callable[[], None], sessions: int
+) -> None:
+    """Sparse memory costs its maker nothing: 45 of these would fill what a process can map."""
+    length = 1 << 46
+    descriptor = os.memfd_create("sparse", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, length)
+    greedy = [RawClient(agent.socket) for _ in range(sessions)]
+    for raw in greedy:
+        raw.greet()
+        for number in range(60 // sessions):
+            reply = raw.ask(protocol.RegisterPool(number, length), descriptor)
+            assert isinstance(reply, protocol.Refused)
+            assert "those of this process may be" in reply.reason
+    os.close(descriptor)
+    with HostPool(1) as pool, RawClient(agent.socket) as raw:
+        raw.greet()
+        assert raw.ask(protocol.RegisterPool(0, pool.length), pool.descriptor) == protocol.Done()
+    unharmed()
     for raw in greedy:
         raw.close()
+
+
+def test_descriptions_of_a_session_are_bounded(
+    agent: RunningAgent, unharmed: Callable[[], None]
+) -> None:
+    with RawClient(agent.socket) as raw:
+        raw.greet()
+        for number in range(MAX_DESCRIPTIONS):
+            namespace = msgspec.structs.replace(NAMESPACE, revision=str(number))
+            reply = raw.ask(protocol.Describe(namespace.description))
+            assert reply == protocol.Described(namespace.digest)
+        assert isinstance(raw.ask(protocol.Describe(NAMESPACE.description)), protocol.Refused)
+        assert isinstance(raw.ask(protocol.Describe(namespace.description)), protocol.Described)
+
+
+def test_flood_of_bad_messages_is_cut_in_the_log(tmp_path: Path) -> None:
+    with running_agent(make_config(tmp_path)) as agent:
+        with RawClient(agent.socket) as raw:
+            raw.greet()
+            for _ in range(4 * BURST):
+                raw.socket.sendall(header(1) + b"\xc1")
+                assert isinstance(raw.receive(), protocol.Refused)
+        _, log = agent.terminate()
+    assert 0 < log.count("request not understood") <= BURST
 
 
 STRANGER = """
