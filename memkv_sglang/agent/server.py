@@ -24,7 +24,7 @@ MAX_CONNECTIONS = 256
 """Connections at a time, a thread each; a client has as many as it has calls in flight, plus one.
 """
 
-MAX_CONNECTIONS_OF_PROCESS = 64
+MAX_CONNECTIONS_OF_PROCESS = 192
 """Of these, those of one process, so that none can shut the others out."""
 
 

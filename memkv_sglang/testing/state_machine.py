@@ -144,9 +144,10 @@ class TierMachine(RuleBasedStateMachine):
         assert self.marks is not None
         keys = self._chain(where).keys()
         if pending:
-            self.marks.mark_pending(keys)
             there = self.tier.present(keys, _soon())
-            self.waiting.update(key for key, is_there in zip(keys, there, strict=True) if is_there)
+            marked = there.index(False) if False in there else len(keys)
+            assert self.marks.mark_pending(keys) == marked
+            self.waiting.update(keys[:marked])
         else:
             self.marks.mark_uploaded(keys)
             self.waiting.difference_update(keys)
