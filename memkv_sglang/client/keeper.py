@@ -64,9 +64,10 @@ class LinkKeeper:
 
         An attempt to start an agent that lasts longer than `CLOSE_LIMIT` ends behind.
         """
-        if not self._closed:
-            self._closed = True
-            os.eventfd_write(self._wake, 1)
+        with self._lock:  # so that the thread does not close what is written to
+            if not self._closed:
+                self._closed = True
+                os.eventfd_write(self._wake, 1)
         self._thread.join(CLOSE_LIMIT)
 
     def _run(self) -> None:
@@ -93,7 +94,8 @@ class LinkKeeper:
         self.problem = "closed"
         with self.registry.lock:
             self.registry.close()
-        os.close(self._wake)
+        with self._lock:
+            os.close(self._wake)
 
     def _connect(self) -> Link:
         """Return a link whose agent knows all that it must, after publishing it."""
