@@ -13,7 +13,7 @@ from memkv_sglang.demo.record import Reference, Request, Sources
 
 ANSWER_TOKENS = 16
 REPEATS = 3
-TURNS = 4
+TURNS = 3
 CHANGED_AT = 15000
 """Position of the changed token in the context."""
 
