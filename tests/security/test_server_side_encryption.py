@@ -1,6 +1,7 @@
 """Objects that the server is asked to encrypt: every one that the tier writes."""
 
 import base64
+import io
 import secrets
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,6 @@ from minio import Minio
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.page import PageKey
 from memkv_sglang.testing.certificates import Authority
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.minio_server import MinioServer
@@ -67,14 +67,11 @@ def test_everything_is_stored_as_demanded(
     load(tier, KEYS)
     names = [NAMES.description(NAMESPACE.digest), *map(NAMES.page, KEYS)]
     assert [encryption(name) for name in names] == [told] * 4
-    assert set_aside(tier, KEYS[0])
+    garbage = b"no page of ours"
+    admin.put_object(config.bucket, NAMES.page(KEYS[0]), io.BytesIO(garbage), len(garbage))
+    page = make_page(KEYS[0], LENGTHS, filled=False)
+    assert tier.load([page], soon()) == [LoadResult.CORRUPT]
     assert encryption(NAMES.quarantine(KEYS[0])) == told
-
-
-def set_aside(tier: MinioTier, key: PageKey) -> bool:
-    """Ask for the page in a length that it does not have, which sets the copy aside."""
-    page = make_page(key, (*LENGTHS, 1), filled=False)
-    return tier.load([page], soon()) == [LoadResult.CORRUPT]
 
 
 @pytest.mark.parametrize(
