@@ -111,13 +111,18 @@ class AgentClient:
         return Lookup(0, complete=False)
 
     def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:
-        """Tell for each page whether it is there; see `Engine.present`."""
+        """Tell for each page whether it is there; see `Engine.present`.
+
+        Asks for `MAX_HASHES` pages at most; those behind them are answered False.
+        """
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
-        request = protocol.CheckPages(chain.namespace, b"".join(chain.hashes), budget, tier)
+        hashes = chain.hashes[: protocol.MAX_HASHES]
+        request = protocol.CheckPages(chain.namespace, b"".join(hashes), budget, tier)
         reply = self._call(request, seconds)
-        if isinstance(reply, protocol.CheckedPages) and len(reply.present) == len(chain.hashes):
-            return [bool(there) for there in reply.present]
-        return [False] * len(chain.hashes)
+        there = []
+        if isinstance(reply, protocol.CheckedPages) and len(reply.present) == len(hashes):
+            there = [bool(one) for one in reply.present]
+        return there + [False] * (len(chain.hashes) - len(there))
 
     def load(self, chain: Chain, buffers: Sequence[Sequence[Buffer]]) -> list[PageLoad]:
         """Fill the buffers of each page of the chain, which until the return belong to the agent.
@@ -142,10 +147,10 @@ class AgentClient:
     ) -> list[SpillResult]:
         """Store the pages of the chain; their buffers must not change before the return.
 
-        `before` are the hashes of the pages before the first, from the start of its sequence on.
-        One result a page; see `Engine.spill`.
+        `before` are the hashes of the pages before the first, from the start of its sequence on;
+        the last `MAX_HASHES` of them are sent. One result a page; see `Engine.spill`.
         """
-        hashes = b"".join(chain.hashes)
+        hashes, before = b"".join(chain.hashes), before[-protocol.MAX_HASHES :]
         request = protocol.SpillPages(chain.namespace, hashes, buffers, b"".join(before))
         reply = self._call_with_buffers(request)
         if isinstance(reply, protocol.SpilledPages) and len(reply.results) == len(buffers):

@@ -15,7 +15,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.testing.pages import make_chain, make_hashes
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 from tests.agent.agent_harness import (
     LIMIT,
@@ -166,6 +166,17 @@ def test_lookup_of_a_longer_chain_than_a_message_holds_finds_its_beginning(
     for limit, found in ((2, Lookup(2, complete=False)), (3, Lookup(3, complete=True))):
         monkeypatch.setattr(protocol, "MAX_HASHES", limit)
         assert client.lookup(chain) == found
+
+
+def test_chain_may_be_longer_than_a_message_holds(client: AgentClient) -> None:
+    """A million tokens and more, with pages of a few: its end is stored, its beginning found."""
+    before = make_hashes(protocol.MAX_HASHES + 1)
+    chain = make_chain(NAMESPACE, 2, "end")
+    with HostPool(2) as pool:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
+        assert client.spill(chain, buffers, before) == [STORED] * 2
+    whole = Chain(chain.namespace, [*chain.hashes, *before])
+    assert client.present(whole) == [True] * 2 + [False] * len(before)
 
 
 def test_memory_that_cannot_be_a_pool_is_refused(client: AgentClient) -> None:

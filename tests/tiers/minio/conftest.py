@@ -6,6 +6,7 @@ import pytest
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.http_proxy import HttpFaultProxy
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.minio import MinioTier
 
@@ -30,3 +31,10 @@ def open_tier() -> Iterator[OpenTier]:
 def admin(minio_server: MinioServer) -> Minio:
     """A client that may do anything to the bucket, behind the tier's back."""
     return Minio(minio_server.endpoint.partition("://")[2], *minio_server.root, secure=False)
+
+
+@pytest.fixture
+def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
+    """What a tier asks instead of the server, to be made to fail."""
+    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
+        yield proxy

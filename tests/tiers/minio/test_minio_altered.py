@@ -1,6 +1,6 @@
 """A network that alters what passes: a miss at worst, and the object stays where it is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -9,7 +9,6 @@ from minio import Minio
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
@@ -29,12 +28,6 @@ class Altering:
             return content
         where = self._left % len(content)
         return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
-
-
-@pytest.fixture
-def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
-    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A server that asks to be left alone (`Retry-After`) is left alone, within reason."""
 
 import time
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, soon
 from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier, pool
@@ -22,12 +20,6 @@ STRANGER = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 1, "stranger")
 def busy(status: str, seconds: int) -> HttpFault:
     head = f"HTTP/1.1 {status}\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n"
     return HttpFault(answer=head.encode())
-
-
-@pytest.fixture
-def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
-    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
