@@ -1,14 +1,16 @@
 """The catalog of a directory as it was left: from the journal, or without one from the footers."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
-from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
+from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer, slot_size_of
 from memkv_sglang.tiers.nvme.journal import (
     PUT,
@@ -22,13 +24,16 @@ from memkv_sglang.tiers.nvme.journal import (
 from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 
+_SCAN_THREADS = 16
+_SCAN_BATCH = 512
+"""Footers that one thread reads in a row: handing one over would cost more than to read it."""
 _UNRECORDED = 1 << 20
 """Ticks left out at a restart: sequence numbers that a kill left unrecorded do not come again."""
 
 _log = logging.getLogger(__name__)
 
 
-def recover(catalog: Catalog, path: Path, movers: Movers) -> None:
+def recover(catalog: Catalog, path: Path) -> None:
     """Fill an empty catalog, whose segments are open, and give it its journal.
 
     Raises `OSError` if the journal can neither be resumed nor written anew.
@@ -39,7 +44,7 @@ def recover(catalog: Catalog, path: Path, movers: Movers) -> None:
         if catalog.segments.by_number:
             fields = {"path": str(path), "reason": str(error)}
             _log.warning("no journal, reading footers", extra={"fields": fields})
-        scan_footers(catalog, movers)
+        scan_footers(catalog)
         catalog.begin_journal(path)
         return
     lost = _Replay(catalog).run(frames)
@@ -116,15 +121,15 @@ class _Found(NamedTuple):
     place: Place
 
 
-def scan_footers(catalog: Catalog, movers: Movers) -> None:
-    """Fill a catalog from the footers on disk.
+def scan_footers(catalog: Catalog) -> None:
+    """Fill a catalog from the footers on disk, several threads at once.
 
     Of two footers with one key the newer wins. What was freed but not yet written over is there
     again: the content is right, and eviction goes by age. What waited for upload is not known any
     more, so every page waits: the queue finds out what is there already.
     """
     newest: dict[PageKey, _Found] = {}
-    for page in read_footers(catalog.segments, movers):
+    for page in read_footers(catalog.segments):
         seen = newest.get(page.footer.key)
         if seen is None or seen.footer.sequence < page.footer.sequence:
             newest[page.footer.key] = page
@@ -135,20 +140,27 @@ def scan_footers(catalog: Catalog, movers: Movers) -> None:
         catalog.order.advance_past(footer.sequence + _UNRECORDED)
 
 
-def read_footers(segments: Iterable[Segment], movers: Movers) -> list[_Found]:
-    """Return all valid footers with their places; what cannot be read is left out."""
-    places = (Place(s, slot) for s in segments for slot in range(s.intact_slots))
-    return [found for found in movers.run(_read(place, movers) for place in places) if found]
+def read_footers(segments: Iterable[Segment]) -> Iterator[_Found]:
+    """Yield all valid footers with their places; what cannot be read is left out."""
+    batches = [
+        (segment, range(first, min(first + _SCAN_BATCH, segment.intact_slots)))
+        for segment in segments
+        for first in range(0, segment.intact_slots, _SCAN_BATCH)
+    ]
+    with ThreadPoolExecutor(_SCAN_THREADS, thread_name_prefix="memkv-scan") as threads:
+        yield from chain.from_iterable(threads.map(_read_batch, batches))
 
 
-def _read(place: Place, movers: Movers) -> Move[_Found | None]:
-    with movers.scratches.lend() as scratch:
-        block = scratch.bounce(FOOTER_SIZE)
+def _read_batch(batch: tuple[Segment, range]) -> list[_Found]:
+    segment, slots = batch
+    block = aligned_memory(FOOTER_SIZE)
+    found = []
+    for slot in slots:
         try:
-            yield place.segment.read_footer(block, place.slot)
+            segment.read_footer(block, slot).carry_out()
         except (OSError, EOFError):
-            return None
+            continue
         footer = Footer.unpack(block)
-    if footer is None or slot_size_of(footer.length) != place.segment.slot_size:
-        return None
-    return _Found(footer, place)
+        if footer is not None and slot_size_of(footer.length) == segment.slot_size:
+            found.append(_Found(footer, Place(segment, slot)))
+    return found

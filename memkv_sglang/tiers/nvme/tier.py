@@ -65,13 +65,11 @@ class NvmeTier(Tier):
         self._gate = WriteGate(faults)
         self._catalog = Catalog(self._segments)
         self._room = Room(self._catalog, config.high_watermark, config.low_watermark, faults)
-        self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
         try:
             self._segments.open_all()
-            recover(self._catalog, self._directory.journal, self._movers)
+            recover(self._catalog, self._directory.journal)
             self._room.shrink()
         except OSError as error:
-            self._movers.close()
             self._segments.close()
             self._directory.close()
             raise ConfigError(
@@ -79,6 +77,7 @@ class NvmeTier(Tier):
                 "name another directory"
             ) from error
         self._descriptions = Descriptions(self._directory.namespaces)
+        self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
         quarantine = Quarantine(self._directory.quarantine)
         self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
         self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)

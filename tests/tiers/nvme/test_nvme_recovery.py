@@ -15,7 +15,6 @@ from memkv_sglang.testing.pages import make_chain, make_hashes, make_namespace, 
 from memkv_sglang.tiers.base import LoadResult, PendingPage, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
-from memkv_sglang.tiers.nvme.disk.movers import Movers
 from memkv_sglang.tiers.nvme.journal import Journal
 from memkv_sglang.tiers.nvme.recovery import recover
 from memkv_sglang.tiers.nvme.segment import Place, create_segment
@@ -345,7 +344,7 @@ def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -
     reopened = Segments(tmp_path, 1 << 40, 1 << 30, direct=False)
     reopened.open_all()
     read = Catalog(reopened)
-    recover(read, tmp_path / "journal", Movers(1, "threads", direct=False))
+    recover(read, tmp_path / "journal")
     assert {key: read.describe(key) for key in keys} == places
     assert sum(description is None for description in places.values()) == count // 10
     assert [page.key for page in read.pending_pages()] == keys[5::1000]
