@@ -59,3 +59,5 @@ class Screen:
     ) -> None:
         self._progress.update(self._task, total=1, completed=1)
         self._live.stop()
+        if not self._console.is_terminal:
+            self._console.line()  # what `Live` does on a terminal only
