@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests uses."""
 
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -7,6 +8,9 @@ import pytest
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.minio_server import MinioServer
+
+# A script's background job, and all it starts, ignores Ctrl-C; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
