@@ -157,6 +157,18 @@ def _check_client_certificate(config: MinioConfig, name: Name) -> None:
         raise ConfigError(
             f"{name(f'minio.{given}_file')}: given without minio.{other}_file; set both or neither"
         )
+    if not config.certificate_login:
+        return
+    login = name("minio.certificate_login")
+    if not config.cert_file:
+        raise ConfigError(f"{login}: needs minio.cert_file and minio.key_file; set them too")
+    if config.access_key or config.credentials_file:
+        other = "credentials_file" if config.credentials_file else "access_key"
+        raise ConfigError(f"{login}: given beside minio.{other}; remove one or the other")
+    if any(url.startswith("http:") for url in endpoint_urls(config)):
+        raise ConfigError(
+            f"{login}: needs https, {name('minio.endpoint')} has an http URL; change one of them"
+        )
 
 
 def _check_sse(config: MinioConfig, name: Name) -> None:

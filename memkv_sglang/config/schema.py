@@ -302,6 +302,14 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             "of mode 0600.",
         ),
     ] = ""
+    certificate_login: Annotated[
+        bool,
+        Meta(
+            description="Get access keys from MinIO for `cert_file` (`AssumeRoleWithCertificate`, "
+            "which its `MINIO_IDENTITY_TLS_ENABLE=on` allows), so that the node keeps none. The "
+            "certificate's common name is the name of the policy it gets.",
+        ),
+    ] = False
     access_key: Annotated[
         str,
         Meta(

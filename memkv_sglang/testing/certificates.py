@@ -55,18 +55,20 @@ class Authority:
         directory: str,
         names: Sequence[str] = ("127.0.0.1",),
         *,
+        common_name: str = "",
         expired: bool = False,
         password: bytes | None = None,
     ) -> Certificate:
         """Write `public.crt` and `private.key` into a directory below the authority's.
 
-        `names` are the host names and addresses that it is good for.
+        `names` are the host names and addresses that it is good for; the common name is the
+        directory's if none is given.
         """
         target = self._directory / directory
         target.mkdir()
         begin = datetime.now(UTC) - (2 * LIFETIME if expired else timedelta())
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, directory)])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or directory)])
         certificate = (
             _builder(subject, self._name, key.public_key(), begin)
             .add_extension(x509.SubjectAlternativeName(map(_general_name, names)), critical=False)

@@ -50,9 +50,13 @@ class MinioUsers:
     def add(self, keys: Keys, policy: dict[str, Any]) -> None:
         """Add a user that may do what one policy says."""
         name = f"policy-of-{keys.access_key}"
-        self._try(lambda: self._admin.policy_add(name, policy=policy))
+        self.add_policy(name, policy)
         self._try(lambda: self._admin.user_add(*keys))
         self._try(lambda: self._admin.policy_set(name, user=keys.access_key))
+
+    def add_policy(self, name: str, policy: dict[str, Any]) -> None:
+        """Add a policy that users, or certificates of this common name, may get."""
+        self._try(lambda: self._admin.policy_add(name, policy=policy))
 
     def _try(self, call: Callable[[], object]) -> None:
         give_up = time.monotonic() + START_LIMIT

@@ -53,6 +53,8 @@ def file(text: str, key: str, *says: str, mode: int = 0o600) -> Bad:
 
 ENDPOINT = "--minio-endpoint"
 BUCKET = "--minio-bucket"
+CERTIFICATE = ("--minio-cert-file", "{tmp}/c.pem", "--minio-key-file", "{tmp}/k.pem")
+KEYS = {"MEMKV_MINIO_ACCESS_KEY": "hunter2", "MEMKV_MINIO_SECRET_KEY": "hunter2"}
 
 CASES = [
     # Unknown names
@@ -133,6 +135,19 @@ CASES = [
     *(
         Bad(name, ("--minio-ca-file:", "PEM"), (ENDPOINT, "https://m", "--minio-ca-file", name))
         for name in ("{tmp}/none.pem", "{tmp}/file")
+    ),
+    *(
+        Bad(
+            f"certificate login {' '.join(flags)}",
+            ("--minio-certificate-login:", *says),
+            ("--minio-certificate-login", *flags),
+            environ,
+        )
+        for flags, environ, says in (
+            ((ENDPOINT, "https://m"), {}, ("minio.cert_file",)),
+            ((ENDPOINT, "http://m", *CERTIFICATE), {}, ("https",)),
+            ((ENDPOINT, "https://m", *CERTIFICATE), KEYS, ("minio.access_key", "remove")),
+        )
     ),
     # Credentials
     variable("MEMKV_MINIO_ACCESS_KEY", "", "empty"),

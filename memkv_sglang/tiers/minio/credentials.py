@@ -4,15 +4,19 @@ Imports minio-py, which is slow: import this late.
 """
 
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from minio.credentials import providers
 from minio.credentials.credentials import Credentials
+from urllib3.exceptions import HTTPError
 
+from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.minio.control_http import bounded_http
 from memkv_sglang.tiers.minio.credentials_file import FileCredentials, read_credentials
+from memkv_sglang.tiers.minio.tls import tls_context
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,12 @@ FILE_LIFETIME = timedelta(seconds=15)
 
 class RenewableProvider(providers.Provider):
     """A provider that can be told that its credentials were refused."""
+
+    advice = (
+        "no credentials for MinIO: set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY, or one "
+        "of minio-py's sources"
+    )
+    """What to say where there are none."""
 
     def renew(self) -> None:
         """Let the next `retrieve` ask the source again."""
@@ -87,8 +97,39 @@ class StandardChain(RenewableProvider):
         return self._chain.retrieve()
 
 
+class CertificateLogin(RenewableProvider):
+    """Keys that MinIO lends for an hour to whoever presents a certificate it trusts."""
+
+    advice = (
+        "MinIO lends no keys for minio.cert_file: turn its MINIO_IDENTITY_TLS_ENABLE on, put the "
+        "certificate's authority into certs/CAs, and add a policy named as its common name"
+    )
+
+    def __init__(self, config: MinioConfig) -> None:
+        """Ask nothing yet. Raises `ConfigError`: no certificate to present."""
+        self._http = bounded_http(config.connect_timeout, tls_context(config))
+        self._urls = endpoint_urls(config)
+        self.renew()
+
+    def renew(self) -> None:
+        """Log in anew."""
+        self._logins = [
+            providers.CertificateIdentityProvider(sts_endpoint=url, http_client=self._http)
+            for url in self._urls
+        ]
+
+    def retrieve(self) -> Credentials:
+        """Ask one server after the other. Raises what the last one met."""
+        for login in self._logins[:-1]:
+            with suppress(HTTPError, ValueError):  # what minio-py raises for a refusal
+                return login.retrieve()
+        return self._logins[-1].retrieve()
+
+
 def make_provider(config: MinioConfig) -> RenewableProvider:
     """Return where the settings say that credentials come from."""
+    if config.certificate_login:
+        return CertificateLogin(config)
     if config.credentials_file:
         return KeyFile(config.credentials_file)
     if config.access_key or config.secret_key:

@@ -117,10 +117,7 @@ class Signer:
         except ConfigError:
             raise
         except Exception as error:  # each provider has exceptions of its own
-            raise TierError(
-                "no credentials for MinIO: set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY, "
-                "or one of minio-py's sources"
-            ) from error
+            raise TierError(self._provider.advice) from error
         return self._credentials
 
 
