@@ -1,0 +1,83 @@
+"""How long the collector takes to empty a full bucket, progress and lease included."""
+
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+from rich.progress import Progress
+
+from benchmarks.base import Options
+from benchmarks.report import Report
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.page import Page, PageKey
+from memkv_sglang.testing.minio_server import MinioServer
+from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.minio import MinioTier
+
+PAGES = 100_000
+QUICK_PAGES = 5_000
+PAGE_BYTES = 1024
+"""What an object holds does not matter to who removes it."""
+
+CHAIN = 1000
+"""Pages of a chain: leaves leave before roots, so that chains are what is put in order."""
+
+LEFT = 0.05
+"""Share of the pages for which the limits have room."""
+
+
+def run(options: Options) -> Report:
+    """Fill a MinIO of the benchmark's own, then collect nearly everything, once."""
+    count = QUICK_PAGES if options.quick else PAGES
+    report = Report("gc", "s")
+    with (
+        tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as directory,
+        MinioServer(Path(directory, "data")) as server,
+        Progress() as progress,
+    ):
+        config = MinioConfig(
+            endpoint=server.endpoint, access_key=server.access_key, secret_key=server.secret_key
+        )
+        with closing(MinioTier(config)) as tier:
+            _fill(tier, count, progress)
+            seconds, removed = _collect(tier, int(count * PAGE_BYTES * LEFT), progress)
+    report.record(f"{count:,} objects", "memkv gc", seconds)
+    report.figures = {
+        "gc_objects": count,
+        "gc_objects_removed": removed,
+        "gc_seconds": round(seconds, 1),
+        "gc_removed_per_second": round(removed / seconds),
+    }
+    return report
+
+
+def _fill(tier: MinioTier, count: int, progress: Progress) -> None:
+    namespace = make_namespace(PAGE_BYTES)
+    tier.describe(namespace)
+    for first in progress.track(range(0, count, CHAIN), description="spilling"):
+        keys = make_chain(namespace, CHAIN, f"chain {first}").keys()
+        results = tier.spill(_pages(keys), time.monotonic() + 120)
+        assert set(results) == {SpillResult.STORED}
+
+
+def _pages(keys: list[PageKey]) -> list[Page]:
+    content = memoryview(bytes(PAGE_BYTES))
+    return [Page(key, (content,)) for key in keys]
+
+
+def _collect(tier: MinioTier, capacity: int, progress: Progress) -> tuple[float, int]:
+    """Return the seconds that it took, and how many pages left."""
+    collector, lease = tier.collector(CollectorConfig(capacity=capacity))
+    task = progress.add_task("collecting")
+
+    def step(what: str, done: int, total: int | None) -> None:
+        lease.renew()
+        progress.update(task, description=what, completed=done, total=total)
+
+    began = time.perf_counter()
+    lease.acquire()
+    collection = collector.collect(step)
+    lease.release(collection.report)
+    return time.perf_counter() - began, collection.report.removed_pages
