@@ -14,6 +14,7 @@ from memkv_sglang.tiers.nvme.segment import (
     Segment,
     create_segment,
     open_segment,
+    segment_path,
 )
 
 SEGMENTS_OF_A_CAPACITY = 16
@@ -68,7 +69,6 @@ class Segments:
             elif not _NAME.fullmatch(path.name):
                 _log.warning("foreign file left alone", extra={"fields": {"path": str(path)}})
             else:
-                self._next_number = int(path.stem) + 1
                 self._open(path)
 
     def _open(self, path: Path) -> None:
@@ -80,6 +80,7 @@ class Segments:
             return
         if segment.intact_slots < len(segment.slots):
             _log.warning("segment was truncated", extra={"fields": {"path": str(path)}})
+        self._next_number = max(self._next_number, segment.number + 1)
         self.add(segment)
 
     def __iter__(self) -> Iterator[Segment]:
@@ -127,11 +128,19 @@ class Segments:
         enough = full // _SMALLEST_PART if slot_size in self.by_slot_size else 1
         if fitting < max(enough, 1):
             return None
+        number = self._unused_number()
         segment = create_segment(
-            self._directory, self._next_number, slot_size, min(full, fitting), direct=self._direct
+            self._directory, number, slot_size, min(full, fitting), direct=self._direct
         )
-        self._next_number += 1
+        self._next_number = number + 1
         return segment
+
+    def _unused_number(self) -> int:
+        """Return the next number that no file has, be it a foreign or a damaged one."""
+        number = self._next_number
+        while segment_path(self._directory, number).exists():
+            number += 1
+        return number
 
     def add(self, segment: Segment) -> None:
         """Give out the segment's slots from now on."""

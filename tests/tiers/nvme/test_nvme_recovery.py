@@ -215,6 +215,18 @@ def test_foreign_and_damaged_files_are_left_alone(
     assert all(sum(path.name in line for line in logged) == 1 for path in foreign[:3])
 
 
+@pytest.mark.parametrize("name", ["99999999.seg", "00000001.seg"])
+def test_segments_made_beside_a_foreign_one_are_found_again(nvme: Disk, name: str) -> None:
+    nvme.tier.close()
+    foreign = nvme.path / "segments" / name
+    foreign.write_bytes(b"mine")
+    tier = nvme.open()
+    keys = chain("chain", 12).keys()
+    spill(tier, keys)  # three segments
+    load(nvme.reopen(), keys)
+    assert foreign.read_bytes() == b"mine"
+
+
 def test_unfinished_files_of_a_kill_are_removed(nvme: Disk) -> None:
     spill(nvme.tier, chain("chain", 3).keys())
     nvme.tier.close()
