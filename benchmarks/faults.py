@@ -12,7 +12,7 @@ from memkv_sglang.testing.faults.base import BUDGETS, Fault, Outcome, percentile
 from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
 from memkv_sglang.testing.faults.growth import Growth
 from memkv_sglang.testing.faults.registry import FAULTS
-from memkv_sglang.testing.faults.rounds import Rounds
+from memkv_sglang.testing.faults.rounds import AUDIT, Rounds
 
 ROUNDS = 200
 QUICK_ROUNDS = 12
@@ -32,6 +32,7 @@ def run(options: Options) -> Report:
                 outcomes.append(work.run(fault))
                 growth.sample(node.agent_pid() for node in cluster.nodes)
             outcomes.append(work.kill_agent(kills))
+            outcomes.append(work.audit())
         finally:
             work.close()
     return _report(outcomes, growth, rounds)
@@ -46,7 +47,8 @@ def _plan(rounds: int) -> list[Fault]:
 def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
     report = Report("faults", "ms")
     cases: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for outcome in outcomes:
+    during = [outcome for outcome in outcomes if outcome.fault != AUDIT]
+    for outcome in during:
         for name, seconds in _times(outcome):
             cases[outcome.fault][name].append(seconds * 1e3)
     report.runs = {case: dict(times) for case, times in cases.items()}
@@ -69,9 +71,10 @@ def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
         "faults_injected": rounds,
         "kinds_of_faults": len(cases),
         "pages_compared": sum(outcome.hits for outcome in outcomes),
+        "pages_compared_at_the_end": sum(o.hits for o in outcomes if o.fault == AUDIT),
         **totals,
         "lookup_p99_ms": round(percentile(lookups, 0.99) * 1e3, 1),
-        "over_budget_rounds": sum(outcome.lookup_p99 > most for outcome in outcomes),
+        "over_budget_rounds": sum(outcome.lookup_p99 > most for outcome in during),
         "slowest_move_s": round(max(outcome.slowest_move for outcome in outcomes), 2),
         "thread_growth": grown.threads,
         "descriptor_growth": grown.descriptors,

@@ -16,6 +16,7 @@ from benchmarks.targets import TARGETS, Comparison, Target, show_targets
 from memkv_sglang.config.schema import MIB
 from memkv_sglang.testing.faults.base import Outcome
 from memkv_sglang.testing.faults.growth import Growth
+from memkv_sglang.testing.faults.rounds import AUDIT
 
 FIGURES = {
     "nvme": {
@@ -160,12 +161,16 @@ def test_faults_are_added_up() -> None:
         first_hit=1.5,
     )
     without = Outcome("b", 10, 30, 0, 0, 9, 0, 0, 0, [0.02] * 300, 0.1, None, 0.25)
-    assert faults._report([with_harm, without, without], growth, rounds=3).figures == {
+    audit = without._replace(fault=AUDIT, acknowledged_pages=0, lookups=(), hits=19)
+    report = faults._report([with_harm, without, without, audit], growth, rounds=3)
+    assert AUDIT not in report.runs
+    assert report.figures == {
         "rounds": 3,
         "faults_injected": 3,
         "kinds_of_faults": 2,
-        "pages_compared": 67,
-        "calls": 30,
+        "pages_compared": 86,
+        "pages_compared_at_the_end": 19,
+        "calls": 40,
         "acknowledged_pages": 27,
         "wrong_pages": 1,
         "acknowledged_pages_lost": 2,

@@ -65,3 +65,10 @@ def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
     assert grown.threads == 0
     assert grown.descriptors == 0
     assert grown.memory_mb < 16
+
+
+def test_what_any_round_left_is_there_at_the_end(rounds: Rounds) -> None:
+    assert_harmless(rounds.run(FAULTS["minio: stopped"]))
+    outcome = rounds.audit()
+    assert (outcome.wrong_pages, outcome.acknowledged_pages_lost, outcome.hung_calls) == (0, 0, 0)
+    assert outcome.hits > 0

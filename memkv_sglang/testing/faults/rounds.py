@@ -19,8 +19,15 @@ BEFORE = 0.3
 DURING = 0.8
 """Seconds of traffic under the fault: longer than the stall timeout."""
 
+PATIENCE = 5.0
+"""Seconds that a page may stay missing after a round: the circuit may yet have to close."""
+
 RECOVERY = 30.0
 """Seconds within which every acknowledged page must be back."""
+
+
+AUDIT = "all rounds, at the end"
+"""What the outcome of an audit has in place of a fault."""
 
 
 class Rounds:
@@ -29,6 +36,8 @@ class Rounds:
     def __init__(self, cluster: Cluster) -> None:
         """Connect the callers."""
         self.cluster = cluster
+        self._acknowledged: list[Chain] = []
+        """What was acknowledged in the rounds so far, but for those that destroyed copies."""
         names = ("disk", "plain")
         self._callers = [
             Caller(node, f"{name} {i}")
@@ -77,6 +86,29 @@ class Rounds:
                 first_hit = max(first_hit, self._wait_for_hits())
         return self._account("agent killed at random moments", False, None, first_hit)
 
+    def audit(self) -> Outcome:
+        """Load from MinIO, once more, every page that any round left acknowledged."""
+        self.cluster.disk_node.flush()
+        auditor = self._callers[-1]
+        auditor.take()
+        lost = sum(_missing(auditor, chain, PATIENCE) for chain in self._acknowledged)
+        seen = auditor.take()
+        return Outcome(
+            fault=AUDIT,
+            calls=seen.calls,
+            hits=seen.hits,
+            misses=seen.misses,
+            wrong_pages=seen.wrong,
+            acknowledged_pages=0,  # counted in their rounds
+            acknowledged_pages_lost=lost,
+            destroyed_pages=0,
+            hung_calls=seen.hung + len(seen.errors),
+            lookups=(),
+            slowest_move=max(seen.moves, default=0.0),
+            circuit_opened=None,
+            first_hit=0.0,
+        )
+
     def _begin(self) -> None:
         """Forget the rounds before; let every caller have a chain to ask for."""
         for caller in (*self._callers, *self._probes):
@@ -106,10 +138,11 @@ class Rounds:
         self, name: str, destroys: bool, opened: float | None, first_hit: float
     ) -> Outcome:
         seen = self._take()
-        acknowledged = sum(
-            len(chain.hashes) for caller in self._callers for chain in caller.acknowledged
-        )
-        patience = 0.0 if destroys else 5.0
+        chains = [chain for caller in self._callers for chain in caller.acknowledged]
+        acknowledged = sum(len(chain.hashes) for chain in chains)
+        if not destroys:
+            self._acknowledged += chains
+        patience = 0.0 if destroys else PATIENCE
         lost = sum(
             _missing(caller, chain, patience)
             for caller in self._callers
