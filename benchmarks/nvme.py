@@ -40,7 +40,7 @@ def run(options: Options) -> Report:
         repetitions = min(options.repetitions, 2) if options.quick else options.repetitions
         for name in PAGES:
             bench.sizes(name, repetitions, huge=True)
-            bench.sizes(name, repetitions, huge=False)
+            bench.sizes(name, repetitions, huge=False, peers=not options.quick)
         for depth in QUICK_DEPTHS if options.quick else DEPTHS:
             bench.depth(depth, repetitions)
     _claim(report)
@@ -57,13 +57,16 @@ class _Bench:
         self._plain = scratch / "fio"
         fio(self._plain, "write", MIB, total, IN_FLIGHT, huge=False)
 
-    def sizes(self, name: str, repetitions: int, *, huge: bool) -> None:
-        """Let everyone spill and load pages of one size."""
+    def sizes(self, name: str, repetitions: int, *, huge: bool, peers: bool = True) -> None:
+        """Let everyone spill and load pages of one size, or without `peers` the tier and fio."""
         suffix = "" if huge else SMALL
         with ExitStack() as stack:
             pool = self._pool(stack, name, huge=huge)
-            peers = self._peers(stack, pool, f"{name}{suffix}")
-            self._compete(f"{name}{suffix}", name, peers, pool, repetitions, IN_FLIGHT, huge=huge)
+            case = f"{name}{suffix}"
+            opened = {"memkv": self._tier(stack, case, IN_FLIGHT)}
+            if peers:
+                opened |= self._peers(stack, pool, case)
+            self._compete(case, name, opened, pool, repetitions, IN_FLIGHT, huge=huge)
 
     def depth(self, depth: int, repetitions: int) -> None:
         """Let the tier and fio have so many pages in flight."""
@@ -119,7 +122,7 @@ class _Bench:
         found = open_peers(self._report, {"nixl": nixl, "file": file}, pool)
         for peer in found.values():
             stack.callback(peer.close)
-        return {"memkv": self._tier(stack, case, IN_FLIGHT), **found}
+        return found
 
     def _tier(self, stack: ExitStack, case: str, depth: int) -> Peer:
         config = NvmeConfig(
