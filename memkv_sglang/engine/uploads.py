@@ -55,6 +55,8 @@ class _Run:
     pages: list[PendingPage]
     chained: bool
     attempts: int = 0
+    is_full: bool = False
+    """Whether the shared tier said, the last time, that it takes no pages at all."""
 
 
 class UploadQueue:
@@ -135,8 +137,13 @@ class UploadQueue:
         Blocks for the journal only.
         """
         with self._changed:
-            for key in fresh:
+            stored = list(fresh)
+            for key in stored:
                 self._uploaded.remove(key)
+            unmarked = [key for key in stored if key in self._waiting]
+        if unmarked:  # with the copy that had the mark; the run that waits finds the new one
+            self._marks.mark_pending(unmarked)
+        with self._changed:
             unsettled = [page for page in pages if not self._is_settled(page.key)]
             if not unsettled:
                 return len(pages)
@@ -223,7 +230,7 @@ class UploadQueue:
             return None if self._closing.is_set() else self._runs.popleft()
 
     def _try(self, run: _Run, staging: Staging) -> list[PendingPage]:
-        """Upload; count an attempt if the tier answers and yet takes nothing."""
+        """Upload; count an attempt if the tier has room, answers and yet takes nothing."""
         try:
             left = self._upload(run, staging)
         except TierError:
@@ -232,7 +239,7 @@ class UploadQueue:
             log.exception("upload failed", extra={"fields": {"pages": len(run.pages)}})
             left = run.pages
         refused = len(left) == len(run.pages) and self._breaker.state is BreakerState.CLOSED
-        run.attempts += refused
+        run.attempts += refused and not run.is_full
         return left
 
     def _settle(self, run: _Run, left: list[PendingPage]) -> None:
@@ -262,26 +269,34 @@ class UploadQueue:
         loaded = self._local.load(pages, time.monotonic() + BATCH_SECONDS)
         readable = [p for p, r in zip(pages, loaded, strict=True) if r is LoadResult.LOADED]
         stored = self._shared.spill(readable, time.monotonic() + BATCH_SECONDS)
+        run.is_full = SpillResult.REFUSED in stored
         done = _keys(readable, [result <= SpillResult.PRESENT for result in stored])
         gone = _keys(pages, [result in GONE for result in loaded])
         self._metrics.uploads_dropped.labels("evicted").inc(len(gone))
         left = [page for page in lacking if page.key not in done | gone]
         waiting = set(_page_keys(left))
         over = [page.key for page in run.pages if page.key not in waiting]
-        self._marks.mark_uploaded(over)
+        uploaded = [key for key in over if key not in gone]
+        self._marks.mark_uploaded(uploaded)  # a page that is gone may have been stored anew
         with self._changed:
-            self._uploaded.add(key for key in over if key not in gone)
+            self._uploaded.add(uploaded)
         return left
 
     def _lacking(self, run: _Run) -> list[PendingPage]:
-        """Return the pages that the shared tier does not hold."""
+        """Return the pages that the shared tier does not hold.
+
+        What a lookup finds is asked for page by page: it may have stepped over a page that is not
+        there, or have gone by what is remembered, and a page taken for uploaded is not tried again.
+        """
         deadline = time.monotonic() + BATCH_SECONDS
         keys = [page.key for page in run.pages]
         if run.chained:
             chain = Chain(keys[0].namespace, [key.hash for key in keys])
-            return run.pages[self._shared.lookup(chain, deadline).length :]
-        present = self._shared.present(keys, deadline)
-        return [page for page, there in zip(run.pages, present, strict=True) if not there]
+            keys = keys[: self._shared.lookup(chain, deadline).length]
+        self._shared.doubt(keys)
+        present = self._shared.present(keys, deadline) if keys else []
+        absent = [page for page, there in zip(run.pages, present, strict=False) if not there]
+        return absent + run.pages[len(keys) :]
 
 
 def _bytes(pages: Iterable[PendingPage]) -> int:

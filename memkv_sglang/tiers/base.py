@@ -112,6 +112,9 @@ class Tier(ABC):
         stand, of which `spill` sees but a part. Does nothing where a tier keeps no such order.
         """
 
+    def doubt(self, keys: Sequence[PageKey]) -> None:  # noqa: B027 - most tiers remember nothing
+        """Ask anew for these pages from now on: others may have undone what is remembered."""
+
     @abstractmethod
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Forget the pages, return how many were there. Raises `TierError`."""

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Sequence
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from memkv_sglang.engine import uploads
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.testing.pages import make_chain, make_hashes
-from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.base import Lookup, SpillResult
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import CountingTier, FaultyTier, WrapperTier
 from tests.engine.engines import (
@@ -242,3 +244,58 @@ def test_close_stops_with_uploads_left(open_engine: Open) -> None:
     engine.close(drain=0.05)
     assert [page.key for page in local.pending()] == keys
     engine.close(drain=0)
+
+
+class SteppingTier(WrapperTier):
+    """Finds a prefix as a search by few questions does: it steps over a page that is missing."""
+
+    def lookup(self, chain: Chain, deadline: float) -> Lookup:
+        there = self.inner.present(chain.keys(), deadline)
+        return Lookup(len(there) - there[::-1].index(True) if True in there else 0, complete=True)
+
+
+def test_a_page_missing_amid_others_is_uploaded(open_engine: Open) -> None:
+    inner = MemoryTier(name=SHARED)
+    chain = make_chain(NAMESPACE, 10)
+    put(inner, [key for i, key in enumerate(chain.keys()) if i != 4])
+    engine = open_engine(MemoryTier(name=LOCAL), SteppingTier(inner))
+    spill(engine, chain.keys())
+    assert engine.flush(timeout=60)
+    assert inner.lookup(chain, 0).length == 10
+
+
+class FullTier(WrapperTier):
+    """Takes nothing for `times` calls."""
+
+    times = 5
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        self.times -= 1
+        if self.times >= 0:
+            return [SpillResult.REFUSED] * len(pages)
+        return super().spill(pages, deadline)
+
+
+def test_pages_wait_until_a_full_shared_tier_has_room(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "RETRY_SECONDS", 0.01)
+    inner = MemoryTier(name=SHARED)
+    engine = open_engine(MemoryTier(name=LOCAL), FullTier(inner), upload_attempts=2)
+    chain = make_chain(NAMESPACE, 3)
+    spill(engine, chain.keys())
+    assert engine.flush(timeout=60)
+    assert inner.lookup(chain, 0).length == 3
+
+
+def test_a_page_stored_anew_while_it_waits_is_marked_anew(open_engine: Open) -> None:
+    local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    shared = FaultyTier(inner, lambda verb, key: True)
+    engine = open_engine(local, shared)
+    chain = make_chain(NAMESPACE, 5)
+    spill(engine, chain.keys())
+    local.clear(NAMESPACE.digest)
+    spill(engine, chain.keys())
+    assert {page.key for page in local.pending()} == set(chain.keys())
+    assert open_engine(local, inner).flush(timeout=60)  # after a kill, with the shared tier back
+    assert inner.lookup(chain, 0).length == 5

@@ -173,6 +173,10 @@ class MinioTier(Tier):
     def touch(self, chain: Chain) -> None:
         """There is nothing to do: see `note_use`."""
 
+    def doubt(self, keys: Sequence[PageKey]) -> None:
+        """Forget that they were seen."""
+        self._knowledge.discard(*keys)
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Ask which are there, remove them through the control path."""
         self._demand_writer()

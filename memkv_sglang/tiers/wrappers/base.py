@@ -35,6 +35,10 @@ class WrapperTier(Tier):
         """Hand on."""
         self.inner.touch(chain)
 
+    def doubt(self, keys: Sequence[PageKey]) -> None:
+        """Hand on."""
+        self.inner.doubt(keys)
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Hand on."""
         return self.inner.remove(keys)

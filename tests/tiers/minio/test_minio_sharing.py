@@ -55,6 +55,17 @@ def test_what_one_node_spills_the_other_loads(
     assert spill(other, CHAIN.keys()) == {SpillResult.PRESENT}
 
 
+def test_what_is_doubted_is_asked_for_again(minio_config: MinioConfig, open_tier: OpenTier) -> None:
+    one, other = open_tier(minio_config), open_tier(minio_config)
+    keys = CHAIN.keys()[:4]
+    assert spill(one, keys) == {SpillResult.STORED}
+    assert other.remove(keys[1:2]) == 1
+    assert one.present(keys, soon()) == [True] * 4, "it remembers that it stored them"
+    one.doubt(keys)
+    assert one.present(keys, soon()) == [True, False, True, True]
+    assert one.spill([make_page(keys[1], LENGTHS, filled=True)], soon()) == [SpillResult.STORED]
+
+
 def test_questions_asked(minio_config: MinioConfig, open_tier: OpenTier) -> None:
     config = msgspec.structs.replace(minio_config, missing_ttl=60.0)
     one, other = open_tier(config), open_tier(config)
