@@ -26,6 +26,12 @@ from memkv_sglang.tiers.minio.objects import (
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
+ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
+"""Answers to the copy of an object that is not, or no longer, the one that was read."""
+
+OVER_QUOTA = "XMinioAdminBucketQuotaExceeded"
+"""What MinIO answers where the bucket's quota is used up."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -83,7 +89,7 @@ class PageTransfers(NamedTuple):
             self.telemetry.fault("load failed", error)
             return LoadResult.FAILED
         if fault is not None:
-            self._set_aside(page.key, fault.reason, deadline)
+            self._set_aside(page.key, fault, deadline)
             return LoadResult.CORRUPT
         self.knowledge.add([page.key])
         return LoadResult.LOADED
@@ -123,7 +129,7 @@ class PageTransfers(NamedTuple):
             if isinstance(error, StatusError):
                 if error.code == "NoSuchBucket":
                     self.on_bucket_lost()
-                if error.status == HTTPStatus.INSUFFICIENT_STORAGE:
+                if error.status == HTTPStatus.INSUFFICIENT_STORAGE or error.code == OVER_QUOTA:
                     return SpillResult.REFUSED
             return SpillResult.FAILED
         self.knowledge.add([page.key])
@@ -131,16 +137,21 @@ class PageTransfers(NamedTuple):
             noted.stored(page.key)
         return SpillResult.STORED
 
-    def _set_aside(self, key: PageKey, fault: str, deadline: float) -> None:
+    def _set_aside(self, key: PageKey, fault: _Fault, deadline: float) -> None:
         """Move a corrupt copy to the quarantine, so that a correct one can be stored.
 
-        A reader leaves it where it is.
+        A reader leaves it where it is. So does everybody if another node has done it meanwhile,
+        and perhaps stored the page anew.
         """
         name, aside = self.names.page(key), self.names.quarantine(key)
         source = {"x-amz-copy-source": quote(f"/{self.bucket}/{name}"), "content-length": "0"}
         source |= self.storage_fields
+        if fault.etag is not None:
+            source["x-amz-copy-source-if-match"] = fault.etag.decode("latin-1")
         self.telemetry.count("corrupt")
-        logger.warning("minio page corrupt", extra={"fields": {"object": name, "fault": fault}})
+        logger.warning(
+            "minio page corrupt", extra={"fields": {"object": name, "fault": fault.reason}}
+        )
         if self.read_only:
             self._forget(key)
             return
@@ -148,6 +159,9 @@ class PageTransfers(NamedTuple):
             self._command("PUT", aside, deadline, fields=lambda: source)
         except (StatusError, TransferError) as error:
             self.telemetry.fault("quarantine failed", error)
+            if isinstance(error, StatusError) and error.status in ANOTHER_COPY:
+                self._forget(key)
+                return
         try:
             self._command("DELETE", name, deadline)
         except (StatusError, TransferError) as error:

@@ -1,6 +1,7 @@
 """A network that alters what passes: a miss at worst, and the object stays where it is."""
 
 from collections.abc import Callable
+from io import BytesIO
 
 import msgspec
 import pytest
@@ -61,6 +62,42 @@ def test_object_is_not_set_aside_while_each_response_differs(
     assert not holds_content(page)
     assert tier.telemetry.counts()["response_altered"] == 1
     assert "corrupt" not in tier.telemetry.counts()
+    proxy.fault = NO_FAULT
+    load(tier, [KEY])
+    assert quarantined(admin, minio_config.bucket) == 0
+
+
+def test_object_that_was_stored_anew_meanwhile_is_not_set_aside(
+    tier: MinioTier, proxy: HttpFaultProxy, admin: Minio, minio_config: MinioConfig
+) -> None:
+    """Another node found the same copy corrupt, set it aside and stored the page again."""
+    [entry] = admin.list_objects(minio_config.bucket, prefix=KEY.namespace.hex(), recursive=True)
+    assert entry.object_name
+    good = admin.get_object(minio_config.bucket, entry.object_name)
+    fields: dict[str, str | list[str] | tuple[str]] = {
+        k: v for k, v in good.headers.items() if k.startswith("x-amz-meta-")
+    }
+    content, bad = good.data, bytes(len(good.data))
+    good.release_conn()
+
+    def put(data: bytes) -> None:
+        admin.put_object(
+            minio_config.bucket, entry.object_name or "", BytesIO(data), len(data), metadata=fields
+        )
+
+    put(bad)
+    answers = 0
+
+    def store_anew(body: bytes) -> bytes:
+        nonlocal answers
+        answers += 1
+        if answers == 2:
+            put(content)
+        return body
+
+    proxy.fault = HttpFault(methods=("GET",), edit_content=store_anew)
+    page = make_page(KEY, LENGTHS, filled=False)
+    assert tier.load([page], soon()) != [LoadResult.LOADED]
     proxy.fault = NO_FAULT
     load(tier, [KEY])
     assert quarantined(admin, minio_config.bucket) == 0
