@@ -12,7 +12,7 @@ import pytest
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.pages import make_page
+from memkv_sglang.testing.pages import make_chain, make_page
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.collector import Lease, LeaseHeldError
@@ -151,6 +151,13 @@ def test_a_pin_that_has_ended_keeps_nothing_and_is_removed(bucketful: Bucketful)
     assert PinStore(*bucketful.tier.control()).all() == []
 
 
+def test_a_pin_that_could_not_be_read_again_is_not_written(bucketful: Bucketful) -> None:
+    chain = make_chain(NAMESPACE, 65_000)
+    with pytest.raises(TierError, match="pin a shorter prefix"):
+        pin(bucketful, chain, 3600)
+    assert PinStore(*bucketful.tier.control()).all() == []
+
+
 # The lease
 
 
@@ -168,6 +175,17 @@ def test_one_of_two_nodes_collects_at_a_time(bucketful: Bucketful) -> None:
     one.release(None)
     two.acquire()
     two.release(None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no lease", b'{"holder": "\xff"}', b"[1]"])
+def test_what_is_no_lease_is_written_over(bucketful: Bucketful, content: bytes) -> None:
+    _, _, names = bucketful.tier.control()
+    bucketful.admin.put_object(
+        bucketful.config.bucket, names.lease, io.BytesIO(content), len(content)
+    )
+    taken = lease(bucketful)
+    taken.acquire()
+    assert taken.state().holder
 
 
 def test_of_two_nodes_that_ask_at_once_one_wins(

@@ -22,8 +22,9 @@ class BackgroundCall(Generic[Value]):
         with self._lock:
             pending = self._pending
             if pending is None:
-                pending = self._pending = Future()
+                pending = Future()
                 threading.Thread(target=self._run, args=(pending,), daemon=True).start()
+                self._pending = pending  # not before: without a thread it would never end
         return pending
 
     def _run(self, pending: "Future[Value]") -> None:

@@ -11,7 +11,7 @@ from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.bucket import Bucket
 from memkv_sglang.tiers.minio.objects import ObjectNames
-from memkv_sglang.tiers.minio.records import Records
+from memkv_sglang.tiers.minio.records import LIMIT, Records
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class PinStore:
         """Keep a chain from now on, or for longer than before."""
         name = self._object(pin.name)
         content = msgspec.json.encode(pin)
+        if len(content) > LIMIT:
+            raise TierError(
+                f"the pin has {len(pin.hashes)} pages, which make {len(content)} bytes of at most "
+                f"{LIMIT}; pin a shorter prefix, or choose one namespace"
+            )
         before = self._records.read(name)
         if self._records.write(name, content, before.version if before else None) is None:
             raise TierError("the pin was changed by somebody else just now; try again")

@@ -17,6 +17,7 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier, signing
+from memkv_sglang.tiers.minio.background import BackgroundCall
 from memkv_sglang.tiers.minio.bucket import Bucket
 
 OpenTier = Callable[[MinioConfig], MinioTier]
@@ -123,3 +124,16 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
         while connection.recv(1 << 16):
             pass
         assert time.monotonic() - begin < 10
+
+
+def test_a_call_that_got_no_thread_is_made_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = BackgroundCall(lambda: 7)
+    with monkeypatch.context() as patch:
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            call.begin()
+    assert call.begin().result(timeout=60) == 7
