@@ -15,8 +15,9 @@ from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.agent.paths import locked_directory, socket_path
 from memkv_sglang.config.schema import Config
 
-START_LIMIT = 30.0
-"""Seconds for an agent to get ready; recovery of a large directory takes up to ten."""
+START_LIMIT = 300.0
+"""Seconds for an agent to get ready: without a journal it reads the footers of perhaps millions of
+pages, some 15,000 a second. One that hangs is ended."""
 
 MODULE = "memkv_sglang.agent"
 """What `python -m` runs."""

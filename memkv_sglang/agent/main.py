@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -66,6 +67,7 @@ def run(
     line goes to stderr).
     """
     os.umask(0o077)
+    _allow_descriptors()
     configure_logging(config.agent.log_level)
     report = report or _print_problem
     try:
@@ -74,6 +76,13 @@ def run(
         report(str(error))
         return EXIT_CONFIG
     return 0
+
+
+def _allow_descriptors() -> None:
+    """Take as many as the system lets us: a large disk has a thousand segments open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _print_problem(problem: str) -> None:
@@ -188,8 +197,12 @@ class Agent:
                 log.warning("connection not accepted", extra={"fields": {"reason": str(error)}})
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            sock.setblocking(True)
-            self._server.accept(sock)
+            try:
+                sock.setblocking(True)
+                self._server.accept(sock)
+            except (OSError, RuntimeError) as error:  # the others are to be served all the same
+                sock.close()
+                log.warning("connection not served", extra={"fields": {"reason": str(error)}})
 
     async def _watch_idleness(self) -> None:
         limit = self._config.idle_exit

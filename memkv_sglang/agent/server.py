@@ -51,7 +51,10 @@ class Server:
         return 0.0 if self._connections else time.monotonic() - self._last_busy
 
     def accept(self, sock: socket.socket) -> None:
-        """Take a new connection, in blocking mode; returns at once."""
+        """Take a new connection, in blocking mode; returns at once.
+
+        Raises `RuntimeError` if there is no thread to be had, `OSError` if the peer is gone.
+        """
         peer = peer_of(sock)
         if peer.uid != os.getuid():
             log.warning("connection of another user refused", extra={"fields": peer._asdict()})
@@ -64,8 +67,13 @@ class Server:
                 self._connections.add(connection)
         if refusal:
             _refuse(sock, refusal)
-        else:
+            return
+        try:
             connection.start()
+        except RuntimeError:
+            with self._lock:
+                self._connections.discard(connection)
+            raise
 
     def _find_too_many(self, peer: Peer) -> str:
         """Return why the peer gets no further connection; empty if it does. Needs the lock.

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -54,6 +55,17 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 def start_in_vain(config: Config) -> tuple[int, str]:
     return RunningAgent(config, environment()).wait()
+
+
+def test_descriptors_are_as_many_as_the_system_allows(tmp_path: Path) -> None:
+    """A large disk has more segments open than the usual limit of 1,024 leaves room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with running_agent(make_config(tmp_path)) as agent:
+            assert resource.prlimit(agent.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_socket_is_the_owners_alone(tmp_path: Path) -> None:
