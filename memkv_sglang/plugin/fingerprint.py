@@ -80,6 +80,19 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
+def tensor_names(model: Path) -> frozenset[str]:
+    """Return the names of all tensors in the directory's safetensors files. Raises `OSError`.
+
+    Raises `NoFingerprintError` where there are none, or a file is damaged.
+    """
+    names: set[str] = set()
+    for path in model.glob("*.safetensors"):
+        names |= json.loads(_safetensors_header(path, path.stat().st_size)).keys()
+    if not names:
+        raise NoFingerprintError(f"{model} has no safetensors files, which name their tensors")
+    return frozenset(names - {"__metadata__"})
+
+
 def _canonical(path: Path) -> bytes:
     """Return a JSON file's meaning: neither formatting nor the order of keys counts."""
     content = path.read_bytes()

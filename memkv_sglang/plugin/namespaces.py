@@ -39,12 +39,20 @@ def identify_model(server_args: Any) -> ModelIdentity:
 def identify_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> str:
     """Return the fingerprint of a directory, or of a repository that was downloaded before.
 
+    Blocks; raises `NoFingerprintError`. For the arguments see `find_weights`.
+    """
+    return fingerprint(find_weights(model_path, revision, cache))
+
+
+def find_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> Path:
+    """Return the directory of a model that is on this machine.
+
     Args:
         model_path: the directory, or the repository's name on the hub.
         revision: branch, tag or commit of the repository; None for its main branch.
         cache: directory of downloads; None for the hub's own.
 
-    Blocks; raises `NoFingerprintError` where nothing of that name is on this machine.
+    Raises `NoFingerprintError` where nothing of that name is on this machine.
 
     """
     path = Path(model_path)
@@ -60,7 +68,7 @@ def identify_weights(model_path: str, revision: str | None = None, cache: str | 
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
             raise NoFingerprintError(f"{model_path} is no local model: {error}") from None
-    return fingerprint(path)
+    return path
 
 
 def _details(server_args: Any, model: Any) -> dict[str, str]:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from memkv_sglang.plugin import running
-from memkv_sglang.plugin.fingerprint import NoFingerprintError
-from memkv_sglang.plugin.namespaces import ModelIdentity, identify_weights
+from memkv_sglang.plugin.fingerprint import NoFingerprintError, tensor_names
+from memkv_sglang.plugin.namespaces import ModelIdentity, find_weights, identify_weights
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class WeightUpdates:
         """None: not known."""
         self._tree_is_clean = True
         """Whether all of the tree was computed with what is loaded now."""
+        self.started_with = ""
+        """Path of the model that the server was started with, once there has been an update."""
 
     @property
     def settled(self) -> Weights | None:
@@ -97,6 +99,8 @@ def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
 
 def update_weights_from_disk(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     """Stand around the update from files, whose content names the new weights."""
+    if not _updates.started_with:  # SGLang is about to change it
+        _updates.started_with = manager.scheduler.server_args.model_path
     return _update(original, manager, request, lambda: _of_files(request.model_path))
 
 
@@ -175,10 +179,22 @@ def _wait_for_backups(manager: Any) -> None:
 
 def _of_files(model_path: str) -> str:
     try:
+        _demand_all_tensors(model_path)
         return identify_weights(model_path)
-    except (NoFingerprintError, OSError) as error:
+    except (NoFingerprintError, OSError, ValueError) as error:
         log.warning("memkv: new weights without a fingerprint (%s); nodes do not share", error)
         return ""
+
+
+def _demand_all_tensors(model_path: str) -> None:
+    """Raise `NoFingerprintError` if the files leave some of the weights as they were.
+
+    SGLang loads what there is. The files alone do not say then what is computed with.
+    """
+    needed = tensor_names(find_weights(_updates.started_with))
+    lacking = needed - tensor_names(find_weights(model_path))
+    if lacking:
+        raise NoFingerprintError(f"{len(lacking)} tensors are not in {model_path}")
 
 
 def _nameless() -> str:

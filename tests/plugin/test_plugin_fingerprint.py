@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
+from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint, tensor_names
 
 GIB = 1 << 30
 
@@ -118,3 +118,12 @@ def test_140_gigabytes_take_less_than_five_seconds(model: Path) -> None:
     begin = time.monotonic()
     fingerprint(model)
     assert time.monotonic() - begin < 5
+
+
+def test_tensors_are_named_over_all_files(model: Path) -> None:
+    write_weights(model / "more.safetensors", {"c": 10, "__metadata__": 0})
+    assert tensor_names(model) == {"a", "b", "c"}
+    for file in model.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(NoFingerprintError, match="no safetensors files"):
+        tensor_names(model)

@@ -25,6 +25,7 @@ from memkv_sglang.plugin.namespaces import ModelIdentity
 Done = SimpleNamespace
 START = ModelIdentity("files one", "", {})
 FILES = ["files one", "files two"]
+TENSORS = {"a part of the files": {"a"}}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,6 +33,8 @@ def one_rank() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "identify_weights", lambda path: path)
+        patch.setattr(weights, "find_weights", lambda path: path)
+        patch.setattr(weights, "tensor_names", lambda path: TENSORS.get(path, {"a", "b"}))
         patch.setattr(weights, "POLL_SECONDS", 0)
         patch.setattr(weights, "_updates", weights.WeightUpdates())
         yield
@@ -66,7 +69,8 @@ class Server:
         self.is_busy = False
         self._session: str | None = None
         self.tp_cpu_group = dist.group.WORLD
-        self.scheduler = SimpleNamespace(tree_cache=self)
+        arguments = SimpleNamespace(model_path=START.fingerprint)
+        self.scheduler = SimpleNamespace(tree_cache=self, server_args=arguments)
 
     ongoing_write_through = ongoing_load_back = ()
 
@@ -207,6 +211,22 @@ class Updates(RuleBasedStateMachine):
 
 TestUpdates = Updates.TestCase
 TestUpdates.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_files_that_hold_a_part_of_the_weights_name_nobody() -> None:
+    """The other part is what this server had before, which another one may not have had."""
+    server, weights._updates = Server(), weights.WeightUpdates()
+    running.enabled = True
+    try:
+        for path in ("a part of the files", "files two"):
+            request = SimpleNamespace(outcome="whole", flush_cache=True, model_path=path)
+            weights.update_weights_from_disk(
+                lambda s, r: s.change(r.model_path, r), server, request
+            )
+            assert weights._updates.settled is not None
+            assert (weights._updates.settled.fingerprint == path) == (path in FILES)
+    finally:
+        running.enabled = False
 
 
 def test_without_the_tier_an_update_is_left_alone_and_a_later_attach_refused() -> None:
