@@ -55,4 +55,7 @@ class Describer:
             fields = {"tier": self._tier.name, "error": str(error)}
             log.warning("namespace not described yet", extra={"fields": fields})
             return False
+        except Exception:  # a defect; the thread must go on
+            log.exception("namespace not described yet")
+            return False
         return True

@@ -32,4 +32,6 @@ class PinWatcher:
                 self._keeper.keep(self._pins.pinned())
             except TierError as error:  # what is kept stays so until it is known better
                 log.debug("pins not read", extra={"fields": {"reason": str(error)}})
+            except Exception:  # a defect; the thread must go on
+                log.exception("pins not read")
             self._closed.wait(self._every)

@@ -1,5 +1,6 @@
 """Copies from the shared tier to this node's disk, for pages that are likely to be wanted again."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -9,7 +10,9 @@ from typing import Literal
 from memkv_sglang.engine.recent import RecentPages
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Page, PageKey
-from memkv_sglang.tiers.base import Tier
+from memkv_sglang.tiers.base import SpillResult, Tier
+
+log = logging.getLogger(__name__)
 
 Rule = Literal["never", "second_use", "always"]
 
@@ -82,7 +85,11 @@ class Promoter:
 
     def _write_all(self) -> None:
         while batch := self._next():
-            results = self._local.spill(batch, time.monotonic() + WRITE_SECONDS)
+            try:
+                results = self._local.spill(batch, time.monotonic() + WRITE_SECONDS)
+            except Exception:  # a defect; the thread must go on
+                log.exception("pages not promoted")
+                results = [SpillResult.FAILED] * len(batch)
             for result in results:
                 self._metrics.promoted.labels(result.name.lower()).inc()
             with self._changed:

@@ -1,9 +1,13 @@
 """Promotion: which pages of the shared tier are copied to the disk."""
 
+from collections.abc import Sequence
+
 import pytest
 from prometheus_client import CollectorRegistry
 
+from memkv_sglang.page import Page
 from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.memory import MemoryTier
 from tests.engine.engines import LOCAL, NAMESPACE, SHARED, Open, load, loaded_from, put
 
@@ -31,3 +35,26 @@ def test_promotion_beyond_its_memory_is_skipped(open_engine: Open) -> None:
     assert engine.flush(timeout=60)
     assert sum(local.present(keys, 0)) == 2
     assert registry.get_sample_value("memkv_promoted_pages_total", {"result": "no_room"}) == 3
+
+
+class DefectiveTier(MemoryTier):
+    """Has a defect that shows once."""
+
+    shown = False
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
+        if not self.shown:
+            self.shown = True
+            raise RuntimeError("a defect")
+        return super().spill(pages, deadline)
+
+
+def test_promotion_goes_on_after_an_unexpected_error(open_engine: Open) -> None:
+    local, shared = DefectiveTier(name=LOCAL), MemoryTier(name=SHARED)
+    engine = open_engine(local, shared, promote="always")
+    for seed in ("one", "two"):
+        keys = make_chain(NAMESPACE, 3, seed).keys()
+        put(shared, keys)
+        load(engine, keys)
+        assert engine.flush(timeout=60)
+        assert local.present(keys, 0) == [seed == "two"] * 3

@@ -5,6 +5,7 @@ without touching the content. `collector.order` says what the times are good for
 page of a chain must be touched first.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import ObjectNames
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.wire import ResponseHead
+
+log = logging.getLogger(__name__)
 
 DELAY = 5.0
 """Seconds after a lookup: the loads that follow it come first, and tell most of the times."""
@@ -94,6 +97,8 @@ class Toucher:
                 self._touch_chain(chain)
             except (TierError, TransferError, StatusError) as error:
                 self._telemetry.fault("use not noted", error)
+            except Exception:  # a defect; the thread must go on
+                log.exception("use not noted")
             with self._changed:
                 self._waiting -= len(chain.hashes)
                 self._changed.notify_all()
