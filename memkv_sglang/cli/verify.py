@@ -100,10 +100,10 @@ def _verify_nvme(
 
 @contextmanager
 def _open_nvme(config: NvmeConfig) -> "Iterator[NvmeTier]":
-    """Open the tier; raises `ConfigError` while an agent holds the directory."""
+    """Open the tier to look at it; raises `ConfigError` while an agent holds the directory."""
     from memkv_sglang.tiers.nvme import NvmeTier
 
-    tier = NvmeTier(config)
+    tier = NvmeTier(config, maintain=False)
     try:
         yield tier
     finally:

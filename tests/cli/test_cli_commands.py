@@ -159,6 +159,14 @@ def test_verify_finds_a_changed_byte_on_either_tier(run: Run, environ: dict[str,
     assert "nvme: 11 of 11 pages" in again.out
 
 
+def test_verify_with_a_smaller_capacity_removes_nothing(run: Run, environ: dict[str, str]) -> None:
+    with running_agent(environ) as client:
+        spill_chain(client)
+    for options in ((), ("--repair",)):
+        told = run("verify", *options, MEMKV_NVME_CAPACITY="1MiB", MEMKV_MINIO_ENDPOINT="")
+        assert (told.status, "nvme: 12 of 12 pages" in told.out) == (0, True), told
+
+
 def test_verify_tells_of_files_and_namespaces_that_serve_nobody(
     run: Run, environ: dict[str, str]
 ) -> None:

@@ -50,8 +50,12 @@ class NvmeTier(Tier):
 
     name = "nvme"
 
-    def __init__(self, config: NvmeConfig) -> None:
-        """Open the directory, making it if need be; raises `ConfigError`."""
+    def __init__(self, config: NvmeConfig, *, maintain: bool = True) -> None:
+        """Open the directory, making it if need be; raises `ConfigError`.
+
+        Without `maintain` no page leaves unasked, even where the files exceed the capacity: whoever
+        only looks may have another one set than the agent.
+        """
         self._capacity = config.capacity
         self._directory = Directory(config)
         self._segments = Segments(
@@ -68,7 +72,8 @@ class NvmeTier(Tier):
         try:
             self._segments.open_all()
             recover(self._catalog, self._directory.journal)
-            self._room.shrink()
+            if maintain:
+                self._room.shrink()
         except OSError as error:
             self._segments.close()
             self._directory.close()
@@ -88,6 +93,8 @@ class NvmeTier(Tier):
             self._gate,
             look_every=_FREE_SPACE_SECONDS if config.keep_free else None,
         )
+        if not maintain:
+            self._housekeeper.close()
         self._calls = CallsInFlight()
         fields = {"directory": config.directory, "pages": len(self._catalog.index)}
         _log.info("nvme tier open", extra={"fields": fields})
