@@ -61,6 +61,8 @@ class Catalog:
         """Entries that wait for upload, those that were marked first before the others."""
         self.kept: frozenset[PageKey] = frozenset()
         """Pages that are not evicted, whether they are there or not."""
+        self.is_partial = False
+        """Whether the journal knows pages whose segment could not be opened this time."""
         self.changes = threading.RLock()
         self.lock = threading.Lock()
         self._pins: dict[int, int] = {}
@@ -274,7 +276,10 @@ class Catalog:
 
         Other calls go on meanwhile: the snapshot is taken in pieces, and what changes from its
         begin on is appended behind it, where it is replayed over whatever the snapshot caught.
+        A partial catalog keeps its journal, from which a snapshot would take pages.
         """
+        if self.is_partial:
+            return
         journal = self.journal
         with self.changes:
             changes = journal.copies = []

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 def recover(catalog: Catalog, path: Path) -> None:
     """Fill an empty catalog, whose segments are open, and give it its journal.
 
+    Pages of a segment that only could not be opened stay in the journal, for a start to come.
     Raises `OSError` if the journal can neither be resumed nor written anew.
     """
     try:
@@ -47,12 +49,15 @@ def recover(catalog: Catalog, path: Path) -> None:
         scan_footers(catalog)
         catalog.begin_journal(path)
         return
-    lost = _Replay(catalog).run(frames)
+    homeless = _Replay(catalog).run(frames)
+    lost = [place for place in homeless if place[0] not in catalog.segments.unopened]
+    catalog.is_partial = len(lost) < len(homeless)
+    catalog.journal = Journal.resume(path, size)
     if lost:
-        _log.warning("pages lost with their segments", extra={"fields": {"pages": lost}})
-        catalog.begin_journal(path)  # or they would haunt segments to come
-    else:
-        catalog.journal = Journal.resume(path, size)
+        _log.warning("pages lost with their segments", extra={"fields": {"pages": len(lost)}})
+        # Or they would haunt segments to come; on a full disk they may, until one is loaded.
+        with suppress(OSError):
+            catalog.journal.append(Kind.FREE, b"".join(starmap(SLOT.pack, lost)))
 
 
 class _Replay:
@@ -63,8 +68,8 @@ class _Replay:
         self._segments = catalog.segments.by_number
         self._homeless: set[tuple[int, int]] = set()
 
-    def run(self, frames: Iterable[Frame]) -> int:
-        """Return how many pages had a place that is no more."""
+    def run(self, frames: Iterable[Frame]) -> set[tuple[int, int]]:
+        """Return the segments and slots of pages that are not to be had."""
         for kind, payload in frames:
             if kind == Kind.PUT:
                 self._put(payload)
@@ -73,7 +78,7 @@ class _Replay:
             elif kind in (Kind.PENDING, Kind.UPLOADED):
                 self._mark(payload, pending=kind == Kind.PENDING)
         self._catalog.order.advance_past(self._catalog.order.newest() + _UNRECORDED)
-        return len(self._homeless)
+        return self._homeless
 
     def _put(self, payload: memoryview) -> None:
         catalog, segments = self._catalog, self._segments

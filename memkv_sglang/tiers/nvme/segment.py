@@ -7,6 +7,7 @@ slots (8), XXH3-128 of all before it (16), zeros.
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +113,8 @@ def create_segment(
 def open_segment(path: Path, *, direct: bool) -> Segment:
     """Open a segment file as it is. Raises `OSError`, `DamagedSegmentError`.
 
-    A file that is too short is made long enough again; `intact_slots` tells what it had.
+    A file that is too short is made long enough again, or by later writes where the disk is full;
+    `intact_slots` tells what it had.
     """
     fd = os.open(path, os.O_RDWR | _direct_flag(direct))
     try:
@@ -121,7 +123,8 @@ def open_segment(path: Path, *, direct: bool) -> Segment:
         segment = Segment(path, fd, number, slot_size, slots, direct=direct)
         if size < segment.size:
             segment.intact_slots = (size - HEADER_SIZE) // slot_size
-            os.posix_fallocate(fd, 0, segment.size)
+            with suppress(OSError):
+                os.posix_fallocate(fd, 0, segment.size)
     except BaseException:
         os.close(fd)
         raise

@@ -28,6 +28,7 @@ _SMALLEST_PART = 4
 """A segment is made smaller to fit what capacity is left, but not below this part of full size."""
 
 _NAME = re.compile(r"\d{8}\.seg")
+_NO_SEGMENT = (DamagedSegmentError, FileNotFoundError, IsADirectoryError)
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +54,8 @@ class Segments:
         """Bytes of all segment files."""
         self.taken = 0
         """Bytes of all slots that are taken."""
+        self.unopened: set[int] = set()
+        """Numbers of files that the disk did not let be opened; they may well be whole."""
         self._directory = directory
         self._capacity = capacity
         self._largest = min(segment_size, capacity)
@@ -77,6 +80,8 @@ class Segments:
         except (OSError, DamagedSegmentError) as error:
             fields = {"path": str(path), "error": str(error)}
             _log.warning("segment left alone", extra={"fields": fields})
+            if not isinstance(error, _NO_SEGMENT):
+                self.unopened.add(int(path.stem))
             return
         if segment.intact_slots < len(segment.slots):
             _log.warning("segment was truncated", extra={"fields": {"path": str(path)}})

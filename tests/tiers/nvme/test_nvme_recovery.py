@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +178,56 @@ def test_pages_of_truncated_and_lost_segments_are_misses(
         load(tier, [key for key, there in zip(keys, kept, strict=True) if there])
         assert spill(tier, keys).count(SpillResult.STORED) == 6
         load(nvme.reopen(), keys)
+
+
+def test_pages_of_a_segment_that_once_cannot_be_opened_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside one that is lost; what is stored meanwhile takes none of their slots."""
+    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+        keys, more = chain("chain", 12).keys(), chain("more", 12).keys()
+        spill(nvme.tier, keys)  # four in each of three segments
+        nvme.tier.mark_pending(keys)
+        nvme.tier.close()
+        sick, _, lost = nvme.segments()
+        lost.unlink()
+        real = os.open
+
+        def fail_sick(path: Path, *args: Any, **kwargs: Any) -> int:
+            if path == sick:
+                raise OSError(errno.EIO, "broken")
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", fail_sick)
+        tier = nvme.open()
+        assert present(tier, keys) == [False] * 4 + [True] * 4 + [False] * 4
+        spill(tier, more)
+        monkeypatch.undo()
+        tier = nvme.reopen()
+        assert [page.key for page in tier.pending()] == keys[:8]
+        load(tier, [*keys[:8], *more])
+        assert tier.usage().pages == 20
+        assert tier.check_integrity() == []
+
+
+def test_truncated_segment_serves_what_it_has_on_a_full_disk(
+    nvme: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = chain("chain", 8).keys()
+    spill(nvme.tier, keys)
+    nvme.tier.close()
+    with nvme.segments()[0].open("r+b") as file:
+        file.truncate(4096 + 3 * SLOT)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    for call in ("posix_fallocate", "pwrite"):
+        monkeypatch.setattr(os, call, fail)
+    load(nvme.open(), keys[:3])
+    monkeypatch.undo()
+    spill(nvme.reopen(), keys)
+    load(nvme.reopen(), keys)
 
 
 def test_segment_truncated_while_open_is_never_wrong(nvme: Disk) -> None:
