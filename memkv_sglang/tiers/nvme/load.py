@@ -6,11 +6,12 @@ from memkv_sglang.page import Page, PageKey
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
+from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
 from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.quarantine import Quarantine
 from memkv_sglang.tiers.nvme.segment import Place
-from memkv_sglang.tiers.nvme.transfer import Run, into_runs, read_run
+from memkv_sglang.tiers.nvme.transfer import Run, holds_page, into_runs, read_run
 
 IN_FLIGHT = 16 << 20
 """Bytes that a load asks of the disk at a time: what comes last is checked while the disk idles."""
@@ -41,9 +42,10 @@ class Loader:
         pinned = self._catalog.pin(page.key for page in pages)
         try:
             results = self._load(pages, pinned, deadline)
-            for page, entry, result in zip(pages, pinned, results, strict=True):
-                if result is LoadResult.CORRUPT and entry is not None:
-                    self.set_aside(page.key, entry)
+            for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
+                if results[i] is LoadResult.CORRUPT and entry is not None:
+                    is_corrupt = self.set_aside(page.key, entry)
+                    results[i] = LoadResult.CORRUPT if is_corrupt else LoadResult.FAILED
         finally:
             self._catalog.unpin(pinned)
         return results
@@ -85,13 +87,33 @@ class Loader:
             return [LoadResult.FAILED]
         return [LoadResult.LOADED if good else LoadResult.CORRUPT for good in intact]
 
-    def set_aside(self, key: PageKey, entry: int) -> None:
-        """Keep a copy of a pinned page's slot and forget the page."""
+    def set_aside(self, key: PageKey, entry: int) -> bool:
+        """Keep a copy of a pinned page's slot and forget the page; False if it is intact after all.
+
+        It is read once more, into memory of one's own: a client that writes into its buffers during
+        a load makes any page look corrupt.
+        """
+        fields = {"namespace": key.namespace.hex(), "hash": key.hash.hex()}
+        place = self._catalog.place(entry)
+        slot = _read_slot(place)
+        if slot is not None and holds_page(slot, key, self._catalog.index.lengths[entry]):
+            self._faults.report("page intact, but not in the memory it was loaded into", **fields)
+            return False
         self.corrupt += 1
-        copy = self._quarantine.keep(key, self._catalog.place(entry))
-        fields = {"namespace": key.namespace.hex(), "hash": key.hash.hex(), "copy": str(copy)}
-        self._faults.report("page corrupt, set aside", **fields)
+        copy = self._quarantine.keep(key, place, slot) if slot is not None else None
+        self._faults.report("page corrupt, set aside", **fields, copy=str(copy))
         try:
             self._catalog.drop([entry])
         except OSError as error:
             self._gate.close(error)
+        return True
+
+
+def _read_slot(place: Place) -> memoryview | None:
+    """Return what lies in a slot, footer included; None if it cannot be read."""
+    content = aligned_memory(place.segment.slot_size)
+    try:
+        place.segment.read([content], place.slot).carry_out()
+    except (OSError, EOFError):
+        return None
+    return content

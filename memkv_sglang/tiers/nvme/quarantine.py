@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
 from memkv_sglang.tiers.nvme.segment import Place
 
 FILES_KEPT = 16
@@ -16,18 +15,16 @@ class Quarantine:
         """Use a directory that exists."""
         self._directory = directory
 
-    def keep(self, key: PageKey, place: Place) -> Path | None:
-        """Copy a slot, footer included; None if there are enough copies, or it cannot be read."""
+    def keep(self, key: PageKey, place: Place, content: memoryview) -> Path | None:
+        """Write down what lay in a slot; None if there are enough copies, or none can be made."""
         name = f"{key.namespace.hex()}-{key.hash.hex()}-{place.segment.number}-{place.slot}.slot"
         path = self._directory / name
-        content = aligned_memory(place.segment.slot_size)
         try:
             if sum(1 for _ in self._directory.iterdir()) >= FILES_KEPT:
                 return None
-            place.segment.read([content], place.slot).carry_out()
             path.touch(mode=0o600)
             path.write_bytes(content)
-        except (OSError, EOFError):
+        except OSError:
             path.unlink(missing_ok=True)
             return None
         return path

@@ -97,6 +97,11 @@ def is_intact(
     )
 
 
+def holds_page(slot: memoryview, key: PageKey, length: int) -> bool:
+    """Tell whether a whole slot, as it was read, is intact and holds this page."""
+    return is_intact(key, length, [slot[:length]], Footer.unpack(slot[-FOOTER_SIZE:]))
+
+
 class _Image(NamedTuple):
     """A run as it lies on disk, in memory."""
 

@@ -9,10 +9,9 @@ from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
-from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
 from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
-from memkv_sglang.tiers.nvme.transfer import is_intact
+from memkv_sglang.tiers.nvme.transfer import holds_page
 
 _BATCH = 8
 """Pages a request in flight that are pinned at a time."""
@@ -130,6 +129,4 @@ class Verifier:
             return _State.UNREADABLE
         except EOFError:
             return _State.CORRUPT
-        footer = Footer.unpack(content[-FOOTER_SIZE:])
-        intact = is_intact(key, length, [content[:length]], footer)
-        return _State.INTACT if intact else _State.CORRUPT
+        return _State.INTACT if holds_page(content, key, length) else _State.CORRUPT

@@ -196,6 +196,27 @@ def test_corrupt_slots_are_copied_until_there_are_enough(
     assert copy.stat().st_mode & 0o777 == 0o600
 
 
+def test_page_stays_that_a_client_writes_over_while_it_is_loaded(
+    nvme: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill(nvme.tier, KEYS)
+    nvme.tier.mark_pending(KEYS)
+    real = os.preadv
+
+    def scribble(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        monkeypatch.undo()
+        read = real(fd, buffers, offset)
+        buffers[0][0] ^= 1
+        return read
+
+    monkeypatch.setattr(os, "preadv", scribble)
+    page = make_page(KEYS[3], (4096, 4096), filled=False)
+    assert nvme.tier.load([page], soon()) == [LoadResult.FAILED]
+    assert (nvme.tier.corrupt, nvme.quarantined()) == (0, [])
+    assert [waiting.key for waiting in nvme.tier.pending()] == KEYS
+    load(nvme.tier, KEYS)
+
+
 class _NoDirectIo:
     """`os.open` of a file system without O_DIRECT."""
 
