@@ -196,6 +196,22 @@ def test_corrupt_slots_are_copied_until_there_are_enough(
     assert copy.stat().st_mode & 0o777 == 0o600
 
 
+def test_corrupt_page_on_a_read_only_file_system_is_a_miss(
+    nvme: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill(nvme.tier, KEYS)
+    nvme.flip(KEYS[3])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("touch", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    pages = [make_page(key, (4096, 4096), filled=False) for key in KEYS]
+    assert nvme.tier.load(pages, soon()).count(LoadResult.CORRUPT) == 1
+    assert present(nvme.tier, KEYS).count(False) == 1
+
+
 def test_page_stays_that_a_client_writes_over_while_it_is_loaded(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
