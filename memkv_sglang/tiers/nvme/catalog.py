@@ -230,7 +230,9 @@ class Catalog:
     def mark(self, keys: Iterable[PageKey], *, pending: bool) -> int:
         """Set or clear the mark of pages that wait for upload, where it is not so already.
 
-        Returns how many of them, from the first on, are there; none behind these is set.
+        Returns how many of them, from the first on, are there; none behind these is set. A mark is
+        cleared even if the journal takes no more: pages that are uploaded may leave, and after a
+        restart are uploaded once more at worst.
         """
         with self.changes:
             found = [self.index.find(key) for key in keys]
@@ -240,12 +242,14 @@ class Catalog:
                 for entry in dict.fromkeys(found[:there] if pending else found)
                 if entry is not None and (entry in self.pending) != pending
             ]
-            if changed:
-                kind = Kind.PENDING if pending else Kind.UPLOADED
-                self.journal.append(kind, b"".join(map(self._slot_record, changed)))
+            records = b"".join(map(self._slot_record, changed))
+            if changed and pending:
+                self.journal.append(Kind.PENDING, records)
             with self.lock:
                 for entry in changed:
                     self.set_mark(entry, pending=pending)
+            if changed and not pending:
+                self.journal.append(Kind.UPLOADED, records)
         return there
 
     def set_mark(self, entry: int, *, pending: bool) -> None:

@@ -126,6 +126,23 @@ def test_journal_that_takes_no_more_refuses_removals(
     assert nvme.tier.remove(KEYS[:3]) == 3
 
 
+def test_uploaded_pages_may_leave_though_the_journal_did_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "PAUSE", 0.1)
+    with disk(tmp_path / "nvme", capacity=room_for(16)) as nvme:
+        keys = make_chain(NAMESPACE, 16).keys()
+        spill(nvme.tier, keys)
+        nvme.tier.mark_pending(keys)
+        failing = FailingCall(monkeypatch, "pwrite", errno.ENOSPC)
+        nvme.tier.mark_uploaded(keys)
+        assert list(nvme.tier.pending()) == []
+        failing.on = False
+        wait_until_writing_resumes(nvme)
+        assert set(spill(nvme.tier, MORE)) == {STORED}
+        load(nvme.reopen(), MORE)
+
+
 def test_full_disk_uses_the_segments_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
