@@ -120,6 +120,7 @@ class Room:
         others = [segment for segment in segments if segment.slot_size != slot_size]
         if not others:
             return False
+        others.sort(key=_is_empty, reverse=True)  # no page leaves while such a file is to be had
         coldest = self._victims(slot_size).peek(len(self._catalog.index))
         if coldest is not None:
             colder = (s for s in others if self._is_colder(s, coldest))
@@ -155,7 +156,10 @@ class Room:
         return any(entry != NO_ENTRY and is_kept(entry) for entry in segment.slots.entries)
 
     def _remove_segment(self, segment: Segment) -> bool:
-        """Drop all pages of a segment and its file; False if some of them have to stay."""
+        """Drop all pages of a segment and its file; False if some of them have to stay.
+
+        Raises `OSError` where the file cannot be removed: it stays a segment then, an empty one.
+        """
         catalog = self._catalog
         with catalog.lock:
             entries = [entry for entry in segment.slots.entries if entry != NO_ENTRY]
@@ -166,8 +170,13 @@ class Room:
         with catalog.lock:
             if segment.slots.free < len(segment.slots):
                 return False
-            catalog.segments.discard(segment)
-        segment.path.unlink(missing_ok=True)
+            catalog.segments.discard(segment)  # first, lest a spill reserve slots of it
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError:
+            with catalog.lock:
+                catalog.segments.add(segment)
+            raise
         segment.close()
         return True
 
@@ -216,3 +225,7 @@ class Room:
             and not catalog.is_kept(entry)
             and catalog.index.key(entry) is not None
         )
+
+
+def _is_empty(segment: Segment) -> bool:
+    return segment.slots.free == len(segment.slots)

@@ -157,6 +157,31 @@ def test_full_disk_uses_the_segments_there_are(
         assert len(list((nvme.path / "segments").iterdir())) == 1
 
 
+def test_segments_that_cannot_be_removed_cost_no_further_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "PAUSE", 0.0)
+    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+        keys, small = make_chain(NAMESPACE, 60, "cold").keys(), (100,)
+        spill(nvme.tier, keys)  # four in each of 15 segments
+        spill(nvme.tier, KEYS[:6], small)  # the sixteenth has room for no more
+        files, held = nvme.segments(), nvme.tier._segments.total
+
+        def refuse(self: Path, missing_ok: bool = False) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(self))
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        for _ in range(3):
+            assert set(spill(nvme.tier, MORE, small)) == {FAILED}
+        assert present(nvme.tier, keys).count(False) == 4
+        assert (nvme.segments(), nvme.tier._segments.total) == (files, held)
+        assert len(nvme.tier._segments.by_number) == len(files)
+        assert nvme.tier.check_integrity() == []
+        monkeypatch.undo()
+        assert set(spill(nvme.tier, MORE, small)) == {STORED}
+        load(nvme.tier, [*KEYS[:6], *MORE], small)
+
+
 def test_unreadable_page_fails_alone(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     spill(nvme.tier, KEYS)
     bad, real = nvme.find(KEYS[5]), os.preadv
