@@ -300,6 +300,23 @@ def test_file_system_without_direct_io(
         Disk(tmp_path / "other", direct_io="always")
 
 
+def test_full_disk_has_the_direct_io_that_it_had(
+    nvme: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill(nvme.tier, KEYS)
+    nvme.tier.close()
+    FailingCall(monkeypatch, "pwritev", errno.ENOSPC)
+    load(nvme.open(direct_io="always"), KEYS)
+    nvme.tier.close()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("memkv_sglang.tiers.nvme.disk.direct_io._write_probe", refuse)
+    monkeypatch.setattr(os, "open", _NoDirectIo())
+    load(nvme.open(direct_io="auto"), KEYS)
+
+
 @pytest.mark.parametrize("direct_io", ["auto", "never"])
 def test_memory_file_system(direct_io: str) -> None:
     path = Path("/dev/shm") / f"memkv-test-{os.getpid()}-{direct_io}"

@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 BLOCK = 4096
@@ -12,6 +13,10 @@ BLOCK = 4096
 
 MAX_VECTORS: int = os.sysconf("SC_IOV_MAX")
 """Buffers that one system call takes."""
+
+_NO_DIRECT_IO = (errno.EINVAL, errno.EOPNOTSUPP)
+_NO_PROBE = (errno.ENOSPC, errno.EDQUOT, errno.EISDIR)
+"""The disk is full, or somebody's directory has the probe's name."""
 
 
 def pad_to_block(length: int) -> int:
@@ -78,18 +83,37 @@ def _behind(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
 
 
 def supports_direct_io(directory: Path) -> bool:
-    """Tell whether files in the directory can be written with O_DIRECT, by doing it."""
-    path = directory / ".direct-io-probe"
+    """Tell whether files in the directory can be written with O_DIRECT, by doing it.
+
+    Where the probe cannot be made the segments there are tell, as a full disk still serves what it
+    has; without any it is assumed.
+    """
+    try:
+        _write_probe(directory / ".direct-io-probe")
+    except OSError as error:
+        if error.errno in _NO_PROBE:
+            return all(map(_opens_directly, directory.glob("*.seg")))
+        if error.errno not in _NO_DIRECT_IO:
+            raise
+        return False
+    return True
+
+
+def _write_probe(path: Path) -> None:
     fd = -1
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
         write_fully(fd, [aligned_memory(BLOCK)], 0)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        return False
     finally:
         if fd >= 0:
             os.close(fd)
-        path.unlink(missing_ok=True)
+        with suppress(IsADirectoryError):
+            path.unlink(missing_ok=True)
+
+
+def _opens_directly(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+    except OSError as error:
+        return error.errno not in _NO_DIRECT_IO
     return True
