@@ -90,7 +90,9 @@ class Directory:
             )
         for directory in (self.segments, self.namespaces, self.quarantine):
             directory.mkdir(mode=0o700, exist_ok=True)
-        self.journal.with_name(self.journal.name + UNFINISHED_SUFFIX).unlink(missing_ok=True)
+        unfinished = self.journal.with_name(self.journal.name + UNFINISHED_SUFFIX)
+        if not unfinished.is_dir():
+            unfinished.unlink(missing_ok=True)
 
     def _choose_direct_io(self, wish: str) -> bool:
         if wish == "never" or supports_direct_io(self.segments):

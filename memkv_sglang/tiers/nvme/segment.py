@@ -91,12 +91,18 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / f"{number:08d}.seg"
 
 
+def unfinished_path(directory: Path, number: int) -> Path:
+    """Return the path of a segment that is still being made."""
+    path = segment_path(directory, number)
+    return path.with_name(path.name + UNFINISHED_SUFFIX)
+
+
 def create_segment(
     directory: Path, number: int, slot_size: int, slots: int, *, direct: bool
 ) -> Segment:
     """Make and preallocate a segment file. Raises `OSError`; then no file is left."""
     path = segment_path(directory, number)
-    unfinished = path.with_suffix(path.suffix + UNFINISHED_SUFFIX)
+    unfinished = unfinished_path(directory, number)
     fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct), 0o600)
     segment = Segment(path, fd, number, slot_size, slots, direct=direct)
     try:

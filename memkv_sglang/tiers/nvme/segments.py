@@ -15,6 +15,7 @@ from memkv_sglang.tiers.nvme.segment import (
     create_segment,
     open_segment,
     segment_path,
+    unfinished_path,
 )
 
 SEGMENTS_OF_A_CAPACITY = 16
@@ -67,7 +68,7 @@ class Segments:
     def open_all(self) -> None:
         """Open every segment file; leave foreign and damaged files alone, with one line each."""
         for path in sorted(self._directory.iterdir()):
-            if path.name.endswith(f".seg{UNFINISHED_SUFFIX}"):
+            if path.name.endswith(f".seg{UNFINISHED_SUFFIX}") and not path.is_dir():
                 path.unlink()
             elif not _NAME.fullmatch(path.name):
                 _log.warning("foreign file left alone", extra={"fields": {"path": str(path)}})
@@ -143,7 +144,10 @@ class Segments:
     def _unused_number(self) -> int:
         """Return the next number that no file has, be it a foreign or a damaged one."""
         number = self._next_number
-        while segment_path(self._directory, number).exists():
+        while (
+            segment_path(self._directory, number).exists()
+            or unfinished_path(self._directory, number).exists()
+        ):
             number += 1
         return number
 

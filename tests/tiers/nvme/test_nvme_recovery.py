@@ -289,6 +289,25 @@ def test_unfinished_files_of_a_kill_are_removed(nvme: Disk) -> None:
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.parametrize(
+    "name", ["segments/00000001.seg.new", "segments/.direct-io-probe", "journal.new"]
+)
+def test_foreign_directories_named_as_unfinished_files_are_left_alone(
+    nvme: Disk, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    keys, more = chain("chain", 4).keys(), chain("more", 4).keys()
+    nvme.reopen(capacity=room_for(64))
+    spill(nvme.tier, keys)
+    nvme.tier.close()
+    foreign = nvme.path / name
+    foreign.mkdir()
+    tier = nvme.open()
+    assert sum(foreign.name in str(getattr(r, "fields", "")) for r in caplog.records) == 1
+    spill(tier, more)  # into another segment
+    load(nvme.reopen(), [*keys, *more])
+    assert foreign.is_dir()
+
+
 def test_compaction_goes_on_beside_changes(nvme: Disk) -> None:
     """The journal is rewritten over and over while pages come, go and are marked."""
     kept: dict[PageKey, bool] = {}
