@@ -17,6 +17,10 @@ KEY_ID = "x-amz-meta-memkv-key"
 """Metadata of an encrypted page: the id of its key."""
 
 
+_KEPT = 64 << 20
+"""Bytes of memory for encrypted pages that are kept for the next ones."""
+
+
 class PageForm(ABC):
     """The form that this node stores pages in, and takes them from. Thread-safe."""
 
@@ -93,7 +97,8 @@ class SealedForm(PageForm):
         if len(memory) < size:
             memory = bytearray(size)
         yield Page(page.key, (memoryview(memory)[:size],))
-        self._idle.append(memory)
+        if sum(map(len, self._idle)) + len(memory) <= _KEPT:
+            self._idle.append(memory)
 
     def store(self, page: Page, stored: Page) -> None:
         """Encrypt with the key that writes."""

@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from minio import Minio
 from minio.commonconfig import CopySource
 
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.encryption.keys import KeyRing
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.minio_server import MinioServer
@@ -24,6 +26,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace, make_page, pa
 from memkv_sglang.testing.state_machine import TierMachine
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
 from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.forms import SealedForm
 from memkv_sglang.tiers.minio.objects import ObjectNames
 from tests.tiers.minio import test_minio_conformance
 
@@ -58,6 +61,15 @@ class TestEncryptedTier(test_minio_conformance.TestMinioTier):
     def tier(self, sealing: MinioConfig, admin: Minio, open_tier: OpenTier) -> Tier:
         self.config, self.admin, self.open_tier = sealing, admin, open_tier
         return open_tier(sealing)
+
+
+def test_memory_of_large_pages_is_not_kept_without_bound() -> None:
+    form = SealedForm(KeyRing("old", {"old": bytes.fromhex(OLD)}))
+    page = Page(KEYS[0], (memoryview(bytearray(24 << 20)),))
+    with ExitStack() as pages:
+        for _ in range(8):
+            pages.enter_context(form.room(page))
+    assert 0 < sum(map(len, form._idle)) <= 64 << 20
 
 
 def read(admin: Minio, bucket: str, name: str) -> tuple[bytes, Metadata]:
