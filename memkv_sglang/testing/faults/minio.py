@@ -30,9 +30,10 @@ def _shift_length(head: bytes, by: int) -> bytes:
     )
 
 
-def _flip_some_bit(content: bytes) -> bytes:
-    where = secrets.randbelow(len(content))
-    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+def _alter_somewhere(content: bytes) -> bytes:
+    """Write eight random bytes somewhere: never the same twice, which would damn the object."""
+    where = secrets.randbelow(max(len(content) - 8, 1))
+    return content[:where] + secrets.token_bytes(8)[: len(content)] + content[where + 8 :]
 
 
 def _on_the_way(name: str, fault: HttpFault, *, destroys: bool = False) -> Fault:
@@ -101,7 +102,7 @@ FAULTS = [
         ),
         destroys=True,
     ),
-    _on_the_way("altered body", HttpFault(methods=PAGES, edit_content=_flip_some_bit)),
+    _on_the_way("altered body", HttpFault(methods=PAGES, edit_content=_alter_somewhere)),
     _on_the_way(
         "clock skew", HttpFault(edit_request=_edit(rb"(x-amz-date: )\d{4}", rb"\g<1>2019"))
     ),

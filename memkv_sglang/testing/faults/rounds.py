@@ -1,8 +1,10 @@
 """One round: traffic, a fault in its middle, its end, and an account of every page."""
 
 import random
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.faults.base import Fault, Outcome
@@ -117,14 +119,20 @@ class Rounds:
             caller.take()
 
     def _watch_circuit(self, seconds: float) -> float | None:
-        """Ask MinIO for pages; return after how long the circuit around it was seen open."""
-        began, opened = time.monotonic(), None
-        probe = self._probes[-1]
-        while (elapsed := time.monotonic() - began) < seconds:
-            probe.load(probe.acknowledged[0])
-            if opened is None and self.cluster.plain_node.breaker() == "open":
-                opened = time.monotonic() - began
-            time.sleep(min(0.01, max(seconds - elapsed, 0.0)))
+        """Ask MinIO for pages; return after how long the circuit around it was seen open.
+
+        Lasts longer while nothing comes and it is not open yet.
+        """
+        probe, opened = self._probes[-1], None
+        hits = probe.tally.hits
+        with _loading(probe):
+            began = time.monotonic()
+            while (elapsed := time.monotonic() - began) < seconds or (
+                opened is None and probe.tally.hits == hits and elapsed < PATIENCE
+            ):
+                if opened is None and self.cluster.plain_node.breaker() == "open":
+                    opened = time.monotonic() - began
+                time.sleep(0.01)
         return opened
 
     def _wait_for_hits(self) -> float:
@@ -175,6 +183,24 @@ class Rounds:
         """Let go of the agents."""
         for caller in (*self._callers, *self._probes):
             caller.close()
+
+
+@contextmanager
+def _loading(probe: Caller) -> Iterator[None]:
+    """Let a caller load its first chain again and again, in a thread, while the block runs."""
+    stopped = threading.Event()
+
+    def load() -> None:
+        while not stopped.wait(0.01):
+            probe.load(probe.acknowledged[0])
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _hit(probe: Caller) -> bool:
