@@ -33,6 +33,7 @@ def check_config(config: Config, name: Name) -> None:
         _check_endpoint(url, config.minio, name)
     _check_credentials(config.minio, name)
     _check_client_certificate(config.minio, name)
+    _check_certificate_login(config.minio, name)
     _check_sse(config.minio, name)
 
 
@@ -157,6 +158,9 @@ def _check_client_certificate(config: MinioConfig, name: Name) -> None:
         raise ConfigError(
             f"{name(f'minio.{given}_file')}: given without minio.{other}_file; set both or neither"
         )
+
+
+def _check_certificate_login(config: MinioConfig, name: Name) -> None:
     if not config.certificate_login:
         return
     login = name("minio.certificate_login")

@@ -113,6 +113,8 @@ class TierConformance(ABC):
         keys = make_chain(self.namespace, 9).keys()
         spill(tier, keys[2:5])
         assert tier.present(keys, soon()) == [2 <= i < 5 for i in range(9)]
+        tier.doubt(keys)
+        assert tier.present(keys, soon()) == [2 <= i < 5 for i in range(9)]
 
     def test_namespaces_do_not_meet(self, tier: Tier) -> None:
         mine, theirs = self.namespace, make_namespace(model="another-model")

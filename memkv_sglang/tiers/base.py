@@ -112,8 +112,12 @@ class Tier(ABC):
         stand, of which `spill` sees but a part. Does nothing where a tier keeps no such order.
         """
 
-    def doubt(self, keys: Sequence[PageKey]) -> None:  # noqa: B027 - most tiers remember nothing
-        """Ask anew for these pages from now on: others may have undone what is remembered."""
+    @abstractmethod
+    def doubt(self, keys: Sequence[PageKey]) -> None:
+        """Ask anew for these pages the next time: others may have removed what was seen there.
+
+        Does not block. Does nothing where a tier remembers no answers.
+        """
 
     @abstractmethod
     def remove(self, keys: Sequence[PageKey]) -> int:

@@ -45,6 +45,9 @@ class MemoryTier(Tier):
         """Walk likewise."""
         self._use(chain)
 
+    def doubt(self, keys: Sequence[PageKey]) -> None:
+        """There is nothing to do: nobody else has these pages in hand."""
+
     def _use(self, chain: Chain) -> int:
         keys = chain.keys()
         with self._lock:

@@ -132,6 +132,9 @@ class NvmeTier(Tier):
         """Walk the index; waits for nothing."""
         self._catalog.order.touch(self._catalog.walk(chain))
 
+    def doubt(self, keys: Sequence[PageKey]) -> None:
+        """There is nothing to do: the index knows."""
+
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Free the pages' slots, in the journal first."""
         with self._calls.enter() as entered:

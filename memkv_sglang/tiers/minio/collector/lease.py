@@ -107,11 +107,8 @@ def _state(record: Record | None) -> State:
         return State()
     try:
         entry = msgspec.json.decode(record.content, type=_Entry)
-    except (
-        msgspec.MsgspecError,
-        ValueError,
-    ):  # also what is no UTF-8; not ours to believe, but to be written over
-        return State()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return State()  # not ours to believe, but to be written over
     if entry.seconds == 0:
         return State(ended=record.age, report=entry.report)
     holds = record.age <= entry.seconds
