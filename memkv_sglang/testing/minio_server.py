@@ -124,6 +124,7 @@ class MinioServer:
                 preexec_fn=_DieWithParent(),
             )
         self._wait_until_ready()
+        self.users.wait_until_loaded()
         if not self._has_user:
             self.users.add_node(Keys(self.access_key, self.secret_key))
             self._has_user = True

@@ -41,6 +41,14 @@ class MinioUsers:
             endpoint=netloc, credentials=StaticProvider(*root), secure=tls, cert_check=False
         )
 
+    def wait_until_loaded(self) -> None:
+        """Wait until the server has read the users that it keeps, even if there are none yet.
+
+        It takes new policies and users before that, and forgets them when it has (MinIO's
+        `LoadIAMCache`, `firstTime`); only listing them waits for it.
+        """
+        self._try(self._admin.user_list)
+
     def add_node(self, keys: Keys) -> None:
         """Add the user of a node: the policy of any bucket, and to make buckets."""
         policy = node_policy("*")
