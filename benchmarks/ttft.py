@@ -25,7 +25,7 @@ QUICK = {CLAIMED: LENGTHS[CLAIMED]}
 OTHER = prompt("other", LENGTHS["24k"])
 """Fills the top tier, so that what was there is left in the host pool alone."""
 
-LOADS = 3
+LOADS = 9
 """Rounds of those that load, for each recomputation: it takes tens of times as long as they do."""
 
 SLOWED = 20
