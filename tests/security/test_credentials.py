@@ -3,14 +3,17 @@
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from minio.credentials import Credentials  # type: ignore[attr-defined]  # missing from its __all__
 from minio.credentials.providers import AssumeRoleProvider, StaticProvider
 from minio.minioadmin import MinioAdmin
 
@@ -21,7 +24,8 @@ from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, TierError
-from memkv_sglang.tiers.minio import MinioTier, credentials, credentials_file, signing, sigv4
+from memkv_sglang.tiers.minio import MinioTier, credentials, credentials_file, signing
+from memkv_sglang.tiers.minio.signing import Signer
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 NAMESPACE = make_namespace()
@@ -164,13 +168,14 @@ def test_changed_file_is_read_though_nothing_was_refused(
     tier = open_tier(config)
     spill(tier, KEYS)
     used: list[str] = []
-    sign = sigv4.authorization
+    write_head = Signer.head
 
-    def spy(*arguments: str, **named: str) -> str:
-        used.append(named["access_key"])
-        return sign(*arguments, **named)  # type: ignore[arg-type]  # passed on as they came
+    def spy(signer: Signer, credentials: Credentials, *arguments: Any) -> bytes:
+        head = write_head(signer, credentials, *arguments)
+        used.append(re.findall("Credential=([^/]+)/", head.decode())[0])
+        return head
 
-    monkeypatch.setattr(signing, "authorization", spy)
+    monkeypatch.setattr(Signer, "head", spy)
     write(file, *new)
     load(tier, KEYS)
     assert set(used) == {new[0]}

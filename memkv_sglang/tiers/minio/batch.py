@@ -3,9 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 from memkv_sglang.tiers.minio.errors import OutOfTimeError
@@ -13,7 +13,7 @@ from memkv_sglang.tiers.minio.errors import OutOfTimeError
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Guard = Callable[[], AbstractContextManager[None]]
+Guard = AbstractContextManager[None]
 """Encloses each use of a page's buffers; raises `OutOfTimeError` once the call is over."""
 
 
@@ -68,6 +68,8 @@ class Movers:
 
 
 class _Batch(Generic[Result]):
+    """Is the guard of its pages: a class, since a generator would cost each page more."""
+
     def __init__(
         self,
         move: Callable[[int, Guard], Result],
@@ -84,11 +86,12 @@ class _Batch(Generic[Result]):
         self._guarded = 0
         self._over = False
         self._stopped = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def step(self) -> bool:
         """Move the next page; False if there is none."""
-        with self._changed:
+        with self._lock:
             if self._idle():
                 return False
             index = self._next
@@ -96,13 +99,13 @@ class _Batch(Generic[Result]):
             self._begun += 1
             self._results[index] = self._failed
         try:
-            result = self._move(index, self._guard)
+            result = self._move(index, self)
         except OutOfTimeError:
             result = self._failed
         except Exception:
             logger.exception("page transfer failed unexpectedly")
             result = self._failed
-        with self._changed:
+        with self._lock:
             if not self._over:
                 self._results[index] = result
             self._stopped |= not self._goes_on(result)
@@ -128,16 +131,14 @@ class _Batch(Generic[Result]):
     def _idle(self) -> bool:
         return self._over or self._stopped or self._next == len(self._results)
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        with self._changed:
+    def __enter__(self) -> None:
+        with self._lock:
             if self._over:
                 raise OutOfTimeError("the deadline came first")
             self._guarded += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._guarded -= 1
-                if self._over:
-                    self._changed.notify_all()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._guarded -= 1
+            if self._over:
+                self._changed.notify_all()

@@ -23,6 +23,9 @@ Answer = TypeVar("Answer")
 
 NO_FIELDS: Mapping[str, str] = {}
 
+UNGUARDED: Guard = nullcontext()
+"""For buffers of the caller's own."""
+
 PIPELINE = 16
 """HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
 
@@ -50,7 +53,7 @@ class ObjectClient:
         *,
         fields: Callable[[], Mapping[str, str]] = lambda: NO_FIELDS,
         body: Sequence[memoryview] = (),
-        guard: Guard = nullcontext,
+        guard: Guard = UNGUARDED,
         bodiless: bool = False,
     ) -> Answer:
         """Send a request for an object and let `receive` read the response.
@@ -64,7 +67,7 @@ class ObjectClient:
         def attempt(credentials: "Credentials") -> Answer:
             for fresh in (False, True):
                 try:
-                    with self._pool.lend(deadline, fresh=fresh) as connection, guard():
+                    with self._pool.lend(deadline, fresh=fresh) as connection, guard:
                         request = self._request(connection, credentials, method, path, fields())
                         connection.send(request, body, deadline)
                         head = connection.receive_head(deadline, bodiless=bodiless)

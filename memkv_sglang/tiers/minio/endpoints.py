@@ -1,6 +1,6 @@
 """Where requests go: the cluster's servers, and how a bucket is named on them."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from memkv_sglang.config.check import endpoint_urls, is_address
@@ -10,8 +10,7 @@ from memkv_sglang.config.schema import MinioConfig
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One server, as seen by requests for objects of one bucket."""
 
     scheme: str

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from memkv_sglang.config.errors import ConfigError
@@ -28,8 +28,7 @@ class PageForm(ABC):
     """Header fields that say so when a page is stored."""
 
     @abstractmethod
-    @contextmanager
-    def room(self, page: Page) -> Iterator[Page]:
+    def room(self, page: Page) -> AbstractContextManager[Page]:
         """Lend the page over memory for its stored form, which may be the page itself."""
 
     @abstractmethod
@@ -53,10 +52,9 @@ class PlainForm(PageForm):
 
     fields: Mapping[str, str] = {}
 
-    @contextmanager
-    def room(self, page: Page) -> Iterator[Page]:
+    def room(self, page: Page) -> AbstractContextManager[Page]:
         """Lend the page itself."""
-        yield page
+        return nullcontext(page)
 
     def store(self, page: Page, stored: Page) -> None:
         """There is nothing to do."""

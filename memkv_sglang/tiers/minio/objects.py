@@ -14,6 +14,8 @@ from memkv_sglang.page import (
 from memkv_sglang.tiers.minio.errors import UnreadableError
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
+_FORMAT_VERSION = b"%d" % FORMAT_VERSION
+
 FORMAT = "x-amz-meta-memkv-format"
 LENGTH = "x-amz-meta-memkv-length"
 CHECKSUM = "x-amz-meta-memkv-checksum"
@@ -91,13 +93,13 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
     Raises `UnreadableError` for a whole object of another length: the request is at fault.
     """
     version = head.field(FORMAT.encode())
-    if version != str(FORMAT_VERSION).encode():
+    if version != _FORMAT_VERSION:
         return f"format version {version!r}"
-    declared = head.field(LENGTH.encode())
-    if declared == str(head.length).encode() and head.length != page.length:
-        raise UnreadableError(f"{head.length} bytes, asked for as {page.length}")
-    if declared != str(page.length).encode() or head.length != page.length:
-        return f"{head.length} bytes instead of {page.length}"
+    declared, length = head.field(LENGTH.encode()), page.length
+    if declared != b"%d" % head.length:
+        return f"{head.length} bytes instead of {length}"
+    if head.length != length:
+        raise UnreadableError(f"{head.length} bytes, asked for as {length}")
     return None
 
 

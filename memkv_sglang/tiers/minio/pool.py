@@ -4,8 +4,7 @@ import itertools
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from memkv_sglang.tiers.minio.addresses import Addresses
 from memkv_sglang.tiers.minio.connection import Connection
@@ -61,48 +60,58 @@ class ConnectionPool:
         self._turn = itertools.count()
         self._lent = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def round_trip(self) -> float:
         """Seconds of the shortest connect so far, 0 before the first: the network's share."""
         return min((s.round_trip for s in self._servers if s.round_trip is not None), default=0.0)
 
-    @contextmanager
-    def lend(self, deadline: float, *, fresh: bool = False) -> Iterator[Connection]:
-        """Lend a connection; it is closed if the block raises or leaves it in mid-response.
+    def lend(self, deadline: float, *, fresh: bool = False) -> "_Loan":
+        """Lend a connection for a `with` block.
 
-        `fresh`: opened now. Blocks for a connect at most. Raises `ConnectError` if no server can
-        be reached or each asked for a rest, `OutOfTimeError`.
+        It is closed if the block raises or leaves it in mid-response. `fresh`: opened now. Entering
+        blocks for a connect at most, and raises `ConnectError` if no server can be reached or each
+        asked for a rest, `OutOfTimeError`.
         """
-        with self._changed:
+        return _Loan(self, deadline, fresh)
+
+    def take(self, deadline: float, fresh: bool) -> tuple[_Server, Connection]:
+        """Begin a loan."""
+        with self._lock:
             if self._closed:
                 raise ConnectError("the tier is closed")
             self._lent += 1
         try:
-            server, connection = self._take(deadline, fresh)
-            try:
-                yield connection
-            except StatusError as error:
-                self._put_back(server, connection)  # an answer like any other
-                if error.retry_after:
-                    rest = min(error.retry_after, LONGEST_REST)
-                    server.rest_until = time.monotonic() + rest
-                raise
-            except BaseException:
+            return self._find(deadline, fresh)
+        except BaseException:
+            with self._lock:
+                self._end_loan()
+            raise
+
+    def give_back(
+        self, server: _Server, connection: Connection, error: BaseException | None
+    ) -> None:
+        """End a loan whose block raised `error`; a status is an answer like any other."""
+        if isinstance(error, StatusError):
+            if error.retry_after:
+                server.rest_until = time.monotonic() + min(error.retry_after, LONGEST_REST)
+        elif error is not None:
+            connection.close()
+            if connection.stalled:
+                self._avoid(server)
+        with self._lock:
+            if connection.reusable and not self._closed and len(server.idle) < self._keep:
+                connection.reused = True
+                server.idle.append(connection)
+            else:
                 connection.close()
-                if connection.stalled:
-                    self._avoid(server)
-                raise
-            self._put_back(server, connection)
-        finally:
-            with self._changed:
-                self._lent -= 1
-                self._changed.notify_all()
+            self._end_loan()
 
     def idle(self) -> int:
         """Return how many connections wait for use."""
-        with self._changed:
+        with self._lock:
             return sum(len(server.idle) for server in self._servers)
 
     def close(self) -> None:
@@ -114,7 +123,12 @@ class ConnectionPool:
                 while server.idle:
                     server.idle.pop().close()
 
-    def _take(self, deadline: float, fresh: bool) -> tuple[_Server, Connection]:
+    def _end_loan(self) -> None:
+        self._lent -= 1
+        if self._closed:
+            self._changed.notify_all()
+
+    def _find(self, deadline: float, fresh: bool) -> tuple[_Server, Connection]:
         failure = ConnectError("every server asked to be left alone for a while")
         for server in self._in_turn():
             if not fresh and (connection := self._pop_idle(server)):
@@ -136,19 +150,10 @@ class ConnectionPool:
 
     def _pop_idle(self, server: _Server) -> Connection | None:
         while True:
-            with self._changed:
+            with self._lock:
                 connection = server.idle.pop() if server.idle else None
             if connection is None or connection.quiet():
                 return connection
-            connection.close()
-
-    def _put_back(self, server: _Server, connection: Connection) -> None:
-        with self._changed:
-            kept = connection.reusable and not self._closed and len(server.idle) < self._keep
-            if kept:
-                connection.reused = True
-                server.idle.append(connection)
-        if not kept:
             connection.close()
 
     def _connect(self, server: _Server, deadline: float) -> Connection:
@@ -170,7 +175,21 @@ class ConnectionPool:
         return Connection(endpoint, transport, self._stall_timeout)
 
     def _avoid(self, server: _Server) -> None:
-        with self._changed:
+        with self._lock:
             server.avoid_until = time.monotonic() + AVOID_FOR
             while server.idle:
                 server.idle.pop().close()
+
+
+class _Loan:
+    """A connection for a `with` block: a class, since a generator would cost each page more."""
+
+    def __init__(self, pool: ConnectionPool, deadline: float, fresh: bool) -> None:
+        self._pool, self._deadline, self._fresh = pool, deadline, fresh
+
+    def __enter__(self) -> Connection:
+        self._server, self._connection = self._pool.take(self._deadline, self._fresh)
+        return self._connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._pool.give_back(self._server, self._connection, error)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from memkv_sglang import __version__
 from memkv_sglang.config.errors import ConfigError
@@ -14,7 +14,7 @@ from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.background import BackgroundCall
 from memkv_sglang.tiers.minio.endpoints import Endpoint
 from memkv_sglang.tiers.minio.errors import OutOfTimeError, TransferError
-from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, authorization, request_date
+from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, Template, request_date, template
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
@@ -34,6 +34,14 @@ def credential_provider(config: MinioConfig) -> "RenewableProvider":
     return make_provider(config)
 
 
+class _Kept(NamedTuple):
+    """The template of a second's requests without fields of their own: all but the spills."""
+
+    date: str
+    credentials: "Credentials"
+    template: Template
+
+
 class Signer:
     """Writes request heads. Safe for any number of threads."""
 
@@ -45,6 +53,7 @@ class Signer:
         self._lock = threading.Lock()
         self._renewal: Future[Credentials] | None = None
         self._renew_at = 0.0
+        self._templates: dict[tuple[str, Endpoint], _Kept] = {}
         self._credentials = self._retrieve()
 
     def credentials(self, deadline: float) -> "Credentials":
@@ -89,6 +98,23 @@ class Signer:
     ) -> bytes:
         """Return the head of a request for a quoted path, with all fields (lower case) signed."""
         date = request_date()
+        if fields:
+            return self._template(credentials, method, endpoint, date, fields).head(path)
+        kept = self._templates.get((method, endpoint))
+        if kept is None or kept.date != date or kept.credentials is not credentials:
+            template = self._template(credentials, method, endpoint, date, fields)
+            kept = _Kept(date, credentials, template)
+            self._templates[method, endpoint] = kept
+        return kept.template.head(path)
+
+    def _template(
+        self,
+        credentials: "Credentials",
+        method: str,
+        endpoint: Endpoint,
+        date: str,
+        fields: Mapping[str, str],
+    ) -> Template:
         signed = {
             "host": endpoint.netloc,
             "x-amz-content-sha256": UNSIGNED,
@@ -97,19 +123,15 @@ class Signer:
         }
         if credentials.session_token:
             signed["x-amz-security-token"] = credentials.session_token
-        signature = authorization(
+        return template(
             method,
-            path,
             signed,
             access_key=credentials.access_key,
             secret_key=credentials.secret_key,
             region=self._region,
             date=date,
+            unsigned=USER_AGENT,
         )
-        lines = "".join([f"{name}: {value}\r\n" for name, value in signed.items()])
-        return (
-            f"{method} {path} HTTP/1.1\r\n{lines}{USER_AGENT}authorization: {signature}\r\n\r\n"
-        ).encode()
 
     def _retrieve(self) -> "Credentials":
         try:

@@ -145,6 +145,11 @@ class MinioTier(Tier):
         results = self._move_all(
             PageTransfers.fetch, pages, deadline, done=LoadResult.LOADED, failed=LoadResult.FAILED
         )
+        self._knowledge.add(
+            page.key
+            for page, result in zip(pages, results, strict=True)
+            if result == LoadResult.LOADED
+        )
         if LoadResult.MISSING in results:  # then those behind it, which were not begun, are, too
             skipped = [p.key for p, r in zip(pages, results, strict=True) if r is None]
             self._knowledge.discard(*skipped)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from urllib.parse import quote
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio.batch import Guard
-from memkv_sglang.tiers.minio.client import NO_FIELDS, ObjectClient, refuse
+from memkv_sglang.tiers.minio.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StatusError, TransferError, UnreadableError
 from memkv_sglang.tiers.minio.forms import PageForm
@@ -91,7 +90,6 @@ class PageTransfers(NamedTuple):
         if fault is not None:
             self._set_aside(page.key, fault, deadline)
             return LoadResult.CORRUPT
-        self.knowledge.add([page.key])
         return LoadResult.LOADED
 
     def _receive(
@@ -100,17 +98,17 @@ class PageTransfers(NamedTuple):
         """Fill the page by way of `stored`, or tell what is wrong with the response."""
         if head.status != HTTPStatus.OK:
             refuse(connection, head, deadline)
-        etag = head.field(b"etag")
         if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
-            return _Fault(mismatch, etag)
+            return _Fault(mismatch, head.field(b"etag"))
         connection.receive_body(stored.buffers, deadline)
         if (noted := self.noted()) is not None:
             noted.saw(page.key, head)
-        if not checksum_matches(head, stored):
-            return _Fault("checksum", etag, page_checksum(page.key, stored.buffers))
-        if forgery := self.form.restore(head, stored, page):
-            return _Fault(forgery, etag, page_checksum(page.key, stored.buffers))
-        return None
+        reason: str | None = "checksum"
+        if checksum_matches(head, stored):
+            reason = self.form.restore(head, stored, page)
+        if reason is None:
+            return None
+        return _Fault(reason, head.field(b"etag"), page_checksum(page.key, stored.buffers))
 
     def store(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
         """Spill a page: others see it complete or not at all, since a PUT is atomic."""
@@ -176,7 +174,7 @@ class PageTransfers(NamedTuple):
         *,
         fields: Callable[[], Mapping[str, str]] = lambda: NO_FIELDS,
         body: tuple[memoryview, ...] = (),
-        guard: Guard = nullcontext,
+        guard: Guard = UNGUARDED,
     ) -> None:
         """Send a request whose answer is all in its status."""
 

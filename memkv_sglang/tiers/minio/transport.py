@@ -52,6 +52,7 @@ class PlainTransport:
         """Take over a connected socket."""
         sock.settimeout(None)
         self._socket = sock
+        self._poll = _poll_of(sock)
         self._timeout = 0.0
 
     def set_timeout(self, seconds: float) -> None:
@@ -87,7 +88,7 @@ class PlainTransport:
 
     def quiet(self) -> bool:
         """Poll."""
-        return _is_quiet(self._socket)
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         """Close the socket."""
@@ -100,6 +101,7 @@ class TlsTransport:
     def __init__(self, sock: ssl.SSLSocket) -> None:
         """Take over a socket whose handshake is done."""
         self._socket = sock
+        self._poll = _poll_of(sock)
 
     def set_timeout(self, seconds: float) -> None:
         """Use the timeout of the ssl module."""
@@ -119,17 +121,17 @@ class TlsTransport:
 
     def quiet(self) -> bool:
         """Poll below TLS: what comes between two responses is its end, or nothing to rely on."""
-        return _is_quiet(self._socket)
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         """Close the socket without a closing handshake, which could block."""
         self._socket.close()
 
 
-def _is_quiet(sock: socket.socket) -> bool:
+def _poll_of(sock: socket.socket) -> select.poll:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return not poll.poll(0)
+    return poll
 
 
 def connect(

@@ -11,6 +11,10 @@ BODILESS = frozenset({204, 304})
 """Statuses whose responses never have a body."""
 
 
+Fields = dict[bytes, bytes | None]
+"""Header fields, names and values in lower case; None for one that comes more than once."""
+
+
 class ResponseHead(NamedTuple):
     """Status line and header fields of a response."""
 
@@ -19,14 +23,13 @@ class ResponseHead(NamedTuple):
     """Bytes of the body as declared (for HEAD: of the object)."""
     keep_alive: bool
     """Whether the server takes another request on the connection."""
-    lines: bytes
-    """Status line and header fields, all in lower case, each ended by CRLF."""
+    fields: Fields
     original: bytes = b""
-    """The same as the server wrote it."""
+    """The head as the server wrote it."""
 
     def field(self, name: bytes) -> bytes | None:
         """Return the value of a header field (name and value in lower case)."""
-        return _field(self.lines, name)
+        return _field(self.fields, name)
 
     @property
     def retry_after(self) -> float:
@@ -36,10 +39,7 @@ class ResponseHead(NamedTuple):
 
 
 def parse_head(head: bytes) -> ResponseHead:
-    """Parse a response's head up to the empty line that ends it. Raises `ProtocolError`.
-
-    Looks for the few fields of use instead of taking all apart.
-    """
+    """Parse a response's head up to the empty line that ends it. Raises `ProtocolError`."""
     version, _, rest = head[:13].partition(b" ")
     digits = rest[:3]
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(digits) != 3 or not digits.isdigit():
@@ -47,15 +47,23 @@ def parse_head(head: bytes) -> ResponseHead:
     status = int(digits)
     if status < 200:
         raise ProtocolError(f"interim response {status} that nobody asked for")
-    lines = head.lower()
-    if _field(lines, b"transfer-encoding") is not None:
+    fields = _fields(head)
+    if b"transfer-encoding" in fields:
         raise ProtocolError("response with a transfer encoding")
-    keep_alive = version == b"HTTP/1.1" and _field(lines, b"connection") != b"close"
-    return ResponseHead(status, _length(status, lines), keep_alive, lines, head)
+    keep_alive = version == b"HTTP/1.1" and _field(fields, b"connection") != b"close"
+    return ResponseHead(status, _length(status, fields), keep_alive, fields, head)
 
 
-def _length(status: int, lines: bytes) -> int:
-    value = _field(lines, b"content-length")
+def _fields(head: bytes) -> Fields:
+    fields: Fields = {}
+    for line in head.lower().split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        fields[name] = None if name in fields else value
+    return fields
+
+
+def _length(status: int, fields: Fields) -> int:
+    value = _field(fields, b"content-length")
     if value is None:
         if status in BODILESS:
             return 0
@@ -65,12 +73,10 @@ def _length(status: int, lines: bytes) -> int:
     return int(value)
 
 
-def _field(lines: bytes, name: bytes) -> bytes | None:
-    mark = b"\r\n" + name + b":"
-    begin = lines.find(mark)
-    if begin < 0:
+def _field(fields: Fields, name: bytes) -> bytes | None:
+    if name not in fields:
         return None
-    if lines.find(mark, begin + 1) >= 0:
+    value = fields[name]
+    if value is None:
         raise ProtocolError(f"repeated header field {name.decode()}")
-    begin += len(mark)
-    return lines[begin : lines.index(b"\r\n", begin)].strip()
+    return value.strip()

@@ -1,12 +1,17 @@
 from datetime import UTC, datetime
 from urllib.parse import SplitResult, quote
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minio.credentials import Credentials  # type: ignore[attr-defined]  # missing from its __all__
 from minio.signer import sign_v4_s3
 
-from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, authorization, request_date
+from memkv_sglang.tiers.minio import signing
+from memkv_sglang.tiers.minio.credentials import StaticKeys
+from memkv_sglang.tiers.minio.endpoints import Endpoint
+from memkv_sglang.tiers.minio.signing import Signer
+from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, request_date, template
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=30)
 
@@ -40,10 +45,43 @@ def test_signature_is_that_of_minio_py(
         content_sha256=UNSIGNED,
         date=time,
     )
-    ours = authorization(
-        method, path, fields, access_key=keys[0], secret_key=keys[1], region=region, date=date
-    )
-    assert ours == theirs["Authorization"]
+    ours = template(
+        method,
+        fields,
+        access_key=keys[0],
+        secret_key=keys[1],
+        region=region,
+        date=date,
+        unsigned="user-agent: x\r\n",
+    ).head(path)
+    sent = {**fields, "user-agent": "x", "authorization": theirs["Authorization"]}
+    lines = "".join(f"{field}: {value}\r\n" for field, value in sent.items())
+    assert ours.decode() == f"{method} {path} HTTP/1.1\r\n{lines}\r\n"
+
+
+class TokenKeys(StaticKeys):
+    def retrieve(self) -> Credentials:
+        return Credentials("key", "secret", "token")
+
+
+def test_no_head_is_signed_for_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Endpoint("http", "one", 80, "/b/"), Endpoint("http", "two", 80, "/b/")
+    first, second = StaticKeys("key", "secret"), StaticKeys("key", "another secret")
+    signer = Signer(first, "region")
+    requests = [
+        (keys, date, method, endpoint, path, fields)
+        for path in ("/b/x", "/b/y")
+        for date in ("20261125T000000Z", "20261125T000001Z", "20261126T000000Z")
+        for keys in (first, second, TokenKeys("key", "secret"), first)
+        for method in ("GET", "HEAD")
+        for endpoint in (one, two)
+        for fields in ({}, {"content-length": "0"}, {})
+    ]
+    for keys, date, method, endpoint, path, fields in requests:
+        monkeypatch.setattr(signing, "request_date", lambda date=date: date)
+        fresh = Signer(keys, "region")
+        request = (keys.retrieve(), method, endpoint, path, fields)
+        assert signer.head(*request) == fresh.head(*request)
 
 
 def test_date_is_now() -> None:
