@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.pins import PinWatcher
@@ -19,14 +19,17 @@ log = logging.getLogger(__name__)
 
 
 def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
-    """Return an engine over the tiers that are configured; raises `ConfigError`."""
+    """Return an engine over the tiers that are configured; raises `ConfigError`.
+
+    A disk that does not work is left out, if there is MinIO, until the next start.
+    """
     if not config.nvme.directory and not config.minio.endpoint:
         raise ConfigError(
             "nvme.directory, minio.endpoint: both are empty, so there is no place for pages; set "
             "at least one of them"
         )
     metrics = Metrics(registry)
-    nvme = _nvme(config) if config.nvme.directory else None
+    nvme = _nvme(config, metrics) if config.nvme.directory else None
     try:
         minio = _minio(config, metrics) if config.minio.endpoint else None
     except BaseException:
@@ -52,10 +55,17 @@ def _forget_waiting(nvme: "NvmeTier") -> None:
 # A tier that is not configured is not imported: the agent has half a second to start.
 
 
-def _nvme(config: Config) -> "NvmeTier":
+def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | None":
     from memkv_sglang.tiers.nvme import NvmeTier
 
-    return NvmeTier(config.nvme)
+    try:
+        return NvmeTier(config.nvme)
+    except BrokenDiskError as error:
+        if not config.minio.endpoint:
+            raise
+        metrics.errors.labels(NvmeTier.name, "open").inc()
+        log.error("nvme left out", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
+        return None
 
 
 def _minio(config: Config, metrics: Metrics) -> "MinioTier":

@@ -2,10 +2,11 @@
 
 import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from memkv_sglang.config.check import Name
-from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.config.units import format_size
@@ -15,8 +16,9 @@ def check_environment(loaded: LoadedConfig) -> None:
     """Raise `ConfigError` at the first setting that this machine cannot fulfil."""
     check_any_tier(loaded)
     if loaded.config.nvme.directory:
-        check_directory(loaded.config.nvme, loaded.name)
-        check_capacity(loaded.config.nvme, loaded.name)
+        with suppress(BrokenDiskError, OSError):  # who opens it finds out, and may do without
+            check_directory(loaded.config.nvme, loaded.name)
+            check_capacity(loaded.config.nvme, loaded.name)
     check_ca_file(loaded)
 
 
@@ -30,7 +32,11 @@ def check_any_tier(loaded: LoadedConfig) -> None:
 
 
 def check_directory(config: NvmeConfig, called: Name) -> None:
-    """Demand an NVMe directory that is ours and writable, or can be made."""
+    """Demand an NVMe directory that is ours and writable, or can be made.
+
+    Raises `BrokenDiskError` for one of ours on a file system that is read-only, as the kernel makes
+    a damaged one (ext4: `errors=remount-ro`).
+    """
     name = called("nvme.directory")
     directory = Path(config.directory).absolute()
     place = existing_part(directory)
@@ -41,6 +47,11 @@ def check_directory(config: NvmeConfig, called: Name) -> None:
         raise ConfigError(
             f"{name}: {directory} belongs to uid {owner}, this is uid {os.geteuid()}; name a "
             "directory of your own"
+        )
+    if place == directory and os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise BrokenDiskError(
+            f"{name}: the file system of {place} is read-only; see what the kernel's log says of "
+            "its disk, or name another directory"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(

@@ -12,6 +12,7 @@ from memkv_sglang.config.environment import check_capacity, check_directory
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.tiers.nvme.disk.direct_io import supports_direct_io
+from memkv_sglang.tiers.nvme.errors import unusable
 from memkv_sglang.tiers.nvme.files import write_whole
 from memkv_sglang.tiers.nvme.journal import UNFINISHED_SUFFIX
 
@@ -37,14 +38,14 @@ class Directory:
             check_directory(config, str)  # again: another user may have made it meanwhile
             self._fd = self._lock()
         except OSError as error:
-            raise self._unusable(error) from error
+            raise unusable(self.root, error, self._way_out) from error
         try:
             self._make_contents()
             self.direct_io = self._choose_direct_io(config.direct_io)
             self._report_foreign_files()
         except OSError as error:
             self.close()
-            raise self._unusable(error) from error
+            raise unusable(self.root, error, self._way_out) from error
         except ConfigError:
             self.close()
             raise
@@ -53,12 +54,9 @@ class Directory:
         """Release the lock."""
         os.close(self._fd)
 
-    def _unusable(self, error: OSError) -> ConfigError:
-        reason = error.strerror or str(error)
-        return ConfigError(
-            f"nvme.directory: cannot use {self.root} ({reason}); name a directory that uid "
-            f"{os.geteuid()} can write to"
-        )
+    @property
+    def _way_out(self) -> str:
+        return f"name a directory that uid {os.geteuid()} can write to"
 
     def _make_root(self) -> None:
         self.root.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
@@ -21,6 +20,7 @@ from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
 from memkv_sglang.tiers.nvme.disk.movers import Movers
+from memkv_sglang.tiers.nvme.errors import unusable
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.housekeeping import Housekeeper
 from memkv_sglang.tiers.nvme.integrity import disagreements
@@ -77,10 +77,8 @@ class NvmeTier(Tier):
         except OSError as error:
             self._segments.close()
             self._directory.close()
-            raise ConfigError(
-                f"nvme.directory: cannot open {config.directory} ({error}); free space there, or "
-                "name another directory"
-            ) from error
+            way_out = "free space there, or name another directory"
+            raise unusable(self._directory.root, error, way_out) from error
         self._descriptions = Descriptions(self._directory.namespaces)
         self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
         quarantine = Quarantine(self._directory.quarantine)
