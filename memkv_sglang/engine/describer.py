@@ -1,7 +1,8 @@
-"""Descriptions of namespaces on their way to the shared tier, tried until it takes them."""
+"""Descriptions of namespaces on their way to the shared tier, and kept there."""
 
 import logging
 import threading
+import time
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.tiers.base import Tier, TierError
@@ -11,14 +12,26 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 """Pause after an attempt that failed."""
 
+KEPT_UP_SECONDS = 12 * 3600.0
+"""How often all are written anew: a bucket's lifecycle rule counts days from the last time."""
+
+KEPT_UP = 1024
+"""Descriptions that are kept up at most, the newest ones."""
+
 
 class Describer:
-    """Keeps descriptions in `tier` behind the caller's back. Thread-safe."""
+    """Keeps descriptions in `tier` behind the caller's back. Thread-safe.
+
+    Each is tried until the tier takes it, and written anew twice a day as long as this runs.
+    """
 
     def __init__(self, tier: Tier) -> None:
         """Start the thread, which nobody waits for: a tier out of reach may hold it for long."""
         self._tier = tier
-        self._waiting: dict[bytes, Namespace] = {}
+        self._kept_up: dict[bytes, bytes] = {}
+        """Descriptions by digest, the newest last; parsed, they could take far more memory."""
+        self._waiting: dict[bytes, None] = {}
+        """Digests of those that are to be written, in this order."""
         self._changed = threading.Condition()
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="memkv-describe", daemon=True).start()
@@ -26,7 +39,13 @@ class Describer:
     def offer(self, namespace: Namespace) -> None:
         """Queue a description; returns at once."""
         with self._changed:
-            self._waiting[namespace.digest] = namespace
+            self._kept_up.pop(namespace.digest, None)
+            self._kept_up[namespace.digest] = namespace.description
+            self._waiting[namespace.digest] = None
+            if len(self._kept_up) > KEPT_UP:
+                oldest = next(iter(self._kept_up))
+                del self._kept_up[oldest]
+                self._waiting.pop(oldest, None)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -36,20 +55,30 @@ class Describer:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        while (namespace := self._next()) is not None:
-            if self._describe(namespace):
-                with self._changed:
-                    self._waiting.pop(namespace.digest, None)
-            else:
+        due = time.monotonic() + KEPT_UP_SECONDS
+        while not self._closed.is_set():
+            description = self._next(due)
+            if description is None:
+                due = time.monotonic() + KEPT_UP_SECONDS
+                self._queue_all()
+            elif not self._describe(description):
                 self._closed.wait(RETRY_SECONDS)
 
-    def _next(self) -> Namespace | None:
+    def _next(self, due: float) -> bytes | None:
+        """Return a description that waits; None if there was none until `due` or `close`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed.is_set())
-            return None if self._closed.is_set() else next(iter(self._waiting.values()))
+            self._changed.wait_for(
+                lambda: self._waiting or self._closed.is_set(), due - time.monotonic()
+            )
+            return self._kept_up[next(iter(self._waiting))] if self._waiting else None
 
-    def _describe(self, namespace: Namespace) -> bool:
+    def _queue_all(self) -> None:
+        with self._changed:
+            self._waiting = dict.fromkeys(self._kept_up)
+
+    def _describe(self, description: bytes) -> bool:
         try:
+            namespace = Namespace.parse(description)
             self._tier.describe(namespace)
         except TierError as error:
             fields = {"tier": self._tier.name, "error": str(error)}
@@ -58,4 +87,6 @@ class Describer:
         except Exception:  # a defect; the thread must go on
             log.exception("namespace not described yet")
             return False
+        with self._changed:
+            self._waiting.pop(namespace.digest, None)
         return True

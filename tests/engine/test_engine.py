@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierError
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import FaultyTier, WrapperTier
@@ -88,6 +88,40 @@ def test_description_waits_for_the_shared_tier(
     assert inner.namespaces() == {}
     shared.takes.set()
     wait_until(lambda: NAMESPACE.digest in inner.namespaces())
+
+
+def test_descriptions_are_written_again(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memkv_sglang.engine.describer.KEPT_UP_SECONDS", 0.01)
+    monkeypatch.setattr("memkv_sglang.engine.describer.KEPT_UP", 2)
+    shared = MemoryTier(name=SHARED)
+    engine = open_engine(None, shared)
+    oldest, *newest = [make_namespace(model=f"model {number}") for number in range(3)]
+    for namespace in (newest[0], oldest, *newest):
+        engine.describe(namespace)
+    for _ in range(3):  # as a lifecycle rule does, again and again
+        wait_until(lambda: shared.namespaces().keys() >= {each.digest for each in newest})
+        for namespace in (oldest, *newest):
+            shared.clear(namespace.digest)
+    wait_until(lambda: len(shared.namespaces()) == 2)
+    assert oldest.digest not in shared.namespaces()
+
+
+def test_descriptions_that_wait_are_bounded(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkv_sglang.engine.describer.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("memkv_sglang.engine.describer.KEPT_UP", 2)
+    inner = MemoryTier(name=SHARED)
+    shared = ForgetfulTier(inner)
+    engine = open_engine(None, shared)
+    namespaces = [make_namespace(model=f"model {number}") for number in range(5)]
+    for namespace in namespaces:
+        engine.describe(namespace)
+    shared.refused.clear()
+    wait_until(lambda: shared.refused.is_set())  # so that none of before is on its way any more
+    shared.takes.set()
+    wait_until(lambda: namespaces[-1].digest in inner.namespaces())
+    assert inner.namespaces().keys() == {each.digest for each in namespaces[-2:]}
 
 
 class ForgetfulTier(WrapperTier):

@@ -85,7 +85,6 @@ class MinioTier(Tier):
             read_credentials(config.credentials_file)  # to say now what is wrong with it
         self._names = ObjectNames(config.prefix)
         self._knowledge = Knowledge(config.known_pages, config.missing_ttl)
-        self._described: set[bytes] = set()
         self.telemetry = Telemetry()
         self._movers = Movers(config.connections)
         self._pool = ConnectionPool(
@@ -196,9 +195,8 @@ class MinioTier(Tier):
 
     def describe(self, namespace: Namespace) -> None:
         """Store the description as an object beside the namespace's pages; a reader does not."""
-        if not self._read_only and namespace.digest not in self._described:
+        if not self._read_only:
             self._bucket().write(self._names.description(namespace.digest), namespace.description)
-            self._described.add(namespace.digest)
 
     def namespaces(self) -> dict[bytes, Namespace]:
         """List the prefixes, read their descriptions; what is not one is left out."""
@@ -219,7 +217,6 @@ class MinioTier(Tier):
         names = bucket.names(self._names.namespace(namespace), recursive=True)
         bucket.remove(names)
         self._knowledge.forget(namespace)
-        self._described.discard(namespace)
         return sum(name != self._names.description(namespace) for name in names)
 
     def keep_limits(
@@ -323,7 +320,6 @@ class MinioTier(Tier):
             raise TierError("minio.role is `reader`: this node does not change the bucket")
 
     def _bucket_lost(self) -> None:
-        self._described.clear()
         self._opening.again()
 
     def _opened(self, deadline: float) -> _Opened:

@@ -169,6 +169,19 @@ def test_prefixes_do_not_meet(minio_config: MinioConfig, open_tier: OpenTier) ->
     assert one.lookup(CHAIN, soon()).length == 3
 
 
+def test_description_is_written_anew_each_time(
+    minio_config: MinioConfig, admin: Minio, open_tier: OpenTier
+) -> None:
+    """The bucket's lifecycle rule counts from the last time, and may have removed it."""
+    tier, namespace = open_tier(minio_config), make_namespace()
+    names = ObjectNames(minio_config.prefix)
+    for _ in range(2):
+        tier.describe(namespace)
+        assert tier.namespaces() == {namespace.digest: namespace}
+        admin.remove_object(minio_config.bucket, names.description(namespace.digest))
+        assert tier.namespaces() == {}
+
+
 def test_endpoints_are_used_evenly_and_dead_ones_skipped(
     minio_config: MinioConfig, open_tier: OpenTier
 ) -> None:
