@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 EXIT_BROKEN_ENGINE = 70
 """Exit status (EX_SOFTWARE) after a load or spill that raised."""
 
-MAX_DESCRIPTIONS = 1024
-"""Namespaces that one session may describe; a server has one a pool and revision of its weights."""
-
 Handler = Callable[[Session, Any, list[int]], protocol.Reply]
 
 
@@ -104,10 +101,7 @@ class Calls:
             namespace = Namespace.parse(request.description)
         except msgspec.MsgspecError as error:
             raise RequestError(f"no namespace description: {error}") from None
-        if namespace.digest not in session.described:
-            if len(session.described) >= MAX_DESCRIPTIONS:
-                raise RequestError(f"a session may describe {MAX_DESCRIPTIONS} namespaces")
-            session.described.add(namespace.digest)
+        session.count_description()
         self._engine.describe(namespace)
         return protocol.Described(namespace.digest)
 

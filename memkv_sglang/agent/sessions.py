@@ -2,10 +2,17 @@
 
 import secrets
 import threading
+import time
 
 from memkv_sglang.agent.pools import PoolBudget, Pools, RequestError
 
 _TOKEN_SIZE = 16
+
+MAX_DESCRIPTIONS = 1024
+"""Descriptions of namespaces that a session may send at once; a server has one a pool."""
+
+SECONDS_A_DESCRIPTION = 10.0
+"""It may send one more each time these have passed: weights may be updated as long as it lasts."""
 
 
 class Session:
@@ -15,9 +22,24 @@ class Session:
         """Make a token that nobody can guess."""
         self.token = secrets.token_bytes(_TOKEN_SIZE)
         self.pools = pools
-        self.described: set[bytes] = set()
-        """Digests of the namespaces that it described."""
         self.connections = 0
+        self._lock = threading.Lock()
+        self._descriptions_left = float(MAX_DESCRIPTIONS)
+        self._counted = time.monotonic()
+
+    def count_description(self) -> None:
+        """Count one that its client sends; raises `RequestError` if these are too many by now."""
+        with self._lock:
+            now = time.monotonic()
+            more = (now - self._counted) / SECONDS_A_DESCRIPTION
+            self._descriptions_left = min(self._descriptions_left + more, MAX_DESCRIPTIONS)
+            self._counted = now
+            if self._descriptions_left < 1:
+                raise RequestError(
+                    f"a session may describe {MAX_DESCRIPTIONS} namespaces at once, then one every "
+                    f"{SECONDS_A_DESCRIPTION:g} s"
+                )
+            self._descriptions_left -= 1
 
 
 class Sessions:

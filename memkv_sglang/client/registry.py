@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 ANNOUNCE_LIMIT = 5.0
 """Seconds for the agent to take a pool or a description."""
 
+KEPT_NAMESPACES = 64
+"""Descriptions that another agent is told of, the newest: a server has one a pool, and new ones
+whenever its weights are updated."""
+
 
 class Registry:
     """Pools by number and namespaces by digest. Not thread-safe; see `lock`."""
@@ -43,9 +47,11 @@ class Registry:
 
     def add_namespace(self, namespace: Namespace) -> bool:
         """Keep a description; False if it is known."""
-        known = namespace.digest in self._namespaces
+        known = self._namespaces.pop(namespace.digest, None)
         self._namespaces[namespace.digest] = namespace
-        return not known
+        if len(self._namespaces) > KEPT_NAMESPACES:
+            del self._namespaces[next(iter(self._namespaces))]
+        return known is None
 
     def announce(self, connection: Connection) -> None:
         """Tell an agent everything. Raises `ConnectionLostError`."""

@@ -4,16 +4,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.pools import RequestError
 from memkv_sglang.agent.protocol import PROTOCOL_VERSION
+from memkv_sglang.client import registry
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.client.connection import Connection
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_hashes
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
@@ -226,6 +231,22 @@ def test_connection_attempts_are_rare(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_bad_socket_path_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"agent\.socket"):
         AgentClient(Config(agent=AgentConfig(socket="/" + "s" * 200)), start=False)
+
+
+def test_new_agent_is_told_the_newest_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Namespace] = []
+    monkeypatch.setattr(registry, "announce_namespace", lambda _, namespace: told.append(namespace))
+    known = registry.Registry()
+    first, *others = [
+        msgspec.structs.replace(NAMESPACE, revision=str(number))
+        for number in range(registry.KEPT_NAMESPACES + 1)
+    ]
+    assert all(map(known.add_namespace, (first, *others[:-1])))
+    assert not known.add_namespace(first)  # in use again
+    assert known.add_namespace(others[-1])
+    known.announce(cast(Connection, None))
+    assert told == [*others[1:-1], first, others[-1]]
+    assert known.add_namespace(others[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -10,15 +10,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from memkv_sglang.agent import protocol
-from memkv_sglang.agent.calls import MAX_DESCRIPTIONS
+from memkv_sglang.agent import protocol, sessions
 from memkv_sglang.agent.log import BURST
-from memkv_sglang.agent.pools import MAX_POOLS
+from memkv_sglang.agent.pools import MAX_POOLS, PoolBudget, Pools, RequestError
 from memkv_sglang.agent.server import MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PROCESS
+from memkv_sglang.agent.sessions import MAX_DESCRIPTIONS, SECONDS_A_DESCRIPTION, Session
 from memkv_sglang.agent.wire import HEADER_SIZE, encode_frame
 from memkv_sglang.config.schema import Config
 from memkv_sglang.page import Buffer
@@ -312,12 +313,36 @@ def test_descriptions_of_a_session_are_bounded(
 ) -> None:
     with RawClient(agent.socket) as raw:
         raw.greet()
-        for number in range(MAX_DESCRIPTIONS):
+        for number in range(2 * MAX_DESCRIPTIONS):  # more than may come meanwhile
             namespace = msgspec.structs.replace(NAMESPACE, revision=str(number))
             reply = raw.ask(protocol.Describe(namespace.description))
+            if isinstance(reply, protocol.Refused):
+                break
             assert reply == protocol.Described(namespace.digest)
-        assert isinstance(raw.ask(protocol.Describe(NAMESPACE.description)), protocol.Refused)
-        assert isinstance(raw.ask(protocol.Describe(namespace.description)), protocol.Described)
+        assert MAX_DESCRIPTIONS <= number < 2 * MAX_DESCRIPTIONS - 1
+    with RawClient(agent.socket) as raw:
+        raw.greet()
+        assert isinstance(raw.ask(protocol.Describe(NAMESPACE.description)), protocol.Described)
+
+
+def test_a_session_may_go_on_describing_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(sessions, "time", clock)
+    session = Session(Pools(PoolBudget(), os.getpid()))
+
+    def descriptions_taken() -> int:
+        for count in range(2 * MAX_DESCRIPTIONS):
+            try:
+                session.count_description()
+            except RequestError:
+                return count
+        raise AssertionError("every description was taken")
+
+    assert descriptions_taken() == MAX_DESCRIPTIONS
+    for seconds, more in ((0.5, 0), (0.5, 1), (3.0, 3), (1e9, MAX_DESCRIPTIONS)):
+        clock.now += seconds * SECONDS_A_DESCRIPTION
+        assert descriptions_taken() == more
 
 
 def test_flood_of_bad_messages_is_cut_in_the_log(tmp_path: Path) -> None:
