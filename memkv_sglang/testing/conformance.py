@@ -170,6 +170,7 @@ class TierConformance(ABC):
         other = make_namespace(model="another", details={"quantisation": "fp8"})
         for namespace in (self.namespace, other, self.namespace):
             tier.describe(namespace)
+            spill(tier, make_chain(namespace, 1).keys())
         reopened = self.reopen(tier)
         assert reopened.namespaces() == {n.digest: n for n in (self.namespace, other)}
 

@@ -125,7 +125,11 @@ class Tier(ABC):
 
     @abstractmethod
     def describe(self, namespace: Namespace) -> None:
-        """Keep the namespace's description beside its pages; idempotent. Raises `TierError`."""
+        """Keep the namespace's description beside its pages; idempotent. Raises `TierError`.
+
+        As long as it has any: a tier may drop the description of a namespace without pages when
+        it is opened.
+        """
 
     @abstractmethod
     def namespaces(self) -> dict[bytes, Namespace]:

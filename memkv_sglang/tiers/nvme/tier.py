@@ -69,17 +69,18 @@ class NvmeTier(Tier):
         self._gate = WriteGate(faults)
         self._catalog = Catalog(self._segments)
         self._room = Room(self._catalog, config.high_watermark, config.low_watermark, faults)
+        self._descriptions = Descriptions(self._directory.namespaces)
         try:
             self._segments.open_all()
             recover(self._catalog, self._directory.journal)
             if maintain:
                 self._room.shrink()
+                self._forget_descriptions()
         except OSError as error:
             self._segments.close()
             self._directory.close()
             way_out = "free space there, or name another directory"
             raise unusable(self._directory.root, error, way_out) from error
-        self._descriptions = Descriptions(self._directory.namespaces)
         self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
         quarantine = Quarantine(self._directory.quarantine)
         self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
@@ -96,6 +97,15 @@ class NvmeTier(Tier):
         self._calls = CallsInFlight()
         fields = {"directory": config.directory, "pages": len(self._catalog.index)}
         _log.info("nvme tier open", extra={"fields": fields})
+
+    def _forget_descriptions(self) -> None:
+        """Remove those of namespaces without pages, as each update of weights leaves one."""
+        if self._catalog.is_partial:  # what cannot be opened now may have pages of any
+            return
+        try:
+            self._descriptions.remove_all_but(self._catalog.index.namespaces())
+        except OSError as error:  # they take little space, which is no reason not to start
+            _log.warning("descriptions left on disk", extra={"fields": {"error": str(error)}})
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Walk the index; page-exact, waits for nothing."""

@@ -1,9 +1,11 @@
 """Who may use a directory, and what a bad setting is answered."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,6 +17,10 @@ from memkv_sglang.tiers.nvme import NvmeTier
 from tests.tiers.nvme.nvme_support import SLOT, Disk, disk
 
 KEYS = make_chain(make_namespace(), 3).keys()
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EIO, "broken")
 
 
 def assert_one_line(error: pytest.ExceptionInfo[ConfigError], setting: str) -> None:
@@ -39,6 +45,41 @@ def test_everything_is_the_owner_s_alone(tmp_path: Path) -> None:
     assert len(paths) == 9
     for path in paths:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_descriptions_without_pages_go_at_the_next_start(tmp_path: Path) -> None:
+    with disk(tmp_path / "nvme") as nvme:
+        old, new = make_namespace(revision="old"), make_namespace(revision="new")
+        for namespace in (old, new):
+            nvme.tier.describe(namespace)
+            spill(nvme.tier, make_chain(namespace, 2).keys())
+        assert nvme.tier.remove(make_chain(old, 2).keys()) == 2
+        assert nvme.tier.namespaces().keys() == {old.digest, new.digest}
+        assert nvme.reopen().namespaces() == {new.digest: new}
+
+
+def test_description_that_cannot_be_removed_does_not_end_the_start(tmp_path: Path) -> None:
+    with disk(tmp_path / "nvme") as nvme:
+        spill(nvme.tier, KEYS)
+        foreign = nvme.path / "namespaces" / f"{'0' * 32}.json"
+        foreign.mkdir()
+        load(nvme.reopen(), KEYS)
+        assert foreign.is_dir()
+
+
+def test_descriptions_stay_while_a_segment_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disk(tmp_path / "nvme") as nvme:
+        nvme.tier.describe(make_namespace())
+        spill(nvme.tier, KEYS)
+        nvme.tier.close()
+        with monkeypatch.context() as patch:
+            patch.setattr("memkv_sglang.tiers.nvme.segments.open_segment", refuse)
+            assert nvme.open().lookup(make_chain(make_namespace(), 3), 0).length == 0
+            nvme.tier.close()
+        assert nvme.open().namespaces().keys() == {make_namespace().digest}
+        load(nvme.tier, KEYS)
 
 
 def test_two_agents_on_one_directory(tmp_path: Path) -> None:
