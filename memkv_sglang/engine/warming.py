@@ -35,7 +35,7 @@ class Warmer:
             raise TierError("this node has not both nvme.directory and minio.endpoint")
         if not keys:
             return Warming()
-        length = self._page_length(self._shared, keys[0].namespace)
+        length = self._page_length(self._local, self._shared, keys[0].namespace)
         step = max(MEMORY // length, 1)
         total = Warming()
         with Staging(min(step, len(keys)) * length) as staging:
@@ -61,10 +61,12 @@ class Warmer:
         kept = sum(result <= SpillResult.PRESENT for result in stored)
         return Warming(sum(here), kept, len(pages) - loaded, loaded - kept)
 
-    def _page_length(self, shared: Tier, namespace: bytes) -> int:
+    def _page_length(self, local: Tier, shared: Tier, namespace: bytes) -> int:
+        """Return what the shared tier's description says, once the local tier has that, too."""
         if namespace not in self._lengths:
             description = shared.namespaces().get(namespace)
             if description is None:
                 raise TierError(f"no description of namespace {namespace.hex()} in {shared.name}")
+            local.describe(description)  # perhaps no server here has
             self._lengths[namespace] = description.page_bytes
         return self._lengths[namespace]

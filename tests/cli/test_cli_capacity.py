@@ -11,6 +11,7 @@ from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.versioningconfig import VersioningConfig
 
+from memkv_sglang.cli.listing.nvme import NvmeListing
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.page_hash import page_hashes
 from memkv_sglang.testing.minio_server import MinioServer
@@ -241,6 +242,7 @@ def test_warm_brings_a_chain_to_a_nodes_disk(
         assert (outcome.status, outcome.err) == (0, "")
         assert outcome.out == f"{PAGES} pages copied, 0 were there, 0 are not\n"
         assert all(client.present(chain, LIMIT, "nvme"))
+        assert NvmeListing(home / "nvme").namespaces() == {chain.namespace: make_namespace(PAGE)}
         again = run("warm", "--chain", f"{hashes_of_the_chain()},{'0' * 64}", **other)
         assert again.status == 1
         assert again.out == f"0 pages copied, {PAGES} were there, 1 are not\n"
