@@ -5,9 +5,14 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.minio_server import MinioServer
+
+# No test depends on timing, and a machine may be busy.
+settings.register_profile("memkv", deadline=None)
+settings.load_profile("memkv")
 
 # A script's background job, and all it starts, ignores Ctrl-C; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

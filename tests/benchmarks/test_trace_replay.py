@@ -68,7 +68,7 @@ def test_tier_on_disk_decides_like_the_replay(
         assert opened.tier.usage().evicted > pages
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1 << 32), pages=st.integers(8, 60))
 def test_leaves_leave_before_their_roots_under_every_valuation(seed: int, pages: int) -> None:
     rng = random.Random(seed)

@@ -44,7 +44,7 @@ def value_of(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=layers, environ=layers, flags=layers)
 def test_flags_win_over_variables_over_the_file_over_defaults(
     tmp_path: Path, file: dict[str, Any], environ: dict[str, Any], flags: dict[str, Any]

@@ -114,7 +114,6 @@ def test_concurrent_clients(rounds: Rounds) -> None:
             settings=settings(
                 max_examples=8,
                 stateful_step_count=8,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )

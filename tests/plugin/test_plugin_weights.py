@@ -210,7 +210,7 @@ class Updates(RuleBasedStateMachine):
 
 
 TestUpdates = Updates.TestCase
-TestUpdates.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestUpdates.settings = settings(max_examples=200, stateful_step_count=40)
 
 
 def test_files_that_hold_a_part_of_the_weights_name_nobody() -> None:

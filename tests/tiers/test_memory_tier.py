@@ -46,7 +46,7 @@ class BoundedMachine(UnboundedMachine):
 
 TestUnbounded = UnboundedMachine.TestCase
 TestBounded = BoundedMachine.TestCase
-TestUnbounded.settings = TestBounded.settings = settings(max_examples=50, deadline=None)
+TestUnbounded.settings = TestBounded.settings = settings(max_examples=50)
 
 
 def test_leaves_are_evicted_before_roots() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,12 +22,14 @@ class Descriptions:
     def __init__(self, directory: Path) -> None:
         """Use a directory that exists."""
         self._directory = directory
+        self._lock = threading.Lock()
 
     def keep(self, namespace: Namespace) -> None:
         """Write a description that is not there, whole or not at all."""
         path = self._path(namespace.digest)
-        if not path.exists():
-            write_whole(path, namespace.description)
+        with self._lock:
+            if not path.exists():
+                write_whole(path, namespace.description)
 
     def remove_all_but(self, namespaces: Collection[bytes]) -> None:
         """Remove the descriptions of others, without a look inside; foreign files stay."""

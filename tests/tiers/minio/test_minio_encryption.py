@@ -262,7 +262,7 @@ def test_random_histories(minio_server: MinioServer) -> None:
     EncryptedMachine.server = minio_server
     run_state_machine_as_test(
         EncryptedMachine,
-        settings=settings(max_examples=5, stateful_step_count=15, deadline=None),
+        settings=settings(max_examples=5, stateful_step_count=15),
     )
 
 

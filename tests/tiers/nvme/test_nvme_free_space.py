@@ -36,7 +36,7 @@ class SharedDisk:
         return SPACE - self.taken_by_others - own
 
     def statvfs(self, _: object) -> SimpleNamespace:
-        return SimpleNamespace(f_bavail=max(self.free, 0), f_frsize=1, f_blocks=1 << 40)
+        return SimpleNamespace(f_bavail=max(self.free, 0), f_frsize=1, f_blocks=1 << 40, f_flag=0)
 
 
 @pytest.fixture

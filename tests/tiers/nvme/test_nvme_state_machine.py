@@ -73,6 +73,4 @@ class CrowdedMachine(NvmeMachine):
 
 TestRoomy = NvmeMachine.TestCase
 TestCrowded = CrowdedMachine.TestCase
-TestRoomy.settings = TestCrowded.settings = settings(
-    max_examples=30, stateful_step_count=30, deadline=None
-)
+TestRoomy.settings = TestCrowded.settings = settings(max_examples=30, stateful_step_count=30)
