@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-serving test-others test-patched bench lint audit lock clean
+.PHONY: help setup demo test test-serving test-patched bench lint audit lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,18 +20,11 @@ setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build
 demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
 	@$(BIN)/python -m memkv_sglang.demo $(ARGS)
 
-test: setup  ## Run every test, those of SGLang servers beside the others: each half waits a lot
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 LABELLED=yes test-serving test-others
-
-# What two print at once is told apart line by line. An interrupted pytest still reports, so that the
-# other end of its pipe has to stay.
-LABEL = $(if $(LABELLED),| (trap '' INT; sed --unbuffered 's/^/$(@:test-%=%): /'))
+test: setup  ## Run every test
+	@$(BIN)/pytest
 
 test-serving: setup  ## Run the end-to-end tests alone: SGLang servers, MinIO, SGLang's router
-	@$(BIN)/pytest tests/serving $(LABEL)
-
-test-others: setup  ## Run all but those
-	@$(BIN)/pytest --ignore=tests/serving $(LABEL)
+	@$(BIN)/pytest tests/serving
 
 test-patched: setup  ## Run them with every server patched instead of with the plugin
 	@MEMKV_TEST_PATCHED=1 $(BIN)/pytest tests/serving

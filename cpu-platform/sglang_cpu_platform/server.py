@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from sglang_cpu_platform.client import Client
 from sglang_cpu_platform.process import ManagedProcess, ProcessFailedError, shared_memory_of
 
 HOST = "127.0.0.1"
+PORTS = range(10_000, 30_000)
 START_TIMEOUT_S = 240.0
 
 
@@ -86,11 +88,16 @@ def _one_core_a_rank(ranks: int) -> str:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 that nothing listens on now.
+
+    Not one of those that the kernel picks itself, from 32768 on: it would give one away to the next
+    connection that is made, while the server takes its time to start.
+    """
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((HOST, port))
+            return port
+    raise OSError("no port is free")
 
 
 class CpuServer(ManagedProcess):

@@ -3,6 +3,7 @@
 import ctypes
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +26,8 @@ START_TIMEOUT = 60.0
 
 STOP_TIMEOUT = 20.0
 """Seconds a server may take to end by itself."""
+
+PORTS = range(10_000, 30_000)
 
 PR_SET_PDEATHSIG = 1
 
@@ -208,10 +212,14 @@ class _DieWithParent:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on at the moment."""
-    with socket.create_server((host, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that nothing listens on at the moment, and none that the kernel picks itself.
+
+    The kernel would give one of these, from 32768 on, to the next connection that is made.
+    """
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with suppress(OSError), socket.create_server((host, port)):
+            return port
+    raise OSError("no port is free")
 
 
 def _trust_any() -> ssl.SSLContext:
