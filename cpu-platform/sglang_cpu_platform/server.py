@@ -16,6 +16,7 @@ from sglang_cpu_platform.process import ManagedProcess, ProcessFailedError, shar
 
 HOST = "127.0.0.1"
 PORTS = range(10_000, 30_000)
+"""Below those that Linux picks itself (`ip_local_port_range`: 32768 to 60999)."""
 START_TIMEOUT_S = 240.0
 
 
@@ -90,8 +91,8 @@ def _one_core_a_rank(ranks: int) -> str:
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on now.
 
-    Not one of those that the kernel picks itself, from 32768 on: it would give one away to the next
-    connection that is made, while the server takes its time to start.
+    Not one of those that the kernel picks itself: it would give one away to the next connection
+    that is made, while the server takes its time to start.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with socket.socket() as listener, contextlib.suppress(OSError):

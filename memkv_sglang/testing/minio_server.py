@@ -28,6 +28,7 @@ STOP_TIMEOUT = 20.0
 """Seconds a server may take to end by itself."""
 
 PORTS = range(10_000, 30_000)
+"""Below those that Linux picks itself (`ip_local_port_range`: 32768 to 60999)."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -214,7 +215,7 @@ class _DieWithParent:
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a port that nothing listens on at the moment, and none that the kernel picks itself.
 
-    The kernel would give one of these, from 32768 on, to the next connection that is made.
+    The kernel would give one of these to the next connection that is made.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with suppress(OSError), socket.create_server((host, port)):

@@ -97,7 +97,7 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
         return f"format version {version!r}"
     declared, length = head.field(LENGTH.encode()), page.length
     if declared != b"%d" % head.length:
-        return f"{head.length} bytes instead of {length}"
+        return f"{head.length} bytes, stored as {declared!r}"
     if head.length != length:
         raise UnreadableError(f"{head.length} bytes, asked for as {length}")
     return None
