@@ -35,7 +35,7 @@ class Connection:
         self.endpoint = endpoint
         self.reused = False
         self.stalled = False
-        self._transport = transport
+        self.transport = transport
         self._stall_timeout = stall_timeout
         self._window = bytearray(HEAD_LIMIT)
         self._view = memoryview(self._window)
@@ -61,7 +61,7 @@ class Connection:
         self._sent_body = bool(body)
         buffers = [memoryview(heads), *(buffer for buffer in body if buffer.nbytes)]
         while buffers:
-            buffers = advance(buffers, self._move(self._transport.send, buffers, deadline))
+            buffers = advance(buffers, self._move(self.transport.send, buffers, deadline))
 
     def receive_head(self, deadline: float, *, bodiless: bool = False) -> ResponseHead:
         """Read the head of the next response; `bodiless` if the request was a HEAD."""
@@ -80,11 +80,13 @@ class Connection:
         """Fill the buffers with the body; they must be as long as it, and no byte more is read."""
         assert sum(buffer.nbytes for buffer in buffers) == self._unread
         missing = [buffer for buffer in buffers if buffer.nbytes]
-        missing = self._take_read_ahead(missing)
-        while missing:
-            count = self._move(self._transport.receive, missing, deadline)
-            missing = advance(missing, count)
+        self.fill(self._take_read_ahead(missing), deadline)
         self._unread = 0
+
+    def fill(self, buffers: Sequence[memoryview], deadline: float) -> None:
+        """Fill the buffers with what comes next."""
+        while buffers:
+            buffers = advance(buffers, self._move(self.transport.receive, buffers, deadline))
 
     def discard_body(self, deadline: float) -> bytes:
         """Read and return an unwanted body, so that the connection can be used again.
@@ -99,12 +101,12 @@ class Connection:
 
     def quiet(self) -> bool:
         """Tell whether nothing came since the last response: else it is out of step, or closed."""
-        return self._transport.quiet()
+        return self.transport.quiet()
 
     def close(self) -> None:
         """Close; idempotent."""
         self._keep_alive = False
-        self._transport.close()
+        self.transport.close()
 
     def _find_head_end(self) -> int:
         return self._window.find(b"\r\n\r\n", self._start, self._end)
@@ -116,7 +118,7 @@ class Connection:
             self._start, self._end = 0, len(held)
         if self._end == HEAD_LIMIT:
             raise ProtocolError(f"response head of more than {HEAD_LIMIT} bytes")
-        self._end += self._move(self._transport.receive_some, self._view[self._end :], deadline)
+        self._end += self._move(self.transport.receive_some, self._view[self._end :], deadline)
         self._untouched = False
 
     def _take_read_ahead(self, buffers: list[memoryview]) -> list[memoryview]:
@@ -135,7 +137,7 @@ class Connection:
         if left <= 0:
             raise OutOfTimeError("the deadline came first")
         try:
-            self._transport.set_timeout(min(left, self._stall_timeout))
+            self.transport.set_timeout(min(left, self._stall_timeout))
             count = operation(buffers)
         except TimeoutError as error:
             raise self._late(deadline) from error

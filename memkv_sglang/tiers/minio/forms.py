@@ -27,6 +27,9 @@ class PageForm(ABC):
     fields: Mapping[str, str]
     """Header fields that say so when a page is stored."""
 
+    in_place = False
+    """Whether the stored form is the page's own bytes."""
+
     @abstractmethod
     def room(self, page: Page) -> AbstractContextManager[Page]:
         """Lend the page over memory for its stored form, which may be the page itself."""
@@ -51,6 +54,7 @@ class PlainForm(PageForm):
     """The page's bytes as they are."""
 
     fields: Mapping[str, str] = {}
+    in_place = True
 
     def room(self, page: Page) -> AbstractContextManager[Page]:
         """Lend the page itself."""

@@ -103,9 +103,9 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
     return None
 
 
-def checksum_matches(head: ResponseHead, page: Page) -> bool:
-    """Tell whether the received page has the checksum that was stored with it."""
-    return head.field(CHECKSUM.encode()) == page_checksum(page.key, page.buffers).hex().encode()
+def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
+    """Tell whether it is the checksum of what was received that was stored with the page."""
+    return head.field(CHECKSUM.encode()) == checksum.hex().encode()
 
 
 def server_side_encryption(config: MinioConfig) -> dict[str, str]:

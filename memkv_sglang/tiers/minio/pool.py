@@ -55,7 +55,7 @@ class ConnectionPool:
         self._servers = [_Server(endpoint) for endpoint in endpoints]
         self._context = context
         self._connect_timeout = connect_timeout
-        self._stall_timeout = stall_timeout
+        self.stall_timeout = stall_timeout
         self._keep = keep
         self._turn = itertools.count()
         self._lent = 0
@@ -172,7 +172,7 @@ class ConnectionPool:
             raise ConnectError(f"{endpoint.url}: {error}") from error
         took = time.monotonic() - begin
         server.round_trip = min(took, server.round_trip or took)
-        return Connection(endpoint, transport, self._stall_timeout)
+        return Connection(endpoint, transport, self.stall_timeout)
 
     def _avoid(self, server: _Server) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from memkv_sglang.tiers.base import (
 )
 from memkv_sglang.tiers.minio.batch import Guard, Movers
 from memkv_sglang.tiers.minio.bucket import Bucket
+from memkv_sglang.tiers.minio.bulk import BulkReader
 from memkv_sglang.tiers.minio.client import ObjectClient
 from memkv_sglang.tiers.minio.collector import Collector, Lease
 from memkv_sglang.tiers.minio.collector.worker import CollectorWorker
@@ -94,6 +96,7 @@ class MinioTier(Tier):
             stall_timeout=config.stall_timeout,
             keep=2 * config.connections,
         )
+        self._bulk = BulkReader(self._pool, connections=config.connections)
         self._limit: int | None = None
         self._noted: NotedPages | None = None
         self._toucher: Toucher | None = None
@@ -140,10 +143,11 @@ class MinioTier(Tier):
         return [found.get(key, True) for key in keys]
 
     def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        """Receive each page straight into its buffers."""
-        results = self._move_all(
-            PageTransfers.fetch, pages, deadline, done=LoadResult.LOADED, failed=LoadResult.FAILED
-        )
+        """Receive each page straight into its buffers.
+
+        All at once first, in a loop for what is as it should be; then one by one what was not.
+        """
+        results = self._load(pages, deadline)
         self._knowledge.add(
             page.key
             for page, result in zip(pages, results, strict=True)
@@ -154,6 +158,28 @@ class MinioTier(Tier):
             self._knowledge.discard(*skipped)
         return [LoadResult.SKIPPED if result is None else result for result in results]
 
+    def _load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult | None]:
+        transfers = self._transfers(deadline)
+        if transfers is None:
+            return _stopped(LoadResult.FAILED, len(pages))
+        loaded, faults, failure = transfers.fetch_all(pages, deadline)
+        rest = [i for i, there in enumerate(loaded) if not there]
+        if failure is None:
+            moved = self._move_all(
+                partial(transfers.fetch, seen=faults),
+                [pages[i] for i in rest],
+                deadline,
+                done=LoadResult.LOADED,
+                failed=LoadResult.FAILED,
+            )
+        else:
+            self.telemetry.fault("load failed", failure)
+            moved = _stopped(LoadResult.FAILED, len(rest))
+        results: list[LoadResult | None] = [LoadResult.LOADED] * len(pages)
+        for index, result in zip(rest, moved, strict=True):
+            results[index] = result
+        return results
+
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Send each page that is not known to be present straight from its buffers.
 
@@ -162,12 +188,17 @@ class MinioTier(Tier):
         if self._read_only:
             return [SpillResult.REFUSED] * len(pages)
         unknown = [i for i, page in enumerate(pages) if not self._knowledge.has(page.key)]
-        moved = self._move_all(
-            PageTransfers.store,
-            [pages[i] for i in unknown],
-            deadline,
-            done=SpillResult.STORED,
-            failed=SpillResult.FAILED,
+        transfers = self._transfers(deadline) if unknown else None
+        moved = (
+            _stopped(SpillResult.FAILED, len(unknown))
+            if transfers is None
+            else self._move_all(
+                transfers.store,
+                [pages[i] for i in unknown],
+                deadline,
+                done=SpillResult.STORED,
+                failed=SpillResult.FAILED,
+            )
         )
         results = [SpillResult.PRESENT] * len(pages)
         for index, result in zip(unknown, moved, strict=True):
@@ -289,6 +320,7 @@ class MinioTier(Tier):
         if self._toucher is not None:
             self._toucher.close()
         self._movers.close()
+        self._bulk.close()
         self._pool.close()
 
     def _open(self) -> _Opened:
@@ -303,6 +335,7 @@ class MinioTier(Tier):
             raise
         transfers = PageTransfers(
             client,
+            partial(self._bulk.read, signer),
             self._config.bucket,
             self._names,
             self._knowledge,
@@ -349,9 +382,17 @@ class MinioTier(Tier):
         except (TransferError, StatusError) as error:
             raise TierError(f"MinIO does not answer: {error}") from error
 
+    def _transfers(self, deadline: float) -> PageTransfers | None:
+        """Return what moves pages, None if it cannot be had in time."""
+        try:
+            return self._opened(deadline).transfers
+        except (TierError, OutOfTimeError) as error:
+            self.telemetry.fault("is not usable", error)
+            return None
+
     def _move_all(
         self,
-        move: Callable[[PageTransfers, Page, float, Guard], Result],
+        move: Callable[[Page, float, Guard], Result],
         pages: Sequence[Page],
         deadline: float,
         *,
@@ -361,18 +402,18 @@ class MinioTier(Tier):
         """Move pages in order; None for those that were not begun."""
         if not pages:
             return []
-        try:
-            transfers = self._opened(deadline).transfers
-        except (TierError, OutOfTimeError) as error:
-            self.telemetry.fault("is not usable", error)
-            return [failed, *[None] * (len(pages) - 1)]
         return self._movers.run(
-            lambda index, guard: move(transfers, pages[index], deadline, guard),
+            lambda index, guard: move(pages[index], deadline, guard),
             len(pages),
             deadline,
             goes_on=lambda result: result == done,
             failed=failed,
         )
+
+
+def _stopped(failed: Result, count: int) -> list[Result | None]:
+    """Return the results of pages of which the first failed and no other was begun."""
+    return [failed, *[None] * (count - 1)] if count else []
 
 
 def _digest(name: str) -> bytes | None:

@@ -1,7 +1,8 @@
 """One page up or down: what each answer of the server means for it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
@@ -10,11 +11,18 @@ from urllib.parse import quote
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio.batch import Guard
+from memkv_sglang.tiers.minio.bulk import BulkAnswer
 from memkv_sglang.tiers.minio.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.errors import StatusError, TransferError, UnreadableError
+from memkv_sglang.tiers.minio.errors import (
+    ProtocolError,
+    StatusError,
+    TransferError,
+    UnreadableError,
+)
 from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.knowledge import Knowledge
+from memkv_sglang.tiers.minio.lanes import Response
 from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
@@ -23,7 +31,7 @@ from memkv_sglang.tiers.minio.objects import (
     page_fields,
 )
 from memkv_sglang.tiers.minio.telemetry import Telemetry
-from memkv_sglang.tiers.minio.wire import ResponseHead
+from memkv_sglang.tiers.minio.wire import ResponseHead, parse_head
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
 """Answers to the copy of an object that is not, or no longer, the one that was read."""
@@ -43,10 +51,25 @@ class _Fault(NamedTuple):
     """The body's checksum; empty where it was not read."""
 
 
+NOTHING_SEEN: Mapping[PageKey, _Fault] = {}
+
+
+class FetchedPages(NamedTuple):
+    """What became of pages that were loaded at once; the rest are for `fetch`."""
+
+    loaded: list[bool]
+    faults: Mapping[PageKey, _Fault]
+    """What was wrong with those that came."""
+    failure: TransferError | None
+    """Why it is no use to go on, if so."""
+
+
 class PageTransfers(NamedTuple):
     """Moves pages of one bucket and keeps what it learns. Faults are results and a log line."""
 
     client: ObjectClient
+    bulk: Callable[[Sequence[tuple[str, Page]], float], BulkAnswer]
+    """`BulkReader.read` with a signer."""
     bucket: str
     names: ObjectNames
     knowledge: Knowledge
@@ -59,17 +82,53 @@ class PageTransfers(NamedTuple):
     noted: Callable[[], NotedPages | None] = lambda: None
     """Who is told when the pages' objects were written last, if anybody."""
 
-    def fetch(self, page: Page, deadline: float, guard: Guard) -> LoadResult:
+    def fetch_all(self, pages: Sequence[Page], deadline: float) -> FetchedPages:
+        """Load pages at once as far as each comes as it should, see `BulkReader`."""
+        loaded, faults = [False] * len(pages), dict[PageKey, _Fault]()
+        if not self.form.in_place:
+            return FetchedPages(loaded, faults, None)
+        objects = [(self.names.page(page.key), page) for page in pages]
+        responses, failure = self.bulk(objects, deadline)
+        for response in responses:
+            page = pages[response.number]
+            with suppress(ProtocolError, UnreadableError):
+                fault = self._judge(page, response)
+                if fault is None:
+                    loaded[response.number] = True
+                else:
+                    faults[page.key] = fault
+        return FetchedPages(loaded, faults, failure)
+
+    def _judge(self, page: Page, response: Response) -> _Fault | None:
+        head = parse_head(response.head)
+        if mismatch := self.form.check(head) or metadata_mismatch(head, page):
+            return _Fault(mismatch, head.field(b"etag"))
+        if (noted := self.noted()) is not None:
+            noted.saw(page.key, head)
+        if checksum_matches(head, response.checksum):
+            return None
+        return _Fault("checksum", head.field(b"etag"), response.checksum)
+
+    def fetch(
+        self,
+        page: Page,
+        deadline: float,
+        guard: Guard,
+        seen: Mapping[PageKey, _Fault] = NOTHING_SEEN,
+    ) -> LoadResult:
         """Load a page; a copy that is not what it should be is set aside.
 
         Not so at the first sight of it: a network that alters a response would do away with an
-        intact object. The copy is at fault if reading it again shows the same.
+        intact object. The copy is at fault if reading it again shows the same as the first time, or
+        as `seen`.
         """
         name = self.names.page(page.key)
         try:
             with self.form.room(page) as stored:
                 receive = partial(self._receive, page, stored, deadline)
-                fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
+                fault = seen.get(page.key)
+                if fault is None:
+                    fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
                 if fault is not None:
                     again = self.client.exchange("GET", name, deadline, receive, guard=guard)
                     if again != fault:
@@ -104,7 +163,7 @@ class PageTransfers(NamedTuple):
         if (noted := self.noted()) is not None:
             noted.saw(page.key, head)
         reason: str | None = "checksum"
-        if checksum_matches(head, stored):
+        if checksum_matches(head, page_checksum(stored.key, stored.buffers)):
             reason = self.form.restore(head, stored, page)
         if reason is None:
             return None

@@ -35,6 +35,22 @@ class Transport(Protocol):
     def receive_some(self, buffer: memoryview) -> int:
         """Return as soon as any bytes are there; 0 at the end."""
 
+    @property
+    def fileno(self) -> int:
+        """The socket's descriptor, to poll."""
+
+    def send_now(self, request: bytes) -> None:
+        """Send all of a few bytes without blocking; raises `OSError` if there is no room."""
+
+    def receive_now(self, buffers: Sequence[memoryview]) -> int:
+        """Receive what is there into the buffers in order; 0 at the end.
+
+        Does not block: raises `BlockingIOError` where there is nothing.
+        """
+
+    def holds_more(self) -> bool:
+        """Tell whether there is something to receive that no poll of the descriptor tells of."""
+
     def quiet(self) -> bool:
         """Tell whether the peer has neither sent anything unread nor closed; does not block."""
 
@@ -86,6 +102,24 @@ class PlainTransport:
         except BlockingIOError as error:
             raise TimeoutError from error
 
+    @property
+    def fileno(self) -> int:
+        """The socket's."""
+        return self._socket.fileno()
+
+    def send_now(self, request: bytes) -> None:
+        """Send with one system call."""
+        if self._socket.send(request, socket.MSG_DONTWAIT) != len(request):
+            raise OSError("no room for a request")
+
+    def receive_now(self, buffers: Sequence[memoryview]) -> int:
+        """Receive with one system call."""
+        return self._socket.recvmsg_into(buffers[:IOV_LIMIT], 0, socket.MSG_DONTWAIT)[0]
+
+    def holds_more(self) -> bool:
+        """Return False: the kernel tells of everything."""
+        return False
+
     def quiet(self) -> bool:
         """Poll."""
         return not self._poll.poll(0)
@@ -118,6 +152,36 @@ class TlsTransport:
     def receive_some(self, buffer: memoryview) -> int:
         """Receive one record's worth."""
         return self._socket.recv_into(buffer)
+
+    @property
+    def fileno(self) -> int:
+        """The socket's."""
+        return self._socket.fileno()
+
+    def send_now(self, request: bytes) -> None:
+        """Send one record."""
+        self._socket.settimeout(0)
+        if self._socket.send(request) != len(request):
+            raise OSError("no room for a request")
+
+    def receive_now(self, buffers: Sequence[memoryview]) -> int:
+        """Decrypt the records that are there into the first buffer."""
+        self._socket.settimeout(0)
+        buffer, count = buffers[0], 0
+        try:
+            while count < len(buffer):
+                got = self._socket.recv_into(buffer[count:])
+                if got == 0:
+                    break
+                count += got
+        except ssl.SSLWantReadError:
+            if count == 0:
+                raise BlockingIOError from None
+        return count
+
+    def holds_more(self) -> bool:
+        """Tell of what is decrypted already."""
+        return self._socket.pending() > 0
 
     def quiet(self) -> bool:
         """Poll below TLS: what comes between two responses is its end, or nothing to rely on."""

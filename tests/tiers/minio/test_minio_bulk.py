@@ -1,0 +1,109 @@
+"""Pages of one call are read at once; what is not as it should be is then read by itself."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from minio import Minio
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.testing.conformance import LENGTHS, soon, spill
+from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
+from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.minio import MinioTier
+
+KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
+
+
+@pytest.fixture(params=[2, 64])
+def tier(
+    request: pytest.FixtureRequest,
+    minio_config: MinioConfig,
+    proxy: HttpFaultProxy,
+    open_tier: Callable[[MinioConfig], MinioTier],
+    monkeypatch: pytest.MonkeyPatch,
+) -> MinioTier:
+    """A tier that holds the pages, on a machine of two cores and on one of many."""
+    monkeypatch.setattr("os.cpu_count", lambda: request.param)
+    tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url))
+    spill(tier, KEYS)
+    return tier
+
+
+def load(tier: MinioTier, deadline: float) -> list[LoadResult]:
+    """Load the pages; those that are reported as loaded hold their content."""
+    pages = [make_page(key, LENGTHS, filled=False) for key in KEYS]
+    results = tier.load(pages, deadline)
+    for page, result in zip(pages, results, strict=True):
+        assert (result == LoadResult.LOADED) <= holds_content(page)
+    return results
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, lower: bool) -> None:
+    if lower:  # as some proxies write the names of fields
+        proxy.fault = HttpFault(edit_response=lambda head: head[:12] + head[12:].lower())
+    before = proxy.requests
+    assert set(load(tier, soon())) == {LoadResult.LOADED}
+    assert proxy.requests == before + len(KEYS)
+
+
+def test_missing_page_ends_the_load(
+    tier: MinioTier, admin: Minio, minio_config: MinioConfig, proxy: HttpFaultProxy
+) -> None:
+    [entry] = admin.list_objects(
+        minio_config.bucket, prefix=tier._names.page(KEYS[20]), recursive=True
+    )
+    admin.remove_object(minio_config.bucket, entry.object_name or "")
+    before = proxy.requests
+    results = load(tier, soon())
+    assert results[:21] == [LoadResult.LOADED] * 20 + [LoadResult.MISSING]
+    assert set(results[21:]) <= {LoadResult.LOADED, LoadResult.SKIPPED}
+    assert results[-1] == LoadResult.SKIPPED
+    assert proxy.requests < before + len(KEYS)
+
+
+def test_connections_that_end_are_no_failures(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+    met = threading.Event()
+
+    def once(head: bytes) -> bytes:
+        if met.is_set():
+            return head
+        met.set()
+        return b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"
+
+    proxy.fault = HttpFault(methods=("GET",), edit_response=once)
+    assert set(load(tier, soon())) == {LoadResult.LOADED}
+
+
+def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+    proxy.fault = HttpFault(methods=("GET",), rate=10 * sum(LENGTHS))
+    pages = [make_page(key, LENGTHS, filled=False) for key in KEYS]
+    begin = time.monotonic()
+    results = tier.load(pages, begin + 0.5)
+    assert time.monotonic() - begin < 2
+    then = [bytes(buffer) for page in pages for buffer in page.buffers]
+    assert LoadResult.FAILED in results
+    proxy.fault = NO_FAULT
+    time.sleep(0.3)
+    assert then == [bytes(buffer) for page in pages for buffer in page.buffers]
+    assert set(load(tier, soon())) == {LoadResult.LOADED}
+
+
+def test_several_calls_at_once(tier: MinioTier) -> None:
+    results: list[LoadResult] = []
+
+    def call() -> None:
+        for _ in range(5):
+            results.extend(load(tier, soon()))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 * 5 * len(KEYS)
+    assert set(results) == {LoadResult.LOADED}
