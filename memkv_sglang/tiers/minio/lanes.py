@@ -110,6 +110,8 @@ class _Lane:
             return self._begin(source)
         except BlockingIOError:
             return True
+        except (OutOfTimeError, StallError):
+            raise
         except (OSError, TransferError):
             self.connection.close()
             source.stop()

@@ -28,7 +28,7 @@ def tier(
 ) -> MinioTier:
     """A tier that holds the pages, on a machine of two cores and on one of many."""
     monkeypatch.setattr("os.cpu_count", lambda: request.param)
-    tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url))
+    tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url, stall_timeout=20.0))
     spill(tier, KEYS)
     return tier
 
@@ -107,3 +107,24 @@ def test_several_calls_at_once(tier: MinioTier) -> None:
         thread.join()
     assert len(results) == 4 * 5 * len(KEYS)
     assert set(results) == {LoadResult.LOADED}
+
+
+def test_a_call_that_waits_keeps_no_other_waiting(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+    held, hold = threading.Event(), threading.Event()
+
+    def wait(head: bytes) -> bytes:
+        held.set()
+        hold.wait(60)
+        return head
+
+    proxy.fault = HttpFault(methods=("GET",), edit_response=wait)
+    results: list[LoadResult] = []
+    first = threading.Thread(target=lambda: results.extend(load(tier, soon())))
+    first.start()
+    held.wait()
+    proxy.fault = NO_FAULT
+    assert set(load(tier, soon())) == {LoadResult.LOADED}
+    assert first.is_alive()
+    hold.set()
+    first.join()
+    assert len(results) == len(KEYS)
