@@ -5,8 +5,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote
@@ -15,9 +13,9 @@ from memkv_sglang.page import Page
 from memkv_sglang.tiers.minio.client import NO_FIELDS
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.endpoints import Endpoint
-from memkv_sglang.tiers.minio.errors import ConnectError, TransferError
+from memkv_sglang.tiers.minio.errors import TransferError
 from memkv_sglang.tiers.minio.lanes import Request, Response, Source, receive
-from memkv_sglang.tiers.minio.pool import ConnectionPool
+from memkv_sglang.tiers.minio.pool import ConnectionPool, Server
 from memkv_sglang.tiers.minio.signing import Signer
 
 logger = logging.getLogger(__name__)
@@ -39,78 +37,84 @@ class BulkReader:
     def __init__(
         self, pool: ConnectionPool, *, connections: int, threads: int | None = None
     ) -> None:
-        """Use up to so many of the pool's connections.
+        """Use up to so many of the pool's connections, and so many threads.
 
-        And so many threads, the caller's one of them; by default one for two cores: where cores are
+        The caller's thread is one of them; by default there is one for two cores: where cores are
         scarce, handing over between threads costs more than they bring.
         """
         self._pool = pool
         self._connections = connections
         self._threads = threads or max((os.cpu_count() or 1) // 2, 1)
-        self._helpers = ThreadPoolExecutor(connections, thread_name_prefix="memkv-bulk")
         self._busy = threading.Lock()
-        self._closed = False
 
     def read(
         self, signer: Signer, objects: Sequence[tuple[str, Page]], deadline: float
     ) -> BulkAnswer:
         """GET objects, by their names, into the buffers of their pages.
 
-        Stops at whatever is not an object of its page's length, and does nothing while another call
-        is read for. Nothing writes to the buffers any more when this returns. Blocks until
+        Stops at whatever is not an object of its page's length. Does nothing while another call is
+        read for, or while there are not enough open connections: whoever reads page by page opens
+        them all at once. Nothing writes to the buffers any more when this returns. Blocks until
         `deadline` at most.
         """
         responses: list[Response] = []
         if not objects or not self._busy.acquire(blocking=False):
             return BulkAnswer(responses, None)
+        lent: list[tuple[Server, Connection]] = []
         try:
-            if not self._closed:
-                self._read(_Requests(signer, objects, deadline), responses, deadline)
+            lent = self._pool.take_idle(min(self._connections, len(objects)))
+            if lent:
+                requests = Requests(signer, objects, deadline)
+                self._receive([connection for _, connection in lent], requests, responses, deadline)
         except TransferError as error:
             return BulkAnswer(responses, error)
         except Exception:
             logger.exception("bulk read failed unexpectedly")
         finally:
+            for server, connection in lent:
+                self._pool.give_back(server, connection, None)
             self._busy.release()
         return BulkAnswer(responses, None)
 
-    def close(self) -> None:
-        """End the threads after the call in flight, read nothing any more; idempotent."""
-        with self._busy:
-            self._closed = True
-            self._helpers.shutdown()
-
-    def _read(self, requests: "_Requests", responses: list[Response], deadline: float) -> None:
+    def _receive(
+        self,
+        connections: list[Connection],
+        requests: "Requests",
+        responses: list[Response],
+        deadline: float,
+    ) -> None:
         source = Source(requests.take, requests.stop, responses.append)
-        with ExitStack() as lent:
-            connections = self._lend(lent, min(self._connections, requests.count), deadline)
-            threads = min(self._threads, len(connections))
-            shares = [connections[i::threads] for i in range(threads)]
+        failures: list[BaseException] = []
 
-            def work(share: list[Connection]) -> None:
-                receive(share, source, deadline, self._pool.stall_timeout)
-
-            helped: list[Future[None]] = []
+        def work(share: list[Connection]) -> None:
             try:
-                helped.extend(self._helpers.submit(work, share) for share in shares[1:])
-                work(shares[0])
-            finally:
-                failures = [future.exception() for future in helped]  # waits for them
-            for failure in filter(None, failures):
-                raise failure
+                receive(share, source, deadline, self._pool.stall_timeout)
+            except BaseException as error:
+                requests.stop()
+                failures.append(error)
+                if not isinstance(error, TransferError):  # which leaves nothing under way
+                    for connection in share:
+                        connection.close()
 
-    def _lend(self, lent: ExitStack, count: int, deadline: float) -> list[Connection]:
-        """Lend as many connections as can be had; raises `TransferError` if that is none."""
-        connections = [lent.enter_context(self._pool.lend(deadline))]
-        with suppress(ConnectError):
-            connections.extend(
-                lent.enter_context(self._pool.lend(deadline)) for _ in range(count - 1)
-            )
-        return connections
+        threads = min(self._threads, len(connections))
+        shares = [connections[i::threads] for i in range(threads)]
+        helpers: list[threading.Thread] = []
+        try:
+            for share in shares[1:]:
+                helper = threading.Thread(target=work, args=(share,), name="memkv-bulk")
+                helper.start()
+                helpers.append(helper)
+            work(shares[0])
+        finally:
+            requests.stop()
+            for helper in helpers:
+                helper.join()
+        if failures:
+            raise failures[0]
 
 
-class _Requests:
-    """The requests of one call, written a few at a time. Thread-safe."""
+class Requests:
+    """The requests of one call in order, written a few at a time. Thread-safe."""
 
     def __init__(
         self, signer: Signer, objects: Sequence[tuple[str, Page]], deadline: float
@@ -118,7 +122,7 @@ class _Requests:
         self._signer = signer
         self._credentials = signer.credentials(deadline)
         self._objects = enumerate(objects)
-        self.count = self._left = len(objects)
+        self._left = len(objects)
         self._written: dict[Endpoint, deque[Request]] = {}
         self._lock = threading.Lock()
 

@@ -12,8 +12,15 @@ from typing import NamedTuple
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.tiers.minio.connection import Connection, advance
 from memkv_sglang.tiers.minio.endpoints import Endpoint
-from memkv_sglang.tiers.minio.errors import OutOfTimeError, ProtocolError, StallError, TransferError
+from memkv_sglang.tiers.minio.errors import (
+    OutOfTimeError,
+    ProtocolError,
+    StallError,
+    StatusError,
+    TransferError,
+)
 from memkv_sglang.tiers.minio.transport import Transport
+from memkv_sglang.tiers.minio.wire import parse_head
 
 HEAD_ROOM = 4096
 """Bytes of a response's head at most (MinIO's have 900). What comes of the body is copied."""
@@ -53,10 +60,10 @@ def receive(
 ) -> None:
     """Send requests and receive responses until there are no more.
 
-    A connection whose response is anything but an object of the right length is closed; its page is
-    not delivered. Blocks until `deadline` at most. Raises `OutOfTimeError`, or `StallError` once
-    nothing has moved on any connection for `stall_timeout` seconds; the connections are of no more
-    use then.
+    A response that is anything but an object of the right length is not delivered, and its
+    connection closed where it is not sure to be in step. Blocks until `deadline` at most. Raises
+    `OutOfTimeError`, or `StallError` once nothing has moved on any connection for `stall_timeout`
+    seconds, and closes those that still had a request under way.
     """
     poll = select.poll()
     # A thread with one connection sleeps until a page is whole: the others have the interpreter.
@@ -71,7 +78,7 @@ def receive(
         left = deadline - time.monotonic()
         ready = poll.poll(max(min(left, stall_timeout), 0) * 1e3)
         if left <= 0 or not ready:
-            raise _late(lanes.values(), stalled=left > stall_timeout, after=stall_timeout)
+            raise _late(lanes.values(), stall_timeout if left > stall_timeout else None)
         for fd, _ in ready:
             if not lanes[fd].goes_on(source):
                 poll.unregister(fd)
@@ -110,7 +117,11 @@ class _Lane:
             return self._begin(source)
         except BlockingIOError:
             return True
+        except StatusError:
+            source.stop()
+            return False
         except (OutOfTimeError, StallError):
+            self.connection.close()
             raise
         except (OSError, TransferError):
             self.connection.close()
@@ -124,11 +135,17 @@ class _Lane:
         self._body = [buffer for buffer in self._request.page.buffers if buffer.nbytes]
         self._head = b""
         self._end = 0
+        if not self.connection.quiet():
+            raise ProtocolError("more than was asked for")
         self._transport.send_now(self._request.head)
         return True
 
     def _receive(self, request: Request) -> Response | None:
-        """Return the response once it is whole. Raises `BlockingIOError` and other `OSError`."""
+        """Return the response once it is whole.
+
+        Raises `OSError`, `BlockingIOError` where there is nothing yet; `StatusError` for a refusal
+        that was read to its end; `TransferError`.
+        """
         while not self._head:
             self._receive_head(request)
         if self._until is not None:
@@ -154,8 +171,12 @@ class _Lane:
         if not end:
             return
         head += b"\r\n"
-        length = b"\r\ncontent-length: %d\r\n" % request.page.length
-        if not head.startswith(b"HTTP/1.1 200 ") or length not in head.lower():
+        if not head.startswith(b"HTTP/1.1 200 "):
+            answer = parse_head(head)
+            if answer.keep_alive and answer.length == len(rest):
+                raise StatusError(answer.status)
+            raise ProtocolError("a long refusal")
+        if not _frames(head.lower(), request.page.length):
             raise ProtocolError("not what was asked for")
         self._head = head
         if len(rest) > request.page.length:
@@ -167,9 +188,20 @@ class _Lane:
             self._body = advance(self._body, count)
 
 
-def _late(lanes: Iterable[_Lane], *, stalled: bool, after: float) -> TransferError:
-    if not stalled:
-        return OutOfTimeError("the deadline came first")
+def _frames(head: bytes, length: int) -> bool:
+    """Tell whether a head in lower case says that so many bytes follow, and then the next one."""
+    return (
+        b"\r\ncontent-length: %d\r\n" % length in head
+        and head.count(b"\r\ncontent-length:") == 1
+        and b"\r\ntransfer-encoding:" not in head
+        and b"\r\nconnection: close" not in head
+    )
+
+
+def _late(lanes: Iterable[_Lane], stall_timeout: float | None) -> TransferError:
     for lane in lanes:
-        lane.connection.stalled = True
-    return StallError(f"nothing moved for {after:g} s")
+        lane.connection.stalled = stall_timeout is not None
+        lane.connection.close()
+    if stall_timeout is None:
+        return OutOfTimeError("the deadline came first")
+    return StallError(f"nothing moved for {stall_timeout:g} s")

@@ -27,7 +27,7 @@ MinIO says 60 s (`Retry-After`) in each 503, also in those of the second in whic
 """
 
 
-class _Server:
+class Server:
     """An endpoint with its idle connections, the last used one last."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -52,7 +52,7 @@ class ConnectionPool:
         keep: int,
     ) -> None:
         """Lend connections to the endpoints, keep at most `keep` idle ones of each."""
-        self._servers = [_Server(endpoint) for endpoint in endpoints]
+        self._servers = [Server(endpoint) for endpoint in endpoints]
         self._context = context
         self._connect_timeout = connect_timeout
         self.stall_timeout = stall_timeout
@@ -77,7 +77,7 @@ class ConnectionPool:
         """
         return _Loan(self, deadline, fresh)
 
-    def take(self, deadline: float, fresh: bool) -> tuple[_Server, Connection]:
+    def take(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
         """Begin a loan."""
         with self._lock:
             if self._closed:
@@ -90,8 +90,30 @@ class ConnectionPool:
                 self._end_loan()
             raise
 
+    def take_idle(self, count: int) -> list[tuple[Server, Connection]]:
+        """Begin loans of so many connections that are open already, or of none; does not block."""
+        with self._lock:
+            if self._closed:
+                return []
+            self._lent += count
+        taken: list[tuple[Server, Connection]] = []
+        servers = self._in_turn()
+        while servers and len(taken) < count:
+            server = servers.pop(0)
+            if connection := self._pop_idle(server):
+                taken.append((server, connection))
+                servers.append(server)
+        if len(taken) == count:
+            return taken
+        for server, connection in taken:
+            self.give_back(server, connection, None)
+        with self._lock:
+            for _ in range(count - len(taken)):
+                self._end_loan()
+        return []
+
     def give_back(
-        self, server: _Server, connection: Connection, error: BaseException | None
+        self, server: Server, connection: Connection, error: BaseException | None
     ) -> None:
         """End a loan whose block raised `error`; a status is an answer like any other."""
         if isinstance(error, StatusError):
@@ -99,8 +121,8 @@ class ConnectionPool:
                 server.rest_until = time.monotonic() + min(error.retry_after, LONGEST_REST)
         elif error is not None:
             connection.close()
-            if connection.stalled:
-                self._avoid(server)
+        if connection.stalled:
+            self._avoid(server)
         with self._lock:
             if connection.reusable and not self._closed and len(server.idle) < self._keep:
                 connection.reused = True
@@ -128,7 +150,7 @@ class ConnectionPool:
         if self._closed:
             self._changed.notify_all()
 
-    def _find(self, deadline: float, fresh: bool) -> tuple[_Server, Connection]:
+    def _find(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
         failure = ConnectError("every server asked to be left alone for a while")
         for server in self._in_turn():
             if not fresh and (connection := self._pop_idle(server)):
@@ -140,7 +162,7 @@ class ConnectionPool:
                 failure = error
         raise failure
 
-    def _in_turn(self) -> list[_Server]:
+    def _in_turn(self) -> list[Server]:
         """Return the servers in the order to try: every call begins with the next one."""
         now = time.monotonic()
         awake = [s for s in self._servers if s.rest_until <= now]
@@ -148,7 +170,7 @@ class ConnectionPool:
         first = next(self._turn) % max(len(servers), 1)
         return servers[first:] + servers[:first]
 
-    def _pop_idle(self, server: _Server) -> Connection | None:
+    def _pop_idle(self, server: Server) -> Connection | None:
         while True:
             with self._lock:
                 connection = server.idle.pop() if server.idle else None
@@ -156,7 +178,7 @@ class ConnectionPool:
                 return connection
             connection.close()
 
-    def _connect(self, server: _Server, deadline: float) -> Connection:
+    def _connect(self, server: Server, deadline: float) -> Connection:
         endpoint, begin = server.endpoint, time.monotonic()
         if begin >= deadline:
             raise OutOfTimeError("the deadline came first")
@@ -174,7 +196,7 @@ class ConnectionPool:
         server.round_trip = min(took, server.round_trip or took)
         return Connection(endpoint, transport, self.stall_timeout)
 
-    def _avoid(self, server: _Server) -> None:
+    def _avoid(self, server: Server) -> None:
         with self._lock:
             server.avoid_until = time.monotonic() + AVOID_FOR
             while server.idle:

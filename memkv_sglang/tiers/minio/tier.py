@@ -159,7 +159,7 @@ class MinioTier(Tier):
         return [LoadResult.SKIPPED if result is None else result for result in results]
 
     def _load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult | None]:
-        transfers = self._transfers(deadline)
+        transfers = self._transfers(deadline) if pages else None
         if transfers is None:
             return _stopped(LoadResult.FAILED, len(pages))
         loaded, faults, failure = transfers.fetch_all(pages, deadline)
@@ -320,7 +320,6 @@ class MinioTier(Tier):
         if self._toucher is not None:
             self._toucher.close()
         self._movers.close()
-        self._bulk.close()
         self._pool.close()
 
     def _open(self) -> _Opened:

@@ -21,5 +21,5 @@ def modified_time(head: ResponseHead) -> float:
 def _parse(date: bytes | None) -> float:
     try:
         return parsedate_to_datetime((date or b"").decode("latin-1")).timestamp()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ProtocolError(f"no date: {date!r}") from error

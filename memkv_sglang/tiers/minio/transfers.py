@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
@@ -91,12 +90,17 @@ class PageTransfers(NamedTuple):
         responses, failure = self.bulk(objects, deadline)
         for response in responses:
             page = pages[response.number]
-            with suppress(ProtocolError, UnreadableError):
+            try:
                 fault = self._judge(page, response)
-                if fault is None:
-                    loaded[response.number] = True
-                else:
-                    faults[page.key] = fault
+            except (ProtocolError, UnreadableError):
+                continue
+            except Exception:
+                logger.exception("response not judged")
+                continue
+            if fault is None:
+                loaded[response.number] = True
+            else:
+                faults[page.key] = fault
         return FetchedPages(loaded, faults, failure)
 
     def _judge(self, page: Page, response: Response) -> _Fault | None:

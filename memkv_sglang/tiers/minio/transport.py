@@ -109,7 +109,11 @@ class PlainTransport:
 
     def send_now(self, request: bytes) -> None:
         """Send with one system call."""
-        if self._socket.send(request, socket.MSG_DONTWAIT) != len(request):
+        try:
+            sent = self._socket.send(request, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(request):
             raise OSError("no room for a request")
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:

@@ -1,5 +1,6 @@
 """Pages of one call are read at once; what is not as it should be is then read by itself."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -7,13 +8,18 @@ from collections.abc import Callable
 import msgspec
 import pytest
 from minio import Minio
+from prometheus_client import CollectorRegistry
 
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.metrics import Metrics
 from memkv_sglang.testing.conformance import LENGTHS, soon, spill
 from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.bulk import Requests
+from memkv_sglang.tiers.minio.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 
 KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
 
@@ -52,18 +58,30 @@ def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, low
 
 
 def test_missing_page_ends_the_load(
-    tier: MinioTier, admin: Minio, minio_config: MinioConfig, proxy: HttpFaultProxy
+    tier: MinioTier, admin: Minio, minio_config: MinioConfig
 ) -> None:
     [entry] = admin.list_objects(
         minio_config.bucket, prefix=tier._names.page(KEYS[20]), recursive=True
     )
     admin.remove_object(minio_config.bucket, entry.object_name or "")
-    before = proxy.requests
     results = load(tier, soon())
     assert results[:21] == [LoadResult.LOADED] * 20 + [LoadResult.MISSING]
     assert set(results[21:]) <= {LoadResult.LOADED, LoadResult.SKIPPED}
-    assert results[-1] == LoadResult.SKIPPED
-    assert proxy.requests < before + len(KEYS)
+
+
+def test_requests_are_in_order_and_end_when_told_to(minio_config: MinioConfig) -> None:
+    signer = Signer(credential_provider(minio_config), "region")
+    pages = [(f"page {i}", make_page(key, LENGTHS, filled=False)) for i, key in enumerate(KEYS)]
+    requests, [endpoint] = Requests(signer, pages, soon()), parse_endpoints(minio_config)
+    taken = [requests.take(endpoint) for _ in range(30)]
+    assert [request.number for request in taken if request] == list(range(30))
+    assert all(
+        b"GET /%s/page%%20%d " % (minio_config.bucket.encode(), i) in request.head
+        for i, request in enumerate(taken)
+        if request
+    )
+    requests.stop()
+    assert requests.take(endpoint) is None
 
 
 def test_connections_that_end_are_no_failures(tier: MinioTier, proxy: HttpFaultProxy) -> None:
@@ -73,10 +91,40 @@ def test_connections_that_end_are_no_failures(tier: MinioTier, proxy: HttpFaultP
         if met.is_set():
             return head
         met.set()
-        return b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"
+        return head.replace(b"200 OK", b"500 Oops")
 
     proxy.fault = HttpFault(methods=("GET",), edit_response=once)
     assert set(load(tier, soon())) == {LoadResult.LOADED}
+
+
+def test_one_server_that_stalls_ends_the_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+    """The threads of the other connections do not go on for pages that nobody can use."""
+    hold = threading.Event()
+
+    def wait(head: bytes) -> bytes:
+        proxy.fault = HttpFault(methods=("GET",), rate=10 * sum(LENGTHS))
+        hold.wait(60)
+        return head
+
+    tier._pool.stall_timeout = 0.3
+    proxy.fault = HttpFault(methods=("GET",), edit_response=wait)
+    results = load(tier, soon())
+    hold.set()
+    assert LoadResult.FAILED in results
+
+
+def test_date_that_is_none_is_no_failure(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+    tier.keep_limits(CollectorConfig(), Metrics(CollectorRegistry()))
+    proxy.fault = HttpFault(
+        edit_response=lambda head: re.sub(
+            rb"(Last-Modified: \w+, )\d+", rb"\g<1>" + b"9" * 20, head
+        )
+    )
+    assert set(load(tier, soon())) == {LoadResult.LOADED}
+
+
+def test_no_pages(tier: MinioTier) -> None:
+    assert tier.load([], soon()) == []
 
 
 def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy) -> None:

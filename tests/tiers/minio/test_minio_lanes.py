@@ -47,7 +47,7 @@ class Caller:
 
     def receive(self, *, beside: bool = False, seconds: float = 30.0) -> None:
         """Receive by a thread that has nothing else to do, or another connection."""
-        source = Source(self._take, self._stop, self.responses.append)
+        source = Source(self.take, self._stop, self.responses.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -55,7 +55,8 @@ class Caller:
             connections = [self.connection, idle] if beside else [self.connection]
             receive(connections, source, deadline, self._stall_timeout)
 
-    def _take(self, endpoint: Endpoint) -> Request | None:
+    def take(self, endpoint: Endpoint) -> Request | None:
+        """Return the next request, for the server only."""
         return None if endpoint == IDLE else next(self.requests, None)
 
     def _stop(self) -> None:
@@ -132,6 +133,9 @@ def test_response_that_comes_in_pieces(serving: Start, beside: bool) -> None:
         GOOD.replace(b"Length: 6000", b"Length: 6001") + b"a",
         GOOD.replace(b"Length: 6000", b"Length: 5999")[:-1],
         GOOD.replace(b"Content-Length: 6000", b"Transfer-Encoding: chunked"),
+        GOOD.replace(b"x: y", b"Transfer-Encoding: chunked"),
+        GOOD.replace(b"x: y", b"content-length: 7000"),
+        GOOD.replace(b"x: y", b"Connection: close"),
         GOOD.replace(b"x: y", b"x: " + bytes(5000)),
         GOOD[:-1],
         b"",
@@ -150,16 +154,43 @@ def test_anything_else_closes_the_connection(serving: Start, beside: bool, respo
     assert not caller.connection.reusable
 
 
+def test_refusal_that_is_read_keeps_the_connection(serving: Start, beside: bool) -> None:
+    caller = Caller(serving(answer(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")))
+    caller.receive(beside=beside)
+    assert caller.responses == []
+    assert caller.stopped
+    assert caller.connection.reusable
+
+
+def test_second_answer_to_one_request_closes_the_connection(serving: Start, beside: bool) -> None:
+    """Each request would get the answer of the one before."""
+    both = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(1000)
+        sock.sendall(GOOD[:-1])
+        sock.sendall(GOOD[-1:] + GOOD)
+        both.set()
+
+    sock = serving(serve)
+    caller = Caller(sock)
+    take = caller.take
+
+    def take_late(endpoint: Endpoint) -> Request | None:
+        if caller.responses:
+            both.wait()
+        return take(endpoint)
+
+    caller.take = take_late  # type: ignore[method-assign]
+    caller.receive(beside=beside)
+    assert len(caller.responses) == 1
+    assert not caller.connection.reusable
+
+
 def test_deadline_while_bytes_keep_coming(serving: Start, beside: bool) -> None:
     def serve(sock: socket.socket) -> None:
-        threading.Thread(target=drain, args=(sock,), daemon=True).start()
-        while True:  # ahead of the requests, so that there is always something to receive
+        while sock.recv(1000):
             sock.sendall(GOOD)
-
-    def drain(sock: socket.socket) -> None:
-        with suppress(OSError):
-            while sock.recv(1 << 16):
-                pass
 
     caller = Caller(serving(serve))
     endless = Request(0, caller.pages[0], b"GET / HTTP/1.1\r\n\r\n")
@@ -173,6 +204,7 @@ def test_server_that_stalls(serving: Start, beside: bool, sent: int) -> None:
     end = threading.Event()
 
     def serve(sock: socket.socket) -> None:
+        sock.recv(1000)
         sock.sendall(GOOD[:sent])
         end.wait(30)
 
@@ -181,3 +213,4 @@ def test_server_that_stalls(serving: Start, beside: bool, sent: int) -> None:
         caller.receive(beside=beside)
     end.set()
     assert caller.connection.stalled
+    assert not caller.connection.reusable
