@@ -34,6 +34,14 @@ class Bucketful(NamedTuple):
             assert self.tier.spill([page], deadline()) == [SpillResult.STORED]
         return chain
 
+    def spill_in_one_period(self, seconds: float, seed: str, count: int) -> Chain:
+        """Store a chain whose pages count as equally old: again where a period ended meanwhile."""
+        while True:
+            chain = self.spill(seed, count)
+            if len({self.modified(key) // seconds for key in chain.keys()}) == 1:
+                return chain
+            self.tier.remove(chain.keys())
+
     def collector(self, **settings: object) -> Collector:
         return self.tier.collector(limits(**settings))[0]
 

@@ -32,7 +32,7 @@ from tests.collector.bucket import (
 
 
 def test_the_least_recently_used_leave_until_the_capacity_holds(bucketful: Bucketful) -> None:
-    old = bucketful.spill("old", 8)
+    old = bucketful.spill_in_one_period(1, "old", 8)
     bucketful.wait_for_next_period(1, old.keys())
     new = bucketful.spill("new", 8)
     bucketful.wait_for_next_period(1, new.keys())
@@ -86,7 +86,7 @@ def test_many_more_than_fit_a_listing_leave_in_rounds(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collecting, "ROUND_LIMIT", 4)
-    chain = bucketful.spill("chain", 14)
+    chain = bucketful.spill_in_one_period(1, "chain", 14)
     bucketful.wait_for_next_period(1, chain.keys())
     report = bucketful.collect(capacity=2 * PAGE, use_period=1).report
     assert (report.pages, report.removed_pages) == (1, 13)
