@@ -25,26 +25,25 @@ WRITTEN_AT_ONCE = 16
 
 
 class BulkAnswer(NamedTuple):
-    """What came, and why the rest need not be tried one by one, if so."""
+    """What came of the objects that were asked for."""
 
     responses: list[Response]
     failure: TransferError | None
+    """Why the rest need not be tried one by one, None if they should be."""
 
 
 class BulkReader:
     """Reads for one call at a time. Safe for any number of threads."""
 
-    def __init__(
-        self, pool: ConnectionPool, *, connections: int, threads: int | None = None
-    ) -> None:
-        """Use up to so many of the pool's connections, and so many threads.
+    def __init__(self, pool: ConnectionPool, *, connections: int) -> None:
+        """Use up to so many of the pool's connections, and a thread for two cores.
 
-        The caller's thread is one of them; by default there is one for two cores: where cores are
-        scarce, handing over between threads costs more than they bring.
+        The caller's is the first of them. Where cores are scarce, handing over between threads
+        costs more than they bring.
         """
         self._pool = pool
         self._connections = connections
-        self._threads = threads or max((os.cpu_count() or 1) // 2, 1)
+        self._threads = max((os.cpu_count() or 1) // 2, 1)
         self._busy = threading.Lock()
 
     def read(

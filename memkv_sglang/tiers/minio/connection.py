@@ -84,7 +84,7 @@ class Connection:
         self._unread = 0
 
     def fill(self, buffers: Sequence[memoryview], deadline: float) -> None:
-        """Fill the buffers with what comes next."""
+        """Fill the buffers, none of them empty, with what comes next."""
         while buffers:
             buffers = advance(buffers, self._move(self.transport.receive, buffers, deadline))
 

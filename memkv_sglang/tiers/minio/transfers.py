@@ -60,7 +60,7 @@ class FetchedPages(NamedTuple):
     faults: Mapping[PageKey, _Fault]
     """What was wrong with those that came."""
     failure: TransferError | None
-    """Why it is no use to go on, if so."""
+    """Why the rest need not be tried, None if they should be."""
 
 
 class PageTransfers(NamedTuple):
