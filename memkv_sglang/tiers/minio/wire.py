@@ -11,10 +11,6 @@ BODILESS = frozenset({204, 304})
 """Statuses whose responses never have a body."""
 
 
-Fields = dict[bytes, bytes | None]
-"""Header fields, names and values in lower case; None for one that comes more than once."""
-
-
 class ResponseHead(NamedTuple):
     """Status line and header fields of a response."""
 
@@ -23,13 +19,14 @@ class ResponseHead(NamedTuple):
     """Bytes of the body as declared (for HEAD: of the object)."""
     keep_alive: bool
     """Whether the server takes another request on the connection."""
-    fields: Fields
+    lower: bytes
+    """The head in lower case: fields are looked for in it, since few of many are asked for."""
     original: bytes = b""
     """The head as the server wrote it."""
 
     def field(self, name: bytes) -> bytes | None:
         """Return the value of a header field (name and value in lower case)."""
-        return _field(self.fields, name)
+        return _field(self.lower, name)
 
     @property
     def retry_after(self) -> float:
@@ -47,23 +44,15 @@ def parse_head(head: bytes) -> ResponseHead:
     status = int(digits)
     if status < 200:
         raise ProtocolError(f"interim response {status} that nobody asked for")
-    fields = _fields(head)
-    if b"transfer-encoding" in fields:
+    lower = head.lower()
+    if _field(lower, b"transfer-encoding") is not None:
         raise ProtocolError("response with a transfer encoding")
-    keep_alive = version == b"HTTP/1.1" and _field(fields, b"connection") != b"close"
-    return ResponseHead(status, _length(status, fields), keep_alive, fields, head)
+    keep_alive = version == b"HTTP/1.1" and _field(lower, b"connection") != b"close"
+    return ResponseHead(status, _length(status, lower), keep_alive, lower, head)
 
 
-def _fields(head: bytes) -> Fields:
-    fields: Fields = {}
-    for line in head.lower().split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        fields[name] = None if name in fields else value
-    return fields
-
-
-def _length(status: int, fields: Fields) -> int:
-    value = _field(fields, b"content-length")
+def _length(status: int, lower: bytes) -> int:
+    value = _field(lower, b"content-length")
     if value is None:
         if status in BODILESS:
             return 0
@@ -73,10 +62,12 @@ def _length(status: int, fields: Fields) -> int:
     return int(value)
 
 
-def _field(fields: Fields, name: bytes) -> bytes | None:
-    if name not in fields:
+def _field(lower: bytes, name: bytes) -> bytes | None:
+    start = b"\r\n%b:" % name
+    found = lower.find(start)
+    if found < 0:
         return None
-    value = fields[name]
-    if value is None:
+    found += len(start)
+    if lower.find(start, found) >= 0:
         raise ProtocolError(f"repeated header field {name.decode()}")
-    return value.strip()
+    return lower[found : lower.index(b"\r\n", found)].strip()
