@@ -49,6 +49,7 @@ lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglan
 clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready: locks/requirements.txt pyproject.toml cpu-platform/pyproject.toml tools/setup.sh
+$(VENV)/.ready: locks/requirements.txt pyproject.toml cpu-platform/pyproject.toml tools/setup.sh \
+  hatch_build.py memkv_sglang/tiers/minio/bulk/loop.pyx
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/setup.sh
 	@touch $@

@@ -35,6 +35,12 @@ export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1
 echo "setup: installing locked dependencies (SGLang among them: about 7 GB)"
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --require-hashes --compile-bytecode \
   -r locks/requirements.txt
-"$UV" pip install -q -p "$VENV/bin/python" --no-deps -e . -e cpu-platform
+# Not from uv's cache, which does not know what else is compiled.
+"$UV" pip install -q -p "$VENV/bin/python" --no-deps --refresh-package sglang-memkv \
+  -e . -e cpu-platform
+"$VENV/bin/python" -c "import memkv_sglang.tiers.minio.bulk.loop" 2>/dev/null || cat >&2 <<'TEXT'
+setup: the loop that loads from MinIO was not compiled; all works, with more CPU a page. For a C
+setup: compiler with Python's headers: apt-get install gcc python3-dev, then make --always-make setup
+TEXT
 PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare
 "$VENV/bin/python" -m memkv_sglang.testing.minio_binary >/dev/null

@@ -6,6 +6,7 @@ import click
 
 from memkv_sglang.cli.checks.agent import check_agent
 from memkv_sglang.cli.checks.bucket import check_bucket
+from memkv_sglang.cli.checks.compiled import check_compiled
 from memkv_sglang.cli.checks.disk import check_disk
 from memkv_sglang.cli.checks.endpoint import check_endpoints
 from memkv_sglang.cli.checks.files import check_files
@@ -42,6 +43,7 @@ def doctor(loaded: LoadedConfig, as_json: bool) -> int:
 def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
     """Yield what the checks find, from the nearest to the farthest."""
     yield from _check_settings(loaded)
+    yield from check_compiled()
     yield from check_disk(loaded)
     yield from check_memory()
     yield from check_agent(loaded.config)

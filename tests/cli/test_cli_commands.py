@@ -240,14 +240,25 @@ def test_doctor_is_content_with_a_sound_node(
     outcome = run("doctor", "--json")
     assert outcome.status == 0, outcome.out
     found = levels(outcome.out)
-    # Huge pages and O_DIRECT are the machine's; everything else is this node's.
-    sound = {what: level for what, level in found.items() if what not in ("huge pages", "O_DIRECT")}
+    # Huge pages, O_DIRECT and a compiler are the machine's; everything else is this node's.
+    machines = ("huge pages", "O_DIRECT", "installation")
+    sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {
         "settings", "directory", "free space", "memfd", "socket", "agent", "MinIO", "clock",
         "credentials", "list", "put", "get", "delete",
     }  # fmt: skip
     assert set(sound.values()) == {"ok"}
     assert bucket.names("", recursive=True) == before
+
+
+@pytest.mark.parametrize(("reason", "level"), [("", "ok"), ("no such module", "warn")])
+def test_doctor_tells_of_an_installation_without_a_compiler(
+    run: Run, monkeypatch: pytest.MonkeyPatch, reason: str, level: str
+) -> None:
+    monkeypatch.setattr("memkv_sglang.cli.checks.compiled.WHY_NOT", reason)
+    outcome = run("doctor", "--json")
+    assert levels(outcome.out)["installation"] == level
+    assert ("python3-dev" in outcome.out) == bool(reason)
 
 
 def test_doctor_makes_nothing(run: Run, environ: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from memkv_sglang.tiers.base import (
 )
 from memkv_sglang.tiers.minio.batch import Guard, Movers
 from memkv_sglang.tiers.minio.bucket import Bucket
-from memkv_sglang.tiers.minio.bulk import BulkReader
+from memkv_sglang.tiers.minio.bulk.reader import BulkReader
 from memkv_sglang.tiers.minio.client import ObjectClient
 from memkv_sglang.tiers.minio.collector import Collector, Lease
 from memkv_sglang.tiers.minio.collector.worker import CollectorWorker

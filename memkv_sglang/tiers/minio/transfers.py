@@ -10,7 +10,8 @@ from urllib.parse import quote
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio.batch import Guard
-from memkv_sglang.tiers.minio.bulk import BulkAnswer
+from memkv_sglang.tiers.minio.bulk.base import Response
+from memkv_sglang.tiers.minio.bulk.reader import BulkAnswer
 from memkv_sglang.tiers.minio.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import (
@@ -21,7 +22,6 @@ from memkv_sglang.tiers.minio.errors import (
 )
 from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.knowledge import Knowledge
-from memkv_sglang.tiers.minio.lanes import Response
 from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,

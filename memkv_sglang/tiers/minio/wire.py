@@ -70,4 +70,4 @@ def _field(lower: bytes, name: bytes) -> bytes | None:
     found += len(start)
     if lower.find(start, found) >= 0:
         raise ProtocolError(f"repeated header field {name.decode()}")
-    return lower[found : lower.index(b"\r\n", found)].strip()
+    return lower[found:].partition(b"\r\n")[0].strip()

@@ -17,7 +17,7 @@ from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.bulk import Requests
+from memkv_sglang.tiers.minio.bulk.requests import Requests
 from memkv_sglang.tiers.minio.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 
@@ -52,6 +52,15 @@ def load(tier: MinioTier, deadline: float) -> list[LoadResult]:
 def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, lower: bool) -> None:
     if lower:  # as some proxies write the names of fields
         proxy.fault = HttpFault(edit_response=lambda head: head[:12] + head[12:].lower())
+    before = proxy.requests
+    assert set(load(tier, soon())) == {LoadResult.LOADED}
+    assert proxy.requests == before + len(KEYS)
+
+
+def test_installation_without_a_compiled_loop(
+    tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memkv_sglang.tiers.minio.bulk.reader.WHY_NOT", "no compiler")
     before = proxy.requests
     assert set(load(tier, soon())) == {LoadResult.LOADED}
     assert proxy.requests == before + len(KEYS)

@@ -1,21 +1,28 @@
 """The loop that receives pages, against a server that says what a test wants."""
 
 import itertools
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 
 import pytest
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.minio.bulk.base import Request, Response, Source
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.endpoints import Endpoint
 from memkv_sglang.tiers.minio.errors import OutOfTimeError, StallError
-from memkv_sglang.tiers.minio.lanes import Request, Response, Source, receive
 from memkv_sglang.tiers.minio.transport import PlainTransport
+
+loop = pytest.importorskip(
+    "memkv_sglang.tiers.minio.bulk.loop",
+    reason="not compiled: needs a C compiler with Python's headers",
+    exc_type=ImportError,
+)
 
 SIZE = 6000
 CONTENT = bytes(range(250)) * (SIZE // 250)
@@ -34,9 +41,16 @@ pytestmark = pytest.mark.parametrize("beside", [False, True])
 class Caller:
     """Asks for two pages over one connection."""
 
-    def __init__(self, sock: socket.socket, stall_timeout: float = 20.0) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        stall_timeout: float = 20.0,
+        lengths: Sequence[int] = (SIZE - 7, 7),
+    ) -> None:
+        self.sock = sock
         self.connection = Connection(SERVER, PlainTransport(sock), stall_timeout)
-        self.pages = [Page(KEY, (memoryview(bytearray(SIZE - 7)), memoryview(bytearray(7))))] * 2
+        buffers = tuple(memoryview(bytearray(length)) for length in lengths)
+        self.pages = [Page(KEY, buffers)] * 2
         self.stopped = False
         self.responses: list[Response] = []
         self.requests: Iterator[Request] = (
@@ -53,7 +67,7 @@ class Caller:
         with ours, theirs:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
             connections = [self.connection, idle] if beside else [self.connection]
-            receive(connections, source, deadline, self._stall_timeout)
+            loop.receive(connections, source, deadline, self._stall_timeout)
 
     def take(self, endpoint: Endpoint) -> Request | None:
         """Return the next request, for the server only."""
@@ -123,6 +137,99 @@ def test_response_that_comes_in_pieces(serving: Start, beside: bool) -> None:
     caller.receive(beside=beside)
     assert len(caller.responses) == 2
     assert b"".join(caller.pages[0].buffers) == CONTENT
+
+
+@pytest.mark.parametrize("lengths", [[0, *[10] * 600, 0], [0, SIZE], [1] * 3 + [SIZE - 3]])
+def test_buffers_of_any_number_and_length(serving: Start, beside: bool, lengths: list[int]) -> None:
+    caller = Caller(serving(answer(GOOD, GOOD)), lengths=lengths)
+    caller.receive(beside=beside)
+    checksum = page_checksum(KEY, [memoryview(CONTENT)])
+    assert [response.checksum for response in caller.responses] == [checksum] * 2
+    assert b"".join(caller.pages[0].buffers) == CONTENT
+
+
+def test_buffers_are_free_again(serving: Start, beside: bool) -> None:
+    """Whoever owns the memory can unmap it: nothing points to it any more."""
+    caller = Caller(serving(answer(GOOD, GOOD[:-1])), stall_timeout=0.2)
+    with pytest.raises(StallError):
+        caller.receive(beside=beside)
+    for buffer in caller.pages[0].buffers:
+        buffer.release()
+
+
+def test_buffer_that_cannot_be_written(serving: Start, beside: bool) -> None:
+    caller = Caller(serving(answer(GOOD)))
+    caller.requests = iter([Request(0, Page(KEY, (memoryview(bytes(SIZE)),)), b"GET / ")])
+    with pytest.raises(BufferError):
+        caller.receive(beside=beside)
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_signal_in_the_middle(serving: Start, beside: bool, end: bool) -> None:
+    met = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        met.set()
+        if end:
+            raise KeyboardInterrupt
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(1000)
+        sock.sendall(GOOD[:1000])
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        met.wait()
+        sock.sendall(GOOD[1000:])
+        answer(GOOD)(sock)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        caller = Caller(serving(serve))
+        with pytest.raises(KeyboardInterrupt) if end else nullcontext():
+            caller.receive(beside=beside)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(caller.responses) == (0 if end else 2)
+
+
+def test_signals_again_and_again_hide_no_stall(serving: Start, beside: bool) -> None:
+    end = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        end.wait(30)
+
+    caller = Caller(serving(serve), stall_timeout=0.5)
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with pytest.raises(StallError):
+            caller.receive(beside=beside, seconds=30)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        end.set()
+
+
+class InterruptedTransport:
+    """Like one of TLS, which the loop calls; interrupted as it is."""
+
+    def __init__(self, plain: PlainTransport) -> None:
+        self._plain = plain
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._plain, name)
+
+    def receive_now(self, buffers: Sequence[memoryview]) -> int:
+        raise KeyboardInterrupt
+
+
+def test_interrupt_within_tls(serving: Start, beside: bool) -> None:
+    caller = Caller(serving(answer(GOOD)))
+    caller.connection.transport = InterruptedTransport(  # type: ignore[assignment]
+        PlainTransport(caller.sock)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        caller.receive(beside=beside)
+    assert caller.responses == []
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,31 @@
-"""Many objects read at once, as long as each of them is as it should be."""
+"""Many objects read at once, as long as each of them is as it should be.
+
+Needs the compiled `loop`; where there is none, whoever calls reads them one by one.
+"""
 
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
-from urllib.parse import quote
 
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.client import NO_FIELDS
+from memkv_sglang.tiers.minio.bulk.base import Response, Source
+from memkv_sglang.tiers.minio.bulk.requests import Requests
 from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.endpoints import Endpoint
 from memkv_sglang.tiers.minio.errors import TransferError
-from memkv_sglang.tiers.minio.lanes import Request, Response, Source, receive
 from memkv_sglang.tiers.minio.pool import ConnectionPool, Server
 from memkv_sglang.tiers.minio.signing import Signer
 
-logger = logging.getLogger(__name__)
+# WHY_NOT tells why there is no loop, so that nothing is read by it; it is empty if there is one.
+try:
+    from memkv_sglang.tiers.minio.bulk import loop
+except ImportError as error:  # there was no compiler
+    WHY_NOT = str(error)
+else:
+    WHY_NOT = ""
 
-WRITTEN_AT_ONCE = 16
-"""Requests that are written in a row at most."""
+logger = logging.getLogger(__name__)
 
 
 class BulkAnswer(NamedTuple):
@@ -57,7 +61,7 @@ class BulkReader:
         `deadline` at most.
         """
         responses: list[Response] = []
-        if not objects or not self._busy.acquire(blocking=False):
+        if WHY_NOT or not objects or not self._busy.acquire(blocking=False):
             return BulkAnswer(responses, None)
         lent: list[tuple[Server, Connection]] = []
         try:
@@ -78,7 +82,7 @@ class BulkReader:
     def _receive(
         self,
         connections: list[Connection],
-        requests: "Requests",
+        requests: Requests,
         responses: list[Response],
         deadline: float,
     ) -> None:
@@ -87,7 +91,7 @@ class BulkReader:
 
         def work(share: list[Connection]) -> None:
             try:
-                receive(share, source, deadline, self._pool.stall_timeout)
+                loop.receive(share, source, deadline, self._pool.stall_timeout)
             except BaseException as error:
                 requests.stop()
                 failures.append(error)
@@ -110,45 +114,3 @@ class BulkReader:
                 helper.join()
         if failures:
             raise failures[0]
-
-
-class Requests:
-    """The requests of one call in order, written a few at a time. Thread-safe."""
-
-    def __init__(
-        self, signer: Signer, objects: Sequence[tuple[str, Page]], deadline: float
-    ) -> None:
-        self._signer = signer
-        self._credentials = signer.credentials(deadline)
-        self._objects = enumerate(objects)
-        self._left = len(objects)
-        self._written: dict[Endpoint, deque[Request]] = {}
-        self._lock = threading.Lock()
-
-    def take(self, endpoint: Endpoint) -> Request | None:
-        """Return the next request for a server."""
-        with self._lock:
-            written = self._written.setdefault(endpoint, deque())
-            if not written:
-                written += self._write(endpoint)
-            return written.popleft() if written else None
-
-    def stop(self) -> None:
-        """Have no more requests."""
-        with self._lock:
-            self._objects = enumerate(())
-            self._written.clear()
-
-    def _write(self, endpoint: Endpoint) -> list[Request]:
-        """Write some, fewer towards the end, so that the servers have as much to do each."""
-        count = min(max(self._left // 4, 1), WRITTEN_AT_ONCE)
-        found = list(islice(self._objects, count))
-        self._left -= len(found)
-        return [
-            Request(number, page, self._head(endpoint, quote(name)))
-            for number, (name, page) in found
-        ]
-
-    def _head(self, endpoint: Endpoint, path: str) -> bytes:
-        target = endpoint.base_path + path
-        return self._signer.head(self._credentials, "GET", endpoint, target, NO_FIELDS)

@@ -1,0 +1,15 @@
+from collections.abc import Sequence
+
+from memkv_sglang.tiers.minio.bulk.base import Source
+from memkv_sglang.tiers.minio.connection import Connection
+
+def receive(
+    connections: Sequence[Connection], source: Source, deadline: float, stall_timeout: float
+) -> None:
+    """Send requests and receive responses until there are no more.
+
+    A response that is anything but an object of the right length is not delivered, and its
+    connection closed where it is not sure to be in step. Blocks until `deadline` at most. Raises
+    `OutOfTimeError`, or `StallError` once nothing has moved on any connection for `stall_timeout`
+    seconds, and closes those that still had a request under way.
+    """
