@@ -64,6 +64,7 @@ class Caller:
         source = Source(self.take, self._stop, self.responses.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
+        theirs.shutdown(socket.SHUT_WR)  # which is none of our business while nothing is asked
         with ours, theirs:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
             connections = [self.connection, idle] if beside else [self.connection]
@@ -139,7 +140,7 @@ def test_response_that_comes_in_pieces(serving: Start, beside: bool) -> None:
     assert b"".join(caller.pages[0].buffers) == CONTENT
 
 
-@pytest.mark.parametrize("lengths", [[0, *[10] * 600, 0], [0, SIZE], [1] * 3 + [SIZE - 3]])
+@pytest.mark.parametrize("lengths", [[0, *[1] * SIZE, 0], [0, SIZE], [1] * 3 + [SIZE - 3]])
 def test_buffers_of_any_number_and_length(serving: Start, beside: bool, lengths: list[int]) -> None:
     caller = Caller(serving(answer(GOOD, GOOD)), lengths=lengths)
     caller.receive(beside=beside)
@@ -164,6 +165,19 @@ def test_buffer_that_cannot_be_written(serving: Start, beside: bool) -> None:
         caller.receive(beside=beside)
 
 
+@pytest.mark.parametrize("more", [b"a", GOOD])
+def test_more_than_a_small_page(serving: Start, beside: bool, more: bytes) -> None:
+    """All of it comes with the head; nothing is written behind the page."""
+    memory = memoryview(bytearray(SIZE))
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + bytes(range(1, 11)) + more
+    caller = Caller(serving(answer(response)))
+    caller.requests = iter([Request(0, Page(KEY, (memory[:4], memory[4:10])), b"GET / ")])
+    caller.receive(beside=beside)
+    assert caller.responses == []
+    assert not caller.connection.reusable
+    assert not any(memory[10:])
+
+
 @pytest.mark.parametrize("end", [False, True])
 def test_signal_in_the_middle(serving: Start, beside: bool, end: bool) -> None:
     met = threading.Event()
@@ -181,7 +195,7 @@ def test_signal_in_the_middle(serving: Start, beside: bool, end: bool) -> None:
         sock.sendall(GOOD[1000:])
         answer(GOOD)(sock)
 
-    before = signal.signal(signal.SIGUSR1, handle)
+    before, begin = signal.signal(signal.SIGUSR1, handle), time.monotonic()
     try:
         caller = Caller(serving(serve))
         with pytest.raises(KeyboardInterrupt) if end else nullcontext():
@@ -189,6 +203,7 @@ def test_signal_in_the_middle(serving: Start, beside: bool, end: bool) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(caller.responses) == (0 if end else 2)
+    assert time.monotonic() - begin < 10  # of the 20 s after which the server has stalled
 
 
 def test_signals_again_and_again_hide_no_stall(serving: Start, beside: bool) -> None:

@@ -279,9 +279,7 @@ cdef Event _receive(Stream *stream) noexcept nogil:
     while stream.head_size == 0:
         room.iov_base = stream.head + stream.received
         room.iov_len = HEAD_ROOM - stream.received
-        if room.iov_len == 0:
-            return ODD
-        count = _take(stream, &room, 1)
+        count = _take(stream, &room, 1)  # 0 for a head that has no end, too
         if count <= 0:
             return WAITS if count == NOTHING else ODD
         stream.received += count
