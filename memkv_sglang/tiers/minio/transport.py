@@ -45,11 +45,9 @@ class Transport(Protocol):
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         """Receive what is there into the buffers in order; 0 at the end.
 
-        Does not block: raises `BlockingIOError` where there is nothing.
+        Does not block: raises `BlockingIOError` where there is nothing. When it leaves room in the
+        first buffer, a poll of the descriptor tells of all that is still to come.
         """
-
-    def holds_more(self) -> bool:
-        """Tell whether there is something to receive that no poll of the descriptor tells of."""
 
     def quiet(self) -> bool:
         """Tell whether the peer has neither sent anything unread nor closed; does not block."""
@@ -120,10 +118,6 @@ class PlainTransport:
         """Receive with one system call."""
         return self._socket.recvmsg_into(buffers[:IOV_LIMIT], 0, socket.MSG_DONTWAIT)[0]
 
-    def holds_more(self) -> bool:
-        """Return False: the kernel tells of everything."""
-        return False
-
     def quiet(self) -> bool:
         """Poll."""
         return not self._poll.poll(0)
@@ -182,10 +176,6 @@ class TlsTransport:
             if count == 0:
                 raise BlockingIOError from None
         return count
-
-    def holds_more(self) -> bool:
-        """Tell of what is decrypted already."""
-        return self._socket.pending() > 0
 
     def quiet(self) -> bool:
         """Poll below TLS: what comes between two responses is its end, or nothing to rely on."""
