@@ -7,41 +7,46 @@ Elsewhere the project is installed without: pages are then read from MinIO one b
 import shutil
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-MODULE = "memkv_sglang.tiers.minio.bulk.loop"
+PACKAGE = "memkv_sglang.tiers.minio.bulk"
+MODULES = ("loop", "xxh3")
 
 
 class CompileLoop(BuildHookInterface):
-    """Builds the extension beside its source, and says so to the wheel."""
+    """Builds the extensions beside their sources, and says so to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a failure is told, and no more. What an older source gave goes in any case."""
-        source = Path(self.root, *MODULE.split(".")).with_suffix(".pyx")
-        built = source.with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
+        """Compile; a failure is told, and no more. What older sources gave goes in any case."""
+        folder = Path(self.root, *PACKAGE.split("."))
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        targets = [folder / f"{module}{suffix}" for module in MODULES]
         try:
-            built.unlink(missing_ok=True)
-            with tempfile.TemporaryDirectory() as folder:
-                shutil.copy(_compile(source, folder), built)
+            for target in targets:
+                target.unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory() as scratch:
+                for built, target in zip(_compile(folder, scratch), targets, strict=True):
+                    shutil.copy(built, target)
         except Exception as error:
-            self.app.display_warning(f"{source} was not compiled: {error}")
+            self.app.display_warning(f"{folder} was not compiled: {error}")
             return
-        build_data["artifacts"].append(str(built.relative_to(self.root)))
+        build_data["artifacts"] += [str(target.relative_to(self.root)) for target in targets]
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
 
-def _compile(source: Path, folder: str) -> Path:
+def _compile(folder: Path, scratch: str) -> Sequence[Path]:
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
-    extension = Extension(MODULE, [str(source)])
-    modules = cythonize(extension, build_dir=folder, language_level=3, quiet=True)
+    extensions = [Extension(f"{PACKAGE}.{name}", [str(folder / f"{name}.pyx")]) for name in MODULES]
+    modules = cythonize(extensions, build_dir=scratch, language_level=3, quiet=True)
     command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    command.build_lib = command.build_temp = folder
+    command.build_lib = command.build_temp = scratch
     command.ensure_finalized()
     command.run()
-    return Path(command.get_ext_fullpath(MODULE))
+    return [Path(command.get_ext_fullpath(extension.name)) for extension in extensions]

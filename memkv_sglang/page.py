@@ -64,13 +64,12 @@ def page_checksum(key: PageKey, buffers: Iterable[memoryview]) -> bytes:
 
     The seed makes the checksum fail as well for intact content that is stored under another key.
     """
-    hasher = page_hasher(key)
+    hasher = xxhash.xxh3_128(seed=checksum_seed(key))
     for buffer in buffers:
         hasher.update(buffer)
     return hasher.digest()
 
 
-def page_hasher(key: PageKey) -> xxhash.xxh3_128:
-    """Return what makes a page's checksum of its content, piece by piece."""
-    seed = int.from_bytes(key.namespace[:8], "little") ^ int.from_bytes(key.hash[:8], "little")
-    return xxhash.xxh3_128(seed=seed)
+def checksum_seed(key: PageKey) -> int:
+    """Return the seed of a page's checksum, 64 bits."""
+    return int.from_bytes(key.namespace[:8], "little") ^ int.from_bytes(key.hash[:8], "little")

@@ -351,7 +351,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     connections: Annotated[
         int,
         Meta(ge=1, le=256, description="Pages in flight, one connection each."),
-    ] = 6
+    ] = 8
     connect_timeout: Annotated[
         float,
         Meta(

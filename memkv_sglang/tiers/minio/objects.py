@@ -19,6 +19,7 @@ _FORMAT_VERSION = b"%d" % FORMAT_VERSION
 FORMAT = "x-amz-meta-memkv-format"
 LENGTH = "x-amz-meta-memkv-length"
 CHECKSUM = "x-amz-meta-memkv-checksum"
+_OWN_FIELD = b"\r\nx-amz-meta-memkv-"
 
 SSE = "x-amz-server-side-encryption"
 SSE_KMS_KEY = "x-amz-server-side-encryption-aws-kms-key-id"
@@ -106,6 +107,20 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
 def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
     """Tell whether it is the checksum of what was received that was stored with the page."""
     return head.field(CHECKSUM.encode()) == checksum.hex().encode()
+
+
+def is_plainly(page: Page, head: bytes, checksum: bytes) -> bool:
+    """Tell whether a response is the page as `page_fields` stored it; False may be a yes, too.
+
+    A fifth of the time of taking the head apart, for the many that are as they should be.
+    """
+    lower = head.lower()
+    return (
+        lower.count(_OWN_FIELD) == 3
+        and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in lower
+        and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in lower
+        and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in lower
+    )
 
 
 def server_side_encryption(config: MinioConfig) -> dict[str, str]:

@@ -26,6 +26,7 @@ from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
     checksum_matches,
+    is_plainly,
     metadata_mismatch,
     page_fields,
 )
@@ -104,6 +105,8 @@ class PageTransfers(NamedTuple):
         return FetchedPages(loaded, faults, failure)
 
     def _judge(self, page: Page, response: Response) -> _Fault | None:
+        if self.noted() is None and is_plainly(page, response.head, response.checksum):
+            return None
         head = parse_head(response.head)
         if mismatch := self.form.check(head) or metadata_mismatch(head, page):
             return _Fault(mismatch, head.field(b"etag"))

@@ -2,13 +2,13 @@
 
 Between two pages the caches are full of page bytes, and a line of Python costs several times what
 it costs in a row. So this is compiled, requests are written before, and heads judged after
-(`reader`). Between the first byte of an object and its last, the interpreter's lock is taken for
-checksums only, and for what TLS decrypts.
+(`reader`). Between the first byte of an object and its last, the interpreter's lock is taken only
+for what TLS decrypts.
 """
 
 import time
 
-from cpython.buffer cimport PyBUF_READ, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -18,7 +18,9 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from memkv_sglang.page import page_hasher
+from memkv_sglang.tiers.minio.bulk cimport xxh3
+
+from memkv_sglang.page import checksum_seed
 from memkv_sglang.tiers.minio.bulk.base import Response
 from memkv_sglang.tiers.minio.errors import (
     OutOfTimeError,
@@ -79,6 +81,7 @@ cdef struct Stream:  # one connection, and the response that comes from it
     size_t left  # bytes of the body that are missing
     iovec *pieces  # of memory for them
     size_t count
+    void *checksum  # of what came of the body
     char head[HEAD_ROOM]  # and what came of the body with it
 
 
@@ -177,7 +180,7 @@ cdef class _Lanes:
 cdef class _Lane:
     """One connection with one request under way."""
 
-    cdef object connection, transport, request, hasher
+    cdef object connection, transport, request
     cdef BaseException error  # that came where nobody could be told
     cdef Stream stream
     cdef iovec *pieces
@@ -190,9 +193,12 @@ cdef class _Lane:
         self.stream.fd = self.transport.fileno
         self.stream.lane = <PyObject *>self
         self.stream.plain = isinstance(self.transport, PlainTransport)
+        self.stream.checksum = xxh3.new_state()
 
     def __dealloc__(self):
         self._release()
+        if self.stream.checksum != NULL:
+            xxh3.free_state(self.stream.checksum)
         PyMem_Free(self.views)
         PyMem_Free(self.pieces)
 
@@ -217,7 +223,7 @@ cdef class _Lane:
         if self.request is None:
             return False
         self._hold(self.request.page.buffers)
-        self.hasher = page_hasher(self.request.page.key)
+        xxh3.reset(self.stream.checksum, checksum_seed(self.request.page.key))
         self.stream.received = self.stream.head_size = 0
         if not self.connection.quiet():
             raise ProtocolError("more than was asked for")
@@ -229,7 +235,7 @@ cdef class _Lane:
         self._release()
         if event == ODD:
             self._judge(head)
-        source.deliver(Response(self.request.number, head, self.hasher.digest()))
+        source.deliver(Response(self.request.number, head, xxh3.digest(self.stream.checksum)))
 
     cdef _judge(self, bytes head):
         """Raise `StatusError` for a refusal that was read to its end, else `ProtocolError`."""
@@ -340,31 +346,17 @@ cdef bint _frames(Stream *stream) noexcept nogil:
 
 
 cdef void _advance(Stream *stream, size_t count) noexcept nogil:
-    """Go on behind the first bytes of what was missing."""
-    _hash(stream, count)
+    """Hash the first bytes of what was missing while caches hold them, go on behind them."""
     stream.left -= count
     while stream.count and count >= stream.pieces.iov_len:
+        xxh3.update(stream.checksum, stream.pieces.iov_base, stream.pieces.iov_len)
         count -= stream.pieces.iov_len
         stream.pieces += 1
         stream.count -= 1
     if count:
+        xxh3.update(stream.checksum, stream.pieces.iov_base, count)
         stream.pieces.iov_base = <char *>stream.pieces.iov_base + count
         stream.pieces.iov_len -= count
-
-
-cdef void _hash(Stream *stream, size_t count) noexcept with gil:
-    """Hash those bytes while caches hold them."""
-    cdef iovec *piece = stream.pieces
-    cdef size_t size
-    lane = <_Lane>stream.lane
-    try:
-        while count:
-            size = min(count, piece.iov_len)
-            lane.hasher.update(PyMemoryView_FromMemory(<char *>piece.iov_base, size, PyBUF_READ))
-            count -= size
-            piece += 1
-    except BaseException as error:
-        lane.error = error
 
 
 cdef ssize_t _take(Stream *stream, iovec *pieces, size_t count) noexcept nogil:

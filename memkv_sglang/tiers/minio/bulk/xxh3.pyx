@@ -1,0 +1,69 @@
+"""See xxh3.pxd. The functions are those of the xxHash library inside the `xxhash` package.
+
+Its extension exports them (stable since xxHash 0.8). Through its Python objects each piece would
+take the interpreter's lock, for which several receiving threads then queue.
+"""
+
+import ctypes
+
+from xxhash import _xxhash
+
+
+cdef struct Checksum:  # XXH128_hash_t
+    unsigned long long low, high
+
+cdef void *(*_create)() noexcept nogil
+cdef int (*_free)(void *) noexcept nogil
+cdef int (*_reset)(void *, unsigned long long) noexcept nogil
+cdef int (*_update)(void *, const void *, size_t) noexcept nogil
+cdef Checksum (*_digest)(const void *) noexcept nogil
+cdef void (*_canonical)(unsigned char *, Checksum) noexcept nogil
+
+
+cdef void *_function(library, str name) except NULL:
+    # What is called `dispatch` picks the vector instructions that this processor has.
+    for exported in (f"{name}_dispatch", name):
+        if hasattr(library, exported):
+            pointer = ctypes.cast(getattr(library, exported), ctypes.c_void_p)
+            return <void *><size_t>pointer.value
+    raise ImportError(f"the xxhash package does not export {name}")
+
+
+_library = ctypes.CDLL(_xxhash.__file__)
+_create = <void *(*)() noexcept nogil>_function(_library, "XXH3_createState")
+_free = <int (*)(void *) noexcept nogil>_function(_library, "XXH3_freeState")
+_reset = <int (*)(void *, unsigned long long) noexcept nogil>_function(
+    _library, "XXH3_128bits_reset_withSeed"
+)
+_update = <int (*)(void *, const void *, size_t) noexcept nogil>_function(
+    _library, "XXH3_128bits_update"
+)
+_digest = <Checksum (*)(const void *) noexcept nogil>_function(_library, "XXH3_128bits_digest")
+_canonical = <void (*)(unsigned char *, Checksum) noexcept nogil>_function(
+    _library, "XXH128_canonicalFromHash"
+)
+
+
+cdef void *new_state() except NULL:
+    state = _create()
+    if state == NULL:
+        raise MemoryError
+    return state
+
+
+cdef void free_state(void *state) noexcept nogil:
+    _free(state)
+
+
+cdef void reset(void *state, unsigned long long seed) noexcept nogil:
+    _reset(state, seed)
+
+
+cdef void update(void *state, const void *data, size_t length) noexcept nogil:
+    _update(state, data, length)
+
+
+cdef bytes digest(void *state):
+    cdef unsigned char canonical[16]
+    _canonical(canonical, _digest(state))
+    return canonical[:16]

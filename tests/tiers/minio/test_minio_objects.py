@@ -1,0 +1,53 @@
+"""The short look at a response says yes only to what the long one finds no fault with."""
+
+import pytest
+
+from memkv_sglang.page import page_checksum
+from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.tiers.minio.objects import CHECKSUM, FORMAT, LENGTH, is_plainly, page_fields
+
+[KEY] = make_chain(make_namespace(page_bytes=4096), 1).keys()
+PAGE = make_page(KEY, (1024, 3072), filled=True)
+SUM = page_checksum(KEY, PAGE.buffers)
+
+
+def head(**changed: str) -> bytes:
+    """Return the head of a response for the page, with fields changed; an empty one is left out."""
+    fields = {"Server": "MinIO", **page_fields(PAGE)} | {
+        {"format": FORMAT, "length": LENGTH, "checksum": CHECKSUM}[name]: value
+        for name, value in changed.items()
+    }
+    lines = [f"{name}: {value}\r\n" for name, value in fields.items() if value]
+    return "".join(["HTTP/1.1 200 OK\r\n", *lines, "Date: now\r\n"]).encode()
+
+
+@pytest.mark.parametrize("response", [head(), head().title(), head().replace(b"x-amz", b"X-Amz")])
+def test_response_as_it_should_be(response: bytes) -> None:
+    assert is_plainly(PAGE, response, SUM)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        head(format="2"),
+        head(format="11"),
+        head(length="4095"),
+        head(length="40960"),
+        head(length=""),
+        head(checksum=SUM.hex()[:-1]),
+        head(checksum=SUM.hex() + "0"),
+        head(checksum=bytes(16).hex()),
+        head(checksum=""),
+        head() + f"{FORMAT}: 1\r\n".encode(),
+        head() + f"{CHECKSUM}: {bytes(16).hex()}\r\n".encode(),
+        head() + b"x-amz-meta-memkv-key: named\r\n",
+        head(format="") + b"x-amz-meta-memkv-key: named\r\n",
+        b"",
+    ],
+)
+def test_response_that_needs_a_longer_look(response: bytes) -> None:
+    assert not is_plainly(PAGE, response, SUM)
+
+
+def test_content_that_is_not_what_was_stored() -> None:
+    assert not is_plainly(PAGE, head(), bytes(16))
