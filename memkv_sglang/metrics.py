@@ -1,6 +1,10 @@
 """Every metric the agent exposes, by name, in one place."""
 
+from collections.abc import Callable, Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Seconds; from an index lookup to the deadline of a batch."""
@@ -112,3 +116,21 @@ class Metrics:
             "How long this node's last collection took",
             registry=registry,
         )
+
+
+class TierEvents(Collector):
+    """What a tier counts itself, as `memkv_tier_events_total`: faults by kind, round trips, ..."""
+
+    def __init__(self, tier: str, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Read `counts`, by the event's name, whenever the metrics are read."""
+        self._tier = tier
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the events that have happened."""
+        family = CounterMetricFamily(
+            "memkv_tier_events", "Faults and other events of a tier", labels=["tier", "event"]
+        )
+        for event, count in self._counts().items():
+            family.add_metric([self._tier, event], count)
+        yield family

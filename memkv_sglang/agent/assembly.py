@@ -9,7 +9,7 @@ from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.pins import PinWatcher
-from memkv_sglang.metrics import Metrics
+from memkv_sglang.metrics import Metrics, TierEvents
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
@@ -31,7 +31,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
     metrics = Metrics(registry)
     nvme = _nvme(config, metrics) if config.nvme.directory else None
     try:
-        minio = _minio(config, metrics) if config.minio.endpoint else None
+        minio = _minio(config, metrics, registry) if config.minio.endpoint else None
     except BaseException:
         if nvme is not None:
             nvme.close()
@@ -68,9 +68,10 @@ def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | None":
         return None
 
 
-def _minio(config: Config, metrics: Metrics) -> "MinioTier":
+def _minio(config: Config, metrics: Metrics, registry: CollectorRegistry) -> "MinioTier":
     from memkv_sglang.tiers.minio import MinioTier
 
     tier = MinioTier(config.minio)
+    registry.register(TierEvents(tier.name, tier.telemetry.counts))
     tier.keep_limits(config.collector, metrics)
     return tier

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -16,7 +17,7 @@ from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
 from memkv_sglang.testing.conformance import spill
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
-from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 
 CHAIN = make_chain(make_namespace(), 3)
@@ -93,3 +94,16 @@ def test_a_read_only_file_system_is_a_broken_disk(
     check_environment(LoadedConfig(config, {}))
     build_engine(config, CollectorRegistry()).close(drain=0)
     assert [record.message for record in caplog.records].count("nvme left out") == 1
+
+
+def test_faults_of_minio_are_counted_by_their_kind(minio_config: MinioConfig) -> None:
+    nobody = msgspec.structs.replace(minio_config, secret_key="not the secret")
+    registry = CollectorRegistry()
+    engine = build_engine(Config(minio=nobody), registry)
+    pages = [make_page(key, (4096, 4096), filled=False) for key in CHAIN.keys()]
+    assert engine.load(pages)[0].result is not LoadResult.LOADED
+    labels = {"tier": "minio", "event": "is_not_usable"}
+    count = registry.get_sample_value("memkv_tier_events_total", labels)
+    assert count is not None
+    assert count >= 1
+    engine.close(drain=0)
