@@ -8,7 +8,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal, NamedTuple, Self
 
@@ -168,9 +167,10 @@ class HttpFaultProxy:
                 sink.sendall(piece[:half])
                 self._cut(client, fault)
                 piece = piece[half:]
-            if fault.rate and self.fault is fault:
+            if fault.rate:
                 with self._line:
-                    time.sleep(len(piece) / fault.rate)
+                    if self.fault is fault:  # still, after those before it
+                        self._closed.wait(len(piece) / fault.rate)
             sink.sendall(piece)
 
     def _cut(self, client: socket.socket, fault: HttpFault) -> None:

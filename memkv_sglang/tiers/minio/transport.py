@@ -6,12 +6,19 @@ import ssl
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from memkv_sglang.tiers.minio.addresses import Address
 
 IOV_LIMIT = 512
 """Buffers for one system call; the kernel takes at most 1024."""
+
+TLS_WINDOW = 4 << 20
+"""Bytes of a TLS connection's receive buffer, where the system allows that many."""
+
+_WINDOW_LIMIT = Path("/proc/sys/net/core/rmem_max")
 
 TLS_CHUNK = 256 << 10
 """Bytes for one TLS write, so that a slow but moving transfer is not taken for a stalled one."""
@@ -209,10 +216,21 @@ def connect(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is None:
             return PlainTransport(sock)
+        _widen(sock)
         return TlsTransport(context.wrap_socket(sock, server_hostname=host))
     except BaseException:
         sock.close()
         raise
+
+
+def _widen(sock: socket.socket) -> None:
+    """Ask for the receive buffer that the kernel gives by itself to whoever reads much at once.
+
+    TLS reads a record of 16 KiB at a time. Below the system's limit the kernel's choice is better.
+    """
+    with suppress(OSError):
+        if int(_WINDOW_LIMIT.read_text()) >= TLS_WINDOW:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TLS_WINDOW)
 
 
 def _connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
