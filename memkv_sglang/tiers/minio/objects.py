@@ -109,17 +109,16 @@ def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
     return head.field(CHECKSUM.encode()) == checksum.hex().encode()
 
 
-def is_plainly(page: Page, head: bytes, checksum: bytes) -> bool:
+def is_plainly(page: Page, head: ResponseHead, checksum: bytes) -> bool:
     """Tell whether a response is the page as `page_fields` stored it; False may be a yes, too.
 
-    A fifth of the time of taking the head apart, for the many that are as they should be.
+    A short look for the many that are as they should be.
     """
-    lower = head.lower()
     return (
-        lower.count(_OWN_FIELD) == 3
-        and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in lower
-        and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in lower
-        and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in lower
+        head.lower.count(_OWN_FIELD) == 3
+        and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in head.lower
+        and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in head.lower
+        and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in head.lower
     )
 
 

@@ -31,7 +31,7 @@ from memkv_sglang.tiers.minio.objects import (
     page_fields,
 )
 from memkv_sglang.tiers.minio.telemetry import Telemetry
-from memkv_sglang.tiers.minio.wire import ResponseHead, parse_head
+from memkv_sglang.tiers.minio.wire import ResponseHead, framed_head, parse_head
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
 """Answers to the copy of an object that is not, or no longer, the one that was read."""
@@ -105,16 +105,21 @@ class PageTransfers(NamedTuple):
         return FetchedPages(loaded, faults, failure)
 
     def _judge(self, page: Page, response: Response) -> _Fault | None:
-        if self.noted() is None and is_plainly(page, response.head, response.checksum):
+        head = framed_head(response.head, page.length)
+        if is_plainly(page, head, response.checksum):
+            self._take_note(page, head)
             return None
         head = parse_head(response.head)
         if mismatch := self.form.check(head) or metadata_mismatch(head, page):
             return _Fault(mismatch, head.field(b"etag"))
-        if (noted := self.noted()) is not None:
-            noted.saw(page.key, head)
+        self._take_note(page, head)
         if checksum_matches(head, response.checksum):
             return None
         return _Fault("checksum", head.field(b"etag"), response.checksum)
+
+    def _take_note(self, page: Page, head: ResponseHead) -> None:
+        if (noted := self.noted()) is not None:
+            noted.saw(page.key, head)
 
     def fetch(
         self,
@@ -167,8 +172,7 @@ class PageTransfers(NamedTuple):
         if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
             return _Fault(mismatch, head.field(b"etag"))
         connection.receive_body(stored.buffers, deadline)
-        if (noted := self.noted()) is not None:
-            noted.saw(page.key, head)
+        self._take_note(page, head)
         reason: str | None = "checksum"
         if checksum_matches(head, page_checksum(stored.key, stored.buffers)):
             reason = self.form.restore(head, stored, page)

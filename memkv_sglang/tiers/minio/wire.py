@@ -51,6 +51,11 @@ def parse_head(head: bytes) -> ResponseHead:
     return ResponseHead(status, _length(status, lower), keep_alive, lower, head)
 
 
+def framed_head(head: bytes, length: int) -> ResponseHead:
+    """Return the head of a response that was seen to be a whole object of this length."""
+    return ResponseHead(200, length, True, head.lower(), head)
+
+
 def _length(status: int, lower: bytes) -> int:
     value = _field(lower, b"content-length")
     if value is None:
