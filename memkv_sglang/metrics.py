@@ -119,7 +119,10 @@ class Metrics:
 
 
 class TierEvents(Collector):
-    """What a tier counts itself, as `memkv_tier_events_total`: faults by kind, round trips, ..."""
+    """What a tier counts itself, as `memkv_tier_events_total`: faults by kind, lookups' rounds, ...
+
+    An event is there from the first time it happens.
+    """
 
     def __init__(self, tier: str, counts: Callable[[], Mapping[str, int]]) -> None:
         """Read `counts`, by the event's name, whenever the metrics are read."""

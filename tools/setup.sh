@@ -39,7 +39,7 @@ echo "setup: installing locked dependencies (SGLang among them: about 7 GB)"
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --refresh-package sglang-memkv \
   -e . -e cpu-platform
 "$VENV/bin/python" -c "import memkv_sglang.tiers.minio.bulk.loop" 2>/dev/null || cat >&2 <<'TEXT'
-setup: the loop that loads from MinIO was not compiled; all works, with more CPU a page. For a C
+setup: no compiled loop loads from MinIO (memkv doctor says why); all works, with more CPU a page. For a C
 setup: compiler with Python's headers: apt-get install gcc python3-dev, then make --always-make setup
 TEXT
 PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare

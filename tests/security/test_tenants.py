@@ -46,9 +46,9 @@ class Cost:
 
     def of(self, chain: Chain) -> tuple[Lookup, list[int], int]:
         self._asked.clear()
-        before = self._tier.telemetry.counts().get("round_trips", 0)
+        before = self._tier.telemetry.counts().get("lookup_round_trips", 0)
         found = self._tier.lookup(chain, soon())
-        trips = self._tier.telemetry.counts().get("round_trips", 0) - before
+        trips = self._tier.telemetry.counts().get("lookup_round_trips", 0) - before
         return found, self._asked.copy(), trips
 
 

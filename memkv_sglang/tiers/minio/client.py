@@ -116,7 +116,7 @@ class ObjectClient:
         """Write all requests, then read all responses."""
         ways = min(self._ways, len(names))
         found = [False] * len(names)
-        self._telemetry.count("round_trips")
+        self._telemetry.count("lookup_round_trips")
         with ExitStack() as lent:
             lanes = [
                 lent.enter_context(self._pool.lend(deadline, fresh=fresh)) for _ in range(ways)

@@ -16,7 +16,7 @@ IOV_LIMIT = 512
 """Buffers for one system call; the kernel takes at most 1024."""
 
 TLS_WINDOW = 4 << 20
-"""Bytes of a TLS connection's receive buffer, where the system allows that many."""
+"""Bytes that a TLS connection asks for as its receive buffer; the kernel doubles them."""
 
 _WINDOW_LIMIT = Path("/proc/sys/net/core/rmem_max")
 
@@ -226,7 +226,8 @@ def connect(
 def _widen(sock: socket.socket) -> None:
     """Ask for the receive buffer that the kernel gives by itself to whoever reads much at once.
 
-    TLS reads a record of 16 KiB at a time. Below the system's limit the kernel's choice is better.
+    It gives little to TLS, which reads a record of 16 KiB at a time. Where the system's limit for
+    what is asked for is lower (212,992 on older kernels) the kernel's own choice is better.
     """
     with suppress(OSError):
         if int(_WINDOW_LIMIT.read_text()) >= TLS_WINDOW:

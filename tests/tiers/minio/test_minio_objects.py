@@ -1,4 +1,4 @@
-"""The short look at a response says yes only to what the long one finds no fault with."""
+"""The short look at a response says yes only to a page that the long one finds no fault with."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def spill(tier: MinioTier, keys: list[PageKey]) -> set[SpillResult]:
 
 
 def round_trips(tier: MinioTier) -> int:
-    return tier.telemetry.counts().get("round_trips", 0)
+    return tier.telemetry.counts().get("lookup_round_trips", 0)
 
 
 def test_what_one_node_spills_the_other_loads(

@@ -20,7 +20,7 @@ from memkv_sglang.tiers.minio.signing import Signer
 # WHY_NOT tells why there is no loop, so that nothing is read by it; it is empty if there is one.
 try:
     from memkv_sglang.tiers.minio.bulk import loop
-except ImportError as error:  # there was no compiler
+except ImportError as error:  # there was no compiler, or no xxhash that exports its functions
     WHY_NOT = str(error)
 else:
     WHY_NOT = ""

@@ -29,7 +29,10 @@ cdef void *_function(library, str name) except NULL:
     raise ImportError(f"the xxhash package does not export {name}")
 
 
-_library = ctypes.CDLL(_xxhash.__file__)
+try:
+    _library = ctypes.CDLL(_xxhash.__file__)
+except (AttributeError, OSError) as error:
+    raise ImportError(f"the xxhash package's extension cannot be opened: {error}") from error
 _create = <void *(*)() noexcept nogil>_function(_library, "XXH3_createState")
 _free = <int (*)(void *) noexcept nogil>_function(_library, "XXH3_freeState")
 _reset = <int (*)(void *, unsigned long long) noexcept nogil>_function(
