@@ -50,6 +50,6 @@ clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: locks/requirements.txt pyproject.toml cpu-platform/pyproject.toml tools/setup.sh \
-  hatch_build.py $(wildcard memkv_sglang/tiers/minio/bulk/*.p[xy]?)
+  hatch_build.py $(wildcard memkv_sglang/tiers/minio/bulk/*.pyx memkv_sglang/tiers/minio/bulk/*.pxd)
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/setup.sh
 	@touch $@

@@ -109,13 +109,13 @@ def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
     return head.field(CHECKSUM.encode()) == checksum.hex().encode()
 
 
-def is_plainly(page: Page, head: ResponseHead, checksum: bytes) -> bool:
-    """Tell whether a response is the page as `page_fields` stored it; False may be a yes, too.
+def plainly_matches(head: ResponseHead, page: Page, checksum: bytes) -> bool:
+    """Tell whether a response's metadata are those of the page and of what was received.
 
-    A short look for the many that are as they should be.
+    A short look for the many that are as they should be: False only asks for a longer one.
     """
     return (
-        head.lower.count(_OWN_FIELD) == 3
+        head.lower.count(_OWN_FIELD) == 3  # none twice, and no other, as of an encrypted page
         and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in head.lower
         and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in head.lower
         and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in head.lower

@@ -26,9 +26,9 @@ from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
     checksum_matches,
-    is_plainly,
     metadata_mismatch,
     page_fields,
+    plainly_matches,
 )
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.wire import ResponseHead, framed_head, parse_head
@@ -106,7 +106,7 @@ class PageTransfers(NamedTuple):
 
     def _judge(self, page: Page, response: Response) -> _Fault | None:
         head = framed_head(response.head, page.length)
-        if is_plainly(page, head, response.checksum):
+        if plainly_matches(head, page, response.checksum):
             self._take_note(page, head)
             return None
         head = parse_head(response.head)

@@ -1,6 +1,8 @@
 """Pages of one call are read at once; what is not as it should be is then read by itself."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.bulk import reader
 from memkv_sglang.tiers.minio.bulk.requests import Requests
 from memkv_sglang.tiers.minio.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
@@ -148,6 +151,26 @@ def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy
     time.sleep(0.3)
     assert then == [bytes(buffer) for page in pages for buffer in page.buffers]
     assert set(load(tier, soon())) == {LoadResult.LOADED}
+
+
+@pytest.mark.skipif(reader.WHY_NOT != "", reason="not compiled: needs a C compiler with headers")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "del _xxhash.__file__",
+        "_xxhash.__file__ = '/nowhere.so'",
+        "_xxhash.__file__ = 'libc.so.6'",
+    ],
+)
+def test_xxhash_that_cannot_be_called_is_a_reason(damage: str) -> None:
+    """And no more than that: the tier is imported, and reads page by page."""
+    program = f"""
+from xxhash import _xxhash
+{damage}
+from memkv_sglang.tiers.minio.bulk.reader import WHY_NOT
+assert "the xxhash package" in WHY_NOT, WHY_NOT
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_several_calls_at_once(tier: MinioTier) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from memkv_sglang.page import page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
-from memkv_sglang.tiers.minio.objects import CHECKSUM, FORMAT, LENGTH, is_plainly, page_fields
+from memkv_sglang.tiers.minio.objects import CHECKSUM, FORMAT, LENGTH, page_fields, plainly_matches
 from memkv_sglang.tiers.minio.wire import framed_head
 
 [KEY] = make_chain(make_namespace(page_bytes=4096), 1).keys()
@@ -24,7 +24,7 @@ def head(**changed: str) -> bytes:
 
 @pytest.mark.parametrize("response", [head(), head().title(), head().replace(b"x-amz", b"X-Amz")])
 def test_response_as_it_should_be(response: bytes) -> None:
-    assert is_plainly(PAGE, framed_head(response, PAGE.length), SUM)
+    assert plainly_matches(framed_head(response, PAGE.length), PAGE, SUM)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_response_as_it_should_be(response: bytes) -> None:
     ],
 )
 def test_response_that_needs_a_longer_look(response: bytes) -> None:
-    assert not is_plainly(PAGE, framed_head(response, PAGE.length), SUM)
+    assert not plainly_matches(framed_head(response, PAGE.length), PAGE, SUM)
 
 
 def test_content_that_is_not_what_was_stored() -> None:
-    assert not is_plainly(PAGE, framed_head(head(), PAGE.length), bytes(16))
+    assert not plainly_matches(framed_head(head(), PAGE.length), PAGE, bytes(16))
