@@ -3,6 +3,7 @@
 import tempfile
 import time
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.peers.base import demand
 from benchmarks.peers.ours import Ours
 from benchmarks.pool import HostPool
-from benchmarks.report import Report
+from benchmarks.report import Measure, Report
 from benchmarks.servers import Minio
 from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.config.schema import GIB, MIB, Config, NvmeConfig
@@ -23,6 +24,8 @@ from memkv_sglang.tiers.minio import MinioTier
 PAGES = 128
 PAUSE = 0.005
 """Seconds between two lookups of the other node."""
+
+SEEN, PUT = "memkv: spill until seen", "PUT directly"
 
 LIMIT = 60.0
 """Seconds until the benchmark gives up."""
@@ -50,22 +53,23 @@ def measure_visible(report: Report, server: Minio, directory: Path, repetitions:
         direct.lookup(make_chain(namespace, 1, "opens the bucket"))
         here.describe(namespace)
 
-        def spill_until_seen(number: int) -> float:
-            return _until_seen(here, there, pool, make_chain(namespace, PAGES, f"seen {number}"))
+        numbers = count()
 
-        def put(number: int) -> float:
-            pages = pool.place(make_chain(namespace, PAGES, f"put {number}").keys())
+        def spill_until_seen() -> float:
+            chain = make_chain(namespace, PAGES, f"seen {next(numbers)}")
+            return _until_seen(here, there, pool, chain)
+
+        def put() -> float:
+            chain = make_chain(namespace, PAGES, f"put {next(numbers)}")
+            pages = pool.place(chain.keys())
             began = time.perf_counter()
             direct.spill(pages)
             return time.perf_counter() - began
 
-        spill_until_seen(-1)  # connections, and the first segment of the disk, are there
-        here.flush(LIMIT)
-        for number in range(repetitions):
-            report.record("visible", "memkv: spill until seen", spill_until_seen(number))
-            here.flush(LIMIT)
-            report.record("visible", "PUT directly", put(number))
-    ratio = report.ratio("visible", "memkv: spill until seen", "PUT directly")
+        spill_until_seen()  # connections, and the first segment of the disk, are there
+        contestants: dict[str, Measure] = {SEEN: spill_until_seen, PUT: put}
+        report.compete("visible", contestants, repetitions)
+    ratio = report.ratio("visible", SEEN, PUT)
     report.figures["spill_visible_over_direct_put"] = ratio
 
 
@@ -73,6 +77,7 @@ def _until_seen(here: Engine, there: Engine, pool: HostPool, chain: Chain) -> fl
     began = time.perf_counter()
     results = here.spill(pool.place(chain.keys()))
     demand(set(results) == {SpillResult.STORED}, "spill")
+    here.flush(LIMIT)  # asking all the while would take of the server's time, which is measured
     while there.lookup(chain).length < PAGES:
         demand(time.perf_counter() - began < LIMIT, "the other node does not see the chain")
         time.sleep(PAUSE)
