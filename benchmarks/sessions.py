@@ -19,15 +19,16 @@ CONTEXT, QUICK_CONTEXT = 16_000, 8_000
 TURN_TOKENS = 48
 """Of a user's (or a tool's) turn; the answer has `ANSWER_TOKENS` more, and both stay."""
 
-SESSIONS = 4
+SESSIONS = 6
 """Conversations in turn: more than the host pool holds, so that each finds itself evicted, as it
 would among many."""
 
-TOP_TIER = 1.5
-"""Contexts that the top tier has room for; SGLang's host pool has room for twice as many."""
+TOP_TIER = 2.5
+"""Contexts that the top tier has room for: those of the requests in flight, so that one can be
+loaded while another is computed. SGLang's host pool has room for twice as many."""
 
 IN_FLIGHT = 2
-"""Requests at a time, so that one can be loaded while another is computed."""
+"""Requests at a time."""
 
 THINK_SECONDS = 60.0
 """From an answer to the next turn: an agent's tools at work, or a user who reads."""
@@ -128,7 +129,7 @@ def run(options: Options) -> Report:
             return Seats(server, (Conversation(f"{name} {i}", context) for i in range(SESSIONS)))
 
         none, pool, ours = seats("none", plain), seats("pool", host), seats("ours", node.server)
-        # Of one context, as the top tier has no room for two; each reads it as if it was its own.
+        # Of one context, so that none is ever evicted; each reads it as if it was its own.
         few = Seats(node.server, (Conversation("few", context, f"{i}") for i in range(IN_FLIGHT)))
         tell(f"computing {SESSIONS} contexts of {context} tokens on each of two servers")
         _at_once([pool.open, ours.open])
