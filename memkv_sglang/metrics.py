@@ -91,6 +91,13 @@ class Metrics:
         )
         self.tier_pages = Gauge("memkv_tier_pages", "Pages held", ["tier"], registry=registry)
         self.tier_bytes = Gauge("memkv_tier_bytes", "Bytes held", ["tier"], registry=registry)
+        self.takes_pages = Gauge(
+            "memkv_tier_takes_pages",
+            "1 while the tier stores new pages; 0 after a failed write, while its directory is not "
+            "at its path, or if it could not be opened",
+            ["tier"],
+            registry=registry,
+        )
         self.evicted = Gauge(
             "memkv_tier_evicted_pages",
             "Pages removed to make room since the start",

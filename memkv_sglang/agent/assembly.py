@@ -58,14 +58,17 @@ def _forget_waiting(nvme: "NvmeTier") -> None:
 def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | None":
     from memkv_sglang.tiers.nvme import NvmeTier
 
+    takes_pages = metrics.takes_pages.labels(NvmeTier.name)
     try:
-        return NvmeTier(config.nvme)
+        tier = NvmeTier(config.nvme)
     except BrokenDiskError as error:
         if not config.minio.endpoint:
             raise
         metrics.errors.labels(NvmeTier.name, "open").inc()
         log.error("nvme left out", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
         return None
+    takes_pages.set_function(lambda: not tier.problem)
+    return tier
 
 
 def _minio(config: Config, metrics: Metrics, registry: CollectorRegistry) -> "MinioTier":

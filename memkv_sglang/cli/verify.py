@@ -85,13 +85,14 @@ def _verify_nvme(
             report = tier.verify(
                 repair, lambda done, total: progress.update(task, completed=done, total=total)
             )
+            if report.disagreements and repair:
+                tier.discard_journal()
     except TierError as error:
         findings.problems.append(f"nvme: cannot be checked: {error}")
         return
     findings.problems.extend(f"nvme: {line}" for line in _problems(report))
     findings.notes.extend(f"nvme: {line}" for line in _notes(report))
     if report.disagreements and repair:
-        (Path(config.directory) / "journal").unlink()
         with _open_nvme(config):
             findings.notes.append("nvme: a new index was made from the pages' footers")
     elif not report.is_clean and not repair:

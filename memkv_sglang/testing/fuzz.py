@@ -20,8 +20,10 @@ from memkv_sglang.page import Buffer, PageKey
 from memkv_sglang.tiers.minio.errors import ProtocolError as HttpError
 from memkv_sglang.tiers.minio.wire import parse_head
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.footer import Footer
 from memkv_sglang.tiers.nvme.journal import (
+    JOURNAL,
     PUT,
     SLOT,
     Journal,
@@ -169,8 +171,9 @@ def _heads(_: Path) -> tuple[list[bytes], Read]:
 
 
 def _journals(directory: Path) -> tuple[list[bytes], Read]:
-    path = directory / "journal"
-    journal = Journal.create(path)
+    path = directory / JOURNAL
+    folder = Folder.at(directory)
+    journal = Journal.create(folder)
     records = [PUT.pack(*KEY, 0, slot, 4096, slot) for slot in range(4)]
     frames = [
         (Kind.PUT, b"".join(records)),
@@ -186,7 +189,7 @@ def _journals(directory: Path) -> tuple[list[bytes], Read]:
     def read(content: bytes) -> bool:
         path.write_bytes(content)
         try:
-            found, size = read_journal(path)
+            found, size = read_journal(folder)
         except JournalDamagedError:
             return False
         # A frame may be missing at the end, where a kill tore it; damage repeats or drops frames
@@ -199,13 +202,15 @@ def _journals(directory: Path) -> tuple[list[bytes], Read]:
 
 
 def _segments(directory: Path) -> tuple[list[bytes], Read]:
-    segment = create_segment(directory, 3, 2 * BLOCK, 2, direct=False)
+    folder = Folder.at(directory)
+    segment = create_segment(folder, 3, 2 * BLOCK, 2, direct=False)
+    name = segment.path.name
     segment.close()
 
     def read(content: bytes) -> bool:
         segment.path.write_bytes(content)
         try:
-            opened = open_segment(segment.path, direct=False)
+            opened = open_segment(folder, name, largest=BLOCK, direct=False)
         except DamagedSegmentError:
             return False
         opened.close()

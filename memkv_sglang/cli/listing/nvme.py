@@ -1,5 +1,6 @@
 """The NVMe directory as its journal tells it; works while an agent holds the directory, too."""
 
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
@@ -8,13 +9,14 @@ from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.journal import (
-    PUT,
     SLOT,
     Frame,
     JournalDamagedError,
     Kind,
     read_journal,
+    read_puts,
 )
 
 _Place = tuple[int, int]
@@ -33,7 +35,16 @@ class NvmeListing:
     def namespaces(self) -> dict[bytes, Namespace | None]:
         """Return the namespaces that are described or have pages."""
         with_pages = dict.fromkeys(key.namespace for key in self._pages)
-        return {**with_pages, **Descriptions(self._directory / "namespaces").read_all()}
+        return {**with_pages, **self._descriptions()}
+
+    def _descriptions(self) -> dict[bytes, Namespace]:
+        try:
+            with closing(Folder.at(self._directory / "namespaces")) as folder:
+                return Descriptions(folder, limit=0).read_all()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise TierError(f"cannot read the descriptions ({error})") from None
 
     def pages(self, namespace: bytes) -> list[StoredPage]:
         """Return every page of a namespace."""
@@ -48,7 +59,8 @@ class NvmeListing:
         if not self._directory.exists():
             return {}
         try:
-            frames, _ = read_journal(self._directory / "journal")
+            with closing(Folder.at(self._directory)) as folder:
+                frames, _ = read_journal(folder)
         except (JournalDamagedError, OSError) as error:
             raise TierError(
                 f"the journal of {self._directory} {error}; the next start of the agent, or "
@@ -62,9 +74,8 @@ def _replay(frames: list[Frame]) -> dict[PageKey, StoredPage]:
     keys: dict[_Place, PageKey] = {}
     for kind, payload in frames:
         if kind == Kind.PUT:
-            for namespace, page_hash, segment, slot, length, _tick in PUT.iter_unpack(payload):
+            for key, segment, slot, length, _tick in read_puts(payload):
                 _free(pages, keys, (segment, slot))
-                key = PageKey(namespace, page_hash)
                 keys[segment, slot] = key
                 pages[key] = StoredPage(key, length, slot_name(segment, slot))
         elif kind == Kind.FREE:

@@ -8,14 +8,16 @@ while anything blocks. Looking pages up takes neither.
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from itertools import starmap
 from typing import NamedTuple
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.tiers.base import PendingPage
 from memkv_sglang.tiers.eviction import EvictionOrder
+from memkv_sglang.tiers.nvme.absent import AbsentPages
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.index import Index
-from memkv_sglang.tiers.nvme.journal import PUT, SLOT, UNFINISHED_SUFFIX, Journal, Kind
+from memkv_sglang.tiers.nvme.journal import PUT, SLOT, Journal, Kind, Put
 from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.segments import Segments
 
@@ -61,8 +63,8 @@ class Catalog:
         """Entries that wait for upload, those that were marked first before the others."""
         self.kept: frozenset[PageKey] = frozenset()
         """Pages that are not evicted, whether they are there or not."""
-        self.is_partial = False
-        """Whether the journal knows pages whose segment could not be opened this time."""
+        self.absent = AbsentPages()
+        """Pages in segments that could not be opened. They stay in the journal."""
         self.changes = threading.RLock()
         self.lock = threading.Lock()
         self._pins: dict[int, int] = {}
@@ -216,10 +218,23 @@ class Catalog:
             self.order.leave((key, entry) for key, entry in keys if key is not None)
 
     def drop_keys(self, keys: Iterable[PageKey]) -> int:
-        """Forget the pages that are there, return how many."""
+        """Forget the pages, those that cannot be read at present too; return how many."""
         with self.changes:
+            keys = list(keys)
             found = [self.index.find(key) for key in keys]
-            return self.drop([entry for entry in found if entry is not None])
+            absent = self.absent.find(keys)
+            if absent:
+                self.journal.append(Kind.FREE, b"".join(starmap(SLOT.pack, absent)))
+                for slot in absent:
+                    self.absent.free(slot)
+            return self.drop([entry for entry in found if entry is not None]) + len(absent)
+
+    def keys_of(self, namespace: bytes) -> list[PageKey]:
+        """Return the pages of a namespace, those that cannot be read at present too."""
+        with self.changes:
+            absent = self.absent.of_namespace(namespace)
+        hashes = list(self.index.of_namespace(namespace))
+        return [*(PageKey(namespace, page_hash) for page_hash in hashes), *absent]
 
     def _release(self, entry: int) -> None:
         self.segments.release(self.place(entry))
@@ -270,50 +285,54 @@ class Catalog:
 
     # The journal's beginning and its successors
 
-    def begin_journal(self, path: Path) -> None:
-        """Write a journal of what is there, over whatever is at the path."""
-        self.journal = self._new_journal(path)
-        self.journal.rename(path)
+    def begin_journal(self, folder: Folder) -> None:
+        """Write a journal of what is there, over whatever journal there was."""
+        self.journal = self._new_journal(folder)
+        self.journal.take_over()
+        folder.sync()
 
-    def compact(self) -> None:
+    def compact(self, folder: Folder) -> None:
         """Write a new journal of what is there now, with the order of use, and change over to it.
 
         Other calls go on meanwhile: the snapshot is taken in pieces, and what changes from its
         begin on is appended behind it, where it is replayed over whatever the snapshot caught.
-        A partial catalog keeps its journal, from which a snapshot would take pages.
         """
-        if self.is_partial:
-            return
         journal = self.journal
         with self.changes:
             changes = journal.copies = []
         try:
-            successor = self._new_journal(journal.path)
+            successor = self._new_journal(folder)
             with self.changes:
                 try:
                     successor.append_frames(changes)
-                    successor.rename(journal.path)
+                    successor.take_over()
                 except OSError:
-                    successor.close()
+                    successor.discard()
                     raise
                 self.journal = successor
-            journal.close()
+            folder.sync()  # not above, where it would hold up spills
         finally:
             journal.copies = None
+            if self.journal is not journal:
+                journal.close()
 
-    def _new_journal(self, path: Path) -> Journal:
+    def journal_size_if_new(self) -> int:
+        """Return the bytes that a new journal would have, but for pages that wait for upload."""
+        return (len(self.index) + len(self.absent)) * PUT.size
+
+    def _new_journal(self, folder: Folder) -> Journal:
         """Write a snapshot beside the journal it is to replace."""
-        journal = Journal.create(path.with_name(path.name + UNFINISHED_SUFFIX))
+        journal = Journal.begin_successor(folder)
         try:
             self._write_snapshot(journal)
             journal.sync()
         except OSError:
-            journal.close()
-            journal.path.unlink(missing_ok=True)
+            journal.discard()
             raise
         return journal
 
     def _write_snapshot(self, journal: Journal) -> None:
+        self._write_absent(journal)  # first: a page that was stored again since takes its place
         for first in range(0, self.index.entries, _SNAPSHOT_BATCH):
             with self.lock:
                 batch = range(first, min(first + _SNAPSHOT_BATCH, self.index.entries))
@@ -322,6 +341,15 @@ class Catalog:
                 journal.append(Kind.PUT, b"".join(records))
         with self.lock:
             waiting = b"".join(map(self._slot_record, self.pending))
+        if waiting:
+            journal.append(Kind.PENDING, waiting)
+
+    def _write_absent(self, journal: Journal) -> None:
+        with self.changes:
+            records = b"".join(map(_absent_record, self.absent))
+            waiting = b"".join(starmap(SLOT.pack, self.absent.pending))
+        if records:
+            journal.append(Kind.PUT, records)
         if waiting:
             journal.append(Kind.PENDING, waiting)
 
@@ -335,3 +363,7 @@ class Catalog:
 def _put_record(page: NewPage) -> bytes:
     segment, slot = page.place
     return PUT.pack(*page.key, segment.number, slot, page.length, page.tick)
+
+
+def _absent_record(page: Put) -> bytes:
+    return PUT.pack(*page.key, page.segment, page.slot, page.length, page.tick)

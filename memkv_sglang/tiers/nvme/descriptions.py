@@ -1,56 +1,102 @@
 """Descriptions of namespaces, a readable file each, beside the pages they describe."""
 
+import errno
 import logging
 import re
 import threading
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Callable, Collection
 
 import msgspec
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE
-from memkv_sglang.tiers.nvme.files import write_whole
+from memkv_sglang.tiers.nvme.disk.direct_io import pad_to_block
+from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
 
-_NAME = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}\.json")
+SIZE_LIMIT = 64 << 10
+"""Bytes of a description; SGLang's have less than 1 KiB."""
+
+_SUFFIX = ".json"
+_NAME = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}{re.escape(_SUFFIX)}")
 _log = logging.getLogger(__name__)
 
 
 class Descriptions:
-    """A directory of `DIGEST.json` files. Calls raise `OSError`."""
+    """A directory of `DIGEST.json` files, of `limit` bytes on disk altogether."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use a directory that exists."""
-        self._directory = directory
+    def __init__(
+        self,
+        folder: Folder,
+        limit: int,
+        in_use: Callable[[], Collection[bytes]] = lambda: (),
+    ) -> None:
+        """Use an open directory. `in_use` returns the digests of the namespaces with pages."""
+        self._folder = folder
+        self._limit = limit
+        self._in_use = in_use
         self._lock = threading.Lock()
 
     def keep(self, namespace: Namespace) -> None:
-        """Write a description that is not there, whole or not at all."""
-        path = self._path(namespace.digest)
+        """Write a description unless it is there and intact. Raises `OSError`.
+
+        Where there are too many, those of namespaces without pages make room.
+        """
+        name = namespace.digest.hex() + _SUFFIX
         with self._lock:
-            if not path.exists():
-                write_whole(path, namespace.description)
+            if self._content(name) == namespace.description:
+                return
+            size = len(namespace.description)
+            if not self._has_room(size):
+                self.remove_all_but(self._in_use())
+                if not self._has_room(size):
+                    raise OSError(errno.EDQUOT, "too many descriptions")
+            self._folder.write_durably(name, namespace.description)
+
+    def _content(self, name: str) -> bytes | None:
+        """Return a file's content; None if it is missing, too large or unreadable."""
+        try:
+            return self._folder.read(name, SIZE_LIMIT)
+        except OSError:
+            return None
+
+    def _has_room(self, size: int) -> bool:
+        return self._folder.disk_usage(self._own()) + pad_to_block(size) <= self._limit
+
+    def _own(self) -> list[str]:
+        return [name for name in self._folder.names() if _NAME.fullmatch(name)]
 
     def remove_all_but(self, namespaces: Collection[bytes]) -> None:
-        """Remove the descriptions of others, without a look inside; foreign files stay."""
-        wanted = {self._path(digest).name for digest in namespaces}
-        for path in list(self._directory.iterdir()):
-            if _NAME.fullmatch(path.name) and path.name not in wanted:
-                path.unlink()
+        """Remove other namespaces' descriptions without reading them. Raises `OSError`.
+
+        Files of other names stay.
+        """
+        wanted = {digest.hex() + _SUFFIX for digest in namespaces}
+        for name in self._own():
+            if name not in wanted:
+                self._folder.remove(name)
+
+    def remove_unfinished(self) -> None:
+        """Remove what interrupted writes left. Raises `OSError`."""
+        for name in self._folder.names():
+            base = name.removesuffix(UNFINISHED_SUFFIX)
+            if base != name and _NAME.fullmatch(base):
+                self._folder.remove_unfinished(name)
 
     def read_all(self) -> dict[bytes, Namespace]:
-        """Return every description by digest; what is none is left alone and logged."""
+        """Return every description by digest. Raises `OSError`.
+
+        A file that is not the description its name says is left alone and logged.
+        """
         found: dict[bytes, Namespace] = {}
-        for path in sorted(self._directory.glob("*.json")):
-            try:
-                namespace = Namespace.parse(path.read_bytes())
-            except (OSError, msgspec.DecodeError) as error:
-                fields = {"path": str(path), "error": str(error)}
-                _log.warning("no description of a namespace", extra={"fields": fields})
+        for name in self._folder.names():
+            if not name.endswith(_SUFFIX):
                 continue
-            if namespace.digest.hex() == path.stem:
+            try:
+                namespace = Namespace.parse(self._folder.read(name, SIZE_LIMIT))
+            except (OSError, msgspec.MsgspecError, RecursionError) as error:
+                fields = {"path": str(self._folder.path / name), "error": str(error)}
+                _log.warning("not a description of a namespace", extra={"fields": fields})
+                continue
+            if namespace.digest.hex() + _SUFFIX == name:
                 found[namespace.digest] = namespace
         return found
-
-    def _path(self, digest: bytes) -> Path:
-        return self._directory / f"{digest.hex()}.json"

@@ -3,109 +3,158 @@
 `format` (version), `journal`, `segments/NNNNNNNN.seg`, `namespaces/DIGEST.json`, `quarantine/`.
 """
 
+import errno
 import fcntl
 import logging
 import os
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from memkv_sglang.config.environment import check_capacity, check_directory
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.tiers.nvme.disk.direct_io import supports_direct_io
-from memkv_sglang.tiers.nvme.errors import unusable
-from memkv_sglang.tiers.nvme.files import write_whole
-from memkv_sglang.tiers.nvme.journal import UNFINISHED_SUFFIX
+from memkv_sglang.tiers.nvme.errors import broken, unusable
+from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
+from memkv_sglang.tiers.nvme.journal import JOURNAL
 
 FORMAT = "memkv nvme 1\n"
+_FORMAT_FILE = "format"
+_FORMAT_LIMIT = 64
+"""Bytes; a `format` file of any version has fewer."""
+_ANY_FORMAT = re.compile(rb"memkv nvme \d{1,9}\n")
+_SUBFOLDERS = ("segments", "namespaces", "quarantine")
 _log = logging.getLogger(__name__)
 
 
 class Directory:
-    """An open directory, locked until `close`."""
+    """An open directory, locked until `close`.
+
+    Everything in it is reached from its descriptor, never by path.
+    """
 
     def __init__(self, config: NvmeConfig) -> None:
         """Make the directory if need be and lock it; raises `ConfigError`."""
-        self.root = Path(config.directory)
-        self.segments = self.root / "segments"
-        self.namespaces = self.root / "namespaces"
-        self.quarantine = self.root / "quarantine"
-        self.journal = self.root / "journal"
-        self._format = self.root / "format"
-        try:
-            check_directory(config, str)
-            check_capacity(config, str)
-            self._make_root()
-            check_directory(config, str)  # again: another user may have made it meanwhile
-            self._fd = self._lock()
-        except OSError as error:
-            raise unusable(self.root, error, self._way_out) from error
-        try:
-            self._make_contents()
-            self.direct_io = self._choose_direct_io(config.direct_io)
-            self._report_foreign_files()
-        except OSError as error:
-            self.close()
-            raise unusable(self.root, error, self._way_out) from error
-        except ConfigError:
-            self.close()
-            raise
+        self.path = Path(config.directory).absolute()
+        with ExitStack() as opened:
+            try:
+                check_directory(config, str)
+                check_capacity(config, str)
+                self._make_root()
+                self.root = Folder.at(self.path)
+                opened.callback(self.root.close)
+                self._lock(self.root)
+                self._check_place(config)
+            except OSError as error:
+                raise unusable(self.path, error, self._way_out) from error
+            try:
+                self._check_format()
+                self.segments, self.namespaces, self.quarantine = self._open_subfolders(opened)
+                self.direct_io = self._choose_direct_io(config.direct_io)
+                self._report_foreign_files()
+            except OSError as error:
+                raise broken(self.path, error) from error
+            self._opened = opened.pop_all()
 
     def close(self) -> None:
         """Release the lock."""
-        os.close(self._fd)
+        self._opened.close()
+
+    @property
+    def segments_descriptor(self) -> int:
+        """The open directory of the segment files; carries no lock, so that others may keep it."""
+        return self.segments.descriptor
+
+    def displacement(self) -> str:
+        """Return why the path no longer leads to this directory, empty if it still does."""
+        for folder in (self.root, self.segments, self.namespaces, self.quarantine):
+            if reason := folder.displacement():
+                return reason
+        if os.fstatvfs(self.root.descriptor).f_flag & os.ST_RDONLY:
+            return f"the file system of {self.path} is read-only"
+        return ""
 
     @property
     def _way_out(self) -> str:
         return f"name a directory that uid {os.geteuid()} can write to"
 
     def _make_root(self) -> None:
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        self.root.mkdir(mode=0o700, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
 
-    def _lock(self) -> int:
-        """Lock the directory itself: the lock goes with its holder and leaves no file."""
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+    def _lock(self, folder: Folder) -> None:
+        """Lock a directory itself: the lock goes with its holder and leaves no file."""
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(fd)
             raise ConfigError(
-                f"nvme.directory: {self.root} is in use by another agent; stop that one or name "
+                f"nvme.directory: {folder.path} is in use by another agent; stop that one or name "
                 "another directory"
             ) from None
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
 
-    def _make_contents(self) -> None:
-        if not self._format.exists():
-            write_whole(self._format, FORMAT.encode())
-        elif (found := self._format.read_text(errors="replace")) != FORMAT:
+    def _check_place(self, config: NvmeConfig) -> None:
+        """Check again what has been opened: another user may have made or moved it meanwhile."""
+        check_directory(config, str)
+        if reason := self.root.displacement():
+            raise OSError(errno.ESTALE, reason)
+
+    def _check_format(self) -> None:
+        self.root.remove_unfinished(_FORMAT_FILE + UNFINISHED_SUFFIX)
+        self.root.remove_unfinished(JOURNAL + UNFINISHED_SUFFIX)
+        try:
+            found = self.root.read(_FORMAT_FILE, _FORMAT_LIMIT)
+        except FileNotFoundError:
+            found = b""
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise self._foreign() from None
+        if found == FORMAT.encode():
+            return
+        if _ANY_FORMAT.fullmatch(found):
             raise ConfigError(
-                f"nvme.directory: {self.root} was made by another version (format "
-                f"{found.strip()!r}, this one reads {FORMAT.strip()!r}); empty it or name another"
+                f"nvme.directory: {self.path} was made by another version (format "
+                f"{found.decode().strip()!r}, this one reads {FORMAT.strip()!r}); empty it or name "
+                "another"
             )
-        for directory in (self.segments, self.namespaces, self.quarantine):
-            directory.mkdir(mode=0o700, exist_ok=True)
-        unfinished = self.journal.with_name(self.journal.name + UNFINISHED_SUFFIX)
-        if not unfinished.is_dir():
-            unfinished.unlink(missing_ok=True)
+        # A power failure leaves a file that was not yet written out short, or ending in zeros.
+        if not FORMAT.encode().startswith(found.rstrip(b"\0")):
+            raise self._foreign()
+        self.root.write_durably(_FORMAT_FILE, FORMAT.encode())
+
+    def _foreign(self) -> ConfigError:
+        return ConfigError(
+            f"nvme.directory: {self.path} is not a directory of memkv, as its file "
+            f"{_FORMAT_FILE!r} is of something else; name another directory"
+        )
+
+    def _open_subfolders(self, opened: ExitStack) -> Iterable[Folder]:
+        for name in _SUBFOLDERS:
+            folder = self.root.make_subfolder(name)
+            opened.callback(folder.close)
+            yield folder
+        # Two directories may share their segments by a mount. The lock is on a descriptor that
+        # stays here: one that a client keeps open would keep the lock, too.
+        lock = self.root.subfolder("segments")
+        opened.callback(lock.close)
+        self._lock(lock)
+        self.root.sync()
 
     def _choose_direct_io(self, wish: str) -> bool:
         if wish == "never" or supports_direct_io(self.segments):
             return wish != "never"
         if wish == "always":
             raise ConfigError(
-                f"nvme.direct_io: the file system of {self.root} has no O_DIRECT; write auto, or "
+                f"nvme.direct_io: the file system of {self.path} has no O_DIRECT; write auto, or "
                 "name a directory on a local disk with ext4 or XFS"
             )
-        _log.warning("no O_DIRECT, using ordinary I/O", extra={"fields": {"path": str(self.root)}})
+        _log.warning("no O_DIRECT, using ordinary I/O", extra={"fields": {"path": str(self.path)}})
         return False
 
     def _report_foreign_files(self) -> None:
-        own = {self.segments, self.namespaces, self.quarantine, self.journal, self._format}
-        foreign = sorted(path.name for path in set(self.root.iterdir()) - own)
+        foreign = sorted(set(self.root.names()) - {*_SUBFOLDERS, JOURNAL, _FORMAT_FILE})
         if foreign:
-            fields = {"path": str(self.root), "files": foreign[:10]}
+            fields = {"path": str(self.path), "files": foreign[:10]}
             _log.warning("foreign files left alone", extra={"fields": fields})

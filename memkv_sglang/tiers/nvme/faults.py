@@ -3,9 +3,13 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 PAUSE = 30.0
 """Seconds without writes after a write failed; also between two lines about one kind of fault."""
+
+_LOOK_EVERY = 0.25
+"""Seconds for which the directory is trusted to be where it was seen."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,19 +32,56 @@ class FaultLog:
 
 
 class WriteGate:
-    """Closed for `PAUSE` seconds by a failed write: the disk is full, read-only or broken."""
+    """Closed for `PAUSE` seconds by a failed write: the disk is full, read-only or broken.
 
-    def __init__(self, faults: FaultLog) -> None:
-        """Begin open."""
+    Also closed while the directory is not at its path: the next start would not find new pages.
+    """
+
+    def __init__(self, faults: FaultLog, displacement: Callable[[], str] = lambda: "") -> None:
+        """Begin open. `displacement` returns why the directory is not at its path, or nothing."""
         self._faults = faults
         self._closed_until = 0.0
+        self._failure = ""
+        self._displacement = displacement
+        self._displaced = ""
+        self._look_at = 0.0
+        self._lock = threading.Lock()
 
     @property
     def is_open(self) -> bool:
         """Tell whether writes are worth a try."""
-        return time.monotonic() >= self._closed_until
+        return not self.problem
+
+    @property
+    def problem(self) -> str:
+        """Why no pages are taken; empty while the gate is open."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look(now)
+        return self._displaced or (self._failure if now < self._closed_until else "")
+
+    def _look(self, now: float) -> None:
+        with self._lock:
+            if now < self._look_at:
+                return
+            self._look_at = now + _LOOK_EVERY
+            displaced = self._reason()
+            if displaced == self._displaced:
+                return
+            self._displaced = displaced
+        if displaced:
+            _log.error("disk takes no pages", extra={"fields": {"reason": displaced}})
+        else:
+            _log.info("disk takes pages again")
+
+    def _reason(self) -> str:
+        try:
+            return self._displacement()
+        except OSError as error:
+            return str(error)
 
     def close(self, error: OSError) -> None:
         """Stop writing for a while."""
+        self._failure = str(error)
         self._closed_until = time.monotonic() + PAUSE
         self._faults.report("disk takes no pages", error=str(error), pause_s=PAUSE)

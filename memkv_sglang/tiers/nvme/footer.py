@@ -15,7 +15,11 @@ from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, pad_to_block
 
 FOOTER_SIZE = BLOCK
 FORMAT_VERSION = 1
-_MAGIC = b"MKVPAGE\0"
+MAX_LENGTH = 1 << 36
+"""Bytes of a page: no segment is larger."""
+MAX_TICK = 1 << 62
+"""Sequence numbers begin at 0 and count pages; a higher one was not written by us."""
+MAGIC = b"MKVPAGE\0"
 _FIELDS = struct.Struct("<8sI4xQQ16s32s16s")
 _SEAL_SIZE = 16
 _END = _FIELDS.size + _SEAL_SIZE
@@ -35,7 +39,7 @@ class Footer(NamedTuple):
     def pack_into(self, block: memoryview) -> None:
         """Write the footer over a block."""
         fields = _FIELDS.pack(
-            _MAGIC,
+            MAGIC,
             FORMAT_VERSION,
             self.length,
             self.sequence,
@@ -47,13 +51,15 @@ class Footer(NamedTuple):
 
     @classmethod
     def unpack(cls, block: memoryview) -> "Footer | None":
-        """Read a footer; None where the block is none, is damaged, or has another version."""
+        """Read a footer; None for a block that is none, is damaged or has impossible values."""
         magic, version, length, sequence, namespace, page_hash, checksum = _FIELDS.unpack_from(
             block
         )
-        if magic != _MAGIC or version != FORMAT_VERSION:
+        if magic != MAGIC or version != FORMAT_VERSION:
             return None
         if xxhash.xxh3_128_digest(block[: _FIELDS.size]) != block[_FIELDS.size : _END]:
+            return None
+        if length > MAX_LENGTH or sequence > MAX_TICK:
             return None
         return cls(PageKey(namespace, page_hash), length, sequence, checksum)
 

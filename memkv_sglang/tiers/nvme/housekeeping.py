@@ -5,11 +5,9 @@ import threading
 
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.faults import WriteGate
-from memkv_sglang.tiers.nvme.journal import PUT
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.room import Room
 
-_SMALLEST_JOURNAL = 4 << 20
-"""Bytes below which a journal is read so fast that it is left as it is."""
 _GROWTH = 4
 """A journal is compacted when it is so many times as long as its snapshot would be."""
 
@@ -20,9 +18,21 @@ class Housekeeper:
     """One thread, which sleeps until `wake` finds something to do."""
 
     def __init__(
-        self, catalog: Catalog, room: Room, gate: WriteGate, *, look_every: float | None = None
+        self,
+        catalog: Catalog,
+        room: Room,
+        gate: WriteGate,
+        folder: Folder,
+        *,
+        smallest_journal: int,
+        look_every: float,
     ) -> None:
-        """Start the thread; it looks every so many seconds, too, where others fill the disk."""
+        """Start the thread; it also looks every so many seconds, as others change the disk too.
+
+        `folder` has the journal, which is rewritten once it is longer than `smallest_journal`.
+        """
+        self._folder = folder
+        self._smallest_journal = smallest_journal
         self._look_every = look_every
         self._catalog = catalog
         self._room = room
@@ -56,13 +66,13 @@ class Housekeeper:
                     continue
                 self._room.shrink()
                 self._room.trim()
-                if self._is_journal_long():
-                    self._catalog.compact()
+                if self._is_journal_long() or not self._catalog.journal.is_in_place():
+                    self._catalog.compact(self._folder)
             except OSError as error:
                 self._gate.close(error)
             except Exception:
                 _log.exception("housekeeping failed")
 
     def _is_journal_long(self) -> bool:
-        snapshot = len(self._catalog.index) * PUT.size
-        return self._catalog.journal.size > max(_GROWTH * snapshot, _SMALLEST_JOURNAL)
+        longest = max(_GROWTH * self._catalog.journal_size_if_new(), self._smallest_journal)
+        return self._catalog.journal.size > longest

@@ -3,30 +3,42 @@
 A frame, little-endian: magic (4), kind (1), zero (3), payload length (8), XXH3-64 of the 16 bytes
 before and the payload (8), payload. The first frame of a journal is `START`. A frame is appended
 with one write, and is in the kernel's hands when the call returns: it survives a kill of the
-process. The payload is a sequence of records of one kind, fixed in size.
+process. The payload is a sequence of records of one kind, fixed in size, `MAX_PAYLOAD` bytes at
+most: more records take several frames.
 """
 
 import enum
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import suppress
+from typing import BinaryIO, NamedTuple
 
 import xxhash
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
+from memkv_sglang.tiers.nvme.footer import MAX_LENGTH, MAX_TICK
+
+JOURNAL = "journal"
+"""The journal's name in its directory."""
 
 _MAGIC = b"MKVJ"
 _HEAD = struct.Struct("<4sB3xQ")
 _SEAL = struct.Struct("<Q")
 _FRAME_SIZE = _HEAD.size + _SEAL.size
 
-UNFINISHED_SUFFIX = ".new"
-"""Ends the name of a journal that is still being written."""
-
 PUT = struct.Struct("<16s32sIIQQ")
 """Namespace digest, page hash, segment, slot, content length, tick of last use."""
 SLOT = struct.Struct("<II")
 """Segment, slot: the record of `FREE`, `PENDING` and `UPLOADED`."""
+
+
+MAX_PAYLOAD = (1 << 20) // PUT.size * PUT.size
+"""Bytes; a multiple of both records' sizes."""
+
+_TORN_LIMIT = 64 << 20
+"""Bytes behind the last whole frame that one interrupted write may have left."""
 
 
 class Kind(enum.IntEnum):
@@ -44,67 +56,111 @@ class Kind(enum.IntEnum):
     """They wait no more."""
 
 
-class Frame(NamedTuple):
-    """One batch of records."""
+_RECORD_SIZES = {
+    Kind.START: 0,
+    Kind.PUT: PUT.size,
+    Kind.FREE: SLOT.size,
+    Kind.PENDING: SLOT.size,
+    Kind.UPLOADED: SLOT.size,
+}
 
-    kind: int
-    payload: memoryview
+
+class Frame(NamedTuple):
+    """One batch of records: a known kind, and as many bytes as make whole records."""
+
+    kind: Kind
+    payload: bytes
+
+
+class Put(NamedTuple):
+    """A page in a slot, as a `PUT` record has it."""
+
+    key: PageKey
+    segment: int
+    slot: int
+    length: int
+    tick: int
+
+
+def read_puts(payload: bytes) -> Iterator[Put]:
+    """Yield a `PUT` frame's records, without those that no page can have."""
+    for namespace, page_hash, segment, slot, length, tick in PUT.iter_unpack(payload):
+        if length <= MAX_LENGTH and tick <= MAX_TICK:
+            yield Put(PageKey(namespace, page_hash), segment, slot, length, tick)
 
 
 class Journal:
     """An open journal. Not thread-safe: callers hold the catalog's lock for changes."""
 
-    def __init__(self, path: Path, fd: int, size: int) -> None:
+    def __init__(self, folder: Folder, name: str, fd: int, size: int) -> None:
         """Take over an open file whose first `size` bytes are whole frames."""
-        self.path = path
         self.size = size
         """Bytes of whole frames."""
         self.copies: list[bytes] | None = None
         """While a list: frames appended are added to it as well, for the journal's successor."""
+        self._folder = folder
+        self._name = name
         self._fd = fd
 
     @classmethod
-    def create(cls, path: Path) -> "Journal":
-        """Begin a journal, over whatever was at the path. Raises `OSError`."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        journal = cls(path, fd, 0)
+    def create(cls, folder: Folder, name: str = JOURNAL) -> "Journal":
+        """Begin a journal, over the file of this name. Raises `OSError`; then no file is left."""
+        fd = folder.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        journal = cls(folder, name, fd, 0)
         try:
             journal.append(Kind.START, b"")
         except OSError:
-            os.close(fd)
-            path.unlink(missing_ok=True)
+            journal.discard()
             raise
         return journal
 
     @classmethod
-    def resume(cls, path: Path, size: int) -> "Journal":
+    def begin_successor(cls, folder: Folder) -> "Journal":
+        """Begin a journal beside the one that it is to replace. Raises `OSError`."""
+        return cls.create(folder, JOURNAL + UNFINISHED_SUFFIX)
+
+    @classmethod
+    def resume(cls, folder: Folder, size: int) -> "Journal":
         """Go on behind the whole frames of a journal; what follows them is cut off."""
-        fd = os.open(path, os.O_RDWR)
-        os.ftruncate(fd, size)
-        return cls(path, fd, size)
+        fd = folder.open(JOURNAL, os.O_RDWR)
+        try:
+            os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            raise
+        return cls(folder, JOURNAL, fd, size)
 
     def append(self, kind: Kind, payload: bytes) -> None:
-        """Append a frame. Raises `OSError`; the journal is then as before."""
-        frame = _encode(kind, payload)
-        self._write(frame)
+        """Append records, with one write. Raises `OSError`; the journal is then as before."""
+        starts = range(0, max(len(payload), 1), MAX_PAYLOAD)
+        frames = b"".join(_encode(kind, payload[i : i + MAX_PAYLOAD]) for i in starts)
+        self._write(frames)
         if self.copies is not None:
-            self.copies.append(frame)
+            self.copies.append(frames)
 
     def append_frames(self, frames: Sequence[bytes]) -> None:
         """Append the `copies` that another journal took."""
         self._write(b"".join(frames))
 
-    def _write(self, frame: bytes) -> None:
+    def _write(self, frames: bytes) -> None:
         # At a known offset: what a failed write leaves is written over by the next one.
         written = 0
-        while written < len(frame):
-            written += os.pwrite(self._fd, frame[written:], self.size + written)
-        self.size += len(frame)
+        while written < len(frames):
+            written += os.pwrite(self._fd, frames[written:], self.size + written)
+        self.size += len(frames)
 
-    def rename(self, path: Path) -> None:
-        """Move the file, over another journal's. Raises `OSError`."""
-        self.path.rename(path)
-        self.path = path
+    def take_over(self) -> None:
+        """Replace the journal of which this is the successor. Raises `OSError`."""
+        self._folder.rename(self._name, JOURNAL)
+        self._name = JOURNAL
+
+    def is_in_place(self) -> bool:
+        """Tell whether the next start would read this journal: nobody removed or replaced it."""
+        try:
+            found = self._folder.status(self._name)
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._fd))
 
     def sync(self) -> None:
         """Wait until the disk has everything."""
@@ -114,27 +170,34 @@ class Journal:
         """Close the file."""
         os.close(self._fd)
 
+    def discard(self) -> None:
+        """Close the file and remove it."""
+        self.close()
+        with suppress(OSError):
+            self._folder.remove(self._name)
+
 
 class JournalDamagedError(Exception):
     """A journal that is missing, has no beginning, or is damaged before its end."""
 
 
-def read_journal(path: Path) -> tuple[list[Frame], int]:
+def read_journal(folder: Folder) -> tuple[list[Frame], int]:
     """Return the frames and their bytes altogether, without a torn frame at the end.
 
     Raises `JournalDamagedError`, `OSError`.
     """
     try:
-        content = memoryview(path.read_bytes())
+        descriptor = folder.open_to_read(JOURNAL)
     except FileNotFoundError:
         raise JournalDamagedError("is missing") from None
-    frames, size = [], 0
-    for frame, end in _frames(content, 0):
-        frames.append(frame)
-        size = end
-    if not frames or frames[0].kind != Kind.START:
-        raise JournalDamagedError("has no beginning")
-    if _has_frame_behind(content, size):
+    with open(descriptor, "rb", buffering=1 << 20) as file:
+        frames, size = _read_frames(file)
+        if not frames or frames[0].kind != Kind.START:
+            raise JournalDamagedError("has no beginning")
+        file.seek(size)
+        # Read on only so far: a sparse file may seem to be larger than any memory.
+        rest = file.read(_TORN_LIMIT + 1)
+    if len(rest) > _TORN_LIMIT or _has_frame_behind(rest):
         raise JournalDamagedError(f"is damaged at offset {size}")
     return frames, size
 
@@ -144,28 +207,53 @@ def _encode(kind: Kind, payload: bytes) -> bytes:
     return b"".join((head, _SEAL.pack(xxhash.xxh3_64_intdigest(head + payload)), payload))
 
 
-def _frames(content: memoryview, offset: int) -> Iterator[tuple[Frame, int]]:
-    """Yield frames with their ends, up to the first that is not whole."""
-    while offset + _FRAME_SIZE <= len(content):
-        magic, kind, length = _HEAD.unpack_from(content, offset)
-        end = offset + _FRAME_SIZE + length
-        if magic != _MAGIC or end > len(content):
-            return
-        payload = content[offset + _FRAME_SIZE : end]
-        hasher = xxhash.xxh3_64(content[offset : offset + _HEAD.size])
-        hasher.update(payload)
-        if _SEAL.unpack_from(content, offset + _HEAD.size) != (hasher.intdigest(),):
-            return
-        yield Frame(kind, payload), end
-        offset = end
+def _read_frames(file: BinaryIO) -> tuple[list[Frame], int]:
+    """Return the frames before the first that is not whole, and where that is."""
+    frames: list[Frame] = []
+    size = 0
+    while (head := _parse_head(file.read(_FRAME_SIZE))) is not None:
+        payload = file.read(head.length)
+        if not head.confirms(payload):
+            break
+        frames.append(Frame(head.kind, payload))
+        size += _FRAME_SIZE + head.length
+    return frames, size
 
 
-def _has_frame_behind(content: memoryview, offset: int) -> bool:
-    """Tell whether a whole frame follows somewhere: then what is at `offset` is no torn end."""
-    rest = bytes(content[offset:])
+class _Head(NamedTuple):
+    kind: Kind
+    length: int
+    fields: bytes
+    seal: int
+
+    def confirms(self, payload: bytes) -> bool:
+        """Tell whether this is the frame's whole payload, undamaged."""
+        if len(payload) != self.length:
+            return False
+        return xxhash.xxh3_64_intdigest(self.fields + payload) == self.seal
+
+
+def _parse_head(block: bytes) -> _Head | None:
+    """Read what a frame begins with; None unless its kind and its length are possible."""
+    if len(block) != _FRAME_SIZE:
+        return None
+    magic, kind, length = _HEAD.unpack_from(block)
+    if magic != _MAGIC or kind not in _RECORD_SIZES or length > MAX_PAYLOAD:
+        return None
+    record_size = _RECORD_SIZES[kind]
+    if length % record_size if record_size else length:
+        return None
+    (seal,) = _SEAL.unpack_from(block, _HEAD.size)
+    return _Head(Kind(kind), length, block[: _HEAD.size], seal)
+
+
+def _has_frame_behind(rest: bytes) -> bool:
+    """Tell whether a whole frame follows somewhere: then `rest` does not begin with a torn end."""
     found = rest.find(_MAGIC, 1)
     while found >= 0:
-        if next(_frames(content, offset + found), None) is not None:
+        payload = found + _FRAME_SIZE
+        head = _parse_head(rest[found:payload])
+        if head is not None and head.confirms(rest[payload : payload + head.length]):
             return True
         found = rest.find(_MAGIC, found + 1)
     return False

@@ -1,32 +1,57 @@
-"""Copies of corrupt slots, set aside for whoever wants to know what went wrong."""
+"""Copies of corrupt slots, kept to find out what went wrong."""
 
-from contextlib import suppress
-from pathlib import Path
+import logging
+import re
 
-from memkv_sglang.page import PageKey
+from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.segment import Place
 
 FILES_KEPT = 16
+
+_NAME = re.compile(
+    rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}-[0-9a-f]{{{2 * PAGE_HASH_SIZE}}}-\d+-\d+\.slot"
+)
+_log = logging.getLogger(__name__)
 
 
 class Quarantine:
     """A directory of at most `FILES_KEPT` files; the first ones stay, as they show the cause."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use a directory that exists."""
-        self._directory = directory
+    def __init__(self, folder: Folder, limit: int) -> None:
+        """Use an open directory, up to `limit` bytes on disk."""
+        self._folder = folder
+        self._limit = limit
 
-    def keep(self, key: PageKey, place: Place, content: memoryview) -> Path | None:
-        """Write down what lay in a slot; None if there are enough copies, or none can be made."""
+    def keep(self, key: PageKey, place: Place, content: memoryview) -> str | None:
+        """Write down what was in a slot, return the path.
+
+        Returns None if there are enough copies, or none can be made.
+        """
         name = f"{key.namespace.hex()}-{key.hash.hex()}-{place.segment.number}-{place.slot}.slot"
-        path = self._directory / name
         try:
-            if sum(1 for _ in self._directory.iterdir()) >= FILES_KEPT:
+            own = self._own()
+            room = self._limit - self._folder.disk_usage(own)
+            if len(own) >= FILES_KEPT or len(content) > room:
                 return None
-            path.touch(mode=0o600)
-            path.write_bytes(content)
+            self._folder.write(name, content)
         except OSError:
-            with suppress(OSError):  # a file system that is read-only refuses this, too
-                path.unlink()
             return None
-        return path
+        return str(self._folder.path / name)
+
+    def trim(self) -> None:
+        """Remove the newest copies beyond the limit, as it may have been lowered.
+
+        Raises `OSError`.
+        """
+        own = sorted(self._own(), key=lambda name: self._folder.status(name).st_mtime)
+        removed = 0
+        while own and (len(own) > FILES_KEPT or self._folder.disk_usage(own) > self._limit):
+            self._folder.remove(own.pop())
+            removed += 1
+        if removed:
+            fields = {"path": str(self._folder.path), "copies": removed}
+            _log.warning("copies of corrupt pages removed", extra={"fields": fields})
+
+    def _own(self) -> list[str]:
+        return [name for name in self._folder.names() if _NAME.fullmatch(name)]

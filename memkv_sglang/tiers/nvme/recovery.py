@@ -1,26 +1,28 @@
 """The catalog of a directory as it was left: from the journal, or without one from the footers."""
 
+import errno
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, starmap
-from pathlib import Path
 from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
 from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer, slot_size_of
 from memkv_sglang.tiers.nvme.journal import (
-    PUT,
+    JOURNAL,
     SLOT,
     Frame,
     Journal,
     JournalDamagedError,
     Kind,
     read_journal,
+    read_puts,
 )
 from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.slots import NO_ENTRY
@@ -31,28 +33,31 @@ _SCAN_BATCH = 512
 _UNRECORDED = 1 << 20
 """Ticks left out at a restart: sequence numbers that a kill left unrecorded do not come again."""
 
+_UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""Errors of a disk that lost the journal. Others may pass: nothing is written over then."""
+
 _log = logging.getLogger(__name__)
 
 
-def recover(catalog: Catalog, path: Path) -> None:
+def recover(catalog: Catalog, folder: Folder) -> None:
     """Fill an empty catalog, whose segments are open, and give it its journal.
 
     Pages of a segment that only could not be opened stay in the journal, for a start to come.
     Raises `OSError` if the journal can neither be resumed nor written anew.
     """
     try:
-        frames, size = read_journal(path)
+        frames, size = read_journal(folder)
     except (JournalDamagedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _UNREADABLE:
+            raise
         if catalog.segments.by_number:
-            fields = {"path": str(path), "reason": str(error)}
+            fields = {"path": str(folder.path / JOURNAL), "reason": str(error)}
             _log.warning("no journal, reading footers", extra={"fields": fields})
         scan_footers(catalog)
-        catalog.begin_journal(path)
+        catalog.begin_journal(folder)
         return
-    homeless = _Replay(catalog).run(frames)
-    lost = [place for place in homeless if place[0] not in catalog.segments.unopened]
-    catalog.is_partial = len(lost) < len(homeless)
-    catalog.journal = Journal.resume(path, size)
+    lost = _Replay(catalog).run(frames)
+    catalog.journal = Journal.resume(folder, size)
     if lost:
         _log.warning("pages lost with their segments", extra={"fields": {"pages": len(lost)}})
         # Or they would haunt segments to come; on a full disk they may, until one is loaded.
@@ -66,10 +71,12 @@ class _Replay:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._segments = catalog.segments.by_number
-        self._homeless: set[tuple[int, int]] = set()
+        self._absent = catalog.absent
+        self._unopened = catalog.segments.unopened
+        self._lost: set[tuple[int, int]] = set()
 
     def run(self, frames: Iterable[Frame]) -> set[tuple[int, int]]:
-        """Return the segments and slots of pages that are not to be had."""
+        """Return the segments and slots of pages that are not there any more."""
         for kind, payload in frames:
             if kind == Kind.PUT:
                 self._put(payload)
@@ -78,21 +85,24 @@ class _Replay:
             elif kind in (Kind.PENDING, Kind.UPLOADED):
                 self._mark(payload, pending=kind == Kind.PENDING)
         self._catalog.order.advance_past(self._catalog.order.newest() + _UNRECORDED)
-        return self._homeless
+        return self._lost
 
-    def _put(self, payload: memoryview) -> None:
+    def _put(self, payload: bytes) -> None:
         catalog, segments = self._catalog, self._segments
         sizes = lru_cache(slot_size_of)
-        for namespace, page_hash, number, slot, length, tick in PUT.iter_unpack(payload):
+        for page in read_puts(payload):
+            key, number, slot, length, tick = page
             segment = segments.get(number)
+            if segment is None and number in self._unopened:
+                self._absent.put(page)
+                continue
             if (
                 segment is None
                 or slot >= segment.intact_slots
                 or sizes(length) != segment.slot_size
             ):
-                self._homeless.add((number, slot))
+                self._lost.add((number, slot))
                 continue
-            key = PageKey(namespace, page_hash)
             if (occupant := segment.slots.entries[slot]) != NO_ENTRY:
                 catalog.forget(occupant)
             if (elsewhere := catalog.index.find(key)) is not None:
@@ -101,15 +111,17 @@ class _Replay:
             catalog.segments.take(place)
             catalog.adopt(NewPage(key, place, length, tick))
 
-    def _free(self, payload: memoryview) -> None:
+    def _free(self, payload: bytes) -> None:
         for number, slot in SLOT.iter_unpack(payload):
-            self._homeless.discard((number, slot))
+            self._lost.discard((number, slot))
+            self._absent.free((number, slot))
             entry = self._entry(number, slot)
             if entry != NO_ENTRY:
                 self._catalog.forget(entry)
 
-    def _mark(self, payload: memoryview, *, pending: bool) -> None:
+    def _mark(self, payload: bytes, *, pending: bool) -> None:
         for number, slot in SLOT.iter_unpack(payload):
+            self._absent.mark((number, slot), pending=pending)
             entry = self._entry(number, slot)
             if entry != NO_ENTRY:
                 self._catalog.set_mark(entry, pending=pending)

@@ -172,7 +172,7 @@ class Room:
                 return False
             catalog.segments.discard(segment)  # first, lest a spill reserve slots of it
         try:
-            segment.path.unlink(missing_ok=True)
+            catalog.segments.remove_file(segment)
         except OSError:
             with catalog.lock:
                 catalog.segments.add(segment)

@@ -5,6 +5,7 @@ slots (8), XXH3-128 of all before it (16), zeros.
 """
 
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,12 +17,13 @@ import xxhash
 from memkv_sglang.tiers.nvme.disk import direct_io
 from memkv_sglang.tiers.nvme.disk.base import DiskRequest
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory, is_aligned
+from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
 from memkv_sglang.tiers.nvme.slots import SlotMap
 
 HEADER_SIZE = BLOCK
 FORMAT_VERSION = 1
-UNFINISHED_SUFFIX = ".new"
-"""Ends the name of a segment file that is still being made."""
+MAX_SIZE = 1 << 36
+"""Bytes; `nvme.segment_size` is at most that."""
 _MAGIC = b"MKVSEGM\0"
 _FIELDS = struct.Struct("<8sIIQQ")
 _SEAL_SIZE = 16
@@ -86,80 +88,125 @@ class DamagedSegmentError(Exception):
     """The file is not a segment, or its header is damaged."""
 
 
-def segment_path(directory: Path, number: int) -> Path:
-    """Return the path of a segment by its number."""
-    return directory / f"{number:08d}.seg"
+class LostHeaderError(DamagedSegmentError):
+    """The header is damaged, so that what the rest is cannot be told from it."""
 
 
-def unfinished_path(directory: Path, number: int) -> Path:
-    """Return the path of a segment that is still being made."""
-    path = segment_path(directory, number)
-    return path.with_name(path.name + UNFINISHED_SUFFIX)
+class Header(NamedTuple):
+    """What a segment file begins with."""
+
+    number: int
+    slot_size: int
+    slots: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return HEADER_SIZE + self.slots * self.slot_size
+
+    def is_possible(self) -> bool:
+        """Tell whether a segment can be like this."""
+        return (
+            self.slot_size >= BLOCK
+            and self.slot_size % BLOCK == 0
+            and self.slots >= 1
+            and self.size <= MAX_SIZE
+        )
+
+
+def segment_name(number: int) -> str:
+    """Return the name of a segment file by its number."""
+    return f"{number:08d}.seg"
+
+
+def unfinished_name(number: int) -> str:
+    """Return the name of a segment file that is still being made."""
+    return segment_name(number) + UNFINISHED_SUFFIX
 
 
 def create_segment(
-    directory: Path, number: int, slot_size: int, slots: int, *, direct: bool
+    folder: Folder, number: int, slot_size: int, slots: int, *, direct: bool
 ) -> Segment:
-    """Make and preallocate a segment file. Raises `OSError`; then no file is left."""
-    path = segment_path(directory, number)
-    unfinished = unfinished_path(directory, number)
-    fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct), 0o600)
-    segment = Segment(path, fd, number, slot_size, slots, direct=direct)
+    """Make and preallocate a segment file. Raises `OSError`; then no file is left.
+
+    Its header survives a power failure: without it the file would be lost space.
+    """
+    name, unfinished = segment_name(number), unfinished_name(number)
+    fd = folder.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct))
+    segment = Segment(folder.path / name, fd, number, slot_size, slots, direct=direct)
     try:
         os.posix_fallocate(fd, 0, segment.size)
-        direct_io.write_fully(fd, [_pack_header(number, slot_size, slots)], 0)
-        unfinished.rename(path)
+        direct_io.write_fully(fd, [pack_header(Header(number, slot_size, slots))], 0)
+        os.fsync(fd)
+        folder.rename(unfinished, name)
+        folder.sync()
     except OSError:
         segment.close()
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.remove(unfinished)
         raise
     return segment
 
 
-def open_segment(path: Path, *, direct: bool) -> Segment:
+def open_segment(folder: Folder, name: str, *, largest: int, direct: bool) -> Segment:
     """Open a segment file as it is. Raises `OSError`, `DamagedSegmentError`.
 
     A file that is too short is made long enough again, or by later writes where the disk is full;
-    `intact_slots` tells what it had.
+    `intact_slots` tells what it had. No file is made longer than `largest`. What is behind the last
+    slot is cut off.
     """
-    fd = os.open(path, os.O_RDWR | _direct_flag(direct))
+    fd = folder.open(name, os.O_RDWR | os.O_NONBLOCK | _direct_flag(direct))
     try:
-        number, slot_size, slots = _read_header(fd, path)
-        size = os.fstat(fd).st_size
-        segment = Segment(path, fd, number, slot_size, slots, direct=direct)
-        if size < segment.size:
-            segment.intact_slots = (size - HEADER_SIZE) // slot_size
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedSegmentError("is not a regular file")
+        os.set_blocking(fd, True)
+        header = _read_header(fd, name)
+        if header.size > max(status.st_size, largest):
+            raise LostHeaderError("is too short for its header")
+        segment = Segment(folder.path / name, fd, *header, direct=direct)
+        if status.st_size < segment.size:
+            segment.intact_slots = (status.st_size - HEADER_SIZE) // header.slot_size
             with suppress(OSError):
                 os.posix_fallocate(fd, 0, segment.size)
+        elif status.st_size > segment.size:
+            with suppress(OSError):
+                os.ftruncate(fd, segment.size)
     except BaseException:
         os.close(fd)
         raise
     return segment
 
 
-def _pack_header(number: int, slot_size: int, slots: int) -> memoryview:
+def pack_header(header: Header) -> memoryview:
+    """Return the header's block."""
     block = aligned_memory(HEADER_SIZE)
-    fields = _FIELDS.pack(_MAGIC, FORMAT_VERSION, number, slot_size, slots)
+    fields = _FIELDS.pack(_MAGIC, FORMAT_VERSION, *header)
     block[: len(fields)] = fields
     block[len(fields) : len(fields) + _SEAL_SIZE] = xxhash.xxh3_128_digest(fields)
     return block
 
 
-def _read_header(fd: int, path: Path) -> tuple[int, int, int]:
+def _read_header(fd: int, name: str) -> Header:
     block = aligned_memory(HEADER_SIZE)
     try:
         direct_io.read_fully(fd, [block], 0)
     except EOFError:
         raise DamagedSegmentError("is shorter than its header") from None
     fields = bytes(block[: _FIELDS.size])
-    magic, version, number, slot_size, slots = _FIELDS.unpack(fields)
-    if magic != _MAGIC or version != FORMAT_VERSION:
-        raise DamagedSegmentError("has no segment header of this version")
+    magic, version, *values = _FIELDS.unpack(fields)
+    if magic != _MAGIC:
+        raise LostHeaderError("has no segment header")
     if xxhash.xxh3_128_digest(fields) != block[_FIELDS.size : _FIELDS.size + _SEAL_SIZE]:
-        raise DamagedSegmentError("has a damaged header")
-    if path.name != segment_path(path.parent, number).name:
-        raise DamagedSegmentError(f"is segment {number} by its header")
-    return number, slot_size, slots
+        raise LostHeaderError("has a damaged header")
+    if version != FORMAT_VERSION:
+        raise DamagedSegmentError(f"has a header of version {version}")
+    header = Header(*values)
+    if not header.is_possible():
+        raise LostHeaderError("has an impossible header")
+    if name != segment_name(header.number):
+        raise DamagedSegmentError(f"is segment {header.number} by its header")
+    return header
 
 
 def _direct_flag(direct: bool) -> int:

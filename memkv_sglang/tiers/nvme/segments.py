@@ -1,21 +1,25 @@
 """All segments of a directory: which there are, how many more may be made, and their free slots."""
 
+import errno
 import logging
 import os
 import re
+import resource
 from collections.abc import Iterator
-from pathlib import Path
 
+from memkv_sglang.tiers.nvme.budget import JOURNAL_BYTES_PER_SLOT, divide
+from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
+from memkv_sglang.tiers.nvme.mending import Mended, mend
 from memkv_sglang.tiers.nvme.segment import (
     HEADER_SIZE,
-    UNFINISHED_SUFFIX,
     DamagedSegmentError,
+    LostHeaderError,
     Place,
     Segment,
     create_segment,
     open_segment,
-    segment_path,
-    unfinished_path,
+    segment_name,
+    unfinished_name,
 )
 
 SEGMENTS_OF_A_CAPACITY = 16
@@ -28,8 +32,12 @@ its footers. Less costs calls, more costs overlap between checksums and the disk
 _SMALLEST_PART = 4
 """A segment is made smaller to fit what capacity is left, but not below this part of full size."""
 
+_DESCRIPTORS_LEFT = 256
+"""Descriptors that segments leave to the rest of the process, or a quarter where there are few."""
+
 _NAME = re.compile(r"\d{8}\.seg")
-_NO_SEGMENT = (DamagedSegmentError, FileNotFoundError, IsADirectoryError)
+_UNFINISHED_NAME = re.compile(_NAME.pattern + re.escape(UNFINISHED_SUFFIX))
+_NO_SEGMENT = (FileNotFoundError, IsADirectoryError)
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +46,7 @@ class Segments:
 
     def __init__(
         self,
-        directory: Path,
+        folder: Folder,
         capacity: int,
         segment_size: int,
         *,
@@ -47,7 +55,8 @@ class Segments:
     ) -> None:
         """Begin without segments; `open_all` finds those that are there.
 
-        `keep_free` bytes of the file system are left to others.
+        `capacity` is the whole tier's; segments take their part of it. `keep_free` bytes of the
+        file system are left to others.
         """
         self.by_number: dict[int, Segment] = {}
         self.by_slot_size: dict[int, list[Segment]] = {}
@@ -57,37 +66,77 @@ class Segments:
         """Bytes of all slots that are taken."""
         self.unopened: set[int] = set()
         """Numbers of files that the disk did not let be opened; they may well be whole."""
-        self._directory = directory
-        self._capacity = capacity
-        self._largest = min(segment_size, capacity)
-        self._usual = min(segment_size, capacity // SEGMENTS_OF_A_CAPACITY)
+        self.stray_bytes = 0
+        """Bytes on disk of files that are named as segments but were not opened."""
+        self._folder = folder
+        self._capacity = divide(capacity).segments
+        self._segment_size = segment_size
+        self._slots = 0
         self._direct = direct
         self._keep_free = keep_free
         self._next_number = 0
 
     def open_all(self) -> None:
-        """Open every segment file; leave foreign and damaged files alone, with one line each."""
-        for path in sorted(self._directory.iterdir()):
-            if path.name.endswith(f".seg{UNFINISHED_SUFFIX}") and not path.is_dir():
-                path.unlink()
-            elif not _NAME.fullmatch(path.name):
-                _log.warning("foreign file left alone", extra={"fields": {"path": str(path)}})
-            else:
-                self._open(path)
+        """Open every segment file; leave foreign and damaged files alone, with a line for each.
 
-    def _open(self, path: Path) -> None:
+        Files named as segments count against the capacity, whatever they are; others do not.
+        Raises `OSError`.
+        """
+        refused: list[OSError] = []
+        for name in self._folder.names():
+            path = str(self._folder.path / name)
+            if _UNFINISHED_NAME.fullmatch(name) and self._folder.is_file(name):
+                self._folder.remove(name)
+            elif not _NAME.fullmatch(name):
+                _log.warning("foreign file left alone", extra={"fields": {"path": path}})
+            else:
+                try:
+                    self._open(name)
+                except (DamagedSegmentError, *_NO_SEGMENT) as error:
+                    fields = {"path": path, "error": str(error)}
+                    _log.warning("segment left alone", extra={"fields": fields})
+                    self.stray_bytes += self._folder.disk_usage([name])
+                except OSError as error:
+                    refused.append(error)
+                    self.unopened.add(int(name.removesuffix(".seg")))
+                    self.stray_bytes += self._folder.disk_usage([name])
+        if refused:
+            reason = {"segments": len(refused), "error": str(refused[0])}
+            _log.error("segments cannot be opened", extra={"fields": reason})
+        if self.stray_bytes:
+            stray = {"path": str(self._folder.path), "bytes": self.stray_bytes}
+            _log.warning("files that serve no pages take capacity", extra={"fields": stray})
+
+    def _open(self, name: str) -> None:
         try:
-            segment = open_segment(path, direct=self._direct)
-        except (OSError, DamagedSegmentError) as error:
-            fields = {"path": str(path), "error": str(error)}
-            _log.warning("segment left alone", extra={"fields": fields})
-            if not isinstance(error, _NO_SEGMENT):
-                self.unopened.add(int(path.stem))
-            return
+            segment = self._open_intact(name)
+        except LostHeaderError:
+            mended = mend(self._folder, name)
+            if mended is Mended.NOTHING:
+                raise
+            path = {"path": str(self._folder.path / name)}
+            if mended is Mended.EMPTY:
+                self._folder.remove(name)
+                _log.warning("segment without content removed", extra={"fields": path})
+                return
+            segment = self._open_intact(name)
+            _log.warning("segment header restored from its pages", extra={"fields": path})
         if segment.intact_slots < len(segment.slots):
-            _log.warning("segment was truncated", extra={"fields": {"path": str(path)}})
+            _log.warning("segment was truncated", extra={"fields": {"path": str(segment.path)}})
         self._next_number = max(self._next_number, segment.number + 1)
         self.add(segment)
+
+    def _open_intact(self, name: str) -> Segment:
+        self._spare_descriptors()
+        return open_segment(self._folder, name, largest=self._capacity, direct=self._direct)
+
+    def _spare_descriptors(self) -> None:
+        """Raise `OSError` if another segment would leave too few descriptors to clients."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        next_descriptor = os.dup(self._folder.descriptor)
+        os.close(next_descriptor)
+        if next_descriptor >= limit - min(_DESCRIPTORS_LEFT, limit // 4):
+            raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}; raise `ulimit -n`")
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(list(self.by_number.values()))
@@ -95,7 +144,7 @@ class Segments:
     def orphans(self) -> list[str]:
         """Return the names of files beside the segments that are none of them."""
         own = {segment.path.name for segment in self}
-        return sorted({path.name for path in self._directory.iterdir()} - own)
+        return sorted(set(self._folder.names()) - own)
 
     def of_size(self, slot_size: int) -> list[Segment]:
         """Return the segments of a slot size, those that were made first before the others."""
@@ -103,7 +152,10 @@ class Segments:
 
     def accepts(self, slot_size: int) -> bool:
         """Tell whether a slot of this size fits into the largest segment there may be."""
-        return HEADER_SIZE + slot_size <= self._largest
+        return (
+            HEADER_SIZE + slot_size <= self._segment_size
+            and HEADER_SIZE + _cost(slot_size) <= self._capacity
+        )
 
     def spare(self) -> int:
         """Return by how many bytes the files may grow; negative where they have to shrink.
@@ -111,43 +163,47 @@ class Segments:
         That is so where the capacity has been lowered, or others have filled the file system.
         A file system that does not tell is one to leave as it is.
         """
-        spare = self._capacity - self.total
+        journal = self._slots * JOURNAL_BYTES_PER_SLOT
+        spare = self._capacity - self.total - journal - self.stray_bytes
         if not self._keep_free:
             return spare
         try:
-            system = os.statvfs(self._directory)
+            system = os.fstatvfs(self._folder.descriptor)
         except OSError:
             return min(spare, 0)
         return min(spare, system.f_bavail * system.f_frsize - self._keep_free)
 
     def slots_to_come(self, slot_size: int) -> int:
         """Return how many slots of this size the space that is left may still give."""
-        return max(self.spare(), 0) // slot_size
+        return max(self.spare(), 0) // _cost(slot_size)
 
     def create(self, slot_size: int) -> Segment | None:
         """Make another segment file, not yet one of these; None where no capacity is left.
 
         Blocks on the disk. Raises `OSError`.
         """
-        full = max((self._usual - HEADER_SIZE) // slot_size, 1)
-        fitting = (self.spare() - HEADER_SIZE) // slot_size
+        full = self._usual_slots(slot_size)
+        fitting = (self.spare() - HEADER_SIZE) // _cost(slot_size)
         enough = full // _SMALLEST_PART if slot_size in self.by_slot_size else 1
         if fitting < max(enough, 1):
             return None
+        self._spare_descriptors()
         number = self._unused_number()
-        segment = create_segment(
-            self._directory, number, slot_size, min(full, fitting), direct=self._direct
-        )
+        slots = min(full, fitting)
+        segment = create_segment(self._folder, number, slot_size, slots, direct=self._direct)
         self._next_number = number + 1
         return segment
+
+    def _usual_slots(self, slot_size: int) -> int:
+        of_file = (self._segment_size - HEADER_SIZE) // slot_size
+        part = self._capacity // SEGMENTS_OF_A_CAPACITY
+        return max(min(of_file, (part - HEADER_SIZE) // _cost(slot_size)), 1)
 
     def _unused_number(self) -> int:
         """Return the next number that no file has, be it a foreign or a damaged one."""
         number = self._next_number
-        while (
-            segment_path(self._directory, number).exists()
-            or unfinished_path(self._directory, number).exists()
-        ):
+        exists = self._folder.exists
+        while exists(segment_name(number)) or exists(unfinished_name(number)):
             number += 1
         return number
 
@@ -156,6 +212,7 @@ class Segments:
         self.by_number[segment.number] = segment
         self.by_slot_size.setdefault(segment.slot_size, []).append(segment)
         self.total += segment.size
+        self._slots += len(segment.slots)
 
     def discard(self, segment: Segment) -> None:
         """Give out none of the segment's slots any more; none is taken. The file stays."""
@@ -165,6 +222,11 @@ class Segments:
         if not self.by_slot_size[segment.slot_size]:
             del self.by_slot_size[segment.slot_size]
         self.total -= segment.size
+        self._slots -= len(segment.slots)
+
+    def remove_file(self, segment: Segment) -> None:
+        """Remove the file of a segment. Raises `OSError`."""
+        self._folder.remove(segment.path.name)
 
     def reserve(self, slot_size: int, count: int) -> list[Place]:
         """Take up to `count` free slots, consecutive ones as far as there are any."""
@@ -203,3 +265,8 @@ class Segments:
         """Close every file."""
         for segment in self:
             segment.close()
+
+
+def _cost(slot_size: int) -> int:
+    """Return what a slot takes of the capacity."""
+    return slot_size + JOURNAL_BYTES_PER_SLOT

@@ -15,12 +15,13 @@ from memkv_sglang.tiers.base import (
     TierError,
     TierUsage,
 )
+from memkv_sglang.tiers.nvme.budget import divide
 from memkv_sglang.tiers.nvme.calls import CallsInFlight
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
 from memkv_sglang.tiers.nvme.disk.movers import Movers
-from memkv_sglang.tiers.nvme.errors import unusable
+from memkv_sglang.tiers.nvme.errors import broken
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.housekeeping import Housekeeper
 from memkv_sglang.tiers.nvme.integrity import disagreements
@@ -35,8 +36,8 @@ from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 _CLEAR_BATCH = 4096
 """Pages that `clear` forgets at a time, so that spills are not held up for long."""
 
-_FREE_SPACE_SECONDS = 5.0
-"""How often the file system's free space is looked at, if it is to be kept."""
+_LOOK_EVERY = 5.0
+"""Seconds after which the directory and its file system are looked at again."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,23 +67,24 @@ class NvmeTier(Tier):
             keep_free=config.keep_free,
         )
         faults = FaultLog()
-        self._gate = WriteGate(faults)
+        self._gate = WriteGate(faults, self._directory.displacement)
         self._catalog = Catalog(self._segments)
         self._room = Room(self._catalog, config.high_watermark, config.low_watermark, faults)
-        self._descriptions = Descriptions(self._directory.namespaces)
+        budget = divide(config.capacity)
+        self._descriptions = Descriptions(
+            self._directory.namespaces, budget.descriptions, self._catalog.index.namespaces
+        )
+        quarantine = Quarantine(self._directory.quarantine, budget.quarantine)
         try:
             self._segments.open_all()
-            recover(self._catalog, self._directory.journal)
-            if maintain:
-                self._room.shrink()
-                self._forget_descriptions()
+            recover(self._catalog, self._directory.root)
         except OSError as error:
             self._segments.close()
             self._directory.close()
-            way_out = "free space there, or name another directory"
-            raise unusable(self._directory.root, error, way_out) from error
+            raise broken(self._directory.path, error) from error
+        if maintain:
+            self._tidy(quarantine)
         self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
-        quarantine = Quarantine(self._directory.quarantine)
         self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
         self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)
         self._verifier = Verifier(self._catalog, self._movers, self._loader, self._descriptions)
@@ -90,22 +92,41 @@ class NvmeTier(Tier):
             self._catalog,
             self._room,
             self._gate,
-            look_every=_FREE_SPACE_SECONDS if config.keep_free else None,
+            self._directory.root,
+            smallest_journal=budget.journal,
+            look_every=_LOOK_EVERY,
         )
         if not maintain:
             self._housekeeper.close()
         self._calls = CallsInFlight()
+        self._keeps_journal = True
         fields = {"directory": config.directory, "pages": len(self._catalog.index)}
         _log.info("nvme tier open", extra={"fields": fields})
 
-    def _forget_descriptions(self) -> None:
-        """Remove those of namespaces without pages, as each update of weights leaves one."""
-        if self._catalog.is_partial:  # what cannot be opened now may have pages of any
-            return
+    def _tidy(self, quarantine: Quarantine) -> None:
+        """Fit everything into the capacity, which may be smaller than it was."""
         try:
-            self._descriptions.remove_all_but(self._catalog.index.namespaces())
-        except OSError as error:  # they take little space, which is no reason not to start
-            _log.warning("descriptions left on disk", extra={"fields": {"error": str(error)}})
+            self._room.shrink()
+        except OSError as error:  # what is there can be loaded all the same
+            self._gate.close(error)
+        try:
+            quarantine.trim()
+            self._descriptions.remove_unfinished()
+            # Each update of weights leaves a namespace without pages.
+            if not self._segments.unopened:  # what cannot be opened now may have pages of any
+                self._descriptions.remove_all_but(self._catalog.index.namespaces())
+        except OSError as error:
+            _log.warning("small files left on disk", extra={"fields": {"error": str(error)}})
+
+    @property
+    def segments_descriptor(self) -> int:
+        """The open directory of the segment files; carries no lock, so that others may keep it."""
+        return self._directory.segments_descriptor
+
+    @property
+    def problem(self) -> str:
+        """Why no new pages are taken, empty while they are: a failing disk, a moved directory."""
+        return self._gate.problem
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Walk the index; page-exact, waits for nothing."""
@@ -153,9 +174,7 @@ class NvmeTier(Tier):
         with self._calls.enter() as entered:
             if not entered:
                 return 0
-            keys = [
-                PageKey(namespace, h) for h in list(self._catalog.index.of_namespace(namespace))
-            ]
+            keys = self._catalog.keys_of(namespace)
             batches = range(0, len(keys), _CLEAR_BATCH)
             return sum(self._drop_keys(keys[i : i + _CLEAR_BATCH]) for i in batches)
 
@@ -175,7 +194,10 @@ class NvmeTier(Tier):
 
     def namespaces(self) -> dict[bytes, Namespace]:
         """Read every description."""
-        return self._descriptions.read_all()
+        try:
+            return self._descriptions.read_all()
+        except OSError as error:
+            raise TierError(f"cannot read the descriptions ({error})") from error
 
     def usage(self) -> TierUsage:
         """Count slots, footers included."""
@@ -197,11 +219,14 @@ class NvmeTier(Tier):
             return
         self._housekeeper.close()
         self._movers.close()
-        try:
-            self._catalog.compact()
-        except OSError as error:  # the journal as it is will do, but for the order of use
-            self._gate.close(error)
-        self._catalog.journal.close()
+        if self._keeps_journal:
+            try:
+                self._catalog.compact(self._directory.root)
+            except OSError as error:  # the journal as it is will do, but for the order of use
+                self._gate.close(error)
+            self._catalog.journal.close()
+        else:
+            self._catalog.journal.discard()
         self._segments.close()
         self._directory.close()
 
@@ -248,3 +273,7 @@ class NvmeTier(Tier):
                 return self._verifier.verify(repair=repair, progress=progress)
             except OSError as error:
                 raise TierError(f"cannot read the directory ({error})") from error
+
+    def discard_journal(self) -> None:
+        """Let `close` remove the journal, so that the next start makes one from the footers."""
+        self._keeps_journal = False

@@ -11,6 +11,7 @@ import msgspec
 from memkv_sglang.config.schema import MIB, NvmeConfig
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme import NvmeTier, SlotDescription
+from memkv_sglang.tiers.nvme.budget import JOURNAL_BYTES_PER_SLOT, divide
 
 SLOT = 12 * 1024
 """Bytes on disk of a page in two buffers of a block each: the suite's usual one."""
@@ -96,7 +97,11 @@ def disk(path: Path, **settings: Any) -> Iterator[Disk]:
 def room_for(pages: int, slot_size: int = SLOT, *, segments: int = 16) -> int:
     """Return a capacity that holds exactly so many pages of one slot size."""
     assert pages % segments == 0
-    return segments * (4096 + pages // segments * slot_size)
+    needed = segments * (4096 + pages // segments * (slot_size + JOURNAL_BYTES_PER_SLOT))
+    capacity = needed
+    while (missing := needed - divide(capacity).segments) > 0:
+        capacity += missing
+    return capacity
 
 
 def present(tier: NvmeTier, keys: Sequence[PageKey]) -> list[bool]:

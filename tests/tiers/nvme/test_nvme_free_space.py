@@ -46,7 +46,8 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedDisk:
     monkeypatch.setattr(
         os, "statvfs", lambda p: shared.statvfs(p) if "pages" in str(p) else real(p)
     )
-    monkeypatch.setattr(nvme_tier, "_FREE_SPACE_SECONDS", 0.05)
+    monkeypatch.setattr(os, "fstatvfs", shared.statvfs)
+    monkeypatch.setattr(nvme_tier, "_LOOK_EVERY", 0.05)
     return shared
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.pages import make_hashes
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.journal import Journal
 from memkv_sglang.tiers.nvme.segment import create_segment
 from memkv_sglang.tiers.nvme.segments import Segments
@@ -18,10 +19,11 @@ def test_bytes_a_page(tmp_path: Path) -> None:
     hashes = make_hashes(PAGES)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    segments = Segments(tmp_path, 1 << 40, 1 << 30, direct=False)
-    segments.add(create_segment(tmp_path, 0, 8192, PAGES, direct=False))
+    folder = Folder.at(tmp_path)
+    segments = Segments(folder, 1 << 40, 1 << 30, direct=False)
+    segments.add(create_segment(folder, 0, 8192, PAGES, direct=False))
     catalog = Catalog(segments)
-    catalog.journal = Journal.create(tmp_path / "journal")
+    catalog.journal = Journal.create(folder)
     for first in range(0, PAGES, 500):
         places = catalog.reserve(8192, 500)
         catalog.publish(

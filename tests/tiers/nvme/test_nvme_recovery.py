@@ -17,6 +17,7 @@ from memkv_sglang.testing.pages import make_chain, make_hashes, make_namespace, 
 from memkv_sglang.tiers.base import LoadResult, PendingPage, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
+from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.journal import Journal
 from memkv_sglang.tiers.nvme.recovery import recover
 from memkv_sglang.tiers.nvme.segment import Place, create_segment
@@ -193,8 +194,8 @@ def test_pages_of_a_segment_that_once_cannot_be_opened_come_back(
         lost.unlink()
         real = os.open
 
-        def fail_sick(path: Path, *args: Any, **kwargs: Any) -> int:
-            if path == sick:
+        def fail_sick(path: str, *args: Any, **kwargs: Any) -> int:
+            if path == sick.name:
                 raise OSError(errno.EIO, "broken")
             return real(path, *args, **kwargs)
 
@@ -334,7 +335,7 @@ def test_compaction_goes_on_beside_changes(nvme: Disk) -> None:
     worker.start()
     compactions = 0
     while not done.is_set() or compactions == 0:
-        nvme.tier._catalog.compact()
+        nvme.tier._catalog.compact(nvme.tier._directory.root)
         compactions += 1
     worker.join()
     assert errors == []
@@ -362,7 +363,7 @@ def test_changes_in_mid_compaction_are_kept(nvme: Disk, monkeypatch: pytest.Monk
         sync(journal)
 
     monkeypatch.setattr(Journal, "sync", change)
-    nvme.tier._catalog.compact()
+    nvme.tier._catalog.compact(nvme.tier._directory.root)
     monkeypatch.undo()
     nvme.tier.remove(old[7:])
     nvme.kill()
@@ -381,7 +382,7 @@ def test_failed_compaction_changes_nothing(nvme: Disk, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Journal, "sync", fail)
     with pytest.raises(OSError, match="broken"):
-        nvme.tier._catalog.compact()
+        nvme.tier._catalog.compact(nvme.tier._directory.root)
     assert not (nvme.path / "journal.new").exists()
     spill(nvme.tier, keys[4:])
     nvme.kill()  # which closes the tier beside the copy: no new journal there either
@@ -390,7 +391,8 @@ def test_failed_compaction_changes_nothing(nvme: Disk, monkeypatch: pytest.Monke
 
 
 def test_journal_does_not_grow_without_end(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memkv_sglang.tiers.nvme.housekeeping._SMALLEST_JOURNAL", 20_000)
+    monkeypatch.setattr("memkv_sglang.tiers.nvme.budget.SMALLEST_JOURNAL", 20_000)
+    nvme.reopen()
     keys = chain("chain", 20).keys()
     for _ in range(100):
         spill(nvme.tier, keys)
@@ -405,11 +407,12 @@ def test_journal_does_not_grow_without_end(nvme: Disk, monkeypatch: pytest.Monke
 
 def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -> None:
     count, per_segment = 100_000, 12_500
-    segments = Segments(tmp_path, 1 << 40, 1 << 30, direct=False)
+    folder = Folder.at(tmp_path)
+    segments = Segments(folder, 1 << 40, 1 << 30, direct=False)
     for number in range(count // per_segment):
-        segments.add(create_segment(tmp_path, number, 8192, per_segment, direct=False))
+        segments.add(create_segment(folder, number, 8192, per_segment, direct=False))
     written = Catalog(segments)
-    written.journal = Journal.create(tmp_path / "journal")
+    written.journal = Journal.create(folder)
     keys = Chain(NAMESPACE.digest, make_hashes(count)).keys()
     for first in range(0, count, 1000):
         written.publish(
@@ -424,10 +427,10 @@ def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -
     written.journal.close()
     segments.close()
 
-    reopened = Segments(tmp_path, 1 << 40, 1 << 30, direct=False)
+    reopened = Segments(folder, 1 << 40, 1 << 30, direct=False)
     reopened.open_all()
     read = Catalog(reopened)
-    recover(read, tmp_path / "journal")
+    recover(read, folder)
     assert {key: read.describe(key) for key in keys} == places
     assert sum(description is None for description in places.values()) == count // 10
     assert [page.key for page in read.pending_pages()] == keys[5::1000]
@@ -435,3 +438,4 @@ def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -
     assert read.index.key(oldest) == keys[-1]
     read.journal.close()
     reopened.close()
+    folder.close()

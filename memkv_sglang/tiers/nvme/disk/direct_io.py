@@ -5,8 +5,8 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
+
+from memkv_sglang.tiers.nvme.files import Folder
 
 BLOCK = 4096
 """Bytes to which O_DIRECT needs memory, lengths and file offsets aligned, at most, on any disk."""
@@ -14,9 +14,10 @@ BLOCK = 4096
 MAX_VECTORS: int = os.sysconf("SC_IOV_MAX")
 """Buffers that one system call takes."""
 
+_PROBE = ".direct-io-probe"
 _NO_DIRECT_IO = (errno.EINVAL, errno.EOPNOTSUPP)
-_NO_PROBE = (errno.ENOSPC, errno.EDQUOT, errno.EISDIR)
-"""The disk is full, or somebody's directory has the probe's name."""
+_NO_PROBE = (errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ELOOP)
+"""The disk is full, or a directory or symbolic link has the probe's name."""
 
 
 def pad_to_block(length: int) -> int:
@@ -82,38 +83,38 @@ def _behind(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
     return []
 
 
-def supports_direct_io(directory: Path) -> bool:
+def supports_direct_io(folder: Folder) -> bool:
     """Tell whether files in the directory can be written with O_DIRECT, by doing it.
 
     Where the probe cannot be made the segments there are tell, as a full disk still serves what it
     has; without any it is assumed.
     """
     try:
-        _write_probe(directory / ".direct-io-probe")
+        _write_probe(folder)
     except OSError as error:
         if error.errno in _NO_PROBE:
-            return all(map(_opens_directly, directory.glob("*.seg")))
+            names = (name for name in folder.names() if name.endswith(".seg"))
+            return all(_opens_directly(folder, name) for name in names)
         if error.errno not in _NO_DIRECT_IO:
             raise
         return False
     return True
 
 
-def _write_probe(path: Path) -> None:
+def _write_probe(folder: Folder) -> None:
     fd = -1
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
+        fd = folder.open(_PROBE, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
         write_fully(fd, [aligned_memory(BLOCK)], 0)
     finally:
         if fd >= 0:
             os.close(fd)
-        with suppress(IsADirectoryError):
-            path.unlink(missing_ok=True)
+        folder.remove_unfinished(_PROBE)
 
 
-def _opens_directly(path: Path) -> bool:
+def _opens_directly(folder: Folder, name: str) -> bool:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+        os.close(folder.open(name, os.O_RDWR | os.O_DIRECT))
     except OSError as error:
         return error.errno not in _NO_DIRECT_IO
     return True

@@ -1,0 +1,60 @@
+"""Pages whose segment could not be opened: unreachable until a later start opens it."""
+
+from collections.abc import Iterable, Iterator
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.nvme.journal import Put
+
+_Slot = tuple[int, int]
+"""Segment and slot."""
+
+
+class AbsentPages:
+    """What the journal knows of such pages. Not thread-safe: callers hold the catalog's locks."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.pending: dict[_Slot, None] = {}
+        """Slots whose pages wait for upload, in the order in which they were marked."""
+        self._puts: dict[_Slot, Put] = {}
+        self._slots: dict[PageKey, _Slot] = {}
+
+    def __len__(self) -> int:
+        return len(self._puts)
+
+    def __iter__(self) -> Iterator[Put]:
+        return iter(self._puts.values())
+
+    def put(self, page: Put) -> None:
+        """Add a page, in the place of another in its slot."""
+        slot = (page.segment, page.slot)
+        self.free(slot)
+        if (elsewhere := self._slots.get(page.key)) is not None:
+            self.free(elsewhere)
+        self._puts[slot] = page
+        self._slots[page.key] = slot
+
+    def free(self, slot: _Slot) -> None:
+        """Forget the page in a slot, if there is one."""
+        if (page := self._puts.pop(slot, None)) is not None:
+            del self._slots[page.key]
+            self.pending.pop(slot, None)
+
+    def mark(self, slot: _Slot, *, pending: bool) -> None:
+        """Note whether the page in a slot waits for upload, if there is one."""
+        if slot not in self._puts:
+            return
+        if pending:
+            self.pending[slot] = None
+        else:
+            self.pending.pop(slot, None)
+
+    def find(self, keys: Iterable[PageKey]) -> list[_Slot]:
+        """Return the slots of those pages that are here."""
+        if not self._puts:
+            return []
+        return [self._slots[key] for key in keys if key in self._slots]
+
+    def of_namespace(self, namespace: bytes) -> list[PageKey]:
+        """Return the pages of a namespace."""
+        return [key for key in self._slots if key.namespace == namespace]

@@ -1,0 +1,89 @@
+"""Segment files whose header is lost: the footers in them tell what it was."""
+
+import enum
+import errno
+import os
+from typing import BinaryIO
+
+from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
+from memkv_sglang.tiers.nvme.files import Folder
+from memkv_sglang.tiers.nvme.footer import MAGIC, Footer, slot_size_of
+from memkv_sglang.tiers.nvme.segment import HEADER_SIZE, Header, pack_header
+
+_CHUNK = 1 << 20
+_SEARCH_LIMIT = 256 << 20
+"""Bytes of data that are searched; the first footer is usually in the first slot."""
+
+
+class Mended(enum.Enum):
+    """What became of a file."""
+
+    HEADER = enum.auto()
+    """It has a header again."""
+    EMPTY = enum.auto()
+    """It holds nothing but zeros: a segment that no page was written to."""
+    NOTHING = enum.auto()
+    """It may be anything, and is as before."""
+
+
+def mend(folder: Folder, name: str) -> Mended:
+    """Give a file named as a segment its header back. Raises `OSError`.
+
+    Only a file with a valid footer where such a segment would have it is certainly ours.
+    """
+    number = int(name.removesuffix(".seg"))
+    with open(folder.open(name, os.O_RDWR), "r+b", buffering=0) as file:
+        slot_size, is_empty = _search(file)
+        if slot_size is None:
+            return Mended.EMPTY if is_empty else Mended.NOTHING
+        slots = (os.fstat(file.fileno()).st_size - HEADER_SIZE) // slot_size
+        header = Header(number, slot_size, slots)
+        if not header.is_possible():
+            return Mended.NOTHING
+        os.pwrite(file.fileno(), pack_header(header), 0)
+        os.fsync(file.fileno())
+    return Mended.HEADER
+
+
+def _search(file: BinaryIO) -> tuple[int | None, bool]:
+    """Return the slot size by the first footer, and whether there are only zeros."""
+    searched = 0
+    is_empty = True
+    position = _next_data(file.fileno(), 0)
+    while position is not None:
+        if searched >= _SEARCH_LIMIT:
+            return None, False
+        chunk = os.pread(file.fileno(), _CHUNK, position)
+        if not chunk:
+            break
+        if (slot_size := _slot_size_in(chunk, position)) is not None:
+            return slot_size, False
+        is_empty = is_empty and chunk.count(0) == len(chunk)
+        searched += len(chunk)
+        position = _next_data(file.fileno(), position + len(chunk))
+    return None, is_empty
+
+
+def _next_data(descriptor: int, position: int) -> int | None:
+    """Return where the next block with data begins; unwritten space is skipped."""
+    try:
+        found = os.lseek(descriptor, position, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing more
+            return None
+        raise
+    return max(found // BLOCK * BLOCK, position)
+
+
+def _slot_size_in(chunk: bytes, start: int) -> int | None:
+    """Return the slot size by the first valid footer in data that begins at `start`."""
+    at = chunk.find(MAGIC)
+    while at >= 0:
+        block = memoryview(chunk)[at : at + BLOCK]
+        if (start + at) % BLOCK == 0 and len(block) == BLOCK:
+            footer = Footer.unpack(block)
+            end = start + at + BLOCK - HEADER_SIZE
+            if footer is not None and end % (size := slot_size_of(footer.length)) == 0:
+                return size
+        at = chunk.find(MAGIC, at + 1)
+    return None
