@@ -70,6 +70,11 @@ class Catalog:
         self._pins: dict[int, int] = {}
         self._condemned: set[int] = set()
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether some segments could not be opened: their pages are `absent`."""
+        return bool(self.segments.unopened)
+
     # Finding pages
 
     def walk(self, chain: Chain) -> list[int]:

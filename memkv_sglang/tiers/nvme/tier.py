@@ -113,7 +113,7 @@ class NvmeTier(Tier):
             quarantine.trim()
             self._descriptions.remove_unfinished()
             # Each update of weights leaves a namespace without pages.
-            if not self._segments.unopened:  # what cannot be opened now may have pages of any
+            if not self._catalog.is_partial:  # what cannot be opened now may have pages of any
                 self._descriptions.remove_all_but(self._catalog.index.namespaces())
         except OSError as error:
             _log.warning("small files left on disk", extra={"fields": {"error": str(error)}})

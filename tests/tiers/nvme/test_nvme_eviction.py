@@ -223,7 +223,7 @@ def test_lowered_capacity_keeps_the_pages_used_last(full: Disk) -> None:
     old, new = chain("old", 16), chain("new", 16)
     spill(full.tier, old.keys())
     spill(full.tier, new.keys())
-    capacity = room_for(16)
+    capacity = room_for(16, segments=8)
     full.reopen(capacity=capacity)
     assert segment_bytes(full) <= capacity
     assert full.tier.lookup(new, soon()) == (16, True)
