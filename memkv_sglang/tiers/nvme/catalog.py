@@ -296,7 +296,7 @@ class Catalog:
         self.journal.take_over()
         folder.sync()
 
-    def compact(self, folder: Folder) -> None:
+    def compact(self) -> None:
         """Write a new journal of what is there now, with the order of use, and change over to it.
 
         Other calls go on meanwhile: the snapshot is taken in pieces, and what changes from its
@@ -306,7 +306,7 @@ class Catalog:
         with self.changes:
             changes = journal.copies = []
         try:
-            successor = self._new_journal(folder)
+            successor = self._new_journal(journal.folder)
             with self.changes:
                 try:
                     successor.append_frames(changes)
@@ -315,7 +315,7 @@ class Catalog:
                     successor.discard()
                     raise
                 self.journal = successor
-            folder.sync()  # not above, where it would hold up spills
+            journal.folder.sync()  # not above, where it would hold up spills
         finally:
             journal.copies = None
             if self.journal is not journal:
@@ -331,7 +331,7 @@ class Catalog:
         try:
             self._write_snapshot(journal)
             journal.sync()
-        except OSError:
+        except BaseException:  # a signal may end the start here
             journal.discard()
             raise
         return journal

@@ -50,7 +50,7 @@ class Folder:
         """Return why the path no longer leads to this directory, empty if it still does."""
         try:
             if self._parent is None:
-                found = os.stat(self.path)
+                found = self.path.stat()
             else:
                 found = self._parent.status(self.path.name)
         except OSError as error:
@@ -64,7 +64,8 @@ class Folder:
         # A descriptor of its own: a duplicate would share its read position with other threads.
         descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return sorted(os.listdir(descriptor))
+            with os.scandir(descriptor) as entries:
+                return sorted(entry.name for entry in entries)
         finally:
             os.close(descriptor)
 
@@ -110,7 +111,7 @@ class Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of a regular file of at most `limit` bytes."""
-        with open(self.open_to_read(name), "rb") as file:
+        with os.fdopen(self.open_to_read(name), "rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise OSError(errno.EFBIG, f"{self.path / name} has more than {limit} bytes")
@@ -120,7 +121,7 @@ class Folder:
         """Write a file, mode 0600. After a failure nothing is left of it."""
         descriptor = self.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            with open(descriptor, "wb", buffering=0) as file:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
                 rest = memoryview(content)
                 while rest:
                     rest = rest[file.write(rest) :]

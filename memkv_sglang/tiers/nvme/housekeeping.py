@@ -5,7 +5,6 @@ import threading
 
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.faults import WriteGate
-from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.room import Room
 
 _GROWTH = 4
@@ -22,16 +21,14 @@ class Housekeeper:
         catalog: Catalog,
         room: Room,
         gate: WriteGate,
-        folder: Folder,
         *,
         smallest_journal: int,
         look_every: float,
     ) -> None:
         """Start the thread; it also looks every so many seconds, as others change the disk too.
 
-        `folder` has the journal, which is rewritten once it is longer than `smallest_journal`.
+        The journal is rewritten once it is longer than `smallest_journal`.
         """
-        self._folder = folder
         self._smallest_journal = smallest_journal
         self._look_every = look_every
         self._catalog = catalog
@@ -67,7 +64,7 @@ class Housekeeper:
                 self._room.shrink()
                 self._room.trim()
                 if self._is_journal_long() or not self._catalog.journal.is_in_place():
-                    self._catalog.compact(self._folder)
+                    self._catalog.compact()
             except OSError as error:
                 self._gate.close(error)
             except Exception:

@@ -98,7 +98,7 @@ class Journal:
         """Bytes of whole frames."""
         self.copies: list[bytes] | None = None
         """While a list: frames appended are added to it as well, for the journal's successor."""
-        self._folder = folder
+        self.folder = folder
         self._name = name
         self._fd = fd
 
@@ -151,13 +151,13 @@ class Journal:
 
     def take_over(self) -> None:
         """Replace the journal of which this is the successor. Raises `OSError`."""
-        self._folder.rename(self._name, JOURNAL)
+        self.folder.rename(self._name, JOURNAL)
         self._name = JOURNAL
 
     def is_in_place(self) -> bool:
         """Tell whether the next start would read this journal: nobody removed or replaced it."""
         try:
-            found = self._folder.status(self._name)
+            found = self.folder.status(self._name)
         except OSError:
             return False
         return os.path.samestat(found, os.fstat(self._fd))
@@ -174,7 +174,7 @@ class Journal:
         """Close the file and remove it."""
         self.close()
         with suppress(OSError):
-            self._folder.remove(self._name)
+            self.folder.remove(self._name)
 
 
 class JournalDamagedError(Exception):
@@ -190,7 +190,7 @@ def read_journal(folder: Folder) -> tuple[list[Frame], int]:
         descriptor = folder.open_to_read(JOURNAL)
     except FileNotFoundError:
         raise JournalDamagedError("is missing") from None
-    with open(descriptor, "rb", buffering=1 << 20) as file:
+    with os.fdopen(descriptor, "rb", buffering=1 << 20) as file:
         frames, size = _read_frames(file)
         if not frames or frames[0].kind != Kind.START:
             raise JournalDamagedError("has no beginning")

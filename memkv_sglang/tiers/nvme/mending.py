@@ -32,7 +32,7 @@ def mend(folder: Folder, name: str) -> Mended:
     Only a file with a valid footer where such a segment would have it is certainly ours.
     """
     number = int(name.removesuffix(".seg"))
-    with open(folder.open(name, os.O_RDWR), "r+b", buffering=0) as file:
+    with os.fdopen(folder.open(name, os.O_RDWR), "r+b", buffering=0) as file:
         slot_size, is_empty = _search(file)
         if slot_size is None:
             return Mended.EMPTY if is_empty else Mended.NOTHING

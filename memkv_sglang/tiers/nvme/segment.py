@@ -157,19 +157,15 @@ def open_segment(folder: Folder, name: str, *, largest: int, direct: bool) -> Se
     """
     fd = folder.open(name, os.O_RDWR | os.O_NONBLOCK | _direct_flag(direct))
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise DamagedSegmentError("is not a regular file")
+        size = _file_size(fd)
         os.set_blocking(fd, True)
-        header = _read_header(fd, name)
-        if header.size > max(status.st_size, largest):
-            raise LostHeaderError("is too short for its header")
+        header = _read_header(fd, name, max(size, largest))
         segment = Segment(folder.path / name, fd, *header, direct=direct)
-        if status.st_size < segment.size:
-            segment.intact_slots = (status.st_size - HEADER_SIZE) // header.slot_size
+        if size < segment.size:
+            segment.intact_slots = (size - HEADER_SIZE) // header.slot_size
             with suppress(OSError):
                 os.posix_fallocate(fd, 0, segment.size)
-        elif status.st_size > segment.size:
+        elif size > segment.size:
             with suppress(OSError):
                 os.ftruncate(fd, segment.size)
     except BaseException:
@@ -187,7 +183,14 @@ def pack_header(header: Header) -> memoryview:
     return block
 
 
-def _read_header(fd: int, name: str) -> Header:
+def _file_size(fd: int) -> int:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedSegmentError("is not a regular file")
+    return status.st_size
+
+
+def _read_header(fd: int, name: str, largest: int) -> Header:
     block = aligned_memory(HEADER_SIZE)
     try:
         direct_io.read_fully(fd, [block], 0)
@@ -202,7 +205,7 @@ def _read_header(fd: int, name: str) -> Header:
     if version != FORMAT_VERSION:
         raise DamagedSegmentError(f"has a header of version {version}")
     header = Header(*values)
-    if not header.is_possible():
+    if not header.is_possible() or header.size > largest:
         raise LostHeaderError("has an impossible header")
     if name != segment_name(header.number):
         raise DamagedSegmentError(f"is segment {header.number} by its header")

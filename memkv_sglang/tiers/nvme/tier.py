@@ -78,9 +78,11 @@ class NvmeTier(Tier):
         try:
             self._segments.open_all()
             recover(self._catalog, self._directory.root)
-        except OSError as error:
+        except BaseException as error:  # a signal may end the start here
             self._segments.close()
             self._directory.close()
+            if not isinstance(error, OSError):
+                raise
             raise broken(self._directory.path, error) from error
         if maintain:
             self._tidy(quarantine)
@@ -92,7 +94,6 @@ class NvmeTier(Tier):
             self._catalog,
             self._room,
             self._gate,
-            self._directory.root,
             smallest_journal=budget.journal,
             look_every=_LOOK_EVERY,
         )
@@ -221,7 +222,7 @@ class NvmeTier(Tier):
         self._movers.close()
         if self._keeps_journal:
             try:
-                self._catalog.compact(self._directory.root)
+                self._catalog.compact()
             except OSError as error:  # the journal as it is will do, but for the order of use
                 self._gate.close(error)
             self._catalog.journal.close()

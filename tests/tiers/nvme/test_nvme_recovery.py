@@ -335,7 +335,7 @@ def test_compaction_goes_on_beside_changes(nvme: Disk) -> None:
     worker.start()
     compactions = 0
     while not done.is_set() or compactions == 0:
-        nvme.tier._catalog.compact(nvme.tier._directory.root)
+        nvme.tier._catalog.compact()
         compactions += 1
     worker.join()
     assert errors == []
@@ -363,7 +363,7 @@ def test_changes_in_mid_compaction_are_kept(nvme: Disk, monkeypatch: pytest.Monk
         sync(journal)
 
     monkeypatch.setattr(Journal, "sync", change)
-    nvme.tier._catalog.compact(nvme.tier._directory.root)
+    nvme.tier._catalog.compact()
     monkeypatch.undo()
     nvme.tier.remove(old[7:])
     nvme.kill()
@@ -382,7 +382,7 @@ def test_failed_compaction_changes_nothing(nvme: Disk, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Journal, "sync", fail)
     with pytest.raises(OSError, match="broken"):
-        nvme.tier._catalog.compact(nvme.tier._directory.root)
+        nvme.tier._catalog.compact()
     assert not (nvme.path / "journal.new").exists()
     spill(nvme.tier, keys[4:])
     nvme.kill()  # which closes the tier beside the copy: no new journal there either
