@@ -46,9 +46,9 @@ class Descriptions:
             if self._content(name) == namespace.description:
                 return
             size = len(namespace.description)
-            if not self._has_room(size):
+            if not self._has_room(name, size):
                 self.remove_all_but(self._in_use())
-                if not self._has_room(size):
+                if not self._has_room(name, size):
                     raise OSError(errno.EDQUOT, "too many descriptions")
             self._folder.write_durably(name, namespace.description)
 
@@ -59,8 +59,9 @@ class Descriptions:
         except OSError:
             return None
 
-    def _has_room(self, size: int) -> bool:
-        return self._folder.disk_usage(self._own()) + pad_to_block(size) <= self._limit
+    def _has_room(self, name: str, size: int) -> bool:
+        others = set(self._own()) - {name}
+        return self._folder.disk_usage(others) + pad_to_block(size) <= self._limit
 
     def _own(self) -> list[str]:
         return [name for name in self._folder.names() if _NAME.fullmatch(name)]

@@ -195,7 +195,7 @@ def _read_header(fd: int, name: str, largest: int) -> Header:
     try:
         direct_io.read_fully(fd, [block], 0)
     except EOFError:
-        raise DamagedSegmentError("is shorter than its header") from None
+        raise LostHeaderError("is shorter than its header") from None
     fields = bytes(block[: _FIELDS.size])
     magic, version, *values = _FIELDS.unpack(fields)
     if magic != _MAGIC:
