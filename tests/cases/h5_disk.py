@@ -40,13 +40,15 @@ def disk_usage(path: Path) -> int:
 class Agent:
     """A real agent on a directory of pages, and a client of it with one pool."""
 
-    def __init__(self, home: Path, directory: Path, *, descriptors: int = 0, **nvme: str) -> None:
+    def __init__(
+        self, home: Path, directory: Path, *, descriptors: int = 0, segment_size: str = "2MiB"
+    ) -> None:
         self.home = home
         self.log = home / "log"
         self.home.mkdir(mode=0o700, exist_ok=True)
         socket = home / "run" / "agent.sock"
         socket.parent.mkdir(mode=0o700, exist_ok=True)
-        flags = {"capacity": "32MiB", "segment-size": "2MiB", "directory": str(directory), **nvme}
+        flags = {"capacity": "32MiB", "segment-size": segment_size, "directory": str(directory)}
         command = [
             sys.executable,
             "-P",
@@ -117,9 +119,11 @@ class Agent:
 
 
 @contextmanager
-def agent(home: Path, directory: Path, *, descriptors: int = 0, **nvme: str) -> Iterator[Agent]:
+def agent(
+    home: Path, directory: Path, *, descriptors: int = 0, segment_size: str = "2MiB"
+) -> Iterator[Agent]:
     """Run an agent; kills it at the end if it is still there."""
-    running = Agent(home, directory, descriptors=descriptors, **nvme)
+    running = Agent(home, directory, descriptors=descriptors, segment_size=segment_size)
     try:
         running.connect()
         yield running

@@ -188,13 +188,13 @@ def test_segments_that_cannot_be_opened_count(
 
 def test_few_descriptors(tmp_path: Path) -> None:
     """An agent that cannot open all segments makes none beyond the capacity, and loses none."""
-    path, size = tmp_path / "nvme", {"capacity": "32MiB", "segment-size": "1MiB"}
+    path, size = tmp_path / "nvme", "1MiB"
     before, meanwhile = chains("before", 60), chains("meanwhile", 60)
-    with agent(tmp_path / "a", path, **size) as first:
+    with agent(tmp_path / "a", path, segment_size=size) as first:
         assert all(first.spill(chain) == {STORED} for chain in before)
         there = sum(first.loaded(chain) for chain in before)
         first.terminate()
-    with agent(tmp_path / "a", path, descriptors=40, **size) as second:
+    with agent(tmp_path / "a", path, descriptors=40, segment_size=size) as second:
         found = sum(second.loaded(chain) for chain in before)
         assert 0 < found < there
         for chain in meanwhile:
@@ -203,7 +203,7 @@ def test_few_descriptors(tmp_path: Path) -> None:
         assert second.loaded(meanwhile[-1]) == PAGES
         second.kill()
     assert "Too many open files" in (tmp_path / "a" / "log").read_text()
-    with agent(tmp_path / "a", path, **size) as third:
+    with agent(tmp_path / "a", path, segment_size=size) as third:
         assert third.loaded(meanwhile[-1]) == PAGES
         assert sum(third.loaded(chain) for chain in before) > 0
         assert disk_usage(path) <= 32 * MIB

@@ -113,7 +113,7 @@ class Recorder:
         def call(descriptor: int) -> None:
             real(descriptor)
             is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-            name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+            name = Path(f"/proc/self/fd/{descriptor}").readlink().name
             self.calls.append(f"folder {name}" if is_folder else f"file {name}")
 
         return call
@@ -224,7 +224,7 @@ def test_a_disk_that_fails_at_the_start_is_left_out(
     before = len(list(Path("/proc/self/fd").iterdir()))
     with monkeypatch.context() as patch:
         patch.setattr(os, call.removeprefix("os."), fail)
-        with pytest.raises(ConfigError, match="nvme.directory: cannot use"):
+        with pytest.raises(ConfigError, match=r"nvme\.directory: cannot use"):
             build_engine(Config(nvme=nvme), CollectorRegistry())
         assert len(list(Path("/proc/self/fd").iterdir())) == before
         engine = build_engine(Config(nvme=nvme, minio=minio_config), CollectorRegistry())
