@@ -210,7 +210,7 @@ def _segments(directory: Path) -> tuple[list[bytes], Read]:
     def read(content: bytes) -> bool:
         segment.path.write_bytes(content)
         try:
-            opened = open_segment(folder, name, largest=BLOCK, direct=False)
+            opened = open_segment(folder, name, largest=8 * BLOCK, direct=False)
         except DamagedSegmentError:
             return False
         opened.close()

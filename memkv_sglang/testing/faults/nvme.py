@@ -14,6 +14,7 @@ FLIPS = 1000
 BLOCK = 4096
 FOREIGN = "of-another-program"
 BALLAST = "ballast"
+MOVED = "moved"
 
 
 def _fail_calls(code: str) -> Fault:
@@ -43,6 +44,14 @@ def _free_disk(cluster: Cluster) -> None:
 
 def _remove_directory(cluster: Cluster) -> None:
     shutil.rmtree(cluster.pages)
+
+
+def _move_directory(cluster: Cluster) -> None:
+    cluster.pages.rename(cluster.pages.with_name(MOVED))
+
+
+def _move_directory_back(cluster: Cluster) -> None:
+    cluster.pages.with_name(MOVED).rename(cluster.pages)
 
 
 def _restart_agent(cluster: Cluster) -> None:
@@ -128,6 +137,7 @@ FAULTS = [
     _fail_calls("EIO"),
     _fail_calls("ENOSPC"),
     Fault("directory removed", "nvme", _remove_directory, _restart_agent, after_flush=True),
+    Fault("directory moved", "nvme", _move_directory, _move_directory_back),
     Fault(
         "directory read-only",
         "nvme",
