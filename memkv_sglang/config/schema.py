@@ -195,8 +195,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=MIB,
             extra=BYTES,
-            description="Space on the disk for pages and all other files of the tier. At most the file "
-            "system's size.",
+            description="Space on the disk for pages and all other files of the tier. At most the "
+            "file system's size.",
         ),
     ] = 100 * GIB
     segment_size: Annotated[

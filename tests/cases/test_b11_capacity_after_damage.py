@@ -301,4 +301,6 @@ def test_the_capacity_holds_under_traffic_and_damage(tmp_path: Path, seed: int) 
             assert tier.verify(True, lambda done, total: None).disagreements == []
             (nvme.path / "segments" / "00000077.seg").unlink(missing_ok=True)
         assert stored > 20 * 6 * 64 * 0.8
-        assert nvme.tier.usage().pages > 64
+        last = keys("last")
+        assert set(spill(nvme.tier, last)) == {STORED}
+        load(nvme.reopen(), last)
