@@ -122,6 +122,7 @@ class Calls:
 
     def _load(self, session: Session, request: protocol.LoadPages, _: list[int]) -> protocol.Reply:
         pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
+        session.pools.check_disjoint(request.buffers)
         return _loaded(self._engine.load(pages))
 
     def _spill(

@@ -21,6 +21,10 @@ SHARES = 4
 """All processes together may have as many times what one may have."""
 
 
+_ADDRESS_BITS = 56
+"""More than any offset into a mapping has."""
+
+
 class RequestError(Exception):
     """A request that cannot be carried out; nothing was touched. The text goes to the client."""
 
@@ -76,6 +80,8 @@ class Pools:
         self._budget = budget
         self._pid = pid
         self._views: dict[int, memoryview] = {}
+        self._memories: dict[int, tuple[int, int]] = {}
+        """By pool, the device and inode of its memory: two pools may be of one memory."""
 
     def __len__(self) -> int:
         return len(self._views)
@@ -90,6 +96,8 @@ class Pools:
         if pool in self._views:
             raise RequestError(f"pool {pool} is registered already")
         check_descriptor(descriptor, length)
+        status = os.fstat(descriptor)
+        self._memories[pool] = status.st_dev, status.st_ino
         try:
             self._views[pool] = self._budget.map(descriptor, length, self._pid)
         except (OSError, ValueError, OverflowError) as error:
@@ -111,6 +119,30 @@ class Pools:
             Page(PageKey(namespace, page_hash), tuple(map(self._view, page_buffers)))
             for page_hash, page_buffers in zip(split, buffers, strict=True)
         ]
+
+    def check_disjoint(self, buffers: Sequence[Sequence[Buffer]]) -> None:
+        """Check that no two of these buffers, which are in pools, share memory.
+
+        Raises `RequestError`.
+        """
+        pools = {pool for page in buffers for pool, _, _ in page}
+        numbers: dict[object, int] = {}
+        bases = {
+            pool: numbers.setdefault(self._memories[pool], len(numbers)) << _ADDRESS_BITS
+            for pool in pools
+        }
+        # Sorted apart, which is faster than to sort pairs: buffers are disjoint if and only if each
+        # begin, from the second on, is no smaller than the end before it.
+        begins = sorted([bases[pool] + offset for page in buffers for pool, offset, _ in page])
+        ends = sorted([bases[pool] + offset + n for page in buffers for pool, offset, n in page])
+        shared = next(
+            (begin for begin, end in zip(begins[1:], ends, strict=False) if begin < end), None
+        )
+        if shared is not None:
+            raise RequestError(
+                f"two buffers of a load overlap at offset {shared % (1 << _ADDRESS_BITS)} of a "
+                "pool; give each page memory of its own"
+            )
 
     def _view(self, buffer: Buffer) -> memoryview:
         pool, offset, length = buffer
