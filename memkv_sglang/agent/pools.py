@@ -6,6 +6,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Sequence
+from itertools import chain
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Page, PageKey
 from memkv_sglang.shared_memory import map_memory
@@ -21,8 +22,8 @@ SHARES = 4
 """All processes together may have as many times what one may have."""
 
 
-_ADDRESS_BITS = 56
-"""More than any offset into a mapping has."""
+_OFFSET_BITS = 56
+"""More than the bits of any offset into a pool."""
 
 
 class RequestError(Exception):
@@ -125,24 +126,24 @@ class Pools:
 
         Raises `RequestError`.
         """
-        pools = {pool for page in buffers for pool, _, _ in page}
+        flat = list(chain.from_iterable(buffers))
         numbers: dict[object, int] = {}
         bases = {
-            pool: numbers.setdefault(self._memories[pool], len(numbers)) << _ADDRESS_BITS
-            for pool in pools
+            pool: numbers.setdefault(self._memories[pool], len(numbers)) << _OFFSET_BITS
+            for pool in {buffer.pool for buffer in flat}
         }
-        # Sorted apart, which is faster than to sort pairs: buffers are disjoint if and only if each
+        begins = [bases[pool] + offset for pool, offset, _ in flat]
+        ends = [begin + length for begin, (_, _, length) in zip(begins, flat, strict=True)]
+        # Sorted apart, which is faster than sorting pairs: buffers are disjoint if and only if each
         # begin, from the second on, is no smaller than the end before it.
-        begins = sorted([bases[pool] + offset for page in buffers for pool, offset, _ in page])
-        ends = sorted([bases[pool] + offset + n for page in buffers for pool, offset, n in page])
-        shared = next(
-            (begin for begin, end in zip(begins[1:], ends, strict=False) if begin < end), None
-        )
-        if shared is not None:
-            raise RequestError(
-                f"two buffers of a load overlap at offset {shared % (1 << _ADDRESS_BITS)} of a "
-                "pool; give each page memory of its own"
-            )
+        begins.sort()
+        ends.sort()
+        for begin, end in zip(begins[1:], ends, strict=False):
+            if begin < end:
+                raise RequestError(
+                    f"two buffers of a load overlap at offset {begin % (1 << _OFFSET_BITS)} of a "
+                    "pool; give each page memory of its own"
+                )
 
     def _view(self, buffer: Buffer) -> memoryview:
         pool, offset, length = buffer
