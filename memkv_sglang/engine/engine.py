@@ -189,6 +189,8 @@ class Engine:
         deadline = time.monotonic() + self._config.batch_deadline
         namespace = pages[0].key.namespace
         parent = PageKey(namespace, before[-1]) if before else None
+        if self._describer is not None:
+            self._describer.renew(namespace)
         self._touch(Chain(namespace, before))  # so that none makes room for what follows it
         results = self._spiller.spill(pages, parent, deadline)
         if before:
@@ -214,7 +216,7 @@ class Engine:
         with self._gate.close(namespace, CLEAR_WAIT) as complete:
             if not complete:
                 log.warning("clearing a namespace whose calls have not ended; clear it again")
-            for worker in (self._uploads, self._promoter):
+            for worker in (self._uploads, self._promoter, self._describer):
                 if worker is not None:
                     worker.forget(namespace)
             for tier in self._tiers():

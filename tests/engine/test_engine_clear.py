@@ -94,6 +94,20 @@ def test_runs_that_wait_are_cancelled_and_those_of_others_go_on(open_engine: Ope
         assert shared.present(keys, 0) == [True] * 2
 
 
+def test_description_is_back_with_the_next_pages(open_engine: Open) -> None:
+    local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
+    engine = open_engine(local, shared)
+    engine.describe(NAMESPACE)
+    wait_until(lambda: DIGEST in shared.namespaces())
+    for _ in range(2):
+        spill(engine, KEYS)
+        assert engine.flush(60)
+        assert engine.clear(DIGEST).complete
+        assert shared.namespaces() == {}
+        spill(engine, KEYS)
+        wait_until(lambda: DIGEST in shared.namespaces())
+
+
 def test_spill_in_flight_ends_first(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(local)
