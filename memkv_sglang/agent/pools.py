@@ -5,7 +5,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Page, PageKey
@@ -97,15 +97,17 @@ class Pools:
         if pool in self._views:
             raise RequestError(f"pool {pool} is registered already")
         check_descriptor(descriptor, length)
-        status = os.fstat(descriptor)
-        self._memories[pool] = status.st_dev, status.st_ino
         try:
-            self._views[pool] = self._budget.map(descriptor, length, self._pid)
+            view = self._budget.map(descriptor, length, self._pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
+        status = os.fstat(descriptor)
+        self._memories[pool] = status.st_dev, status.st_ino
+        self._views[pool] = view
 
     def release(self, pool: int) -> None:
         """Forget a pool. Raises `RequestError`."""
+        self._memories.pop(pool, None)
         if self._views.pop(pool, None) is None:
             raise RequestError(f"there is no pool {pool}")
 
@@ -127,11 +129,7 @@ class Pools:
         Raises `RequestError`.
         """
         flat = list(chain.from_iterable(buffers))
-        numbers: dict[object, int] = {}
-        bases = {
-            pool: numbers.setdefault(self._memories[pool], len(numbers)) << _OFFSET_BITS
-            for pool in {buffer.pool for buffer in flat}
-        }
+        bases = self._bases({pool for pool, _, _ in flat})
         begins = [bases[pool] + offset for pool, offset, _ in flat]
         ends = [begin + length for begin, (_, _, length) in zip(begins, flat, strict=True)]
         # Sorted apart, which is faster than sorting pairs: buffers are disjoint if and only if each
@@ -140,10 +138,22 @@ class Pools:
         ends.sort()
         for begin, end in zip(begins[1:], ends, strict=False):
             if begin < end:
+                offset = begin % (1 << _OFFSET_BITS)
                 raise RequestError(
-                    f"two buffers of a load overlap at offset {begin % (1 << _OFFSET_BITS)} of a "
-                    "pool; give each page memory of its own"
+                    f"two buffers of a request overlap at offset {offset} of a pool; give each "
+                    "page memory of its own"
                 )
+
+    def _bases(self, pools: Iterable[int]) -> dict[int, int]:
+        """Return where each pool begins in a space that has every memory once."""
+        numbers: dict[object, int] = {}
+        bases: dict[int, int] = {}
+        for pool in pools:
+            memory = self._memories.get(pool)
+            if memory is None:  # another call has just released it
+                raise RequestError(f"there is no pool {pool}")
+            bases[pool] = numbers.setdefault(memory, len(numbers)) << _OFFSET_BITS
+        return bases
 
     def _view(self, buffer: Buffer) -> memoryview:
         pool, offset, length = buffer
