@@ -1,7 +1,6 @@
 """Calls that add or find pages of a namespace kept apart from the removal of its pages."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,25 +10,14 @@ class NamespaceGate:
 
     def __init__(self) -> None:
         """Begin with every namespace open."""
-        self._inside: Counter[bytes] = Counter()
-        self._closed: Counter[bytes] = Counter()
-        self._left = threading.Condition()
+        self._inside: dict[bytes, int] = {}
+        self._closed: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
 
-    @contextmanager
-    def enter(self, namespace: bytes) -> Iterator[bool]:
-        """Use a namespace within the block; yield False, and keep nobody waiting, if closed."""
-        with self._left:
-            is_open = namespace not in self._closed
-            if is_open:
-                self._inside[namespace] += 1
-        try:
-            yield is_open
-        finally:
-            if is_open:
-                with self._left:
-                    _take_one(self._inside, namespace)
-                    if namespace in self._closed:
-                        self._left.notify_all()
+    def enter(self, namespace: bytes) -> "_Use":
+        """Use a namespace within a `with` block; gives False, without waiting, if it is closed."""
+        return _Use(self, namespace)
 
     @contextmanager
     def close(self, namespace: bytes, timeout: float) -> Iterator[bool]:
@@ -37,18 +25,53 @@ class NamespaceGate:
 
         Yields False if some of these had not ended after `timeout` seconds.
         """
-        with self._left:
-            self._closed[namespace] += 1
+        with self._lock:
+            _add(self._closed, namespace, 1)
         try:
             with self._left:
                 ended = self._left.wait_for(lambda: namespace not in self._inside, timeout)
             yield ended
         finally:
-            with self._left:
-                _take_one(self._closed, namespace)
+            with self._lock:
+                _add(self._closed, namespace, -1)
+
+    def begin(self, namespace: bytes) -> bool:
+        """Count a call in; False if the namespace is closed."""
+        with self._lock:
+            if namespace in self._closed:
+                return False
+            _add(self._inside, namespace, 1)
+            return True
+
+    def end(self, namespace: bytes) -> None:
+        """Count a call out that `begin` has counted in."""
+        with self._lock:
+            _add(self._inside, namespace, -1)
+            if namespace in self._closed:
+                self._left.notify_all()
 
 
-def _take_one(counts: Counter[bytes], namespace: bytes) -> None:
-    counts[namespace] -= 1
-    if not counts[namespace]:
+class _Use:
+    """A call's use of a namespace; a class because a generator costs each lookup 2 us more."""
+
+    __slots__ = ("_gate", "_is_open", "_namespace")
+
+    def __init__(self, gate: NamespaceGate, namespace: bytes) -> None:
+        self._gate = gate
+        self._namespace = namespace
+
+    def __enter__(self) -> bool:
+        self._is_open = self._gate.begin(self._namespace)
+        return self._is_open
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_open:
+            self._gate.end(self._namespace)
+
+
+def _add(counts: dict[bytes, int], namespace: bytes, change: int) -> None:
+    count = counts.get(namespace, 0) + change
+    if count:
+        counts[namespace] = count
+    else:
         del counts[namespace]
