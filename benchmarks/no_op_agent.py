@@ -11,7 +11,7 @@ from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
+from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult
 from memkv_sglang.tiers.memory import MemoryTier
 
 
@@ -26,9 +26,9 @@ class NoOpTier(MemoryTier):
         """Say yes."""
         return [True] * len(keys)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Leave the buffers as they are."""
-        return [LoadResult.LOADED] * len(pages)
+        return [Fetched(LoadResult.LOADED)] * len(pages)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Store nothing."""

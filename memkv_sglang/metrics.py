@@ -65,6 +65,12 @@ class Metrics:
             "Pages that were copied from an equal load in flight",
             registry=registry,
         )
+        self.changed_pages = Counter(
+            "memkv_changed_pages",
+            "Copies discarded because a client changed the page while the agent read it",
+            ["copied_for"],
+            registry=registry,
+        )
         self.uploads_dropped = Counter(
             "memkv_uploads_dropped_pages",
             "Pages that stay on this node alone",

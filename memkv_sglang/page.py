@@ -52,11 +52,31 @@ class Page(NamedTuple):
 
     key: PageKey
     buffers: tuple[memoryview, ...]
+    checksum: bytes | None = None
+    """The checksum that the content was verified against when it was read; None if it is new."""
 
     @property
     def length(self) -> int:
         """Bytes of content, over all buffers."""
         return sum(map(len, self.buffers))
+
+
+def gather(parts: Iterable[memoryview], whole: memoryview) -> None:
+    """Copy buffers one after the other into one."""
+    for part in parts:
+        whole[: len(part)] = part
+        whole = whole[len(part) :]
+
+
+def scatter(whole: memoryview, parts: Iterable[memoryview]) -> None:
+    """Copy one buffer into several, in order."""
+    for part in parts:
+        part[:] = whole[: len(part)]
+        whole = whole[len(part) :]
+
+
+class ChangedPageError(Exception):
+    """A page's content does not have the checksum that came with it."""
 
 
 def page_checksum(key: PageKey, buffers: Iterable[memoryview]) -> bytes:
@@ -68,6 +88,18 @@ def page_checksum(key: PageKey, buffers: Iterable[memoryview]) -> bytes:
     for buffer in buffers:
         hasher.update(buffer)
     return hasher.digest()
+
+
+def spill_checksum(page: Page, content: Iterable[memoryview]) -> bytes:
+    """Return the checksum to store with a page's `content`.
+
+    Computes one only for a page that has none yet. Raises `ChangedPageError` if the content does
+    not have the page's own.
+    """
+    checksum = page_checksum(page.key, content)
+    if page.checksum not in (None, checksum):
+        raise ChangedPageError(f"page {page.key.hash.hex()} changed after it was read")
+    return checksum
 
 
 def checksum_seed(key: PageKey) -> int:

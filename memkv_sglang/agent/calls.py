@@ -14,7 +14,7 @@ from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.recompute import Recompute
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.page import Chain
+from memkv_sglang.page import Chain, Page
 from memkv_sglang.tiers.base import TierError
 
 log = logging.getLogger(__name__)
@@ -121,13 +121,12 @@ class Calls:
         )
 
     def _load(self, session: Session, request: protocol.LoadPages, _: list[int]) -> protocol.Reply:
-        pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
-        return _loaded(self._engine.load(pages))
+        return _loaded(self._engine.load(_pages(session, request)))
 
     def _spill(
         self, session: Session, request: protocol.SpillPages, _: list[int]
     ) -> protocol.Reply:
-        pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
+        pages = _pages(session, request)
         before = split_hashes(request.namespace, request.before)
         return protocol.SpilledPages(bytes(self._engine.spill(pages, before)))
 
@@ -151,6 +150,12 @@ class Calls:
     def _shutdown(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
         self._stop()
         return protocol.Done()
+
+
+def _pages(session: Session, request: protocol.LoadPages | protocol.SpillPages) -> list[Page]:
+    pages = session.pools.pages(request.namespace, request.hashes, request.buffers)
+    session.pools.check_disjoint(request.buffers)
+    return pages
 
 
 def _loaded(loads: list[PageLoad]) -> protocol.LoadedPages:

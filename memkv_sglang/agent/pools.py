@@ -5,7 +5,8 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Page, PageKey
 from memkv_sglang.shared_memory import map_memory
@@ -19,6 +20,10 @@ of a session that ends may be there for a moment beside those of the next."""
 
 SHARES = 4
 """All processes together may have as many times what one may have."""
+
+
+_OFFSET_BITS = 56
+"""More than the bits of any offset into a pool."""
 
 
 class RequestError(Exception):
@@ -76,6 +81,8 @@ class Pools:
         self._budget = budget
         self._pid = pid
         self._views: dict[int, memoryview] = {}
+        self._memories: dict[int, tuple[int, int]] = {}
+        """By pool, the device and inode of its memory: two pools may be of one memory."""
 
     def __len__(self) -> int:
         return len(self._views)
@@ -91,12 +98,16 @@ class Pools:
             raise RequestError(f"pool {pool} is registered already")
         check_descriptor(descriptor, length)
         try:
-            self._views[pool] = self._budget.map(descriptor, length, self._pid)
+            view = self._budget.map(descriptor, length, self._pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
+        status = os.fstat(descriptor)
+        self._memories[pool] = status.st_dev, status.st_ino
+        self._views[pool] = view
 
     def release(self, pool: int) -> None:
         """Forget a pool. Raises `RequestError`."""
+        self._memories.pop(pool, None)
         if self._views.pop(pool, None) is None:
             raise RequestError(f"there is no pool {pool}")
 
@@ -111,6 +122,38 @@ class Pools:
             Page(PageKey(namespace, page_hash), tuple(map(self._view, page_buffers)))
             for page_hash, page_buffers in zip(split, buffers, strict=True)
         ]
+
+    def check_disjoint(self, buffers: Sequence[Sequence[Buffer]]) -> None:
+        """Check that no two of these buffers, which are in pools, share memory.
+
+        Raises `RequestError`.
+        """
+        flat = list(chain.from_iterable(buffers))
+        bases = self._bases({pool for pool, _, _ in flat})
+        begins = [bases[pool] + offset for pool, offset, _ in flat]
+        ends = [begin + length for begin, (_, _, length) in zip(begins, flat, strict=True)]
+        # Sorted apart, which is faster than sorting pairs: buffers are disjoint if and only if each
+        # begin, from the second on, is no smaller than the end before it.
+        begins.sort()
+        ends.sort()
+        for begin, end in zip(begins[1:], ends, strict=False):
+            if begin < end:
+                offset = begin % (1 << _OFFSET_BITS)
+                raise RequestError(
+                    f"two buffers of a request overlap at offset {offset} of a pool; give each "
+                    "page memory of its own"
+                )
+
+    def _bases(self, pools: Iterable[int]) -> dict[int, int]:
+        """Return where each pool begins in a space that has every memory once."""
+        numbers: dict[object, int] = {}
+        bases: dict[int, int] = {}
+        for pool in pools:
+            memory = self._memories.get(pool)
+            if memory is None:  # another call has just released it
+                raise RequestError(f"there is no pool {pool}")
+            bases[pool] = numbers.setdefault(memory, len(numbers)) << _OFFSET_BITS
+        return bases
 
     def _view(self, buffer: Buffer) -> memoryview:
         pool, offset, length = buffer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierError
+from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier, TierError
 from memkv_sglang.tiers.wrappers import WrapperTier
 
 T = TypeVar("T")
@@ -104,16 +104,17 @@ class BreakerTier(WrapperTier):
         self.breaker.record(None if all(found) else True)
         return found
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Load; every page fails at once while the circuit is open."""
         if not pages or not self.breaker.admit():
-            return [LoadResult.FAILED] * len(pages)
-        results = super().load(pages, deadline)
-        for _ in range(results.count(LoadResult.FAILED)):
+            return [Fetched(LoadResult.FAILED)] * len(pages)
+        outcomes = super().fetch(pages, deadline)
+        failures = sum(fetched.result is LoadResult.FAILED for fetched in outcomes)
+        for _ in range(failures):
             self.breaker.record(False)
-        if LoadResult.FAILED not in results:
+        if not failures:
             self.breaker.record(True)
-        return results
+        return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Spill; every page fails at once while the circuit is open."""

@@ -32,6 +32,8 @@ class Describer:
         """Descriptions by digest, the newest last; parsed, they could take far more memory."""
         self._waiting: dict[bytes, None] = {}
         """Digests of those that are to be written, in this order."""
+        self._removed: set[bytes] = set()
+        """Digests of those that went with their pages when the namespace was cleared."""
         self._changed = threading.Condition()
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="memkv-describe", daemon=True).start()
@@ -47,6 +49,22 @@ class Describer:
                 del self._kept_up[oldest]
                 self._waiting.pop(oldest, None)
             self._changed.notify_all()
+
+    def forget(self, namespace: bytes) -> None:
+        """Note that the tier lost a namespace's description when it was cleared."""
+        with self._changed:
+            self._removed.add(namespace)
+            self._removed &= self._kept_up.keys()
+
+    def renew(self, namespace: bytes) -> None:
+        """Queue the description again if it was removed: the namespace has pages once more."""
+        if namespace not in self._removed:
+            return
+        with self._changed:
+            self._removed.discard(namespace)
+            if namespace in self._kept_up:
+                self._waiting[namespace] = None
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Begin no further attempt; returns at once."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
+from memkv_sglang.engine.changed import ChangedPages
 from memkv_sglang.engine.describer import Describer
+from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.load import Loader
-from memkv_sglang.engine.lookup import Finder
+from memkv_sglang.engine.lookup import NOTHING, Finder
 from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
@@ -23,10 +25,23 @@ from memkv_sglang.engine.worth import Worth
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import Lookup, SpillResult, Tier, TierError, UploadMarks, UseNotes
+from memkv_sglang.tiers.base import (
+    LoadResult,
+    Lookup,
+    SpillResult,
+    Tier,
+    TierError,
+    UploadMarks,
+    UseNotes,
+)
 from memkv_sglang.tiers.wrappers import MeasuredTier
 
 log = logging.getLogger(__name__)
+
+CLEAR_WAIT = 30.0
+"""Longest time that `clear` waits for calls in flight; each of them has a shorter deadline."""
+
+CLEAR_PASSES = 3
 
 
 class Engine:
@@ -64,24 +79,28 @@ class Engine:
         self._shared = BreakerTier(far, self._breaker) if far else None
         speeds = {tier.name: tier.speed for tier in (near, far) if tier is not None}
         worth = Worth(speeds, metrics) if config.decline_slow_loads else None
-        self._promoter = self._make_promoter()
+        self._gate = NamespaceGate()
+        changed = ChangedPages(metrics)
+        self._promoter = self._make_promoter(changed)
         # Its own reads are no loads that anyone asked for: they go past the metrics.
         self._uploads = self._make_uploads(local, marks)
         self._finder = Finder(self._local, self._shared, worth, metrics)
-        self._loader = Loader(self._local, self._shared, self._promoter, metrics)
+        self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed)
         self._spiller = Spiller(
             self._local, self._shared, self._uploads, past_local=self._past_local()
         )
         self._describer = Describer(self._shared) if self._shared else None
-        self._warmer = Warmer(self._local, self._shared)
+        self._warmer = Warmer(self._local, self._shared, self._gate)
 
-    def _make_promoter(self) -> Promoter | None:
+    def _make_promoter(self, changed: ChangedPages) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
             return None
         config = self._config
         # What was not written when it was spilled has had its first use by that.
         rule = "always" if self._past_local() and config.promote == "second_use" else config.promote
-        return Promoter(self._local, rule, config.promote_buffer, self._metrics)
+        return Promoter(
+            self._local, rule, config.promote_buffer, self._metrics, changed, self._gate
+        )
 
     def _past_local(self) -> bool:
         """Tell whether spills pass the local tier by."""
@@ -96,6 +115,7 @@ class Engine:
             marks,
             self._breaker,
             self._metrics,
+            self._gate,
             backlog=self._config.upload_backlog,
             attempts=self._config.upload_attempts,
         )
@@ -118,7 +138,10 @@ class Engine:
         speed; all of it while that is not known.
         """
         seconds = self._config.lookup_budget if budget is None else budget
-        found = self._finder.lookup(chain, seconds, recompute)
+        with self._gate.enter(chain.namespace) as is_open:
+            if not is_open:
+                return NOTHING
+            found = self._finder.lookup(chain, seconds, recompute)
         if self._uses is not None and found.length:
             self._uses.note_use(Chain(chain.namespace, chain.hashes[: found.length]))
         return found
@@ -133,23 +156,41 @@ class Engine:
         """
         seconds = self._config.lookup_budget if budget is None else budget
         tiers = [asked for asked in self._tiers() if tier in ("", asked.name)]
-        return present(tiers, keys, time.monotonic() + seconds)
+        if not keys:
+            return []
+        with self._gate.enter(keys[0].namespace) as is_open:
+            return present(tiers if is_open else [], keys, time.monotonic() + seconds)
 
     def load(self, pages: Sequence[Page]) -> list[PageLoad]:
         """Fill the pages of a chain from the nearest tier; the first miss ends the prefix."""
-        return self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
+        if not pages:
+            return []
+        with self._gate.enter(pages[0].key.namespace) as is_open:
+            if not is_open:
+                skipped = [PageLoad(LoadResult.SKIPPED)] * (len(pages) - 1)
+                return [PageLoad(LoadResult.MISSING), *skipped]
+            return self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
 
     def spill(self, pages: Sequence[Page], before: Sequence[bytes] = ()) -> list[SpillResult]:
         """Store pages of a chain; `before` are the hashes of all pages before the first, in order.
 
         Of these the last one alone decides whether the pages are uploaded. That this node shall
-        not evict any of them before the pages behind it takes them all.
+        not evict any of them before the pages behind it takes them all. Every page is `REFUSED`
+        while the namespace is being cleared.
         """
         if not pages:
             return []
+        with self._gate.enter(pages[0].key.namespace) as is_open:
+            if not is_open:
+                return [SpillResult.REFUSED] * len(pages)
+            return self._spill(pages, before)
+
+    def _spill(self, pages: Sequence[Page], before: Sequence[bytes]) -> list[SpillResult]:
         deadline = time.monotonic() + self._config.batch_deadline
         namespace = pages[0].key.namespace
         parent = PageKey(namespace, before[-1]) if before else None
+        if self._describer is not None:
+            self._describer.renew(namespace)
         self._touch(Chain(namespace, before))  # so that none makes room for what follows it
         results = self._spiller.spill(pages, parent, deadline)
         if before:
@@ -167,20 +208,24 @@ class Engine:
     def clear(self, namespace: bytes) -> Removal:
         """Remove a namespace's pages from every tier that can be reached.
 
-        May take long in a shared tier with many pages.
+        Waits for the calls on the namespace that are in flight, and cancels its uploads and
+        promotions. Until this returns, nothing of the namespace is found or stored. May take long
+        in a shared tier with many pages.
         """
-        removed, complete = 0, True
-        for tier in self._tiers():
-            try:
-                removed += tier.clear(namespace)
-            except TierError as error:
-                complete = False
-                log.warning(
-                    "namespace not cleared",
-                    extra={"fields": {"tier": tier.name, "error": str(error)}},
-                )
-        if self._uploads is not None:
-            self._uploads.forget(namespace)
+        removed = 0
+        with self._gate.close(namespace, CLEAR_WAIT) as complete:
+            if not complete:
+                log.warning("clearing a namespace whose calls have not ended; clear it again")
+            for worker in (self._uploads, self._promoter, self._describer):
+                if worker is not None:
+                    worker.forget(namespace)
+            for tier in self._tiers():
+                try:
+                    removed += _clear(tier, namespace)
+                except TierError as error:
+                    complete = False
+                    fields = {"tier": tier.name, "error": str(error)}
+                    log.warning("namespace not cleared", extra={"fields": fields})
         return Removal(removed, complete)
 
     def flush(self, timeout: float) -> bool:
@@ -221,6 +266,17 @@ class Engine:
         self._loader.close()
         for tier in self._tiers():
             tier.close()
+
+
+def _clear(tier: Tier, namespace: bytes) -> int:
+    """Clear a tier until nothing is left: a server may still store an upload that timed out."""
+    removed = 0
+    for _ in range(CLEAR_PASSES):
+        found = tier.clear(namespace)
+        removed += found
+        if not found:
+            break
+    return removed
 
 
 def _describe(tier: Tier, namespace: Namespace) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from memkv_sglang.engine.changed import ChangedPages
 from memkv_sglang.engine.promotion import Promoter
-from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.engine.single_flight import SingleFlight
+from memkv_sglang.engine.results import Arrival, PageLoad
+from memkv_sglang.engine.single_flight import Follower, SingleFlight
 from memkv_sglang.metrics import Metrics
-from memkv_sglang.page import Page
+from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.tiers.base import LoadResult, Tier, TierError
 
 CONCURRENT_CALLS = 32
@@ -23,8 +24,10 @@ class Loader:
         shared: Tier | None,
         promoter: Promoter | None,
         metrics: Metrics,
+        changed: ChangedPages,
     ) -> None:
         """Prefer `local`; offer what came from `shared` to the promoter."""
+        self._changed = changed
         self._local = local
         self._shared = shared
         self._promoter = promoter
@@ -40,42 +43,70 @@ class Loader:
         """
         followed = self._flights.join(pages)
         leading = [i for i, follower in enumerate(followed) if follower is None]
-        loads = [PageLoad(LoadResult.FAILED)] * len(pages)
+        arrivals = [Arrival(LoadResult.FAILED)] * len(pages)
         try:
-            fetched = self._fetch([pages[i] for i in leading], deadline)
-            for i, load in zip(leading, fetched, strict=True):
-                loads[i] = load
+            self._fetch_some(pages, leading, arrivals, deadline)
         finally:
             for i in leading:
-                self._flights.finish(pages[i], *loads[i])
-        for i, follower in enumerate(followed):
-            if follower is not None:
-                loads[i] = PageLoad(*self._flights.wait(follower, deadline))
-                self._metrics.merged_pages.inc(loads[i].result is LoadResult.LOADED)
-                if loads[i].result is LoadResult.SKIPPED:  # behind a miss of the leader's chain
-                    loads[i] = self._fetch([pages[i]], deadline)[0]
-        return _end_prefix_at_first_miss(loads)
+                self._flights.finish(pages[i], arrivals[i])
+        if len(leading) < len(pages):
+            self._follow(pages, followed, arrivals, deadline)
+        return _end_prefix_at_first_miss([PageLoad(a.result, a.tier) for a in arrivals])
 
-    def _fetch(self, pages: Sequence[Page], deadline: float) -> list[PageLoad]:
+    def _follow(
+        self,
+        pages: Sequence[Page],
+        followed: Sequence[Follower | None],
+        arrivals: list[Arrival],
+        deadline: float,
+    ) -> None:
+        """Wait for the pages that other calls fetch; fetch again what did not come that way."""
+        again: list[int] = []
+        for i, follower in enumerate(followed):
+            if follower is None:
+                continue
+            arrivals[i] = self._flights.wait(follower, deadline)
+            if arrivals[i].result is LoadResult.SKIPPED:  # behind a miss of the leader's chain
+                again.append(i)
+            elif arrivals[i].result is LoadResult.LOADED:
+                if page_checksum(pages[i].key, pages[i].buffers) == arrivals[i].checksum:
+                    self._metrics.merged_pages.inc()
+                else:
+                    again.append(i)
+                    self._changed.report("equal load")
+        self._fetch_some(pages, again, arrivals, deadline)
+
+    def _fetch_some(
+        self,
+        pages: Sequence[Page],
+        which: Sequence[int],
+        arrivals: list[Arrival],
+        deadline: float,
+    ) -> None:
+        fetched = self._fetch([pages[i] for i in which], deadline)
+        for i, arrival in zip(which, fetched, strict=True):
+            arrivals[i] = arrival
+
+    def _fetch(self, pages: Sequence[Page], deadline: float) -> list[Arrival]:
         here = self._held_locally(pages, deadline)
         near = [i for i, held in enumerate(here) if held]
         far = [i for i, held in enumerate(here) if not held]
-        loads = [PageLoad(LoadResult.MISSING)] * len(pages)
+        arrivals = [Arrival(LoadResult.MISSING)] * len(pages)
         beside = None
         if near and far and self._shared is not None:
-            beside = self._beside.submit(self._read, self._shared, pages, far, loads, deadline)
+            beside = self._beside.submit(self._read, self._shared, pages, far, arrivals, deadline)
         elif far:
-            self._read(self._shared, pages, far, loads, deadline)
+            self._read(self._shared, pages, far, arrivals, deadline)
         try:
-            self._read(self._local, pages, near, loads, deadline)
+            self._read(self._local, pages, near, arrivals, deadline)
         finally:
             if beside is not None:
                 beside.result()
         # What the disk lost since it was asked may still be in the shared tier.
-        lost = [i for i in near if loads[i].result is not LoadResult.LOADED]
-        self._read(self._shared, pages, lost, loads, deadline)
-        self._promote(pages, loads)
-        return loads
+        lost = [i for i in near if arrivals[i].result is not LoadResult.LOADED]
+        self._read(self._shared, pages, lost, arrivals, deadline)
+        self._promote(pages, arrivals)
+        return arrivals
 
     def _held_locally(self, pages: Sequence[Page], deadline: float) -> list[bool]:
         if self._local is None or not pages:
@@ -90,20 +121,27 @@ class Loader:
         tier: Tier | None,
         pages: Sequence[Page],
         which: Sequence[int],
-        loads: list[PageLoad],
+        arrivals: list[Arrival],
         deadline: float,
     ) -> None:
         if tier is None or not which:
             return
-        results = tier.load([pages[i] for i in which], deadline)
-        for i, result in zip(which, results, strict=True):
-            loads[i] = PageLoad(result, tier.name if result is LoadResult.LOADED else "")
+        outcomes = tier.fetch([pages[i] for i in which], deadline)
+        for i, (result, checksum) in zip(which, outcomes, strict=True):
+            name = tier.name if result is LoadResult.LOADED else ""
+            arrivals[i] = Arrival(result, name, checksum)
 
-    def _promote(self, pages: Sequence[Page], loads: Sequence[PageLoad]) -> None:
+    def _promote(self, pages: Sequence[Page], arrivals: Sequence[Arrival]) -> None:
         if self._promoter is None or self._shared is None:
             return
         name = self._shared.name
-        self._promoter.offer([p for p, load in zip(pages, loads, strict=True) if load.tier == name])
+        self._promoter.offer(
+            [
+                page._replace(checksum=arrival.checksum)
+                for page, arrival in zip(pages, arrivals, strict=True)
+                if arrival.tier == name
+            ]
+        )
 
     def close(self) -> None:
         """Wait for loads in flight."""

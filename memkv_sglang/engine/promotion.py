@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
+from memkv_sglang.engine.changed import ChangedPages
+from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.recent import RecentPages
 from memkv_sglang.metrics import Metrics
-from memkv_sglang.page import Page, PageKey
+from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.tiers.base import SpillResult, Tier
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,19 @@ class Admission:
 class Promoter:
     """Writes admitted pages to `local` behind the caller's back, from copies of their content."""
 
-    def __init__(self, local: Tier, rule: Rule, budget: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        local: Tier,
+        rule: Rule,
+        budget: int,
+        metrics: Metrics,
+        changed: ChangedPages,
+        gate: NamespaceGate,
+    ) -> None:
         """Hold at most `budget` bytes of copies; what finds no room is not promoted."""
         self._local = local
+        self._gate = gate
+        self._changed_pages = changed
         self._admission = Admission(rule)
         self._budget = budget
         self._metrics = metrics
@@ -62,7 +74,11 @@ class Promoter:
         self._thread.start()
 
     def offer(self, pages: Sequence[Page]) -> None:
-        """Copy the pages that are admitted; blocks for the copy in memory only."""
+        """Copy the pages that are admitted; blocks for the copy in memory only.
+
+        Each page needs the checksum that its tier verified: the client may change the page before
+        it is copied, so that only a copy that matches the checksum is stored.
+        """
         with self._changed:
             admitted = [page for page in pages if self._admission.admits(page.key)]
             batch: list[Page] = []
@@ -72,7 +88,7 @@ class Promoter:
                     break
                 self._held += page.length
                 batch.append(page)
-        copies = [Page(page.key, (memoryview(b"".join(page.buffers)),)) for page in batch]
+        copies = [page._replace(buffers=(memoryview(b"".join(page.buffers)),)) for page in batch]
         if copies:
             with self._changed:
                 self._batches.append(copies)
@@ -83,23 +99,56 @@ class Promoter:
         with self._changed:
             return self._changed.wait_for(lambda: self._held == 0, timeout)
 
+    def forget(self, namespace: bytes) -> None:
+        """Discard the copies of a namespace that is being cleared."""
+        with self._changed:
+            batches, self._batches = self._batches, deque()
+            for batch in batches:
+                if batch[0].key.namespace == namespace:
+                    self._release(batch)
+                else:
+                    self._batches.append(batch)
+
     def _write_all(self) -> None:
         while batch := self._next():
-            try:
-                results = self._local.spill(batch, time.monotonic() + WRITE_SECONDS)
-            except Exception:  # a defect; the thread must go on
-                log.exception("pages not promoted")
-                results = [SpillResult.FAILED] * len(batch)
-            for result in results:
-                self._metrics.promoted.labels(result.name.lower()).inc()
+            with self._gate.enter(batch[0].key.namespace) as is_open:
+                if not self._take(batch):  # its namespace was cleared in between
+                    continue
+                if is_open:
+                    self._write(batch)
             with self._changed:
-                self._held -= sum(page.length for page in batch)
-                self._changed.notify_all()
+                self._release(batch)
+
+    def _write(self, batch: Sequence[Page]) -> None:
+        intact = [page for page in batch if page_checksum(page.key, page.buffers) == page.checksum]
+        if len(intact) < len(batch):
+            self._metrics.promoted.labels("changed").inc(len(batch) - len(intact))
+            self._changed_pages.report("promotion", len(batch) - len(intact))
+        try:
+            results = self._local.spill(intact, time.monotonic() + WRITE_SECONDS)
+        except Exception:  # a defect; the thread must go on
+            log.exception("pages not promoted")
+            results = [SpillResult.FAILED] * len(intact)
+        for result in results:
+            self._metrics.promoted.labels(result.name.lower()).inc()
+
+    def _release(self, batch: Sequence[Page]) -> None:
+        """Give the memory of a batch back; call with the lock held."""
+        self._held -= sum(page.length for page in batch)
+        self._changed.notify_all()
 
     def _next(self) -> list[Page]:
         with self._changed:
             self._changed.wait_for(lambda: self._batches or self._closing)
-            return self._batches.popleft() if self._batches and not self._closing else []
+            return self._batches[0] if self._batches and not self._closing else []
+
+    def _take(self, batch: list[Page]) -> bool:
+        """Take the batch out of the queue if it is still there."""
+        with self._changed:
+            is_next = bool(self._batches) and self._batches[0] is batch
+            if is_next:
+                self._batches.popleft()
+            return is_next
 
     def close(self) -> None:
         """Let the batch in hand reach the disk, drop the rest."""

@@ -12,13 +12,22 @@ class PageLoad(NamedTuple):
     tier: str = ""
 
 
+class Arrival(NamedTuple):
+    """A `PageLoad` with the checksum that vouches for the page's content."""
+
+    result: LoadResult
+    tier: str = ""
+    checksum: bytes | None = None
+    """What the tier verified the content against; None unless `LOADED`."""
+
+
 class Removal(NamedTuple):
     """What became of a namespace that was to be cleared."""
 
     pages: int
     """Copies removed, over all tiers."""
     complete: bool
-    """False if a tier could not be reached, and may still hold pages."""
+    """False if a tier could not be reached or earlier calls did not end: pages may be left."""
 
 
 class Warming(NamedTuple):

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from memkv_sglang.page import Page, PageKey
+from memkv_sglang.engine.results import Arrival
+from memkv_sglang.page import Page, PageKey, scatter
 from memkv_sglang.tiers.base import LoadResult
 
 
@@ -17,8 +18,7 @@ class Follower:
         self.filled = threading.Event()
         self.claimed = False
         """Set, under the lock, by the leader that is about to write into the page's buffers."""
-        self.result = LoadResult.FAILED
-        self.tier = ""
+        self.arrival = Arrival(LoadResult.FAILED)
 
 
 class SingleFlight:
@@ -47,27 +47,31 @@ class SingleFlight:
         followers.append(follower)
         return follower
 
-    def finish(self, page: Page, result: LoadResult, tier: str) -> None:
-        """End a flight that this call leads, copying what was loaded to everyone who waits."""
+    def finish(self, page: Page, arrival: Arrival) -> None:
+        """End a flight that this call leads, copying what was loaded to everyone who waits.
+
+        The leader's client may write into the page before it is copied, so that followers must
+        check what they got against the arrival's checksum.
+        """
         with self._lock:
             followers = self._flights.pop(page.key)
             for follower in followers:
                 follower.claimed = True
         for follower in followers:
-            follower.result, follower.tier = result, tier
-            if result is LoadResult.LOADED and not _copy(page, follower.page):
-                follower.result = LoadResult.FAILED
+            follower.arrival = arrival
+            if arrival.result is LoadResult.LOADED and not _copy(page, follower.page):
+                follower.arrival = Arrival(LoadResult.FAILED)
             follower.filled.set()
 
-    def wait(self, follower: Follower, deadline: float) -> tuple[LoadResult, str]:
+    def wait(self, follower: Follower, deadline: float) -> Arrival:
         """Wait for the leader; at the deadline withdraw, so that nobody writes after this call."""
         if not follower.filled.wait(max(0.0, deadline - time.monotonic())):
             with self._lock:
                 if not follower.claimed:
                     self._flights[follower.page.key].remove(follower)
-                    return LoadResult.FAILED, ""
+                    return Arrival(LoadResult.FAILED)
             follower.filled.wait()  # a copy in memory is under way and ends soon
-        return follower.result, follower.tier
+        return follower.arrival
 
 
 def _copy(source: Page, target: Page) -> bool:
@@ -78,8 +82,5 @@ def _copy(source: Page, target: Page) -> bool:
         return True
     if source.length != target.length:
         return False
-    content = memoryview(b"".join(source.buffers))
-    for mine in target.buffers:
-        mine[:] = content[: len(mine)]
-        content = content[len(mine) :]
+    scatter(memoryview(b"".join(source.buffers)), target.buffers)
     return True

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.base import LoadResult, Tier
+from memkv_sglang.tiers.base import Fetched, LoadResult, Tier
 from memkv_sglang.tiers.wrappers import WrapperTier
 from memkv_sglang.time_model import TimeModel
 
@@ -93,16 +93,17 @@ class SpeedTier(WrapperTier):
         super().__init__(inner)
         self.speed = TierSpeed()
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Load, and learn. A fault before the deadline says nothing of the speed."""
         size, moved, late = sum(page.length for page in pages), 0, False
         self.speed.begin(size)
         try:
-            results = super().load(pages, deadline)
+            outcomes = super().fetch(pages, deadline)
+            results = [fetched.result for fetched in outcomes]
             late = time.monotonic() >= deadline
             if late or LoadResult.FAILED not in results:
                 loaded = zip(pages, results, strict=True)
                 moved = sum(page.length for page, result in loaded if result is LoadResult.LOADED)
         finally:
             self.speed.end(size, moved, cut_short=late)
-        return results
+        return outcomes

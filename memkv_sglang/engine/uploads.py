@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memkv_sglang.engine.breaker import BreakerState, CircuitBreaker
+from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.recent import RecentPages
 from memkv_sglang.engine.staging import Staging
 from memkv_sglang.metrics import Metrics
@@ -19,6 +20,7 @@ from memkv_sglang.tiers.base import (
     Tier,
     TierError,
     UploadMarks,
+    loaded_pages,
 )
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,11 @@ class _Run:
     is_full: bool = False
     """Whether the shared tier said, the last time, that it takes no pages at all."""
 
+    @property
+    def namespace(self) -> bytes:
+        """The namespace of all of its pages."""
+        return self.pages[0].key.namespace
+
 
 class UploadQueue:
     """Moves pages from `local` to `shared` behind the caller's back, in the order of their spill.
@@ -72,6 +79,7 @@ class UploadQueue:
         marks: UploadMarks,
         breaker: CircuitBreaker,
         metrics: Metrics,
+        gate: NamespaceGate,
         *,
         backlog: int,
         attempts: int,
@@ -82,6 +90,7 @@ class UploadQueue:
         self._marks = marks
         self._breaker = breaker
         self._metrics = metrics
+        self._gate = gate
         self._backlog = backlog
         self._attempts = attempts
         self._changed = threading.Condition()
@@ -105,9 +114,16 @@ class UploadQueue:
             thread.start()
 
     def forget(self, namespace: bytes) -> None:
-        """Upload the namespace's pages again when they are spilled again: they were removed."""
+        """Cancel the runs of a namespace that is being cleared, and start over with its pages."""
         with self._changed:
+            runs, self._runs = self._runs, deque()
+            for run in runs:
+                if run.namespace == namespace:
+                    self._settle(run, [])
+                else:
+                    self._runs.append(run)
             self._uploaded.discard(namespace)
+            self._dropped.discard(namespace)
 
     @property
     def pages(self) -> int:
@@ -214,11 +230,12 @@ class UploadQueue:
     def _upload_all(self) -> None:
         with Staging(RUN_BYTES) as staging:
             while (run := self._next()) is not None:
-                left = self._try(run, staging)
-                if left and run.attempts >= self._attempts:
-                    self._give_up(left)
-                    left = []
-                self._settle(run, left)
+                with self._gate.enter(run.namespace) as is_open:
+                    left = self._try(run, staging) if is_open else []
+                    if left and run.attempts >= self._attempts:
+                        self._give_up(left)
+                        left = []
+                    self._settle(run, left)
                 if left:
                     self._closing.wait(RETRY_SECONDS)
 
@@ -266,12 +283,12 @@ class UploadQueue:
         """
         lacking = self._lacking(run)
         pages = staging.pages(lacking)
-        loaded = self._local.load(pages, time.monotonic() + BATCH_SECONDS)
-        readable = [p for p, r in zip(pages, loaded, strict=True) if r is LoadResult.LOADED]
+        outcomes = self._local.fetch(pages, time.monotonic() + BATCH_SECONDS)
+        readable = loaded_pages(pages, outcomes)
         stored = self._shared.spill(readable, time.monotonic() + BATCH_SECONDS)
         run.is_full = SpillResult.REFUSED in stored
         done = _keys(readable, [result <= SpillResult.PRESENT for result in stored])
-        gone = _keys(pages, [result in GONE for result in loaded])
+        gone = _keys(pages, [fetched.result in GONE for fetched in outcomes])
         self._metrics.uploads_dropped.labels("evicted").inc(len(gone))
         left = [page for page in lacking if page.key not in done | gone]
         waiting = set(_page_keys(left))

@@ -3,10 +3,18 @@
 import time
 from collections.abc import Sequence
 
+from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.results import Warming
 from memkv_sglang.engine.staging import Staging
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.base import LoadResult, PendingPage, SpillResult, Tier, TierError
+from memkv_sglang.tiers.base import (
+    LoadResult,
+    PendingPage,
+    SpillResult,
+    Tier,
+    TierError,
+    loaded_pages,
+)
 
 MEMORY = 32 << 20
 """Bytes of pages in hand at a time, but one page at least."""
@@ -18,8 +26,9 @@ BATCH_SECONDS = 5.0
 class Warmer:
     """Copies pages from `shared` to `local`. Thread-safe."""
 
-    def __init__(self, local: Tier | None, shared: Tier | None) -> None:
+    def __init__(self, local: Tier | None, shared: Tier | None, gate: NamespaceGate) -> None:
         """Without one of the tiers, nothing can be warmed."""
+        self._gate = gate
         self._local = local
         self._shared = shared
         self._lengths: dict[bytes, int] = {}
@@ -29,7 +38,7 @@ class Warmer:
 
         The first page that the shared tier does not give ends it: those behind it would serve
         nobody. Raises `TierError` if a tier cannot answer or there is only one, or if the
-        namespace is not described, so that its pages' length is not known.
+        namespace is not described, so that its pages' length is not known, or is being cleared.
         """
         if self._local is None or self._shared is None:
             raise TierError("this node has not both nvme.directory and minio.endpoint")
@@ -41,7 +50,10 @@ class Warmer:
         with Staging(min(step, len(keys)) * length) as staging:
             for first in range(0, len(keys), step):
                 batch = keys[first : first + step]
-                done = self._warm_some(self._local, self._shared, batch, length, staging)
+                with self._gate.enter(keys[0].namespace) as is_open:
+                    if not is_open:
+                        raise TierError("the namespace is being cleared; warm it afterwards")
+                    done = self._warm_some(self._local, self._shared, batch, length, staging)
                 total = Warming(*(a + b for a, b in zip(total, done, strict=True)))
                 if done.present + done.copied < len(batch):
                     break
@@ -53,13 +65,13 @@ class Warmer:
         here = local.present(keys, time.monotonic() + BATCH_SECONDS)
         lacking = [key for key, there in zip(keys, here, strict=True) if not there]
         pages = staging.pages([PendingPage(key, length) for key in lacking])
-        loads = shared.load(pages, time.monotonic() + BATCH_SECONDS)
-        loaded = next(
-            (i for i, result in enumerate(loads) if result is not LoadResult.LOADED), len(loads)
-        )
-        stored = local.spill(pages[:loaded], time.monotonic() + BATCH_SECONDS)
+        outcomes = shared.fetch(pages, time.monotonic() + BATCH_SECONDS)
+        missed = (i for i, one in enumerate(outcomes) if one.result is not LoadResult.LOADED)
+        end = next(missed, len(pages))
+        loaded = loaded_pages(pages[:end], outcomes[:end])
+        stored = local.spill(loaded, time.monotonic() + BATCH_SECONDS)
         kept = sum(result <= SpillResult.PRESENT for result in stored)
-        return Warming(sum(here), kept, len(pages) - loaded, loaded - kept)
+        return Warming(sum(here), kept, len(pages) - end, end - kept)
 
     def _page_length(self, local: Tier, shared: Tier, namespace: bytes) -> int:
         """Return what the shared tier's description says, once the local tier has that, too."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.page import Chain, Page, PageKey, page_checksum
 from memkv_sglang.testing.pages import (
     holds_content,
     make_chain,
@@ -145,6 +145,48 @@ class TierConformance(ABC):
         assert tier.load(pages[1:2], soon()) == [LoadResult.MISSING]
         assert spill(tier, keys)[1] == SpillResult.STORED
         load(tier, keys)
+
+    def test_loaded_pages_come_with_their_checksum(self, tier: Tier) -> None:
+        keys = make_chain(self.namespace, 3).keys()
+        spill(tier, keys[:2])
+        pages = [make_page(key, LENGTHS, filled=False) for key in keys]
+        outcomes = tier.fetch(pages, soon())
+        for page, fetched in zip(pages[:2], outcomes, strict=False):
+            assert fetched == (LoadResult.LOADED, page_checksum(page.key, page.buffers))
+        assert outcomes[2].checksum is None
+
+    def test_corrupt_page_comes_without_checksum(self, tier: Tier) -> None:
+        key = make_chain(self.namespace, 1).keys()[0]
+        spill(tier, [key])
+        self.corrupt(tier, key)
+        page = make_page(key, LENGTHS, filled=False)
+        assert tier.fetch([page], soon()) == [(LoadResult.CORRUPT, None)]
+
+    @pytest.mark.parametrize("lengths", [(4096, 4096), (6000, 100)], ids=str)
+    def test_page_is_stored_with_the_checksum_it_has(
+        self, tier: Tier, lengths: tuple[int, ...]
+    ) -> None:
+        key = make_chain(make_namespace(page_bytes=sum(lengths)), 1).keys()[0]
+        page = make_page(key, lengths, filled=True)
+        checksum = page_checksum(key, page.buffers)
+        assert tier.spill([page._replace(checksum=checksum)], soon()) == [SpillResult.STORED]
+        copy = make_page(key, lengths, filled=False)
+        assert tier.fetch([copy], soon()) == [(LoadResult.LOADED, checksum)]
+
+    @pytest.mark.parametrize("lengths", [(4096, 4096), (6000, 100)], ids=str)
+    def test_page_that_changed_after_its_checksum_is_not_stored(
+        self, tier: Tier, lengths: tuple[int, ...]
+    ) -> None:
+        key = make_chain(make_namespace(page_bytes=sum(lengths)), 1).keys()[0]
+        page = make_page(key, lengths, filled=True)
+        read = page._replace(checksum=page_checksum(key, page.buffers))
+        page.buffers[-1][-1] ^= 1
+        assert tier.spill([read], soon()) == [SpillResult.FAILED]
+        tier.doubt([key])
+        assert tier.present([key], soon()) == [False]
+        assert spill(tier, [key], lengths) == [SpillResult.STORED]
+        load(tier, [key], lengths)
+        assert tier.check_integrity() == []
 
     def test_removed_pages_are_missing(self, tier: Tier) -> None:
         chain = make_chain(self.namespace, 6)

@@ -9,7 +9,7 @@ miss where it happens.
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, final
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
@@ -32,6 +32,14 @@ class LoadResult(enum.IntEnum):
     """The medium failed or the deadline came first."""
     SKIPPED = 4
     """Not tried, because an earlier page of the prefix was not loaded."""
+
+
+class Fetched(NamedTuple):
+    """What became of one page of `Tier.fetch`."""
+
+    result: LoadResult
+    checksum: bytes | None = None
+    """The stored checksum that the content was verified against; None unless `LOADED`."""
 
 
 class SpillResult(enum.IntEnum):
@@ -88,12 +96,18 @@ class Tier(ABC):
         """Tell for each page whether it is there; not a use. Raises `TierError`."""
 
     @abstractmethod
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        """Fill the pages' buffers, in parallel; one result a page, in order.
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
+        """Fill the pages' buffers, in parallel; return one outcome per page, in order.
 
         Pages after the first that is not loaded may be `SKIPPED`. Never raises for faults of the
-        medium.
+        medium. The buffers may be a client's memory, which can change right after it was verified:
+        check any copy of the content against the checksum returned here.
         """
+
+    @final
+    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+        """Call `fetch` and return the results alone, for callers that do not pass the pages on."""
+        return [fetched.result for fetched in self.fetch(pages, deadline)]
 
     @abstractmethod
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
@@ -102,6 +116,9 @@ class Tier(ABC):
         The pages of one chain are given in chain order; once a page could not be stored, no page
         behind it is begun (some that were under way may yet be stored, and say so). Never raises
         for faults of the medium.
+
+        A page that has a checksum is stored with that one. If its content does not match, the page
+        is not stored and the result is `FAILED`.
         """
 
     @abstractmethod
@@ -153,6 +170,15 @@ class Tier(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release threads, descriptors and locks; idempotent. Calls in flight end first."""
+
+
+def loaded_pages(pages: Sequence[Page], outcomes: Sequence[Fetched]) -> list[Page]:
+    """Return the pages that `Tier.fetch` loaded, with the checksums it verified."""
+    return [
+        page._replace(checksum=fetched.checksum)
+        for page, fetched in zip(pages, outcomes, strict=True)
+        if fetched.result is LoadResult.LOADED
+    ]
 
 
 class PendingPage(NamedTuple):

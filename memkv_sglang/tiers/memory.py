@@ -7,8 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.page import Chain, Page, PageKey, page_checksum
+from memkv_sglang.page import (
+    Chain,
+    ChangedPageError,
+    Page,
+    PageKey,
+    page_checksum,
+    scatter,
+    spill_checksum,
+)
 from memkv_sglang.tiers.base import (
+    Fetched,
     LoadResult,
     Lookup,
     PendingPage,
@@ -61,26 +70,24 @@ class MemoryTier(Tier):
         with self._lock:
             return [key in self._copies for key in keys]
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Copy out; stop at the deadline."""
         return [
-            self._load_one(page) if time.monotonic() < deadline else LoadResult.FAILED
+            self._fetch_one(page) if time.monotonic() < deadline else Fetched(LoadResult.FAILED)
             for page in pages
         ]
 
-    def _load_one(self, page: Page) -> LoadResult:
+    def _fetch_one(self, page: Page) -> Fetched:
         with self._lock:
             copy = self._copies.get(page.key)
         if copy is None or len(copy.content) != page.length:
-            return LoadResult.MISSING
+            return Fetched(LoadResult.MISSING)
         content = memoryview(copy.content)
         if page_checksum(page.key, [content]) != copy.checksum:
             self.remove([page.key])
-            return LoadResult.CORRUPT
-        for buffer in page.buffers:
-            buffer[:] = content[: len(buffer)]
-            content = content[len(buffer) :]
-        return LoadResult.LOADED
+            return Fetched(LoadResult.CORRUPT)
+        scatter(content, page.buffers)
+        return Fetched(LoadResult.LOADED, copy.checksum)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Copy in, in order, up to the first page that finds no room or no time."""
@@ -96,7 +103,10 @@ class MemoryTier(Tier):
         if self._capacity is not None and page.length > self._capacity:
             return SpillResult.REFUSED
         content = b"".join(page.buffers)
-        copy = _Copy(content, page_checksum(page.key, [memoryview(content)]))
+        try:
+            copy = _Copy(content, spill_checksum(page, [memoryview(content)]))
+        except ChangedPageError:
+            return SpillResult.FAILED
         with self._lock:
             if page.key in self._copies:
                 self._copies.move_to_end(page.key)

@@ -18,7 +18,7 @@ from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier
+from memkv_sglang.tiers.base import Fetched, Lookup, SpillResult, Tier
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import SlowTier, WrapperTier
 
@@ -42,9 +42,9 @@ class AnnouncingTier(WrapperTier):
         self._announce("lookup")
         return super().lookup(chain, deadline)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         self._announce("load")
-        return super().load(pages, deadline)
+        return super().fetch(pages, deadline)
 
     def _announce(self, verb: str) -> None:
         with self._path.open("a") as file:
@@ -64,7 +64,7 @@ class RecordingTier(WrapperTier):
 
 
 class ScribblingTier(WrapperTier):
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         value = 0
         while True:
             value = value % 255 + 1
@@ -81,7 +81,7 @@ class NeverClearingTier(WrapperTier):
 
 
 class RaisingTier(WrapperTier):
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         raise RuntimeError("a defect")
 
 

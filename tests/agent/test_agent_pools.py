@@ -202,3 +202,34 @@ def test_number_of_pools_is_bounded_over_all_sessions_of_a_process() -> None:
     with pytest.raises(RequestError, match=f"may have {MAX_POOLS} pools"):
         sparse(sessions[0], MAX_POOLS, SIZE)
     sparse(make_pools(budget, pid=2), 0, SIZE)
+
+
+BUFFERS = st.lists(
+    st.lists(
+        st.builds(Buffer, st.integers(0, 2), st.integers(0, 60), st.integers(1, 4)),
+        min_size=1,
+        max_size=3,
+    ),
+    max_size=5,
+)
+
+
+@given(BUFFERS)
+def test_buffers_are_refused_if_and_only_if_two_share_a_byte(buffers: list[list[Buffer]]) -> None:
+    first, second = memory(64), memory(64)
+    pools = make_pools()
+    for number, descriptor in enumerate((first, second, first)):
+        pools.register(number, 64, descriptor)
+    os.close(first)
+    os.close(second)
+    named = [
+        (pool % 2, byte)
+        for page in buffers
+        for pool, offset, length in page
+        for byte in range(offset, offset + length)
+    ]
+    if len(named) == len(set(named)):
+        pools.check_disjoint(buffers)
+    else:
+        with pytest.raises(RequestError, match=r"^two buffers of a request overlap at offset \d+"):
+            pools.check_disjoint(buffers)

@@ -20,7 +20,7 @@ from memkv_sglang.agent import protocol
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from tests.agent.agent_harness import (
     LIMIT,
@@ -134,7 +134,7 @@ def test_sigterm_drains_the_upload_queue(tmp_path: Path, disturbance: str) -> No
     ):
         other.greet()
         if disturbance == "clear in flight":
-            other.send(protocol.Clear(NAMESPACE.digest))
+            other.send(protocol.Clear(make_namespace(model="another").digest))
         with connected_client(config) as client:
             buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
             for chain in chains:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memkv_sglang.encryption.sealing import CONTEXT, OVERHEAD, ForgedError, seal, unseal
-from memkv_sglang.page import PageKey
+from memkv_sglang.page import CHECKSUM_SIZE, ChangedPageError, PageKey, page_checksum
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 
 MASTER = secrets.token_bytes(32)
@@ -28,8 +28,15 @@ def sealed(lengths: tuple[int, ...] = LENGTHS) -> memoryview:
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=6).map(tuple))
 def test_page_comes_back_whatever_its_buffers(lengths: tuple[int, ...]) -> None:
     page = make_page(CHAIN[0], lengths[::-1], filled=False)
-    unseal(MASTER, sealed(lengths), page)
+    checksum = unseal(MASTER, sealed(lengths), page)
     assert holds_content(page)
+    assert checksum == page_checksum(page.key, page.buffers)
+
+
+def test_page_that_does_not_have_its_checksum_is_not_sealed() -> None:
+    page = make_page(CHAIN[0], LENGTHS, filled=True)._replace(checksum=bytes(CHECKSUM_SIZE))
+    with pytest.raises(ChangedPageError):
+        seal(MASTER, page, memoryview(bytearray(page.length + OVERHEAD)))
 
 
 def test_format_is_the_documented_one() -> None:
@@ -38,7 +45,8 @@ def test_format_is_the_documented_one() -> None:
     context = CONTEXT + CHAIN[0].namespace + CHAIN[0].hash
     key = hmac.digest(MASTER, context + b"\x01", hashlib.sha256)
     plain = AESGCM(key).decrypt(bytes(content[:12]), bytes(content[12:]), context)
-    assert plain == b"".join(make_page(CHAIN[0], LENGTHS, filled=True).buffers)
+    page = make_page(CHAIN[0], LENGTHS, filled=True)
+    assert plain == b"".join(page.buffers) + page_checksum(page.key, page.buffers)
 
 
 def test_no_sealing_equals_another() -> None:

@@ -8,7 +8,7 @@ from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.testing.pages import holds_content, make_namespace, make_page
-from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
+from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult, Tier
 from memkv_sglang.tiers.wrappers import WrapperTier
 
 LENGTHS = (4096, 4096)
@@ -61,10 +61,10 @@ class GatedTier(WrapperTier):
         self.gate = threading.Event()
         self.arrived = threading.Semaphore(0)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         self.arrived.release()
         self.gate.wait(60)
-        return super().load(pages, time.monotonic() + 60)  # late, as a disk may be
+        return super().fetch(pages, time.monotonic() + 60)  # late, as a disk may be
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         self.arrived.release()

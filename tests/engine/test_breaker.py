@@ -9,7 +9,7 @@ from memkv_sglang.engine.breaker import BreakerState, BreakerTier, CircuitBreake
 from memkv_sglang.page import Chain, Page
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, TierError
+from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, TierError
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import CountingTier, FaultyTier, WrapperTier
 
@@ -66,8 +66,9 @@ class LateTier(WrapperTier):
         whole = super().lookup(chain, deadline)
         return whole if whole.length == len(chain.hashes) else Lookup(0, complete=False)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        return [LoadResult.FAILED] + [LoadResult.SKIPPED] * (len(pages) - 1)
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
+        skipped = [Fetched(LoadResult.SKIPPED)] * (len(pages) - 1)
+        return [Fetched(LoadResult.FAILED), *skipped]
 
 
 def test_lookups_that_run_out_of_time_open_the_circuit() -> None:

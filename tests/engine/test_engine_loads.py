@@ -9,7 +9,7 @@ from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.testing.pages import make_chain, make_page
-from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.base import Fetched, LoadResult
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import CountingTier, WrapperTier
 from tests.engine.engines import (
@@ -123,11 +123,11 @@ def test_follower_fetches_what_its_leader_skipped(open_engine: Open) -> None:
 class SkippingTier(WrapperTier):
     """Tries no page behind one that is missing, as a tier may."""
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        results = super().load(pages, deadline)
-        misses = (i for i, result in enumerate(results) if result is not LoadResult.LOADED)
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
+        outcomes = super().fetch(pages, deadline)
+        misses = (i for i, one in enumerate(outcomes) if one.result is not LoadResult.LOADED)
         end = next(misses, len(pages)) + 1
-        return results[:end] + [LoadResult.SKIPPED] * len(results[end:])
+        return outcomes[:end] + [Fetched(LoadResult.SKIPPED)] * len(outcomes[end:])
 
 
 def flights(engine: Engine, key: PageKey) -> int:

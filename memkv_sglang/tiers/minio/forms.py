@@ -36,7 +36,7 @@ class PageForm(ABC):
 
     @abstractmethod
     def store(self, page: Page, stored: Page) -> None:
-        """Fill `stored`, which came from `room`, from the page's buffers."""
+        """Fill `stored`, which came from `room`, from the page. Raises `ChangedPageError`."""
 
     @abstractmethod
     def check(self, head: ResponseHead) -> str | None:
@@ -46,8 +46,13 @@ class PageForm(ABC):
         """
 
     @abstractmethod
-    def restore(self, head: ResponseHead, stored: Page, page: Page) -> str | None:
-        """Fill the page's buffers from `stored`, or tell what is wrong with it."""
+    def restore(
+        self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
+    ) -> bytes | None:
+        """Fill the page's buffers from `stored`, which has the given checksum.
+
+        Returns the checksum of the page's content, None if `stored` is forged.
+        """
 
 
 class PlainForm(PageForm):
@@ -69,9 +74,11 @@ class PlainForm(PageForm):
             raise UnreadableError(f"pages are encrypted by {key_id!r}, {_ADVICE}")
         return None
 
-    def restore(self, head: ResponseHead, stored: Page, page: Page) -> str | None:
-        """There is nothing to do."""
-        return None
+    def restore(
+        self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
+    ) -> bytes | None:
+        """Return the checksum: the stored bytes are the page's own."""
+        return checksum
 
 
 class SealedForm(PageForm):
@@ -115,13 +122,14 @@ class SealedForm(PageForm):
             raise UnreadableError(f"pages are encrypted by {key_id!r}, {_ADVICE}")
         return None
 
-    def restore(self, head: ResponseHead, stored: Page, page: Page) -> str | None:
-        """Decrypt with the key that is named."""
+    def restore(
+        self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
+    ) -> bytes | None:
+        """Decrypt with the key that is named; return the checksum sealed with the content."""
         try:
-            self._sealing.unseal(self._ring.keys[_key_id(head)], stored.buffers[0], page)
-        except self._sealing.ForgedError as error:
-            return str(error)
-        return None
+            return self._sealing.unseal(self._ring.keys[_key_id(head)], stored.buffers[0], page)
+        except self._sealing.ForgedError:
+            return None
 
 
 _ADVICE = "which minio.encryption_key_file does not hold"

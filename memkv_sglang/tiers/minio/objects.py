@@ -9,7 +9,7 @@ from memkv_sglang.page import (
     PAGE_HASH_SIZE,
     Page,
     PageKey,
-    page_checksum,
+    spill_checksum,
 )
 from memkv_sglang.tiers.minio.errors import UnreadableError
 from memkv_sglang.tiers.minio.wire import ResponseHead
@@ -79,12 +79,15 @@ class ObjectNames:
 
 
 def page_fields(page: Page) -> dict[str, str]:
-    """Return the header fields that store a page with its metadata. Reads the whole page."""
+    """Return the header fields that store a page with its metadata. Reads the whole page.
+
+    Raises `ChangedPageError`.
+    """
     return {
         "content-length": str(page.length),
         FORMAT: str(FORMAT_VERSION),
         LENGTH: str(page.length),
-        CHECKSUM: page_checksum(page.key, page.buffers).hex(),
+        CHECKSUM: spill_checksum(page, page.buffers).hex(),
     }
 
 

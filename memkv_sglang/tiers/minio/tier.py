@@ -13,6 +13,7 @@ from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
+    Fetched,
     LoadResult,
     Lookup,
     SpillResult,
@@ -51,6 +52,8 @@ CONTROL_TIME = 60.0
 """Seconds for asking which of the pages to be removed are there."""
 
 Result = TypeVar("Result")
+
+SKIPPED = Fetched(LoadResult.SKIPPED)
 
 
 class ControlPath(NamedTuple):
@@ -142,43 +145,45 @@ class MinioTier(Tier):
         self._knowledge.add(key for key, there in found.items() if there)
         return [found.get(key, True) for key in keys]
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Receive each page straight into its buffers.
 
         All at once first, in a loop for what is as it should be; then one by one what was not.
         """
-        results = self._load(pages, deadline)
+        outcomes = [fetched or SKIPPED for fetched in self._fetch(pages, deadline)]
         self._knowledge.add(
-            page.key
-            for page, result in zip(pages, results, strict=True)
-            if result == LoadResult.LOADED
+            page.key for page, fetched in zip(pages, outcomes, strict=True) if fetched.checksum
         )
-        if LoadResult.MISSING in results:  # then those behind it, which were not begun, are, too
-            skipped = [p.key for p, r in zip(pages, results, strict=True) if r is None]
+        if Fetched(LoadResult.MISSING) in outcomes:
+            # Pages behind the missing one were not begun and are likely to be missing too.
+            skipped = [
+                p.key for p, fetched in zip(pages, outcomes, strict=True) if fetched is SKIPPED
+            ]
             self._knowledge.discard(*skipped)
-        return [LoadResult.SKIPPED if result is None else result for result in results]
+        return outcomes
 
-    def _load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult | None]:
+    def _fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched | None]:
+        failed = Fetched(LoadResult.FAILED)
         transfers = self._transfers(deadline) if pages else None
         if transfers is None:
-            return _stopped(LoadResult.FAILED, len(pages))
-        loaded, faults, failure = transfers.fetch_all(pages, deadline)
-        rest = [i for i, there in enumerate(loaded) if not there]
+            return _stopped(failed, len(pages))
+        checksums, faults, failure = transfers.fetch_all(pages, deadline)
+        rest = [i for i, checksum in enumerate(checksums) if checksum is None]
         if failure is None:
             moved = self._move_all(
                 partial(transfers.fetch, seen=faults),
                 [pages[i] for i in rest],
                 deadline,
-                done=LoadResult.LOADED,
-                failed=LoadResult.FAILED,
+                goes_on=lambda fetched: fetched.result is LoadResult.LOADED,
+                failed=failed,
             )
         else:
             self.telemetry.fault("load failed", failure)
-            moved = _stopped(LoadResult.FAILED, len(rest))
-        results: list[LoadResult | None] = [LoadResult.LOADED] * len(pages)
-        for index, result in zip(rest, moved, strict=True):
-            results[index] = result
-        return results
+            moved = _stopped(failed, len(rest))
+        outcomes: list[Fetched | None] = [Fetched(LoadResult.LOADED, c) for c in checksums]
+        for index, fetched in zip(rest, moved, strict=True):
+            outcomes[index] = fetched
+        return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Send each page that is not known to be present straight from its buffers.
@@ -196,7 +201,7 @@ class MinioTier(Tier):
                 transfers.store,
                 [pages[i] for i in unknown],
                 deadline,
-                done=SpillResult.STORED,
+                goes_on=lambda result: result is SpillResult.STORED,
                 failed=SpillResult.FAILED,
             )
         )
@@ -395,7 +400,7 @@ class MinioTier(Tier):
         pages: Sequence[Page],
         deadline: float,
         *,
-        done: Result,
+        goes_on: Callable[[Result], bool],
         failed: Result,
     ) -> list[Result | None]:
         """Move pages in order; None for those that were not begun."""
@@ -405,7 +410,7 @@ class MinioTier(Tier):
             lambda index, guard: move(pages[index], deadline, guard),
             len(pages),
             deadline,
-            goes_on=lambda result: result == done,
+            goes_on=goes_on,
             failed=failed,
         )
 

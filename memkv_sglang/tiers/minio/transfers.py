@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import quote
 
-from memkv_sglang.page import Page, PageKey, page_checksum
-from memkv_sglang.tiers.base import LoadResult, SpillResult
+from memkv_sglang.page import ChangedPageError, Page, PageKey, page_checksum, scatter
+from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult
 from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.bulk.base import Response
 from memkv_sglang.tiers.minio.bulk.reader import BulkAnswer
@@ -53,11 +53,15 @@ class _Fault(NamedTuple):
 
 NOTHING_SEEN: Mapping[PageKey, _Fault] = {}
 
+Receive = Callable[[Connection, ResponseHead], _Fault | bytes]
+"""Reads a response: returns the page's verified checksum, or what is wrong."""
+
 
 class FetchedPages(NamedTuple):
     """What became of pages that were loaded at once; the rest are for `fetch`."""
 
-    loaded: list[bool]
+    checksums: list[bytes | None]
+    """What the content of each was verified against, None for those that were not loaded."""
     faults: Mapping[PageKey, _Fault]
     """What was wrong with those that came."""
     failure: TransferError | None
@@ -84,9 +88,10 @@ class PageTransfers(NamedTuple):
 
     def fetch_all(self, pages: Sequence[Page], deadline: float) -> FetchedPages:
         """Load pages at once as far as each comes as it should, see `BulkReader`."""
-        loaded, faults = [False] * len(pages), dict[PageKey, _Fault]()
+        checksums: list[bytes | None] = [None] * len(pages)
+        faults = dict[PageKey, _Fault]()
         if not self.form.in_place:
-            return FetchedPages(loaded, faults, None)
+            return FetchedPages(checksums, faults, None)
         objects = [(self.names.page(page.key), page) for page in pages]
         responses, failure = self.bulk(objects, deadline)
         for response in responses:
@@ -99,10 +104,10 @@ class PageTransfers(NamedTuple):
                 logger.exception("response not judged")
                 continue
             if fault is None:
-                loaded[response.number] = True
+                checksums[response.number] = response.checksum
             else:
                 faults[page.key] = fault
-        return FetchedPages(loaded, faults, failure)
+        return FetchedPages(checksums, faults, failure)
 
     def _judge(self, page: Page, response: Response) -> _Fault | None:
         head = framed_head(response.head, page.length)
@@ -127,58 +132,67 @@ class PageTransfers(NamedTuple):
         deadline: float,
         guard: Guard,
         seen: Mapping[PageKey, _Fault] = NOTHING_SEEN,
-    ) -> LoadResult:
-        """Load a page; a copy that is not what it should be is set aside.
+    ) -> Fetched:
+        """Load a page; set a corrupt copy aside.
 
-        Not so at the first sight of it: a network that alters a response would do away with an
-        intact object. The copy is at fault if reading it again shows the same as the first time, or
-        as `seen`.
+        Not at first sight: a network that alters a response, or a client that writes into its
+        buffers, would do away with an intact object. So it is read again, into memory of the
+        agent's own, and set aside if it shows the same fault as the first time, or as `seen`.
         """
         name = self.names.page(page.key)
+
+        def get(receive: Receive) -> _Fault | bytes:
+            return self.client.exchange("GET", name, deadline, receive, guard=guard)
+
         try:
-            with self.form.room(page) as stored:
-                receive = partial(self._receive, page, stored, deadline)
-                fault = seen.get(page.key)
-                if fault is None:
-                    fault = self.client.exchange("GET", name, deadline, receive, guard=guard)
-                if fault is not None:
-                    again = self.client.exchange("GET", name, deadline, receive, guard=guard)
-                    if again != fault:
-                        self.telemetry.fault("response altered", TransferError(fault.reason))
-                        if again is not None:
-                            return LoadResult.FAILED
-                        fault = None
+            first = seen.get(page.key) or get(partial(self._receive, page, deadline))
+            if isinstance(first, bytes):
+                return Fetched(LoadResult.LOADED, first)
+            again = get(partial(self._receive_copy, page, deadline))
         except UnreadableError as error:
             self.telemetry.fault("page unreadable", error)
             self._forget(page.key)
-            return LoadResult.MISSING
+            return Fetched(LoadResult.MISSING)
         except (StatusError, TransferError) as error:
             if isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND:
                 self._forget(page.key)
-                return LoadResult.MISSING
+                return Fetched(LoadResult.MISSING)
             self.telemetry.fault("load failed", error)
-            return LoadResult.FAILED
-        if fault is not None:
-            self._set_aside(page.key, fault, deadline)
-            return LoadResult.CORRUPT
-        return LoadResult.LOADED
+            return Fetched(LoadResult.FAILED)
+        if again == first:
+            self._set_aside(page.key, first, deadline)
+            return Fetched(LoadResult.CORRUPT)
+        self.telemetry.fault("response altered", TransferError(first.reason))
+        if isinstance(again, bytes):
+            return Fetched(LoadResult.LOADED, again)
+        return Fetched(LoadResult.FAILED)
 
     def _receive(
-        self, page: Page, stored: Page, deadline: float, connection: Connection, head: ResponseHead
-    ) -> _Fault | None:
-        """Fill the page by way of `stored`, or tell what is wrong with the response."""
+        self, page: Page, deadline: float, connection: Connection, head: ResponseHead
+    ) -> _Fault | bytes:
+        """Fill the page and return its checksum, or tell what is wrong with the response."""
         if head.status != HTTPStatus.OK:
             refuse(connection, head, deadline)
-        if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
-            return _Fault(mismatch, head.field(b"etag"))
-        connection.receive_body(stored.buffers, deadline)
-        self._take_note(page, head)
-        reason: str | None = "checksum"
-        if checksum_matches(head, page_checksum(stored.key, stored.buffers)):
-            reason = self.form.restore(head, stored, page)
-        if reason is None:
-            return None
-        return _Fault(reason, head.field(b"etag"), page_checksum(page.key, stored.buffers))
+        with self.form.room(page) as stored:
+            if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
+                return _Fault(mismatch, head.field(b"etag"))
+            connection.receive_body(stored.buffers, deadline)
+            self._take_note(page, head)
+            received = page_checksum(stored.key, stored.buffers)
+            if not checksum_matches(head, received):
+                return _Fault("checksum", head.field(b"etag"), received)
+            checksum = self.form.restore(head, stored, page, received)
+            return checksum or _Fault("authentication tag", head.field(b"etag"), received)
+
+    def _receive_copy(
+        self, page: Page, deadline: float, connection: Connection, head: ResponseHead
+    ) -> _Fault | bytes:
+        """Receive into memory that no client can write to, and fill the page from there."""
+        copy = Page(page.key, (memoryview(bytearray(page.length)),))
+        received = self._receive(copy, deadline, connection, head)
+        if isinstance(received, bytes):
+            scatter(copy.buffers[0], page.buffers)
+        return received
 
     def store(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
         """Spill a page: others see it complete or not at all, since a PUT is atomic."""
@@ -192,7 +206,7 @@ class PageTransfers(NamedTuple):
 
                 body = stored.buffers
                 self._command("PUT", name, deadline, fields=fields, body=body, guard=guard)
-        except (StatusError, TransferError) as error:
+        except (StatusError, TransferError, ChangedPageError) as error:
             self.telemetry.fault("spill failed", error)
             if isinstance(error, StatusError):
                 if error.code == "NoSuchBucket":

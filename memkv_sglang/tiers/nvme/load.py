@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from memkv_sglang.page import Page, PageKey
-from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.base import Fetched, LoadResult
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
 from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
@@ -37,23 +37,23 @@ class Loader:
         self._gate = gate
         self._faults = faults
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        """Fill pages as `Tier.load` has it; none is skipped."""
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
+        """Fill pages as `Tier.fetch` does; none is skipped."""
         pinned = self._catalog.pin(page.key for page in pages)
         try:
-            results = self._load(pages, pinned, deadline)
+            outcomes = self._fetch(pages, pinned, deadline)
             for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
-                if results[i] is LoadResult.CORRUPT and entry is not None:
+                if outcomes[i].result is LoadResult.CORRUPT and entry is not None:
                     is_corrupt = self.set_aside(page.key, entry)
-                    results[i] = LoadResult.CORRUPT if is_corrupt else LoadResult.FAILED
+                    outcomes[i] = Fetched(LoadResult.CORRUPT if is_corrupt else LoadResult.FAILED)
         finally:
             self._catalog.unpin(pinned)
-        return results
+        return outcomes
 
-    def _load(
+    def _fetch(
         self, pages: Sequence[Page], pinned: Sequence[int | None], deadline: float
-    ) -> list[LoadResult]:
-        results = [LoadResult.MISSING] * len(pages)
+    ) -> list[Fetched]:
+        outcomes = [Fetched(LoadResult.MISSING)] * len(pages)
         places: dict[int, Place] = {}
         for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
             # A request for another length is at fault itself: the page stays for the others.
@@ -63,29 +63,32 @@ class Loader:
         runs = into_runs(places, self._movers.depth)
         moves = (self._read(run, pages) for run in runs)
         moved = self._movers.run(moves, deadline, IN_FLIGHT)
-        for run, run_results in zip(runs, moved, strict=True):
-            for member, result in zip(run.members, run_results, strict=True):
-                results[member] = result
-        return results
+        for run, run_outcomes in zip(runs, moved, strict=True):
+            for member, fetched in zip(run.members, run_outcomes, strict=True):
+                outcomes[member] = fetched
+        return outcomes
 
-    def _read(self, run: Run, pages: Sequence[Page]) -> Move[list[LoadResult]]:
+    def _read(self, run: Run, pages: Sequence[Page]) -> Move[list[Fetched]]:
         try:
             with self._movers.scratches.lend() as scratch:
-                intact = yield from read_run(run, pages, scratch)
+                checksums = yield from read_run(run, pages, scratch)
         except OutOfTimeError:
-            return [LoadResult.FAILED] * len(run.members)
+            return [Fetched(LoadResult.FAILED)] * len(run.members)
         except (OSError, EOFError) as error:
             if len(run.members) > 1:  # one bad sector, or the file's end: save the other pages
-                results: list[LoadResult] = []
+                outcomes: list[Fetched] = []
                 for i, member in enumerate(run.members):
                     single = Run(run.segment, run.first + i, [member])
-                    results += yield from self._read(single, pages)
-                return results
+                    outcomes += yield from self._read(single, pages)
+                return outcomes
             if isinstance(error, EOFError):
-                return [LoadResult.CORRUPT]
+                return [Fetched(LoadResult.CORRUPT)]
             self._faults.report("disk read failed", path=str(run.segment.path), error=str(error))
-            return [LoadResult.FAILED]
-        return [LoadResult.LOADED if good else LoadResult.CORRUPT for good in intact]
+            return [Fetched(LoadResult.FAILED)]
+        return [
+            Fetched(LoadResult.LOADED if checksum else LoadResult.CORRUPT, checksum)
+            for checksum in checksums
+        ]
 
     def set_aside(self, key: PageKey, entry: int) -> bool:
         """Keep a copy of a pinned page's slot and forget the page; False if it is intact after all.

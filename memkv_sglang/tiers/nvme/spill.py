@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from memkv_sglang.page import Page
+from memkv_sglang.page import ChangedPageError, Page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
@@ -109,7 +109,7 @@ class Spiller:
             try:
                 with self._movers.scratches.lend() as scratch:
                     yield from write_run(run, pages, ticks, scratch)
-            except OutOfTimeError:
+            except (OutOfTimeError, ChangedPageError):
                 return False
             except OSError as error:
                 self._gate.close(error)

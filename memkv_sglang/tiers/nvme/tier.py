@@ -7,6 +7,7 @@ from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
+    Fetched,
     LoadResult,
     Lookup,
     PendingPage,
@@ -142,12 +143,12 @@ class NvmeTier(Tier):
         find = self._catalog.index.find
         return [find(key) is not None for key in keys]
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Read and check the pages, consecutive slots at once; none is skipped."""
         with self._calls.enter() as entered:
             if not entered:
-                return [LoadResult.FAILED] * len(pages)
-            return self._loader.load(pages, deadline)
+                return [Fetched(LoadResult.FAILED)] * len(pages)
+            return self._loader.fetch(pages, deadline)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Write the pages, into consecutive slots as far as there are any."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from memkv_sglang.page import Page, PageKey, page_checksum
+from memkv_sglang.page import Page, PageKey, gather, page_checksum, scatter, spill_checksum
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
 from memkv_sglang.tiers.nvme.disk.movers import Move
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
@@ -56,50 +56,52 @@ def _address(place: Place) -> tuple[int, int]:
 def write_run(
     run: Run, pages: Sequence[Page], ticks: Sequence[int], scratch: Scratch
 ) -> Move[None]:
-    """Write a run's pages with their footers; `ticks` are by position too. Raises `OSError`."""
+    """Write a run's pages with their footers; `ticks` are by position too.
+
+    The disk reads a client's buffers after the checksum has: a page that the client changes in
+    between fails its checksum when it is loaded. Raises `OSError` and `ChangedPageError`.
+    """
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
     for member, page, content, footer in zip(
         run.members, members, image.contents, image.footers, strict=True
     ):
         if content is not page.buffers:
-            _gather(page.buffers, content[0])
-        checksum = page_checksum(page.key, page.buffers)
+            gather(page.buffers, content[0])
+        checksum = spill_checksum(page, content)
         Footer(page.key, page.length, ticks[member], checksum).pack_into(footer)
     yield run.segment.write(image.vectors, run.first)
 
 
-def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> Move[list[bool]]:
-    """Read a run's pages, tell for each whether it is the right one and intact.
+def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> Move[list[bytes | None]]:
+    """Read a run's pages; return each one's verified checksum, None if it is not intact.
 
     Raises `OSError`, and `EOFError` where the segment is truncated.
     """
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
     yield run.segment.read(image.vectors, run.first)
-    intact = []
-    for page, content, footer in zip(members, image.contents, image.footers, strict=True):
-        intact.append(is_intact(page.key, page.length, content, Footer.unpack(footer)))
-        if intact[-1] and content is not page.buffers:
-            _scatter(content[0], page.buffers)
-    return intact
+    checksums: list[bytes | None] = []
+    for page, content, block in zip(members, image.contents, image.footers, strict=True):
+        checksums.append(verify(page.key, page.length, content, Footer.unpack(block)))
+        if checksums[-1] and content is not page.buffers:
+            scatter(content[0], page.buffers)
+    return checksums
 
 
-def is_intact(
+def verify(
     key: PageKey, length: int, content: Sequence[memoryview], footer: Footer | None
-) -> bool:
-    """Tell whether a slot's footer names this page and confirms its content."""
-    return (
-        footer is not None
-        and footer.key == key
-        and footer.length == length
-        and footer.checksum == page_checksum(key, content)
-    )
+) -> bytes | None:
+    """Return the footer's checksum if it names this page and confirms its content, else None."""
+    if footer is None or (footer.key, footer.length) != (key, length):
+        return None
+    return footer.checksum if footer.checksum == page_checksum(key, content) else None
 
 
 def holds_page(slot: memoryview, key: PageKey, length: int) -> bool:
     """Tell whether a whole slot, as it was read, is intact and holds this page."""
-    return is_intact(key, length, [slot[:length]], Footer.unpack(slot[-FOOTER_SIZE:]))
+    footer = Footer.unpack(slot[-FOOTER_SIZE:])
+    return verify(key, length, [slot[:length]], footer) is not None
 
 
 class _Image(NamedTuple):
@@ -132,17 +134,3 @@ def _lay_out_in_bounce(slot_size: int, pages: Sequence[Page], scratch: Scratch) 
     slots = [memory[i * slot_size : (i + 1) * slot_size] for i in range(len(pages))]
     contents = [(slot[: page.length],) for slot, page in zip(slots, pages, strict=True)]
     return _Image([memory], contents, [slot[-FOOTER_SIZE:] for slot in slots])
-
-
-def _gather(parts: Sequence[memoryview], whole: memoryview) -> None:
-    offset = 0
-    for part in parts:
-        whole[offset : offset + len(part)] = part
-        offset += len(part)
-
-
-def _scatter(whole: memoryview, parts: Sequence[memoryview]) -> None:
-    offset = 0
-    for part in parts:
-        part[:] = whole[offset : offset + len(part)]
-        offset += len(part)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierUsage
+from memkv_sglang.tiers.base import Fetched, Lookup, SpillResult, Tier, TierUsage
 
 
 class WrapperTier(Tier):
@@ -23,9 +23,9 @@ class WrapperTier(Tier):
         """Hand on."""
         return self.inner.present(keys, deadline)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Hand on."""
-        return self.inner.load(pages, deadline)
+        return self.inner.fetch(pages, deadline)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Hand on."""

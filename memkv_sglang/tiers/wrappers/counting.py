@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier
+from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 
@@ -28,12 +28,12 @@ class CountingTier(WrapperTier):
         self.calls["present"] += 1
         return super().present(keys, deadline)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Load, then count the results."""
         self.calls["load"] += 1
-        results = super().load(pages, deadline)
-        self.loads.update(results)
-        return results
+        outcomes = super().fetch(pages, deadline)
+        self.loads.update(fetched.result for fetched in outcomes)
+        return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Spill, then count the results."""

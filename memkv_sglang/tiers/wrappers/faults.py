@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier, TierError
+from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier, TierError
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 FaultRule = Callable[[str, PageKey | None], bool]
@@ -31,14 +31,14 @@ class FaultyTier(WrapperTier):
         self._raise_if("present")
         return super().present(keys, deadline)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Load up to the first page that is to fail."""
         good = self._good("load", pages)
-        results = super().load(pages[:good], deadline)
+        outcomes = super().fetch(pages[:good], deadline)
         for page in pages[good : good + 1]:
             for buffer in page.buffers:
                 buffer[:] = b"\xde" * len(buffer)
-        return results + [LoadResult.FAILED] * (len(pages) - good)
+        return outcomes + [Fetched(LoadResult.FAILED)] * (len(pages) - good)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Spill up to the first page that is to fail."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier
+from memkv_sglang.tiers.base import Fetched, Lookup, SpillResult, Tier
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 
@@ -26,10 +26,10 @@ class SlowTier(WrapperTier):
         time.sleep(self.seconds)
         return super().present(keys, deadline)
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Wait, then load."""
         time.sleep(self.seconds)
-        return super().load(pages, deadline)
+        return super().fetch(pages, deadline)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Wait, then spill."""

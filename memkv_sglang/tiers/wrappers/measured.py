@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page
-from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, Tier
+from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 
@@ -26,13 +26,14 @@ class MeasuredTier(WrapperTier):
         self._count("lookup", {"found": found.length, "missing": len(chain.hashes) - found.length})
         return found
 
-    def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Load, and report."""
         with self._timed("load"):
-            results = super().load(pages, deadline)
+            outcomes = super().fetch(pages, deadline)
+        results = [fetched.result for fetched in outcomes]
         self._count("load", _tally(results))
         self._count_bytes("load", pages, [result == LoadResult.LOADED for result in results])
-        return results
+        return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Spill, and report."""

@@ -114,7 +114,7 @@ def test_bucket_holds_nothing_of_the_content(
     for key in KEYS:
         content, metadata = read(admin, sealing.bucket, NAMES.page(key))
         plain = page_content(key, sum(LENGTHS))
-        assert len(content) == len(plain) + 28
+        assert len(content) == len(plain) + 44
         assert all(plain[i : i + 8] not in content for i in range(0, len(plain), 8))
         told = [value for value in metadata.values() if isinstance(value, str)]
         assert page_checksum(key, [memoryview(plain)]).hex() not in told

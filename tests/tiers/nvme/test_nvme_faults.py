@@ -14,7 +14,7 @@ import pytest
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MIB
-from memkv_sglang.page import Page, PageKey, page_checksum
+from memkv_sglang.page import Page, PageKey, spill_checksum
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import (
     holds_content,
@@ -444,12 +444,12 @@ def test_spill_checks_nothing_after_the_deadline(
             time.sleep(0.01)
         return real(fd, buffers, offset)
 
-    def check(key: PageKey, buffers: Sequence[memoryview]) -> bytes:
-        checked.append(key)
-        return page_checksum(key, buffers)
+    def check(page: Page, content: Sequence[memoryview]) -> bytes:
+        checked.append(page.key)
+        return spill_checksum(page, content)
 
     monkeypatch.setattr(os, "pwritev", slow)
-    monkeypatch.setattr(transfer, "page_checksum", check)
+    monkeypatch.setattr(transfer, "spill_checksum", check)
     results = nvme.tier.spill(pages, deadline)
     assert results[0] is SpillResult.STORED
     assert results[2:] == [SpillResult.FAILED] * 10

@@ -1,0 +1,18 @@
+"""What tests of several cases share."""
+
+import pytest
+from minio import Minio
+
+from memkv_sglang.testing.minio_server import MinioServer
+
+
+@pytest.fixture
+def admin(minio_server: MinioServer) -> Minio:
+    """Return a client that may do anything with any bucket."""
+    root = minio_server.root
+    return Minio(
+        minio_server.endpoint.removeprefix("http://"),
+        access_key=root.access_key,
+        secret_key=root.secret_key,
+        secure=False,
+    )
