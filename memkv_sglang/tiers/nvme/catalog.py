@@ -59,7 +59,7 @@ class Catalog:
         self.order = EvictionOrder()
         self.pending: dict[int, None] = {}
         """Entries that wait for upload, those that were marked first before the others."""
-        self.kept: frozenset[PageKey] = frozenset()
+        self.kept: Collection[PageKey] = frozenset()
         """Pages that are not evicted, whether they are there or not."""
         self.is_partial = False
         """Whether the journal knows pages whose segment could not be opened this time."""
