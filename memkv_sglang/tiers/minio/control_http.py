@@ -29,7 +29,7 @@ from memkv_sglang.tiers.minio.transport import open_socket, shut_down
 CONNECT_TIMEOUT = 2.0
 """Seconds to open a connection at most, whatever the settings allow for pages."""
 
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 5.0
 """Seconds for a whole request: listing a thousand objects may take a busy server a while."""
 
 ANSWER_LIMIT = 8 << 20

@@ -84,7 +84,7 @@ class Odd(NamedTuple):
         if not self.objects:
             return ""
         more = ", ..." if self.objects > len(self.examples) else ""
-        return f"{self.objects} objects under pins/ keep nothing: {', '.join(self.examples)}{more}"
+        return f"objects under pins/ that keep nothing: {self.objects}: {', '.join(self.examples)}{more}"
 
 
 class KeptPages(Collection[PageKey]):
