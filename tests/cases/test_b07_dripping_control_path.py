@@ -207,9 +207,7 @@ def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture
-def dripping(
-    minio_server: MinioServer, minio_config: MinioConfig
-) -> Iterator[HttpFaultProxy]:
+def dripping(minio_server: MinioServer, minio_config: MinioConfig) -> Iterator[HttpFaultProxy]:
     """A real server behind a line that lets bodies of listings and contents drip."""
     bucket = Bucket(minio_config, credential_provider(minio_config), None)
     bucket.ensure()
