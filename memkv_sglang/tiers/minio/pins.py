@@ -84,7 +84,8 @@ class Odd(NamedTuple):
         if not self.objects:
             return ""
         more = ", ..." if self.objects > len(self.examples) else ""
-        return f"objects under pins/ that keep nothing: {self.objects}: {', '.join(self.examples)}{more}"
+        examples = ", ".join(self.examples)
+        return f"objects under pins/ that keep nothing: {self.objects}: {examples}{more}"
 
 
 class KeptPages(Collection[PageKey]):

@@ -105,8 +105,8 @@ class Collector:
             removed += gone.pages
             removed_bytes += gone.bytes
             foreign |= gone.foreign
-            pages = found.pages - gone.pages - len(gone.foreign)
-            size = found.bytes - gone.bytes - gone.foreign_bytes
+            pages = found.pages - gone.pages - gone.others
+            size = found.bytes - gone.bytes - gone.other_bytes
             if dry_run or not found.overflowed or not gone.all or len(foreign) >= ROUND_LIMIT:
                 break
         if foreign:
@@ -185,16 +185,11 @@ class Collector:
 
     def _remove_some(self, pages: Sequence[StoredPage], deadline: float) -> "_Gone":
         heads = self._records.heads([self._names.page(page.key) for page in pages], deadline)
-        gone = _Gone.of(
-            page for page, head in zip(pages, heads, strict=True) if _may_leave(page, head)
-        )
-        strange = [
-            page
-            for page, head in zip(pages, heads, strict=True)
-            if head.status == HTTPStatus.OK and not is_ours(head)
-        ]
-        gone.foreign = {page.key for page in strange}
-        gone.foreign_bytes = sum(page.size for page in strange)
+        looked_at = list(zip(pages, heads, strict=True))
+        gone = _Gone.of(page for page, head in looked_at if _may_leave(page, head))
+        others = [page for page, head in looked_at if not is_ours(head)]
+        gone.others, gone.other_bytes = len(others), sum(page.size for page in others)
+        gone.foreign = {page.key for page, head in looked_at if _is_foreign(head)}
         left = deadline - time.monotonic()
         self._bucket.remove((self._names.page(key) for key in gone.keys), left)
         self._forget(gone.keys)
@@ -207,6 +202,10 @@ def _may_leave(page: StoredPage, head: ResponseHead) -> bool:
         return is_ours(head) and modified_time(head) <= page.modified
     except ProtocolError:
         return False
+
+
+def _is_foreign(head: ResponseHead) -> bool:
+    return head.status == HTTPStatus.OK and not is_ours(head)
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -225,14 +224,16 @@ class _Clock:
 
 
 class _Gone:
-    """What left, and what turned out not to be ours."""
+    """What was removed, and what was listed but turned out to be no page of ours (any more)."""
 
     def __init__(self) -> None:
         self.keys: list[PageKey] = []
         self.pages = 0
         self.bytes = 0
+        self.others = 0
+        """Objects that somebody else removed meanwhile, or that are foreign."""
+        self.other_bytes = 0
         self.foreign: set[PageKey] = set()
-        self.foreign_bytes = 0
         self.all = False
         """Whether everything that could leave was tried."""
 
@@ -249,8 +250,9 @@ class _Gone:
         """Add up, without the keys, which nobody needs any more."""
         self.pages += other.pages
         self.bytes += other.bytes
+        self.others += other.others
+        self.other_bytes += other.other_bytes
         self.foreign |= other.foreign
-        self.foreign_bytes += other.foreign_bytes
 
 
 class _Found(NamedTuple):
@@ -275,7 +277,7 @@ class _Found(NamedTuple):
         self, waiting: deque[StoredPage], target: float | None, gone: _Gone
     ) -> list[StoredPage]:
         """Take those that have to leave next, as many as are removed at a time."""
-        left = self.bytes - gone.bytes - gone.foreign_bytes
+        left = self.bytes - gone.bytes - gone.other_bytes
         excess = 0.0 if target is None else left - target
         victims = self._until(waiting, excess)
         taken = list(islice(victims, REMOVERS * REMOVED_AT_ONCE))
