@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from minio.credentials.providers import IamAwsProvider
+from prometheus_client import CollectorRegistry
 from urllib3.exceptions import HTTPError
 
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.metrics import Metrics
 from memkv_sglang.testing.http_proxy import HttpFault, HttpFaultProxy
 from memkv_sglang.testing.minio_server import MinioServer
+from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio import control_http
+from memkv_sglang.tiers.minio import MinioTier, control_http
 from memkv_sglang.tiers.minio.bucket import Bucket
 from memkv_sglang.tiers.minio.control_http import ControlHttp
 from memkv_sglang.tiers.minio.signing import credential_provider
@@ -253,3 +257,33 @@ def test_sigterm_in_mid_collection(
     process.communicate(timeout=LIMIT)
     assert process.returncode == 0
     assert time.monotonic() - begin < 3.0  # a second, on a machine that does other things
+
+
+def test_close_waits_for_no_touch_under_way(
+    minio_server: MinioServer, minio_config: MinioConfig
+) -> None:
+    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
+        tier = MinioTier(msgspec.structs.replace(minio_config, endpoint=proxy.url))
+        tier.check(time.monotonic() + LIMIT)
+        tier.keep_limits(CollectorConfig(), Metrics(CollectorRegistry()), delay=0.0)
+        proxy.fault = HttpFault(answer=b"")  # the server is silent
+        before = proxy.requests
+        tier.note_use(make_chain(make_namespace(4096), 1))
+        while proxy.requests == before:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        tier.close()
+        assert time.monotonic() - begin < 1.5
+
+
+def test_setup_of_a_bucket_ends(tmp_path: Path) -> None:
+    with OddServer(drips_head) as server:
+        variables = {
+            "MEMKV_MINIO_ENDPOINT": server.url,
+            "MEMKV_MINIO_ACCESS_KEY": "someone",
+            "MEMKV_MINIO_SECRET_KEY": "secretsecret",
+        }
+        process = start(variables, "bucket", "setup", "--add-policies")
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "could not set up bucket" in errors

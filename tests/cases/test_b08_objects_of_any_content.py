@@ -13,7 +13,8 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.minio_server import MinioServer
-from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.testing.pages import make_chain, make_page
+from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import pins as pin_module
 from memkv_sglang.tiers.minio.collector import LeaseHeldError
 from memkv_sglang.tiers.minio.collector.worker import _Pacer
@@ -22,7 +23,7 @@ from memkv_sglang.tiers.minio.pins import KeptPages, Pin, PinStore
 from tests.cases.h4_servers import bucket_of
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
-from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, limits
+from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline, limits
 from tests.collector.test_collect import pin
 
 NAMES = ObjectNames("")
@@ -89,6 +90,8 @@ def test_foreign_objects_of_any_name_stay(full: Bucketful) -> None:
 def test_an_object_with_a_pages_name_that_is_none_stays(full: Bucketful) -> None:
     key = make_chain(NAMESPACE, 1, "foreign").keys()[0]
     put(full, NAMES.page(key), b"x" * PAGE)
+    page = make_page(key, [PAGE], filled=False)
+    assert full.tier.load([page], deadline()) == [LoadResult.MISSING]
     full.spill("chain", 5)
     report = full.collect(capacity=2 * PAGE, use_period=1).report
     assert (report.removed_pages, report.pages) == (4, 1)
@@ -270,17 +273,23 @@ DESCRIPTIONS = [
     msgspec.json.encode({"model": "\x1b[31m"}),
 ]
 
+LYING = [msgspec.structs.replace(NAMESPACE, page_bytes=size) for size in (0, -1, 1 << 40)]
+
 
 def test_what_is_no_description_is_left_out(full: Bucketful, run: Run) -> None:  # noqa: F811
     for i, content in enumerate(DESCRIPTIONS):
         put(full, f"{i:032x}/namespace.json", content)
+    for namespace in LYING:
+        put(full, NAMES.description(namespace.digest), namespace.description)
+        put(full, f"{namespace.digest.hex()}/ab/{HASH}", b"x")
     full.tier.describe(NAMESPACE)
     assert full.tier.namespaces() == {NAMESPACE.digest: NAMESPACE}
-    assert full.tier.telemetry.counts()["odd_descriptions"] == len(DESCRIPTIONS)
+    assert full.tier.telemetry.counts()["odd_descriptions"] == len(DESCRIPTIONS + LYING)
     shown = run("inspect", MEMKV_NVME_DIRECTORY="")
     assert shown.status == 0
     assert DIGEST in shown.out
     assert "Traceback" not in shown.err
+    assert run("verify", MEMKV_NVME_DIRECTORY="").status == 0
 
 
 def test_no_more_than_so_many_namespaces_are_read(

@@ -14,7 +14,7 @@ from memkv_sglang.tiers.minio.collector import collect as collecting
 from tests.cases.h4_servers import bucket_of
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
-from tests.collector.bucket import LIMIT, NAMESPACE, PAGE, Bucketful, deadline
+from tests.collector.bucket import LIMIT, NAMESPACE, PAGE, Bucketful, deadline, limits
 from tests.collector.test_collect import lease, pin
 
 
@@ -67,7 +67,9 @@ def copy_onto_itself(full: Bucketful, name: str) -> None:
 
     bucket = full.config.bucket
     head = full.admin.stat_object(bucket, name).metadata or {}
-    kept = {key: value for key, value in head.items() if key.lower().startswith("x-amz-meta-")}
+    kept: dict[str, str | list[str] | tuple[str]] = {
+        key: value for key, value in head.items() if key.lower().startswith("x-amz-meta-")
+    }
     full.admin.copy_object(
         bucket, name, CopySource(bucket, name), metadata=kept, metadata_directive=REPLACE
     )
@@ -77,7 +79,7 @@ def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) ->
     """The holder stood still for longer than its lease between a step and the removal."""
     chain = full.spill("chain", 12)
     collector, own = full.tier.collector(
-        collecting.CollectorConfig(capacity=1, use_period=1, lease=5)
+        limits(capacity=1, use_period=1, lease=5)
     )
     own.acquire()
     other = lease(full, seconds=5)
@@ -104,7 +106,7 @@ def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
     second = MinioTier(full.config)
     try:
         assert second.lookup(chain, deadline()).length == 24
-        settings = collecting.CollectorConfig(capacity=10 * PAGE, use_period=1)
+        settings = limits(capacity=10 * PAGE, use_period=1)
         collectors = [tier.collector(settings)[0] for tier in (full.tier, second)]
         threads = [
             threading.Thread(target=collector.collect, args=(lambda *_: None,))

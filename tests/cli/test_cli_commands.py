@@ -245,7 +245,7 @@ def test_doctor_is_content_with_a_sound_node(
     sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {
         "settings", "directory", "free space", "memfd", "socket", "agent", "MinIO", "clock",
-        "credentials", "list", "put", "get", "delete",
+        "credentials", "list", "put", "get", "delete", "pins",
     }  # fmt: skip
     assert set(sound.values()) == {"ok"}
     assert bucket.names("", recursive=True) == before

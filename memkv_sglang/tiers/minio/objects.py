@@ -130,6 +130,12 @@ def is_ours(head: ResponseHead) -> bool:
     return head.status == HTTPStatus.OK and head.field(FORMAT.encode()) is not None
 
 
+def demand_ours(head: ResponseHead) -> None:
+    """Raise `UnreadableError` for an object that nobody stored as a page: it is left alone."""
+    if not is_ours(head):
+        raise UnreadableError("an object with a page's name that was not stored as one")
+
+
 def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
     """Tell whether it is the checksum of what was received that was stored with the page."""
     return head.field(CHECKSUM.encode()) == checksum.hex().encode()

@@ -146,8 +146,19 @@ class Look(NamedTuple):
 class PinStore:
     """The pins of a bucket. Thread-safe; calls block and raise `TierError`."""
 
-    def __init__(self, bucket: Bucket, records: Records, names: ObjectNames) -> None:
-        """Keep pins beside the pages under the prefix of `names`."""
+    def __init__(
+        self,
+        bucket: Bucket,
+        records: Records,
+        names: ObjectNames,
+        *,
+        count_odd: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Keep pins beside the pages under the prefix of `names`.
+
+        `count_odd` is called with the number of odd objects when they have changed.
+        """
+        self._count_odd = count_odd
         self._bucket = bucket
         self._records = records
         self._lease = names.lease
@@ -263,11 +274,12 @@ class PinStore:
         return _Known(item.etag, _parsed(pin) if pin else None, problem)
 
     def _warn(self, odd: Odd) -> None:
-        """Log what is odd, once for each change."""
+        """Log and count what is odd, once for each change."""
         with self._lock:
             changed, self._reported = odd != self._reported, odd
         if odd.objects and changed:
             fields = {"count": odd.objects, "examples": list(odd.examples)}
+            self._count_odd(odd.objects)
             log.warning("objects under pins/ keep nothing", extra={"fields": fields})
 
     def _name(self, path: str) -> str:

@@ -56,6 +56,9 @@ CONTROL_TIME = 60.0
 NAMESPACES_LIMIT = 4096
 """Namespaces whose descriptions are read."""
 
+LARGEST_PAGE = 1 << 30
+"""Bytes of a page; a description that tells of more, or of none, is not believed."""
+
 NAMES_SHOWN = 5
 """Objects that a log line names."""
 
@@ -339,15 +342,12 @@ class MinioTier(Tier):
         """Return the bucket's pins, once it is open. Raises `TierError`."""
         control = self.control()
         if self._pins is None:  # two of them, made at once, do no harm
-            self._pins = PinStore(*control)
+            self._pins = PinStore(*control, count_odd=partial(self.telemetry.count, "odd_pins"))
         return self._pins
 
     def pinned(self) -> KeptPages:
         """Read which pages nobody may remove. Raises `TierError`."""
-        look = self.pins().look()
-        if look.odd.objects:
-            self.telemetry.count("odd_pins", look.odd.objects)
-        return look.kept
+        return self.pins().kept()
 
     def _forget(self, keys: Sequence[PageKey]) -> None:
         self._knowledge.discard(*keys)
@@ -482,6 +482,7 @@ def _digest(folder: str) -> bytes | None:
 
 def _parse(description: bytes) -> Namespace | None:
     try:
-        return Namespace.parse(description)
+        namespace = Namespace.parse(description)
     except msgspec.MsgspecError:
         return None
+    return namespace if 0 < namespace.page_bytes <= LARGEST_PAGE else None

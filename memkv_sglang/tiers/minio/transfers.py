@@ -26,6 +26,7 @@ from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
     checksum_matches,
+    demand_ours,
     metadata_mismatch,
     page_fields,
     plainly_matches,
@@ -110,6 +111,7 @@ class PageTransfers(NamedTuple):
             self._take_note(page, head)
             return None
         head = parse_head(response.head)
+        demand_ours(head)
         if mismatch := self.form.check(head) or metadata_mismatch(head, page):
             return _Fault(mismatch, head.field(b"etag"))
         self._take_note(page, head)
@@ -169,6 +171,7 @@ class PageTransfers(NamedTuple):
         """Fill the page by way of `stored`, or tell what is wrong with the response."""
         if head.status != HTTPStatus.OK:
             refuse(connection, head, deadline)
+        demand_ours(head)
         if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
             return _Fault(mismatch, head.field(b"etag"))
         connection.receive_body(stored.buffers, deadline)
