@@ -30,6 +30,7 @@ class OddServer:
         self.port = self._listener.getsockname()[1]
         self.asked = threading.Event()
         """Set once a request came."""
+        self.connected = threading.Event()
 
     @property
     def url(self) -> str:
@@ -47,6 +48,7 @@ class OddServer:
         with suppress(OSError):
             while True:
                 sock, _ = self._listener.accept()
+                self.connected.set()
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:

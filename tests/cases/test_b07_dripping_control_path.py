@@ -287,3 +287,24 @@ def test_setup_of_a_bucket_ends(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "could not set up bucket" in errors
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("answer", [drips_head, says_nothing], ids=lambda answer: answer.__name__)
+def test_sigterm_while_the_bucket_is_opened(
+    scheme: str, answer: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    with OddServer(answer) as server:
+        variables = {
+            "MEMKV_AGENT_SOCKET": str(tmp_path / "run" / "agent.sock"),
+            "MEMKV_MINIO_ENDPOINT": server.url.replace("http", scheme),
+            "MEMKV_MINIO_ACCESS_KEY": "someone",
+            "MEMKV_MINIO_SECRET_KEY": "secretsecret",
+        }
+        process = start(variables, "agent")
+        assert server.connected.wait(LIMIT)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LIMIT)
+        assert time.monotonic() - begin < 3.0

@@ -14,13 +14,15 @@ from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_page
-from memkv_sglang.tiers.base import LoadResult
+from memkv_sglang.tiers.base import LoadResult, TierError
 from memkv_sglang.tiers.minio import pins as pin_module
+from memkv_sglang.tiers.minio.bucket import Bucket
 from memkv_sglang.tiers.minio.collector import LeaseHeldError
 from memkv_sglang.tiers.minio.collector.worker import _Pacer
 from memkv_sglang.tiers.minio.objects import ObjectNames
 from memkv_sglang.tiers.minio.pins import KeptPages, Pin, PinStore
-from tests.cases.h4_servers import bucket_of
+from memkv_sglang.tiers.minio.signing import credential_provider
+from tests.cases.h4_servers import OddServer, bucket_of, whole
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
 from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline, limits
@@ -309,3 +311,29 @@ def test_a_nested_description_is_no_namespace() -> None:
 def test_pin_names_are_those_of_their_content() -> None:
     made = Pin(namespaces=[DIGEST], hashes=[HASH], seconds=1.0)
     assert pin_module._OWN_NAME.fullmatch(made.name)
+
+
+RESULTS = [
+    b"",
+    b"{}",
+    b"<x",
+    b"<Error><Code>SlowDown</Code></Error>",
+    b"<DeleteResult><Error/></DeleteResult>",
+    b"<DeleteResult><Error><Code>&#27;[31m</Code></Error></DeleteResult>",
+    b"<DeleteResult>" + b"<Error><Code>Odd</Code></Error>" * 30_000 + b"</DeleteResult>",
+    b"<a>" * 50_000,
+    b'<!DOCTYPE a [<!ENTITY a "aaaa">]><DeleteResult>&a;</DeleteResult>',
+    b"\xff\xfe<\x00",
+]
+
+
+@pytest.mark.parametrize("content", RESULTS, ids=range(len(RESULTS)))
+def test_an_odd_answer_to_a_removal_is_a_fault_in_one_line(content: bytes) -> None:
+    with OddServer(lambda _, send, __: send(whole(content))) as server:
+        config = MinioConfig(endpoint=server.url, access_key="someone", secret_key="secretsecret")
+        bucket = Bucket(config, credential_provider(config), None)
+        with pytest.raises(TierError) as raised:
+            bucket.remove(["name"])
+        bucket.close()
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500

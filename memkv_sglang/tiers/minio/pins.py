@@ -104,9 +104,12 @@ class KeptPages(Collection[PageKey]):
         self._length += len(namespaces) * len(hashes)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, PageKey) and any(
-            key.namespace in namespaces for namespaces in self._namespaces.get(key.hash, ())
-        )
+        """Tell whether a `PageKey` is among them; an eviction asks for many."""
+        namespace, page = key  # type: ignore[misc]
+        for namespaces in self._namespaces.get(page, ()):
+            if namespace in namespaces:  # noqa: SIM110 - a generator takes three times as long
+                return True
+        return False
 
     def __len__(self) -> int:
         """Return how many there are at most: pages of several pins count several times."""
