@@ -32,7 +32,7 @@ TOTAL_LIMIT = 32 << 20
 NAMES_SHOWN = 5
 """Objects that a report names."""
 
-LONGEST = 10 * 366 * 86400.0
+LONGEST = 36500 * 86400.0
 """Seconds that a pin holds at most, whatever it says."""
 
 NOTE_LIMIT = 1000
@@ -177,7 +177,9 @@ class PinStore:
                 f"the pin has {len(pin.hashes)} pages, which make {len(content)} bytes of at most "
                 f"{LIMIT}; pin a shorter prefix, or choose one namespace"
             )
-        before = self._records.read(name)
+        if len(pin.note) > NOTE_LIMIT:
+            raise TierError(f"the note has {len(pin.note)} characters; use at most {NOTE_LIMIT}")
+        before = self._records.read(name, 0)
         if self._records.write(name, content, before.version if before else None) is None:
             raise TierError("the pin was changed by somebody else just now; try again")
 
