@@ -78,20 +78,25 @@ def policy(loaded: LoadedConfig, reader: bool) -> None:
 
 def _add_policies(config: "MinioConfig") -> None:
     from minio import MinioAdmin
-    from minio.error import MinioException
-    from urllib3.exceptions import HTTPError
 
     from memkv_sglang.config.check import endpoint_urls
+    from memkv_sglang.tiers.minio.control_http import ControlHttp
     from memkv_sglang.tiers.minio.policy import node_policy
     from memkv_sglang.tiers.minio.signing import credential_provider
+    from memkv_sglang.tiers.minio.tls import tls_context
 
     scheme, _, netloc = endpoint_urls(config)[0].partition("://")
     provider: Provider = credential_provider(config)
     try:
-        admin = MinioAdmin(endpoint=netloc, credentials=provider, secure=scheme == "https")
+        admin = MinioAdmin(
+            endpoint=netloc,
+            credentials=provider,
+            secure=scheme == "https",
+            http_client=ControlHttp(context=tls_context(config)),
+        )
         for ending, reader in (("", False), ("-reader", True)):
             name = f"memkv-{config.bucket}{ending}"
             admin.policy_add(name, policy=node_policy(config.bucket, config.prefix, reader=reader))
             click.echo(f"policy {name}: added; attach it with `mc admin policy attach`")
-    except (MinioException, HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # minio-py trips in many ways over a malformed answer
         raise TierError(f"could not add policies: {type(error).__name__}: {error}") from error

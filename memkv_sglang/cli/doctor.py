@@ -12,6 +12,7 @@ from memkv_sglang.cli.checks.endpoint import check_endpoints
 from memkv_sglang.cli.checks.files import check_files
 from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.cli.checks.memory import check_memory
+from memkv_sglang.cli.checks.pins import check_pins
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import make_console, print_json
 from memkv_sglang.config.environment import check_any_tier, check_ca_file
@@ -58,8 +59,12 @@ def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
         return
     servers = list(check_endpoints(loaded.config.minio))
     yield from servers
-    if any(finding.level == "ok" and finding.what == "MinIO" for finding in servers):
-        yield from check_bucket(loaded.config.minio)
+    if not any(finding.level == "ok" and finding.what == "MinIO" for finding in servers):
+        return
+    bucket = list(check_bucket(loaded.config.minio))
+    yield from bucket
+    if all(finding.level == "ok" for finding in bucket):
+        yield from check_pins(loaded.config.minio)
 
 
 def _check_settings(loaded: LoadedConfig) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ def _collect(collector: "Collector", lease: "Lease", progress: "Progress") -> "C
     lease.acquire()
     report = None
     try:
-        collection = collector.collect(step)
+        collection = collector.collect(step, hold=lease.renew)
         report = collection.report
     finally:
         lease.release(report)

@@ -1,6 +1,9 @@
 """`memkv pin`, `memkv unpin` and `memkv pins`: prompts that no collector removes."""
 
+import re
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +12,18 @@ from memkv_sglang.cli.output import human_time, make_console, print_json
 from memkv_sglang.cli.prompts import Prompt, demand_bucket, prompt_options
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.units import parse_time
+from memkv_sglang.page import Chain
+
+if TYPE_CHECKING:
+    from memkv_sglang.tiers.minio import MinioTier
+
+ASKED_AT_ONCE = 4096
+"""Pages that are asked for in one call."""
+
+ASK_SECONDS = 30.0
+"""Longest time for such a call."""
+
+_NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
 
 
 @click.command(
@@ -28,7 +43,7 @@ def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
     within half a minute.
     """
     from memkv_sglang.cli.listing.minio import open_minio
-    from memkv_sglang.tiers.minio.pins import Pin, PinStore
+    from memkv_sglang.tiers.minio.pins import Pin
 
     demand_bucket(loaded.config.minio)
     try:
@@ -43,11 +58,44 @@ def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
             seconds=seconds,
             note=note,
         )
-        PinStore(*tier.control()).add(made)
-    click.echo(
-        f"{made.name} keeps {len(made.hashes)} pages in {len(made.namespaces)} namespaces for "
-        f"{human_time(seconds)}"
-    )
+        tier.pins().add(made)
+        click.echo(
+            f"{made.name} keeps {len(made.hashes)} pages in {len(made.namespaces)} namespaces for "
+            f"{human_time(seconds)}"
+        )
+        _let_removals_end(tier, loaded)
+        for line in _absent(tier, chains):
+            click.echo(f"warning: {line}", err=True)
+
+
+def _let_removals_end(tier: "MinioTier", loaded: LoadedConfig) -> None:
+    """Wait, if a collection goes on, until it has seen the pin before whatever it removes."""
+    from memkv_sglang.tiers.minio.collector import Lease
+    from memkv_sglang.tiers.minio.collector.collect import REMOVE_SECONDS
+
+    _, records, names = tier.control()
+    if Lease(records, names.lease, loaded.config.collector.lease).state().holder:
+        click.echo("a collection goes on; waiting until it has seen the pin", err=True)
+        time.sleep(REMOVE_SECONDS)
+
+
+def _absent(tier: "MinioTier", chains: Sequence[Chain]) -> list[str]:
+    """Return a line for each chain of which the bucket does not have every page now."""
+    lines = []
+    for chain in chains:
+        keys = chain.keys()
+        there: list[bool] = []
+        for first in range(0, len(keys), ASKED_AT_ONCE):
+            batch = keys[first : first + ASKED_AT_ONCE]
+            there += tier.present(batch, time.monotonic() + ASK_SECONDS)
+        if not all(there):
+            first = there.index(False)
+            lines.append(
+                f"namespace {chain.namespace.hex()}: {there.count(False)} of {len(keys)} pages are "
+                f"not in the bucket now, the first is page {first} ({keys[first].hash.hex()}); "
+                "they are kept once they are stored"
+            )
+    return lines
 
 
 @click.command(cls=SettingsCommand, shown=("minio",), short_help="Let a pinned prompt go.")
@@ -55,11 +103,10 @@ def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
 def unpin(loaded: LoadedConfig, name: str) -> None:
     """Let a pinned prompt go: NAME is what `memkv pins` shows."""
     from memkv_sglang.cli.listing.minio import open_minio
-    from memkv_sglang.tiers.minio.pins import PinStore
 
     demand_bucket(loaded.config.minio)
     with open_minio(loaded.config.minio) as tier:
-        if not PinStore(*tier.control()).remove(name):
+        if not _NAME.fullmatch(name) or not tier.pins().remove(name):
             raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")
 
 
@@ -68,11 +115,13 @@ def unpin(loaded: LoadedConfig, name: str) -> None:
 def pins(loaded: LoadedConfig, as_json: bool) -> None:
     """List the pinned prompts, and how long they hold."""
     from memkv_sglang.cli.listing.minio import open_minio
-    from memkv_sglang.tiers.minio.pins import PinStore
 
     demand_bucket(loaded.config.minio)
     with open_minio(loaded.config.minio) as tier:
-        stored = [found for found in PinStore(*tier.control()).all() if found.left > 0]
+        everything, odd = tier.pins().report()
+    stored = [found for found in everything if found.left > 0]
+    if odd.objects:
+        click.echo(f"warning: {odd.text}; remove them, or pin again", err=True)
     if as_json:
         print_json(
             [

@@ -8,7 +8,7 @@ miss where it happens.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol, final
 
 from memkv_sglang.namespace import Namespace
@@ -222,14 +222,14 @@ class UseNotes(Protocol):
 class Pins(Protocol):
     """Optional ability of a shared tier: know which pages no node may remove to make room."""
 
-    def pinned(self) -> frozenset[PageKey]:
+    def pinned(self) -> Collection[PageKey]:
         """Read them; blocks. Raises `TierError`."""
 
 
 class Keeps(Protocol):
     """Optional ability of a tier: keep some pages whatever the order of eviction."""
 
-    def keep(self, keys: frozenset[PageKey]) -> None:
+    def keep(self, keys: Collection[PageKey]) -> None:
         """Evict none of these from now on, and only these; they need not be there.
 
         They leave nevertheless where the tier itself has to shrink.

@@ -1,11 +1,13 @@
 """The commands against a real node: a directory, a MinIO, an agent."""
 
+import io
 import json
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from minio import Minio
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.settings import all_settings
@@ -129,6 +131,15 @@ def test_inspect_refuses_what_is_not_there(run: Run, arguments: list[str]) -> No
     assert outcome.err.startswith("error: ")
 
 
+def change_object(client: Minio, bucket: str, name: str) -> None:
+    """Overwrite a page's object, but for its metadata."""
+    head = client.stat_object(bucket, name).metadata or {}
+    own: dict[str, str | list[str] | tuple[str]] = {
+        key: value for key, value in head.items() if key.lower().startswith("x-amz-meta-")
+    }
+    client.put_object(bucket, name, io.BytesIO(b"no page"), 7, metadata=own)
+
+
 def test_verify_finds_a_changed_byte_on_either_tier(run: Run, environ: dict[str, str]) -> None:
     with running_agent(environ) as client:
         chain = spill_chain(client)
@@ -143,7 +154,7 @@ def test_verify_finds_a_changed_byte_on_either_tier(run: Run, environ: dict[str,
     bucket = bucket_of(environ)
     listed = bucket.names(f"{chain.namespace.hex()}/", recursive=True)
     name = next(name for name in listed if name.endswith(chain.hashes[7].hex()))
-    bucket.write(name, b"no page")
+    change_object(bucket.administration(), environ["MEMKV_MINIO_BUCKET"], name)
     outcome = run("verify")
     assert outcome.status == 1
     corrupt = [line for line in outcome.out.splitlines() if "corrupt" in line]
@@ -245,7 +256,7 @@ def test_doctor_is_content_with_a_sound_node(
     sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {
         "settings", "directory", "free space", "memfd", "socket", "agent", "MinIO", "clock",
-        "credentials", "list", "put", "get", "delete",
+        "credentials", "list", "put", "get", "delete", "pins",
     }  # fmt: skip
     assert set(sound.values()) == {"ok"}
     assert bucket.names("", recursive=True) == before

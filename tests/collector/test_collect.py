@@ -194,8 +194,8 @@ def test_of_two_nodes_that_ask_at_once_one_wins(
     one, two = lease(bucketful), lease(bucketful)
     read = Records.read
 
-    def other_is_faster(self: Records, name: str) -> object:
-        record = read(self, name)
+    def other_is_faster(self: Records, name: str, limit: int) -> object:
+        record = read(self, name, limit)
         monkeypatch.setattr(Records, "read", read)
         two.acquire()
         return record

@@ -16,7 +16,7 @@ from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.control_http import bounded_http
+from memkv_sglang.tiers.minio.control_http import ControlHttp
 from memkv_sglang.tiers.minio.credentials import CertificateLogin
 from memkv_sglang.tiers.minio.policy import node_policy
 
@@ -39,7 +39,7 @@ def server(authority: Authority) -> Iterator[MinioServer]:
     (certs_dir / "CAs").mkdir()
     (certs_dir / "CAs" / "authority.pem").write_bytes(authority.file.read_bytes())
     with MinioServer(certs_dir=certs_dir, env={"MINIO_IDENTITY_TLS_ENABLE": "on"}) as server:
-        http = bounded_http(context=ssl.create_default_context(cafile=str(authority.file)))
+        http = ControlHttp(context=ssl.create_default_context(cafile=str(authority.file)))
         netloc = f"{server.host}:{server.port}"
         Minio(netloc, *server.root, http_client=http).make_bucket(BUCKET)
         server.users.add_policy(NODE, node_policy(BUCKET))

@@ -1,8 +1,8 @@
 """The MinIO bucket as its objects' names tell it."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,14 +11,12 @@ from memkv_sglang.cli.checks.endpoint import demand_answer
 from memkv_sglang.cli.listing.base import StoredPage
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.page import PAGE_HASH_SIZE, PageKey
+from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.objects import ObjectNames
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.bucket import Bucket
-
-_DIGITS = re.compile(f"[0-9a-f]{{{2 * PAGE_HASH_SIZE}}}")
 
 
 @contextmanager
@@ -46,7 +44,11 @@ class MinioListing:
     def namespaces(self) -> dict[bytes, Namespace | None]:
         """Return the described namespaces; others cannot be told from foreign objects."""
         demand_answer(self._config)
-        return {**self._tier.namespaces()}
+        return {**self._described}
+
+    @cached_property
+    def _described(self) -> dict[bytes, Namespace]:
+        return self._tier.namespaces()
 
     def pages(self, namespace: bytes) -> list[StoredPage]:
         """List a namespace's objects; their length is what the description tells."""
@@ -54,17 +56,17 @@ class MinioListing:
 
     def find(self, key: PageKey) -> StoredPage | None:
         """Return a page, None if it is not there."""
-        return next(self._stored(key.namespace, self._names.page(key)), None)
+        stored = self._stored(key.namespace, self._names.page(key))
+        return next((page for page in stored if page.key == key), None)
 
     def _stored(self, namespace: bytes, prefix: str) -> Iterator[StoredPage]:
-        description = self._tier.namespaces().get(namespace)
+        description = self._described.get(namespace)
         if description is None:
             return
-        for name in self._bucket.names(prefix, recursive=True):
-            digits = name.rpartition("/")[2]
-            if _DIGITS.fullmatch(digits):
-                key = PageKey(namespace, bytes.fromhex(digits))
-                yield StoredPage(key, description.page_bytes, name)
+        for item in self._bucket.objects(prefix):
+            key = self._names.page_key(item.name)
+            if key is not None and key.namespace == namespace:
+                yield StoredPage(key, description.page_bytes, item.name)
 
 
 def open_bucket(config: MinioConfig) -> "Bucket":

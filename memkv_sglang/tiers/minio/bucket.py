@@ -1,9 +1,11 @@
 """Everything about the bucket but its pages' bytes, through minio-py, which is imported late."""
 
 import io
+import math
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -11,13 +13,14 @@ from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.control_http import CONNECT_TIMEOUT, bounded_http
+from memkv_sglang.tiers.minio.answers import shown
 
 if TYPE_CHECKING:
     from minio import Minio
+    from minio.datatypes import Object
     from minio.sse import Sse
-    from urllib3 import PoolManager
 
+    from memkv_sglang.tiers.minio.control_http import ControlHttp
     from memkv_sglang.tiers.minio.credentials import RenewableProvider
 
 Answer = TypeVar("Answer")
@@ -28,6 +31,21 @@ REFUSED = frozenset({400, 401, 403})
 LISTED_AT_ONCE = 1000
 """Objects of one answer, as many as S3 allows."""
 
+REMOVED_AT_ONCE = 250
+"""Objects of one request, few enough to be removed well within a request's time."""
+
+LARGEST = 5 << 40
+"""Bytes of an object, as many as S3 allows."""
+
+READ_LIMIT = 64 << 10
+"""Bytes of an object that is read as a whole, unless the caller allows more."""
+
+HEAD_ROOM = 64 << 10
+"""Bytes allowed for an answer's head, and for a server that sends more than it was asked for."""
+
+REASON_LIMIT = 300
+"""Characters of a server's reason that are repeated."""
+
 
 class ObjectInfo(NamedTuple):
     """What a listing tells of an object."""
@@ -37,6 +55,8 @@ class ObjectInfo(NamedTuple):
     """Bytes."""
     modified: float
     """When it was written or touched last, in seconds by the server's clock."""
+    etag: str = ""
+    """Changes with each write."""
 
 
 ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
@@ -52,8 +72,9 @@ class Bucket:
         self._name = config.bucket
         self._config = config
         self._provider = provider
-        connect_timeout = min(config.connect_timeout, CONNECT_TIMEOUT)
-        self._http = bounded_http(connect_timeout, context)
+        from memkv_sglang.tiers.minio.control_http import CONNECT_TIMEOUT, ControlHttp
+
+        self._http = ControlHttp(min(config.connect_timeout, CONNECT_TIMEOUT), context)
         self._clients = [
             _client(url, config, provider, self._http) for url in endpoint_urls(config)
         ]
@@ -69,54 +90,67 @@ class Bucket:
             )
         self._call("make the bucket", self._make)
 
-    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+    def objects(
+        self, prefix: str, past: Callable[[str], str] = lambda name: name
+    ) -> Iterator[ObjectInfo]:
         """Yield every object under a prefix, a thousand by each request, in the order of names.
 
+        `past` gets the last name of a request and returns after which name the next one begins.
         Raises `TierError`, also in mid-way: a second server goes on where the first one failed.
         """
-        last = ""
-        while True:
-            start = last
-
-            def listing(client: "Minio", start: str = start) -> list[ObjectInfo]:
-                found = client.list_objects(
-                    self._name, prefix=prefix or None, recursive=True, start_after=start or None
-                )
-                return [
-                    ObjectInfo(item.object_name, item.size or 0, item.last_modified.timestamp())
-                    for item in islice(found, LISTED_AT_ONCE)
-                    if item.object_name and item.last_modified
-                ]
-
-            batch = self._call("list objects", listing)
-            yield from batch
-            if len(batch) < LISTED_AT_ONCE:
-                return
-            last = batch[-1].name
+        yield from filter(None, map(_info, self._listing(prefix, recursive=True, past=past)))
 
     def names(self, prefix: str, *, recursive: bool) -> list[str]:
         """Return the names under a prefix; those of levels below end in a slash."""
+        return [item.object_name or "" for item in self._listing(prefix, recursive=recursive)]
 
-        def listing(client: "Minio") -> list[str]:
-            found = client.list_objects(self._name, prefix=prefix or None, recursive=recursive)
-            return [item.object_name for item in found if item.object_name]
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the names of the level below a prefix that others begin with, without the slash."""
+        for item in self._listing(prefix, recursive=False):
+            name = item.object_name or ""
+            if item.is_dir and name.endswith("/"):
+                yield name.removeprefix(prefix).removesuffix("/")
 
-        return self._call("list objects", listing)
+    def _listing(
+        self,
+        prefix: str,
+        *,
+        recursive: bool,
+        past: Callable[[str], str] = lambda name: name,
+    ) -> Iterator["Object"]:
+        start = ""
+        while True:
+            page = partial(_page, self._name, prefix, start, recursive)
+            batch = self._call("list objects", page)
+            yield from (item for item in batch if (item.object_name or "").startswith(prefix))
+            if len(batch) < LISTED_AT_ONCE:
+                return
+            last = max(item.object_name or "" for item in batch)
+            if last <= start:
+                raise TierError(f"MinIO lists no object after {shown(start)!r} and more of them")
+            start = past(last)
 
-    def read(self, name: str) -> bytes | None:
-        """Return an object's content, None if there is no such object."""
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes | None:
+        """Return an object's content, None if there is no such object.
+
+        Of a larger object, returns the first `limit + 1` bytes.
+        """
         from minio.error import S3Error
 
         def get(client: "Minio") -> bytes | None:
             try:
-                with closing(client.get_object(self._name, name)) as response:
-                    return response.read()
+                answer = client.get_object(self._name, name, length=limit + 1)
             except S3Error as error:
                 if error.code == "NoSuchKey":
                     return None
+                if error.code == "InvalidRange":  # an empty object has no first byte
+                    return b""
                 raise
+            with closing(answer) as response:
+                content: bytes = response.read()
+                return content
 
-        return self._call("read an object", get)
+        return self._call("read an object", get, size=limit + HEAD_ROOM)
 
     def write(self, name: str, content: bytes) -> bool:
         """Store an object; tell whether the bucket keeps versions."""
@@ -133,25 +167,31 @@ class Bucket:
         )
         return result.version_id is not None
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are not there count as removed."""
+    def remove(self, names: Iterable[str], seconds: float = math.inf) -> None:
+        """Remove objects; those that are not there count as removed.
+
+        Each request takes at most so many `seconds`.
+        """
         from minio.deleteobjects import DeleteObject
 
         targets = [DeleteObject(name) for name in names]
 
-        def delete(client: "Minio") -> list[str]:
-            return [str(error.code) for error in client.remove_objects(self._name, targets)]
+        def delete(some: list[DeleteObject], client: "Minio") -> list[str]:
+            return [str(error.code) for error in client.remove_objects(self._name, some)]
 
-        if errors := self._call("remove objects", delete):
-            raise TierError(f"MinIO did not remove {len(errors)} objects ({errors[0]})")
+        for first in range(0, len(targets), REMOVED_AT_ONCE):
+            some = targets[first : first + REMOVED_AT_ONCE]
+            if errors := self._call("remove objects", partial(delete, some), seconds=seconds):
+                code = shown(errors[0])
+                raise TierError(f"MinIO did not remove {len(errors)} objects ({code})")
 
     def administration(self) -> "Minio":
         """Return minio-py's client of the first server, for what an administrator does."""
         return self._clients[0]
 
     def close(self) -> None:
-        """Close the idle connections; one in use is closed after its request."""
-        self._http.clear()
+        """Close the connections; calls under way raise at once."""
+        self._http.close()
 
     def _make(self, client: "Minio") -> None:
         from minio.error import S3Error
@@ -162,9 +202,17 @@ class Bucket:
             if error.code not in ALREADY_MADE:  # else another node was faster
                 raise
 
-    def _call(self, what: str, operation: Callable[["Minio"], Answer]) -> Answer:
-        from minio.error import MinioException, S3Error
-        from urllib3.exceptions import HTTPError
+    def _call(
+        self,
+        what: str,
+        operation: Callable[["Minio"], Answer],
+        *,
+        seconds: float = math.inf,
+        size: int | None = None,
+    ) -> Answer:
+        from minio.error import S3Error
+
+        from memkv_sglang.tiers.minio.control_http import ANSWER_LIMIT, REQUEST_SECONDS
 
         def attempt(client: "Minio") -> Answer:
             try:
@@ -177,13 +225,32 @@ class Bucket:
 
         reason = "no endpoint"
         for client in self._clients:
+            limits = self._http.limits(min(seconds, REQUEST_SECONDS), size or ANSWER_LIMIT)
             try:
-                return attempt(client)
+                with limits:
+                    return attempt(client)
             except S3Error as error:
-                raise TierError(f"MinIO refused to {what}: {error.code}") from error
-            except (HTTPError, MinioException, OSError, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
+                code = shown(str(error.code))
+                raise TierError(f"MinIO refused to {what}: {code}") from error
+            except Exception as error:  # minio-py trips in many ways over a malformed answer
+                reason = shown(f"{type(error).__name__}: {error}", REASON_LIMIT)
         raise TierError(f"could not {what}: {reason}")
+
+
+def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio") -> "list[Object]":
+    """Return a listing's next objects, fewer than `LISTED_AT_ONCE` at its end."""
+    found = client.list_objects(
+        bucket, prefix=prefix or None, recursive=recursive, start_after=start or None
+    )
+    return list(islice(found, LISTED_AT_ONCE))
+
+
+def _info(item: "Object") -> ObjectInfo | None:
+    """Return what a listing tells of an object, None if it makes no sense."""
+    name, size, modified = item.object_name, item.size, item.last_modified
+    if not name or modified is None or size is None or not 0 <= size <= LARGEST:
+        return None
+    return ObjectInfo(name, size, modified.timestamp(), item.etag or "")
 
 
 def _encryption(config: MinioConfig) -> "Sse | None":
@@ -195,7 +262,7 @@ def _encryption(config: MinioConfig) -> "Sse | None":
 
 
 def _client(
-    url: str, config: MinioConfig, provider: "RenewableProvider", http: "PoolManager"
+    url: str, config: MinioConfig, provider: "RenewableProvider", http: "ControlHttp"
 ) -> "Minio":
     from minio import Minio
 

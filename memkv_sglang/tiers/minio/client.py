@@ -90,32 +90,45 @@ class ObjectClient:
             return attempt(self._signer.credentials(deadline))
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
-        """Tell which objects exist.
+        """Tell which objects exist; see `heads`."""
+        return [head.status == HTTPStatus.OK for head in self.heads(names, deadline)]
+
+    def heads(
+        self, names: Sequence[str], deadline: float, *, ways: int | None = None
+    ) -> list[ResponseHead]:
+        """Return each object's head, of status 200 or 404.
 
         One round trip for up to `PIPELINE` names a connection, all by the calling thread. Raises
         `TransferError`, `StatusError`.
         """
-        found: list[bool] = []
-        step = self._ways * PIPELINE
+        found: list[ResponseHead] = []
+        ways = ways or self._ways
+        step = ways * PIPELINE
         for begin in range(0, len(names), step):
-            found += self._exist(names[begin : begin + step], deadline)
+            found += self._heads(names[begin : begin + step], ways, deadline)
         return found
 
-    def _exist(self, names: Sequence[str], deadline: float) -> list[bool]:
-        def attempt(credentials: "Credentials") -> list[bool]:
+    def _heads(self, names: Sequence[str], ways: int, deadline: float) -> list[ResponseHead]:
+        def attempt(credentials: "Credentials") -> list[ResponseHead]:
             try:
-                return self._ask(names, credentials, deadline, fresh=False)
+                return self._ask(names, ways, credentials, deadline, fresh=False)
             except StaleError:
-                return self._ask(names, credentials, deadline, fresh=True)
+                return self._ask(names, ways, credentials, deadline, fresh=True)
 
         return self._signed(attempt, deadline)
 
     def _ask(
-        self, names: Sequence[str], credentials: "Credentials", deadline: float, *, fresh: bool
-    ) -> list[bool]:
+        self,
+        names: Sequence[str],
+        ways: int,
+        credentials: "Credentials",
+        deadline: float,
+        *,
+        fresh: bool,
+    ) -> list[ResponseHead]:
         """Write all requests, then read all responses."""
-        ways = min(self._ways, len(names))
-        found = [False] * len(names)
+        ways = min(ways, len(names))
+        found: list[ResponseHead] = []
         self._telemetry.count("lookup_round_trips")
         with ExitStack() as lent:
             lanes = [
@@ -132,7 +145,7 @@ class ObjectClient:
                 head = lanes[i % ways].receive_head(deadline, bodiless=True)
                 if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
                     raise StatusError(head.status, retry_after=head.retry_after)
-                found[i] = head.status == HTTPStatus.OK
+                found.append(head)
         return found
 
     def _request(

@@ -103,6 +103,10 @@ class Connection:
         """Tell whether nothing came since the last response: else it is out of step, or closed."""
         return self.transport.quiet()
 
+    def interrupt(self) -> None:
+        """Make the call that another thread has under way fail."""
+        self.transport.interrupt()
+
     def close(self) -> None:
         """Close; idempotent."""
         self._keep_alive = False

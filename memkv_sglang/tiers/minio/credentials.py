@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.tiers.minio.control_http import bounded_http
+from memkv_sglang.tiers.minio.control_http import ControlHttp
 from memkv_sglang.tiers.minio.credentials_file import FileCredentials, read_credentials
 from memkv_sglang.tiers.minio.tls import tls_context
 
@@ -88,7 +88,7 @@ class StandardChain(RenewableProvider):
                 providers.EnvAWSProvider(),
                 providers.AWSConfigProvider(),
                 providers.MinioClientConfigProvider(),
-                providers.IamAwsProvider(http_client=bounded_http()),
+                providers.IamAwsProvider(http_client=ControlHttp()),
             ]
         )
 
@@ -107,7 +107,7 @@ class CertificateLogin(RenewableProvider):
 
     def __init__(self, config: MinioConfig) -> None:
         """Ask nothing yet. Raises `ConfigError`: no certificate to present."""
-        self._http = bounded_http(config.connect_timeout, tls_context(config))
+        self._http = ControlHttp(config.connect_timeout, tls_context(config))
         self._urls = endpoint_urls(config)
         self.renew()
 

@@ -1,6 +1,7 @@
 """How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
 
 import re
+from http import HTTPStatus
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import FORMAT_VERSION
@@ -29,6 +30,13 @@ DESCRIPTION = "namespace.json"
 _PAGE = re.compile(
     rf"([0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}})/([0-9a-f]{{2}})/([0-9a-f]{{{2 * PAGE_HASH_SIZE}}})"
 )
+
+_QUARANTINED = re.compile(
+    rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}/[0-9a-f]{{{2 * PAGE_HASH_SIZE}}}"
+)
+_NAMESPACE = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}")
+
+_AFTER_SLASH = "0"
 
 
 class ObjectNames:
@@ -62,8 +70,21 @@ class ObjectNames:
         """Prefix of the pins."""
         return f"{self.root}pins/"
 
+    def is_quarantined(self, name: str) -> bool:
+        """Tell whether it is the name of a page that was set aside."""
+        beyond = name.removeprefix(self.quarantined)
+        return beyond != name and _QUARANTINED.fullmatch(beyond) is not None
+
+    def past_foreign(self, name: str) -> str:
+        """Return after which name a listing should go on, to pass a stranger's folder by."""
+        folder, slash, _ = name.removeprefix(self.root).partition("/")
+        own = _NAMESPACE.fullmatch(folder) or name.startswith(self.quarantined)
+        return name if own or not slash else f"{self.root}{folder}{_AFTER_SLASH}"
+
     def page_key(self, name: str) -> PageKey | None:
-        """Return whose page an object is, None if it is none."""
+        """Return whose page an object is by its name, None if it is none."""
+        if not name.startswith(self.root):
+            return None
         match = _PAGE.fullmatch(name.removeprefix(self.root))
         if match is None or match[2] != match[3][:2]:
             return None
@@ -105,6 +126,17 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
     if head.length != length:
         raise UnreadableError(f"{head.length} bytes, asked for as {length}")
     return None
+
+
+def is_ours(head: ResponseHead) -> bool:
+    """Tell whether an object was stored as a page: others may happen to have a page's name."""
+    return head.status == HTTPStatus.OK and head.field(FORMAT.encode()) is not None
+
+
+def demand_ours(head: ResponseHead) -> None:
+    """Raise `UnreadableError` for an object that nobody stored as a page: it is left alone."""
+    if not is_ours(head):
+        raise UnreadableError("an object with a page's name that was not stored as one")
 
 
 def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:

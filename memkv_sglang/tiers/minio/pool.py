@@ -59,7 +59,10 @@ class ConnectionPool:
         self._keep = keep
         self._turn = itertools.count()
         self._lent = 0
+        self._out: set[Connection] = set()
+        """Connections that are lent just now."""
         self._closed = False
+        self._broken_off = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
 
@@ -84,11 +87,15 @@ class ConnectionPool:
                 raise ConnectError("the tier is closed")
             self._lent += 1
         try:
-            return self._find(deadline, fresh)
+            server, connection = self._find(deadline, fresh)
         except BaseException:
             with self._lock:
                 self._end_loan()
             raise
+        self._out.add(connection)
+        if self._broken_off:
+            connection.interrupt()
+        return server, connection
 
     def take_idle(self, count: int) -> list[tuple[Server, Connection]]:
         """Begin loans of so many connections that are open already, or of none; does not block."""
@@ -124,6 +131,7 @@ class ConnectionPool:
         if connection.stalled:
             self._avoid(server)
         with self._lock:
+            self._out.discard(connection)
             if connection.reusable and not self._closed and len(server.idle) < self._keep:
                 connection.reused = True
                 server.idle.append(connection)
@@ -141,6 +149,16 @@ class ConnectionPool:
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._lent == 0)
+            for server in self._servers:
+                while server.idle:
+                    server.idle.pop().close()
+
+    def break_off(self) -> None:
+        """End the requests under way and close all connections; does not block."""
+        with self._lock:
+            self._closed = self._broken_off = True
+            for connection in list(self._out):
+                connection.interrupt()
             for server in self._servers:
                 while server.idle:
                     server.idle.pop().close()

@@ -6,7 +6,7 @@ nodes' clocks do not matter.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -27,7 +27,8 @@ CALL_SECONDS = 5.0
 class Record(NamedTuple):
     """An object as it was at one moment."""
 
-    content: bytes
+    content: bytes | None
+    """None if it is larger than asked for."""
     version: str
     """Its ETag."""
     age: float
@@ -50,18 +51,18 @@ class Records:
         self._client = client
         self._storage_fields = storage_fields
 
-    def read(self, name: str) -> Record | None:
-        """Return a record, None if there is none."""
+    def read(self, name: str, limit: int = LIMIT) -> Record | None:
+        """Return a record, None if there is none; its content only up to `limit` bytes."""
         deadline = time.monotonic() + CALL_SECONDS
 
         def receive(connection: Connection, head: ResponseHead) -> Record:
             if head.status != HTTPStatus.OK:
                 refuse(connection, head, deadline)
-            if head.length > LIMIT:
-                raise TransferError(f"{name} has {head.length} bytes, more than a record may have")
+            age = server_time(head) - modified_time(head)
+            if head.length > limit:  # which is left unread, so that the connection is closed
+                return Record(None, _etag(head), age)
             content = bytearray(head.length)
             connection.receive_body([memoryview(content)], deadline)
-            age = server_time(head) - modified_time(head)
             return Record(bytes(content), _etag(head), age)
 
         try:
@@ -84,6 +85,13 @@ class Records:
             return self._client.exchange("HEAD", name, deadline, receive, bodiless=True)
         except TransferError as error:
             raise TierError(f"could not ask MinIO for its time: {error}") from error
+
+    def heads(self, names: Sequence[str], deadline: float) -> list[ResponseHead]:
+        """Return the heads of objects, of status 200 or 404, over one connection."""
+        try:
+            return self._client.heads(names, deadline, ways=1)
+        except (StatusError, TransferError) as error:
+            raise TierError(f"could not look at {len(names)} objects: {error}") from error
 
     def write(self, name: str, content: bytes, over: str | None) -> Written | None:
         """Write a record over the version `over`, or None: where there is none.

@@ -36,9 +36,6 @@ def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
 
     Rules of others stay. An administrator's client is needed. Raises `TierError`.
     """
-    from minio.error import MinioException
-    from urllib3.exceptions import HTTPError
-
     name = config.bucket
     try:
         made = not client.bucket_exists(name)
@@ -48,7 +45,7 @@ def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
         versioning = client.get_bucket_versioning(name).status or "Off"
         versioned = versioning != "Off"
         client.set_bucket_lifecycle(name, _with_rule(client, config, days, versioned=versioned))
-    except (MinioException, HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # minio-py trips in many ways over a malformed answer
         reason = getattr(error, "code", "") or error
         raise TierError(
             f"could not set up bucket {name}: {reason}; run this with an administrator's keys"

@@ -1,5 +1,6 @@
 """The MinIO tier: transfers, search and knowledge put together under the tier contract."""
 
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from memkv_sglang.tiers.base import (
     TierUsage,
 )
 from memkv_sglang.tiers.minio.batch import Guard, Movers
-from memkv_sglang.tiers.minio.bucket import Bucket
+from memkv_sglang.tiers.minio.bucket import REMOVED_AT_ONCE, Bucket
 from memkv_sglang.tiers.minio.bulk.reader import BulkReader
 from memkv_sglang.tiers.minio.client import ObjectClient
 from memkv_sglang.tiers.minio.collector import Collector, Lease
@@ -33,9 +34,9 @@ from memkv_sglang.tiers.minio.errors import OutOfTimeError, StatusError, Transfe
 from memkv_sglang.tiers.minio.forms import page_form
 from memkv_sglang.tiers.minio.knowledge import Knowledge
 from memkv_sglang.tiers.minio.noted import NotedPages
-from memkv_sglang.tiers.minio.objects import ObjectNames, server_side_encryption
+from memkv_sglang.tiers.minio.objects import ObjectNames, is_ours, server_side_encryption
 from memkv_sglang.tiers.minio.opening import Opening
-from memkv_sglang.tiers.minio.pins import PinStore
+from memkv_sglang.tiers.minio.pins import KeptPages, PinStore
 from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.records import Records
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
@@ -45,11 +46,22 @@ from memkv_sglang.tiers.minio.tls import tls_context
 from memkv_sglang.tiers.minio.touch import DELAY, Toucher
 from memkv_sglang.tiers.minio.transfers import PageTransfers
 
+log = logging.getLogger(__name__)
+
 OPENING_TIME = 8.0
 """Seconds that calls of the control path, which have no deadline of their own, wait at first."""
 
 CONTROL_TIME = 60.0
 """Seconds for asking which of the pages to be removed are there."""
+
+NAMESPACES_LIMIT = 4096
+"""Namespaces whose descriptions are read."""
+
+LARGEST_PAGE = 1 << 30
+"""Bytes of a page; a description that tells of more, or of none, is not believed."""
+
+NAMES_SHOWN = 5
+"""Objects that a log line names."""
 
 Result = TypeVar("Result")
 
@@ -67,6 +79,8 @@ class ControlPath(NamedTuple):
 class _Opened(NamedTuple):
     bucket: Bucket
     client: ObjectClient
+    control: ObjectClient
+    """For small requests that nobody waits for at the end."""
     transfers: PageTransfers
 
 
@@ -99,11 +113,19 @@ class MinioTier(Tier):
             stall_timeout=config.stall_timeout,
             keep=2 * config.connections,
         )
+        self._control_pool = ConnectionPool(
+            endpoints,
+            context=self._context,
+            connect_timeout=config.connect_timeout,
+            stall_timeout=config.stall_timeout,
+            keep=2,
+        )
         self._bulk = BulkReader(self._pool, connections=config.connections)
         self._limit: int | None = None
         self._noted: NotedPages | None = None
         self._toucher: Toucher | None = None
         self._collector: CollectorWorker | None = None
+        self._pins: PinStore | None = None
         self._opening = Opening(self._open, lambda opened: opened.bucket.close())
 
     def check(self, deadline: float) -> None:
@@ -221,13 +243,21 @@ class MinioTier(Tier):
         """Ask which are there, remove them through the control path."""
         self._demand_writer()
         self._knowledge.discard(*keys)
-        deadline = time.monotonic() + CONTROL_TIME
-        asked = list(dict.fromkeys(keys))
-        present = self.present(asked, deadline)
-        there = [key for key, found in zip(asked, present, strict=True) if found]
-        self._bucket().remove(self._names.page(key) for key in there)
-        self._knowledge.discard(*there)
-        return len(there)
+        removed = self._remove_ours([self._names.page(key) for key in dict.fromkeys(keys)])
+        self._knowledge.discard(*keys)
+        return removed
+
+    def _remove_ours(self, names: Sequence[str]) -> int:
+        """Remove those objects that are there and were stored as pages; return how many."""
+        bucket, records, _ = self.control()
+        removed = 0
+        for first in range(0, len(names), REMOVED_AT_ONCE):
+            batch = names[first : first + REMOVED_AT_ONCE]
+            heads = records.heads(batch, time.monotonic() + CONTROL_TIME)
+            ours = [name for name, head in zip(batch, heads, strict=True) if is_ours(head)]
+            bucket.remove(ours)
+            removed += len(ours)
+        return removed
 
     def describe(self, namespace: Namespace) -> None:
         """Store the description as an object beside the namespace's pages; a reader does not."""
@@ -235,25 +265,42 @@ class MinioTier(Tier):
             self._bucket().write(self._names.description(namespace.digest), namespace.description)
 
     def namespaces(self) -> dict[bytes, Namespace]:
-        """List the prefixes, read their descriptions; what is not one is left out."""
-        bucket, found = self._bucket(), {}
-        for name in bucket.names(self._names.root, recursive=False):
-            digest = _digest(name.removeprefix(self._names.root))
-            content = bucket.read(self._names.description(digest)) if digest else None
+        """List the prefixes, read their descriptions; what is not one is left out, with a line."""
+        bucket = self._bucket()
+        found: dict[bytes, Namespace] = {}
+        odd: list[str] = []
+        digests = dict.fromkeys(filter(None, map(_digest, bucket.folders(self._names.root))))
+        for count, digest in enumerate(digests):
+            if count == NAMESPACES_LIMIT:
+                odd.append(f"all beyond {NAMESPACES_LIMIT} namespaces")
+                break
+            name = self._names.description(digest)
+            content = bucket.read(name)
             namespace = _parse(content) if content else None
             if namespace and namespace.digest == digest:
                 found[digest] = namespace
+            elif content is not None:
+                odd.append(name)
+        if odd:
+            self.telemetry.count("odd_descriptions", len(odd))
+            fields = {"count": len(odd), "examples": odd[:NAMES_SHOWN]}
+            log.warning("no descriptions of namespaces", extra={"fields": fields})
         return found
 
     def clear(self, namespace: bytes) -> int:
-        """List the namespace's objects and remove them, its description too; a reader does not."""
+        """List the namespace's pages and remove them, its description too; a reader does not.
+
+        Objects of others that lie among them stay.
+        """
         if self._read_only:
             return 0
         bucket = self._bucket()
-        names = bucket.names(self._names.namespace(namespace), recursive=True)
-        bucket.remove(names)
+        prefix = self._names.namespace(namespace)
+        names = [item.name for item in bucket.objects(prefix) if self._names.page_key(item.name)]
+        removed = self._remove_ours(names)
+        bucket.remove([self._names.description(namespace)])
         self._knowledge.forget(namespace)
-        return sum(name != self._names.description(namespace) for name in names)
+        return removed
 
     def keep_limits(
         self, config: CollectorConfig, metrics: Metrics, *, delay: float = DELAY
@@ -267,7 +314,7 @@ class MinioTier(Tier):
             return
         self._noted = NotedPages(config.use_period)
         self._toucher = Toucher(
-            lambda: self._opened(time.monotonic() + OPENING_TIME).client,
+            lambda: self._opened(time.monotonic() + OPENING_TIME).control,
             self._config.bucket,
             self._names,
             self._noted,
@@ -287,18 +334,25 @@ class MinioTier(Tier):
         """Return who removes pages, and the lease to hold meanwhile. Raises `TierError`."""
         self._demand_writer()
         bucket, records, names = self.control()
-        collector = Collector(bucket, records, names, config, self._forget)
+        collector = Collector(bucket, records, names, config, self._forget, self.pins())
         return collector, Lease(records, names.lease, config.lease)
 
     def control(self) -> ControlPath:
         """Return the bucket's control path, once the bucket is open. Raises `TierError`."""
         bucket = self._bucket()
-        client, storage_fields = self._opened(0.0).client, server_side_encryption(self._config)
+        client, storage_fields = self._opened(0.0).control, server_side_encryption(self._config)
         return ControlPath(bucket, Records(client, storage_fields), self._names)
 
-    def pinned(self) -> frozenset[PageKey]:
+    def pins(self) -> PinStore:
+        """Return the bucket's pins, once it is open. Raises `TierError`."""
+        control = self.control()
+        if self._pins is None:  # two of them, made at once, do no harm
+            self._pins = PinStore(*control, count_odd=partial(self.telemetry.count, "odd_pins"))
+        return self._pins
+
+    def pinned(self) -> KeptPages:
         """Read which pages nobody may remove. Raises `TierError`."""
-        return PinStore(*self.control()).kept()
+        return self.pins().kept()
 
     def _forget(self, keys: Sequence[PageKey]) -> None:
         self._knowledge.discard(*keys)
@@ -317,9 +371,11 @@ class MinioTier(Tier):
     def close(self) -> None:
         """Wait for pages in flight, then close threads and connections.
 
-        Not for the opening: it ends by itself within seconds, and then leaves nothing open.
+        Not for the control path: its requests are ended, whatever the server does. An opening
+        under way ends by itself within seconds, and then leaves nothing open.
         """
         self._opening.close()
+        self._control_pool.break_off()
         if self._collector is not None:
             self._collector.close()
         if self._toucher is not None:
@@ -331,7 +387,9 @@ class MinioTier(Tier):
         provider = credential_provider(self._config)
         bucket = Bucket(self._config, provider, self._context)
         signer = Signer(provider, self._config.region)
-        client = ObjectClient(self._pool, signer, self.telemetry, ways=self._config.connections)
+        ways = self._config.connections
+        client = ObjectClient(self._pool, signer, self.telemetry, ways=ways)
+        control = ObjectClient(self._control_pool, signer, self.telemetry, ways=ways)
         try:
             bucket.ensure()
         except BaseException:
@@ -350,7 +408,7 @@ class MinioTier(Tier):
             read_only=self._read_only,
             noted=lambda: self._noted,
         )
-        return _Opened(bucket, client, transfers)
+        return _Opened(bucket, client, control, transfers)
 
     def _demand_writer(self) -> None:
         if self._read_only:
@@ -420,16 +478,16 @@ def _stopped(failed: Result, count: int) -> list[Result | None]:
     return [failed, *[None] * (count - 1)] if count else []
 
 
-def _digest(name: str) -> bytes | None:
-    """Return the namespace digest that a listed prefix names."""
-    digits = name.removesuffix("/")
-    if name == digits or not re.fullmatch(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}", digits):
+def _digest(folder: str) -> bytes | None:
+    """Return the namespace digest that a folder is named by."""
+    if not re.fullmatch(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}", folder):
         return None
-    return bytes.fromhex(digits)
+    return bytes.fromhex(folder)
 
 
 def _parse(description: bytes) -> Namespace | None:
     try:
-        return Namespace.parse(description)
+        namespace = Namespace.parse(description)
     except msgspec.MsgspecError:
         return None
+    return namespace if 0 < namespace.page_bytes <= LARGEST_PAGE else None

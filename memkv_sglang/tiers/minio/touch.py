@@ -31,6 +31,9 @@ DELAY = 5.0
 WAITING_LIMIT = 200_000
 """Pages that wait at most; uses beyond it are not noted."""
 
+CLOSE_SECONDS = 0.5
+"""How long `close` waits for the page in hand, whose request may take `CALL_SECONDS`."""
+
 CALL_SECONDS = 5.0
 """Longest time for one page."""
 
@@ -85,11 +88,11 @@ class Toucher:
             return self._changed.wait_for(lambda: self._waiting == 0, timeout)
 
     def close(self) -> None:
-        """End after the page in hand; idempotent."""
+        """End after the page in hand, if that is soon; idempotent."""
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while (chain := self._next()) is not None:

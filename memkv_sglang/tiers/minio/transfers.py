@@ -26,6 +26,7 @@ from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
     checksum_matches,
+    demand_ours,
     metadata_mismatch,
     page_fields,
     plainly_matches,
@@ -115,6 +116,7 @@ class PageTransfers(NamedTuple):
             self._take_note(page, head)
             return None
         head = parse_head(response.head)
+        demand_ours(head)
         if mismatch := self.form.check(head) or metadata_mismatch(head, page):
             return _Fault(mismatch, head.field(b"etag"))
         self._take_note(page, head)
@@ -173,6 +175,7 @@ class PageTransfers(NamedTuple):
         """Fill the page and return its checksum, or tell what is wrong with the response."""
         if head.status != HTTPStatus.OK:
             refuse(connection, head, deadline)
+        demand_ours(head)
         with self.form.room(page) as stored:
             if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
                 return _Fault(mismatch, head.field(b"etag"))

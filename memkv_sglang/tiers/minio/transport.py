@@ -59,6 +59,9 @@ class Transport(Protocol):
     def quiet(self) -> bool:
         """Tell whether the peer has neither sent anything unread nor closed; does not block."""
 
+    def interrupt(self) -> None:
+        """Make the call that another thread has under way fail."""
+
     def close(self) -> None:
         """Close the socket."""
 
@@ -129,6 +132,10 @@ class PlainTransport:
         """Poll."""
         return not self._poll.poll(0)
 
+    def interrupt(self) -> None:
+        """Shut the socket down."""
+        shut_down(self._socket)
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -188,9 +195,19 @@ class TlsTransport:
         """Poll below TLS: what comes between two responses is its end, or nothing to rely on."""
         return not self._poll.poll(0)
 
+    def interrupt(self) -> None:
+        """Shut the socket down below TLS."""
+        shut_down(self._socket)
+
     def close(self) -> None:
         """Close the socket without a closing handshake, which could block."""
         self._socket.close()
+
+
+def shut_down(sock: socket.socket) -> None:
+    """End both directions, so that whoever waits for the socket in another thread wakes up."""
+    with suppress(OSError):  # not SSLSocket's own, which is not made for a second thread
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _poll_of(sock: socket.socket) -> select.poll:
@@ -209,15 +226,26 @@ def connect(
 
     Raises `OSError`. `host` is what a certificate must name.
     """
+    sock = open_socket(addresses, host, timeout, context)
+    return TlsTransport(sock) if isinstance(sock, ssl.SSLSocket) else PlainTransport(sock)
+
+
+def open_socket(
+    addresses: Sequence[Address],
+    host: str,
+    timeout: float,
+    context: ssl.SSLContext | None = None,
+) -> socket.socket:
+    """Open a connection likewise, and return its socket."""
     deadline = time.monotonic() + timeout
     sock = _connect_any(addresses, deadline)
     try:
         sock.settimeout(max(deadline - time.monotonic(), WAIT_LIMIT))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is None:
-            return PlainTransport(sock)
+            return sock
         _widen(sock)
-        return TlsTransport(context.wrap_socket(sock, server_hostname=host))
+        return context.wrap_socket(sock, server_hostname=host)
     except BaseException:
         sock.close()
         raise

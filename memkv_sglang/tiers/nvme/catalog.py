@@ -61,7 +61,7 @@ class Catalog:
         self.order = EvictionOrder()
         self.pending: dict[int, None] = {}
         """Entries that wait for upload, those that were marked first before the others."""
-        self.kept: frozenset[PageKey] = frozenset()
+        self.kept: Collection[PageKey] = frozenset()
         """Pages that are not evicted, whether they are there or not."""
         self.absent = AbsentPages()
         """Pages in segments that could not be opened. They stay in the journal."""

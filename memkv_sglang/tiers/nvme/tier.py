@@ -1,7 +1,7 @@
 """The tier on this node's disk."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.namespace import Namespace
@@ -232,7 +232,7 @@ class NvmeTier(Tier):
         self._segments.close()
         self._directory.close()
 
-    def keep(self, keys: frozenset[PageKey]) -> None:
+    def keep(self, keys: Collection[PageKey]) -> None:
         """Let none of these be evicted from now on, and only these."""
         self._catalog.kept = keys
 

@@ -4,14 +4,21 @@ import os
 import socket
 import time
 import uuid
+from typing import Annotated
 
 import msgspec
 
 from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.answers import shown
 from memkv_sglang.tiers.minio.records import Record, Records, Written
 
 RENEWALS = 3
 """A lease is renewed when this part of its time has passed."""
+
+SIZE_LIMIT = 4096
+"""Bytes of a lease at most."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class LeaseHeldError(TierError):
@@ -21,12 +28,12 @@ class LeaseHeldError(TierError):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection saw and did."""
 
-    pages: int
+    pages: Count
     """That are left."""
-    bytes: int
-    removed_pages: int
-    removed_bytes: int
-    kept_pages: int
+    bytes: Count
+    removed_pages: Count
+    removed_bytes: Count
+    kept_pages: Count
     """That pins hold."""
 
 
@@ -71,14 +78,14 @@ class Lease:
 
     def state(self) -> State:
         """Read who collects, and what the last collection saw."""
-        return _state(self._records.read(self._name))
+        return self._judge(self._records.read(self._name, SIZE_LIMIT))
 
     def acquire(self) -> None:
         """Become the holder; raises `LeaseHeldError` if another node is, or was faster."""
-        record = self._records.read(self._name)
-        state = _state(record)
+        record = self._records.read(self._name, SIZE_LIMIT)
+        state = self._judge(record)
         if state.holder:
-            raise LeaseHeldError(f"another node collects just now ({state.holder})")
+            raise LeaseHeldError(f"another node collects just now ({shown(state.holder)})")
         self._report = state.report
         self._write(record.version if record else None, self._seconds)
 
@@ -101,15 +108,27 @@ class Lease:
         self._version, self.versioned = written
         self._renewed = begin
 
+    def _judge(self, record: Record | None) -> State:
+        """Return what a record says, as far as it can be true.
 
-def _state(record: Record | None) -> State:
-    if record is None:
-        return State()
+        No lease holds for longer than this node's own would: the object may say anything.
+        """
+        entry = _parse(record)
+        if record is None or entry is None:
+            return State()
+        if record.age < -self._seconds:  # of a time to come
+            return State(report=entry.report)
+        if entry.seconds == 0:
+            return State(ended=record.age, report=entry.report)
+        holds = record.age <= min(entry.seconds, self._seconds)
+        return State(holder=entry.holder if holds else "", report=entry.report)
+
+
+def _parse(record: Record | None) -> _Entry | None:
+    """Return a lease, None for what is not one: it is not to be believed, but written over."""
+    if record is None or record.content is None:
+        return None
     try:
-        entry = msgspec.json.decode(record.content, type=_Entry)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return State()  # not ours to believe, but to be written over
-    if entry.seconds == 0:
-        return State(ended=record.age, report=entry.report)
-    holds = record.age <= entry.seconds
-    return State(holder=entry.holder if holds else "", report=entry.report)
+        return msgspec.json.decode(record.content, type=_Entry)
+    except (ValueError, RecursionError):
+        return None

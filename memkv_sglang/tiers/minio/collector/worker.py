@@ -10,7 +10,7 @@ from memkv_sglang.config.schema import CollectorConfig
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.collector.collect import Collection, Collector
-from memkv_sglang.tiers.minio.collector.lease import Lease, LeaseHeldError, Report
+from memkv_sglang.tiers.minio.collector.lease import RENEWALS, Lease, LeaseHeldError, Report
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,10 @@ SHARE = 0.25
 """Part of the time in which a collection works; the rest is the node's loads' and spills'."""
 
 LONGEST_PAUSE = 5.0
-"""Seconds between two steps at most: a lease has to be renewed meanwhile."""
+"""Seconds between two steps at most."""
+
+CLOSE_SECONDS = 0.5
+"""How long `close` waits for the step in hand."""
 
 POLLS = 4
 """So many times in an interval each node looks whether a collection is due."""
@@ -56,9 +59,12 @@ class CollectorWorker:
         return self._removed
 
     def close(self) -> None:
-        """End after the step in hand; idempotent."""
+        """End after the step in hand, if that is soon; idempotent.
+
+        Nobody waits for a server that does not answer: the lease ends by itself then.
+        """
         self._closed.set()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         pause = self._config.interval / POLLS
@@ -69,6 +75,8 @@ class CollectorWorker:
             except LeaseHeldError as error:
                 log.info("collection left to another node", extra={"fields": {"why": str(error)}})
             except TierError as error:
+                if self._closed.is_set():  # which ends its requests, too
+                    return
                 self._metrics.collections.labels("failed").inc()
                 log.warning("collection failed", extra={"fields": {"reason": str(error)}})
             except Exception:
@@ -94,7 +102,8 @@ class CollectorWorker:
         begin = time.monotonic()
         report: Report | None = None
         try:
-            collection = collector.collect(_Pacer(lease, self._closed).step)
+            pacer = _Pacer(lease, self._closed, self._config.lease)
+            collection = collector.collect(pacer.step, hold=lease.renew)
             report = collection.report
         except _ClosingError:
             return
@@ -128,14 +137,16 @@ class CollectorWorker:
 class _Pacer:
     """Renews the lease between the steps of a collection, and sleeps."""
 
-    def __init__(self, lease: Lease, closed: threading.Event) -> None:
+    def __init__(self, lease: Lease, closed: threading.Event, seconds: float) -> None:
         self._lease = lease
+        self._longest = min(LONGEST_PAUSE, seconds / RENEWALS)
         self._closed = closed
         self._began = time.monotonic()
 
     def step(self, _what: str, _done: int, _total: int | None) -> None:
         worked = time.monotonic() - self._began
-        if self._closed.wait(min(worked * (1 / SHARE - 1), LONGEST_PAUSE)):
+        self._lease.renew()
+        if self._closed.wait(min(worked * (1 / SHARE - 1), self._longest)):
             raise _ClosingError
         self._lease.renew()
         self._began = time.monotonic()

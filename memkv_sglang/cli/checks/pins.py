@@ -1,0 +1,25 @@
+"""What lies among the pins: objects that were meant as pins but keep nothing."""
+
+from collections.abc import Iterator
+
+from memkv_sglang.cli.checks.finding import Finding
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.base import TierError
+
+
+def check_pins(config: MinioConfig) -> Iterator[Finding]:
+    """Look at the pins as a collector does."""
+    if not config.endpoint:
+        return
+    from memkv_sglang.cli.listing.minio import open_minio
+
+    with open_minio(config) as tier:
+        try:
+            look = tier.pins().look()
+        except TierError as error:
+            yield Finding("warn", "pins", f"cannot be read: {error}", "see the lines above")
+            return
+    if look.odd.objects:
+        yield Finding("warn", "pins", look.odd.text, "remove them, or pin again with `memkv pin`")
+    else:
+        yield Finding("ok", "pins", f"{len(look.kept)} pages are kept")

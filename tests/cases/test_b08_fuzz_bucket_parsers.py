@@ -1,0 +1,228 @@
+"""Parsers of what a bucket contains, given inputs of the right structure with wrong values.
+
+Each returns what is in bounds or refuses; none raises anything else, and none builds much.
+"""
+
+import json
+from typing import Any
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from minio.datatypes import Object, parse_list_objects
+from urllib3 import HTTPResponse
+
+from memkv_sglang.namespace import Namespace
+from memkv_sglang.tiers.minio.answers import DEPTH_LIMIT, NODE_LIMIT, parseable_xml, shown
+from memkv_sglang.tiers.minio.bucket import LARGEST, _info
+from memkv_sglang.tiers.minio.collector import Lease
+from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.pins import LONGEST, Pin, _parsed
+from memkv_sglang.tiers.minio.records import Record
+
+TEXT = st.text(max_size=40)
+HEX = st.text("0123456789abcdefABCDEFg ", max_size=70)
+NUMBER = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([0, -1, 1 << 53, 1 << 64, 10**400, 1e308, -1e308]),
+)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBER, TEXT),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def document(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
+    """Return documents with these fields, some of them wrong, missing or in excess; some cut."""
+    wrong = {name: value | JSON for name, value in fields.items()}
+    whole = st.fixed_dictionaries({}, optional=wrong | {"x": JSON}).map(
+        lambda value: json.dumps(value).encode()
+    )
+    nested = st.integers(1, 50_000).map(lambda depth: b'{"x":' + b"[" * depth)
+    return st.one_of(
+        whole, st.tuples(whole, st.integers(0, 200)).map(lambda p: p[0][: p[1]]), nested
+    )
+
+
+@given(
+    document(
+        namespaces=st.lists(HEX | st.just("ab" * 16), max_size=4),
+        hashes=st.lists(HEX | st.just("cd" * 32), max_size=4),
+        seconds=NUMBER,
+        note=TEXT,
+    )
+)
+def test_pins(content: bytes) -> None:
+    try:
+        parsed = _parsed(msgspec.json.decode(content, type=Pin))
+    except (ValueError, RecursionError):
+        return
+    assert all(len(digest) == 16 for digest in parsed.namespaces)
+    assert all(len(page) == 32 for page in parsed.hashes)
+    assert parsed.seconds <= LONGEST
+
+
+REPORT = st.fixed_dictionaries(
+    dict.fromkeys(("pages", "bytes", "removed_pages", "removed_bytes", "kept_pages"), NUMBER)
+)
+
+
+@given(
+    st.none() | document(holder=TEXT, seconds=NUMBER, report=REPORT),
+    st.floats(-1e12, 1e12),
+)
+def test_leases(content: bytes | None, age: float) -> None:
+    lease = Lease(None, "lease", 60.0)  # type: ignore[arg-type]  # asks nobody
+    state = lease._judge(Record(content, "etag", age))
+    if state.holder:
+        assert -60 <= age <= 60
+    if state.ended is not None:
+        assert state.ended >= -60
+    if state.report is not None:
+        assert all(0 <= value <= 1 << 53 for value in msgspec.structs.astuple(state.report))
+
+
+@given(
+    document(
+        model=TEXT,
+        kv_dtype=TEXT,
+        layout=TEXT,
+        page_size=NUMBER,
+        page_bytes=NUMBER,
+        layers=st.lists(NUMBER, max_size=3),
+        details=st.dictionaries(TEXT, TEXT, max_size=3),
+    )
+)
+def test_descriptions(content: bytes) -> None:
+    try:
+        namespace = Namespace.parse(content)
+    except msgspec.MsgspecError:
+        return
+    assert Namespace.parse(namespace.description) == namespace
+
+
+NAME = st.one_of(
+    TEXT,
+    st.tuples(HEX, HEX, HEX).map("/".join),
+    st.sampled_from(
+        ["ab" * 16 + "/cd/" + "cd" * 32, "pins/x", "quarantine/" + "ab" * 16 + "/" + "cd" * 32]
+    ),
+)
+
+
+@given(st.sampled_from(["", "prefix", "a/b"]), NAME, NAME)
+def test_object_names(prefix: str, name: str, other: str) -> None:
+    names = ObjectNames(prefix)
+    for full in (name, names.root + name, other + names.root + name):
+        if (key := names.page_key(full)) is not None:
+            assert names.page(key) == full
+        if names.is_quarantined(full):
+            assert full.startswith(names.quarantined)
+        past = names.past_foreign(full)
+        assert past >= full or not full.startswith(names.root)
+
+
+XML_CHARACTERS = st.one_of(
+    st.characters(),
+    st.sampled_from("\x00\x01\x0b\x1f\x7f\ufffe\uffff<&"),
+    st.sampled_from(["&#1;", "&#x0;", "&#xD800;", "&#99999999999;", "%00", "+"]),
+)
+XML_TEXT = st.lists(XML_CHARACTERS, max_size=20).map("".join)
+
+
+@st.composite
+def listings(draw: st.DrawFn) -> bytes:
+    """Return listings with odd names, sizes and dates."""
+    parts = []
+    for _ in range(draw(st.integers(0, 4))):
+        key = escape(draw(XML_TEXT)) if draw(st.booleans()) else draw(XML_TEXT)
+        size = draw(NUMBER | TEXT)
+        date = draw(
+            st.sampled_from(
+                ["2026-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z", "0000-00-00", ""]
+            )
+        )
+        parts.append(
+            f"<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{date}</LastModified>"
+            f"<ETag>{escape(draw(TEXT))}</ETag></Contents>"
+        )
+    encoding = draw(st.sampled_from(["", "<EncodingType>url</EncodingType>"]))
+    text = (
+        '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>'
+        f"{encoding}{''.join(parts)}</ListBucketResult>"
+    )
+    return text.encode("utf-8", "surrogatepass")
+
+
+@given(listings())
+def test_listings(content: bytes) -> None:
+    try:
+        content = parseable_xml(content)
+    except ValueError:
+        return
+    element = ET.fromstring(content.decode())
+    assert element is not None
+    try:
+        found, *_ = parse_list_objects(HTTPResponse(content), "bucket")
+    except Exception:  # a call of the bucket fails then, as with any answer that makes no sense
+        return
+    for info in filter(None, map(_info, found)):
+        assert 0 <= info.size <= LARGEST
+        assert info.name
+
+
+@given(XML_TEXT)
+def test_forbidden_characters_stop_no_listing(name: str) -> None:
+    """Some servers copy them from names as they are."""
+    text = f"<R><Key>{escape(name)}</Key></R>".encode("utf-8", "surrogatepass")
+    ET.fromstring(parseable_xml(text).decode())
+
+
+@given(st.integers(1, 100), st.integers(0, 3), st.booleans())
+def test_nested_and_large_xml(depth: int, extra: int, entities: bool) -> None:
+    doctype = b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>' if entities else b""
+    content = doctype + b"<a>" * depth + b"</a>" * depth
+    try:
+        parseable_xml(content)
+    except ValueError:
+        assert entities or depth > DEPTH_LIMIT
+    else:
+        assert not entities
+        assert depth <= DEPTH_LIMIT
+
+
+def test_xml_of_too_many_parts_is_refused() -> None:
+    for part in (b"<b/>", b"".join(b'<b a%d="">' % i + b"</b>" for i in range(2))):
+        content = b"<a>" + part * NODE_LIMIT + b"</a>"
+        try:
+            parseable_xml(content)
+        except ValueError as error:
+            assert "too long" in str(error)
+        else:
+            raise AssertionError("it was taken")
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_as_an_answer(content: bytes) -> None:
+    try:
+        parseable_xml(content)
+        parseable_xml(b"<" + content)
+    except ValueError:
+        pass
+
+
+@given(st.text())
+def test_what_is_shown_is_one_short_printable_line(text: str) -> None:
+    line = shown(text)
+    assert line.isprintable()
+    assert len(line) <= 80 * 10 + 3
+
+
+@given(st.none() | TEXT, st.none() | st.integers(), st.none() | st.datetimes())
+def test_what_a_listing_tells(name: str | None, size: int | None, modified: Any) -> None:
+    info = _info(Object("bucket", name, last_modified=modified, size=size))
+    assert info is None or (info.name and 0 <= info.size <= LARGEST)
