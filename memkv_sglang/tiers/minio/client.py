@@ -1,6 +1,5 @@
 """Requests for objects, on pooled connections, each answered or failed by its deadline."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from http import HTTPStatus
@@ -11,6 +10,8 @@ from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.bucket import REFUSED
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StaleError, StatusError
+from memkv_sglang.tiers.minio.explain import refused, unusable_answer
+from memkv_sglang.tiers.minio.objects import stores_page
 from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.signing import Signer
 from memkv_sglang.tiers.minio.telemetry import Telemetry
@@ -28,8 +29,6 @@ UNGUARDED: Guard = nullcontext()
 
 PIPELINE = 16
 """HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
-
-_ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
 class ObjectClient:
@@ -90,7 +89,7 @@ class ObjectClient:
             return attempt(self._signer.credentials(deadline))
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
-        """Tell which objects exist.
+        """Return which names are those of stored pages, by their metadata.
 
         One round trip for up to `PIPELINE` names a connection, all by the calling thread. Raises
         `TransferError`, `StatusError`.
@@ -131,8 +130,10 @@ class ObjectClient:
             for i in range(len(names)):
                 head = lanes[i % ways].receive_head(deadline, bodiless=True)
                 if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
-                    raise StatusError(head.status, retry_after=head.retry_after)
-                found[i] = head.status == HTTPStatus.OK
+                    raise refused(head, b"", "HEAD")
+                found[i] = stores_page(head)
+                if head.status == HTTPStatus.OK and not found[i]:
+                    self._telemetry.fault("answer is no page", unusable_answer(head))
         return found
 
     def _request(
@@ -147,7 +148,8 @@ class ObjectClient:
         return self._signer.head(credentials, method, endpoint, endpoint.base_path + path, fields)
 
 
-def refuse(connection: Connection, head: ResponseHead, deadline: float) -> NoReturn:
-    """Raise the `StatusError` that a response stands for; reads its body to keep the connection."""
-    code = _ERROR_CODE.search(connection.discard_body(deadline))
-    raise StatusError(head.status, code[1].decode() if code else "", head.retry_after)
+def refuse(
+    connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
+) -> NoReturn:
+    """Raise the `StatusError` for a response; reads its body so that the connection can be kept."""
+    raise refused(head, connection.discard_body(deadline), method)

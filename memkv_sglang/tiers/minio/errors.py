@@ -32,9 +32,11 @@ class UnreadableError(TransferError):
 class StatusError(Exception):
     """The server answered, but not with what was asked for."""
 
-    def __init__(self, status: int, code: str = "", retry_after: float = 0.0) -> None:
-        """`retry_after`: seconds for which the server asked to be left alone."""
-        super().__init__(f"HTTP status {status}" + (f" ({code})" if code else ""))
+    def __init__(
+        self, status: int, code: str = "", retry_after: float = 0.0, text: str = ""
+    ) -> None:
+        """`retry_after`: seconds for which the server asked to be left alone; `text`: see `explain`."""
+        super().__init__(text or f"HTTP status {status}" + (f" ({code})" if code else ""))
         self.status = status
         self.code = code
         self.retry_after = retry_after

@@ -1,6 +1,7 @@
 """How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
 
 import re
+from http import HTTPStatus
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import FORMAT_VERSION
@@ -11,7 +12,7 @@ from memkv_sglang.page import (
     PageKey,
     page_checksum,
 )
-from memkv_sglang.tiers.minio.errors import UnreadableError
+from memkv_sglang.tiers.minio.errors import ProtocolError, UnreadableError
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 _FORMAT_VERSION = b"%d" % FORMAT_VERSION
@@ -23,6 +24,8 @@ _OWN_FIELD = b"\r\nx-amz-meta-memkv-"
 
 SSE = "x-amz-server-side-encryption"
 SSE_KMS_KEY = "x-amz-server-side-encryption-aws-kms-key-id"
+
+_CHECKSUM = re.compile(rb"[0-9a-f]{32}")
 
 DESCRIPTION = "namespace.json"
 
@@ -86,6 +89,39 @@ def page_fields(page: Page) -> dict[str, str]:
         LENGTH: str(page.length),
         CHECKSUM: page_checksum(page.key, page.buffers).hex(),
     }
+
+
+def stores_page(head: ResponseHead) -> bool:
+    """Return whether a response to HEAD is that of a stored page.
+
+    The status alone proves nothing: a captive portal answers everything with 200. So the metadata
+    that this project stores with each page must be there and agree with the object's length.
+    """
+    try:
+        return (
+            head.status == HTTPStatus.OK
+            and head.field(FORMAT.encode()) == _FORMAT_VERSION
+            and head.field(LENGTH.encode()) == b"%d" % head.length
+            and _CHECKSUM.fullmatch(head.field(CHECKSUM.encode()) or b"") is not None
+        )
+    except ProtocolError:  # a repeated field
+        return False
+
+
+def is_foreign(head: ResponseHead) -> bool:
+    """Return whether a response has no metadata of this project, or comes from no object store.
+
+    It says nothing about the page then. Nothing may be set aside because of it.
+    """
+    return _OWN_FIELD not in head.lower or not head.field(b"etag")
+
+
+def is_stored(head: ResponseHead, body: bytes) -> bool:
+    """Return whether the answer to a PUT or a copy says that the object was stored.
+
+    S3 names the ETag. A copy that fails after its first byte was sent has status 200 as well.
+    """
+    return bool(head.field(b"etag")) or b"<CopyObjectResult" in body
 
 
 def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:

@@ -14,6 +14,7 @@ from memkv_sglang.tiers.minio.errors import (
     OutOfTimeError,
     StatusError,
 )
+from memkv_sglang.tiers.minio.explain import unreachable
 from memkv_sglang.tiers.minio.transport import connect
 
 AVOID_FOR = 5.0
@@ -191,7 +192,7 @@ class ConnectionPool:
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise OutOfTimeError("the deadline came first") from error
-            raise ConnectError(f"{endpoint.url}: {error}") from error
+            raise ConnectError(str(unreachable(endpoint.url, error))) from error
         took = time.monotonic() - begin
         server.round_trip = min(took, server.round_trip or took)
         return Connection(endpoint, transport, self.stall_timeout)

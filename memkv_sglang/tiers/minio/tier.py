@@ -40,6 +40,7 @@ from memkv_sglang.tiers.minio.records import Records
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.times import ServerClock
 from memkv_sglang.tiers.minio.tls import tls_context
 from memkv_sglang.tiers.minio.touch import DELAY, Toucher
 from memkv_sglang.tiers.minio.transfers import PageTransfers
@@ -98,6 +99,7 @@ class MinioTier(Tier):
         )
         self._bulk = BulkReader(self._pool, connections=config.connections)
         self._limit: int | None = None
+        self._clock = ServerClock()
         self._noted: NotedPages | None = None
         self._toucher: Toucher | None = None
         self._collector: CollectorWorker | None = None
@@ -260,7 +262,7 @@ class MinioTier(Tier):
         """
         if self._read_only:
             return
-        self._noted = NotedPages(config.use_period)
+        self._noted = NotedPages(config.use_period, self._clock)
         self._toucher = Toucher(
             lambda: self._opened(time.monotonic() + OPENING_TIME).client,
             self._config.bucket,
@@ -289,7 +291,7 @@ class MinioTier(Tier):
         """Return the bucket's control path, once the bucket is open. Raises `TierError`."""
         bucket = self._bucket()
         client, storage_fields = self._opened(0.0).client, server_side_encryption(self._config)
-        return ControlPath(bucket, Records(client, storage_fields), self._names)
+        return ControlPath(bucket, Records(client, storage_fields, self._clock), self._names)
 
     def pinned(self) -> frozenset[PageKey]:
         """Read which pages nobody may remove. Raises `TierError`."""

@@ -1,5 +1,6 @@
 """One collection: count what is there, remove what has to leave, in the order of `order`."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from memkv_sglang.tiers.minio.collector.order import FirstToLeave, StoredPage, l
 from memkv_sglang.tiers.minio.objects import ObjectNames
 from memkv_sglang.tiers.minio.pins import PinStore
 from memkv_sglang.tiers.minio.records import Records
+from memkv_sglang.tiers.minio.times import is_plausible
+
+log = logging.getLogger(__name__)
 
 LOW_WATERMARK = 0.95
 """Share of the capacity at which a collection ends."""
@@ -95,7 +99,7 @@ class Collector:
         first = FirstToLeave(leaving_order(period, now), ROUND_LIMIT)
         age = self._config.max_age
         expired_before = (now - age) // period * period if age else 0.0
-        pages, size, kept_pages = 0, 0, 0
+        pages, size, kept_pages, undated = 0, 0, 0, 0
         set_aside: list[str] = []
         for count, item in enumerate(self._bucket.objects(self._names.root), 1):
             if count % 1000 == 0:
@@ -103,15 +107,22 @@ class Collector:
             key = self._names.page_key(item.name)
             if key is None:
                 aside = item.name.startswith(self._names.quarantined)
-                if aside and item.modified < now - QUARANTINE_SECONDS:
+                if aside and is_plausible(item.modified) and item.modified < now - QUARANTINE_SECONDS:
                     set_aside.append(item.name)
                 continue
             pages += 1
             size += item.size
-            if key in kept:
+            if not is_plausible(item.modified):
+                undated += 1
+            elif key in kept:
                 kept_pages += 1
             else:
                 first.offer(StoredPage(key, item.size, item.modified))
+        if undated:
+            log.warning(
+                "pages kept whose LastModified cannot be right; the server's listing is at fault",
+                extra={"fields": {"pages": undated}},
+            )
         if not dry_run:
             self._bucket.remove(set_aside)
         return _Found(pages, size, kept_pages, first.take(), expired_before, first.overflowed)
