@@ -18,7 +18,10 @@ class ConnectError(TransferError):
 
 
 class StaleError(TransferError):
-    """A kept-alive connection was closed before a byte of the response came: worth a replay."""
+    """A kept-alive connection was closed, or stayed silent, before a byte of the response came.
+
+    A balancer may have forgotten it; the server is not at fault. Retry on a fresh connection.
+    """
 
 
 class ProtocolError(TransferError):

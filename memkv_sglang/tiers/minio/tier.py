@@ -95,6 +95,7 @@ class MinioTier(Tier):
             context=self._context,
             connect_timeout=config.connect_timeout,
             stall_timeout=config.stall_timeout,
+            idle_timeout=config.idle_timeout,
             keep=2 * config.connections,
         )
         self._bulk = BulkReader(self._pool, connections=config.connections)
