@@ -1,5 +1,6 @@
 """The commands against a real node: a directory, a MinIO, an agent."""
 
+import io
 import json
 import signal
 import subprocess
@@ -143,12 +144,18 @@ def test_verify_finds_a_changed_byte_on_either_tier(run: Run, environ: dict[str,
     bucket = bucket_of(environ)
     listed = bucket.names(f"{chain.namespace.hex()}/", recursive=True)
     name = next(name for name in listed if name.endswith(chain.hashes[7].hex()))
-    bucket.write(name, b"no page")
+    metadata: dict[str, str | list[str] | tuple[str]] = {
+        "memkv-format": "1",
+        "memkv-length": "8",
+        "memkv-checksum": "0" * 32,
+    }
+    bucket.administration().put_object(
+        environ["MEMKV_MINIO_BUCKET"], name, io.BytesIO(b"no page"), 7, metadata=metadata
+    )
     outcome = run("verify")
     assert outcome.status == 1
     corrupt = [line for line in outcome.out.splitlines() if "corrupt" in line]
-    assert len(corrupt) == 1
-    assert f"minio: listed, but gone or not a page of ours: {chain.namespace.hex()} " in outcome.out
+    assert len(corrupt) == 2
     assert corrupt[0].startswith("nvme") and chain.hashes[4].hex() in corrupt[0]
     assert corrupt[1].startswith("minio") and chain.hashes[7].hex() in corrupt[1]
     assert "nvme: 11 of 12 pages" in outcome.out

@@ -211,8 +211,8 @@ def refusal(
 ) -> StatusError:
     """Return the error for an answer that refuses a request that needs `permission`.
 
-    `field` looks up the answer's header fields; `code` is for an answer that names none. Nothing in the answer is trusted: what does not
-    look like a code, a region or a date is ignored.
+    `field` looks up the answer's header fields; `code` is for an answer that names none.
+    Nothing in the answer is trusted: what does not look like a code, a region or a date is ignored.
     """
     body = body[:BODY_LIMIT]
     found = _CODE.search(body)
