@@ -371,6 +371,16 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Longest time for a server to send or take nothing.",
         ),
     ] = 2.0
+    idle_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            extra=SECONDS,
+            description="Connections that were idle for so long are closed instead of used again. "
+            "Set it below the idle timeout of any load balancer or firewall in front of MinIO.",
+        ),
+    ] = 60.0
     known_pages: Annotated[
         int,
         Meta(ge=0, description="Pages remembered as present, so that no one asks for them."),

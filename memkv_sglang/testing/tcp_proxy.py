@@ -48,6 +48,7 @@ class TcpProxy:
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._line_is_free = 0.0
@@ -75,6 +76,14 @@ class TcpProxy:
         with self._lock:
             for client in self._open:
                 _shut(client)
+
+    def forget_connections(self) -> None:
+        """Swallow all further bytes of the open connections, as a balancer does with idle ones.
+
+        Neither side is told. New connections work.
+        """
+        with self._lock:
+            self._forgotten |= self._open
 
     def close(self) -> None:
         """Close everything, wait for the threads; idempotent."""
@@ -108,6 +117,7 @@ class TcpProxy:
                 self._forward(client, server)
             with self._lock:
                 self._open.discard(client)
+                self._forgotten.discard(client)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
         """Forward both ways in one thread until a side ends, so that a reset is one at once."""
@@ -118,6 +128,8 @@ class TcpProxy:
                 data = source.recv(CHUNK)
                 if not data:
                     return
+                if client in self._forgotten:
+                    continue
                 direction, sink = sinks[source]
                 if self.rate is not None and direction == "response":
                     self._take_the_line(len(data) / self.rate)

@@ -14,6 +14,7 @@ from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import ObjectNames
 from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.times import ServerClock
 from memkv_sglang.tiers.minio.touch import Toucher
 from tests.collector.bucket import LIMIT, PAGE, Bucketful, deadline, limits
 
@@ -26,7 +27,7 @@ def toucher(bucketful: Bucketful) -> Iterator[Toucher]:
         lambda: bucketful.tier._opened(deadline()).client,
         bucketful.config.bucket,
         ObjectNames(""),
-        NotedPages(1),
+        NotedPages(1, ServerClock()),
         Telemetry(),
         delay=0,
     )
@@ -56,7 +57,8 @@ def test_a_use_moves_the_time_of_root_and_leaf_and_keeps_all_else(
 def test_metadata_survives_letter_by_letter(bucketful: Bucketful, toucher: Toucher) -> None:
     chain = bucketful.spill("chain", 1)
     name = ObjectNames("").page(chain.keys()[0])
-    metadata = {"Memkv-Nonce": "AbC+/=xYz", "other": "Two Words"}
+    stored = {"memkv-format": "1", "memkv-length": "7", "memkv-checksum": "0" * 32}
+    metadata = {**stored, "Memkv-Nonce": "AbC+/=xYz", "other": "Two Words"}
     bucketful.admin.put_object(
         bucketful.config.bucket,
         name,
@@ -86,7 +88,7 @@ def test_one_use_a_period_is_noted(bucketful: Bucketful) -> None:
         lambda: bucketful.tier._opened(deadline()).client,
         bucketful.config.bucket,
         ObjectNames(""),
-        NotedPages(1e9),
+        NotedPages(1e9, ServerClock()),
         telemetry,
         delay=0,
     )

@@ -67,8 +67,19 @@ def test_everything_is_stored_as_demanded(
     load(tier, KEYS)
     names = [NAMES.description(NAMESPACE.digest), *map(NAMES.page, KEYS)]
     assert [encryption(name) for name in names] == [told] * 4
-    garbage = b"no page of ours"
-    admin.put_object(config.bucket, NAMES.page(KEYS[0]), io.BytesIO(garbage), len(garbage))
+    garbage = b"not the page"
+    metadata: dict[str, str | list[str] | tuple[str]] = {
+        "memkv-format": "1",
+        "memkv-length": str(len(garbage) + 1),
+        "memkv-checksum": "0" * 32,
+    }
+    admin.put_object(
+        config.bucket,
+        NAMES.page(KEYS[0]),
+        io.BytesIO(garbage),
+        len(garbage),
+        metadata=metadata,
+    )
     page = make_page(KEYS[0], LENGTHS, filled=False)
     assert tier.load([page], soon()) == [LoadResult.CORRUPT]
     assert encryption(NAMES.quarantine(KEYS[0])) == told

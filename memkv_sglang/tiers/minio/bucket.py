@@ -14,6 +14,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.answers import shown
+from memkv_sglang.tiers.minio.explain import PERMISSIONS, control_error
 
 if TYPE_CHECKING:
     from minio import Minio
@@ -182,8 +183,10 @@ class Bucket:
         for first in range(0, len(targets), REMOVED_AT_ONCE):
             some = targets[first : first + REMOVED_AT_ONCE]
             if errors := self._call("remove objects", partial(delete, some), seconds=seconds):
-                code = shown(errors[0])
-                raise TierError(f"MinIO did not remove {len(errors)} objects ({code})")
+                raise TierError(
+                    f"MinIO did not remove {len(errors)} objects ({shown(errors[0])}); allow "
+                    "s3:DeleteObject on minio.bucket, and see the server's log"
+                )
 
     def administration(self) -> "Minio":
         """Return minio-py's client of the first server, for what an administrator does."""
@@ -224,16 +227,17 @@ class Bucket:
                 return operation(client)
 
         reason = "no endpoint"
-        for client in self._clients:
+        permission = PERMISSIONS.get(what, "")
+        for url, client in zip(endpoint_urls(self._config), self._clients, strict=True):
             limits = self._http.limits(min(seconds, REQUEST_SECONDS), size or ANSWER_LIMIT)
             try:
                 with limits:
                     return attempt(client)
             except S3Error as error:
-                code = shown(str(error.code))
-                raise TierError(f"MinIO refused to {what}: {code}") from error
+                reason = shown(control_error(url, error, permission), REASON_LIMIT)
+                raise TierError(f"MinIO refused to {what}: {reason}") from error
             except Exception as error:  # minio-py trips in many ways over a malformed answer
-                reason = shown(f"{type(error).__name__}: {error}", REASON_LIMIT)
+                reason = shown(control_error(url, error, permission), REASON_LIMIT)
         raise TierError(f"could not {what}: {reason}")
 
 

@@ -1,6 +1,5 @@
 """Requests for objects, on pooled connections, each answered or failed by its deadline."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from http import HTTPStatus
@@ -10,7 +9,9 @@ from urllib.parse import quote
 from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.bucket import REFUSED
 from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.errors import StaleError, StatusError
+from memkv_sglang.tiers.minio.errors import ProtocolError, StaleError, StatusError
+from memkv_sglang.tiers.minio.explain import is_html, refused, unusable_answer
+from memkv_sglang.tiers.minio.objects import stores_page
 from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.signing import Signer
 from memkv_sglang.tiers.minio.telemetry import Telemetry
@@ -28,8 +29,6 @@ UNGUARDED: Guard = nullcontext()
 
 PIPELINE = 16
 """HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
-
-_ERROR_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
 class ObjectClient:
@@ -90,8 +89,8 @@ class ObjectClient:
             return attempt(self._signer.credentials(deadline))
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
-        """Tell which objects exist; see `heads`."""
-        return [head.status == HTTPStatus.OK for head in self.heads(names, deadline)]
+        """Return which names are those of stored pages, by their metadata; see `heads`."""
+        return [self._stores_page(head) for head in self.heads(names, deadline)]
 
     def heads(
         self, names: Sequence[str], deadline: float, *, ways: int | None = None
@@ -144,9 +143,21 @@ class ObjectClient:
             for i in range(len(names)):
                 head = lanes[i % ways].receive_head(deadline, bodiless=True)
                 if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
-                    raise StatusError(head.status, retry_after=head.retry_after)
+                    raise refused(head, b"", "HEAD")
                 found.append(head)
         return found
+
+    def _stores_page(self, head: ResponseHead) -> bool:
+        """Return whether an answer to HEAD is a stored page's; count one that only looks so.
+
+        Raises `ProtocolError` for a 404 that is not an object store's.
+        """
+        there = stores_page(head)
+        if head.status == HTTPStatus.OK and not there:
+            self._telemetry.fault("answer is no page", unusable_answer(head))
+        if head.status == HTTPStatus.NOT_FOUND and is_html(head):
+            raise unusable_answer(head)
+        return there
 
     def _request(
         self,
@@ -156,11 +167,25 @@ class ObjectClient:
         path: str,
         fields: Mapping[str, str],
     ) -> bytes:
+        demand_printable(fields)
         endpoint = connection.endpoint
         return self._signer.head(credentials, method, endpoint, endpoint.base_path + path, fields)
 
 
-def refuse(connection: Connection, head: ResponseHead, deadline: float) -> NoReturn:
-    """Raise the `StatusError` that a response stands for; reads its body to keep the connection."""
-    code = _ERROR_CODE.search(connection.discard_body(deadline))
-    raise StatusError(head.status, code[1].decode() if code else "", head.retry_after)
+def demand_printable(fields: Mapping[str, str]) -> None:
+    """Raise `ProtocolError` for a field that would break the request's head.
+
+    ETags and metadata come from a server's answer and go back to it.
+    """
+    if not "".join((*fields, *fields.values())).isprintable():
+        raise ProtocolError("the server's answer has control characters in a field")
+
+
+def refuse(
+    connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
+) -> NoReturn:
+    """Raise the `StatusError` for a response; reads its body so that the connection can be kept."""
+    body = connection.discard_body(deadline)
+    if head.status == HTTPStatus.NOT_FOUND and is_html(head):
+        raise unusable_answer(head)  # which says nothing about the object
+    raise refused(head, body, method)

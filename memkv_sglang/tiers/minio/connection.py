@@ -1,6 +1,5 @@
 """One kept-alive HTTP/1.1 connection: requests go out, heads are parsed, bodies land in pages."""
 
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -19,9 +18,10 @@ from memkv_sglang.tiers.minio.wire import BODILESS, HEAD_LIMIT, ResponseHead, pa
 DISCARD_LIMIT = 64 << 10
 """Bytes of an unwanted body that are read to keep a connection; beyond it is closed."""
 
-_Buffers = TypeVar("_Buffers", memoryview, Sequence[memoryview])
+PAUSE = 1.0
+"""Seconds without use after which a balancer may have forgotten a connection."""
 
-CLOSED_BY_PEER = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_Buffers = TypeVar("_Buffers", memoryview, Sequence[memoryview])
 
 
 class Connection:
@@ -34,7 +34,11 @@ class Connection:
         """Take over a transport that is connected to the endpoint."""
         self.endpoint = endpoint
         self.reused = False
+        self.idle_since = 0.0
+        """When the last exchange ended, on `time.monotonic`."""
         self.stalled = False
+        self.stale = False
+        """Whether it was dead when it was used again."""
         self.transport = transport
         self._stall_timeout = stall_timeout
         self._window = bytearray(HEAD_LIMIT)
@@ -43,6 +47,7 @@ class Connection:
         self._unanswered = 0
         self._unread = 0
         self._untouched = True
+        self._first_wait = stall_timeout
         self._keep_alive = True
         self._sent_body = False
 
@@ -58,6 +63,7 @@ class Connection:
         """Send requests: their heads, and the body of the last."""
         self._unanswered += requests
         self._untouched = True
+        self._first_wait = self.patience(deadline)
         self._sent_body = bool(body)
         buffers = [memoryview(heads), *(buffer for buffer in body if buffer.nbytes)]
         while buffers:
@@ -98,6 +104,16 @@ class Connection:
         body = bytearray(self._unread)
         self.receive_body([memoryview(body)], deadline)
         return bytes(body)
+
+    def patience(self, deadline: float) -> float:
+        """Return how many seconds to wait for the first byte of a response to a request sent now.
+
+        After a pause the connection may be dead, so half of the time is kept for a fresh one.
+        """
+        now = time.monotonic()
+        if self.reused and now - self.idle_since >= PAUSE:
+            return min(self._stall_timeout, (deadline - now) / 2)
+        return self._stall_timeout
 
     def quiet(self) -> bool:
         """Tell whether nothing came since the last response: else it is out of step, or closed."""
@@ -141,26 +157,32 @@ class Connection:
         if left <= 0:
             raise OutOfTimeError("the deadline came first")
         try:
-            self.transport.set_timeout(min(left, self._stall_timeout))
+            limit = self._first_wait if self._untouched else self._stall_timeout
+            self.transport.set_timeout(min(left, limit))
             count = operation(buffers)
         except TimeoutError as error:
             raise self._late(deadline) from error
-        except CLOSED_BY_PEER as error:
-            raise self._closed(str(error)) from error
         except OSError as error:
-            raise TransferError(str(error)) from error
+            raise self._closed(str(error)) from error
         if count == 0:
             raise self._closed("the server closed the connection")
         return count
 
+    @property
+    def _may_be_stale(self) -> bool:
+        return self.reused and self._untouched
+
     def _late(self, deadline: float) -> TransferError:
+        if self._may_be_stale and time.monotonic() < deadline:
+            return self._closed("the connection stayed silent")
         if time.monotonic() >= deadline:
             return OutOfTimeError("the deadline came first")
         self.stalled = True
-        return StallError(f"nothing moved for {self._stall_timeout:g} s")
+        return StallError(self._stall_timeout)
 
     def _closed(self, reason: str) -> TransferError:
-        return StaleError(reason) if self.reused and self._untouched else TransferError(reason)
+        self.stale = self._may_be_stale
+        return StaleError(reason) if self.stale else TransferError(reason)
 
 
 def advance(buffers: Sequence[memoryview], count: int) -> list[memoryview]:

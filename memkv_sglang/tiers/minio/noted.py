@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.minio.errors import ProtocolError
-from memkv_sglang.tiers.minio.times import modified_time, server_time
+from memkv_sglang.tiers.minio.times import ServerClock, modified_time
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 LIMIT = 500_000
@@ -16,26 +16,28 @@ LIMIT = 500_000
 class NotedPages:
     """Periods are those of the server's clock. Safe for any number of threads."""
 
-    def __init__(self, period: float) -> None:
+    def __init__(self, period: float, clock: ServerClock) -> None:
         """Periods have so many seconds."""
         self._period = period
+        self._clock = clock
         self._keys: set[bytes] = set()
         self._present = -1.0
         self._until = 0.0
         self._lock = threading.Lock()
 
     def saw(self, key: PageKey, head: ResponseHead) -> bool:
-        """Learn from a response for a page's object; tell whether its use is noted."""
+        """Learn from a response for a page's object; return whether its use needs no note.
+
+        Without a time that can be trusted nothing is noted: a wrong one would ask for a note at
+        every use.
+        """
         with suppress(ProtocolError), self._lock:
-            now = server_time(head)
-            if now // self._period > self._present:
-                self._present = now // self._period
-                self._until = time.monotonic() + self._period - now % self._period
-                self._keys.clear()
-            if modified_time(head) // self._period >= self._present:
-                self._add(key)
-                return True
-        return False
+            if time.monotonic() >= self._until:
+                self._begin_period(self._clock.now(head))
+            if modified_time(head) // self._period < self._present:
+                return False
+            self._add(key)
+        return True
 
     def stored(self, key: PageKey) -> None:
         """Take note that a page's object was written just now."""
@@ -47,6 +49,12 @@ class NotedPages:
         """Tell whether nothing need be done about a use now."""
         with self._lock:
             return time.monotonic() < self._until and key.namespace + key.hash in self._keys
+
+    def _begin_period(self, now: float) -> None:
+        self._until = time.monotonic() + self._period - now % self._period
+        if now // self._period != self._present:
+            self._present = now // self._period
+            self._keys.clear()
 
     def _add(self, key: PageKey) -> None:
         if len(self._keys) >= LIMIT:

@@ -12,7 +12,7 @@ from memkv_sglang.page import (
     PageKey,
     spill_checksum,
 )
-from memkv_sglang.tiers.minio.errors import UnreadableError
+from memkv_sglang.tiers.minio.errors import ProtocolError, UnreadableError
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 _FORMAT_VERSION = b"%d" % FORMAT_VERSION
@@ -24,6 +24,8 @@ _OWN_FIELD = b"\r\nx-amz-meta-memkv-"
 
 SSE = "x-amz-server-side-encryption"
 SSE_KMS_KEY = "x-amz-server-side-encryption-aws-kms-key-id"
+
+_CHECKSUM = re.compile(rb"[0-9a-f]{32}")
 
 DESCRIPTION = "namespace.json"
 
@@ -112,6 +114,39 @@ def page_fields(page: Page) -> dict[str, str]:
     }
 
 
+def stores_page(head: ResponseHead) -> bool:
+    """Return whether a response to HEAD is that of a stored page.
+
+    The status alone proves nothing: a captive portal answers everything with 200. So the metadata
+    that this project stores with each page must be there and agree with the object's length.
+    """
+    try:
+        return (
+            head.status == HTTPStatus.OK
+            and head.field(FORMAT.encode()) == _FORMAT_VERSION
+            and head.field(LENGTH.encode()) == b"%d" % head.length
+            and _CHECKSUM.fullmatch(head.field(CHECKSUM.encode()) or b"") is not None
+        )
+    except ProtocolError:  # a repeated field
+        return False
+
+
+def is_foreign(head: ResponseHead) -> bool:
+    """Return whether a response has no metadata of this project, or comes from no object store.
+
+    It says nothing about the page then. Nothing may be set aside because of it.
+    """
+    return _OWN_FIELD not in head.lower or not head.field(b"etag")
+
+
+def is_stored(head: ResponseHead, body: bytes) -> bool:
+    """Return whether the answer to a PUT or a copy says that the object was stored.
+
+    S3 names the ETag. A copy that fails after its first byte was sent has status 200 as well.
+    """
+    return bool(head.field(b"etag")) or b"<CopyObjectResult" in body
+
+
 def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
     """Tell in which way an object cannot be the page, by its response's head.
 
@@ -131,12 +166,6 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
 def is_ours(head: ResponseHead) -> bool:
     """Tell whether an object was stored as a page: others may happen to have a page's name."""
     return head.status == HTTPStatus.OK and head.field(FORMAT.encode()) is not None
-
-
-def demand_ours(head: ResponseHead) -> None:
-    """Raise `UnreadableError` for an object that nobody stored as a page: it is left alone."""
-    if not is_ours(head):
-        raise UnreadableError("an object with a page's name that was not stored as one")
 
 
 def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:

@@ -14,6 +14,7 @@ from memkv_sglang.tiers.minio.errors import (
     OutOfTimeError,
     StatusError,
 )
+from memkv_sglang.tiers.minio.explain import unreachable
 from memkv_sglang.tiers.minio.transport import connect
 
 AVOID_FOR = 5.0
@@ -25,6 +26,10 @@ LONGEST_REST = 5.0
 
 MinIO says 60 s (`Retry-After`) in each 503, also in those of the second in which it starts.
 """
+
+
+IDLE_TIMEOUT = 60.0
+"""Seconds of idleness after which a connection is not used again, if the settings name none."""
 
 
 class Server:
@@ -49,13 +54,18 @@ class ConnectionPool:
         context: ssl.SSLContext | None,
         connect_timeout: float,
         stall_timeout: float,
+        idle_timeout: float = IDLE_TIMEOUT,
         keep: int,
     ) -> None:
-        """Lend connections to the endpoints, keep at most `keep` idle ones of each."""
+        """Lend connections to the endpoints, keep at most `keep` idle ones of each.
+
+        One that was idle for `idle_timeout` seconds is closed instead of lent.
+        """
         self._servers = [Server(endpoint) for endpoint in endpoints]
         self._context = context
         self._connect_timeout = connect_timeout
         self.stall_timeout = stall_timeout
+        self._idle_timeout = idle_timeout
         self._keep = keep
         self._turn = itertools.count()
         self._lent = 0
@@ -132,8 +142,11 @@ class ConnectionPool:
             self._avoid(server)
         with self._lock:
             self._out.discard(connection)
+            if connection.stale:  # then the others that waited with it are dead, too
+                _close_all(server.idle)
             if connection.reusable and not self._closed and len(server.idle) < self._keep:
                 connection.reused = True
+                connection.idle_since = time.monotonic()
                 server.idle.append(connection)
             else:
                 connection.close()
@@ -150,8 +163,7 @@ class ConnectionPool:
             self._closed = True
             self._changed.wait_for(lambda: self._lent == 0)
             for server in self._servers:
-                while server.idle:
-                    server.idle.pop().close()
+                _close_all(server.idle)
 
     def break_off(self) -> None:
         """End the requests under way and close all connections; does not block."""
@@ -192,6 +204,10 @@ class ConnectionPool:
         while True:
             with self._lock:
                 connection = server.idle.pop() if server.idle else None
+                if connection and time.monotonic() - connection.idle_since >= self._idle_timeout:
+                    connection.close()
+                    _close_all(server.idle)  # which waited for longer
+                    return None
             if connection is None or connection.quiet():
                 return connection
             connection.close()
@@ -209,7 +225,7 @@ class ConnectionPool:
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise OutOfTimeError("the deadline came first") from error
-            raise ConnectError(f"{endpoint.url}: {error}") from error
+            raise ConnectError(str(unreachable(endpoint.url, error))) from error
         took = time.monotonic() - begin
         server.round_trip = min(took, server.round_trip or took)
         return Connection(endpoint, transport, self.stall_timeout)
@@ -217,8 +233,12 @@ class ConnectionPool:
     def _avoid(self, server: Server) -> None:
         with self._lock:
             server.avoid_until = time.monotonic() + AVOID_FOR
-            while server.idle:
-                server.idle.pop().close()
+            _close_all(server.idle)
+
+
+def _close_all(connections: list[Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 class _Loan:

@@ -14,7 +14,7 @@ from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.client import ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StatusError, TransferError
-from memkv_sglang.tiers.minio.times import modified_time, server_time
+from memkv_sglang.tiers.minio.times import ServerClock, modified_time
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 LIMIT = 4 << 20
@@ -46,9 +46,12 @@ class Written(NamedTuple):
 class Records:
     """Calls block and raise `TierError`."""
 
-    def __init__(self, client: ObjectClient, storage_fields: Mapping[str, str]) -> None:
+    def __init__(
+        self, client: ObjectClient, storage_fields: Mapping[str, str], clock: ServerClock
+    ) -> None:
         """Keep records in the client's bucket; the fields tell the server how to keep them."""
         self._client = client
+        self._clock = clock
         self._storage_fields = storage_fields
 
     def read(self, name: str, limit: int = LIMIT) -> Record | None:
@@ -58,7 +61,7 @@ class Records:
         def receive(connection: Connection, head: ResponseHead) -> Record:
             if head.status != HTTPStatus.OK:
                 refuse(connection, head, deadline)
-            age = server_time(head) - modified_time(head)
+            age = self._clock.now(head) - modified_time(head)
             if head.length > limit:  # which is left unread, so that the connection is closed
                 return Record(None, _etag(head), age)
             content = bytearray(head.length)
@@ -75,15 +78,22 @@ class Records:
             raise TierError(f"could not read {name}: {error}") from error
 
     def clock(self, name: str) -> float:
-        """Return the time of a server, in seconds of its clock, by asking for any object."""
+        """Return the time by which pages are removed, in seconds of the server's clock.
+
+        Asks twice for any object, and returns the earliest of both answers and of this node's
+        clock. Raises `TierError` if the time cannot be trusted.
+        """
         deadline = time.monotonic() + CALL_SECONDS
 
         def receive(_: Connection, head: ResponseHead) -> float:
-            return server_time(head)
+            return self._clock.earliest(head)
 
         try:
-            return self._client.exchange("HEAD", name, deadline, receive, bodiless=True)
-        except TransferError as error:
+            return min(
+                self._client.exchange("HEAD", name, deadline, receive, bodiless=True)
+                for _ in range(2)
+            )
+        except (StatusError, TransferError) as error:
             raise TierError(f"could not ask MinIO for its time: {error}") from error
 
     def heads(self, names: Sequence[str], deadline: float) -> list[ResponseHead]:
@@ -104,7 +114,7 @@ class Records:
 
         def receive(connection: Connection, head: ResponseHead) -> Written:
             if head.status != HTTPStatus.OK:
-                refuse(connection, head, deadline)
+                refuse(connection, head, deadline, "PUT")
             connection.discard_body(deadline)
             return Written(_etag(head), head.field(b"x-amz-version-id") is not None)
 

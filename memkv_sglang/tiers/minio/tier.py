@@ -42,6 +42,7 @@ from memkv_sglang.tiers.minio.records import Records
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.times import ServerClock
 from memkv_sglang.tiers.minio.tls import tls_context
 from memkv_sglang.tiers.minio.touch import DELAY, Toucher
 from memkv_sglang.tiers.minio.transfers import PageTransfers
@@ -111,6 +112,7 @@ class MinioTier(Tier):
             context=self._context,
             connect_timeout=config.connect_timeout,
             stall_timeout=config.stall_timeout,
+            idle_timeout=config.idle_timeout,
             keep=2 * config.connections,
         )
         self._control_pool = ConnectionPool(
@@ -118,10 +120,12 @@ class MinioTier(Tier):
             context=self._context,
             connect_timeout=config.connect_timeout,
             stall_timeout=config.stall_timeout,
+            idle_timeout=config.idle_timeout,
             keep=2,
         )
         self._bulk = BulkReader(self._pool, connections=config.connections)
         self._limit: int | None = None
+        self._clock = ServerClock()
         self._noted: NotedPages | None = None
         self._toucher: Toucher | None = None
         self._collector: CollectorWorker | None = None
@@ -312,7 +316,7 @@ class MinioTier(Tier):
         """
         if self._read_only:
             return
-        self._noted = NotedPages(config.use_period)
+        self._noted = NotedPages(config.use_period, self._clock)
         self._toucher = Toucher(
             lambda: self._opened(time.monotonic() + OPENING_TIME).control,
             self._config.bucket,
@@ -341,7 +345,7 @@ class MinioTier(Tier):
         """Return the bucket's control path, once the bucket is open. Raises `TierError`."""
         bucket = self._bucket()
         client, storage_fields = self._opened(0.0).control, server_side_encryption(self._config)
-        return ControlPath(bucket, Records(client, storage_fields), self._names)
+        return ControlPath(bucket, Records(client, storage_fields, self._clock), self._names)
 
     def pins(self) -> PinStore:
         """Return the bucket's pins, once it is open. Raises `TierError`."""

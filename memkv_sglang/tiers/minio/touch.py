@@ -18,8 +18,9 @@ from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.client import ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StatusError, TransferError
+from memkv_sglang.tiers.minio.explain import refused, unusable_answer
 from memkv_sglang.tiers.minio.noted import NotedPages
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.objects import ObjectNames, is_stored, stores_page
 from memkv_sglang.tiers.minio.telemetry import Telemetry
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
@@ -135,15 +136,19 @@ class Toucher:
         if head.status == HTTPStatus.NOT_FOUND:  # on this node alone, or collected
             return
         if head.status != HTTPStatus.OK:
-            raise StatusError(head.status)
+            raise refused(head, b"", "HEAD")
+        if not stores_page(head) or not head.field(b"etag"):
+            # A copy would give a good page the metadata of this answer.
+            raise unusable_answer(head)
         if self._noted.saw(key, head):
             return
         fields = self._copy_fields(name, head)
 
         def confirm(connection: Connection, head: ResponseHead) -> None:
             if head.status != HTTPStatus.OK:
-                refuse(connection, head, deadline)
-            connection.discard_body(deadline)
+                refuse(connection, head, deadline, "PUT")
+            if not is_stored(head, connection.discard_body(deadline)):
+                raise unusable_answer(head)
 
         try:
             client.exchange("PUT", name, deadline, confirm, fields=lambda: fields)
@@ -169,7 +174,7 @@ def kept_fields(head: ResponseHead) -> dict[str, str]:
     """Return the fields of an object's head that must go with a copy, as they were written."""
     fields = {}
     for line in head.original.decode("latin-1").split("\r\n")[1:]:
-        name, _, value = line.partition(":")
+        name, _, value = (part.strip() for part in line.partition(":"))
         if name.lower().startswith(KEPT_FIELDS):
-            fields[name.lower()] = value.strip()
+            fields[name.lower()] = value
     return fields

@@ -20,13 +20,15 @@ from memkv_sglang.tiers.minio.errors import (
     TransferError,
     UnreadableError,
 )
+from memkv_sglang.tiers.minio.explain import unusable_answer
 from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.knowledge import Knowledge
 from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import (
     ObjectNames,
     checksum_matches,
-    demand_ours,
+    is_foreign,
+    is_stored,
     metadata_mismatch,
     page_fields,
     plainly_matches,
@@ -116,7 +118,8 @@ class PageTransfers(NamedTuple):
             self._take_note(page, head)
             return None
         head = parse_head(response.head)
-        demand_ours(head)
+        if is_foreign(head):
+            raise unusable_answer(head)
         if mismatch := self.form.check(head) or metadata_mismatch(head, page):
             return _Fault(mismatch, head.field(b"etag"))
         self._take_note(page, head)
@@ -175,7 +178,10 @@ class PageTransfers(NamedTuple):
         """Fill the page and return its checksum, or tell what is wrong with the response."""
         if head.status != HTTPStatus.OK:
             refuse(connection, head, deadline)
-        demand_ours(head)
+        if is_foreign(head):
+            if head.field(b"etag"):
+                raise UnreadableError(str(unusable_answer(head)))
+            raise unusable_answer(head)
         with self.form.room(page) as stored:
             if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
                 return _Fault(mismatch, head.field(b"etag"))
@@ -267,8 +273,10 @@ class PageTransfers(NamedTuple):
 
         def receive(connection: Connection, head: ResponseHead) -> None:
             if head.status not in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
-                refuse(connection, head, deadline)
-            connection.discard_body(deadline)
+                refuse(connection, head, deadline, method)
+            body = connection.discard_body(deadline)
+            if method == "PUT" and not is_stored(head, body):
+                raise unusable_answer(head)
 
         self.client.exchange(method, name, deadline, receive, fields=fields, body=body, guard=guard)
 

@@ -27,6 +27,14 @@ WAIT_LIMIT = 1e-3
 """Shortest timeout in seconds: the kernel takes 0 for none at all."""
 
 
+KEEP_ALIVE = {
+    socket.TCP_KEEPIDLE: 15,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+}
+"""Seconds until the first probe and between two, and unanswered probes that end a connection."""
+
+
 class Transport(Protocol):
     """A connected stream. Its calls raise `OSError`, `TimeoutError` after the timeout."""
 
@@ -242,6 +250,7 @@ def open_socket(
     try:
         sock.settimeout(max(deadline - time.monotonic(), WAIT_LIMIT))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
         if context is None:
             return sock
         _widen(sock)
@@ -249,6 +258,13 @@ def open_socket(
     except BaseException:
         sock.close()
         raise
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Send probes while idle, so that no balancer or firewall on the way forgets the connection."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _widen(sock: socket.socket) -> None:

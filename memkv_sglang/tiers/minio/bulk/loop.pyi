@@ -9,7 +9,8 @@ def receive(
     """Send requests and receive responses until there are no more.
 
     A response that is anything but an object of the right length is not delivered, and its
-    connection closed where it is not sure to be in step. Blocks until `deadline` at most. Raises
+    connection closed where it is not sure to be in step. So is a reused connection that has not
+    sent a byte after its `patience`; it is marked as stale. Blocks until `deadline` at most. Raises
     `OutOfTimeError`, or `StallError` once nothing has moved on any connection for `stall_timeout`
     seconds, and closes those that still had a request under way.
     """

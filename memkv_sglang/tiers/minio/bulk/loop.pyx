@@ -15,6 +15,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, errno
 from libc.stdio cimport snprintf
+from libc.math cimport INFINITY
 from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -70,12 +71,14 @@ cdef enum Event:
     ODD  # is the response, or the connection: not as it should be
     LATE
     RESTED  # for a while: time to look for signals
+    SILENT  # are some reused connections since the first request
 
 
 cdef struct Stream:  # one connection, and the response that comes from it
     int fd
     bint plain
     PyObject *lane  # that it belongs to
+    bint heard  # whether a byte has come from it
     size_t received  # bytes in `head`
     size_t head_size  # up to the empty line; 0 until it is there
     size_t left  # bytes of the body that are missing
@@ -87,14 +90,16 @@ cdef struct Stream:  # one connection, and the response that comes from it
 
 def receive(connections, source, double deadline, double stall_timeout):
     """See loop.pyi."""
-    lanes = _Lanes(connections)
+    lanes = _Lanes(connections, min(connection.patience(deadline) for connection in connections))
     for index in range(len(connections)):
         lanes.go_on(index, WAITS, source)
     while lanes.active:
         event = lanes.wait(deadline, stall_timeout)
         if event == LATE:
             raise lanes.late(stall_timeout if time.monotonic() < deadline else None)
-        if event == RESTED:
+        if event == SILENT:
+            lanes.drop_silent()
+        elif event == RESTED:
             PyErr_CheckSignals()
         else:
             lanes.go_on(lanes.found, event, source)
@@ -108,13 +113,14 @@ cdef class _Lanes:
     cdef pollfd *polls
     cdef Py_ssize_t count, active, at, found
     cdef bint moved
-    cdef double stalls_at
+    cdef double stalls_at, silent_at
 
-    def __cinit__(self, connections):
+    def __cinit__(self, connections, double patience):
         cdef Py_ssize_t i
         self.lanes = [_Lane(connection) for connection in connections]
         self.count = self.active = self.at = len(self.lanes)
         self.moved = True
+        self.silent_at = _now() + patience
         self.streams = <Stream **>PyMem_Calloc(self.count, sizeof(Stream *))
         self.polls = <pollfd *>PyMem_Calloc(self.count, sizeof(pollfd))
         if self.streams == NULL or self.polls == NULL:
@@ -155,7 +161,10 @@ cdef class _Lanes:
         cdef int ready
         if self.moved:
             self.moved, self.stalls_at = False, now + stall_timeout
-        left = min(deadline, self.stalls_at) - now
+        if now >= self.silent_at and now < deadline:
+            self.silent_at = INFINITY
+            return SILENT
+        left = min(min(deadline, self.stalls_at), self.silent_at) - now
         if left <= 0:
             return LATE
         ready = poll(self.polls, self.count, <int>min(1e3 * left + 1, REST))
@@ -163,6 +172,19 @@ cdef class _Lanes:
             return RESTED
         self.at, self.moved = 0, True
         return WAITS
+
+    cdef drop_silent(self):
+        """Close reused connections that never answered: a balancer may have forgotten them.
+
+        Their pages are left to the caller, the other connections go on.
+        """
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            lane = <_Lane>self.lanes[i]
+            if self.polls[i].fd >= 0 and not lane.stream.heard and lane.connection.reused:
+                lane.drop()
+                self.polls[i].fd = -1
+                self.active -= 1
 
     cdef late(self, stall_timeout):
         """Close those that have a request under way, return why."""
@@ -174,7 +196,7 @@ cdef class _Lanes:
                 connection.close()
         if stall_timeout is None:
             return OutOfTimeError("the deadline came first")
-        return StallError(f"nothing moved for {stall_timeout:g} s")
+        return StallError(stall_timeout)
 
 
 cdef class _Lane:
@@ -217,6 +239,11 @@ cdef class _Lane:
             self.connection.close()
             source.stop()
             return False
+
+    cdef drop(self):
+        self.connection.stale = True
+        self.connection.close()
+        self._release()
 
     cdef _begin(self, source):
         self.request = source.take(self.connection.endpoint)
@@ -288,6 +315,7 @@ cdef Event _receive(Stream *stream) noexcept nogil:
         count = _take(stream, &room, 1)  # 0 for a head that has no end, too
         if count <= 0:
             return WAITS if count == NOTHING else ODD
+        stream.heard = True
         stream.received += count
         if not _read_head(stream):
             return ODD

@@ -20,7 +20,7 @@ from memkv_sglang.tiers.minio.errors import ProtocolError
 from memkv_sglang.tiers.minio.objects import ObjectNames, is_ours
 from memkv_sglang.tiers.minio.pins import PinStore
 from memkv_sglang.tiers.minio.records import Records
-from memkv_sglang.tiers.minio.times import modified_time
+from memkv_sglang.tiers.minio.times import is_plausible, modified_time
 from memkv_sglang.tiers.minio.wire import ResponseHead
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Collector:
         first = FirstToLeave(leaving_order(period, now), ROUND_LIMIT)
         age = self._config.max_age
         expired_before = (now - age) // period * period if age else 0.0
-        pages, size, kept_pages = 0, 0, 0
+        pages, size, kept_pages, undated = 0, 0, 0, 0
         set_aside: list[str] = []
         listed = self._bucket.objects(self._names.root, self._names.past_foreign)
         for count, item in enumerate(listed, 1):
@@ -138,7 +138,7 @@ class Collector:
                 step("listed", count, None)
             key = self._names.page_key(item.name)
             if key is None:
-                old = item.modified < now - QUARANTINE_SECONDS
+                old = is_plausible(item.modified) and item.modified < now - QUARANTINE_SECONDS
                 if old and self._names.is_quarantined(item.name) and len(set_aside) < ROUND_LIMIT:
                     set_aside.append(item.name)
                 continue
@@ -146,10 +146,17 @@ class Collector:
                 continue
             pages += 1
             size += item.size
-            if key in pins.kept:
+            if not is_plausible(item.modified):
+                undated += 1
+            elif key in pins.kept:
                 kept_pages += 1
             else:
                 first.offer(StoredPage(key, item.size, item.modified))
+        if undated:
+            log.warning(
+                "pages kept whose LastModified cannot be right; the server's listing is at fault",
+                extra={"fields": {"pages": undated}},
+            )
         if not dry_run:
             for batch in _batches(set_aside, REMOVED_AT_ONCE):
                 step("set aside before", len(batch), None)
