@@ -85,10 +85,10 @@ def _print_as_found(findings: Iterable[Finding]) -> list[Finding]:
         line.add_row(
             Text(finding.level, _STYLES[finding.level]),
             Text(finding.what, "bold"),
-            Text(finding.detail),
+            finding.detail,
         )
         if finding.advice:
-            line.add_row("", "", Text(f"-> {finding.advice}"))
+            line.add_row("", "", f"-> {finding.advice}")
         console.print(line)
         printed.append(finding)
     return printed

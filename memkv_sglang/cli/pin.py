@@ -4,11 +4,13 @@ import time
 
 import click
 
-from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import human_time, make_console, print_json
+from memkv_sglang.cli.options import Duration, SettingsCommand
+from memkv_sglang.cli.output import human_date, human_time, make_console, print_json
 from memkv_sglang.cli.prompts import Prompt, demand_bucket, prompt_options
 from memkv_sglang.config.load import LoadedConfig
-from memkv_sglang.config.units import parse_time
+
+NOTE_LIMIT = 200
+"""Characters."""
 
 
 @click.command(
@@ -18,10 +20,16 @@ from memkv_sglang.config.units import parse_time
 )
 @prompt_options
 @click.option(
-    "lifetime", "--for", default="7d", show_default=True, metavar="TIME", help="How long."
+    "seconds",
+    "--for",
+    type=Duration("1s", "36500d"),
+    default="7d",
+    show_default=True,
+    metavar="TIME",
+    help="How long.",
 )
 @click.option("--note", default="", help="What for; `memkv pins` shows it.")
-def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
+def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None:
     """Keep a prompt's pages in MinIO and on every node's disk, for a while.
 
     Pages that are not stored yet are kept once they are. Pinning again renews. Agents learn of it
@@ -31,10 +39,8 @@ def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
     from memkv_sglang.tiers.minio.pins import Pin, PinStore
 
     demand_bucket(loaded.config.minio)
-    try:
-        seconds = parse_time(lifetime)
-    except ValueError as error:
-        raise click.UsageError(f"--for: {error}") from None
+    if len(note) > NOTE_LIMIT or not note.isprintable():
+        raise click.UsageError(f"--note: write one line of at most {NOTE_LIMIT} characters")
     with open_minio(loaded.config.minio) as tier:
         chains = prompt.chains(tier)
         made = Pin(
@@ -94,6 +100,6 @@ def pins(loaded: LoadedConfig, as_json: bool) -> None:
         table.add_column(title, overflow="fold")
     now = time.time()
     for name, found, left in stored:
-        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(now + left))
+        ends = human_date(now + left)
         table.add_row(name, str(len(found.hashes)), str(len(found.namespaces)), ends, found.note)
     make_console().print(table if stored else "no pins")
