@@ -83,8 +83,8 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise msgspec.DecodeError(f"{len(description)} bytes, more than {DESCRIPTION_LIMIT}")
         try:
             return msgspec.json.decode(description, type=cls)
-        except UnicodeDecodeError as error:
-            raise msgspec.DecodeError(f"no UTF-8: {error}") from None
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(f"not JSON, or nested too deeply: {error}") from None
 
     def differences(self, other: "Namespace") -> dict[str, tuple[Any, Any]]:
         """Return the fields in which two namespaces differ, with both values."""

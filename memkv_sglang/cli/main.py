@@ -1,5 +1,6 @@
 """`memkv`: the command line."""
 
+import errno
 import io
 import logging
 import os
@@ -34,6 +35,9 @@ EXIT_USAGE = 2
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class VerbsInOrder(click.Group):
@@ -88,9 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough; Python must not complain at its end
         _discard_output()
         return 0
-    except OSError as error:  # such as a full disk behind stdout
+    except SystemExit:  # how click itself ends after a broken pipe
         _discard_output()
-        return _fail(str(error), EXIT_FAILURE)
+        return 0
+    except OSError as error:
+        _discard_output()
+        return _fail(_describe(error), EXIT_FAILURE)
     return status if isinstance(status, int) else 0
 
 
@@ -105,6 +112,12 @@ def _escape_what_cannot_be_encoded() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _describe(error: OSError) -> str:
+    if error.errno in _OUTPUT_ERRORS and error.filename is None:
+        return f"cannot write the output ({error.strerror}); free space, or write elsewhere"
+    return str(error)
 
 
 def _discard_output() -> None:

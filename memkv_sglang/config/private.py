@@ -4,6 +4,7 @@ All checks are made on the opened file, so that nothing can be swapped between c
 Symbolic links are followed: Kubernetes mounts secrets through them.
 """
 
+import codecs
 import os
 import stat
 import tomllib
@@ -84,7 +85,7 @@ def is_open_to_others(status: os.stat_result) -> bool:
 
 def parse_toml(content: bytes) -> dict[str, Any]:
     """Return a TOML document's tables; a byte order mark is skipped. Raises `ValueError`."""
-    text = content.decode("utf-8-sig")
+    text = content.removeprefix(codecs.BOM_UTF8).decode()
     try:
         return tomllib.loads(text)
     except RecursionError:

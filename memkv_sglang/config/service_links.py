@@ -20,12 +20,11 @@ _URL = re.compile(r"(tcp|udp|sctp)://[0-9A-Za-z.:\[\]-]+:[0-9]{1,5}")
 def is_service_link(variable: str, value: str) -> bool:
     """Tell whether Kubernetes made the variable.
 
-    A name that ends in `_PORT` may be a setting's (`agent.http_port`) or a typo, so there the
-    value decides.
+    `MEMKV_..._PORT` may be a setting (`agent.http_port`) or a typo, so there the value decides.
     """
-    if _URL_NAME.fullmatch(variable):
-        return _URL.fullmatch(value) is not None
-    return _NAME.fullmatch(variable) is not None
+    if _NAME.fullmatch(variable):
+        return True
+    return bool(_URL_NAME.fullmatch(variable) and _URL.fullmatch(value))
 
 
 def service_links_note(variables: Sequence[str]) -> str:
