@@ -27,9 +27,6 @@ from memkv_sglang.config.values import convert_value
 
 log = logging.getLogger(__name__)
 
-FILE_LIMIT = 1 << 20
-"""Bytes of a configuration file."""
-
 
 class Origin(NamedTuple):
     """Where a value comes from."""
@@ -137,7 +134,7 @@ def _read(file: Path) -> tuple[dict[str, Any], bool]:
     """
     with open_regular(str(file), "configuration file") as descriptor:
         is_open = is_open_to_others(os.fstat(descriptor))
-        content = read_bounded(descriptor, FILE_LIMIT, str(file), "configuration file")
+        content = read_bounded(descriptor, str(file), "configuration file")
     try:
         return parse_toml(content), is_open
     except ValueError as error:

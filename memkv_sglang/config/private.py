@@ -15,7 +15,7 @@ from typing import Any
 from memkv_sglang.config.errors import ConfigError
 
 SIZE_LIMIT = 64 << 10
-"""Bytes; a file of keys has a few hundred."""
+"""Bytes; a configuration has a few thousand, a file of keys a few hundred."""
 
 
 @contextmanager
@@ -37,17 +37,17 @@ def open_regular(path: str, name: str, advice: str = "name another file") -> Ite
         os.close(descriptor)
 
 
-def read_bounded(descriptor: int, limit: int, path: str, name: str) -> bytes:
-    """Return the whole content. Raises `ConfigError` for more than `limit` bytes."""
+def read_bounded(descriptor: int, path: str, name: str) -> bytes:
+    """Return the whole content. Raises `ConfigError` for more than `SIZE_LIMIT` bytes."""
     try:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(limit + 1)
+            content = file.read(SIZE_LIMIT + 1)
     except OSError as error:
         raise ConfigError(
             f"{name}: cannot read {path} ({error.strerror}); name another file"
         ) from None
-    if len(content) > limit:
-        raise ConfigError(f"{name}: {path} has more than {limit} bytes; name another file")
+    if len(content) > SIZE_LIMIT:
+        raise ConfigError(f"{name}: {path} has more than {SIZE_LIMIT} bytes; name another file")
     return content
 
 
@@ -55,7 +55,7 @@ def read_private(path: str, name: str) -> bytes:
     """Return a secret file's content. Raises `ConfigError` unless `check_private` allows it."""
     with open_regular(path, name) as descriptor:
         check_private(descriptor, path, name)
-        return read_bounded(descriptor, SIZE_LIMIT, path, name)
+        return read_bounded(descriptor, path, name)
 
 
 def check_private(descriptor: int, path: str, name: str) -> None:

@@ -174,7 +174,7 @@ def test_what_editors_do_to_a_file_is_harmless(tmp_path: Path, content: str) -> 
         b'access_key = "a\\u202ekey"\nsecret_key = "the-secret"',
         b"access_key = " + b"[" * 30_000,
         b"access_key = " + b"9" * 30_000,
-        b"a." * 20_000 + b"a = 1",
+        b"a." * 2_000 + b"a = 1",
         b"{" * 30_000,
         b"x" * (SIZE_LIMIT + 1),
     ],
