@@ -9,6 +9,9 @@ from memkv_sglang.cli.output import human_date, human_time, make_console, print_
 from memkv_sglang.cli.prompts import Prompt, demand_bucket, prompt_options
 from memkv_sglang.config.load import LoadedConfig
 
+NAME_LIMIT = 100
+"""Characters."""
+
 NOTE_LIMIT = 200
 """Characters."""
 
@@ -64,6 +67,8 @@ def unpin(loaded: LoadedConfig, name: str) -> None:
     from memkv_sglang.tiers.minio.pins import PinStore
 
     demand_bucket(loaded.config.minio)
+    if not name.isprintable() or "/" in name or len(name) > NAME_LIMIT:
+        raise click.UsageError(f"NAME: {name[:40]!r} is no pin's name; `memkv pins` lists them")
     with open_minio(loaded.config.minio) as tier:
         if not PinStore(*tier.control()).remove(name):
             raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")

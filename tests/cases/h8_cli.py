@@ -28,5 +28,5 @@ def memkv(
 
 def assert_clean(text: str) -> None:
     """Assert that text has no traceback and nothing that a terminal would obey."""
-    assert "Traceback" not in text
+    assert "Traceback" not in text, text
     assert all(char == "\n" or char.isprintable() for char in text), repr(text)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from memkv_sglang.cli.http import check_server_url, fetch, is_this_machine
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE
+from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio import MinioTier
@@ -135,8 +136,12 @@ def test_this_machine_is_asked_directly(
 
 
 def test_no_verb_asks_a_proxy_for_this_machine(
-    proxy: ThreadingHTTPServer, proxied: dict[str, str], environ: dict[str, str]
+    proxy: ThreadingHTTPServer,
+    proxied: dict[str, str],
+    environ: dict[str, str],
+    minio_server: MinioServer,
 ) -> None:
+    root = minio_server.root
     server = serve("127.0.0.1", SGLANG)
     url = f"http://127.0.0.1:{server.server_port}"
     variables = {**environ, **proxied}
@@ -157,7 +162,9 @@ def test_no_verb_asks_a_proxy_for_this_machine(
         assert memkv("verify", environ=minio_alone).returncode == 0
         gc = memkv("gc", "--dry-run", "--collector-max-age", "1d", environ=variables)
         assert gc.returncode == 0
-        assert memkv("bucket", "setup", "--add-policies", environ=variables).returncode == 0
+        keys = dict(zip(("MEMKV_MINIO_ACCESS_KEY", "MEMKV_MINIO_SECRET_KEY"), root, strict=True))
+        setup = memkv("bucket", "setup", "--add-policies", environ={**variables, **keys})
+        assert setup.returncode == 0
         assert memkv("unpin", pinned.stdout.split()[0], environ=variables).returncode == 0
     stop(server)
     assert len(asked(server)) >= 4
