@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TextIO
 
 import click
 
@@ -90,20 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough; Python must not complain at its end
-        _discard_output()
+        _discard(sys.stdout)
         return 0
     except SystemExit:  # how click itself ends after a broken pipe
-        _discard_output()
+        _discard(sys.stdout)
         return 0
     except OSError as error:
-        _discard_output()
+        _discard(sys.stdout)
         return _fail(_describe(error), EXIT_FAILURE)
     return status if isinstance(status, int) else 0
 
 
 def _fail(problem: str, status: int) -> int:
-    with suppress(OSError, ValueError):  # stderr may be closed or full, too
+    try:
         print_line(f"error: {' '.join(problem.split())}", err=True)
+    except OSError:  # stderr may be full, too
+        _discard(sys.stderr)
     return status
 
 
@@ -120,7 +123,7 @@ def _describe(error: OSError) -> str:
     return str(error)
 
 
-def _discard_output() -> None:
-    """Let Python's own flush of stdout at exit succeed."""
+def _discard(stream: TextIO) -> None:
+    """Let Python's own flush of the stream at exit succeed."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from minio import Minio
 
+from memkv_sglang.config.schema import MIB, NvmeConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.nvme import NvmeTier
 from tests.cases.h8_cli import assert_clean, memkv
 
 TRICK = "agents [/v2] [red] \x1b[2J\x1b]0;owned\x07 \u202e gnp.exe \u2028 \x9b31m \r\nforged: line"
@@ -46,7 +48,6 @@ def pins() -> dict[str, bytes]:
         "infinite": json.dumps({**pin, "seconds": 1}).replace("1}", "1e999}").encode(),
         "nan": json.dumps({**pin, "seconds": float("nan")}).encode(),
         "wordy": json.dumps({**pin, "seconds": 1e6, "note": "x" * 100_000}).encode(),
-        "nested": json.dumps({**pin, "seconds": 1e6}).encode()[:-1] + b', "x": ' + b"[" * 50_000,
         TRICK.replace("/", "").replace("\x00", ""): json.dumps({**pin, "seconds": 1e6}).encode(),
     }
 
@@ -57,8 +58,9 @@ def environ(minio_server: MinioServer, tmp_path: Path, minio_config: Any) -> dic
     netloc = minio_server.endpoint.partition("://")[2]
     client = Minio(netloc, *minio_server.root, secure=False)
     client.make_bucket(minio_config.bucket)
+    disk = NvmeConfig(directory=str(tmp_path / "nvme"), capacity=64 * MIB, segment_size=8 * MIB)
+    NvmeTier(disk).close()
     described = tmp_path / "nvme" / "namespaces"
-    described.mkdir(parents=True)
     objects = {f"{NAMES.pins}{name}.json": content for name, content in pins().items()}
     for description in descriptions():
         digest = digest_of(description)
@@ -115,7 +117,8 @@ def test_every_verb_shows_odd_objects_safely(environ: dict[str, str]) -> None:
             json.loads(done.stdout, parse_constant=pytest.fail)
     for verb in (*verbs[:6], *verbs[10:]):
         assert printed[verb].returncode == 0 or verb[-1] == page, (verb, printed[verb].stderr)
-    assert "agents [/v2] [red] \\u001b[2J" in "".join(printed["pins",].stdout.split("\n"))
+    assert "agents [/v2] [red]" in printed["pins",].stdout
+    assert "\\u001b[2J" in printed["pins",].stdout
     shown = json.loads(printed["inspect", "--json"].stdout)
     models = {entry["namespace"]: entry["description"] for entry in shown}
     assert models[namespace]["model"] == TRICK
