@@ -49,9 +49,9 @@ the environment of every pod. Such variables are ignored, with one line.
 **Secrets** come from a variable, from the file, or from the chain of minio-py: `MINIO_ACCESS_KEY`
 and `MINIO_SECRET_KEY`, `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, `~/.aws/credentials`,
 `~/.mc/config.json`, IAM. They are never flags, since anyone can read those in the process list, and
-no command, log, metric or error shows them. A file with secrets belongs to you or root and is closed
-to others; a group of the process may read it (mode 0600, or 0440 for a Kubernetes secret with
-`fsGroup`).
+no command, log, metric or error shows them. A file with secrets belongs to you or root and is
+closed to others; a group of the process may read it (mode 0600, or 0440 for a Kubernetes secret
+with `fsGroup`).
 """
 
 
