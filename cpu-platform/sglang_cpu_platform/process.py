@@ -44,7 +44,7 @@ class ManagedProcess:
         self.name = name
         self.log = log
         self._argv = list(argv)
-        self._env = None if env is None else dict(env)
+        self._env = _without_proxy(os.environ if env is None else env)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -143,6 +143,13 @@ class ManagedProcess:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _without_proxy(env: Mapping[str, str]) -> dict[str, str]:
+    """Exclude loopback from proxies: SGLang and the router would ask each other through one."""
+    excluded = env.get("no_proxy") or env.get("NO_PROXY") or ""
+    hosts = ",".join(filter(None, [excluded, "127.0.0.1", "localhost"]))
+    return {**env, "no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def shared_memory_of(group: int) -> set[Path]:

@@ -1,11 +1,12 @@
 """One line an event: `time=... level=... event="..." key=value ...` (logfmt)."""
 
-import json
 import logging
 import re
 import sys
 import time
 from typing import Any
+
+from memkv_sglang.printable import LIMIT, quoted
 
 BURST = 50
 PERIOD = 10.0
@@ -13,6 +14,9 @@ PERIOD = 10.0
 
 EVENTS = 1000
 """Events told apart; those of the project are fewer, others may put what varies into theirs."""
+
+EXCEPTION_LIMIT = 8000
+"""Characters of a traceback that are logged."""
 
 _PLAIN = re.compile(r"[\w.:/+@-]+")
 
@@ -30,9 +34,11 @@ class LogfmtFormatter(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        parts = [f"{name}={_value(value)}" for name, value in fields.items()]
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return " ".join(f"{name}={_value(value)}" for name, value in fields.items())
+            exception = self.formatException(record.exc_info)
+            parts.append(f"exception={quoted(exception, EXCEPTION_LIMIT)}")
+        return " ".join(parts)
 
 
 class FloodFilter(logging.Filter):
@@ -65,7 +71,8 @@ class FloodFilter(logging.Filter):
 
 def _value(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    is_plain = len(text) <= LIMIT and _PLAIN.fullmatch(text)
+    return text if is_plain else quoted(text)
 
 
 def configure_logging(level: str) -> None:

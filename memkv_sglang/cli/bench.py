@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memkv_sglang.cli.measure import Measurement
 
 MAX_PAGE = 64 * MIB
+MAX_VOLUME = 1 << 40
 BLOCK = 4 * KIB
 
 
@@ -39,6 +40,8 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is not a size such as 1MiB", param, ctx)
         if size < BLOCK:
             self.fail(f"{value!r} is less than {human_size(BLOCK)}", param, ctx)
+        if size > MAX_VOLUME:
+            self.fail(f"{value!r} is more than {human_size(MAX_VOLUME)}", param, ctx)
         return size
 
 

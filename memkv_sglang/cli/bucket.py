@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.output import print_line
 from memkv_sglang.cli.prompts import demand_bucket
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.tiers.base import TierError
@@ -26,7 +27,7 @@ def bucket() -> None:
 )
 @click.option(
     "--days",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=36500),
     default=30,
     show_default=True,
     help="Pages unused for so long expire, even where no agent collects.",
@@ -51,7 +52,7 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     click.echo(f"bucket {config.bucket}: {'made' if done.made else 'was there'}")
     click.echo(f"lifecycle: pages unused for {days} days expire")
     if done.versioning != "Off":
-        click.echo(
+        print_line(
             f"warning: versioning is {done.versioning.lower()}: what is removed takes space for a "
             "day more (a rule for old versions is set), and each touch of a page makes a copy; "
             "suspend it (`mc version suspend`), or use another bucket",

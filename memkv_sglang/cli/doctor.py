@@ -85,15 +85,15 @@ def _print_as_found(findings: Iterable[Finding]) -> list[Finding]:
     for finding in findings:
         line = Table.grid(padding=(0, 1, 0, 0))
         line.add_column(width=5)
-        line.add_column(width=11)
+        line.add_column(width=12)
         line.add_column(overflow="fold")
         line.add_row(
             Text(finding.level, _STYLES[finding.level]),
             Text(finding.what, "bold"),
-            Text(finding.detail),
+            finding.detail,
         )
         if finding.advice:
-            line.add_row("", "", Text(f"-> {finding.advice}"))
+            line.add_row("", "", f"-> {finding.advice}")
         console.print(line)
         printed.append(finding)
     return printed

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import human_size, make_console, print_json
+from memkv_sglang.cli.output import human_size, make_console, print_json, print_line
 from memkv_sglang.config.environment import check_any_tier
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.schema import Config
@@ -46,7 +46,7 @@ def inspect(
     with _listings(loaded.config) as listings:
         found, silent = _namespaces(listings)
         for listing, problem in silent.items():
-            click.echo(f"warning: {listing.name} left out: {problem}", err=True)
+            print_line(f"warning: {listing.name} left out: {problem}", err=True)
         answering = [listing for listing in listings if listing not in silent]
         if namespace is None:
             _show_all(found, as_json)
@@ -196,6 +196,6 @@ def _show_page(key: PageKey, listings: "Sequence[Listing]", as_json: bool) -> No
     else:
         for tier, page in places.items():
             where = f"{human_size(page.length)} in {page.place}" if page else "not there"
-            click.echo(f"{tier:<6} {where}")
+            print_line(f"{tier:<6} {where}")
     if not any(places.values()):
         raise click.exceptions.Exit(1)

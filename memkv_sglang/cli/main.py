@@ -1,9 +1,13 @@
 """`memkv`: the command line."""
 
+import errno
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
 
 import click
 
@@ -14,6 +18,7 @@ from memkv_sglang.cli.config import config
 from memkv_sglang.cli.doctor import doctor
 from memkv_sglang.cli.gc import gc
 from memkv_sglang.cli.inspect import inspect
+from memkv_sglang.cli.output import print_line
 from memkv_sglang.cli.patch import patch
 from memkv_sglang.cli.pin import pin, pins, unpin
 from memkv_sglang.cli.stats import stats
@@ -31,6 +36,9 @@ EXIT_USAGE = 2
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class VerbsInOrder(click.Group):
@@ -67,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What went wrong is told once, by the command; `memkv agent` sets its own logging up.
     logging.getLogger("memkv_sglang").addHandler(logging.NullHandler())
     try:
+        _escape_what_cannot_be_encoded()
         status = memkv.main(arguments, prog_name="memkv", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None if it was closed before the start
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return EXIT_USAGE
@@ -81,11 +91,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough; Python must not complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return 0
+    except SystemExit:  # how click itself ends after a broken pipe
+        _discard(sys.stdout)
+        return 0
+    except OSError as error:
+        _discard(sys.stdout)
+        return _fail(_describe(error), EXIT_FAILURE)
     return status if isinstance(status, int) else 0
 
 
 def _fail(problem: str, status: int) -> int:
-    click.echo(f"error: {' '.join(problem.split())}", err=True)
+    try:
+        print_line(f"error: {' '.join(problem.split())}", err=True)
+    except OSError:  # stderr may be full, too
+        _discard(sys.stderr)
     return status
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Let output in a narrow encoding, or of names that are not UTF-8, never raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _describe(error: OSError) -> str:
+    if error.errno in _OUTPUT_ERRORS and error.filename is None:
+        return f"cannot write the output ({error.strerror}); free space, or write elsewhere"
+    return str(error)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let Python's own flush of the stream at exit succeed."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

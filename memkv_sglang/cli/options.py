@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from memkv_sglang.cli.output import print_line
 from memkv_sglang.config.load import load
+from memkv_sglang.config.service_links import service_links_note
 from memkv_sglang.config.settings import (
     FILE_VARIABLE,
     Setting,
@@ -15,9 +17,35 @@ from memkv_sglang.config.settings import (
     section_title,
     sections,
 )
+from memkv_sglang.config.units import parse_time
 
 _METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH"}
 _FILE = "config_file"
+
+
+class Duration(click.ParamType[float]):
+    """A time such as `250ms` or `7d`, between two bounds."""
+
+    name = "time"
+
+    def __init__(self, shortest: str, longest: str) -> None:
+        """Take the bounds as users write them."""
+        self._shortest, self._longest = shortest, longest
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if not isinstance(value, str):
+            return value
+        try:
+            seconds = parse_time(value)
+        except ValueError:
+            self.fail(f"{value[:60]!r} is not a time such as 250ms, 2s or 1h", param, ctx)
+        if not parse_time(self._shortest) <= seconds <= parse_time(self._longest):
+            bounds = f"{self._shortest} to {self._longest}"
+            self.fail(f"{value[:60]!r} is out of range; write {bounds}", param, ctx)
+        return seconds
 
 
 class SettingOption(click.Option):
@@ -52,7 +80,10 @@ class SettingsCommand(click.Command):
         file: Path | None = ctx.params.pop(_FILE)
         given = {setting.key: ctx.params.pop(_parameter(setting)) for setting in all_settings()}
         overrides = {key: _as_text(value) for key, value in given.items() if value is not None}
-        ctx.params["loaded"] = load(file, os.environ, overrides)
+        loaded = load(file, os.environ, overrides)
+        if loaded.service_links:
+            print_line(f"note: {service_links_note(loaded.service_links)}", err=True)
+        ctx.params["loaded"] = loaded
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from memkv_sglang.cli.output import print_line
 from memkv_sglang.patching.change import apply_series, revert_series
 from memkv_sglang.patching.errors import PatchError
 from memkv_sglang.patching.installation import find_sglang
@@ -44,9 +45,9 @@ def status(site_packages: Path | None) -> int:
     root, series = _find(site_packages)
     states = read_states(root, series)
     state = overall(states)
-    click.echo(f"SGLang {series.version} in {root}: {state.value}")
+    print_line(f"SGLang {series.version} in {root}: {state.value}")
     for path, file_state in states.items():
-        click.echo(f"  {file_state.value:<8}  {path}")
+        print_line(f"  {file_state.value:<8}  {path}")
     return 0 if state in (State.ORIGINAL, State.PATCHED) else 1
 
 
@@ -56,9 +57,9 @@ def apply(site_packages: Path | None) -> None:
     """Patch SGLang: all files or none."""
     root, series = _find(site_packages)
     changed = _attempt(apply_series, root, series)
-    click.echo(_report(root, series, changed, "patched"))
+    print_line(_report(root, series, changed, "patched"))
     if changed:
-        click.echo("Start servers with --enable-memkv or --hicache-storage-backend memkv.")
+        print_line("Start servers with --enable-memkv or --hicache-storage-backend memkv.")
 
 
 @patch.command()
@@ -67,7 +68,7 @@ def revert(site_packages: Path | None) -> None:
     """Make SGLang again what it was, byte for byte."""
     root, series = _find(site_packages)
     changed = _attempt(revert_series, root, series)
-    click.echo(_report(root, series, changed, "not patched"))
+    print_line(_report(root, series, changed, "not patched"))
 
 
 def _find(site_packages: Path | None) -> tuple[Path, Series]:

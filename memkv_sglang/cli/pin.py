@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import human_time, make_console, print_json
+from memkv_sglang.cli.options import Duration, SettingsCommand
+from memkv_sglang.cli.output import human_date, human_time, make_console, print_json
 from memkv_sglang.cli.prompts import Prompt, demand_bucket, prompt_options
 from memkv_sglang.config.load import LoadedConfig
-from memkv_sglang.config.units import parse_time
 from memkv_sglang.page import Chain
 
 if TYPE_CHECKING:
@@ -23,6 +22,9 @@ ASKED_AT_ONCE = 4096
 ASK_SECONDS = 30.0
 """Longest time for such a call."""
 
+NOTE_LIMIT = 200
+"""Characters."""
+
 _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
 
 
@@ -33,10 +35,16 @@ _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
 )
 @prompt_options
 @click.option(
-    "lifetime", "--for", default="7d", show_default=True, metavar="TIME", help="How long."
+    "seconds",
+    "--for",
+    type=Duration("1s", "36500d"),
+    default="7d",
+    show_default=True,
+    metavar="TIME",
+    help="How long.",
 )
 @click.option("--note", default="", help="What for; `memkv pins` shows it.")
-def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
+def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None:
     """Keep a prompt's pages in MinIO and on every node's disk, for a while.
 
     Pages that are not stored yet are kept once they are. Pinning again renews. Agents learn of it
@@ -46,10 +54,8 @@ def pin(loaded: LoadedConfig, prompt: Prompt, lifetime: str, note: str) -> None:
     from memkv_sglang.tiers.minio.pins import Pin
 
     demand_bucket(loaded.config.minio)
-    try:
-        seconds = parse_time(lifetime)
-    except ValueError as error:
-        raise click.UsageError(f"--for: {error}") from None
+    if len(note) > NOTE_LIMIT or not note.isprintable():
+        raise click.UsageError(f"--note: write one line of at most {NOTE_LIMIT} characters")
     with open_minio(loaded.config.minio) as tier:
         chains = prompt.chains(tier)
         made = Pin(
@@ -105,8 +111,10 @@ def unpin(loaded: LoadedConfig, name: str) -> None:
     from memkv_sglang.cli.listing.minio import open_minio
 
     demand_bucket(loaded.config.minio)
+    if not _NAME.fullmatch(name):
+        raise click.UsageError(f"NAME: {name[:40]!r} is no pin's name; `memkv pins` lists them")
     with open_minio(loaded.config.minio) as tier:
-        if not _NAME.fullmatch(name) or not tier.pins().remove(name):
+        if not tier.pins().remove(name):
             raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")
 
 
@@ -143,6 +151,6 @@ def pins(loaded: LoadedConfig, as_json: bool) -> None:
         table.add_column(title, overflow="fold")
     now = time.time()
     for name, found, left in stored:
-        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(now + left))
+        ends = human_date(now + left)
         table.add_row(name, str(len(found.hashes)), str(len(found.namespaces)), ends, found.note)
     make_console().print(table if stored else "no pins")

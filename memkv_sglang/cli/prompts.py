@@ -2,14 +2,15 @@
 
 import json
 import re
-import urllib.request
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import click
+import msgspec
 
+from memkv_sglang.cli.http import check_server_url, fetch
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PAGE_HASH_SIZE, Chain
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 30.0
 """Longest time for a server's answer."""
+
+TEXT_LIMIT = 64 << 20
+"""Bytes of a file with a prompt."""
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,7 +62,7 @@ class Prompt(NamedTuple):
     def _tokens(self, server: "_Server") -> Sequence[int]:
         if self.tokens is not None:
             return _parse_tokens(self.tokens)
-        return server.tokenize(self.text_file.read_text() if self.text_file else self.text or "")
+        return server.tokenize(_read_text(self.text_file) if self.text_file else self.text or "")
 
     def _choose(self, described: dict[bytes, Namespace], page_size: int | None) -> list[bytes]:
         chosen = [
@@ -82,6 +88,9 @@ def prompt_options(command: Command) -> Command:
         ways = (prompt.text, prompt.text_file, prompt.tokens, prompt.chain)
         if sum(way is not None for way in ways) != 1:
             raise click.UsageError("name the prompt by one of --text, --file, --tokens, --chain")
+        _demand_utf8("--text", prompt.text)
+        _demand_utf8("--salt", prompt.salt)
+        _demand_utf8("--extra-key", prompt.extra_key)
         return command(prompt=prompt, **given)
 
     wrapped: Any = with_prompt
@@ -119,40 +128,53 @@ _OPTIONS = (
 )
 
 
+Token = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _ServerInfo(msgspec.Struct):
+    """The part of `/server_info` that matters here."""
+
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    speculative_algorithm: str | None = None
+
+
+class _Tokenized(msgspec.Struct):
+    """The part of `/tokenize`'s answer that matters here."""
+
+    tokens: list[Token]
+
+
 class _Server:
     """A running SGLang server. Calls raise `ClickException`."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self._url = check_server_url(url, "--server")
 
     def page_size(self) -> int:
-        info = self._ask("/server_info")
-        if str(info.get("speculative_algorithm") or "").upper().startswith("EAGLE"):
+        info = self._ask("/server_info", _ServerInfo)
+        if (info.speculative_algorithm or "").upper().startswith("EAGLE"):
             raise click.ClickException(
                 "the server speculates with EAGLE, which hashes pairs of tokens; use --chain"
             )
-        return int(info["page_size"])
+        return info.page_size
 
     def tokenize(self, text: str) -> Sequence[int]:
-        tokens: Sequence[int] = self._ask("/tokenize", {"prompt": text})["tokens"]
-        return tokens
+        return self._ask("/tokenize", _Tokenized, {"prompt": text}).tokens
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        if not self._url.startswith(("http://", "https://")):
-            raise click.UsageError(f"--server: {self._url[:60]!r} is no http URL")
-        request = urllib.request.Request(  # noqa: S310 - http, as was just checked
-            self._url + path,
-            data=json.dumps(body).encode() if body is not None else None,
-            headers={"Content-Type": "application/json"},
+    def _ask(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
+        url = self._url + path
+        content = fetch(
+            url,
+            CALL_SECONDS,
+            json.dumps(body).encode() if body is not None else None,
+            advice="; start the server, or use --chain",
         )
         try:
-            with urllib.request.urlopen(request, timeout=CALL_SECONDS) as response:  # noqa: S310
-                answer: dict[str, Any] = json.load(response)
-        except (OSError, ValueError) as error:
+            return msgspec.json.decode(content, type=kind)
+        except (ValueError, RecursionError) as error:  # also msgspec's
             raise click.ClickException(
-                f"no answer from {self._url}{path} ({error}); start the server, or use --chain"
+                f"{url} does not answer as SGLang does ({error}); correct --server, or use --chain"
             ) from None
-        return answer
 
 
 def _parse_chain(text: str) -> list[bytes]:
@@ -167,10 +189,31 @@ def _parse_chain(text: str) -> list[bytes]:
 
 
 def _parse_tokens(text: str) -> list[int]:
+    tokens = [token for token in re.split(r"[,\s]+", text) if token]
+    for token in tokens:
+        if not re.fullmatch(r"[0-9]{1,18}", token):
+            raise click.UsageError(f"--tokens: {token[:30]!r} is no token id; write 1,2,3")
+    return [int(token) for token in tokens]
+
+
+def _read_text(file: Path) -> str:
     try:
-        return [int(token) for token in re.split(r"[,\s]+", text) if token]
-    except ValueError as error:
-        raise click.UsageError(f"--tokens: {error}; write ids like 1,2,3") from None
+        with file.open("rb") as stream:
+            content = stream.read(TEXT_LIMIT + 1)
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise click.UsageError(f"--file: cannot read {file} ({reason}); name another") from None
+    if len(content) > TEXT_LIMIT:
+        raise click.UsageError(f"--file: {file} has more than {TEXT_LIMIT >> 20} MiB")
+    return text
+
+
+def _demand_utf8(option: str, text: str | None) -> None:
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(f"{option}: is not UTF-8 text; correct it") from None
 
 
 def demand_bucket(config: MinioConfig) -> None:

@@ -1,10 +1,11 @@
 """The agent's metrics, read from its loopback port."""
 
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from memkv_sglang.cli.http import fetch
 
 _TIMEOUT = 5.0
 
@@ -32,20 +33,18 @@ class Samples:
 
 
 def scrape(port: int) -> Samples:
-    """Read the metrics; raises `click.ClickException` if nobody answers."""
+    """Read the metrics; raises `click.ClickException` without an answer."""
     from prometheus_client.parser import text_string_to_metric_families
 
     url = f"http://127.0.0.1:{port}/metrics"
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    content = fetch(url, _TIMEOUT)
     try:
-        with direct.open(url, timeout=_TIMEOUT) as response:
-            text = response.read().decode()
-    except OSError as error:
-        raise click.ClickException(f"no metrics from {url} ({error})") from None
-    return Samples(
-        [
-            (sample.name, dict(sample.labels), sample.value)
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        ]
-    )
+        return Samples(
+            [
+                (sample.name, dict(sample.labels), sample.value)
+                for family in text_string_to_metric_families(content.decode())
+                for sample in family.samples
+            ]
+        )
+    except ValueError as error:
+        raise click.ClickException(f"no metrics at {url} ({error})") from None

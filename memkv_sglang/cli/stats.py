@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.options import Duration, SettingsCommand
 from memkv_sglang.cli.output import human_size, human_time, make_console, print_json
 from memkv_sglang.cli.running import running_agent
 from memkv_sglang.cli.scrape import Samples, scrape
@@ -27,7 +27,7 @@ OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every metric.")
 @click.option("--watch", is_flag=True, help="Show it anew every --interval, until Ctrl-C.")
 @click.option(
-    "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", show_default=True
+    "--interval", type=Duration("100ms", "1d"), default="2s", metavar="TIME", show_default=True
 )
 def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> None:
     """Show what the running agent holds, moves and waits for."""

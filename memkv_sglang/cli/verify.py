@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import human_size, make_progress
+from memkv_sglang.cli.output import human_size, make_progress, print_line
 from memkv_sglang.config.environment import check_environment
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.schema import MIB, MinioConfig, NvmeConfig
@@ -72,7 +72,7 @@ def verify(loaded: LoadedConfig, repair: bool) -> int:
                 _verify_minio(minio, progress, findings)
     finally:  # also after Ctrl-C
         for line in (*findings.problems, *findings.notes):
-            click.echo(line)
+            print_line(line)
     return 1 if findings.problems else 0
 
 

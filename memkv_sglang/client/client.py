@@ -18,6 +18,7 @@ from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Warming
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Buffer, Chain
+from memkv_sglang.printable import printable
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 
 log = logging.getLogger(__name__)
@@ -235,6 +236,7 @@ class AgentClient:
 
     def _log_refusal(self, reason: str) -> None:
         """Log a reason once, not for each call that meets it."""
+        reason = printable(reason)
         if reason != self._refusal:
             log.warning("agent refused a request", extra={"fields": {"reason": reason}})
         self._refusal = reason

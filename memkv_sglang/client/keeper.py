@@ -13,6 +13,7 @@ from memkv_sglang.client.link import Link
 from memkv_sglang.client.registry import Registry
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config
+from memkv_sglang.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class LinkKeeper:
                 os.eventfd_read(self._wake)
 
     def _lose(self, problem: str) -> None:
+        problem = printable(problem)
         self.link = None
         self._connected.clear()
         if problem != self.problem:

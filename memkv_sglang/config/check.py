@@ -100,7 +100,7 @@ def _check_endpoint(url: str, config: MinioConfig, name: Name) -> None:
             "MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY"
         )
     example = "write it as http://minio:9000 or https://minio:9000"
-    parts = _split(url)
+    parts = split_url(url)
     if parts is None:
         raise ConfigError(f"{endpoint}: {url[:60]!r} is not a URL; {example}")
     if parts.scheme not in ("http", "https"):
@@ -123,7 +123,7 @@ def _check_endpoint(url: str, config: MinioConfig, name: Name) -> None:
         )
 
 
-def _split(url: str) -> SplitResult | None:
+def split_url(url: str) -> SplitResult | None:
     """Return the URL's parts, None if it has no host that could be connected to."""
     try:
         parts = urlsplit(url)

@@ -40,10 +40,18 @@ number is seconds. Fractions are fine: `1.5TiB`. In the file, quote what has a u
 **Paths.** `~` is your home. A relative path counts from the file's directory if it stands in the
 file, else from the current directory.
 
-**Secrets** come from a variable, from the file (then with mode 0600, or it is refused), or from the
-chain of minio-py: `MINIO_ACCESS_KEY` and `MINIO_SECRET_KEY`, `AWS_ACCESS_KEY_ID` and
-`AWS_SECRET_ACCESS_KEY`, `~/.aws/credentials`, `~/.mc/config.json`, IAM. They are never flags, since
-anyone can read those in the process list, and no command, log, metric or error shows them.
+**Proxies.** MinIO is never reached through a proxy, whatever the environment says. `--server` of an
+SGLang on another machine follows `http_proxy`, `https_proxy` and `no_proxy`.
+
+**Kubernetes.** A service named `memkv-minio` puts `MEMKV_MINIO_PORT=tcp://...` and the like into
+the environment of every pod. Such variables are ignored, with one line.
+
+**Secrets** come from a variable, from the file, or from the chain of minio-py: `MINIO_ACCESS_KEY`
+and `MINIO_SECRET_KEY`, `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, `~/.aws/credentials`,
+`~/.mc/config.json`, IAM. They are never flags, since anyone can read those in the process list, and
+no command, log, metric or error shows them. A file with secrets belongs to you or root and is
+closed to others; a group of the process may read it (mode 0600, or 0440 for a Kubernetes secret
+with `fsGroup`).
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from memkv_sglang.config.check import Name
 from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.private import open_regular
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.config.units import format_size
 
@@ -82,16 +83,23 @@ def _file_system_size(place: Path) -> int:
 
 def check_ca_file(loaded: LoadedConfig) -> None:
     """Demand that the file of trusted authorities can be read and holds some."""
-    path = loaded.config.minio.ca_file
+    if loaded.config.minio.ca_file:
+        trusting_context(loaded.config.minio.ca_file, loaded.name("minio.ca_file"))
+
+
+def trusting_context(path: str, name: str) -> ssl.SSLContext:
+    """Return a TLS context that trusts a PEM file's authorities, or without one the system's.
+
+    `name` is what the user called the setting. Raises `ConfigError`.
+    """
     if not path:
-        return
-    try:
-        ssl.create_default_context(cafile=path)
-    except (OSError, ValueError) as error:
-        reason = "no PEM certificates" if isinstance(error, ssl.SSLError) else str(error)
-        raise ConfigError(
-            f"{loaded.name('minio.ca_file')}: cannot use {path} ({reason}); name a PEM file"
-        ) from None
+        return ssl.create_default_context()
+    with open_regular(path, name, "name a PEM file") as descriptor:
+        try:
+            return ssl.create_default_context(cafile=f"/proc/self/fd/{descriptor}")
+        except (OSError, ValueError) as error:
+            reason = "no PEM certificates" if isinstance(error, ssl.SSLError) else str(error)
+            raise ConfigError(f"{name}: cannot use {path} ({reason}); name a PEM file") from None
 
 
 def existing_part(path: Path) -> Path:

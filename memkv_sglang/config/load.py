@@ -1,11 +1,11 @@
 """Loading: defaults, then a TOML file, then `MEMKV_*` variables, then flags; the last one wins."""
 
+import logging
 import os
-import stat
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,19 @@ import msgspec
 
 from memkv_sglang.config.check import check_config
 from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.private import (
+    is_open_to_others,
+    open_regular,
+    parse_toml,
+    read_bounded,
+)
 from memkv_sglang.config.schema import Config
+from memkv_sglang.config.service_links import is_service_link, service_links_note
 from memkv_sglang.config.settings import FILE_VARIABLE, Setting, all_settings, sections
 from memkv_sglang.config.suggest import suggestion, unknown_key, unknown_variable
 from memkv_sglang.config.values import convert_value
+
+log = logging.getLogger(__name__)
 
 
 class Origin(NamedTuple):
@@ -37,6 +46,9 @@ class LoadedConfig:
     config: Config
     origins: Mapping[str, Origin]
     """Origin of every value that is not a default, by key (`nvme.capacity`)."""
+
+    service_links: tuple[str, ...] = ()
+    """Variables that were ignored because Kubernetes made them."""
 
     def name(self, key: str) -> str:
         """Return what the user called a setting."""
@@ -68,16 +80,26 @@ def load(
     values: dict[str, _Value] = {}
     if file is not None:
         values.update(_file_values(file))
-    values.update(_variable_values(environ))
+    links = tuple(name for name, value in environ.items() if is_service_link(name, value))
+    _log_service_links(links)
+    values.update(_variable_values({k: v for k, v in environ.items() if k not in links}))
     values.update(_flag_values(overrides))
     tables: dict[str, dict[str, Any]] = defaultdict(dict)
     for setting in all_settings():
         if setting.key in values:
             tables[setting.section][setting.name] = _convert(setting, values[setting.key])
     config = msgspec.convert(tables, Config)
-    loaded = LoadedConfig(config, {key: value.origin for key, value in values.items()})
+    origins = {key: value.origin for key, value in values.items()}
+    loaded = LoadedConfig(config, origins, links)
     check_config(config, loaded.name)
     return loaded
+
+
+@cache
+def _log_service_links(links: tuple[str, ...]) -> None:
+    """Log them once in the life of the process."""
+    if links:
+        log.info("memkv: %s", service_links_note(links))
 
 
 def _convert(setting: Setting, given: _Value) -> Any:
@@ -86,7 +108,7 @@ def _convert(setting: Setting, given: _Value) -> Any:
 
 
 def _file_values(file: Path) -> Iterator[tuple[str, _Value]]:
-    document, mode = _read(file)
+    document, is_open = _read(file)
     known = {setting.key: setting for setting in all_settings()}
     for section, table in document.items():
         if section not in sections():
@@ -97,7 +119,7 @@ def _file_values(file: Path) -> Iterator[tuple[str, _Value]]:
             key = f"{section}.{name}"
             if key not in known:
                 raise ConfigError(f"{key} in {file}: {unknown_key(key)}")
-            if known[key].secret and value and mode & 0o077:
+            if known[key].secret and value and is_open:
                 raise ConfigError(
                     f"{key} in {file}: others may read the file; chmod 600 {file}, or set "
                     f"{known[key].variable}"
@@ -105,19 +127,21 @@ def _file_values(file: Path) -> Iterator[tuple[str, _Value]]:
             yield key, _Value(value, Origin(str(file), f"{key} in {file}", file.parent))
 
 
-def _read(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the file's tables and its mode. Never repeats its text: that may hold secrets."""
+def _read(file: Path) -> tuple[dict[str, Any], bool]:
+    """Return the file's tables, and whether others may read it.
+
+    Never repeats its text: that may hold secrets.
+    """
+    with open_regular(str(file), "configuration file") as descriptor:
+        is_open = is_open_to_others(os.fstat(descriptor))
+        content = read_bounded(descriptor, str(file), "configuration file")
     try:
-        with file.open("rb") as stream:
-            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-            return tomllib.loads(stream.read().decode()), mode
-    except (OSError, ValueError) as error:
+        return parse_toml(content), is_open
+    except ValueError as error:
         raise ConfigError(f"{file}: {_unreadable(error)}") from None
 
 
-def _unreadable(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError):
-        return f"cannot read the configuration ({error.strerror}); name another file"
+def _unreadable(error: ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not a TOML file, which is UTF-8 text; save it as such"
     return f"not valid TOML: {error}; correct it, text goes in quotes"

@@ -299,8 +299,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             extra=PATH,
-            description="PEM file with the private key of `cert_file`, without a password and "
-            "of mode 0600.",
+            description="PEM file with the private key of `cert_file`, private and without a "
+            "password.",
         ),
     ] = ""
     certificate_login: Annotated[
@@ -328,7 +328,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             extra=PATH,
-            description="TOML file of mode 0600 with `access_key`, `secret_key` and perhaps "
+            description="Private TOML file with `access_key`, `secret_key` and perhaps "
             "`session_token`, instead of the two above. A new content is used within seconds.",
         ),
     ] = ""
@@ -336,7 +336,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             extra=PATH,
-            description="TOML file of mode 0600 with the keys that pages are encrypted with on "
+            description="Private TOML file with the keys that pages are encrypted with on "
             "their way to MinIO, see [security](security.md). Empty: they are not, and whoever can "
             "write the bucket is trusted.",
         ),

@@ -22,7 +22,13 @@ TIME_UNITS: Mapping[str, Fraction] = {
 }
 """Seconds in each unit."""
 
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
+MAX_SIZE = 4096 * 1024**5
+"""Bytes of any setting; file offsets end at twice that."""
+
+MAX_TIME = 36500 * 86400.0
+"""Seconds of any setting, a hundred years; timers overflow after a few hundred."""
+
+_QUANTITY = re.compile(r"(\d{1,40}(?:\.\d{1,40})?) ?([A-Za-z]{0,3})", re.ASCII)
 
 
 def parse_size(text: str) -> int:

@@ -10,7 +10,17 @@ import msgspec
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.settings import Setting
 from memkv_sglang.config.suggest import suggestion
-from memkv_sglang.config.units import SIZE_UNITS, TIME_UNITS, parse_size, parse_time
+from memkv_sglang.config.units import (
+    MAX_SIZE,
+    MAX_TIME,
+    SIZE_UNITS,
+    TIME_UNITS,
+    parse_size,
+    parse_time,
+)
+
+MAX_COUNT = 10**12
+"""Of whatever a setting without a unit counts."""
 
 _LONGEST_ECHO = 60
 
@@ -19,6 +29,7 @@ _UNIT_WANTED = {
     "bytes": "a size such as 512MB or 100GiB",
     "seconds": "a time such as 250ms, 2s or 1h",
 }
+_LIMITS: dict[str | None, float] = {"bytes": MAX_SIZE, "seconds": MAX_TIME}
 _UNITS = {"bytes": SIZE_UNITS, "seconds": TIME_UNITS}
 
 
@@ -37,6 +48,11 @@ def convert_value(setting: Setting, value: Any, name: str, directory: Path) -> A
         raise ConfigError(f"{name}: {_echo(value)} {_complaint(setting, parsed, value)}") from None
     if isinstance(result, float) and not math.isfinite(result):
         raise ConfigError(f"{name}: {_echo(value)} {_complaint(setting, result, value)}")
+    limit = _LIMITS.get(setting.unit, MAX_COUNT)
+    if isinstance(result, int | float) and result > limit:
+        raise ConfigError(
+            f"{name}: {_echo(value)} is out of range; write at most {setting.show(limit)}"
+        )
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{name}: {_echo(value)} has unprintable characters; remove them")
     if setting.unit == "path" and result:
@@ -92,5 +108,8 @@ def _is_number(setting: Setting, parsed: Any) -> bool:
 
 
 def _echo(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "the number"
     return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}..."

@@ -10,13 +10,12 @@ The key file is TOML. An id names a key for good, in the file and beside every p
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.private import read_private
+from memkv_sglang.config.private import parse_toml, read_private
 
 KEY_SIZE = 32
 """Bytes of a key (AES-256)."""
@@ -40,7 +39,7 @@ def load_key_ring(path: str) -> KeyRing:
     """Read a key file. Raises `ConfigError`, whose line repeats no content of the file."""
     content = read_private(path, SETTING)
     try:
-        document = tomllib.loads(content.decode())
+        document = parse_toml(content)
     except ValueError:  # whose text may quote a key
         raise ConfigError(
             f"{SETTING}: {path} is not TOML; write it as docs/security.md shows"

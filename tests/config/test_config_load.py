@@ -138,7 +138,7 @@ def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Pa
     path.write_text('[minio]\naccess_key = "A"\nsecret_key = "S"')
     path.chmod(0o600)
     assert load_config(path, {}, {}).minio.secret_key == "S"
-    for mode in (0o640, 0o604, 0o660):
+    for mode in (0o644, 0o604, 0o660):
         path.chmod(mode)
         with pytest.raises(ConfigError, match=f"minio.access_key in {path}.*chmod 600 {path}"):
             load_config(path, {}, {})

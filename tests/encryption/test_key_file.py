@@ -25,7 +25,7 @@ def test_one_key_writes_and_all_read(tmp_path: Path) -> None:
     assert ring.keys == {"new-1": bytes.fromhex(NEW), "2026_05": bytes.fromhex(OLD)}
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620, 0o777])
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o620, 0o777])
 def test_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(ConfigError, match=r"^minio\.encryption_key_file: .* chmod 600"):
         load_key_ring(write(tmp_path / "keys.toml", GOOD, mode))

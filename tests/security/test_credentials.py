@@ -284,7 +284,7 @@ def test_source_is_not_asked_for_every_refused_request(
     assert len(reads) <= 2  # and one because the first ones had expired
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o660])
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660])
 def test_file_open_to_others_is_refused_before_anything_else(
     config: MinioConfig, file: Path, mode: int
 ) -> None:

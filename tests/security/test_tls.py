@@ -160,7 +160,7 @@ def test_certificates_that_cannot_be_used_are_one_line(authority: Authority) -> 
     one, two = authority.issue("one"), authority.issue("two")
     locked = authority.issue("locked", password=b"a password")
     opened = authority.issue("opened")
-    opened.key_file.chmod(0o640)
+    opened.key_file.chmod(0o644)
     base = MinioConfig(endpoint="https://minio", ca_file=str(authority.file))
 
     def using(cert: Path, key: Path) -> MinioConfig:

@@ -1,5 +1,6 @@
 """The bucket, and what the credentials may do in it."""
 
+import os
 import queue
 import threading
 import uuid
@@ -75,7 +76,7 @@ def _key_files(config: MinioConfig) -> Iterator[Finding]:
     """Warn about files of the chain that others may read."""
     if config.access_key or config.credentials_file:
         return
-    for path in (Path(name).expanduser() for name in _KEY_FILES):
+    for path in (Path(os.path.expanduser(name)) for name in _KEY_FILES):  # noqa: PTH111 - never raises
         if path.exists() and path.stat().st_mode & 0o077:
             detail = f"{path} is open to other users"
             yield Finding("warn", "credentials", detail, f"chmod 600 {path}")

@@ -3,7 +3,9 @@
 Imports minio-py, which is slow: import this late.
 """
 
+import configparser
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -73,6 +75,21 @@ class KeyFile(RenewableProvider):
         return Credentials(*self._last, datetime.now(UTC) + FILE_LIFETIME)
 
 
+class HomeFile(providers.Provider):
+    """One of minio-py's files in the home directory; bad content counts as no credentials."""
+
+    def __init__(self, make: Callable[[], providers.Provider]) -> None:
+        """Look for the home directory only when asked: a container's user may have none."""
+        self._make = make
+
+    def retrieve(self) -> Credentials:
+        """Return the file's credentials. Raises `ValueError`."""
+        try:
+            return self._make().retrieve()
+        except (RuntimeError, AttributeError, TypeError, configparser.Error) as error:
+            raise ValueError(f"no credentials in the home directory: {error}") from error
+
+
 class StandardChain(RenewableProvider):
     """minio-py's sources in its order. It would hold on to what it found first."""
 
@@ -86,8 +103,8 @@ class StandardChain(RenewableProvider):
             [
                 providers.EnvMinioProvider(),
                 providers.EnvAWSProvider(),
-                providers.AWSConfigProvider(),
-                providers.MinioClientConfigProvider(),
+                HomeFile(providers.AWSConfigProvider),
+                HomeFile(providers.MinioClientConfigProvider),
                 providers.IamAwsProvider(http_client=ControlHttp()),
             ]
         )

@@ -1,10 +1,9 @@
 """The TOML file that `minio.credentials_file` names: the keys that requests are signed with."""
 
-import tomllib
 from typing import NamedTuple
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.private import read_private
+from memkv_sglang.config.private import parse_toml, read_private
 
 SETTING = "minio.credentials_file"
 
@@ -21,7 +20,7 @@ def read_credentials(path: str) -> FileCredentials:
     """Read the file. Raises `ConfigError`, whose line repeats nothing of its content."""
     content = read_private(path, SETTING)
     try:
-        document = tomllib.loads(content.decode())
+        document = parse_toml(content)
     except ValueError:  # whose text may quote a secret
         raise ConfigError(
             f'{SETTING}: {path} is not TOML; write access_key = "..." and secret_key = "..."'

@@ -2,11 +2,11 @@
 
 import os
 import ssl
-from pathlib import Path
 
 from memkv_sglang.config.check import endpoint_urls
+from memkv_sglang.config.environment import trusting_context
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.private import check_private
+from memkv_sglang.config.private import check_private, open_regular
 from memkv_sglang.config.schema import MinioConfig
 
 
@@ -18,13 +18,7 @@ def tls_context(config: MinioConfig) -> ssl.SSLContext | None:
     """
     if all(url.startswith("http:") for url in endpoint_urls(config)):
         return None
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"minio.ca_file: cannot read authorities from {config.ca_file!r} "
-            f"({_reason(error)}); it must be a PEM file"
-        ) from None
+    context = trusting_context(config.ca_file, "minio.ca_file")
     # Python leaves the least version to OpenSSL's configuration, which differs between systems.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.cert_file:
@@ -33,18 +27,20 @@ def tls_context(config: MinioConfig) -> ssl.SSLContext | None:
 
 
 def _load_certificate(context: ssl.SSLContext, config: MinioConfig) -> None:
-    for setting, path in (("cert_file", config.cert_file), ("key_file", config.key_file)):
-        try:
-            status = Path(path).stat()
-        except OSError as error:
-            raise ConfigError(
-                f"minio.{setting}: cannot read {path} ({error.strerror}); name a PEM file"
-            ) from None
-        if setting == "key_file":
-            check_private(status, path, "minio.key_file")
+    advice = "name a PEM file"
+    with (
+        open_regular(config.cert_file, "minio.cert_file", advice) as certificate,
+        open_regular(config.key_file, "minio.key_file", advice) as key,
+    ):
+        check_private(key, config.key_file, "minio.key_file")
+        _load_chain(context, certificate, key, config)
+
+
+def _load_chain(context: ssl.SSLContext, certificate: int, key: int, config: MinioConfig) -> None:
     try:
-        # An empty password, so that OpenSSL does not ask for one on the terminal.
-        context.load_cert_chain(config.cert_file, config.key_file, password="")
+        # OpenSSL takes paths only; these lead to the files that were checked. With an empty
+        # password, it does not ask for one on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{certificate}", f"/proc/self/fd/{key}", password="")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"minio.cert_file, minio.key_file: {config.cert_file} and {config.key_file} are not "
