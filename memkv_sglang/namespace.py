@@ -73,6 +73,8 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             return msgspec.json.decode(description, type=cls)
         except UnicodeDecodeError as error:
             raise msgspec.DecodeError(f"no UTF-8: {error}") from None
+        except RecursionError:
+            raise msgspec.DecodeError("nested too deeply") from None
 
     def differences(self, other: "Namespace") -> dict[str, tuple[Any, Any]]:
         """Return the fields in which two namespaces differ, with both values."""
