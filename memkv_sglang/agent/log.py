@@ -4,15 +4,25 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 from typing import Any
 
-BURST = 50
-PERIOD = 10.0
-"""Seconds."""
+from memkv_sglang.log_limit import LogLimit
 
-EVENTS = 1000
-"""Events told apart; those of the project are fewer, others may put what varies into theirs."""
+BURST = 20
+"""Lines of one event that pass at once."""
+
+PERIOD = 30.0
+"""Seconds after which one more passes."""
+
+MAX_VALUE = 8192
+"""Characters of one value; tracebacks are the longest."""
+
+MAX_KIND = 200
+"""Characters by which events are told apart."""
+
+log = logging.getLogger(__name__)
 
 _PLAIN = re.compile(r"[\w.:/+@-]+")
 
@@ -36,42 +46,62 @@ class LogfmtFormatter(logging.Formatter):
 
 
 class FloodFilter(logging.Filter):
-    """Lets `BURST` lines of one event pass in `PERIOD` seconds, so that no client fills the disk.
+    """Lets `BURST` lines of one event pass, then one every `PERIOD`, so that no client fills a log.
 
-    The first line after that tells how many of its kind were left out.
+    The first line that passes afterwards says how many of its kind were left out.
     """
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
         super().__init__()
-        self._seen: dict[tuple[str, object], tuple[float, int]] = {}
+        self._limit = LogLimit(PERIOD, BURST)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Count a line, and tell whether it may pass."""
         if record.levelno <= logging.DEBUG:
             return True
-        if len(self._seen) > EVENTS:
-            self._seen.clear()
-        event = record.name, record.msg
-        began, count = self._seen.get(event, (record.created, 0))
-        if record.created - began >= PERIOD:
-            if count > BURST:
-                fields = getattr(record, "fields", {})
-                record.fields = {**fields, "left_out": count - BURST}
-            began, count = record.created, 0
-        self._seen[event] = began, count + 1
-        return count < BURST
+        left_out = self._limit.admit((record.name, str(record.msg)[:MAX_KIND]))
+        if left_out:
+            record.fields = {**getattr(record, "fields", {}), "left_out": left_out}
+        return left_out is not None
 
 
 def _value(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if len(text) > MAX_VALUE:
+        text = f"{text[: MAX_VALUE // 2]} ... {text[-MAX_VALUE // 2 :]}"
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes to stderr and says nothing if that fails: there is no place left to say it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Drop the line."""
+
+
 def configure_logging(level: str) -> None:
-    """Send the project's events from `level` on, and everyone's warnings, to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send the project's events from `level` on, and everyone's warnings, to stderr.
+
+    Exceptions that no code catches go the same way, so that they are limited too.
+    """
+    handler = _StderrHandler(sys.stderr)
     handler.setFormatter(LogfmtFormatter())
     handler.addFilter(FloodFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
     logging.getLogger("memkv_sglang").setLevel(level.upper())
+    threading.excepthook = _log_thread_failure
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_type is SystemExit or failure.exc_value is None:
+        return
+    name = failure.thread.name if failure.thread else ""
+    log.error("thread failed", exc_info=failure.exc_value, extra={"fields": {"thread": name}})
+
+
+def _log_unraisable(failure: Any) -> None:
+    fields = {"in": repr(failure.object)}
+    log.error("exception ignored", exc_info=failure.exc_value, extra={"fields": fields})
