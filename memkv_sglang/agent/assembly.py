@@ -34,7 +34,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         minio = _minio(config, metrics, registry) if config.minio.endpoint else None
     except BaseException:
         if nvme is not None:
-            nvme.close()
+            nvme.close(compact=False)  # nothing was used, and a signal to stop may wait
         raise
     uploads = minio is not None and config.minio.role == "writer"
     if nvme is not None and not uploads:

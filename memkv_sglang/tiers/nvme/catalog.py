@@ -307,7 +307,7 @@ class Catalog:
         try:
             self._write_snapshot(journal)
             journal.sync()
-        except OSError:
+        except BaseException:  # a signal may end the start here
             journal.close()
             journal.path.unlink(missing_ok=True)
             raise

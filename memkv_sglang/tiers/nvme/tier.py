@@ -76,9 +76,11 @@ class NvmeTier(Tier):
             if maintain:
                 self._room.shrink()
                 self._forget_descriptions()
-        except OSError as error:
+        except BaseException as error:  # a signal may end the start here
             self._segments.close()
             self._directory.close()
+            if not isinstance(error, OSError):
+                raise
             way_out = "free space there, or name another directory"
             raise unusable(self._directory.root, error, way_out) from error
         self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
@@ -191,14 +193,18 @@ class NvmeTier(Tier):
         """Compare index, slots, marks and counts."""
         return disagreements(self._catalog)
 
-    def close(self) -> None:
-        """Wait for calls in flight, then write the journal anew with the order of use."""
+    def close(self, *, compact: bool = True) -> None:
+        """Wait for calls in flight, then write the journal anew with the order of use.
+
+        Without `compact` the journal stays as it is.
+        """
         if not self._calls.close():
             return
         self._housekeeper.close()
         self._movers.close()
         try:
-            self._catalog.compact()
+            if compact:
+                self._catalog.compact()
         except OSError as error:  # the journal as it is will do, but for the order of use
             self._gate.close(error)
         self._catalog.journal.close()
