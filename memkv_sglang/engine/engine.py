@@ -28,6 +28,9 @@ from memkv_sglang.tiers.wrappers import MeasuredTier
 
 log = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 0.5
+"""Seconds that closing may take beside the drain."""
+
 
 class Engine:
     """All calls block, may come from any thread, and never raise for faults of a medium.
@@ -210,6 +213,7 @@ class Engine:
 
     def close(self, drain: float) -> None:
         """Upload for at most `drain` seconds more, then close the tiers; idempotent."""
+        deadline = time.monotonic() + max(drain, CLOSE_SECONDS)
         if self._watcher is not None:
             self._watcher.close()
         if self._describer is not None:
@@ -220,7 +224,7 @@ class Engine:
             self._promoter.close()
         self._loader.close()
         for tier in self._tiers():
-            tier.close()
+            tier.close(deadline)
 
 
 def _describe(tier: Tier, namespace: Namespace) -> None:

@@ -7,6 +7,7 @@ miss where it happens.
 """
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -151,8 +152,11 @@ class Tier(ABC):
         """
 
     @abstractmethod
-    def close(self) -> None:
-        """Release threads, descriptors and locks; idempotent. Calls in flight end first."""
+    def close(self, deadline: float = math.inf) -> None:
+        """Release threads, descriptors and locks; idempotent. Calls in flight end first.
+
+        At the deadline (`time.monotonic`) whatever else is only useful is left undone.
+        """
 
 
 class PendingPage(NamedTuple):

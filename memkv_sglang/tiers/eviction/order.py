@@ -154,6 +154,10 @@ class EvictionOrder:
             self._uses[entry] = 0
             self._ticks[entry] = tick
 
+    def succeed(self, entry: int, successor: int) -> None:
+        """Count an entry's uses for another, which stands for the same page from now on."""
+        self._uses[successor] = self._uses[entry]
+
     def enter(self, pages: Sequence[tuple[PageKey, int]]) -> None:
         """Note that pages of a chain came to be there, root first; call after `set`.
 

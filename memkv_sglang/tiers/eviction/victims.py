@@ -7,7 +7,7 @@ from memkv_sglang.tiers.eviction.order import EvictionOrder
 
 _SCAN_SHARE = 32
 """A scan finds this part of the pages, so that a page costs a look at so many others."""
-_SCAN_LIMITS = (8, 4096)
+_FEWEST = 8
 
 
 class Victims:
@@ -18,8 +18,13 @@ class Victims:
         order: EvictionOrder,
         entries: Callable[[], Iterable[Sequence[int]]],
         may_leave: Callable[[int], bool],
+        at_once: int | None = 4096,
     ) -> None:
-        """Choose among `entries`, given in chunks, those that `may_leave`."""
+        """Choose among `entries`, given in chunks, those that `may_leave`.
+
+        A scan, which callers wait for, finds `at_once` of them at most.
+        """
+        self._at_once = at_once
         self._order = order
         self._entries = entries
         self._may_leave = may_leave
@@ -28,8 +33,9 @@ class Victims:
     def peek(self, pages: int) -> int | None:
         """Return the rank of the first to leave, None if there is none; `pages`: how many exist."""
         if (rank := self._first_valid()) is None:
-            least, most = _SCAN_LIMITS
-            count = min(max(pages // _SCAN_SHARE, least), most)
+            count = max(pages // _SCAN_SHARE, _FEWEST)
+            if self._at_once is not None:
+                count = min(count, self._at_once)
             self._queue.extend(self._order.coldest(self._entries(), self._may_leave, count))
             rank = self._first_valid()
         return rank

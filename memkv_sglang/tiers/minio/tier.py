@@ -1,5 +1,6 @@
 """The MinIO tier: transfers, search and knowledge put together under the tier contract."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -309,7 +310,7 @@ class MinioTier(Tier):
         """Compare what is known present with what is known missing."""
         return self._knowledge.check_integrity()
 
-    def close(self) -> None:
+    def close(self, deadline: float = math.inf) -> None:
         """Wait for pages in flight, then close threads and connections.
 
         Not for the opening: it ends by itself within seconds, and then leaves nothing open.

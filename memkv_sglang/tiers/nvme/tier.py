@@ -1,6 +1,8 @@
 """The tier on this node's disk."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from memkv_sglang.config.schema import NvmeConfig
@@ -16,7 +18,7 @@ from memkv_sglang.tiers.base import (
     TierUsage,
 )
 from memkv_sglang.tiers.nvme.calls import CallsInFlight
-from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.catalog import Catalog, CompactionGivenUpError
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
 from memkv_sglang.tiers.nvme.disk.movers import Movers
@@ -34,6 +36,9 @@ from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 
 _CLEAR_BATCH = 4096
 """Pages that `clear` forgets at a time, so that spills are not held up for long."""
+
+SHRINK_SECONDS = 5.0
+"""How long a start waits for files that are larger than the capacity; the rest is done behind."""
 
 _FREE_SPACE_SECONDS = 5.0
 """How often the file system's free space is looked at, if it is to be kept."""
@@ -74,7 +79,7 @@ class NvmeTier(Tier):
             self._segments.open_all()
             recover(self._catalog, self._directory.journal)
             if maintain:
-                self._room.shrink()
+                self._room.shrink(time.monotonic() + SHRINK_SECONDS)
                 self._forget_descriptions()
         except BaseException as error:  # a signal may end the start here
             self._segments.close()
@@ -94,7 +99,9 @@ class NvmeTier(Tier):
             self._gate,
             look_every=_FREE_SPACE_SECONDS if config.keep_free else None,
         )
-        if not maintain:
+        if maintain:
+            self._housekeeper.wake()
+        else:
             self._housekeeper.close()
         self._calls = CallsInFlight()
         fields = {"directory": config.directory, "pages": len(self._catalog.index)}
@@ -193,18 +200,19 @@ class NvmeTier(Tier):
         """Compare index, slots, marks and counts."""
         return disagreements(self._catalog)
 
-    def close(self, *, compact: bool = True) -> None:
+    def close(self, deadline: float = math.inf) -> None:
         """Wait for calls in flight, then write the journal anew with the order of use.
 
-        Without `compact` the journal stays as it is.
+        Where that is not done by the deadline the journal stays as it is.
         """
         if not self._calls.close():
             return
         self._housekeeper.close()
         self._movers.close()
         try:
-            if compact:
-                self._catalog.compact()
+            self._catalog.compact(lambda: time.monotonic() >= deadline)
+        except CompactionGivenUpError:
+            _log.info("no time to keep the order of use")
         except OSError as error:  # the journal as it is will do, but for the order of use
             self._gate.close(error)
         self._catalog.journal.close()
