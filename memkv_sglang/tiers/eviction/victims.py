@@ -1,7 +1,7 @@
 """The next pages to leave, found by a scan now and then."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from memkv_sglang.tiers.eviction.order import EvictionOrder
 
@@ -29,6 +29,8 @@ class Victims:
         self._entries = entries
         self._may_leave = may_leave
         self._queue: deque[tuple[int, int]] = deque()
+        self._found: set[int] = set()
+        """Entries that may be in the queue."""
 
     def peek(self, pages: int) -> int | None:
         """Return the rank of the first to leave, None if there is none; `pages`: how many exist."""
@@ -37,6 +39,7 @@ class Victims:
             if self._at_once is not None:
                 count = min(count, self._at_once)
             self._queue.extend(self._order.coldest(self._entries(), self._may_leave, count))
+            self._found = {entry for _, entry in self._queue}
             rank = self._first_valid()
         return rank
 
@@ -51,6 +54,12 @@ class Victims:
             victims.append(self._queue.popleft()[1])
             rank = self._first_valid()
         return victims
+
+    def follow(self, successors: Mapping[int, int]) -> None:
+        """Note that other entries stand for some pages from now on: else these would stay."""
+        if not self._found.isdisjoint(successors):
+            self._queue = deque((rank, successors.get(e, e)) for rank, e in self._queue)
+            self._found = {entry for _, entry in self._queue}
 
     def _first_valid(self) -> int | None:
         """Drop from the queue what was used or left since the scan; return its first rank then."""

@@ -215,11 +215,12 @@ class Catalog:
                     self.forget(entry)
         return len(entries)
 
-    def move(self, moves: Iterable[tuple[int, Place]]) -> set[int]:
+    def move(self, moves: Iterable[tuple[int, Place]]) -> dict[int, int]:
         """Let pages lie in reserved slots that hold a copy of them; the entries are pinned.
 
-        Returns the entries that were moved. A page that has left meanwhile, or waits for upload by
-        now, is not. Who reads a page at its old place goes on: that is free when it is unpinned.
+        Returns the new entries of those that were moved. A page that has left meanwhile, or waits
+        for upload by now, is not. Who reads a page at its old place goes on: that is free when it
+        is unpinned.
         """
         self.order.settle()
         with self.changes:
@@ -231,13 +232,14 @@ class Catalog:
                 ]
             if able:
                 self.journal.append(Kind.PUT, b"".join(_put_record(page) for _, page in able))
+            successors: dict[int, int] = {}
             with self.lock:
                 for entry, page in able:
-                    successor = self.adopt(page)
+                    successors[entry] = successor = self.adopt(page)
                     self.order.succeed(entry, successor)
                     self.index.retire(entry)
                     self._condemned.add(entry)
-        return {entry for entry, _ in able}
+        return successors
 
     def remember(self, entries: Iterable[int]) -> None:
         """Let the order of eviction remember pages that are about to make room."""

@@ -103,7 +103,7 @@ class Room:
             if self._reclaim_segment(slot_size):
                 return True
             excess = int((self._use(slot_size) - self._low) * self._slots(slot_size))
-            return self._evict(slot_size, min(max(excess, 1), _TRIM_BATCH)) > 0
+            return self._evict(slot_size, min(max(excess, 1), _TRIM_BATCH), must=False) > 0
 
     def shrink(self, until: float = math.inf) -> None:
         """Remove segments until the files fit into the capacity and leave `keep_free`.
@@ -274,6 +274,8 @@ class Room:
             unreadable = [entry for entry, place in moves if not self._copy(entry, place)]
             moved = self._catalog.move((e, p) for e, p in moves if e not in unreadable)
             places = [place for entry, place in moves if entry not in moved]
+            for victims in self._victims_of.values():
+                victims.follow(moved)
             self._catalog.drop([e for e in unreadable if e not in self._catalog.pending])
         finally:
             self._catalog.release(places)
@@ -319,8 +321,11 @@ class Room:
 
     # Pages
 
-    def _evict(self, slot_size: int | None, count: int) -> int:
-        """Let the `count` coldest pages of a slot size leave, or of all; return how many did."""
+    def _evict(self, slot_size: int | None, count: int, *, must: bool = True) -> int:
+        """Let the `count` coldest pages of a slot size leave, or of all; return how many did.
+
+        Pages of chains that are being spilled leave only if some page `must`.
+        """
         evicted, pages = 0, len(self._catalog.index)
         self._catalog.order.adapt(pages)
         while evicted < count:
@@ -328,6 +333,12 @@ class Room:
             if not victims:
                 break
             evicted += self._drop(victims)
+        if must and not evicted:
+            # By age: the youngest chain waits for this room, though its end may be worth least.
+            coldest = self._catalog.order.coldest(
+                self._entries(slot_size), self._may_leave_growing, count, by_age=True
+            )
+            evicted = self._drop([entry for _, entry in coldest])
         return evicted
 
     def _evict_kept(self, count: int) -> int:
@@ -373,6 +384,9 @@ class Room:
         return len(pending) + others >= len(index)
 
     def _may_leave(self, entry: int) -> bool:
+        return not self._catalog.order.is_growing(entry) and self._may_leave_growing(entry)
+
+    def _may_leave_growing(self, entry: int) -> bool:
         return self._may_leave_kept(entry) and not self._catalog.is_kept(entry)
 
     def _may_leave_kept(self, entry: int) -> bool:
