@@ -72,10 +72,7 @@ def fuzz(target: Target, inputs: int, seed: int = 0) -> Fuzzed:
         assert all(map(read, valid)), f"{target.name} refuses what is valid"
         taken = 0
         for _ in range(count):
-            made = (
-                target.make(valid, chance) if target.make else damage(chance.choice(valid), chance)
-            )
-            taken += read(made)
+            taken += read(target.make(valid, chance))
     return Fuzzed(count, taken)
 
 

@@ -124,16 +124,13 @@ def flood(running: Running, number: int) -> None:
                 case 3:
                     raw.socket.sendall(framed(chance.randbytes(chance.randrange(60))))
                 case _:
-                    raw.greet(b"no such session!")
+                    raw.ask(protocol.Hello(protocol.PROTOCOL_VERSION, b"no such session!"))
 
 
 def test_floods_write_little_and_hold_nothing(running: Running) -> None:
     assert running.is_well()
-    before, descriptors, threads = (
-        running.rss(),
-        running.agent.descriptors(),
-        running.agent.threads(),
-    )
+    before, descriptors = running.rss(), running.agent.descriptors()
+    threads = running.agent.threads()
     floods = [threading.Thread(target=flood, args=(running, number)) for number in range(5)]
     for thread in floods:
         thread.start()
@@ -189,7 +186,7 @@ def test_log_rotates_while_the_agent_runs(launched: tuple[Path, int]) -> None:
     """Whoever writes to it: here another holder of the same stderr, as a C library would."""
     path, pid = launched
     for _ in range(3):
-        with open(f"/proc/{pid}/fd/2", "ab", buffering=0) as stderr:
+        with Path(f"/proc/{pid}/fd/2").open("ab", buffering=0) as stderr:
             stderr.write(b"x" * (LOG_LIMIT + 1))
         eventually(lambda: path.exists() and path.stat().st_size < LOG_LIMIT)
         assert path.with_name("agent.log.1").stat().st_size > LOG_LIMIT
