@@ -25,6 +25,10 @@ CHUNK = 64 << 20
 THREADS = 8
 """Threads at most: the kernel zeroes and copies about 1 GiB/s in each."""
 
+_TMPFS_MAGIC = 0x01021994
+_STATFS_SIZE = 256
+"""More than `struct statfs` has; the file system's type is its first word."""
+
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 
@@ -38,7 +42,19 @@ _libc.mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_long,
 )
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def is_ordinary_memory(descriptor: int) -> bool:
+    """Tell whether a file is memory of ordinary pages: not of huge ones only, not a file on disk.
+
+    Missing pages of such memory are always filled with zeros when they are touched.
+    """
+    status = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _libc.fstatfs(descriptor, status):
+        raise _error("fstatfs")
+    return ctypes.c_long.from_buffer(status).value == _TMPFS_MAGIC
 
 
 def map_memory(descriptor: int, length: int) -> memoryview:

@@ -1,6 +1,7 @@
 """Which tiers there are, and how an engine is made of them: the only place that knows."""
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -34,7 +35,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         minio = _minio(config, metrics, registry) if config.minio.endpoint else None
     except BaseException:
         if nvme is not None:
-            nvme.close()
+            nvme.close(time.monotonic())  # nothing was used
         raise
     uploads = minio is not None and config.minio.role == "writer"
     if nvme is not None and not uploads:

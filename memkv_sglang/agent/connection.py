@@ -83,6 +83,8 @@ class Connection:
         except (ProtocolError, OSError) as error:
             fields = {**self.peer._asdict(), "reason": str(error)}
             log.warning("connection broken off", extra={"fields": fields})
+        except Exception:  # a defect, which must not leave the session open
+            log.exception("connection failed")
         finally:
             self._channel.close()
             self._ended(self)

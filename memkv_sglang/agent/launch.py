@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.agent.log_file import log_path, open_log
 from memkv_sglang.agent.paths import locked_directory, socket_path
 from memkv_sglang.config.schema import Config
 
@@ -21,9 +22,6 @@ pages, some 15,000 a second. One that hangs is ended."""
 
 MODULE = "memkv_sglang.agent"
 """What `python -m` runs."""
-
-LOG_LIMIT = 16 << 20
-"""Bytes of `agent.log` from which a new agent begins another; the one before is kept."""
 
 READY = "ready"
 """What the agent says once clients are served; anything else is why not."""
@@ -44,25 +42,21 @@ def start_agent(config: Config, module: str = MODULE) -> bool:
     with locked_directory(path) as lock:
         if serving_peer(path) is not None:
             return False
-        log_path = path.with_name("agent.log")
-        _rotate(log_path)
-        outcome = _spawn(config, module, lock, log_path)
+        log = log_path(path)
+        outcome = _spawn(config, module, lock, log)
     if outcome != READY:
-        raise StartError(outcome or f"the agent ended without a word; see {log_path}")
+        raise StartError(outcome or f"the agent ended without a word; see {log}")
     return True
 
 
-def _rotate(log_path: Path) -> None:
-    with suppress(OSError):  # there is none, or it stays as it is
-        if log_path.stat().st_size > LOG_LIMIT:
-            log_path.rename(log_path.with_name("agent.log.1"))
-
-
-def _spawn(config: Config, module: str, lock: int, log_path: Path) -> str:
+def _spawn(config: Config, module: str, lock: int, log: Path) -> str:
     """Return the agent's line, or nothing if it ended without one."""
     # -P: modules do not come from whatever directory the starter stands in.
     command = [sys.executable, "-P", "-m", module, str(lock)]
-    log_descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        log_descriptor = open_log(log)
+    except OSError as error:
+        raise StartError(f"cannot write {log}: {error.strerror}; remove it") from None
     try:
         process = subprocess.Popen(
             command,
@@ -88,7 +82,7 @@ def _spawn(config: Config, module: str, lock: int, log_path: Path) -> str:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise StartError(
-                f"the agent was not ready after {START_LIMIT:.0f} s; see {log_path}"
+                f"the agent was not ready after {START_LIMIT:.0f} s; see {log}"
             ) from None
 
 

@@ -3,17 +3,23 @@
 import logging
 import re
 import sys
+import threading
 import time
 from typing import Any
 
+from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.printable import LIMIT, quoted
 
-BURST = 50
-PERIOD = 10.0
-"""Seconds."""
+BURST = 20
+"""Lines of one event that pass at once."""
 
-EVENTS = 1000
-"""Events told apart; those of the project are fewer, others may put what varies into theirs."""
+PERIOD = 30.0
+"""Seconds after which one more passes."""
+
+MAX_KIND = 200
+"""Characters by which events are told apart."""
+
+log = logging.getLogger(__name__)
 
 EXCEPTION_LIMIT = 8000
 """Characters of a traceback that are logged."""
@@ -42,31 +48,24 @@ class LogfmtFormatter(logging.Formatter):
 
 
 class FloodFilter(logging.Filter):
-    """Lets `BURST` lines of one event pass in `PERIOD` seconds, so that no client fills the disk.
+    """Lets `BURST` lines of one event pass, then one every `PERIOD`, so that no client fills a log.
 
-    The first line after that tells how many of its kind were left out.
+    The first line that passes afterwards says how many of its kind were left out.
     """
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
         super().__init__()
-        self._seen: dict[tuple[str, object], tuple[float, int]] = {}
+        self._limit = LogLimit(PERIOD, BURST)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Count a line, and tell whether it may pass."""
         if record.levelno <= logging.DEBUG:
             return True
-        if len(self._seen) > EVENTS:
-            self._seen.clear()
-        event = record.name, record.msg
-        began, count = self._seen.get(event, (record.created, 0))
-        if record.created - began >= PERIOD:
-            if count > BURST:
-                fields = getattr(record, "fields", {})
-                record.fields = {**fields, "left_out": count - BURST}
-            began, count = record.created, 0
-        self._seen[event] = began, count + 1
-        return count < BURST
+        left_out = self._limit.admit((record.name, str(record.msg)[:MAX_KIND]))
+        if left_out:
+            record.fields = {**getattr(record, "fields", {}), "left_out": left_out}
+        return left_out is not None
 
 
 def _value(value: object) -> str:
@@ -75,10 +74,35 @@ def _value(value: object) -> str:
     return text if is_plain else quoted(text)
 
 
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes to stderr and says nothing if that fails: there is no place left to say it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Drop the line."""
+
+
 def configure_logging(level: str) -> None:
-    """Send the project's events from `level` on, and everyone's warnings, to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send the project's events from `level` on, and everyone's warnings, to stderr.
+
+    Exceptions that no code catches go the same way, so that they are limited too.
+    """
+    handler = _StderrHandler(sys.stderr)
     handler.setFormatter(LogfmtFormatter())
     handler.addFilter(FloodFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
     logging.getLogger("memkv_sglang").setLevel(level.upper())
+    threading.excepthook = _log_thread_failure
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_type is SystemExit or failure.exc_value is None:
+        return
+    name = failure.thread.name if failure.thread else ""
+    log.error("thread failed", exc_info=failure.exc_value, extra={"fields": {"thread": name}})
+
+
+def _log_unraisable(failure: Any) -> None:
+    fields = {"in": repr(failure.object)}
+    log.error("exception ignored", exc_info=failure.exc_value, extra={"fields": fields})

@@ -5,12 +5,12 @@ import gc
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -24,6 +24,7 @@ from memkv_sglang.agent.paths import socket_path
 from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
 from memkv_sglang.agent.sessions import Sessions
+from memkv_sglang.agent.stopping import STOP_SIGNALS, StoppedError, interrupt_at_signal
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
@@ -46,6 +47,9 @@ READY_LIMIT = 10.0
 
 EXIT_CONFIG = 2
 """Exit status after bad input."""
+
+EXIT_STOPPED = 1
+"""Exit status after a stop without an orderly end."""
 
 _ACCEPT_PAUSE = 0.5
 
@@ -72,6 +76,10 @@ def run(
     report = report or _print_problem
     try:
         asyncio.run(_serve(config, locked, report, build))
+    except StoppedError:
+        log.info("agent ended before it was ready")
+        if report is not _print_problem:
+            report("the agent was asked to end before it was ready")
     except (ConfigError, TierError, OSError) as error:
         report(str(error))
         return EXIT_CONFIG
@@ -111,18 +119,21 @@ class Agent:
         `locked`: see `run`.
         """
         self._config = config.agent
+        self._locked = locked
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._signalled: float | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal)
+        interrupt_at_signal(partial(os._exit, EXIT_STOPPED))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._listener = Listener(socket_path(config.agent), locked=locked)
+        interrupt_at_signal(self._leave_at_once)  # building the engine blocks the event loop
         try:
             self._http = HttpServer(config.agent.http_port, registry, self._refresh_metrics)
             self._engine = build(config, registry)
+            for number in STOP_SIGNALS:
+                self._loop.add_signal_handler(number, self._on_signal)
         except BaseException:
             self.close(locked)
             raise
@@ -184,10 +195,10 @@ class Agent:
         self._stopping.set()
 
     def _leave_at_once(self) -> None:
-        with suppress(ConfigError):
-            self.close(locked=False)
-        logging.shutdown()
-        os._exit(1)
+        try:
+            self.close(self._locked)
+        finally:
+            os._exit(EXIT_STOPPED)
 
     async def _accept(self) -> None:
         while True:
@@ -213,6 +224,7 @@ class Agent:
 
     async def serve(self) -> None:
         """Serve until asked to stop; then finish loads and spills, and drain the uploads."""
+        self._locked = False  # the report has released it
         await self._stopping.wait()
         self._http.ready = False
         log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Page, PageKey
-from memkv_sglang.shared_memory import map_memory
+from memkv_sglang.shared_memory import is_ordinary_memory, map_memory
 
 MAX_POOLS = 1024
 """Pools of one process; a server registers a handful."""
@@ -101,9 +101,10 @@ class Pools:
             view = self._budget.map(descriptor, length, self._pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
+        if self._views.setdefault(pool, view) is not view:  # another connection was quicker
+            raise RequestError(f"pool {pool} is registered already")
         status = os.fstat(descriptor)
         self._memories[pool] = status.st_dev, status.st_ino
-        self._views[pool] = view
 
     def release(self, pool: int) -> None:
         """Forget a pool. Raises `RequestError`."""
@@ -177,16 +178,13 @@ def split_hashes(namespace: bytes, hashes: bytes) -> list[bytes]:
 
 
 def check_descriptor(descriptor: int, length: int) -> None:
-    """See that `length` bytes of memory can be mapped and stay there; raises `RequestError`.
+    """Check that `length` bytes of memory can be mapped and stay there; raises `RequestError`.
 
-    Seals the memory against shrinking if that has not been done: touching a mapping beyond the
-    end of its file would kill the process with SIGBUS, and with it everyone's agent.
+    Touching a mapping beyond the end of its file would kill the process with SIGBUS, and with it
+    everyone's agent. So the memory is sealed against shrinking first; its size is read after that.
     """
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise RequestError("the descriptor is not one of memory (memfd_create)")
-    if not 0 < length <= status.st_size:
-        raise RequestError(f"a pool of {length} bytes in a memory of {status.st_size} bytes")
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise RequestError("the descriptor is not open for reading and writing")
     try:
@@ -197,3 +195,9 @@ def check_descriptor(descriptor: int, length: int) -> None:
             "the memory could be shrunk and cannot be sealed; make it by memfd_create with "
             "MFD_ALLOW_SEALING"
         ) from None
+    if not is_ordinary_memory(descriptor):
+        # A hole punched into memory of MFD_HUGETLB is a SIGBUS once no huge page is left for it.
+        raise RequestError("the descriptor is not one of ordinary memory; drop MFD_HUGETLB")
+    size = os.fstat(descriptor).st_size
+    if not 0 < length <= size:
+        raise RequestError(f"a pool of {length} bytes in a memory of {size} bytes")

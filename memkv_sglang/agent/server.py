@@ -66,6 +66,8 @@ class Server:
                 connection = Connection(sock, peer, self._calls, self._sessions, self._forget)
                 self._connections.add(connection)
         if refusal:
+            fields = {**peer._asdict(), "reason": refusal}
+            log.warning("connection refused", extra={"fields": fields})
             _refuse(sock, refusal)
             return
         try:

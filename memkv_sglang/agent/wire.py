@@ -20,6 +20,9 @@ MAX_DESCRIPTORS = 4
 BODY_LIMIT = 10.0
 """Seconds in which the rest of a message must follow its first byte."""
 
+MAX_REASON = 300
+"""Characters of what is wrong with a message; part of it may be the message itself."""
+
 _BUFFER_SIZE = 64 << 10
 _TIMEVAL = struct.Struct("@ll")
 _DESCRIPTOR = struct.Struct("@i")
@@ -60,6 +63,7 @@ class Channel(Generic[M]):
         self._decoder = decoder
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._descriptors: list[int] = []
+        self._descriptors_lost = False
         self._limited = False
 
     def send(self, frame: bytearray, descriptors: Sequence[int] = ()) -> None:
@@ -90,7 +94,7 @@ class Channel(Generic[M]):
     def _receive_first(self) -> int:
         """Receive into the buffer what is there, with descriptors."""
         try:
-            count, ancillary, _, _ = self._socket.recvmsg_into(
+            count, ancillary, flags, _ = self._socket.recvmsg_into(
                 [self._buffer], _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
@@ -99,6 +103,7 @@ class Channel(Generic[M]):
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) - len(data) % _DESCRIPTOR.size
                 self._descriptors += (fd for (fd,) in _DESCRIPTOR.iter_unpack(data[:whole]))
+        self._descriptors_lost = bool(flags & socket.MSG_CTRUNC)
         if count == 0:
             raise EOFError
         return count
@@ -133,10 +138,17 @@ class Channel(Generic[M]):
             target = target[count:]
 
     def _decode(self, body: memoryview) -> M:
+        if self._descriptors_lost:
+            self._close_descriptors()
+            raise MessageError(
+                f"descriptors were lost: a message carries {MAX_DESCRIPTORS} at most, and the "
+                "receiver needs free ones (ulimit -n)"
+            )
         try:
             return self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise MessageError(str(error)) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._close_descriptors()
+            raise MessageError(str(error)[:MAX_REASON]) from None
 
     def _limit(self, deadline: float | None) -> None:
         """Let the kernel end receive calls: cheaper than polling before each of them."""

@@ -16,6 +16,7 @@ from memkv_sglang.client.registry import announce_namespace
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Warming
+from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.printable import printable
@@ -32,6 +33,9 @@ flushes its cache or detaches the storage, and does not survive a call that is s
 
 LOOKUP_GRACE = 0.5
 """Seconds that a lookup's reply may come after its budget."""
+
+REFUSAL_SECONDS = 60.0
+"""Seconds between two log lines about one refusal."""
 
 T = TypeVar("T")
 
@@ -60,6 +64,7 @@ class AgentClient:
         self._keeper = LinkKeeper(config, start=start, module=module)
         self._registry = self._keeper.registry
         self._refusal = ""
+        self._refusals = LogLimit(REFUSAL_SECONDS)
 
     @property
     def problem(self) -> str:
@@ -235,11 +240,11 @@ class AgentClient:
         return None
 
     def _log_refusal(self, reason: str) -> None:
-        """Log a reason once, not for each call that meets it."""
+        """Log a reason now and then, not for each call that meets it."""
         reason = printable(reason)
-        if reason != self._refusal:
-            log.warning("agent refused a request", extra={"fields": {"reason": reason}})
         self._refusal = reason
+        if self._refusals.admit(reason) is not None:
+            log.warning("agent refused a request", extra={"fields": {"reason": reason}})
 
 
 def _origin(tiers: Sequence[str], origin: int) -> str:

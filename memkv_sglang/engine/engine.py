@@ -42,6 +42,8 @@ CLEAR_WAIT = 30.0
 """Longest time that `clear` waits for calls in flight; each of them has a shorter deadline."""
 
 CLEAR_PASSES = 3
+CLOSE_SECONDS = 0.5
+"""Seconds that closing may take beside the drain."""
 
 
 class Engine:
@@ -255,6 +257,7 @@ class Engine:
 
     def close(self, drain: float) -> None:
         """Upload for at most `drain` seconds more, then close the tiers; idempotent."""
+        deadline = time.monotonic() + max(drain, CLOSE_SECONDS)
         if self._watcher is not None:
             self._watcher.close()
         if self._describer is not None:
@@ -265,7 +268,7 @@ class Engine:
             self._promoter.close()
         self._loader.close()
         for tier in self._tiers():
-            tier.close()
+            tier.close(deadline)
 
 
 def _clear(tier: Tier, namespace: bytes) -> int:

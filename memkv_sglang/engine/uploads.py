@@ -11,6 +11,7 @@ from memkv_sglang.engine.breaker import BreakerState, CircuitBreaker
 from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.recent import RecentPages
 from memkv_sglang.engine.staging import Staging
+from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
@@ -99,7 +100,7 @@ class UploadQueue:
         self._bytes = 0
         self._dropped = RecentPages(REMEMBERED_DROPS)
         self._unreported: Counter[str] = Counter()
-        self._quiet_until: dict[str, float] = {}
+        self._limit = LogLimit(QUIET_SECONDS)
         self._uploaded = RecentPages(REMEMBERED_UPLOADS)
         self._waiting: set[PageKey] = set()
         self._closing = threading.Event()
@@ -192,9 +193,7 @@ class UploadQueue:
         self._dropped.add(page.key for page in pages)
         self._metrics.uploads_dropped.labels(reason).inc(len(pages))
         self._unreported[reason] += len(pages)
-        now = time.monotonic()
-        if now >= self._quiet_until.get(reason, 0.0):
-            self._quiet_until[reason] = now + QUIET_SECONDS
+        if self._limit.admit(reason) is not None:
             fields = {"pages": self._unreported.pop(reason), "reason": reason}
             log.warning("uploads dropped", extra={"fields": fields})
 

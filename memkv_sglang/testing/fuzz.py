@@ -8,7 +8,7 @@ its docstring, may take what is still right, and may do nothing else.
 import random
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,11 @@ Read = Callable[[bytes], bool]
 """Reads an input; whether it was taken. Asserts that what was taken is right."""
 
 
+def damage_one(valid: Sequence[bytes], chance: random.Random) -> bytes:
+    """Return one of the inputs, damaged."""
+    return damage(chance.choice(valid), chance)
+
+
 class Target(NamedTuple):
     """Something that reads bytes from outside."""
 
@@ -48,6 +53,8 @@ class Target(NamedTuple):
     """Returns valid inputs and the reader; may use a directory."""
     share: float = 1.0
     """Part of the inputs asked for that it gets: less where an input is a file."""
+    make: Callable[[Sequence[bytes], random.Random], bytes] = damage_one
+    """Makes an input of the valid ones."""
 
 
 class Fuzzed(NamedTuple):
@@ -67,8 +74,58 @@ def fuzz(target: Target, inputs: int, seed: int = 0) -> Fuzzed:
         assert all(map(read, valid)), f"{target.name} refuses what is valid"
         taken = 0
         for _ in range(count):
-            taken += read(damage(chance.choice(valid), chance))
+            taken += read(target.make(valid, chance))
     return Fuzzed(count, taken)
+
+
+ODD_NUMBERS = (0, 1, -1, 255, 2**31, 2**32, 2**63 - 1, 2**64 - 1, -(2**63))
+ODD_FLOATS = (0.0, -0.0, 1e-300, 1e308, -1.0, float("inf"), float("-inf"), float("nan"))
+ODD_LENGTHS = (0, 1, 15, 16, 17, 31, 32, 33, 64, 65, 4096)
+DEEP = (1, 10, 100, 3000, 20_000)
+"""A nested value has to fit into the buffer of a socket, with nobody reading."""
+
+
+def odd_value(chance: random.Random) -> bytes:
+    """Return valid msgpack of some type, often one that nobody expects."""
+    encode = msgspec.msgpack.encode
+    match chance.randrange(9):
+        case 0:
+            return encode(chance.choice(ODD_NUMBERS))
+        case 1:
+            return encode(chance.choice(ODD_FLOATS))
+        case 2:
+            return encode(chance.randbytes(chance.choice(ODD_LENGTHS)))
+        case 3:
+            return encode("é[b]\n\0" * chance.choice((0, 1, 100)))
+        case 4:
+            return encode(chance.choice((None, True, False)))
+        case 5:
+            depth = chance.choice(DEEP)
+            return chance.choice((b"\x91", b"\x81\xa1a")) * depth + b"\xc0"
+        case 6:
+            return encode(
+                [[[chance.choice(ODD_NUMBERS) for _ in range(3)]] * chance.choice((0, 2))]
+            )
+        case 7:
+            return encode({"a": chance.choice(ODD_NUMBERS)})
+        case _:
+            return encode(msgspec.msgpack.Ext(chance.randrange(-128, 128), chance.randbytes(5)))
+
+
+def odd_request(requests: Sequence[protocol.Request], chance: random.Random) -> bytes:
+    """Return the frame of a request of which one or more fields are odd, missing or too many."""
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(chance.choice(requests)))
+    encoded = [msgspec.msgpack.encode(field) for field in fields]
+    for _ in range(chance.choice((1, 1, 2))):
+        at = chance.randrange(len(encoded) + 1)
+        if chance.random() < 0.2:
+            del encoded[at : at + 1]
+        elif at == len(encoded) or chance.random() < 0.2:
+            encoded.insert(at, odd_value(chance))
+        else:
+            encoded[at] = odd_value(chance)
+    body = bytes([0x90 | len(encoded)]) + b"".join(encoded)
+    return len(body).to_bytes(HEADER_SIZE, "little") + body
 
 
 def damage(content: bytes, chance: random.Random) -> bytes:
@@ -96,18 +153,25 @@ def damage(content: bytes, chance: random.Random) -> bytes:
 KEY = PageKey(bytes(range(16)), bytes(range(100, 132)))
 
 
+REQUESTS: list[protocol.Request] = [
+    protocol.Hello(protocol.PROTOCOL_VERSION, b"t" * 16),
+    protocol.RegisterPool(1, 1 << 20),
+    protocol.ReleasePool(1),
+    protocol.LookupPages(KEY.namespace, KEY.hash * 3, 0.1),
+    protocol.LoadPages(KEY.namespace, KEY.hash * 2, [[Buffer(0, 0, 4096)]] * 2),
+    protocol.SpillPages(KEY.namespace, KEY.hash, [[Buffer(0, 0, 64), Buffer(0, 64, 64)]], b""),
+    protocol.Describe(b"{}"),
+    protocol.CheckPages(KEY.namespace, KEY.hash, None, "nvme"),
+    protocol.WarmPages(KEY.namespace, KEY.hash),
+    protocol.Clear(KEY.namespace),
+    protocol.Flush(1.5),
+    protocol.Status(),
+]
+"""One of each kind but `Shutdown`."""
+
+
 def _messages(_: Path) -> tuple[list[bytes], Read]:
     """Messages as a connection gets them, framing included, and nothing behind them."""
-    requests: list[protocol.Request] = [
-        protocol.Hello(protocol.PROTOCOL_VERSION, b"t" * 16),
-        protocol.RegisterPool(1, 1 << 20),
-        protocol.LookupPages(KEY.namespace, KEY.hash * 3, 0.1),
-        protocol.LoadPages(KEY.namespace, KEY.hash * 2, [[Buffer(0, 0, 4096)]] * 2),
-        protocol.SpillPages(KEY.namespace, KEY.hash, [[Buffer(0, 0, 64), Buffer(0, 64, 64)]], b""),
-        protocol.Describe(b"{}"),
-        protocol.CheckPages(KEY.namespace, KEY.hash, None, "nvme"),
-        protocol.Flush(1.5),
-    ]
     decoder = msgspec.msgpack.Decoder(protocol.Request)
 
     def read(content: bytes) -> bool:
@@ -126,7 +190,7 @@ def _messages(_: Path) -> tuple[list[bytes], Read]:
             here.close()
         return True
 
-    return [bytes(encode_frame(request)) for request in requests], read
+    return [bytes(encode_frame(request)) for request in REQUESTS], read
 
 
 def _footers(_: Path) -> tuple[list[bytes], Read]:
@@ -222,6 +286,7 @@ def _segments(directory: Path) -> tuple[list[bytes], Read]:
 
 TARGETS = [
     Target("protocol messages", _messages),
+    Target("odd requests", _messages, 0.2, lambda _, chance: odd_request(REQUESTS, chance)),
     Target("NVMe footers", _footers),
     Target("HTTP response heads", _heads),
     Target("NVMe journals", _journals, share=0.5),

@@ -7,6 +7,7 @@ miss where it happens.
 """
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol, final
@@ -168,8 +169,11 @@ class Tier(ABC):
         """
 
     @abstractmethod
-    def close(self) -> None:
-        """Release threads, descriptors and locks; idempotent. Calls in flight end first."""
+    def close(self, deadline: float = math.inf) -> None:
+        """Release threads, descriptors and locks; idempotent. Calls in flight end first.
+
+        At the deadline (`time.monotonic`) whatever else is only useful is left undone.
+        """
 
 
 def loaded_pages(pages: Sequence[Page], outcomes: Sequence[Fetched]) -> list[Page]:

@@ -1,5 +1,6 @@
 """The reference tier: a bounded dictionary, written to be read; the others must do the same."""
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -185,5 +186,5 @@ class MemoryTier(Tier):
             ]
         return iter(marked)
 
-    def close(self) -> None:
+    def close(self, deadline: float = math.inf) -> None:
         """Keep the content: a closed memory tier stands for a restart in tests."""

@@ -1,37 +1,73 @@
 """What the agent logs when a client makes it log without end."""
 
 import logging
+import time
 
-from memkv_sglang.agent.log import BURST, EVENTS, PERIOD, FloodFilter, LogfmtFormatter
+import pytest
+
+from memkv_sglang.agent.log import BURST, PERIOD, FloodFilter, LogfmtFormatter
+from memkv_sglang.log_limit import KINDS, LogLimit
+from memkv_sglang.printable import LIMIT
 
 
-def line(event: str, moment: float, level: int = logging.WARNING) -> logging.LogRecord:
+class Clock:
+    """Stands in for the monotonic clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def line(event: str, level: int = logging.WARNING) -> logging.LogRecord:
     record = logging.LogRecord("memkv_sglang.agent", level, "", 0, event, None, None)
-    record.created = moment
     record.fields = {"uid": 0}
     return record
 
 
-def test_flood_of_one_event_is_cut_and_counted_and_hides_no_other() -> None:
+def test_flood_of_one_event_is_cut_and_counted_and_hides_no_other(clock: Clock) -> None:
     flood = FloodFilter()
-    passed = [flood.filter(line("connection broken off", i / 1000)) for i in range(BURST + 70)]
+    passed = [flood.filter(line("connection broken off")) for _ in range(BURST + 70)]
     assert passed == [True] * BURST + [False] * 70
-    assert flood.filter(line("minio load failed", 1.0))
-    later = line("connection broken off", PERIOD + 1)
+    assert flood.filter(line("minio load failed"))
+    clock.now += PERIOD
+    later = line("connection broken off")
     assert flood.filter(later)
     assert "uid=0 left_out=70" in LogfmtFormatter().format(later)
-    again = line("connection broken off", PERIOD + 2)
-    assert flood.filter(again)
-    assert "left_out" not in LogfmtFormatter().format(again)
+    assert not flood.filter(line("connection broken off"))
+    clock.now += BURST * PERIOD
+    again = [flood.filter(line("connection broken off")) for _ in range(BURST + 1)]
+    assert again == [True] * BURST + [False]
 
 
 def test_what_was_asked_for_in_detail_is_not_cut() -> None:
     flood = FloodFilter()
-    assert all(flood.filter(line("call", 0.0, logging.DEBUG)) for _ in range(2 * BURST))
+    assert all(flood.filter(line("call", logging.DEBUG)) for _ in range(2 * BURST))
 
 
-def test_events_that_never_repeat_take_no_memory() -> None:
+def test_events_that_never_repeat_take_no_memory_and_are_cut(clock: Clock) -> None:
     flood = FloodFilter()
-    for i in range(3 * EVENTS):
-        assert flood.filter(line(f"event {i}", 0.0))
-    assert len(flood._seen) <= EVENTS + 1
+    passed = sum(flood.filter(line(f"event {i}")) for i in range(3 * KINDS))
+    assert passed == KINDS + BURST
+    clock.now += BURST * PERIOD
+    assert flood.filter(line("an event of its own"))
+
+
+def test_kinds_at_their_limit_are_remembered_beyond_idle_ones(clock: Clock) -> None:
+    limit = LogLimit(10.0)
+    for i in range(KINDS - 1):
+        assert limit.admit(i) == 0
+    clock.now += 10.0
+    assert limit.admit("busy") == 0
+    assert limit.admit("new") == 0
+    assert limit.admit("busy") is None
+
+
+def test_long_values_are_cut() -> None:
+    record = line("event")
+    record.fields = {"reason": "x" * 100_000}
+    assert len(LogfmtFormatter().format(record)) < LIMIT + 200

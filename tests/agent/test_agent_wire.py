@@ -78,17 +78,33 @@ def test_descriptors_arrive_and_unclaimed_ones_are_closed(ends: Ends) -> None:
     ours, channel = ends
     before = entries("/proc/self/fd")
     for _ in range(3):
-        descriptors = [os.memfd_create("x") for _ in range(9)]
-        socket.send_fds(ours, [encode_frame(protocol.Status())], descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        send_with_memories(ours, wire.MAX_DESCRIPTORS)
         channel.receive(soon())
     claimed = channel.claim_descriptors()
-    assert 1 <= len(claimed) <= wire.MAX_DESCRIPTORS
+    assert len(claimed) == wire.MAX_DESCRIPTORS
     assert not any(os.get_inheritable(descriptor) for descriptor in claimed)
     for descriptor in claimed:
         os.close(descriptor)
     assert entries("/proc/self/fd") == before
+
+
+def test_message_whose_descriptors_were_lost_is_refused_and_keeps_none(ends: Ends) -> None:
+    ours, channel = ends
+    before = entries("/proc/self/fd")
+    for _ in range(3):
+        send_with_memories(ours, wire.MAX_DESCRIPTORS + 5)
+        with pytest.raises(wire.MessageError, match="descriptors were lost"):
+            channel.receive(soon())
+        assert entries("/proc/self/fd") == before
+    ours.sendall(encode_frame(protocol.Status()))
+    assert channel.receive(soon()) == protocol.Status()
+
+
+def send_with_memories(sock: socket.socket, count: int) -> None:
+    descriptors = [os.memfd_create("x") for _ in range(count)]
+    socket.send_fds(sock, [encode_frame(protocol.Status())], descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def test_end_between_messages_is_no_error(ends: Ends) -> None:

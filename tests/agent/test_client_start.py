@@ -13,6 +13,7 @@ import pytest
 from memkv_sglang.agent import launch
 from memkv_sglang.agent.launch import StartError, start_agent
 from memkv_sglang.agent.listener import serving_peer
+from memkv_sglang.agent.log_file import LOG_LIMIT
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
 from memkv_sglang.page import Chain
@@ -94,15 +95,15 @@ def test_started_agent_stands_on_its_own(config: Config) -> None:
     assert log.parent not in open_files.values(), "the lock is still held"
 
 
-@pytest.mark.parametrize("size", [launch.LOG_LIMIT, launch.LOG_LIMIT + 1])
+@pytest.mark.parametrize("size", [LOG_LIMIT, LOG_LIMIT + 1])
 def test_long_log_makes_room_for_another(config: Config, size: int) -> None:
     log = Path(config.agent.socket).with_name("agent.log")
     log.parent.mkdir(mode=0o700)
     with log.open("wb") as file:
         file.truncate(size)
     assert start_agent(config, MODULE)
-    assert log.with_name("agent.log.1").exists() == (size > launch.LOG_LIMIT)
-    assert (log.stat().st_size < launch.LOG_LIMIT) == (size > launch.LOG_LIMIT)
+    assert log.with_name("agent.log.1").exists() == (size > LOG_LIMIT)
+    assert (log.stat().st_size < LOG_LIMIT) == (size > LOG_LIMIT)
 
 
 def test_agent_keeps_out_of_a_server_s_metrics(

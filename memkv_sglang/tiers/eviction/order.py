@@ -16,11 +16,14 @@ from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS
 NO_ENTRY = 0xFFFF_FFFF
 """In place of an entry: nothing."""
 
+_NO_BONUSES = VALUATIONS[0].bonuses(0)
 _GHOSTS = 8
 """Pages that left and are remembered, as a multiple of those that are there."""
 _ONE_MORE = bytes(min(uses + 1, MOST_USES) for uses in range(MOST_USES + 1))
 _CALLS_KEPT = 256
 """Calls whose uses wait to be learned from; of more than these the oldest are passed over."""
+_GROWING = 32
+"""Touches that are the last ones: a spill makes up to three, and some run at a time."""
 _UNSETTLED = 1 << 16
 """Pages whose use may wait to be settled."""
 
@@ -57,6 +60,8 @@ class EvictionOrder:
         self._learned_for = 0
         self._heard: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_CALLS_KEPT)
         self._noted: deque[_Use] = deque()
+        self._touches: deque[int] = deque(maxlen=_GROWING)
+        """First ticks of the last touches."""
         self._unsettled = 0
         self._settling = threading.Lock()
         self._next = 1
@@ -84,7 +89,22 @@ class EvictionOrder:
 
         They may have come to be there in parts: none ranks below its next from then on.
         """
-        self._note(entries, b"", None)
+        first = self._note(entries, b"", None)
+        if first:
+            self._touches.append(first)
+
+    def is_growing(self, entry: int) -> bool:
+        """Tell whether the page is of a chain that is being spilled, or was just now.
+
+        What is spilled next comes behind it, so it must not leave for that, however little it is
+        worth. Along a chain this holds up to some page and for none behind that.
+        """
+        if not self._touches:
+            return False
+        first = max(
+            self._touches[0], self._next - self._learned_for // 2
+        )  # not all, in a small tier
+        return self._ticks[entry] >= first
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
         """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""
@@ -92,15 +112,18 @@ class EvictionOrder:
 
     def _note(
         self, entries: Sequence[int], namespace: bytes, hashes: Sequence[bytes] | None
-    ) -> None:
+    ) -> int:
+        """Return the first tick of the use; 0 if nothing was used."""
         if not entries:
-            return
+            return 0
         with self._lock:
+            first = self._next
             self._noted.append(_Use(self._next, entries, namespace, hashes))
             self._next += len(entries)
             self._unsettled += len(entries)
         if self._unsettled > _UNSETTLED:
             self.settle()
+        return first
 
     @property
     def is_behind(self) -> bool:
@@ -153,6 +176,10 @@ class EvictionOrder:
         else:
             self._uses[entry] = 0
             self._ticks[entry] = tick
+
+    def succeed(self, entry: int, successor: int) -> None:
+        """Count an entry's uses for another, which stands for the same page from now on."""
+        self._uses[successor] = self._uses[entry]
 
     def enter(self, pages: Sequence[tuple[PageKey, int]]) -> None:
         """Note that pages of a chain came to be there, root first; call after `set`.
@@ -211,14 +238,21 @@ class EvictionOrder:
         return self._ticks[entry] + self._bonuses[self._uses[entry]]
 
     def coldest(
-        self, chunks: Iterable[Sequence[int]], may_leave: Callable[[int], bool], count: int
+        self,
+        chunks: Iterable[Sequence[int]],
+        may_leave: Callable[[int], bool],
+        count: int,
+        *,
+        by_age: bool = False,
     ) -> list[tuple[int, int]]:
         """Return rank and id of the `count` entries that leave first of those that may, in order.
 
-        Lets other threads run between the chunks, so these should be short.
+        `by_age`: whatever repeated uses are worth. Lets other threads run between the chunks, so
+        these should be short.
         """
         self.settle()
-        ticks, uses, bonuses = self._ticks, self._uses, self._bonuses
+        ticks, uses = self._ticks, self._uses
+        bonuses = _NO_BONUSES if by_age else self._bonuses
         coldest: list[tuple[int, int]] = []
         bound = 1 << 64
         for chunk in chunks:

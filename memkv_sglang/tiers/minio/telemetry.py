@@ -2,8 +2,9 @@
 
 import logging
 import threading
-import time
 from collections import Counter
+
+from memkv_sglang.log_limit import LogLimit
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ class Telemetry:
     def __init__(self) -> None:
         """Begin with nothing counted."""
         self._counts: Counter[str] = Counter()
-        self._logged: dict[str, tuple[float, int]] = {}
+        self._limit = LogLimit(QUIET)
         self._lock = threading.Lock()
 
     def count(self, name: str, by: int = 1) -> None:
@@ -32,13 +33,8 @@ class Telemetry:
 
     def fault(self, event: str, error: Exception) -> None:
         """Count a fault; log the first of its kind, and the next one after `QUIET` seconds."""
-        name, now = event.replace(" ", "_"), time.monotonic()
-        with self._lock:
-            self._counts[name] += 1
-            last, logged = self._logged.get(event, (-QUIET, 0))
-            if now - last < QUIET:
-                return
-            total = self._counts[name]
-            self._logged[event] = now, total
-        fields = {"reason": str(error), "count": total - logged}
-        logger.warning(f"minio {event}", extra={"fields": fields})
+        self.count(event.replace(" ", "_"))
+        left_out = self._limit.admit(event)
+        if left_out is not None:
+            fields = {"reason": str(error), "count": left_out + 1}
+            logger.warning(f"minio {event}", extra={"fields": fields})

@@ -1,6 +1,7 @@
 """The MinIO tier: transfers, search and knowledge put together under the tier contract."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -372,7 +373,7 @@ class MinioTier(Tier):
         """Compare what is known present with what is known missing."""
         return self._knowledge.check_integrity()
 
-    def close(self) -> None:
+    def close(self, deadline: float = math.inf) -> None:
         """Wait for pages in flight, then close threads and connections.
 
         Not for the control path: its requests are ended, whatever the server does. An opening

@@ -6,7 +6,8 @@ while anything blocks. Looking pages up takes neither.
 """
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from itertools import starmap
 from typing import NamedTuple
@@ -50,6 +51,10 @@ class SlotDescription(NamedTuple):
     """Whether it waits for upload."""
 
 
+class CompactionGivenUpError(Exception):
+    """There was no time to write the journal anew."""
+
+
 class Catalog:
     """Thread-safe. Calls that change it block on the journal and raise its `OSError`."""
 
@@ -61,6 +66,8 @@ class Catalog:
         self.order = EvictionOrder()
         self.pending: dict[int, None] = {}
         """Entries that wait for upload, those that were marked first before the others."""
+        self.waiting: Counter[int] = Counter()
+        """How many of them each segment has, by its number."""
         self.kept: Collection[PageKey] = frozenset()
         """Pages that are not evicted, whether they are there or not."""
         self.absent = AbsentPages()
@@ -188,7 +195,7 @@ class Catalog:
         Its slot is free once nobody reads it: the last one to unpin it gives it back.
         """
         self.index.unlink(entry)
-        self.pending.pop(entry, None)
+        self.set_mark(entry, pending=False)
         if entry in self._pins:
             self._condemned.add(entry)
         else:
@@ -214,6 +221,32 @@ class Catalog:
                 for entry in entries:
                     self.forget(entry)
         return len(entries)
+
+    def move(self, moves: Iterable[tuple[int, Place]]) -> dict[int, int]:
+        """Let pages lie in reserved slots that hold a copy of them; the entries are pinned.
+
+        Returns the new entries of those that were moved. A page that has left meanwhile, or waits
+        for upload by now, is not. Who reads a page at its old place goes on: that is free when it
+        is unpinned.
+        """
+        self.order.settle()
+        with self.changes:
+            with self.lock:
+                able = [
+                    (entry, NewPage(key, place, self.index.lengths[entry], self.order.tick(entry)))
+                    for entry, place in moves
+                    if entry not in self.pending and (key := self.index.key(entry)) is not None
+                ]
+            if able:
+                self.journal.append(Kind.PUT, b"".join(_put_record(page) for _, page in able))
+            successors: dict[int, int] = {}
+            with self.lock:
+                for entry, page in able:
+                    successors[entry] = successor = self.adopt(page)
+                    self.order.succeed(entry, successor)
+                    self.index.retire(entry)
+                    self._condemned.add(entry)
+        return successors
 
     def remember(self, entries: Iterable[int]) -> None:
         """Let the order of eviction remember pages that are about to make room."""
@@ -274,6 +307,8 @@ class Catalog:
 
     def set_mark(self, entry: int, *, pending: bool) -> None:
         """Note a mark; call with `lock` held, or as the only thread."""
+        if pending != (entry in self.pending):
+            self.waiting[self.index.segments[entry]] += 1 if pending else -1
         if pending:
             self.pending[entry] = None
         else:
@@ -296,17 +331,18 @@ class Catalog:
         self.journal.take_over()
         folder.sync()
 
-    def compact(self) -> None:
+    def compact(self, give_up: Callable[[], bool] = lambda: False) -> None:
         """Write a new journal of what is there now, with the order of use, and change over to it.
 
         Other calls go on meanwhile: the snapshot is taken in pieces, and what changes from its
         begin on is appended behind it, where it is replayed over whatever the snapshot caught.
+        Raises `CompactionGivenUpError` once it is to `give_up`; the journal is then as before.
         """
         journal = self.journal
         with self.changes:
             changes = journal.copies = []
         try:
-            successor = self._new_journal(journal.folder)
+            successor = self._new_journal(journal.folder, give_up)
             with self.changes:
                 try:
                     successor.append_frames(changes)
@@ -325,20 +361,22 @@ class Catalog:
         """Return the bytes that a new journal would have, but for pages that wait for upload."""
         return (len(self.index) + len(self.absent)) * PUT.size
 
-    def _new_journal(self, folder: Folder) -> Journal:
+    def _new_journal(self, folder: Folder, give_up: Callable[[], bool] = lambda: False) -> Journal:
         """Write a snapshot beside the journal it is to replace."""
         journal = Journal.begin_successor(folder)
         try:
-            self._write_snapshot(journal)
+            self._write_snapshot(journal, give_up)
             journal.sync()
         except BaseException:  # a signal may end the start here
             journal.discard()
             raise
         return journal
 
-    def _write_snapshot(self, journal: Journal) -> None:
+    def _write_snapshot(self, journal: Journal, give_up: Callable[[], bool]) -> None:
         self._write_absent(journal)  # first: a page that was stored again since takes its place
         for first in range(0, self.index.entries, _SNAPSHOT_BATCH):
+            if give_up():
+                raise CompactionGivenUpError
             with self.lock:
                 batch = range(first, min(first + _SNAPSHOT_BATCH, self.index.entries))
                 records = [self._snapshot_record(e) for e in batch if self.index.key(e)]

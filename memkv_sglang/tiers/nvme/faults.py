@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from memkv_sglang.log_limit import LogLimit
+
 PAUSE = 30.0
 """Seconds without writes after a write failed; also between two lines about one kind of fault."""
 
@@ -18,17 +20,12 @@ class FaultLog:
     """Logs each kind of fault at most once in `PAUSE` seconds."""
 
     def __init__(self) -> None:
-        self._silent_until: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._limit = LogLimit(PAUSE)
 
     def report(self, event: str, **fields: object) -> None:
         """Log the event as a warning, unless it was logged just before."""
-        now = time.monotonic()
-        with self._lock:
-            if now < self._silent_until.get(event, 0.0):
-                return
-            self._silent_until[event] = now + PAUSE
-        _log.warning(event, extra={"fields": fields})
+        if self._limit.admit(event) is not None:
+            _log.warning(event, extra={"fields": fields})
 
 
 class WriteGate:

@@ -3,12 +3,15 @@
 import logging
 import threading
 
-from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.catalog import Catalog, CompactionGivenUpError
 from memkv_sglang.tiers.nvme.faults import WriteGate
 from memkv_sglang.tiers.nvme.room import Room
 
 _GROWTH = 4
 """A journal is compacted when it is so many times as long as its snapshot would be."""
+
+_RETRY_SECONDS = 1.0
+"""How often files are tried again that are too large, but cannot be removed yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +49,15 @@ class Housekeeper:
             self._due.set()
 
     def close(self) -> None:
-        """End the thread after what it is at."""
+        """End the thread soon."""
         self._closed = True
+        self._room.stop()
         self._due.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._closed:
-            self._due.wait(self._look_every)
+            self._due.wait(_RETRY_SECONDS if self._room.is_too_large() else self._look_every)
             self._due.clear()
             if self._closed:
                 return
@@ -62,9 +66,12 @@ class Housekeeper:
                 if not self._gate.is_open:
                     continue
                 self._room.shrink()
+                self._room.reclaim()
                 self._room.trim()
                 if self._is_journal_long() or not self._catalog.journal.is_in_place():
-                    self._catalog.compact()
+                    self._catalog.compact(lambda: self._closed)
+            except CompactionGivenUpError:
+                return
             except OSError as error:
                 self._gate.close(error)
             except Exception:

@@ -88,6 +88,10 @@ class Index:
             del self._by_namespace[key.namespace]
         self._hashes[entry] = None
 
+    def retire(self, entry: int) -> None:
+        """Forget an entry's key where another entry has been linked under that."""
+        self._hashes[entry] = None
+
     def free(self, entry: int) -> None:
         """Give an unlinked entry back for reuse."""
         self._unused.append(entry)

@@ -2,10 +2,11 @@
 
 import errno
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, starmap
 from typing import NamedTuple
 
@@ -164,15 +165,22 @@ def read_footers(segments: Iterable[Segment]) -> Iterator[_Found]:
         for segment in segments
         for first in range(0, segment.intact_slots, _SCAN_BATCH)
     ]
-    with ThreadPoolExecutor(_SCAN_THREADS, thread_name_prefix="memkv-scan") as threads:
-        yield from chain.from_iterable(threads.map(_read_batch, batches))
+    stopping = threading.Event()
+    threads = ThreadPoolExecutor(_SCAN_THREADS, thread_name_prefix="memkv-scan")
+    try:
+        yield from chain.from_iterable(threads.map(partial(_read_batch, stopping), batches))
+    finally:
+        stopping.set()
+        threads.shutdown(cancel_futures=True)
 
 
-def _read_batch(batch: tuple[Segment, range]) -> list[_Found]:
+def _read_batch(stopping: threading.Event, batch: tuple[Segment, range]) -> list[_Found]:
     segment, slots = batch
     block = aligned_memory(FOOTER_SIZE)
-    found = []
+    found: list[_Found] = []
     for slot in slots:
+        if stopping.is_set():
+            return found
         try:
             segment.read_footer(block, slot).carry_out()
         except (OSError, EOFError):

@@ -32,7 +32,16 @@ _SEAL_SIZE = 16
 class Segment:
     """An open segment file and the state of its slots."""
 
-    __slots__ = ("direct", "fd", "intact_slots", "number", "path", "slot_size", "slots")
+    __slots__ = (
+        "direct",
+        "fd",
+        "intact_slots",
+        "leaving",
+        "number",
+        "path",
+        "slot_size",
+        "slots",
+    )
 
     def __init__(
         self, path: Path, fd: int, number: int, slot_size: int, slots: int, *, direct: bool
@@ -44,6 +53,8 @@ class Segment:
         self.slot_size = slot_size
         self.slots = SlotMap(slots)
         self.direct = direct
+        self.leaving = False
+        """Whether it is about to be removed: no page comes to lie in it any more."""
         self.intact_slots = slots
         """Slots that lay within the file when it was opened; more are lost to truncation."""
 
@@ -51,6 +62,11 @@ class Segment:
     def size(self) -> int:
         """Bytes of the file."""
         return HEADER_SIZE + len(self.slots) * self.slot_size
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of the slots that are taken."""
+        return (len(self.slots) - self.slots.free) * self.slot_size
 
     def offset(self, slot: int) -> int:
         """Return where in the file a slot begins."""

@@ -150,6 +150,11 @@ class Segments:
         """Return the segments of a slot size, those that were made first before the others."""
         return list(self.by_slot_size.get(slot_size, ()))
 
+    def free_slots(self, slot_size: int) -> int:
+        """Return how many slots of this size can be reserved."""
+        segments = self.of_size(slot_size)
+        return sum(segment.slots.free for segment in segments if not segment.leaving)
+
     def accepts(self, slot_size: int) -> bool:
         """Tell whether a slot of this size fits into the largest segment there may be."""
         return (
@@ -244,6 +249,8 @@ class Segments:
 
     def _take_run(self, slot_size: int, count: int) -> list[Place]:
         for segment in self.by_slot_size.get(slot_size, ()):
+            if segment.leaving:
+                continue
             first = segment.slots.find_run(count)
             if first >= 0:
                 segment.slots.take(first, count)

@@ -1,6 +1,8 @@
 """The tier on this node's disk."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from memkv_sglang.config.schema import NvmeConfig
@@ -18,7 +20,7 @@ from memkv_sglang.tiers.base import (
 )
 from memkv_sglang.tiers.nvme.budget import divide
 from memkv_sglang.tiers.nvme.calls import CallsInFlight
-from memkv_sglang.tiers.nvme.catalog import Catalog
+from memkv_sglang.tiers.nvme.catalog import Catalog, CompactionGivenUpError
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
 from memkv_sglang.tiers.nvme.disk.movers import Movers
@@ -36,6 +38,9 @@ from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 
 _CLEAR_BATCH = 4096
 """Pages that `clear` forgets at a time, so that spills are not held up for long."""
+
+SHRINK_SECONDS = 5.0
+"""How long a start waits for files that are larger than the capacity; the rest is done behind."""
 
 _LOOK_EVERY = 5.0
 """Seconds after which the directory and its file system are looked at again."""
@@ -98,7 +103,9 @@ class NvmeTier(Tier):
             smallest_journal=budget.journal,
             look_every=_LOOK_EVERY,
         )
-        if not maintain:
+        if maintain:
+            self._housekeeper.wake()
+        else:
             self._housekeeper.close()
         self._calls = CallsInFlight()
         self._keeps_journal = True
@@ -108,7 +115,7 @@ class NvmeTier(Tier):
     def _tidy(self, quarantine: Quarantine) -> None:
         """Fit everything into the capacity, which may be smaller than it was."""
         try:
-            self._room.shrink()
+            self._room.shrink(time.monotonic() + SHRINK_SECONDS)
         except OSError as error:  # what is there can be loaded all the same
             self._gate.close(error)
         try:
@@ -215,15 +222,20 @@ class NvmeTier(Tier):
         """Compare index, slots, marks and counts."""
         return disagreements(self._catalog)
 
-    def close(self) -> None:
-        """Wait for calls in flight, then write the journal anew with the order of use."""
+    def close(self, deadline: float = math.inf) -> None:
+        """Wait for calls in flight, then write the journal anew with the order of use.
+
+        Where that is not done by the deadline the journal stays as it is.
+        """
         if not self._calls.close():
             return
         self._housekeeper.close()
         self._movers.close()
         if self._keeps_journal:
             try:
-                self._catalog.compact()
+                self._catalog.compact(lambda: time.monotonic() >= deadline)
+            except CompactionGivenUpError:
+                _log.info("no time to keep the order of use")
             except OSError as error:  # the journal as it is will do, but for the order of use
                 self._gate.close(error)
             self._catalog.journal.close()

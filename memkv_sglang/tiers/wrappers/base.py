@@ -1,5 +1,6 @@
 """A tier that hands every call on; a wrapper overrides the calls it cares for."""
 
+import math
 from collections.abc import Sequence
 
 from memkv_sglang.namespace import Namespace
@@ -63,6 +64,6 @@ class WrapperTier(Tier):
         """Hand on."""
         return self.inner.check_integrity()
 
-    def close(self) -> None:
+    def close(self, deadline: float = math.inf) -> None:
         """Hand on."""
-        self.inner.close()
+        self.inner.close(deadline)

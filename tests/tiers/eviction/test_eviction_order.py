@@ -63,9 +63,10 @@ def test_more_uses_are_never_worth_less(valuation: Valuation) -> None:
 class SettlesAtOnce(EvictionOrder):
     """Works in every use when it is noted, as if lookups had the time."""
 
-    def _note(self, *use: Any) -> None:
-        super()._note(*use)
+    def _note(self, *use: Any) -> int:
+        first = super()._note(*use)
         self.settle()
+        return first
 
 
 @given(st.data())
