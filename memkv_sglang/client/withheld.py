@@ -58,8 +58,11 @@ class Withheld:
                 return
         callback()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until no buffers are withheld and every callback has returned; False if too late."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until no buffers are withheld and every callback has returned.
+
+        Returns False after so many seconds.
+        """
         with self._changed:
             return self._changed.wait_for(lambda: not self.pending, seconds)
 

@@ -1,4 +1,4 @@
-"""Kills of agents in mid-load while others read their memory maps: does a page change afterwards?"""
+"""Kills of agents in mid-load while others read their memory maps; looks for late writes."""
 
 import os
 import random
@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,10 @@ class Kills:
     """Agents over one directory, each of them killed once."""
 
     def __init__(self, home: Path, *, readers: int, limit: float = CALL_LIMIT) -> None:
-        """Fill a directory with pages. `readers` processes read each agent's memory map."""
+        """Fill a directory with pages.
+
+        `readers` processes read each agent's memory map; `limit` is the client's.
+        """
         self._readers = readers
         self._limit = limit
         self._config = Config(
@@ -89,8 +92,16 @@ class Kills:
                 if set(agent.client.spill(chain, self._buffers(agent, 0))) != {SpillResult.STORED}:
                     raise RuntimeError("the pages could not be stored")
 
-    def kill(self, disk: SlowDisk | None = None, rate: int | None = None) -> Kill:
-        """Kill an agent while its requests are on the disk, which reads `rate` bytes a second."""
+    def kill(
+        self,
+        disk: SlowDisk | None = None,
+        rate: int | None = None,
+        look: Callable[[], None] | None = None,
+    ) -> Kill:
+        """Kill an agent while its requests are on the disk, which reads `rate` bytes a second.
+
+        `look` is called as soon as the process has ended.
+        """
         chain, first = random.choice(self._chains), random.randrange(POOL - PAGES)  # noqa: S311
         with self._agent() as agent, self._watched(agent.pid), _limited(disk):
             load = _Load(self.pool, agent.client, chain, self._buffers(agent, first), first)
@@ -102,6 +113,9 @@ class Kills:
             wait_until(lambda: load.returned.is_set() or _bytes_read(agent.pid) - read >= MIB)
             began = time.monotonic()
             os.kill(agent.pid, signal.SIGKILL)
+            if look is not None:
+                _wait_for_process(agent.pid)
+                look()
             if not load.returned.wait(LIMIT):
                 raise TimeoutError("the call did not return")
             seconds = time.monotonic() - began
@@ -208,8 +222,12 @@ def _limited(disk: SlowDisk | None) -> Iterator[None]:
             disk.limit_reads(None)
 
 
+def _wait_for_process(pid: int) -> None:
+    with suppress(ProcessLookupError), ending(pid):
+        pass
+
+
 def _bytes_read(pid: int) -> int:
     """Return what a process has asked of disks so far; a request counts when it is sent."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
-

@@ -4,8 +4,11 @@ Header, little-endian, one block: magic (8), format version (4), segment number 
 slots (8), XXH3-128 of all before it (16), zeros.
 """
 
+import errno
+import fcntl
 import os
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +28,7 @@ UNFINISHED_SUFFIX = ".new"
 _MAGIC = b"MKVSEGM\0"
 _FIELDS = struct.Struct("<8sIIQQ")
 _SEAL_SIZE = 16
+_LOCK_PAUSE = 0.01
 
 
 class Segment:
@@ -97,6 +101,24 @@ def unfinished_path(directory: Path, number: int) -> Path:
     return path.with_name(path.name + UNFINISHED_SUFFIX)
 
 
+def lock_segment(fd: int, deadline: float) -> None:
+    """Wait until no request of an earlier agent is on the file, and lock it for this one.
+
+    An agent's requests in flight hold the open file, and with it its lock, even after the process
+    has ended. A write among them would land on top of a page that is stored there later. Raises
+    `OSError` (EBUSY) if some are left at the deadline (`time.monotonic()`).
+    """
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EBUSY, "requests of an ended agent are still on it") from None
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return
+
+
 def create_segment(
     directory: Path, number: int, slot_size: int, slots: int, *, direct: bool
 ) -> Segment:
@@ -106,6 +128,7 @@ def create_segment(
     fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct), 0o600)
     segment = Segment(path, fd, number, slot_size, slots, direct=direct)
     try:
+        lock_segment(fd, time.monotonic())
         os.posix_fallocate(fd, 0, segment.size)
         direct_io.write_fully(fd, [_pack_header(number, slot_size, slots)], 0)
         unfinished.rename(path)
@@ -116,14 +139,15 @@ def create_segment(
     return segment
 
 
-def open_segment(path: Path, *, direct: bool) -> Segment:
-    """Open a segment file as it is. Raises `OSError`, `DamagedSegmentError`.
+def open_segment(path: Path, *, direct: bool, deadline: float = 0.0) -> Segment:
+    """Open a segment file as it is, see `lock_segment`. Raises `OSError`, `DamagedSegmentError`.
 
     A file that is too short is made long enough again, or by later writes where the disk is full;
     `intact_slots` tells what it had.
     """
     fd = os.open(path, os.O_RDWR | _direct_flag(direct))
     try:
+        lock_segment(fd, deadline)
         number, slot_size, slots = _read_header(fd, path)
         size = os.fstat(fd).st_size
         segment = Segment(path, fd, number, slot_size, slots, direct=direct)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ SEGMENTS_OF_A_CAPACITY = 16
 RUN_SIZE = (2 << 20) + (1 << 16)
 """Bytes of consecutive slots that one system call moves at most: about two megabytes of content and
 its footers. Less costs calls, more costs overlap between checksums and the disk."""
+
+WRITES_LIMIT = 5.0
+"""Seconds that the start waits for requests that an earlier agent still has on the disk."""
 
 _SMALLEST_PART = 4
 """A segment is made smaller to fit what capacity is left, but not below this part of full size."""
@@ -66,18 +70,22 @@ class Segments:
         self._next_number = 0
 
     def open_all(self) -> None:
-        """Open every segment file; leave foreign and damaged files alone, with one line each."""
+        """Open every segment file; leave foreign and damaged files alone, with one line each.
+
+        Waits `WRITES_LIMIT` for requests of an earlier agent, and leaves alone what has some then.
+        """
+        deadline = time.monotonic() + WRITES_LIMIT
         for path in sorted(self._directory.iterdir()):
             if path.name.endswith(f".seg{UNFINISHED_SUFFIX}") and not path.is_dir():
                 path.unlink()
             elif not _NAME.fullmatch(path.name):
                 _log.warning("foreign file left alone", extra={"fields": {"path": str(path)}})
             else:
-                self._open(path)
+                self._open(path, deadline)
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, deadline: float) -> None:
         try:
-            segment = open_segment(path, direct=self._direct)
+            segment = open_segment(path, direct=self._direct, deadline=deadline)
         except (OSError, DamagedSegmentError) as error:
             fields = {"path": str(path), "error": str(error)}
             _log.warning("segment left alone", extra={"fields": fields})
