@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.testing.faults.node import wait_until
 from memkv_sglang.testing.host_pool import HostPool
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.testing.processes import ending
+from memkv_sglang.testing.processes import ending, map_readers
 from memkv_sglang.testing.slow_disk import SlowDisk
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
@@ -38,15 +36,6 @@ LIMIT = 60.0
 
 _BLOCK = 4096
 _OURS = 0x55
-_READER = """
-import sys
-try:
-    while True:
-        open(f"/proc/{sys.argv[1]}/smaps_rollup").read()
-        print(flush=True)
-except OSError:
-    pass
-"""
 
 
 class Kill(NamedTuple):
@@ -103,7 +92,7 @@ class Kills:
         `look` is called as soon as the process has ended.
         """
         chain, first = random.choice(self._chains), random.randrange(POOL - PAGES)  # noqa: S311
-        with self._agent() as agent, self._watched(agent.pid), _limited(disk):
+        with self._agent() as agent, map_readers(agent.pid, self._readers), _limited(disk):
             load = _Load(self.pool, agent.client, chain, self._buffers(agent, first), first)
             if disk is not None:
                 disk.add(agent.pid)
@@ -141,26 +130,6 @@ class Kills:
                 client.shutdown()
         finally:
             client.close()
-
-    @contextmanager
-    def _watched(self, pid: int) -> Iterator[None]:
-        """Have processes read the memory map of another without pause."""
-        command = [sys.executable, "-S", "-c", _READER, str(pid)]
-        readers = [
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            for _ in range(self._readers)
-        ]
-        try:
-            for reader in readers:
-                assert reader.stdout is not None
-                reader.stdout.readline()
-                drain = threading.Thread(target=reader.stdout.read, daemon=True)
-                drain.start()
-            yield
-        finally:
-            for reader in readers:
-                reader.kill()
-                reader.wait()
 
     def _buffers(self, agent: _Agent, first: int) -> list[list[Buffer]]:
         return self.pool.buffers(agent.number, range(first, first + PAGES))
