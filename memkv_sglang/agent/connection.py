@@ -93,6 +93,8 @@ class Connection:
     def _serve(self) -> None:
         session = self._greet()
         try:
+            welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, session.token)
+            self._channel.send(encode_frame(welcome), [self._lifetime.descriptor])
             while True:
                 self._serve_one(session)
         finally:
@@ -131,12 +133,9 @@ class Connection:
                 f"{protocol.PROTOCOL_VERSION}; install the same sglang-memkv for both"
             )
         try:
-            session = self._sessions.enter(hello.session, self.peer.pid)
+            return self._sessions.enter(hello.session, self.peer.pid)
         except RequestError as error:
             self._refuse(str(error))
-        welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, session.token)
-        self._channel.send(encode_frame(welcome), [self._lifetime.descriptor])
-        return session
 
     def _refuse(self, reason: str) -> NoReturn:
         self._channel.send(encode_frame(protocol.Refused(reason)))
