@@ -14,6 +14,7 @@ from benchmarks import (
     gc,
     gpu,
     interference,
+    kills,
     load,
     lookup,
     minio,
@@ -44,8 +45,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "sessions": sessions.run,
 }
 
-BY_NAME_ONLY = {"gpu": gpu.run}
-"""What most machines lack something for: not part of `all`."""
+BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run}
+"""What most machines lack something for, or takes long: not part of `all`."""
 
 
 @click.command()
@@ -66,7 +67,11 @@ BY_NAME_ONLY = {"gpu": gpu.run}
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--quick", is_flag=True, help="Finish in under a minute, with more noise.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Faults to inject, or inputs to damage.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="Faults to inject, agents to kill, inputs to damage.",
+)
 def main(
     name: str, file: Path | None, directory: Path, repetitions: int, quick: bool, rounds: int | None
 ) -> None:

@@ -32,6 +32,8 @@ _STATFS_SIZE = 256
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
@@ -77,6 +79,18 @@ def map_memory(descriptor: int, length: int) -> memoryview:
     if mapped != where:
         raise _error("map memory")
     return memory
+
+
+def map_until_exit(descriptor: int, length: int) -> None:
+    """Map a file, read-only, until the process's memory map goes. Raises `OSError`.
+
+    Nothing unmaps it earlier, and forked children do not inherit it.
+    """
+    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == _MAP_FAILED:
+        raise _error("map file")
+    if _libc.madvise(address, length, mmap.MADV_DONTFORK):
+        raise _error("keep a mapping from children")
 
 
 def populate(memory: memoryview) -> bool:

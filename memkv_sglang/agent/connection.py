@@ -13,6 +13,7 @@ import msgspec
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.calls import Calls
+from memkv_sglang.agent.lifetime import Lifetime
 from memkv_sglang.agent.peer import Peer
 from memkv_sglang.agent.pools import RequestError
 from memkv_sglang.agent.sessions import Session, Sessions
@@ -41,6 +42,7 @@ class Connection:
         peer: Peer,
         calls: Calls,
         sessions: Sessions,
+        lifetime: Lifetime,
         ended: Callable[["Connection"], None],
     ) -> None:
         """Own the socket; `ended` is called once, by the connection's own thread, at its end."""
@@ -49,6 +51,7 @@ class Connection:
         self.peer = peer
         self._calls = calls
         self._sessions = sessions
+        self._lifetime = lifetime
         self._ended = ended
         self._stopping = False
         self._moving = threading.Lock()  # held from the begin of a load or spill to its reply
@@ -92,6 +95,8 @@ class Connection:
     def _serve(self) -> None:
         session = self._greet()
         try:
+            welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, session.token)
+            self._channel.send(encode_frame(welcome), [self._lifetime.descriptor])
             while True:
                 self._serve_one(session)
         finally:
@@ -130,12 +135,9 @@ class Connection:
                 f"{protocol.PROTOCOL_VERSION}; install the same sglang-memkv for both"
             )
         try:
-            session = self._sessions.enter(hello.session, self.peer.pid)
+            return self._sessions.enter(hello.session, self.peer.pid)
         except RequestError as error:
             self._refuse(str(error))
-        welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, session.token)
-        self._channel.send(encode_frame(welcome))
-        return session
 
     def _refuse(self, reason: str) -> NoReturn:
         self._channel.send(encode_frame(protocol.Refused(reason)))

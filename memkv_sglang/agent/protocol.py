@@ -14,7 +14,7 @@ from msgspec import Meta
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Goes up with every change that the other side could misread."""
 
 MAX_MESSAGE = 16 << 20
@@ -153,7 +153,10 @@ class WarmPages(_Message, tag=20):
 
 
 class Welcome(_Message, tag=32):
-    """The connection belongs to this session from now on."""
+    """The connection belongs to this session from now on.
+
+    Comes with the descriptor of the agent's `Lifetime`.
+    """
 
     version: int
     session: bytes

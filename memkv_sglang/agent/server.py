@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.connection import Connection
+from memkv_sglang.agent.lifetime import Lifetime
 from memkv_sglang.agent.peer import Peer, peer_of
 from memkv_sglang.agent.protocol import Refused
 from memkv_sglang.agent.sessions import Sessions
@@ -32,7 +33,8 @@ class Server:
     """The open connections. Thread-safe."""
 
     def __init__(self, calls: Calls, sessions: Sessions) -> None:
-        """Serve requests by `calls`."""
+        """Serve requests by `calls`. Raises `OSError`."""
+        self._lifetime = Lifetime()
         self._calls = calls
         self._sessions = sessions
         self._lock = threading.Lock()
@@ -63,7 +65,9 @@ class Server:
         with self._lock:
             refusal = self._refusal or self._find_too_many(peer)
             if not refusal:
-                connection = Connection(sock, peer, self._calls, self._sessions, self._forget)
+                connection = Connection(
+                    sock, peer, self._calls, self._sessions, self._lifetime, self._forget
+                )
                 self._connections.add(connection)
         if refusal:
             fields = {**peer._asdict(), "reason": refusal}

@@ -71,8 +71,11 @@ class Channel(Generic[M]):
 
         Raises `OSError` if it could not be sent whole; the other side then does not act on it.
         """
-        sent = socket.send_fds(self._socket, [frame], list(descriptors)) if descriptors else 0
-        self._socket.sendall(memoryview(frame)[sent:])
+        rest = memoryview(frame)
+        if descriptors:
+            rest = rest[socket.send_fds(self._socket, [frame], list(descriptors)) :]
+        if rest:  # sending nothing would fail if the other side has read all and closed
+            self._socket.sendall(rest)
 
     def receive(self, deadline: float | None = None) -> M:
         """Return the next message, waiting for it until `deadline` (`time.monotonic`).

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -13,6 +13,7 @@ from memkv_sglang.agent.launch import MODULE
 from memkv_sglang.client.connection import AgentRefusedError, Connection, ConnectionLostError
 from memkv_sglang.client.keeper import LinkKeeper
 from memkv_sglang.client.registry import announce_namespace
+from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Warming
@@ -24,8 +25,8 @@ from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 
 log = logging.getLogger(__name__)
 
-CALL_LIMIT = 8.0
-"""Seconds after which a load or spill kills the agent.
+CALL_LIMIT = 7.0
+"""Seconds after which a load or spill kills the agent; it returns `END_LIMIT` later at the latest.
 
 The agent itself ends them after 5 s at most; SGLang waits 10 s for its storage threads when it
 flushes its cache or detaches the storage, and does not survive a call that is still running then.
@@ -49,6 +50,9 @@ class AgentClient:
     While there is no agent, or none that answers, every call returns at once that there is
     nothing: lookups find 0 pages, loads fail, spills are refused. A new agent is found, or
     started, behind, and is told of this client's pools and namespaces.
+
+    A client belongs to the process that made it. In a forked child it has no agent and never gets
+    one (`problem` says so), and it cannot be pickled: each process makes its own.
     """
 
     def __init__(
@@ -62,7 +66,6 @@ class AgentClient:
         self._limit = limit
         self._budget = config.engine.lookup_budget
         self._keeper = LinkKeeper(config, start=start, module=module)
-        self._registry = self._keeper.registry
         self._refusal = ""
         self._refusals = LogLimit(REFUSAL_SECONDS)
 
@@ -81,21 +84,24 @@ class AgentClient:
         The number stays the same over restarts of the agent. Keeps a duplicate of the descriptor.
         Raises `RequestError` if the memory cannot be a pool: see `pools.check_descriptor`.
         """
-        with self._registry.lock:
-            number = self._registry.add_pool(descriptor, length)
-            self._use(lambda connection: self._registry.announce_pool(connection, number))
+        registry = self._keeper.registry
+        with registry.lock:
+            number = registry.add_pool(descriptor, length)
+            self._use(lambda connection: registry.announce_pool(connection, number))
         return number
 
     def release_pool(self, number: int) -> None:
         """Forget a pool; its mapping ends with the last call that uses it. Raises `KeyError`."""
-        with self._registry.lock:
-            self._registry.remove_pool(number)
+        registry = self._keeper.registry
+        with registry.lock:
+            registry.remove_pool(number)
         self._call(protocol.ReleasePool(number), self._limit)
 
     def describe(self, namespace: Namespace) -> bytes:
         """Let every tier keep the namespace's description; returns its digest."""
-        with self._registry.lock:
-            if self._registry.add_namespace(namespace):
+        registry = self._keeper.registry
+        with registry.lock:
+            if registry.add_namespace(namespace):
                 self._use(lambda connection: announce_namespace(connection, namespace))
         return namespace.digest
 
@@ -130,11 +136,19 @@ class AgentClient:
             there = [bool(one) for one in reply.present]
         return there + [False] * (len(chain.hashes) - len(there))
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AgentClient cannot be pickled or copied: it owns connections; make one in each "
+            "process"
+        )
+
     def load(self, chain: Chain, buffers: Sequence[Sequence[Buffer]]) -> list[PageLoad]:
         """Fill the buffers of each page of the chain, which until the return belong to the agent.
 
-        Nobody touches them afterwards, whatever happened: the call ends with the agent's reply or
-        with the agent's process. One result a page; see `Engine.load`.
+        Returns one result a page; see `Engine.load`. Afterwards the buffers are the caller's again,
+        unless the agent was killed and its disk hangs: then every page has failed, `withholding` is
+        true, and the agent may still write to the buffers of failed pages. Do not read, reuse or
+        free them before `when_free` calls back. Unmapping them is safe.
         """
         hashes = b"".join(chain.hashes)
         reply = self._call_with_buffers(protocol.LoadPages(chain.namespace, hashes, buffers))
@@ -153,6 +167,9 @@ class AgentClient:
     ) -> list[SpillResult]:
         """Store the pages of the chain; their buffers must not change before the return.
 
+        A killed agent whose disk hangs may still read them later. Whatever it writes then fails its
+        checksum, so they need not be withheld.
+
         `before` are the hashes of the pages before the first, from the start of its sequence on;
         the last `MAX_HASHES` of them are sent. One result a page; see `Engine.spill`.
         """
@@ -163,6 +180,21 @@ class AgentClient:
             with suppress(LookupError):
                 return [_SPILL_RESULTS[result] for result in reply.results]
         return [SpillResult.REFUSED] * len(buffers)
+
+    @property
+    def withholding(self) -> bool:
+        """Whether an ended agent may still write to buffers of loads that have failed.
+
+        Counts all clients that this process has had, also those that are closed.
+        """
+        return withheld.pending
+
+    def when_free(self, callback: Callable[[], None]) -> None:
+        """Call back once nothing is withheld: at once, or later in another thread.
+
+        The callback must not block. It runs before `withholding` turns false.
+        """
+        withheld.when_free(callback)
 
     def warm(self, chain: Chain, seconds: float) -> Warming | None:
         """Have pages copied from the shared tier to this node's disk; see `Engine.warm`.

@@ -5,7 +5,9 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,16 +15,26 @@ from pathlib import Path
 import msgspec
 
 from memkv_sglang.agent import protocol
+from memkv_sglang.agent.lifetime import has_ended
 from memkv_sglang.agent.peer import open_peer_pidfd, peer_of
 from memkv_sglang.agent.wire import Channel, ProtocolError, encode_frame
+from memkv_sglang.client.withheld import withheld
 
 log = logging.getLogger(__name__)
 
 SEND_LIMIT = 2.0
 """Seconds in which the agent must take something of a request."""
 
-_REMINDER = 10.0
-"""Seconds between log lines about a killed agent that does not end."""
+END_LIMIT = 1.0
+"""Seconds that a call waits for the end of a killed agent's writes. It takes some milliseconds
+unless the disk hangs."""
+
+_LOOK_EVERY = 0.05
+"""Seconds from one look at a living agent's lifetime to the next: a debugger may keep its pidfd
+from becoming readable."""
+
+_LOOK_AGAIN = 0.001
+"""Seconds from one look to the next once the process has ended."""
 
 _LOST = (OSError, EOFError, ProtocolError)
 
@@ -42,7 +54,10 @@ class AgentRefusedError(Exception):
 
 
 class Connection:
-    """For one thread at a time: a request and its reply, then the next. All calls block."""
+    """For one thread at a time: a request and its reply, then the next. All calls block.
+
+    Of no use in a forked child, where its descriptors are closed.
+    """
 
     def __init__(self, path: Path, session: bytes, deadline: float) -> None:
         """Connect and shake hands; an empty `session` opens one.
@@ -51,7 +66,11 @@ class Connection:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._pidfd = -1
+        self._lifetime = -1
+        self._pid = os.getpid()
+        self._busy = threading.Lock()
         self._channel: Channel[protocol.Reply] = Channel(sock, _decoder)
+        _connections.add(self)
         try:
             # Without blocking: a full backlog is as good as nobody.
             sock.setblocking(False)
@@ -70,8 +89,8 @@ class Connection:
             raise AgentRefusedError(f"the agent belongs to uid {peer.uid}, this is {os.getuid()}")
         if peer.pid == 0:
             raise AgentRefusedError(
-                "the agent runs in another pid namespace, so that nobody could tell whether it "
-                "has ended; start server and agent in one (docker run --pid=container:NAME)"
+                "the agent runs in another pid namespace, so this process could not end it if it "
+                "hung; start server and agent in one (docker run --pid=container:NAME)"
             )
         self.pid = peer.pid
         self._pidfd = open_peer_pidfd(sock)
@@ -85,11 +104,25 @@ class Connection:
             raise ConnectionAbortedError(f"no welcome from the agent: {error}") from None
         match reply:
             case protocol.Welcome(version=protocol.PROTOCOL_VERSION, session=token):
+                self._lifetime = self._claim_lifetime()
                 return token
             case protocol.Refused(reason=reason):
                 raise AgentRefusedError(reason)
             case _:
                 raise AgentRefusedError(f"no welcome but {type(reply).__name__}")
+
+    def _claim_lifetime(self) -> int:
+        """Return the descriptor that came with the welcome. Raises `AgentRefusedError`."""
+        descriptors = self._channel.claim_descriptors()
+        try:
+            if len(descriptors) == 1 and not has_ended(descriptors[0]):
+                return descriptors.pop()
+        except OSError as error:  # a descriptor that cannot be locked
+            log.warning("no lifetime", extra={"fields": {"error": str(error)}})
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        raise AgentRefusedError("the agent does not prove that it is alive; end it")
 
     def call(
         self, request: protocol.Request, deadline: float, descriptors: Sequence[int] = ()
@@ -99,20 +132,24 @@ class Connection:
         The agent may still be at work on the request after an error.
         """
         frame = encode_frame(request)
+        self._claim()
         try:
             self._channel.send(frame, descriptors)
             return self._channel.receive(deadline)
         except _LOST as error:
             raise ConnectionLostError(str(error)) from None
+        finally:
+            self._busy.release()
 
     def call_with_buffers(self, request: protocol.Request, deadline: float) -> protocol.Reply:
         """Return the reply to a request that names buffers. Raises `ConnectionLostError`.
 
-        However this call ends, nobody touches the buffers any more: it ends with the reply, or
-        with the agent's process, which is killed at the deadline. A request that could not be
-        sent whole is not carried out.
+        A request that was not sent whole is not carried out. Otherwise this returns with the reply,
+        or once the agent can write no more; the agent is killed at the deadline. If its writes have
+        not ended `END_LIMIT` later, the buffers of a load are `withheld`.
         """
         frame = encode_frame(request)
+        self._claim()
         try:
             try:
                 self._channel.send(frame)
@@ -122,41 +159,61 @@ class Connection:
         except _NotSentError:
             raise
         except BaseException as error:  # even KeyboardInterrupt has to wait
-            self._outlive_agent(deadline)
+            self._outlive_agent(request, deadline)
             if isinstance(error, _LOST):
                 raise ConnectionLostError(str(error)) from None
             raise
+        finally:
+            self._busy.release()
 
-    def _outlive_agent(self, deadline: float) -> None:
-        """Return once the agent's process has ended; kill it at the deadline.
+    def _claim(self) -> None:
+        """Keep other threads, and forked children, from sending in between."""
+        if self._pid != os.getpid():
+            raise _NotSentError("the connection belongs to this process's parent")
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("two threads use one connection to the agent")
 
-        Without a limit: nobody can say that the pages are free while the process is there.
+    def _outlive_agent(self, request: protocol.Request, deadline: float) -> None:
+        """Return once the agent can write no more, or the buffers of a load are withheld.
+
+        Kills the agent at the deadline.
         """
         interrupt: KeyboardInterrupt | None = None
-        ended = False
-        while not ended:
+        ended: bool | None = None
+        while ended is None:
             try:
-                self._end_agent(deadline)
-                ended = True
+                ended = self._end_agent(deadline)
             except KeyboardInterrupt as error:
                 interrupt = error
+        if not ended and isinstance(request, protocol.LoadPages):
+            withheld.add(self._lifetime)
         if interrupt is not None:
             raise interrupt
 
-    def _end_agent(self, deadline: float) -> None:
-        if self.wait_for_end(max(0.0, deadline - time.monotonic())):
-            return
-        log.error("agent killed, it did not answer in time", extra={"fields": {"pid": self.pid}})
+    def _end_agent(self, deadline: float) -> bool:
+        """Kill the agent at the deadline; False if it may still write `END_LIMIT` later."""
+        if self._wait_for_end(deadline):
+            return True
+        fields = {"pid": self.pid}
+        log.error("agent killed, it did not answer in time", extra={"fields": fields})
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        while not self.wait_for_end(_REMINDER):
-            log.error("killed agent does not end", extra={"fields": {"pid": self.pid}})
+        if self._wait_for_end(deadline + END_LIMIT):
+            return True
+        log.error("the killed agent's requests to the disk do not end", extra={"fields": fields})
+        return False
 
-    def wait_for_end(self, seconds: float) -> bool:
-        """Wait for the end of the agent's process; False if it has not come in time."""
+    def _wait_for_end(self, deadline: float) -> bool:
+        """Wait until the agent can write no more; False if that is not so by the deadline."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        while not has_ended(self._lifetime):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if poll.poll(1000 * min(left, _LOOK_EVERY)):
+                time.sleep(min(left, _LOOK_AGAIN))
+        return True
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the agent's process has ended."""
@@ -165,6 +222,23 @@ class Connection:
     def close(self) -> None:
         """Close; idempotent."""
         self._channel.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        descriptors = (self._pidfd, self._lifetime)
+        self._pidfd = self._lifetime = -1  # first: a child forked meanwhile must not close them too
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+_connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Close every connection in a forked child, which leaves the parent's as they are.
+
+    Only closed, not shut down. If the child kept them, the agent would not notice the parent's end.
+    """
+    for connection in list(_connections):
+        connection.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -5,6 +5,7 @@ import os
 import select
 import threading
 import time
+import weakref
 
 from memkv_sglang.agent.launch import MODULE, StartError, start_agent
 from memkv_sglang.agent.paths import socket_path
@@ -22,6 +23,9 @@ RETRY_PAUSE = 1.0
 
 CLOSE_LIMIT = 2.0
 """Seconds that `close` waits for the thread."""
+
+FORKED = "this client belongs to the parent process; make one of its own in each process"
+"""The problem of a client in a forked child."""
 
 LONGEST_PAUSE = 30.0
 """Seconds between attempts when each of them started an agent that did not come up."""
@@ -47,10 +51,11 @@ class LinkKeeper:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="memkv-link", daemon=True)
         self._thread.start()
+        _keepers.add(self)
 
     def wait(self, seconds: float) -> bool:
         """Wait for an agent; False if there is none in time."""
-        return self._connected.wait(seconds)
+        return not self._closed and self._connected.wait(seconds)
 
     def drop(self, link: Link, problem: str) -> None:
         """Use the link no more; returns at once, a new one is made behind."""
@@ -96,7 +101,7 @@ class LinkKeeper:
         with self.registry.lock:
             self.registry.close()
         with self._lock:
-            os.close(self._wake)
+            self._close_wake()
 
     def _connect(self) -> Link:
         """Return a link whose agent knows all that it must, after publishing it."""
@@ -153,3 +158,28 @@ class LinkKeeper:
         if problem != self.problem:
             log.warning("no agent", extra={"fields": {"reason": problem}})
         self.problem = problem
+
+    def leave_to_parent(self) -> None:
+        """Be closed in a forked child, where other threads may have held any of the locks."""
+        self.link, self.problem = None, FORKED
+        self._closed = True
+        self._lock, self._connected = threading.Lock(), threading.Event()
+        abandoned, self.registry = self.registry, Registry()
+        abandoned.close()
+        self._close_wake()
+
+    def _close_wake(self) -> None:
+        wake, self._wake = self._wake, -1  # first: a child forked meanwhile must not close it again
+        if wake >= 0:
+            os.close(wake)
+
+
+_keepers: "weakref.WeakSet[LinkKeeper]" = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for keeper in list(_keepers):
+        keeper.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,10 +1,10 @@
-"""Hooks that only watch: the tier works without them, and says so once where one is missing."""
+"""Hooks that the tier works without: it says so once where one is missing."""
 
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import running
+from memkv_sglang.plugin import releases, running
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +59,15 @@ def process_result(original: Callable[..., Any], scheduler: Any, batch: Any, res
     return done
 
 
+RELEASE = f"{CONTROLLER}.append_host_mem_release"
+
 OBSERVERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (f"{CONTROLLER}._page_transfer", transfer),
     (f"{CONTROLLER}._page_backup", back_up),
     (f"{CONTROLLER}.should_backup", should_back_up),
     (f"{TREE}.take_events", take_events),
     (f"{SCHEDULER}.process_batch_result", process_result),
+    (RELEASE, releases.release),
 )
 
 
@@ -83,6 +86,11 @@ def install() -> None:
     missing = [target for target, around in OBSERVERS if not _is_in_place(target, around)]
     if missing:
         log.warning("memkv: not observed, as another hook or SGLang is in the way: %s", missing)
+
+
+def can_withhold() -> bool:
+    """Tell whether pages that SGLang releases can be kept from its pools for a while."""
+    return _is_in_place(RELEASE, releases.release)
 
 
 def _is_in_place(target: str, around: Callable[..., Any]) -> bool:

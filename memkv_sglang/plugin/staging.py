@@ -75,6 +75,8 @@ class StagedPool(Pool):
     def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
         pieces, area = self.pieces(indices), self._staging.loads
         with area.lock:
+            if self._client.withholding:  # perhaps this very memory
+                return [PageLoad(LoadResult.FAILED)] * len(chain.hashes)
             loads = self._client.load(chain, area.buffers(len(chain.hashes), self.page_bytes))
             for page, load in enumerate(loads):
                 if load.result is LoadResult.LOADED:

@@ -1,14 +1,17 @@
 """The storage class that SGLang's HiCache calls; everything else happens in the agent."""
 
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferResult
 
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.plugin import events, observers, running
@@ -45,9 +48,11 @@ T = TypeVar("T")
 class MemKVStorage(HiCacheStorage):
     """Names pages to the agent. Calls block, at most 10 s, and never raise.
 
-    A load or spill returns when nobody touches the host pool's pages any more; see
-    `AgentClient.load`. What does not work is a miss: lookups find 0 pages, loads and spills fail.
-    A model needs all of its pools: one that cannot be reached turns the storage off.
+    What does not work is a miss: lookups find 0 pages, loads and spills fail. A model needs all of
+    its pools: one that cannot be reached turns the storage off. If a killed agent may still write
+    to pages of a failed load (`AgentClient.load`), SGLang gets these back later (`releases`).
+
+    Belongs to the process that made it: in a forked child it is off, and it cannot be pickled.
     """
 
     def __init__(self, storage_config: Any, kwargs: Any = None) -> None:
@@ -66,6 +71,7 @@ class MemKVStorage(HiCacheStorage):
         self._off = False
         self._sealed = threading.Event()
         self._spilling = threading.Lock()
+        _storages.add(self)
         try:
             self._open(dict(storage_config.extra_config or {}))
         except Exception as error:
@@ -89,6 +95,20 @@ class MemKVStorage(HiCacheStorage):
         load_page_hash()
         wait_for_agent(self._client)
         running.storage = self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a MemKVStorage cannot be pickled or copied: it owns connections and memory; make one "
+            "in each process"
+        )
+
+    def leave_to_parent(self) -> None:
+        """Be off in a forked child, where other threads may have held any of the locks."""
+        self._client = self.announcer = None
+        self._spilling, self._sealed = threading.Lock(), threading.Event()
+        self.traffic = Traffic(metrics=False, count_requests=False)
+        if running.storage is self:
+            running.storage = None
 
     def _turn_off(self, reason: Exception) -> None:
         if not self._off:
@@ -206,11 +226,20 @@ class MemKVStorage(HiCacheStorage):
             return [True] * len(keys)
         with self.traffic.load() as moved:
             loads = registered.pool.load(registered.chain(_hashes(keys)), indices, until)
+            if withheld.pending and not self._can_withhold():
+                withheld.wait()
             loaded = [load.result is LoadResult.LOADED for load in loads]
             moved[registered.pool.page_bytes] += sum(loaded)
         if name == KV_POOL:
             self.traffic.came_from(loads)
         return loaded
+
+    def _can_withhold(self) -> bool:
+        """Tell whether SGLang can do without the pages of a failed load for a while.
+
+        With pipeline parallelism it frees some at once, not through its queues.
+        """
+        return observers.can_withhold() and self._config.pp_size == 1
 
     def batch_set_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
@@ -332,6 +361,17 @@ class MemKVStorage(HiCacheStorage):
     ) -> bool:
         """Refuse likewise."""
         return False
+
+
+_storages: "weakref.WeakSet[MemKVStorage]" = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for storage in list(_storages):
+        storage.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _before(extra_info: Any) -> Sequence[str]:

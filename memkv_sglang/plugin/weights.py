@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memkv_sglang.plugin import running
+from memkv_sglang.plugin import releases, running
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, tensor_names
 from memkv_sglang.plugin.namespaces import ModelIdentity, find_weights, identify_weights
 
@@ -143,7 +143,9 @@ def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) 
 
 
 def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stand around the reset of the radix tree."""
+    """Stand around the reset of the radix tree. Raises `RuntimeError` where pages stay withheld."""
+    if running.enabled:
+        releases.wait_before_reset()
     result = original(tree, *args, **kwargs)
     # What SGLang believes to be stored is stored under the name of other weights, perhaps.
     beliefs = getattr(tree, "storage_existence_cache", None)

@@ -1,10 +1,43 @@
-"""Other people's processes: stalled for a while, and waited for."""
+"""Other people's processes: stalled for a while, watched, and waited for."""
 
 import os
 import select
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+_READER = """
+import sys
+try:
+    while True:
+        open(f"/proc/{sys.argv[1]}/smaps_rollup").read()
+        print(flush=True)
+except OSError:
+    pass
+"""
+
+
+@contextmanager
+def map_readers(pid: int, count: int) -> Iterator[None]:
+    """Have so many processes read another's memory map without pause, as monitoring does."""
+    command = [sys.executable, "-S", "-c", _READER, str(pid)]
+    readers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for _ in range(count)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            threading.Thread(target=reader.stdout.read, daemon=True).start()
+        yield
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
 
 
 @contextmanager

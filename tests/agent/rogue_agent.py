@@ -13,8 +13,11 @@ from pathlib import Path
 import msgspec
 
 from memkv_sglang.agent import protocol
+from memkv_sglang.agent.lifetime import Lifetime
 from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.wire import Channel, encode_frame
+
+LIFETIME = Lifetime()
 
 
 def main(path: str, manner: str) -> None:
@@ -50,10 +53,12 @@ def serve(channel: Channel[protocol.Request], pools: list[mmap.mmap]) -> bool:
             return False
         match request:
             case protocol.Hello():
-                reply: object = protocol.Welcome(protocol.PROTOCOL_VERSION, b"t" * 16)
+                welcome = protocol.Welcome(protocol.PROTOCOL_VERSION, b"t" * 16)
+                channel.send(encode_frame(welcome), [LIFETIME.descriptor])
+                continue
             case protocol.RegisterPool(length=length):
                 pools.append(mmap.mmap(channel.claim_descriptors()[0], length))
-                reply = protocol.Done()
+                reply: object = protocol.Done()
             case protocol.SpillPages(buffers=buffers):
                 reply = protocol.SpilledPages(bytes(len(buffers)))
             case protocol.LoadPages():

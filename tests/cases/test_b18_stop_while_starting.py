@@ -21,6 +21,7 @@ from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.journal import PUT, Journal, Kind
 from memkv_sglang.tiers.nvme.segment import (
     HEADER_SIZE,
+    Header,
     create_segment,
     pack_header,
     segment_name,
@@ -119,7 +120,7 @@ def make_directory(directory: Path, segments: int, *, journal: bool) -> None:
 def grow(path: Path, number: int) -> None:
     """Make a segment of one slot a sparse one of many."""
     with path.open("r+b") as file:
-        file.write(pack_header(number, SLOT, SLOTS))
+        file.write(pack_header(Header(number, SLOT, SLOTS)))
         file.truncate(HEADER_SIZE + SLOTS * SLOT)
 
 

@@ -1,12 +1,49 @@
-"""Processes that are killed without warning."""
+"""Processes that are killed without warning, and clients that fork."""
+
+import os
+import signal
+from contextlib import ExitStack
 
 from memkv_sglang.testing.faults.base import Fault, leave_alone
-from memkv_sglang.testing.faults.cluster import Cluster
+from memkv_sglang.testing.faults.cluster import NAMESPACE, Cluster
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.testing.processes import map_readers
+
+_READERS = 4
+"""Of an agent's memory map."""
+
+_CHILD_CALLS = 200
+_CHILD_LIMIT = 30
+"""Seconds after which a forked child is taken for hung, and ends."""
 
 
 def _kill_agents(cluster: Cluster) -> None:
     for node in cluster.nodes:
         node.end_agent()
+
+
+def _kill_watched_agents(cluster: Cluster) -> None:
+    with ExitStack() as stack:
+        for node in cluster.nodes:
+            if (pid := node.agent_pid()) is not None:
+                stack.enter_context(map_readers(pid, _READERS))
+        _kill_agents(cluster)
+
+
+def _fork_clients(cluster: Cluster) -> None:
+    """Let a forked child call its parent's clients. Raises `RuntimeError` if that works."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(_CHILD_LIMIT)
+        chain = make_chain(NAMESPACE, 1, "nobody's")
+        answered = [
+            node.client.lookup(chain).complete
+            for node in cluster.nodes
+            for _ in range(_CHILD_CALLS)
+        ]
+        os._exit(any(answered))
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("a forked child got an answer, or hung")
 
 
 def _kill_minio(cluster: Cluster) -> None:
@@ -24,6 +61,8 @@ def _start_minio(cluster: Cluster) -> None:
 
 FAULTS = [
     Fault("agent killed", "process", _kill_agents, leave_alone),
+    Fault("agent killed while watched", "process", _kill_watched_agents, leave_alone),
+    Fault("client forks", "process", _fork_clients, leave_alone),
     Fault("MinIO killed", "process", _kill_minio, _start_minio),
     Fault("all killed", "process", _kill_all, _start_minio),
 ]

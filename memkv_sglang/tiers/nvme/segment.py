@@ -4,9 +4,12 @@ Header, little-endian, one block: magic (8), format version (4), segment number 
 slots (8), XXH3-128 of all before it (16), zeros.
 """
 
+import errno
+import fcntl
 import os
 import stat
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +30,7 @@ MAX_SIZE = 1 << 36
 _MAGIC = b"MKVSEGM\0"
 _FIELDS = struct.Struct("<8sIIQQ")
 _SEAL_SIZE = 16
+_LOCK_PAUSE = 0.01
 
 
 class Segment:
@@ -140,6 +144,24 @@ def unfinished_name(number: int) -> str:
     return segment_name(number) + UNFINISHED_SUFFIX
 
 
+def lock_segment(fd: int, deadline: float) -> None:
+    """Wait until no request of an earlier agent is on the file, and lock it for this one.
+
+    An agent's requests in flight hold the open file, and with it its lock, even after the process
+    has ended. A write among them would land on top of a page that is stored there later. Raises
+    `OSError` (EBUSY) if some are left at the deadline (`time.monotonic()`).
+    """
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EBUSY, "requests of an ended agent are still on it") from None
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return
+
+
 def create_segment(
     folder: Folder, number: int, slot_size: int, slots: int, *, direct: bool
 ) -> Segment:
@@ -151,6 +173,7 @@ def create_segment(
     fd = folder.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct))
     segment = Segment(folder.path / name, fd, number, slot_size, slots, direct=direct)
     try:
+        lock_segment(fd, time.monotonic())
         os.posix_fallocate(fd, 0, segment.size)
         direct_io.write_fully(fd, [pack_header(Header(number, slot_size, slots))], 0)
         os.fsync(fd)
@@ -164,8 +187,10 @@ def create_segment(
     return segment
 
 
-def open_segment(folder: Folder, name: str, *, largest: int, direct: bool) -> Segment:
-    """Open a segment file as it is. Raises `OSError`, `DamagedSegmentError`.
+def open_segment(
+    folder: Folder, name: str, *, largest: int, direct: bool, deadline: float = 0.0
+) -> Segment:
+    """Open a segment file as it is, see `lock_segment`. Raises `OSError`, `DamagedSegmentError`.
 
     A file that is too short is made long enough again, or by later writes where the disk is full;
     `intact_slots` tells what it had. No file is made longer than `largest`. What is behind the last
@@ -175,6 +200,7 @@ def open_segment(folder: Folder, name: str, *, largest: int, direct: bool) -> Se
     try:
         size = _file_size(fd)
         os.set_blocking(fd, True)
+        lock_segment(fd, deadline)
         header = _read_header(fd, name, max(size, largest))
         segment = Segment(folder.path / name, fd, *header, direct=direct)
         if size < segment.size:

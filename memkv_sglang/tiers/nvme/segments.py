@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import resource
+import time
 from collections.abc import Iterator
 
 from memkv_sglang.tiers.nvme.budget import JOURNAL_BYTES_PER_SLOT, divide
@@ -28,6 +29,9 @@ SEGMENTS_OF_A_CAPACITY = 16
 RUN_SIZE = (2 << 20) + (1 << 16)
 """Bytes of consecutive slots that one system call moves at most: about two megabytes of content and
 its footers. Less costs calls, more costs overlap between checksums and the disk."""
+
+WRITES_LIMIT = 5.0
+"""Seconds that the start waits for requests that an earlier agent still has on the disk."""
 
 _SMALLEST_PART = 4
 """A segment is made smaller to fit what capacity is left, but not below this part of full size."""
@@ -79,10 +83,12 @@ class Segments:
     def open_all(self) -> None:
         """Open every segment file; leave foreign and damaged files alone, with a line for each.
 
+        Waits `WRITES_LIMIT` for requests of an earlier agent, and leaves alone what has some then.
         Files named as segments count against the capacity, whatever they are; others do not.
         Raises `OSError`.
         """
         refused: list[OSError] = []
+        deadline = time.monotonic() + WRITES_LIMIT
         for name in self._folder.names():
             path = str(self._folder.path / name)
             if _UNFINISHED_NAME.fullmatch(name) and self._folder.is_file(name):
@@ -91,7 +97,7 @@ class Segments:
                 _log.warning("foreign file left alone", extra={"fields": {"path": path}})
             else:
                 try:
-                    self._open(name)
+                    self._open(name, deadline)
                 except (DamagedSegmentError, *_NO_SEGMENT) as error:
                     fields = {"path": path, "error": str(error)}
                     _log.warning("segment left alone", extra={"fields": fields})
@@ -107,9 +113,9 @@ class Segments:
             stray = {"path": str(self._folder.path), "bytes": self.stray_bytes}
             _log.warning("files that serve no pages take capacity", extra={"fields": stray})
 
-    def _open(self, name: str) -> None:
+    def _open(self, name: str, deadline: float) -> None:
         try:
-            segment = self._open_intact(name)
+            segment = self._open_intact(name, deadline)
         except LostHeaderError:
             mended = mend(self._folder, name)
             if mended is Mended.NOTHING:
@@ -119,16 +125,22 @@ class Segments:
                 self._folder.remove(name)
                 _log.warning("segment without content removed", extra={"fields": path})
                 return
-            segment = self._open_intact(name)
+            segment = self._open_intact(name, deadline)
             _log.warning("segment header restored from its pages", extra={"fields": path})
         if segment.intact_slots < len(segment.slots):
             _log.warning("segment was truncated", extra={"fields": {"path": str(segment.path)}})
         self._next_number = max(self._next_number, segment.number + 1)
         self.add(segment)
 
-    def _open_intact(self, name: str) -> Segment:
+    def _open_intact(self, name: str, deadline: float) -> Segment:
         self._spare_descriptors()
-        return open_segment(self._folder, name, largest=self._capacity, direct=self._direct)
+        return open_segment(
+            self._folder,
+            name,
+            largest=self._capacity,
+            direct=self._direct,
+            deadline=deadline,
+        )
 
     def _spare_descriptors(self) -> None:
         """Raise `OSError` if another segment would leave too few descriptors to clients."""

@@ -1,11 +1,8 @@
 """Requests in flight by Linux AIO: the calling thread submits and collects, no other takes part.
 
-Handing work to threads costs two wake-ups a request, and each needs the interpreter's lock. AIO
-rather than io_uring because of how a killed process ends: the kernel tears its AIO contexts down,
-and waits for what is in flight, before it closes the process's sockets (`exit_aio` in fs/aio.c,
-from `exit_mm`, which `do_exit` calls before `exit_files`). So a client that sees its agent gone can
-rely on its buffers, where io_uring would still write into them. (Unless another process holds its
-memory map just then, as a reader of /proc/PID/smaps does.) Container runtimes allow AIO, too.
+Handing work to threads costs two wake-ups a request, and each needs the interpreter's lock.
+Container runtimes allow AIO, unlike io_uring. When the process is killed, the kernel waits for what
+is in flight as it tears down the memory map; see `agent.lifetime` for what proves that.
 """
 
 import os

@@ -1,0 +1,75 @@
+"""A disk that is slow, or does not answer, for some processes: the kernel's own throttle.
+
+Needs root and the blkio controller of cgroup v1, or the io controller of v2.
+"""
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_V1 = Path("/sys/fs/cgroup/blkio")
+_V2 = Path("/sys/fs/cgroup")
+HUNG = 1
+"""Bytes a second at which no request ends before the limit is lifted."""
+
+
+class SlowDisk:
+    """Limits the reads that some processes make of one directory's disk."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make a control group without limits. Raises `OSError` where there is none to be had."""
+        self._device = _device(directory)
+        self._v1 = (_V1 / "blkio.throttle.read_bps_device").exists() or (
+            _V1 / "cgroup.procs"
+        ).exists()
+        self._group = Path(tempfile.mkdtemp(prefix="memkv-", dir=_V1 if self._v1 else _V2))
+        try:
+            self.limit_reads(None)
+        except OSError:
+            self.close()
+            raise
+
+    def add(self, pid: int) -> None:
+        """Limit what the process reads from now on, and its children."""
+        (self._group / "cgroup.procs").write_text(str(pid))
+
+    def limit_reads(self, rate: int | None) -> None:
+        """Set bytes a second, None for no limit; what waits goes on at the new rate."""
+        if self._v1:
+            name, text = "blkio.throttle.read_bps_device", f"{self._device} {rate or 0}"
+        else:
+            name, text = "io.max", f"{self._device} rbps={rate or 'max'}"
+        (self._group / name).write_text(text)
+
+    def close(self) -> None:
+        """Lift the limit, and remove the group, whose processes go back to the root's."""
+        with suppress(OSError):
+            self.limit_reads(None)
+        for pid in (self._group / "cgroup.procs").read_text().split():
+            with suppress(OSError):  # it has ended
+                (self._group.parent / "cgroup.procs").write_text(pid)
+        with suppress(OSError):  # zombies keep it
+            self._group.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _device(directory: Path) -> str:
+    """Return the numbers of the whole disk that a directory is on."""
+    number = directory.stat().st_dev
+    sys = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True)
+    if (sys / "partition").exists():
+        sys = sys.parent
+    return (sys / "dev").read_text().strip()
