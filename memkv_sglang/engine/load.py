@@ -1,5 +1,6 @@
 """Loads: each page from the nearest tier that has it, both tiers at once, equal pages once."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,21 +61,28 @@ class Loader:
         arrivals: list[Arrival],
         deadline: float,
     ) -> None:
-        """Wait for the pages that other calls fetch; fetch again what did not come that way."""
+        """Wait for the pages that other calls fetch; fetch again what did not come that way.
+
+        That is what was skipped behind a miss of the leader's chain, and what the leader's client
+        may have spoiled by writing into its memory.
+        """
         again: list[int] = []
         for i, follower in enumerate(followed):
             if follower is None:
                 continue
-            arrivals[i] = self._flights.wait(follower, deadline)
-            if arrivals[i].result is LoadResult.SKIPPED:  # behind a miss of the leader's chain
+            arrival = self._flights.wait(follower, deadline)
+            if arrival.result in (LoadResult.SKIPPED, LoadResult.FAILED):
                 again.append(i)
-            elif arrivals[i].result is LoadResult.LOADED:
-                if page_checksum(pages[i].key, pages[i].buffers) == arrivals[i].checksum:
-                    self._metrics.merged_pages.inc()
-                else:
-                    again.append(i)
-                    self._changed.report("equal load")
-        self._fetch_some(pages, again, arrivals, deadline)
+            elif arrival.result is not LoadResult.LOADED:
+                arrivals[i] = arrival
+            elif page_checksum(pages[i].key, pages[i].buffers) == arrival.checksum:
+                arrivals[i] = arrival
+                self._metrics.merged_pages.inc()
+            else:
+                again.append(i)
+                self._changed.report("equal load")
+        if again and time.monotonic() < deadline:
+            self._fetch_some(pages, again, arrivals, deadline)
 
     def _fetch_some(
         self,

@@ -10,7 +10,7 @@ from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
-from memkv_sglang.tiers.base import Fetched, SpillResult, Tier
+from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult, Tier
 from memkv_sglang.tiers.memory import MemoryTier
 from memkv_sglang.tiers.wrappers import WrapperTier
 from tests.engine.engines import (
@@ -104,6 +104,39 @@ def test_follower_of_an_overwritten_page_fetches_it_itself(
     assert registry.get_sample_value("memkv_merged_pages_total") == 2
     counted = registry.get_sample_value("memkv_changed_pages_total", {"copied_for": "equal_load"})
     assert counted == 1
+
+
+class SpoiledTier(WrapperTier):
+    """Its first load fails, as where a client writes into the pages while they are verified."""
+
+    def __init__(self, inner: Tier) -> None:
+        super().__init__(inner)
+        self.spoils = True
+
+    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
+        if self.spoils:
+            self.spoils = False
+            return [Fetched(LoadResult.FAILED)] * len(pages)
+        return super().fetch(pages, deadline)
+
+
+def test_follower_of_a_spoiled_load_fetches_the_pages_itself(open_engine: Open) -> None:
+    local = MemoryTier(name=LOCAL)
+    keys = make_chain(NAMESPACE, 3).keys()
+    put(local, keys)
+    gated = GatedTier(SpoiledTier(local))
+    engine = open_engine(gated, None, local)
+    leader = threading.Thread(target=lambda: load_unseen(engine, keys))
+    leader.start()
+    gated.arrived.acquire()
+    answers: list[list[PageLoad]] = []
+    follower = threading.Thread(target=lambda: answers.append(load(engine, keys)))
+    follower.start()
+    wait_until(lambda: all(map(engine._loader._flights._flights.get, keys)))
+    gated.gate.set()
+    leader.join()
+    follower.join()
+    assert answers == [loaded_from(LOCAL, 3)]
 
 
 def test_uploads_warming_and_promotion_pass_the_checksum_on(open_engine: Open) -> None:
