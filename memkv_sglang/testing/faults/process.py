@@ -61,9 +61,7 @@ def _start_minio(cluster: Cluster) -> None:
 
 FAULTS = [
     Fault("agent killed", "process", _kill_agents, leave_alone),
-    Fault(
-        "agent killed while watched", "process", _kill_watched_agents, leave_alone
-    ),
+    Fault("agent killed while watched", "process", _kill_watched_agents, leave_alone),
     Fault("client forks", "process", _fork_clients, leave_alone),
     Fault("MinIO killed", "process", _kill_minio, _start_minio),
     Fault("all killed", "process", _kill_all, _start_minio),
