@@ -179,14 +179,18 @@ class Connection:
         Kills the agent at the deadline.
         """
         interrupt: KeyboardInterrupt | None = None
-        ended: bool | None = None
-        while ended is None:
+        decided = withholds = False
+        while not decided:
             try:
                 ended = self._end_agent(deadline)
+                withholds = not ended and isinstance(request, protocol.LoadPages)
+                if withholds:
+                    withheld.add(self._lifetime)
+                decided = True
             except KeyboardInterrupt as error:
                 interrupt = error
-        if not ended and isinstance(request, protocol.LoadPages):
-            withheld.add(self._lifetime)
+        if withholds:
+            self._lifetime = -1  # not ours to close any more
         if interrupt is not None:
             raise interrupt
 

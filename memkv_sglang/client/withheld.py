@@ -32,6 +32,7 @@ class Withheld:
         self._changed = threading.Condition(threading.RLock())
         self._lifetimes: list[int] = []
         self._callbacks: list[Callable[[], None]] = []
+        self._watched = False
 
     @property
     def pending(self) -> bool:
@@ -41,20 +42,27 @@ class Withheld:
     def add(self, lifetime: int) -> None:
         """Withhold the buffers of an agent's loads until its `Lifetime` has ended.
 
-        Keeps a duplicate of the descriptor.
+        Owns the descriptor from now on. Idempotent, never fails.
         """
         with self._changed:
-            watched = self.pending
-            self._lifetimes.append(os.dup(lifetime))
-            if not watched:
-                thread = threading.Thread(target=self._watch, name="memkv-withheld", daemon=True)
+            if lifetime not in self._lifetimes:
+                self._lifetimes.append(lifetime)
+            self._start_watching()
+
+    def _start_watching(self) -> None:
+        """Start the thread unless it runs; where there is none to be had, the next call tries."""
+        if self.pending and not self._watched:
+            thread = threading.Thread(target=self._watch, name="memkv-withheld", daemon=True)
+            with suppress(RuntimeError):
                 thread.start()
+                self._watched = True
 
     def when_free(self, callback: Callable[[], None]) -> None:
         """Call back once no buffers are withheld: at once, or later in another thread."""
         with self._changed:
             if self.pending:
                 self._callbacks.append(callback)
+                self._start_watching()
                 return
         callback()
 
@@ -64,6 +72,7 @@ class Withheld:
         Returns False after so many seconds.
         """
         with self._changed:
+            self._start_watching()
             return self._changed.wait_for(lambda: not self.pending, seconds)
 
     def _watch(self) -> None:
@@ -89,6 +98,7 @@ class Withheld:
                 for callback in callbacks:
                     _call(callback)
                 log.info("pages are no longer withheld")
+                self._watched = False
             self._lifetimes = left
             for lifetime in ended:
                 os.close(lifetime)

@@ -28,9 +28,7 @@ class Request:
     def __init__(self) -> None:
         self._lock = os.memfd_create("lock", os.MFD_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        lifetime = os.open(f"/proc/self/fd/{self._lock}", os.O_RDONLY)
-        withheld.add(lifetime)
-        os.close(lifetime)
+        withheld.add(os.open(f"/proc/self/fd/{self._lock}", os.O_RDONLY))
 
     def land(self) -> None:
         if self._lock >= 0:
