@@ -31,7 +31,7 @@ CALL_LIMIT = 60.0
 
 _OUTCOMES = {
     LoadResult.CORRUPT: "corrupt, set aside",
-    LoadResult.MISSING: "listed, but not there",
+    LoadResult.MISSING: "listed, but gone or not a page of ours",
     LoadResult.FAILED: "could not be read",
 }
 

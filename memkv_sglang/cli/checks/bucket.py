@@ -82,23 +82,23 @@ def _key_files(config: MinioConfig) -> Iterator[Finding]:
 
 
 def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding]:
-    listing = _try("list", lambda: bucket.names(name, recursive=True), "s3:ListBucket", config)
+    listing = _try("list", lambda: bucket.names(name, recursive=True), config)
     yield listing or Finding("ok", "list", f"allowed in bucket {config.bucket}")
     if listing is not None and (listing.what == "bucket" or listing.level == "FAIL"):
         return
     if config.role == "reader":
-        get = _try("get", lambda: bucket.read(name), "s3:GetObject", config)
+        get = _try("get", lambda: bucket.read(name), config)
         yield get or Finding("ok", "get", "allowed; a reader needs no more")
         return
     versions: list[bool] = []
-    put = _try("put", lambda: versions.append(bucket.write(name, _CONTENT)), "s3:PutObject", config)
+    put = _try("put", lambda: versions.append(bucket.write(name, _CONTENT)), config)
     yield put or Finding("ok", "put", "allowed")
     if put is not None:
         return
-    yield _try("get", lambda: _read(bucket, name), "s3:GetObject", config) or Finding(
+    yield _try("get", lambda: _read(bucket, name), config) or Finding(
         "ok", "get", "allowed, for head requests too"
     )
-    removal = _try("delete", lambda: bucket.remove([name]), "s3:DeleteObject", config)
+    removal = _try("delete", lambda: bucket.remove([name]), config)
     yield removal or Finding("ok", "delete", "allowed; the probe object is gone")
     if any(versions):
         detail = f"bucket {config.bucket} keeps versions, so that removed pages free no space"
@@ -107,22 +107,19 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
 
 def _read(bucket: "Bucket", name: str) -> None:
     if bucket.read(name) != _CONTENT:
-        raise TierError("the probe object came back changed")
+        raise TierError("the probe object came back changed; look for a proxy, and at the drives")
 
 
-def _try(
-    what: str, operation: Callable[[], object], permission: str, config: MinioConfig
-) -> Finding | None:
+def _try(what: str, operation: Callable[[], object], config: MinioConfig) -> Finding | None:
     """Return what went wrong, None if nothing did."""
     try:
         operation()
     except ConfigError as error:
         return split_problem(what, str(error))
     except TierError as error:
-        code = getattr(error.__cause__, "code", "")
-        if code == "NoSuchBucket":
+        if getattr(error.__cause__, "code", "") == "NoSuchBucket":
             return _no_bucket(config)
-        return Finding("FAIL", what, str(error), _advice(code, permission, config.bucket))
+        return split_problem(what, str(error))
     return None
 
 
@@ -132,11 +129,3 @@ def _no_bucket(config: MinioConfig) -> Finding:
         return Finding("warn", "bucket", detail, "nothing, if these credentials may make buckets")
     advice = "make it, correct minio.bucket, or allow it with minio.create_bucket = true"
     return Finding("FAIL", "bucket", f"{config.bucket} is not there", advice)
-
-
-def _advice(code: str, permission: str, bucket: str) -> str:
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch"):
-        return "correct the access key and the secret key, or minio.region"
-    if code == "RequestTimeTooSkewed":
-        return "run NTP on both machines"
-    return f"allow {permission} on bucket {bucket} for this access key; see the server's log"

@@ -12,6 +12,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.control_http import CONNECT_TIMEOUT, bounded_http
+from memkv_sglang.tiers.minio.explain import PERMISSIONS, control_error
 
 if TYPE_CHECKING:
     from minio import Minio
@@ -143,7 +144,10 @@ class Bucket:
             return [str(error.code) for error in client.remove_objects(self._name, targets)]
 
         if errors := self._call("remove objects", delete):
-            raise TierError(f"MinIO did not remove {len(errors)} objects ({errors[0]})")
+            raise TierError(
+                f"MinIO did not remove {len(errors)} objects ({errors[0]}); allow s3:DeleteObject "
+                "on minio.bucket, and see the server's log"
+            )
 
     def administration(self) -> "Minio":
         """Return minio-py's client of the first server, for what an administrator does."""
@@ -176,13 +180,15 @@ class Bucket:
                 return operation(client)
 
         reason = "no endpoint"
-        for client in self._clients:
+        permission = PERMISSIONS.get(what, "")
+        for url, client in zip(endpoint_urls(self._config), self._clients, strict=True):
             try:
                 return attempt(client)
             except S3Error as error:
-                raise TierError(f"MinIO refused to {what}: {error.code}") from error
-            except (HTTPError, MinioException, OSError, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = control_error(url, error, permission)
+                raise TierError(f"MinIO refused to {what}: {reason}") from error
+            except (HTTPError, MinioException, OSError, ValueError, SyntaxError) as error:
+                reason = control_error(url, error, permission)
         raise TierError(f"could not {what}: {reason}")
 
 

@@ -131,10 +131,15 @@ class ObjectClient:
                 head = lanes[i % ways].receive_head(deadline, bodiless=True)
                 if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
                     raise refused(head, b"", "HEAD")
-                found[i] = stores_page(head)
-                if head.status == HTTPStatus.OK and not found[i]:
-                    self._telemetry.fault("answer is no page", unusable_answer(head))
+                found[i] = self._stores_page(head)
         return found
+
+    def _stores_page(self, head: ResponseHead) -> bool:
+        """Return whether an answer to HEAD is a stored page's; count one that only looks so."""
+        there = stores_page(head)
+        if head.status == HTTPStatus.OK and not there:
+            self._telemetry.fault("answer is no page", unusable_answer(head))
+        return there
 
     def _request(
         self,

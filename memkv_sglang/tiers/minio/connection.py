@@ -23,6 +23,7 @@ PAUSE = 1.0
 
 _Buffers = TypeVar("_Buffers", memoryview, Sequence[memoryview])
 
+
 class Connection:
     """A connection of one thread at a time. After any error it can only be closed.
 

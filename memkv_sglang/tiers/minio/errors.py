@@ -38,7 +38,10 @@ class StatusError(Exception):
     def __init__(
         self, status: int, code: str = "", retry_after: float = 0.0, text: str = ""
     ) -> None:
-        """`retry_after`: seconds for which the server asked to be left alone; `text`: see `explain`."""
+        """Describe itself by `text`, see `explain`.
+
+        `retry_after`: seconds for which the server asked to be left alone.
+        """
         super().__init__(text or f"HTTP status {status}" + (f" ({code})" if code else ""))
         self.status = status
         self.code = code

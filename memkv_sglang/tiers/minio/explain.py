@@ -12,11 +12,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from memkv_sglang.tiers.minio.errors import ProtocolError, StatusError, TransferError
 from memkv_sglang.tiers.minio.times import parse_date
 from memkv_sglang.tiers.minio.wire import ResponseHead
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 BODY_LIMIT = 16 << 10
 """Bytes of an error's body that are looked at."""
@@ -41,6 +44,10 @@ _REGION = Advice(
 )
 _REGION_UNKNOWN = Advice(
     "requests are signed for the wrong region", "set minio.region to the bucket's region"
+)
+_PERHAPS_REGION = Advice(
+    "the server refused the request without a reason",
+    "set minio.region to {region} if it is another one, else look at the server's log",
 )
 _ELSEWHERE = Advice(
     "the bucket is on another endpoint", "set minio.endpoint and minio.region to the bucket's"
@@ -183,21 +190,33 @@ PERMISSIONS = {
     "HEAD": "s3:GetObject and s3:ListBucket",
     "PUT": "s3:PutObject",
     "DELETE": "s3:DeleteObject",
+    "look for the bucket": "s3:ListBucket",
+    "make the bucket": "s3:CreateBucket",
+    "list objects": "s3:ListBucket",
+    "read an object": "s3:GetObject",
+    "write an object": "s3:PutObject",
+    "remove objects": "s3:DeleteObject",
 }
-"""What an access key needs for requests for objects, by method."""
+"""What an access key needs, by the method of the data path and the step of the control path."""
 
 
 def refusal(
-    status: int, field: Field, body: bytes, permission: str, *, retry_after: float = 0.0
+    status: int,
+    field: Field,
+    body: bytes,
+    permission: str,
+    *,
+    code: str = "",
+    retry_after: float = 0.0,
 ) -> StatusError:
     """Return the error for an answer that refuses a request that needs `permission`.
 
-    `field` looks up the answer's header fields. Nothing in the answer is trusted: what does not
-    look like a code, a region or a date is ignored.
+    `field` looks up the answer's header fields; `code` is for an answer that names none.
+    Nothing in the answer is trusted: what does not look like a code, a region or a date is ignored.
     """
     body = body[:BODY_LIMIT]
     found = _CODE.search(body)
-    code = found[1].decode() if found else _word(field("x-minio-error-code"))
+    code = found[1].decode() if found else _word(field("x-minio-error-code")) or code
     code = _CANONICAL.get(code.lower(), code)
     advice = _advice(status, code, field, body)
     text = advice.fix
@@ -205,6 +224,8 @@ def refusal(
         region = _region(field, body)
         advice = _REGION if region else _REGION_UNKNOWN
         text = advice.fix.format(region=region)
+    elif advice is _PERHAPS_REGION:
+        text = advice.fix.format(region=_region(field, body))
     elif advice is _ELSEWHERE and (region := _region(field, body)):
         text = f"{advice.fix}: the server names {region}"
     problem = advice.problem.format(skew=_skew(field))
@@ -228,6 +249,44 @@ def refused(head: ResponseHead, body: bytes, method: str) -> StatusError:
     )
 
 
+def control_error(url: str, error: BaseException, permission: str) -> str:
+    """Return the line for what minio-py, urllib3 or a socket raised on the control path."""
+    from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+
+    for cause in _causes(error):
+        if isinstance(cause, S3Error):
+            answer = cause.response
+            code = cause.code if cause.code in BY_CODE else ""
+            return str(
+                refusal(answer.status, answer.headers.get, _data(answer), permission, code=code)
+            )
+        if isinstance(cause, InvalidResponseError):
+            status, kind, body = cause._code, cause._content_type, cause._body or ""
+
+            def field(name: str, kind: str | None = kind) -> str | None:
+                return kind if name == "content-type" else None
+
+            return str(refusal(status, field, body.encode(), permission))
+        if isinstance(cause, ServerError):
+            return str(refusal(cause.status_code, lambda _: None, b"", permission))
+    if isinstance(error, MinioException | ValueError | SyntaxError):
+        fix = "check that minio.endpoint is an S3 API port, and look for a proxy in between"
+        return str(Advice(f"{url} sent an answer that is not S3's ({_short(error)})", fix))
+    return str(unreachable(url, error))
+
+
+def _data(answer: "BaseHTTPResponse") -> bytes:
+    try:
+        return answer.data or b""
+    except Exception:  # it broke off
+        return b""
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:100]}"
+
+
 def unusable_answer(head: ResponseHead) -> TransferError:
     """Return the error for a successful answer that is not an object store's."""
     kind = head.field(b"content-type") or b"no content type"
@@ -237,6 +296,15 @@ def unusable_answer(head: ResponseHead) -> TransferError:
         f"HTTP status {head.status} without a page's metadata ({kind[:60].decode('latin-1')}); "
         "if this goes on, look for a proxy that answers for MinIO, and at who writes to the bucket"
     )
+
+
+def misdirected(status: int, content_type: str, body: bytes) -> Advice | None:
+    """Return what to do about an answer that cannot be an S3 API's, None if it can be."""
+    if content_type.lower().startswith("text/html"):
+        return _HTML
+    if status == 400 and (b"HTTPS server" in body or b"HTTPS port" in body):
+        return _TLS_PORT
+    return None
 
 
 def unreachable(url: str, error: BaseException) -> Advice:
@@ -269,14 +337,12 @@ def unreachable(url: str, error: BaseException) -> Advice:
 def _advice(status: int, code: str, field: Field, body: bytes) -> Advice:
     if code in BY_CODE:
         return BY_CODE[code]
-    if "text/html" in (field("content-type") or "").lower():
-        return _HTML
-    if status == 400 and (b"HTTPS server" in body or b"HTTPS port" in body):
-        return _TLS_PORT
+    if wrong := misdirected(status, field("content-type") or "", body):
+        return wrong
     if status in (301, 302, 303, 307, 308):
         return _ELSEWHERE if _region(field, body) else _REDIRECT
     if status == 400 and _region(field, body):
-        return _REGION
+        return _PERHAPS_REGION
     return BY_STATUS.get(status, _UNKNOWN)
 
 
@@ -334,7 +400,9 @@ def _certificate(url: str, error: ssl.SSLCertVerificationError) -> Advice:
 def _tls(url: str, error: ssl.SSLError) -> Advice:
     reason = error.reason or str(error)
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return Advice(f"{url} does not speak TLS (ssl: {reason})", "write http:// in minio.endpoint")
+        return Advice(
+            f"{url} does not speak TLS (ssl: {reason})", "write http:// in minio.endpoint"
+        )
     problem = f"{url}: TLS failed (ssl: {reason})"
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
         fix = "set minio.cert_file and minio.key_file to a certificate that the server accepts"

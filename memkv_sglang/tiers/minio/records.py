@@ -64,7 +64,7 @@ class Records:
                 raise TransferError(f"{name} has {head.length} bytes, more than a record may have")
             content = bytearray(head.length)
             connection.receive_body([memoryview(content)], deadline)
-            age = max(self._clock.now(head) - modified_time(head), 0.0)
+            age = self._clock.now(head) - modified_time(head)
             return Record(bytes(content), _etag(head), age)
 
         try:

@@ -6,8 +6,10 @@ where no agent runs. Versions and locks would keep what is removed, so that no s
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.explain import control_error
 from memkv_sglang.tiers.minio.objects import ObjectNames
 
 if TYPE_CHECKING:
@@ -48,11 +50,9 @@ def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
         versioning = client.get_bucket_versioning(name).status or "Off"
         versioned = versioning != "Off"
         client.set_bucket_lifecycle(name, _with_rule(client, config, days, versioned=versioned))
-    except (MinioException, HTTPError, OSError, ValueError) as error:
-        reason = getattr(error, "code", "") or error
-        raise TierError(
-            f"could not set up bucket {name}: {reason}; run this with an administrator's keys"
-        ) from error
+    except (MinioException, HTTPError, OSError, ValueError, SyntaxError) as error:
+        reason = control_error(endpoint_urls(config)[0], error, "an administrator's keys")
+        raise TierError(f"could not set up bucket {name}: {reason}") from error
     return BucketSetup(made, versioning, locked)
 
 

@@ -107,7 +107,11 @@ class Collector:
             key = self._names.page_key(item.name)
             if key is None:
                 aside = item.name.startswith(self._names.quarantined)
-                if aside and is_plausible(item.modified) and item.modified < now - QUARANTINE_SECONDS:
+                if (
+                    aside
+                    and is_plausible(item.modified)
+                    and item.modified < now - QUARANTINE_SECONDS
+                ):
                     set_aside.append(item.name)
                 continue
             pages += 1
