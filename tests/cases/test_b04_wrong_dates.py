@@ -1,0 +1,161 @@
+"""Dates that are wrong in one answer or in all: no page leaves early, and nothing is touched."""
+
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
+from memkv_sglang.testing.minio_server import MinioServer
+from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.pins import Pin, PinStore
+from tests.cases.h3_minio import LIMIT, chain_of, load, opened, spill, with_field
+
+DAY = 86400.0
+CHAIN = chain_of(6, "dates")
+
+
+def date(seconds: float) -> bytes:
+    """Return the HTTP date of a time so many seconds ahead."""
+    return formatdate(time.time() + seconds, usegmt=True).encode()
+
+
+def error(status: bytes, seconds: float) -> bytes:
+    return b"HTTP/1.1 %b X\r\nDate: %b\r\nContent-Length: 0\r\n\r\n" % (status, date(seconds))
+
+
+@pytest.fixture
+def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
+    with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def tier(minio_config: MinioConfig, proxy: HttpFaultProxy) -> Iterator[MinioTier]:
+    """A node that has just stored pages."""
+    with opened(minio_config, proxy) as tier:
+        assert set(spill(tier, CHAIN)) == {SpillResult.STORED}
+        yield tier
+
+
+def present(config: MinioConfig) -> list[bool]:
+    with opened(config) as other:
+        return other.present(CHAIN.keys(), time.monotonic() + LIMIT)
+
+
+def collect(tier: MinioTier, max_age: float) -> None:
+    """Collect as `memkv gc` does; it may say that it cannot."""
+    try:
+        collector, lease = tier.collector(CollectorConfig(max_age=max_age, use_period=1))
+        lease.acquire()
+        collector.collect(lambda *_: None)
+        lease.release(None)
+    except TierError as error:
+        assert "\n" not in str(error)
+
+
+ALL = ("GET", "HEAD", "PUT")
+
+
+@pytest.mark.parametrize("methods", [("HEAD",), ("GET",), ALL], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [date(400 * DAY), date(2 * DAY), date(600), date(-400 * DAY), b"", b"tomorrow", None],
+    ids=["400 days", "2 days", "10 minutes", "-400 days", "empty", "garbage", "none"],
+)
+def test_no_page_leaves_before_its_time(
+    tier: MinioTier,
+    proxy: HttpFaultProxy,
+    minio_config: MinioConfig,
+    value: bytes | None,
+    methods: tuple[str, ...],
+) -> None:
+    proxy.fault = HttpFault(methods=methods, edit_response=with_field(b"Date", value))
+    for _ in range(3):
+        collect(tier, max_age=300)
+    proxy.fault = NO_FAULT
+    collect(tier, max_age=300)
+    assert all(present(minio_config))
+
+
+@pytest.mark.parametrize("status", [b"503", b"404", b"403", b"302", b"504"])
+def test_no_page_leaves_by_the_date_of_a_proxy(
+    tier: MinioTier, proxy: HttpFaultProxy, minio_config: MinioConfig, status: bytes
+) -> None:
+    proxy.fault = HttpFault(methods=("HEAD",), answer=error(status, 400 * DAY))
+    collect(tier, max_age=300)
+    proxy.fault = NO_FAULT
+    collect(tier, max_age=300)
+    assert all(present(minio_config))
+
+
+def test_a_listing_with_impossible_times_removes_nothing(
+    tier: MinioTier,
+    proxy: HttpFaultProxy,
+    minio_config: MinioConfig,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    year = time.strftime("<LastModified>%Y-").encode()
+    proxy.fault = HttpFault(
+        methods=("GET",), edit_content=lambda body: body.replace(year, b"<LastModified>1970-")
+    )
+    collect(tier, max_age=300)
+    assert all(present(minio_config))
+    assert [r.message for r in caplog.records if "LastModified" in r.message]
+
+
+def test_pages_still_leave_when_their_time_has_come(
+    tier: MinioTier, minio_config: MinioConfig
+) -> None:
+    deadline = time.monotonic() + LIMIT
+    while any(present(minio_config)):
+        collect(tier, max_age=1)
+        assert time.monotonic() < deadline
+
+
+def test_one_wrong_date_causes_no_touches(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+    tier.keep_limits(
+        CollectorConfig(use_period=400 * DAY), Metrics(CollectorRegistry()), delay=0.0
+    )
+    proxy.fault = HttpFault(edit_response=with_field(b"Date", date(400 * DAY)))
+    assert set(load(tier, CHAIN)) == {LoadResult.LOADED}
+    for fault in (proxy.fault, NO_FAULT):
+        proxy.fault = fault
+        for _ in range(3):
+            tier.note_use(CHAIN)
+            assert tier._toucher is not None
+            assert tier._toucher.flush(LIMIT)
+    assert "touched" not in tier.telemetry.counts()
+
+
+@pytest.mark.parametrize("methods", [("GET",), ALL], ids=str)
+def test_a_pin_does_not_end_by_a_wrong_date(
+    tier: MinioTier, proxy: HttpFaultProxy, minio_config: MinioConfig, methods: tuple[str, ...]
+) -> None:
+    pin = Pin(
+        namespaces=[CHAIN.namespace.hex()], hashes=[h.hex() for h in CHAIN.hashes], seconds=3600
+    )
+    store = PinStore(*tier.control())
+    store.add(pin)
+    proxy.fault = HttpFault(methods=methods, edit_response=with_field(b"Date", date(400 * DAY)))
+    collect(tier, max_age=300)
+    proxy.fault = NO_FAULT
+    assert [stored.name for stored in store.all() if stored.left > 3000] == [pin.name]
+
+
+def test_a_lease_does_not_run_out_by_a_wrong_date(
+    tier: MinioTier, proxy: HttpFaultProxy, minio_config: MinioConfig
+) -> None:
+    with opened(minio_config) as other:
+        _, lease = other.collector(CollectorConfig(max_age=300))
+        lease.acquire()
+        proxy.fault = HttpFault(edit_response=with_field(b"Date", date(2 * DAY)))
+        _, rival = tier.collector(CollectorConfig(max_age=300))
+        with pytest.raises(TierError):
+            rival.acquire()
+        lease.release(None)
