@@ -26,7 +26,9 @@ def soon(seconds: float = LIMIT) -> float:
 
 
 @contextmanager
-def opened(config: MinioConfig, proxy: Proxy | None = None, **settings: object) -> Iterator[MinioTier]:
+def opened(
+    config: MinioConfig, proxy: Proxy | None = None, **settings: object
+) -> Iterator[MinioTier]:
     """Open a tier, by way of a proxy if there is one."""
     if proxy is not None:
         settings["endpoint"] = proxy.url

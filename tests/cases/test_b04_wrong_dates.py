@@ -119,9 +119,7 @@ def test_pages_still_leave_when_their_time_has_come(
 
 
 def test_one_wrong_date_causes_no_touches(tier: MinioTier, proxy: HttpFaultProxy) -> None:
-    tier.keep_limits(
-        CollectorConfig(use_period=400 * DAY), Metrics(CollectorRegistry()), delay=0.0
-    )
+    tier.keep_limits(CollectorConfig(use_period=400 * DAY), Metrics(CollectorRegistry()), delay=0.0)
     proxy.fault = HttpFault(edit_response=with_field(b"Date", date(400 * DAY)))
     assert set(load(tier, CHAIN)) == {LoadResult.LOADED}
     for fault in (proxy.fault, NO_FAULT):
