@@ -119,6 +119,8 @@ class HttpFaultProxy:
         with client, socket.socket() as server:
             with self._lock:
                 self._open |= {client, server}
+                if self._closed.is_set():  # and closed those that were open before
+                    return
             with contextlib.suppress(OSError, ValueError, _Cut):
                 server.connect(self._target)
                 for sock in (client, server):

@@ -10,7 +10,7 @@ from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.bucket import REFUSED
 from memkv_sglang.tiers.minio.connection import Connection
 from memkv_sglang.tiers.minio.errors import StaleError, StatusError
-from memkv_sglang.tiers.minio.explain import refused, unusable_answer
+from memkv_sglang.tiers.minio.explain import is_html, refused, unusable_answer
 from memkv_sglang.tiers.minio.objects import stores_page
 from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.signing import Signer
@@ -135,10 +135,15 @@ class ObjectClient:
         return found
 
     def _stores_page(self, head: ResponseHead) -> bool:
-        """Return whether an answer to HEAD is a stored page's; count one that only looks so."""
+        """Return whether an answer to HEAD is a stored page's; count one that only looks so.
+
+        Raises `ProtocolError` for a 404 that is not an object store's.
+        """
         there = stores_page(head)
         if head.status == HTTPStatus.OK and not there:
             self._telemetry.fault("answer is no page", unusable_answer(head))
+        if head.status == HTTPStatus.NOT_FOUND and is_html(head):
+            raise unusable_answer(head)
         return there
 
     def _request(
@@ -157,4 +162,7 @@ def refuse(
     connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
 ) -> NoReturn:
     """Raise the `StatusError` for a response; reads its body so that the connection can be kept."""
-    raise refused(head, connection.discard_body(deadline), method)
+    body = connection.discard_body(deadline)
+    if head.status == HTTPStatus.NOT_FOUND and is_html(head):
+        raise unusable_answer(head)  # which says nothing about the object
+    raise refused(head, body, method)

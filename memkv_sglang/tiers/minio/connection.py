@@ -174,7 +174,7 @@ class Connection:
         if time.monotonic() >= deadline:
             return OutOfTimeError("the deadline came first")
         self.stalled = True
-        return StallError(f"nothing moved for {self._stall_timeout:g} s")
+        return StallError(self._stall_timeout)
 
     def _closed(self, reason: str) -> TransferError:
         self.stale = self._may_be_stale

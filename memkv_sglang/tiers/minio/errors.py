@@ -1,5 +1,7 @@
 """What can go wrong on the way to a server and back. No text ever holds a secret."""
 
+LOOK_FOR_PROXY = "check that minio.endpoint is an S3 API port, and look for a proxy in between"
+
 
 class TransferError(Exception):
     """A request was not answered as it should be; its connection is of no more use."""
@@ -11,6 +13,13 @@ class OutOfTimeError(TransferError):
 
 class StallError(TransferError):
     """The server took or sent nothing for the stall timeout."""
+
+    def __init__(self, seconds: float) -> None:
+        """Name the timeout."""
+        super().__init__(
+            f"nothing moved for {seconds:g} s; look at the server's load and the network, or raise "
+            "minio.stall_timeout"
+        )
 
 
 class ConnectError(TransferError):
@@ -26,6 +35,10 @@ class StaleError(TransferError):
 
 class ProtocolError(TransferError):
     """The response is not one that this client understands."""
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        """Name the problem, and what to do about it if that is special."""
+        super().__init__(f"{problem}; {fix or LOOK_FOR_PROXY}")
 
 
 class UnreadableError(TransferError):

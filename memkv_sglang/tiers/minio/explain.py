@@ -97,6 +97,11 @@ _PROXY_LIMIT = Advice(
 _GATEWAY = Advice(
     "a proxy in front of the server cannot reach it", "start MinIO, or correct the proxy"
 )
+_NOT_S3 = "set minio.endpoint to the S3 API port (9000 by default), and look for a proxy in between"
+_HTML_REFUSAL = Advice(
+    "a proxy's error page came back",
+    "write https:// in minio.endpoint if its port speaks TLS, else set it to the S3 API port",
+)
 _HTML = Advice(
     "an HTML page came back: this is MinIO's console or a proxy, not the S3 API",
     "set minio.endpoint to the S3 API port (9000 by default)",
@@ -270,8 +275,8 @@ def control_error(url: str, error: BaseException, permission: str) -> str:
         if isinstance(cause, ServerError):
             return str(refusal(cause.status_code, lambda _: None, b"", permission))
     if isinstance(error, MinioException | ValueError | SyntaxError):
-        fix = "check that minio.endpoint is an S3 API port, and look for a proxy in between"
-        return str(Advice(f"{url} sent an answer that is not S3's ({_short(error)})", fix))
+        problem = f"{url} sent an answer that is not S3's ({_short(error)})"
+        return str(Advice(problem, _NOT_S3))
     return str(unreachable(url, error))
 
 
@@ -287,23 +292,28 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:100]}"
 
 
+def is_html(head: ResponseHead) -> bool:
+    """Return whether an answer is a web page, which no object store sends."""
+    return b"\r\ncontent-type: text/html" in head.lower
+
+
 def unusable_answer(head: ResponseHead) -> TransferError:
-    """Return the error for a successful answer that is not an object store's."""
-    kind = head.field(b"content-type") or b"no content type"
-    if kind.startswith(b"text/html"):
-        return ProtocolError(str(_HTML))
+    """Return the error for an answer that is not an object store's, or not about a page."""
+    if is_html(head):
+        return ProtocolError(*_HTML)
+    kind = (head.field(b"content-type") or b"no content type")[:60].decode("latin-1")
     return ProtocolError(
-        f"HTTP status {head.status} without a page's metadata ({kind[:60].decode('latin-1')}); "
-        "if this goes on, look for a proxy that answers for MinIO, and at who writes to the bucket"
+        f"HTTP status {head.status} without a page's metadata ({kind})",
+        "look for a proxy that answers for MinIO, and at who writes to the bucket",
     )
 
 
 def misdirected(status: int, content_type: str, body: bytes) -> Advice | None:
     """Return what to do about an answer that cannot be an S3 API's, None if it can be."""
-    if content_type.lower().startswith("text/html"):
-        return _HTML
     if status == 400 and (b"HTTPS server" in body or b"HTTPS port" in body):
         return _TLS_PORT
+    if content_type.lower().startswith("text/html"):
+        return _HTML_REFUSAL if status == 400 else _HTML
     return None
 
 
@@ -339,6 +349,8 @@ def _advice(status: int, code: str, field: Field, body: bytes) -> Advice:
         return BY_CODE[code]
     if wrong := misdirected(status, field("content-type") or "", body):
         return wrong
+    if status == 400 and field("date") is None:
+        return _TLS_PORT  # Go's servers say nothing else, and no more than that to HEAD
     if status in (301, 302, 303, 307, 308):
         return _ELSEWHERE if _region(field, body) else _REDIRECT
     if status == 400 and _region(field, body):

@@ -27,6 +27,8 @@ TOLERANCE = 30.0
 EARLIEST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
 """No page is older than this project."""
 
+_FIX = "run NTP on both machines, or look for a proxy that answers for MinIO"
+
 _TELLING = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
 """Statuses of answers that say something about an object. Errors often come from proxies."""
 
@@ -110,7 +112,7 @@ class ServerClock:
             elapsed = self._elapsed()
             self._learn(head, elapsed)
             if self._start is None:
-                raise ProtocolError(self._doubt)
+                raise ProtocolError(self._doubt, _FIX)
             return self._start + elapsed
 
     def earliest(self, head: ResponseHead) -> float:
@@ -122,14 +124,14 @@ class ServerClock:
             return
         try:
             date = parse_date(head.field(b"date"))
-        except ProtocolError as error:
-            self._doubt = str(error)
+        except ProtocolError:
+            self._doubt = "the server tells no time that can be read"
             return
         wall = self._wall()
         if abs(date - wall) > SKEW_LIMIT:
             self._doubt = (
                 f"the server's Date is {abs(date - wall):.0f} s from this node's clock, more than "
-                "S3 allows; run NTP on both machines, or look for a proxy that answers for MinIO"
+                "S3 allows"
             )
             return
         start = date - elapsed

@@ -196,7 +196,7 @@ cdef class _Lanes:
                 connection.close()
         if stall_timeout is None:
             return OutOfTimeError("the deadline came first")
-        return StallError(f"nothing moved for {stall_timeout:g} s")
+        return StallError(stall_timeout)
 
 
 cdef class _Lane:
