@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from memkv_sglang.tiers.minio.errors import ProtocolError, StatusError, TransferError
@@ -241,16 +242,12 @@ def refusal(
 
 def refused(head: ResponseHead, body: bytes, method: str) -> StatusError:
     """Return the error for a response on the data path."""
-
-    def field(name: str) -> str | None:
-        try:
-            value = head.field(name.encode())
-        except ProtocolError:  # repeated
-            return None
-        return value.decode("latin-1") if value else None
-
     return refusal(
-        head.status, field, body, PERMISSIONS.get(method, ""), retry_after=head.retry_after
+        head.status,
+        partial(_field_of, head),
+        body,
+        PERMISSIONS.get(method, ""),
+        retry_after=head.retry_after,
     )
 
 
@@ -292,6 +289,14 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:100]}"
 
 
+def _field_of(head: ResponseHead, name: str) -> str | None:
+    try:
+        value = head.field(name.encode())
+    except ProtocolError:  # repeated
+        return None
+    return value.decode("latin-1") if value else None
+
+
 def is_html(head: ResponseHead) -> bool:
     """Return whether an answer is a web page, which no object store sends."""
     return b"\r\ncontent-type: text/html" in head.lower
@@ -301,7 +306,7 @@ def unusable_answer(head: ResponseHead) -> TransferError:
     """Return the error for an answer that is not an object store's, or not about a page."""
     if is_html(head):
         return ProtocolError(*_HTML)
-    kind = (head.field(b"content-type") or b"no content type")[:60].decode("latin-1")
+    kind = ascii(_field_of(head, "content-type") or "no content type")[1:60]
     return ProtocolError(
         f"HTTP status {head.status} without a page's metadata ({kind})",
         "look for a proxy that answers for MinIO, and at who writes to the bucket",
