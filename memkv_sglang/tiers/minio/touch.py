@@ -174,9 +174,9 @@ def kept_fields(head: ResponseHead) -> dict[str, str]:
     """
     fields = {}
     for line in head.original.decode("latin-1").split("\r\n")[1:]:
-        name, _, value = line.partition(":")
+        name, _, value = (part.strip() for part in line.partition(":"))
         if name.lower().startswith(KEPT_FIELDS):
             if not (name + value).isprintable():
                 raise ProtocolError(f"control characters in the field {name[:40]!r}")
-            fields[name.lower()] = value.strip()
+            fields[name.lower()] = value
     return fields

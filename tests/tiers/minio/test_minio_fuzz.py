@@ -144,8 +144,8 @@ def test_metadata_is_judged_without_tripping(head: bytes) -> None:
     for judge in (is_foreign, lambda head: is_stored(head, b"")):
         with suppress(ProtocolError):
             judge(found)
-    fields = kept_fields(found)
-    assert not any(set("\r\n") & set(name + value) for name, value in fields.items())
+    with suppress(ProtocolError):
+        assert all((name + value).isprintable() for name, value in kept_fields(found).items())
     assert str(unusable_answer(found)).isprintable()
 
 
