@@ -9,7 +9,7 @@ from urllib.parse import quote
 from memkv_sglang.tiers.minio.batch import Guard
 from memkv_sglang.tiers.minio.bucket import REFUSED
 from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.errors import StaleError, StatusError
+from memkv_sglang.tiers.minio.errors import ProtocolError, StaleError, StatusError
 from memkv_sglang.tiers.minio.explain import is_html, refused, unusable_answer
 from memkv_sglang.tiers.minio.objects import stores_page
 from memkv_sglang.tiers.minio.pool import ConnectionPool
@@ -154,8 +154,18 @@ class ObjectClient:
         path: str,
         fields: Mapping[str, str],
     ) -> bytes:
+        demand_printable(fields)
         endpoint = connection.endpoint
         return self._signer.head(credentials, method, endpoint, endpoint.base_path + path, fields)
+
+
+def demand_printable(fields: Mapping[str, str]) -> None:
+    """Raise `ProtocolError` for a field that would break the request's head.
+
+    ETags and metadata come from a server's answer and go back to it.
+    """
+    if not "".join((*fields, *fields.values())).isprintable():
+        raise ProtocolError("the server's answer has control characters in a field")
 
 
 def refuse(

@@ -337,7 +337,7 @@ def unreachable(url: str, error: BaseException) -> Advice:
         if isinstance(cause, TimeoutError):
             fix = "start MinIO, let its port through the firewall, or correct minio.endpoint"
             return Advice(f"{url} does not answer: timed out", fix)
-        if isinstance(cause, http.client.BadStatusLine):
+        if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, ConnectionError):
             fix = "write https:// in minio.endpoint if the port speaks TLS, or correct the port"
             return Advice(f"{url} does not answer in HTTP", fix)
     last = next((cause for cause in chain if isinstance(cause, OSError)), error)
@@ -346,6 +346,8 @@ def unreachable(url: str, error: BaseException) -> Advice:
     fix = "start MinIO, let its port through, or correct minio.endpoint"
     if number == errno.ECONNREFUSED:
         reason, fix = os.strerror(number), "start MinIO, or correct the port in minio.endpoint"
+    elif url.startswith("https:") and isinstance(last, ConnectionError):
+        fix = "look at its log; if it asks for a client certificate, set minio.cert_file"
     return Advice(f"{url} does not answer: {reason}", fix)
 
 

@@ -17,7 +17,7 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.client import ObjectClient, refuse
 from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.errors import ProtocolError, StatusError, TransferError
+from memkv_sglang.tiers.minio.errors import StatusError, TransferError
 from memkv_sglang.tiers.minio.explain import refused, unusable_answer
 from memkv_sglang.tiers.minio.noted import NotedPages
 from memkv_sglang.tiers.minio.objects import ObjectNames, is_stored, stores_page
@@ -168,15 +168,10 @@ class Toucher:
 
 
 def kept_fields(head: ResponseHead) -> dict[str, str]:
-    """Return the fields of an object's head that must go with a copy, as they were written.
-
-    Raises `ProtocolError` for a value that would break the request's head.
-    """
+    """Return the fields of an object's head that must go with a copy, as they were written."""
     fields = {}
     for line in head.original.decode("latin-1").split("\r\n")[1:]:
         name, _, value = (part.strip() for part in line.partition(":"))
         if name.lower().startswith(KEPT_FIELDS):
-            if not (name + value).isprintable():
-                raise ProtocolError(f"control characters in the field {name[:40]!r}")
             fields[name.lower()] = value
     return fields
