@@ -47,7 +47,7 @@ def parse_head(head: bytes) -> ResponseHead:
     lower = head.lower()
     if _field(lower, b"transfer-encoding") is not None:
         raise ProtocolError("response with a transfer encoding")
-    keep_alive = version == b"HTTP/1.1" and _field(lower, b"connection") != b"close"
+    keep_alive = version == b"HTTP/1.1" and b"close" not in (_field(lower, b"connection") or b"")
     return ResponseHead(status, _length(status, lower), keep_alive, lower, head)
 
 

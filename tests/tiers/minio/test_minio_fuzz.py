@@ -36,6 +36,7 @@ KEY = make_chain(make_namespace(page_bytes=SIZE), 1).keys()[0]
 CHECKSUM = page_checksum(KEY, [memoryview(CONTENT)])
 SERVER = Endpoint("http", "server", 80, "/")
 LINE = 600
+MANY = 250
 
 STATUS_LINES = [
     *(b"HTTP/1.1 200 OK", b"HTTP/1.1 200 ", b"HTTP/1.1 200", b"HTTP/1.0 200 OK"),
@@ -262,7 +263,7 @@ class Stream:
         self._theirs.close()
 
 
-@settings(max_examples=120)
+@settings(max_examples=MANY)
 @given(heads(), st.sampled_from([CONTENT, CONTENT[:-1], CONTENT + b"x", b"", CONTENT * 2]))
 def test_both_ways_to_receive_agree(head: bytes, body: bytes) -> None:
     """What the compiled loop delivers, the page-by-page way would have taken as well."""

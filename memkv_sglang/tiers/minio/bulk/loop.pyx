@@ -357,6 +357,7 @@ cdef bint _frames(Stream *stream) noexcept nogil:
     cdef char lower[HEAD_ROOM]
     cdef char expected[64]
     cdef char *found
+    cdef char *connection
     cdef size_t i, size = stream.head_size
     cdef size_t length = snprintf(expected, 64, b"\r\ncontent-length: %zu\r\n", stream.left)
     if size < 13 or memcmp(stream.head, b"HTTP/1.1 200 ", 13):
@@ -364,12 +365,17 @@ cdef bint _frames(Stream *stream) noexcept nogil:
     for i in range(size):
         lower[i] = stream.head[i] | 0x20 if 65 <= stream.head[i] <= 90 else stream.head[i]
     found = <char *>memmem(lower, size, b"\r\ncontent-length:", 17)
+    connection = <char *>memmem(lower, size, b"\r\nconnection:", 13)
     return (
         found != NULL
         and found == memmem(lower, size, expected, length)
         and memmem(found + 17, lower + size - found - 17, b"\r\ncontent-length:", 17) == NULL
         and memmem(lower, size, b"\r\ntransfer-encoding:", 20) == NULL
-        and memmem(lower, size, b"\r\nconnection: close", 19) == NULL
+        and connection == memmem(lower, size, b"\r\nconnection: keep-alive\r\n", 26)
+        and (
+            connection == NULL
+            or memmem(connection + 13, lower + size - connection - 13, b"\r\nconnection:", 13) == NULL
+        )
     )
 
 
