@@ -330,6 +330,7 @@ class Catalog:
         journal = Journal.begin_successor(folder)
         try:
             self._write_snapshot(journal)
+            journal.append(Kind.SNAPSHOT_END, b"")
             journal.sync()
         except BaseException:  # a signal may end the start here
             journal.discard()
