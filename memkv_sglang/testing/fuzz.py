@@ -240,6 +240,7 @@ def _journals(directory: Path) -> tuple[list[bytes], Read]:
     journal = Journal.create(folder)
     records = [PUT.pack(*KEY, 0, slot, 4096, slot) for slot in range(4)]
     frames = [
+        (Kind.SNAPSHOT_END, b""),
         (Kind.PUT, b"".join(records)),
         (Kind.PENDING, SLOT.pack(0, 1)),
         (Kind.UPLOADED, SLOT.pack(0, 1)),

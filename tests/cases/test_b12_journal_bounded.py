@@ -162,6 +162,17 @@ def test_a_journal_that_cannot_be_opened_now_is_not_written_over(
     assert [page.key for page in nvme.open().pending()] == OURS[:2]
 
 
+def test_a_journal_cut_within_its_snapshot_is_made_anew(nvme: Disk) -> None:
+    """The snapshot was synced, so that a shorter file is a damaged one."""
+    spill(nvme.tier, OURS)
+    nvme.tier.close()
+    whole = nvme.journal.read_bytes()
+    for size in range(0, len(whole), 97):
+        nvme.journal.write_bytes(whole[:size])
+        load(nvme.open(), OURS)
+        nvme.tier.close()
+
+
 def test_a_large_batch_is_read_back(nvme: Disk) -> None:
     """More records than one frame has, as when thousands of pages begin to wait at once."""
     nvme.reopen(capacity=64 * MIB, segment_size=32 * MIB)

@@ -129,7 +129,7 @@ def test_journals(
     template: Path, added: list[tuple[int, bytes]], keep: bool, unopenable: bool
 ) -> None:
     with copy_of(template) as path:
-        before = (path / "journal").read_bytes() if keep else frame(0, b"")
+        before = (path / "journal").read_bytes() if keep else frame(0, b"") + frame(5, b"")
         (path / "journal").write_bytes(before + b"".join(frame(*each) for each in added))
         if unopenable:
             segment = path / "segments" / "00000001.seg"

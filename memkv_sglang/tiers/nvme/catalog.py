@@ -366,6 +366,7 @@ class Catalog:
         journal = Journal.begin_successor(folder)
         try:
             self._write_snapshot(journal, give_up)
+            journal.append(Kind.SNAPSHOT_END, b"")
             journal.sync()
         except BaseException:  # a signal may end the start here
             journal.discard()

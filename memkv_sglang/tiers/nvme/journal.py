@@ -45,7 +45,7 @@ class Kind(enum.IntEnum):
     """What a frame's records say."""
 
     START = 0
-    """Nothing: the journal begins here, and is whole if it has this frame."""
+    """Nothing: the journal begins here."""
     PUT = 1
     """Pages lie in slots. Takes the place of whatever lay there, or of the page elsewhere."""
     FREE = 2
@@ -54,6 +54,8 @@ class Kind(enum.IntEnum):
     """The pages in these slots wait for upload."""
     UPLOADED = 4
     """They wait no more."""
+    SNAPSHOT_END = 5
+    """Nothing: the snapshot that the journal begins with ends here."""
 
 
 _RECORD_SIZES = {
@@ -62,6 +64,7 @@ _RECORD_SIZES = {
     Kind.FREE: SLOT.size,
     Kind.PENDING: SLOT.size,
     Kind.UPLOADED: SLOT.size,
+    Kind.SNAPSHOT_END: 0,
 }
 
 
@@ -194,6 +197,8 @@ def read_journal(folder: Folder) -> tuple[list[Frame], int]:
         frames, size = _read_frames(file)
         if not frames or frames[0].kind != Kind.START:
             raise JournalDamagedError("has no beginning")
+        if all(frame.kind != Kind.SNAPSHOT_END for frame in frames):
+            raise JournalDamagedError("ends within its snapshot")
         file.seek(size)
         # Read on only so far: a sparse file may seem to be larger than any memory.
         rest = file.read(_TORN_LIMIT + 1)
