@@ -85,11 +85,11 @@ class Put(NamedTuple):
     tick: int
 
 
-def read_puts(payload: bytes) -> Iterator[Put]:
-    """Yield a `PUT` frame's records, without those that no page can have."""
+def read_puts(payload: bytes) -> Iterator[tuple[PageKey, int, int, int, int]]:
+    """Yield the fields of a `PUT` frame's records, without those that no page can have."""
     for namespace, page_hash, segment, slot, length, tick in PUT.iter_unpack(payload):
         if length <= MAX_LENGTH and tick <= MAX_TICK:
-            yield Put(PageKey(namespace, page_hash), segment, slot, length, tick)
+            yield PageKey(namespace, page_hash), segment, slot, length, tick
 
 
 class Journal:

@@ -22,6 +22,7 @@ from memkv_sglang.tiers.nvme.journal import (
     Journal,
     JournalDamagedError,
     Kind,
+    Put,
     read_journal,
     read_puts,
 )
@@ -91,11 +92,10 @@ class _Replay:
     def _put(self, payload: bytes) -> None:
         catalog, segments = self._catalog, self._segments
         sizes = lru_cache(slot_size_of)
-        for page in read_puts(payload):
-            key, number, slot, length, tick = page
+        for key, number, slot, length, tick in read_puts(payload):
             segment = segments.get(number)
             if segment is None and number in self._unopened:
-                self._absent.put(page)
+                self._absent.put(Put(key, number, slot, length, tick))
                 continue
             if (
                 segment is None
