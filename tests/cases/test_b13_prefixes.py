@@ -206,15 +206,17 @@ def test_shrinking_while_running_for_others(
 
 
 def test_watermarks_leave_prefixes(tmp_path: Path) -> None:
-    settings = {"capacity": CAPACITY, "high_watermark": 0.9, "low_watermark": 0.4}
-    with disk(tmp_path / "nvme", **settings) as opened:
+    with disk(tmp_path / "nvme", capacity=CAPACITY) as opened:
         sessions = Sessions(opened, [8192, 40960], seed=2)
-        for _ in range(10):
-            sessions.run(40)
-            opened.tier._housekeeper.wake()
+        for _ in range(4):
+            sessions.run(60)
+            before = len(sessions.present())
+            opened.reopen(high_watermark=0.5, low_watermark=0.3)  # with nobody at work meanwhile
             eventually(lambda: not opened.tier._room.is_short())
             assert sessions.holes() == []
-        opened.tier._housekeeper.close()  # lest pages leave while they are loaded
+            opened.reopen(high_watermark=1.0, low_watermark=1.0)
+            assert len(sessions.present()) < before
+            assert sessions.holes() == []
         assert sessions.intact()
 
 
