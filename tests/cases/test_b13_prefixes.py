@@ -3,7 +3,8 @@
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from memkv_sglang.config.schema import MIB
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_hashes, make_namespace
-from memkv_sglang.tiers.nvme import NvmeTier
+from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.nvme import NvmeTier, room
 from memkv_sglang.tiers.nvme import tier as nvme_tier
 from tests.tiers.nvme.nvme_support import Disk, disk, present
 
@@ -30,6 +32,14 @@ def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.01)
+
+
+def file_bytes(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            total += path.stat().st_size
+    return total
 
 
 class Sessions:
@@ -110,7 +120,7 @@ class Sessions:
         return self.tier.check_integrity() == [] and self.tier.corrupt == 0
 
     def file_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.disk.segments())
+        return file_bytes(self.disk.segments())
 
     def page_bytes(self) -> int:
         return self.tier.usage().bytes
@@ -177,7 +187,7 @@ def test_shrinking_while_running_for_others(
     def statvfs(path: Any) -> Any:
         if "nvme" not in str(path):
             return real(path)
-        own = sum(file.stat().st_size for file in root.rglob("*.seg"))
+        own = file_bytes(root.rglob("*.seg"))
         free = max(2 * CAPACITY - own - others[0], 0)
         return SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=1 << 40, f_flag=0)
 
@@ -196,13 +206,16 @@ def test_shrinking_while_running_for_others(
 
 
 def test_watermarks_leave_prefixes(tmp_path: Path) -> None:
-    settings = {"capacity": CAPACITY, "high_watermark": 0.9, "low_watermark": 0.4}
-    with disk(tmp_path / "nvme", **settings) as opened:
+    with disk(tmp_path / "nvme", capacity=CAPACITY) as opened:
         sessions = Sessions(opened, [8192, 40960], seed=2)
-        for _ in range(10):
-            sessions.run(40)
-            opened.tier._housekeeper.wake()
+        for _ in range(4):
+            sessions.run(60)
+            before = len(sessions.present())
+            opened.reopen(high_watermark=0.5, low_watermark=0.3)  # with nobody at work meanwhile
             eventually(lambda: not opened.tier._room.is_short())
+            assert sessions.holes() == []
+            opened.reopen(high_watermark=1.0, low_watermark=1.0)
+            assert len(sessions.present()) < before
             assert sessions.holes() == []
         assert sessions.intact()
 
@@ -254,6 +267,19 @@ def test_page_that_is_read_while_it_moves_is_right(sessions: Sessions) -> None:
     assert sessions.holes() == []
     assert sessions.intact()
     assert key is not None
+
+
+def test_another_page_size_gets_room_though_no_call_waits_for_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_MOVED_IN_A_CALL", 0)
+    with disk(tmp_path / "nvme", capacity=CAPACITY) as opened:
+        sessions = Sessions(opened, [8192], seed=3)
+        sessions.run(120)
+        key = Chain(make_namespace(40960).digest, make_hashes(1, "large")).keys()[0]
+        eventually(lambda: spill(opened.tier, [key], (40960,)) == [SpillResult.STORED])
+        assert sessions.holes() == []
+        assert sessions.intact()
 
 
 def test_kill_while_pages_move_loses_none(sessions: Sessions) -> None:

@@ -202,7 +202,7 @@ class Room:
                 return None
             if not easiest.excess:
                 return easiest.segment
-            if not self._evict(size, min(easiest.excess, _TRIM_BATCH)):
+            if not self._evict(size, min(easiest.excess, _TRIM_BATCH), must=False):
                 return None
         return None
 
