@@ -89,6 +89,12 @@ class Metrics:
             ["tier"],
             registry=registry,
         )
+        self.tier_works = Gauge(
+            "memkv_tier_works",
+            "Whether a tier works: 1, or 0 with the reason in `memkv stats`",
+            ["tier"],
+            registry=registry,
+        )
         self.tier_pages = Gauge("memkv_tier_pages", "Pages held", ["tier"], registry=registry)
         self.tier_bytes = Gauge("memkv_tier_bytes", "Bytes held", ["tier"], registry=registry)
         self.evicted = Gauge(

@@ -39,7 +39,12 @@ from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.records import Records
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
-from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.telemetry import (
+    LOAD_FAILED,
+    LOOKUP_FAILED,
+    SPILL_FAILED,
+    Telemetry,
+)
 from memkv_sglang.tiers.minio.tls import tls_context
 from memkv_sglang.tiers.minio.touch import DELAY, Toucher
 from memkv_sglang.tiers.minio.transfers import PageTransfers
@@ -153,6 +158,8 @@ class MinioTier(Tier):
             for page, result in zip(pages, results, strict=True)
             if result == LoadResult.LOADED
         )
+        if LoadResult.LOADED in results:
+            self.telemetry.over(LOAD_FAILED)
         if LoadResult.MISSING in results:  # then those behind it, which were not begun, are, too
             skipped = [p.key for p, r in zip(pages, results, strict=True) if r is None]
             self._knowledge.discard(*skipped)
@@ -173,7 +180,7 @@ class MinioTier(Tier):
                 failed=LoadResult.FAILED,
             )
         else:
-            self.telemetry.fault("load failed", failure)
+            self.telemetry.fault(LOAD_FAILED, failure)
             moved = _stopped(LoadResult.FAILED, len(rest))
         results: list[LoadResult | None] = [LoadResult.LOADED] * len(pages)
         for index, result in zip(rest, moved, strict=True):
@@ -200,6 +207,8 @@ class MinioTier(Tier):
                 failed=SpillResult.FAILED,
             )
         )
+        if SpillResult.STORED in moved:
+            self.telemetry.over(SPILL_FAILED)
         results = [SpillResult.PRESENT] * len(pages)
         for index, result in zip(unknown, moved, strict=True):
             results[index] = SpillResult.FAILED if result is None else result
@@ -305,6 +314,11 @@ class MinioTier(Tier):
             return TierUsage(pages=0, bytes=0, capacity=self._limit)
         return TierUsage(worker.last.pages, worker.last.bytes, self._limit, worker.removed)
 
+    def problem(self) -> str | None:
+        """Say what the opening, or else the last calls of a kind, met."""
+        opening = self._opening.problem
+        return opening if opening is None or opening else self.telemetry.problem()
+
     def check_integrity(self) -> list[str]:
         """Compare what is known present with what is known missing."""
         return self._knowledge.check_integrity()
@@ -375,11 +389,15 @@ class MinioTier(Tier):
         client = self._opened(deadline).client
         names = [self._names.page(key) for key in keys]
         try:
-            return client.exist(names, deadline)
-        except OutOfTimeError:
+            found = client.exist(names, deadline)
+        except OutOfTimeError as error:
+            self.telemetry.fault(LOOKUP_FAILED, error)
             raise
         except (TransferError, StatusError) as error:
+            self.telemetry.fault(LOOKUP_FAILED, error)
             raise TierError(f"MinIO does not answer: {error}") from error
+        self.telemetry.over(LOOKUP_FAILED)
+        return found
 
     def _transfers(self, deadline: float) -> PageTransfers | None:
         """Return what moves pages, None if it cannot be had in time."""

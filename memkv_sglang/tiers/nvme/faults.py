@@ -34,13 +34,26 @@ class WriteGate:
         """Begin open."""
         self._faults = faults
         self._closed_until = 0.0
+        self.problem = ""
+        """Why the last page was not written; empty if it was."""
 
     @property
     def is_open(self) -> bool:
         """Tell whether writes are worth a try."""
         return time.monotonic() >= self._closed_until
 
+    def succeed(self) -> None:
+        """Take note of a write that went well."""
+        if self.problem and self.is_open:
+            self.problem = ""
+
+    def refuse(self, reason: str) -> None:
+        """Take note of a page that found no room; others may find some."""
+        self.problem = reason
+
     def close(self, error: OSError) -> None:
         """Stop writing for a while."""
         self._closed_until = time.monotonic() + PAUSE
-        self._faults.report("disk takes no pages", error=str(error), pause_s=PAUSE)
+        if str(error) != self.problem:  # logged once, until it changes or is over
+            self._faults.report("disk takes no pages", error=str(error), pause_s=PAUSE)
+        self.problem = str(error)

@@ -187,6 +187,10 @@ class NvmeTier(Tier):
         """Pages set aside since the tier was opened."""
         return self._loader.corrupt
 
+    def problem(self) -> str:
+        """Say why the disk took no pages when it was last asked to."""
+        return self._gate.problem and f"the disk takes no pages ({self._gate.problem})"
+
     def check_integrity(self) -> list[str]:
         """Compare index, slots, marks and counts."""
         return disagreements(self._catalog)
