@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from memkv_sglang.agent.listener import serving_peer
-from memkv_sglang.agent.paths import locked_directory, socket_path
+from memkv_sglang.agent.paths import agent_log, locked_directory, socket_path
 from memkv_sglang.config.schema import Config
 
 START_LIMIT = 300.0
@@ -44,7 +44,7 @@ def start_agent(config: Config, module: str = MODULE) -> bool:
     with locked_directory(path) as lock:
         if serving_peer(path) is not None:
             return False
-        log_path = path.with_name("agent.log")
+        log_path = agent_log(path)
         _rotate(log_path)
         outcome = _spawn(config, module, lock, log_path)
     if outcome != READY:

@@ -11,6 +11,7 @@ from pathlib import Path
 from memkv_sglang.config.environment import check_capacity, check_directory
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
+from memkv_sglang.flocks import describe_holder
 from memkv_sglang.tiers.nvme.disk.direct_io import supports_direct_io
 from memkv_sglang.tiers.nvme.errors import unusable
 from memkv_sglang.tiers.nvme.files import write_whole
@@ -68,10 +69,11 @@ class Directory:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = describe_holder(fd)
             os.close(fd)
             raise ConfigError(
-                f"nvme.directory: {self.root} is in use by another agent; stop that one or name "
-                "another directory"
+                f"nvme.directory: {self.root} is in use by another agent{holder}; stop that one or "
+                "name another directory"
             ) from None
         except OSError:
             os.close(fd)
