@@ -105,6 +105,9 @@ def _messages(_: Path) -> tuple[list[bytes], Read]:
         protocol.Describe(b"{}"),
         protocol.CheckPages(KEY.namespace, KEY.hash, None, "nvme"),
         protocol.Flush(1.5),
+        protocol.Settings(b"n" * 32),
+        protocol.Join(),
+        protocol.Retire(),
     ]
     decoder = msgspec.msgpack.Decoder(protocol.Request)
 
