@@ -95,15 +95,14 @@ class Metrics:
             ["tier"],
             registry=registry,
         )
-        self.tier_pages = Gauge("memkv_tier_pages", "Pages held", ["tier"], registry=registry)
-        self.tier_bytes = Gauge("memkv_tier_bytes", "Bytes held", ["tier"], registry=registry)
-        self.takes_pages = Gauge(
-            "memkv_tier_takes_pages",
-            "1 while the tier stores new pages; 0 after a failed write, while its directory is not "
-            "at its path, or if it could not be opened",
+        self.tier_works = Gauge(
+            "memkv_tier_works",
+            "Whether a tier works: 1, or 0 with the reason in `memkv stats`",
             ["tier"],
             registry=registry,
         )
+        self.tier_pages = Gauge("memkv_tier_pages", "Pages held", ["tier"], registry=registry)
+        self.tier_bytes = Gauge("memkv_tier_bytes", "Bytes held", ["tier"], registry=registry)
         self.evicted = Gauge(
             "memkv_tier_evicted_pages",
             "Pages removed to make room since the start",

@@ -30,7 +30,8 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
             "at least one of them"
         )
     metrics = Metrics(registry)
-    nvme = _nvme(config, metrics) if config.nvme.directory else None
+    left_out: dict[str, str] = {}
+    nvme = _nvme(config, metrics, left_out) if config.nvme.directory else None
     try:
         minio = _minio(config, metrics, registry) if config.minio.endpoint else None
     except BaseException:
@@ -42,7 +43,16 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         _forget_waiting(nvme)
     marks = nvme if uploads else None
     watcher = PinWatcher(minio, nvme) if minio is not None and nvme is not None else None
-    return Engine(nvme, minio, marks, config.engine, metrics, uses=minio, watcher=watcher)
+    return Engine(
+        nvme,
+        minio,
+        marks,
+        config.engine,
+        metrics,
+        uses=minio,
+        watcher=watcher,
+        left_out=left_out,
+    )
 
 
 def _forget_waiting(nvme: "NvmeTier") -> None:
@@ -56,20 +66,18 @@ def _forget_waiting(nvme: "NvmeTier") -> None:
 # A tier that is not configured is not imported: the agent has half a second to start.
 
 
-def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | None":
+def _nvme(config: Config, metrics: Metrics, left_out: dict[str, str]) -> "NvmeTier | None":
     from memkv_sglang.tiers.nvme import NvmeTier
 
-    takes_pages = metrics.takes_pages.labels(NvmeTier.name)
     try:
-        tier = NvmeTier(config.nvme)
+        return NvmeTier(config.nvme)
     except BrokenDiskError as error:
         if not config.minio.endpoint:
             raise
         metrics.errors.labels(NvmeTier.name, "open").inc()
         log.error("nvme left out", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
+        left_out[NvmeTier.name] = f"{error}. The agent tries again at its next start"
         return None
-    takes_pages.set_function(lambda: not tier.problem)
-    return tier
 
 
 def _minio(config: Config, metrics: Metrics, registry: CollectorRegistry) -> "MinioTier":

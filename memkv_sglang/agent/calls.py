@@ -9,7 +9,9 @@ import msgspec
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.pools import RequestError, split_hashes
-from memkv_sglang.agent.sessions import Session
+from memkv_sglang.agent.sessions import Session, Sessions
+from memkv_sglang.agent.settings import report_settings
+from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.recompute import Recompute
 from memkv_sglang.engine.results import PageLoad
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 EXIT_BROKEN_ENGINE = 70
 """Exit status (EX_SOFTWARE) after a load or spill that raised."""
 
+OBSERVING = frozenset({protocol.Status, protocol.Settings, protocol.Retire, protocol.Shutdown})
+"""Requests of those who need not find the agent as it is later."""
+
 Handler = Callable[[Session, Any, list[int]], protocol.Reply]
 
 
@@ -31,11 +36,18 @@ class Calls:
     def __init__(
         self,
         engine: Engine,
+        config: Config,
+        sessions: Sessions,
         status: Callable[[], protocol.AgentStatus],
         stop: Callable[[], None],
+        *,
+        launched: bool,
     ) -> None:
-        """`stop` asks the agent to end, and returns at once."""
+        """`stop` asks the agent to end, and returns at once; `launched`: a server started it."""
         self._engine = engine
+        self._config = config
+        self._sessions = sessions
+        self._launched = launched
         self._status = status
         self._stop = stop
         self._handlers: dict[type[protocol.Request], Handler] = {
@@ -51,6 +63,9 @@ class Calls:
             protocol.Flush: self._flush,
             protocol.Status: self._report,
             protocol.Shutdown: self._shutdown,
+            protocol.Settings: self._settings,
+            protocol.Join: self._join,
+            protocol.Retire: self._retire,
         }
 
     def answer(
@@ -64,6 +79,8 @@ class Calls:
             handler = self._handlers.get(type(request))
             if handler is None:
                 raise RequestError("the connection has a session already")  # noqa: TRY301
+            if not session.joined and type(request) not in OBSERVING:
+                self._sessions.join(session)
             return handler(session, request, descriptors)
         except RequestError as error:
             fields = {"request": type(request).__name__, "reason": str(error)}
@@ -148,6 +165,25 @@ class Calls:
         return protocol.StatusReport(self._status(), self._engine.status())
 
     def _shutdown(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
+        self._stop()
+        return protocol.Done()
+
+    def _settings(
+        self, _session: Session, request: protocol.Settings, _: list[int]
+    ) -> protocol.Reply:
+        return report_settings(self._config, os.environ, request.nonce)
+
+    def _join(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
+        return protocol.Done()  # `answer` has counted the session
+
+    def _retire(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
+        if not self._launched:
+            return protocol.Refused("it was started by hand or as a service")
+        try:
+            self._sessions.retire()
+        except RequestError as error:  # nothing to log: the client asks again and again
+            return protocol.Refused(str(error))
+        log.info("agent retired, as a server wants other settings")
         self._stop()
         return protocol.Done()
 

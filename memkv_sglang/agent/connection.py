@@ -27,6 +27,9 @@ HELLO_LIMIT = 5.0
 SEND_LIMIT = 5.0
 """Seconds in which a client must take something of its reply."""
 
+MAX_TOKEN = 64
+"""Bytes of a session's token."""
+
 PAGE_CALLS = (protocol.LoadPages, protocol.SpillPages)
 """Requests whose calls use a client's pages until the reply."""
 
@@ -130,15 +133,20 @@ class Connection:
         if not isinstance(hello, protocol.Hello):
             raise ProtocolError("no hello")
         if hello.version != protocol.PROTOCOL_VERSION:
-            self._refuse(
-                f"the client speaks protocol version {hello.version}, this agent "
-                f"{protocol.PROTOCOL_VERSION}; install the same sglang-memkv for both"
-            )
+            self._channel.send(encode_frame(protocol.Welcome(protocol.PROTOCOL_VERSION)))
+            raise EOFError  # nothing to log: the client says so, and tries again and again
         try:
-            return self._sessions.enter(hello.session, self.peer.pid)
+            return self._sessions.enter(_token(hello.session), self.peer.pid)
         except RequestError as error:
             self._refuse(str(error))
 
     def _refuse(self, reason: str) -> NoReturn:
         self._channel.send(encode_frame(protocol.Refused(reason)))
         raise ProtocolError(reason)
+
+
+def _token(value: object) -> bytes:
+    """Return a session's token; raises `RequestError` for what is none."""
+    if not isinstance(value, bytes) or len(value) > MAX_TOKEN:
+        raise RequestError("there is no such session")
+    return value

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from memkv_sglang.agent.listener import serving_peer
-from memkv_sglang.agent.log_file import log_path, open_log
-from memkv_sglang.agent.paths import locked_directory, socket_path
+from memkv_sglang.agent.log_file import open_log
+from memkv_sglang.agent.paths import agent_log, locked_directory, socket_path
 from memkv_sglang.config.schema import Config
 
 START_LIMIT = 300.0
@@ -42,7 +42,7 @@ def start_agent(config: Config, module: str = MODULE) -> bool:
     with locked_directory(path) as lock:
         if serving_peer(path) is not None:
             return False
-        log = log_path(path)
+        log = agent_log(path)
         outcome = _spawn(config, module, lock, log)
     if outcome != READY:
         raise StartError(outcome or f"the agent ended without a word; see {log}")

@@ -6,9 +6,9 @@ import sys
 import msgspec
 
 from memkv_sglang.agent.assembly import build_engine
-from memkv_sglang.agent.log_file import log_path, watch_log
+from memkv_sglang.agent.log_file import watch_log
 from memkv_sglang.agent.main import EngineBuilder, run
-from memkv_sglang.agent.paths import socket_path
+from memkv_sglang.agent.paths import agent_log, socket_path
 from memkv_sglang.config.schema import Config
 
 READY = "ready"
@@ -31,5 +31,5 @@ def run_launched(text: bytes, lock: int, build: EngineBuilder = build_engine) ->
         os.close(lock)
 
     config = msgspec.json.decode(text, type=Config)
-    watch_log(log_path(socket_path(config.agent)))
+    watch_log(agent_log(socket_path(config.agent)))
     return run(config, locked=True, report=report, build=build)

@@ -28,13 +28,14 @@ def serving_peer(path: Path) -> Peer | None:
 class Listener:
     """A bound and listening socket of mode 0600 in a directory that only its owner may enter."""
 
-    def __init__(self, path: Path, *, locked: bool) -> None:
+    def __init__(self, path: Path, *, locked: bool, wait: bool = True) -> None:
         """Bind, replacing a socket that nobody serves any more.
 
-        `locked`: the caller holds the directory's lock already. Raises `ConfigError`.
+        `locked`: the caller holds the directory's lock already; else this may `wait` for it. Raises
+        `ConfigError`.
         """
         self.path = path
-        with nullcontext() if locked else locked_directory(path):
+        with nullcontext() if locked else locked_directory(path, wait=wait):
             _remove_stale(path)
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -46,6 +47,15 @@ class Listener:
                 self.socket.close()
                 raise ConfigError(f"agent.socket: cannot bind {path} ({error.strerror})") from None
         self.socket.setblocking(False)
+
+    def is_in_place(self) -> bool:
+        """Tell whether clients that connect to the path reach this listener."""
+        identity = _identity(self.path)
+        if identity is not None and identity != self._identity:
+            peer = serving_peer(self.path)
+            if peer is not None and peer.pid == os.getpid():  # somebody touched it
+                self._identity = identity
+        return identity == self._identity
 
     def close(self, *, locked: bool = False) -> None:
         """Remove the socket, unless another has taken its place; idempotent.
@@ -73,9 +83,10 @@ def _remove_stale(path: Path) -> None:
     path.unlink()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from its successor, which may get the same inode."""
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except OSError:  # gone, or in a directory that is not ours any more
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -17,11 +17,6 @@ LOOK_SECONDS = 1.0
 """How often a running agent looks at the length of its log."""
 
 
-def log_path(socket: Path) -> Path:
-    """Return where an agent with this socket logs to."""
-    return socket.with_name("agent.log")
-
-
 def open_log(path: Path) -> int:
     """Open the log for appending; a long one moves aside first. Raises `OSError`."""
     with suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.http_server import HttpServer
 from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.log import configure_logging
-from memkv_sglang.agent.paths import socket_path
+from memkv_sglang.agent.paths import agent_log, socket_path
 from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
 from memkv_sglang.agent.sessions import Sessions
@@ -42,8 +42,17 @@ REPLIES_LIMIT = 2.0
 REPEAT_LIMIT = 1.0
 """Seconds in which a signal is the same one again, as process managers send it to a group too."""
 
+SOCKET_PERIOD = 1.0
+"""Seconds from one look at the socket's place to the next."""
+
+REBIND_LIMIT = 10.0
+"""Seconds of trying to bind anew after which the agent ends: nobody could reach it."""
+
 READY_LIMIT = 10.0
 """Seconds after which the agent is ready even if a tier has not answered yet."""
+
+PROBE_PERIOD = 5.0
+"""Seconds from one question to the next while a tier does not work."""
 
 EXIT_CONFIG = 2
 """Exit status after bad input."""
@@ -120,9 +129,11 @@ class Agent:
         """
         self._config = config.agent
         self._locked = locked
+        self._launched = locked
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._ending = threading.Event()
         self._signalled: float | None = None
         interrupt_at_signal(partial(os._exit, EXIT_STOPPED))
         registry = CollectorRegistry()
@@ -138,7 +149,10 @@ class Agent:
             self.close(locked)
             raise
         self._sessions = Sessions()
-        self._server = Server(Calls(self._engine, self.status, self.stop), self._sessions)
+        calls = Calls(
+            self._engine, config, self._sessions, self.status, self.stop, launched=self._launched
+        )
+        self._server = Server(calls, self._sessions)
 
     def _refresh_metrics(self) -> None:
         self._engine.status()
@@ -150,6 +164,7 @@ class Agent:
             version=__version__,
             pid=os.getpid(),
             socket=str(self._listener.path),
+            log=str(agent_log(self._listener.path)) if self._launched else "",
             http_port=self._http.port,
             uptime=time.monotonic() - self._started,
             sessions=len(sessions),
@@ -169,7 +184,10 @@ class Agent:
         tier opens its bucket meanwhile, and lookups find nothing there), soon at the latest.
         """
         await self._http.start()
-        self._tasks = [asyncio.create_task(self._accept())]
+        self._tasks = [
+            asyncio.create_task(self._accept()),
+            asyncio.create_task(self._watch_socket()),
+        ]
         if self._config.idle_exit:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
         threading.Thread(target=self._ask_tiers, name="memkv-ready", daemon=True).start()
@@ -177,10 +195,14 @@ class Agent:
         log.info("agent ready", extra={"fields": fields})
 
     def _ask_tiers(self) -> None:
+        """Ask once at the start, then while a tier does not work, to see when it does again."""
         any_page = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
         self._engine.present([any_page], READY_LIMIT)
         with suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._become_ready)
+        while not self._ending.wait(PROBE_PERIOD):
+            if any(tier.problem for tier in self._engine.status().tiers):
+                self._engine.present([any_page], READY_LIMIT)
 
     def _become_ready(self) -> None:
         self._http.ready = not self._stopping.is_set()
@@ -222,10 +244,37 @@ class Agent:
         log.info("agent idle", extra={"fields": {"seconds": limit}})
         self._stopping.set()
 
+    async def _watch_socket(self) -> None:
+        """Bind anew where the socket is gone (a logout removes /run/user/UID), or end."""
+        lost: float | None = None
+        while lost is None or self._loop.time() - lost < REBIND_LIMIT:
+            await asyncio.sleep(SOCKET_PERIOD)
+            if self._listener.is_in_place():
+                lost = None
+                continue
+            lost = self._loop.time() if lost is None else lost
+            try:
+                listener = Listener(self._listener.path, locked=False, wait=False)
+            except ConfigError as error:
+                problem = str(error)
+                continue
+            self._replace_listener(listener)
+            lost = None
+        log.error("agent has lost its socket", extra={"fields": {"reason": problem}})
+        self._stopping.set()
+
+    def _replace_listener(self, listener: Listener) -> None:
+        gone, self._listener = self._listener, listener
+        accepting, self._tasks[0] = self._tasks[0], asyncio.create_task(self._accept())
+        accepting.cancel()
+        gone.close()
+        log.warning("socket was gone, bound anew", extra={"fields": {"socket": listener.path}})
+
     async def serve(self) -> None:
         """Serve until asked to stop; then finish loads and spills, and drain the uploads."""
         self._locked = False  # the report has released it
         await self._stopping.wait()
+        self._ending.set()
         self._http.ready = False
         log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})
         reason = "the agent is about to end"

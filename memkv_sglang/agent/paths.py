@@ -11,6 +11,7 @@ from pathlib import Path
 from memkv_sglang.config.check import check_socket
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig
+from memkv_sglang.flocks import describe_holder
 
 LOCK_LIMIT = 30.0
 """Seconds to wait for another process that is starting an agent."""
@@ -25,6 +26,11 @@ def socket_path(config: AgentConfig) -> Path:
     return path
 
 
+def agent_log(socket: Path) -> Path:
+    """Return where an agent that a server started logs to."""
+    return socket.with_name("agent.log")
+
+
 def _default_path() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     # The directory is checked for owner and mode before use.
@@ -33,16 +39,17 @@ def _default_path() -> Path:
 
 
 @contextmanager
-def locked_directory(path: Path) -> Iterator[int]:
+def locked_directory(path: Path, *, wait: bool = True) -> Iterator[int]:
     """Hold the lock on the socket's directory; yields the directory's descriptor.
 
     Makes the directory if need be. Whoever makes or replaces the socket holds this lock; it ends
     with the last duplicate of the descriptor, in whichever process, and leaves no file behind.
-    Blocks for up to `LOCK_LIMIT`. Raises `ConfigError` if the directory cannot be used.
+    Blocks for up to `LOCK_LIMIT` if it may `wait`. Raises `ConfigError` if the directory cannot be
+    used.
     """
     descriptor = _open_directory(path.parent)
     try:
-        _lock(descriptor, path.parent)
+        _lock(descriptor, path.parent, LOCK_LIMIT if wait else 0.0)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -69,16 +76,17 @@ def _open_directory(directory: Path) -> int:
     return descriptor
 
 
-def _lock(descriptor: int, directory: Path) -> None:
-    deadline = time.monotonic() + LOCK_LIMIT
+def _lock(descriptor: int, directory: Path, limit: float) -> None:
+    deadline = time.monotonic() + limit
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise ConfigError(
-                    f"agent.socket: {directory} has been locked for {LOCK_LIMIT:.0f} s by another "
-                    "agent that does not get started; end it or name another path"
+                    f"agent.socket: {directory} is locked by another process"
+                    f"{describe_holder(descriptor)} that starts an agent; end it or name another "
+                    "path"
                 ) from None
             time.sleep(_LOCK_PAUSE)
         else:

@@ -1,12 +1,15 @@
 """What client and agent say to each other: msgpack messages, one request and one reply a time.
 
 Messages are arrays that begin with the message's number; fields may be added at the end with a
-default. `Hello`, `Welcome` and `Refused` stay as they are in every version, so that two versions
-can at least tell each other so. Framing: see `wire`.
+default. Framing: see `wire`.
+
+The handshake outlives every version: a frame with the array `[0, version, ...]` is answered by one
+with `[32, version, ...]` or `[33, reason, ...]`. What follows the version differs from one version
+to the next, so each side looks at the version first.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -45,7 +48,7 @@ PageHashes = Annotated[bytes, Meta(max_length=MAX_PAGES * PAGE_HASH_SIZE)]
 """The same, of pages that are moved."""
 
 Digest = Annotated[bytes, Meta(max_length=NAMESPACE_DIGEST_SIZE)]
-Token = Annotated[bytes, Meta(max_length=64)]
+Nonce = Annotated[bytes, Meta(min_length=16, max_length=64)]
 Name = Annotated[str, Meta(max_length=64)]
 
 Seconds = Annotated[float, Meta(ge=0, le=7 * 24 * 3600)]
@@ -60,7 +63,8 @@ class Hello(_Message, tag=0):
     """First message of a connection. An empty `session` opens one, a token joins one."""
 
     version: int
-    session: Token = b""
+    session: Any = b""
+    """Bytes; of any type, so that a Hello of another version can be decoded."""
 
 
 class RegisterPool(_Message, tag=1):
@@ -145,6 +149,21 @@ class CheckPages(_Message, tag=11):
     """Where; empty for anywhere."""
 
 
+class Settings(_Message, tag=12):
+    """Tell the settings that the agent runs with."""
+
+    nonce: Nonce
+    """Key of the hashes that stand for secrets."""
+
+
+class Join(_Message, tag=13):
+    """Count this session as a client that needs this agent with its settings."""
+
+
+class Retire(_Message, tag=14):
+    """End the agent if a server started it and no client needs it."""
+
+
 class WarmPages(_Message, tag=20):
     """Copy pages of a chain from the shared tier to this node's disk."""
 
@@ -156,10 +175,14 @@ class Welcome(_Message, tag=32):
     """The connection belongs to this session from now on.
 
     Comes with the descriptor of the agent's `Lifetime`.
+
+    The answer to a Hello of another version has the agent's version and an empty session; the agent
+    then closes the connection.
     """
 
     version: int
-    session: bytes
+    session: Any = b""
+    """Bytes; of any type, as in `Hello`."""
 
 
 class Refused(_Message, tag=33):
@@ -224,6 +247,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of the distribution."""
     pid: int
     socket: str
+    log: str
+    """File that the agent logs to; empty if it logs to wherever its starter sent its stderr."""
     http_port: int
     uptime: float
     """Seconds."""
@@ -245,6 +270,15 @@ class CheckedPages(_Message, tag=42):
 
     present: bytes
     """1 for a page that is there; 0 for one that is not, or could not be asked for in time."""
+
+
+class SettingsReport(_Message, tag=43):
+    """Answer to `Settings`."""
+
+    values: dict[str, bool | int | float | str]
+    """By key (`minio.bucket`), without secrets."""
+    secrets: dict[str, bytes]
+    """Keyed hashes of the secrets that are set."""
 
 
 class WarmedPages(_Message, tag=52):
@@ -269,6 +303,9 @@ Request = (
     | Status
     | Shutdown
     | CheckPages
+    | Settings
+    | Join
+    | Retire
     | WarmPages
 )
 Reply = (
@@ -283,6 +320,7 @@ Reply = (
     | Flushed
     | StatusReport
     | CheckedPages
+    | SettingsReport
     | WarmedPages
 )
 

@@ -14,6 +14,10 @@ MAX_DESCRIPTIONS = 1024
 SECONDS_A_DESCRIPTION = 10.0
 """It may send one more each time these have passed: weights may be updated as long as it lasts."""
 
+STARTER_SECONDS = 5.0
+"""A new agent waits for its starter so long before it can be retired: else two servers that want
+different settings could end each other's agents for ever."""
+
 
 class Session:
     """A client's pools, kept as long as one of its connections is open."""
@@ -23,6 +27,8 @@ class Session:
         self.token = secrets.token_bytes(_TOKEN_SIZE)
         self.pools = pools
         self.connections = 0
+        self.joined = False
+        """Whether its client needs this agent; others only look."""
         self._lock = threading.Lock()
         self._descriptions_left = float(MAX_DESCRIPTIONS)
         self._counted = time.monotonic()
@@ -50,6 +56,9 @@ class Sessions:
         self._lock = threading.Lock()
         self._budget = PoolBudget()
         self._sessions: dict[bytes, Session] = {}
+        self._retired = False
+        self._began = time.monotonic()
+        self._ever_joined = False
 
     def enter(self, token: bytes, pid: int) -> Session:
         """Open a session for a process if the token is empty, else join one.
@@ -57,6 +66,7 @@ class Sessions:
         Raises `RequestError`.
         """
         with self._lock:
+            self._refuse_if_retired()
             session = self._find(token) if token else Session(Pools(self._budget, pid))
             self._sessions[session.token] = session
             session.connections += 1
@@ -74,6 +84,29 @@ class Sessions:
             session.connections -= 1
             if session.connections == 0:
                 del self._sessions[session.token]
+
+    def join(self, session: Session) -> None:
+        """Count the session as one that needs this agent. Raises `RequestError`."""
+        with self._lock:
+            self._refuse_if_retired()
+            session.joined = self._ever_joined = True
+
+    def retire(self) -> None:
+        """Let no session begin any more. Raises `RequestError` if a client needs the agent.
+
+        Both at once, so that no client joins an agent that is about to end.
+        """
+        with self._lock:
+            users = sum(session.joined for session in self._sessions.values())
+            if users:
+                raise RequestError(f"it serves {users} other client{'s' * (users > 1)}")
+            if not self._ever_joined and time.monotonic() - self._began < STARTER_SECONDS:
+                raise RequestError("another server has just started it")
+            self._retired = True
+
+    def _refuse_if_retired(self) -> None:
+        if self._retired:
+            raise RequestError("the agent is about to end")
 
     def snapshot(self) -> list[Session]:
         """Return the sessions of the moment."""

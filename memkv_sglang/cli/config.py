@@ -31,20 +31,16 @@ def config(loaded: LoadedConfig, as_json: bool) -> None:
 
 
 def _entry(setting: Setting, loaded: LoadedConfig) -> dict[str, object]:
-    value = _value(setting, loaded)
+    value = setting.value_in(loaded.config)
     shown = REDACTED if setting.secret and value else value
     return {"value": shown, "from": _source(setting, loaded)}
 
 
 def _shown(setting: Setting, loaded: LoadedConfig) -> str:
-    value = _value(setting, loaded)
+    value = setting.value_in(loaded.config)
     if setting.secret and value:
         return REDACTED
     return setting.show(value) if value != "" else "-"
-
-
-def _value(setting: Setting, loaded: LoadedConfig) -> object:
-    return getattr(getattr(loaded.config, setting.section), setting.name)
 
 
 def _source(setting: Setting, loaded: LoadedConfig) -> str:

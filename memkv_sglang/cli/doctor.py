@@ -47,7 +47,7 @@ def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
     yield from check_compiled()
     yield from check_disk(loaded)
     yield from check_memory()
-    yield from check_agent(loaded.config)
+    yield from check_agent(loaded)
     try:
         check_ca_file(loaded)
     except ConfigError as error:

@@ -1,5 +1,6 @@
 """`memkv stats`."""
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,16 @@ from memkv_sglang.config.load import LoadedConfig
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     from memkv_sglang.agent.protocol import StatusReport
+    from memkv_sglang.agent.settings import RunningSettings
     from memkv_sglang.client.client import AgentClient
 
 OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
 """What a tier does, and the result that means it succeeded for a page."""
+
+_STATES = {"": "works", None: "opening"}
 
 
 @click.command(cls=SettingsCommand, shown=("agent",))
@@ -37,11 +42,20 @@ def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> 
         if as_json:
             report, samples = _ask(client)
             status = {"agent": report.agent, "engine": report.engine}
-            print_json({**msgspec.to_builtins(status), "metrics": samples.as_list()})
+            settings = _ask_settings(client)
+            print_json(
+                {
+                    **msgspec.to_builtins(status),
+                    "settings": settings.shown(),
+                    "difference": _difference(settings, loaded),
+                    "metrics": samples.as_list(),
+                }
+            )
         elif watch:
             _watch(client, interval)
         else:
-            make_console().print(_view(*_ask(client)))
+            settings = _ask_settings(client)
+            make_console().print(_view(*_ask(client)), "", _settings(settings, loaded))
 
 
 def _ask(client: "AgentClient") -> tuple["StatusReport", Samples]:
@@ -49,6 +63,28 @@ def _ask(client: "AgentClient") -> tuple["StatusReport", Samples]:
     if report is None:
         raise click.ClickException(f"the agent did not answer ({client.problem})")
     return report, scrape(report.agent.http_port)
+
+
+def _ask_settings(client: "AgentClient") -> "RunningSettings":
+    settings = client.settings()
+    if settings is None:
+        raise click.ClickException(f"the agent did not tell its settings ({client.problem})")
+    return settings
+
+
+def _difference(settings: "RunningSettings", loaded: LoadedConfig) -> str:
+    """Return in which setting the agent differs from those given here; empty if in none."""
+    difference = settings.first_difference(loaded.config, os.environ, loaded.origins)
+    return str(difference or "")
+
+
+def _settings(settings: "RunningSettings", loaded: LoadedConfig) -> "Text":
+    from rich.text import Text
+
+    lines = [f"  {key} = {value}" for key, value in settings.shown().items()]
+    if difference := _difference(settings, loaded):
+        lines.append(f"different here: {difference}")
+    return Text("\n".join(["settings of the agent, where not the default", *lines]))
 
 
 def _watch(client: "AgentClient", interval: float) -> None:
@@ -74,10 +110,12 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
     return Group(
         f"agent {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}",
         f"  socket  {agent.socket}",
+        f"  log     {agent.log or 'its stderr'}",
         f"  metrics http://127.0.0.1:{agent.http_port}/metrics",
         f"  clients {agent.sessions}, pools {agent.pools} ({human_size(agent.pool_bytes)})",
         "",
         _tiers(report),
+        *_problems(report),
         "",
         _operations(report, samples),
         "",
@@ -88,11 +126,12 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
 
 
 def _tiers(report: "StatusReport") -> "Table":
-    table = _table("tier", "pages", "stored", "capacity", "used", "evicted")
+    table = _table("tier", "state", "pages", "stored", "capacity", "used", "evicted")
     for tier in report.engine.tiers:
         counts = tier.capacity is not None or tier.pages > 0  # the shared tier asks nobody
         table.add_row(
             tier.name,
+            _STATES.get(tier.problem, "fails"),
             str(tier.pages) if counts else "-",
             human_size(tier.bytes) if counts else "-",
             human_size(tier.capacity) if tier.capacity else "-",
@@ -100,6 +139,16 @@ def _tiers(report: "StatusReport") -> "Table":
             str(tier.evicted),
         )
     return table
+
+
+def _problems(report: "StatusReport") -> "list[Text]":
+    from rich.text import Text
+
+    return [
+        Text(f"{tier.name} does not work: {tier.problem}")
+        for tier in report.engine.tiers
+        if tier.problem
+    ]
 
 
 def _operations(report: "StatusReport", samples: Samples) -> "Table":
@@ -128,7 +177,7 @@ def _table(*columns: str) -> "Table":
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("tier", "call") else "right")
+        table.add_column(column, justify="left" if column in ("tier", "state", "call") else "right")
     return table
 
 

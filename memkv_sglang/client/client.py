@@ -10,6 +10,7 @@ import msgspec
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.launch import MODULE
+from memkv_sglang.agent.settings import RunningSettings, make_nonce
 from memkv_sglang.client.connection import AgentRefusedError, Connection, ConnectionLostError
 from memkv_sglang.client.keeper import LinkKeeper
 from memkv_sglang.client.registry import announce_namespace
@@ -235,6 +236,14 @@ class AgentClient:
         reply = self._call(protocol.Status(), self._limit)
         return reply if isinstance(reply, protocol.StatusReport) else None
 
+    def settings(self) -> RunningSettings | None:
+        """Return the settings that the agent runs with; None without one."""
+        nonce = make_nonce()
+        reply = self._call(protocol.Settings(nonce), self._limit)
+        if not isinstance(reply, protocol.SettingsReport):
+            return None
+        return RunningSettings(reply, nonce)
+
     def shutdown(self) -> bool:
         """Ask the agent to end as SIGTERM does; returns before it has, False if none heard it."""
         return isinstance(self._call(protocol.Shutdown(), self._limit), protocol.Done)
@@ -276,7 +285,7 @@ class AgentClient:
         reason = printable(reason)
         self._refusal = reason
         if self._refusals.admit(reason) is not None:
-            log.warning("agent refused a request", extra={"fields": {"reason": reason}})
+            log.warning("memkv: the agent refused a request: %s", reason)
 
 
 def _origin(tiers: Sequence[str], origin: int) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -38,6 +39,9 @@ _LOOK_AGAIN = 0.001
 
 _LOST = (OSError, EOFError, ProtocolError)
 
+_TOLD_IN_WORDS = re.compile(r"protocol version \d+, this agent (\d{1,9})")
+"""How agents before version 4 tell their version."""
+
 _decoder = msgspec.msgpack.Decoder(protocol.Reply)
 
 
@@ -51,6 +55,22 @@ class _NotSentError(ConnectionLostError):
 
 class AgentRefusedError(Exception):
     """There is an agent, but not one for us. The text says why."""
+
+
+class OtherVersionError(AgentRefusedError):
+    """The agent speaks another version of the protocol."""
+
+    def __init__(self, pid: int, version: int) -> None:
+        """Say which of the two is older, and what to do."""
+        own = protocol.PROTOCOL_VERSION
+        self.pid = pid
+        self.is_older = version < own
+        age = "older" if self.is_older else "newer"
+        place = "for the agent" if self.is_older else "here"
+        super().__init__(
+            f"the agent (pid {pid}) is {age}: it speaks protocol version {version}, this client "
+            f"{own}; install the {'newer' if self.is_older else 'same'} sglang-memkv {place}"
+        )
 
 
 class Connection:
@@ -100,13 +120,24 @@ class Connection:
             self._channel.send(encode_frame(protocol.Hello(protocol.PROTOCOL_VERSION, session)))
         try:
             reply = self._channel.receive(deadline)
+        except TimeoutError:
+            raise ConnectionAbortedError(
+                f"process {self.pid}, which has the socket, does not answer"
+            ) from None
         except (EOFError, ProtocolError) as error:
-            raise ConnectionAbortedError(f"no welcome from the agent: {error}") from None
+            raise ConnectionAbortedError(
+                f"process {self.pid}, which has the socket, does not answer as an agent: "
+                f"{error or 'it hung up'}"
+            ) from None
         match reply:
-            case protocol.Welcome(version=protocol.PROTOCOL_VERSION, session=token):
+            case protocol.Welcome(version=version) if version != protocol.PROTOCOL_VERSION:
+                raise OtherVersionError(self.pid, version)
+            case protocol.Welcome(session=bytes() as token):
                 self._lifetime = self._claim_lifetime()
                 return token
             case protocol.Refused(reason=reason):
+                if match := _TOLD_IN_WORDS.search(reason):
+                    raise OtherVersionError(self.pid, int(match[1]))
                 raise AgentRefusedError(reason)
             case _:
                 raise AgentRefusedError(f"no welcome but {type(reply).__name__}")

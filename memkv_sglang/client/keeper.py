@@ -8,10 +8,22 @@ import time
 import weakref
 
 from memkv_sglang.agent.launch import MODULE, StartError, start_agent
-from memkv_sglang.agent.paths import socket_path
-from memkv_sglang.client.connection import AgentRefusedError, ConnectionLostError
+from memkv_sglang.agent.paths import agent_log, socket_path
+from memkv_sglang.client.connection import (
+    AgentRefusedError,
+    ConnectionLostError,
+    OtherVersionError,
+)
+from memkv_sglang.client.health import HealthLog
 from memkv_sglang.client.link import Link
 from memkv_sglang.client.registry import Registry
+from memkv_sglang.client.takeover import (
+    END_LIMIT,
+    LONGEST_DRAIN,
+    UnsuitableAgentError,
+    end_older_agent,
+    join_or_retire,
+)
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.printable import printable
@@ -26,6 +38,8 @@ CLOSE_LIMIT = 2.0
 
 FORKED = "this client belongs to the parent process; make one of its own in each process"
 """The problem of a client in a forked child."""
+UNSUITABLE_PAUSE = 5.0
+"""Seconds between attempts while an agent serves that cannot be used."""
 
 LONGEST_PAUSE = 30.0
 """Seconds between attempts when each of them started an agent that did not come up."""
@@ -35,7 +49,10 @@ class LinkKeeper:
     """Works in a thread of its own, so that no call ever waits for a connection attempt."""
 
     def __init__(self, config: Config, *, start: bool, module: str = MODULE) -> None:
-        """Begin at once; `start`: start an agent where none answers. Raises `ConfigError`."""
+        """Begin at once; `start`: start an agent where none answers. Raises `ConfigError`.
+
+        Whoever starts agents also insists on the settings, and logs what the agent's tiers do.
+        """
         self.link: Link | None = None
         """None while there is no agent."""
         self.problem = "no agent yet"
@@ -85,6 +102,9 @@ class LinkKeeper:
             except StartError as error:
                 self._lose(str(error))
                 pause = min(2 * pause, LONGEST_PAUSE)
+            except (UnsuitableAgentError, OtherVersionError) as error:
+                self._lose(str(error))
+                pause = UNSUITABLE_PAUSE
             except (AgentRefusedError, ConfigError, ConnectionLostError, OSError) as error:
                 self._lose(str(error))
             except Exception as error:
@@ -113,7 +133,6 @@ class LinkKeeper:
         except BaseException:
             link.close()
             raise
-        log.info("agent connected", extra={"fields": {"pid": link.first.pid}})
         return link
 
     def _publish(self, link: Link) -> None:
@@ -122,22 +141,72 @@ class LinkKeeper:
             self._connected.set()
 
     def _open(self) -> Link:
+        """Return a link to an agent that runs with the settings wanted."""
+        if not self._start:
+            return self._find()
+        link = self._find_or_start()
+        try:
+            retired = join_or_retire(link.first, self._config)
+            if retired is None:
+                return link
+            self._wait_for_end(link.first.fileno(), retired.reason, retired.seconds)
+        except BaseException:
+            link.close()
+            raise
+        link.close()
+        return self._open()
+
+    def _find(self) -> Link:
         try:
             return Link(self._path)
         except (FileNotFoundError, ConnectionRefusedError):
-            if not self._start:
+            raise ConnectionRefusedError(f"nobody serves {self._path}") from None
+
+    def _find_or_start(self) -> Link:
+        try:
+            return Link(self._path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+        except OtherVersionError as error:
+            if not error.is_older:
                 raise
+            self._replace_older(error)
         if start_agent(self._config, self._module):
-            log.info("agent started", extra={"fields": {"socket": self._path}})
+            log.info("memkv: agent started; it logs to %s", agent_log(self._path))
         return Link(self._path)
+
+    def _replace_older(self, error: OtherVersionError) -> None:
+        pidfd = end_older_agent(self._path, self._module, error)
+        try:
+            self._wait_for_end(pidfd, str(error), LONGEST_DRAIN + END_LIMIT)
+        finally:
+            os.close(pidfd)
+
+    def _wait_for_end(self, pidfd: int, reason: str, seconds: float) -> None:
+        """Return when the agent that was asked to end has ended. Raises `AgentRefusedError`."""
+        self._lose(f"{reason}; it uploads what waits, then another agent replaces it")
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while not self._closed:
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise UnsuitableAgentError(f"{reason}; it was asked to end and does not")
+            if any(descriptor == pidfd for descriptor, _ in ready):
+                return
+            os.eventfd_read(self._wake)
+        raise AgentRefusedError("closed")
 
     def _watch(self, link: Link) -> None:
         """Return, with the link closed, when the agent ends or the link is dropped."""
         poll = select.poll()
         poll.register(link.first, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        health = HealthLog()
         while self.link is link and not self._closed:
-            for descriptor, _ in poll.poll():
+            pause = health.look(link) * 1000 if self._start else None
+            for descriptor, _ in poll.poll(pause):
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                 else:
@@ -156,7 +225,7 @@ class LinkKeeper:
         self.link = None
         self._connected.clear()
         if problem != self.problem:
-            log.warning("no agent", extra={"fields": {"reason": problem}})
+            log.warning("memkv: no agent: %s", problem)
         self.problem = problem
 
     def leave_to_parent(self) -> None:

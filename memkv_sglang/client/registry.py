@@ -79,5 +79,5 @@ def announce_namespace(connection: Connection, namespace: Namespace) -> None:
 def _tell(connection: Connection, request: protocol.Request, *descriptors: int) -> None:
     reply = connection.call(request, time.monotonic() + ANNOUNCE_LIMIT, descriptors)
     if isinstance(reply, protocol.Refused):
-        fields = {"request": type(request).__name__, "reason": reply.reason}
-        log.error("agent refused what it must know", extra={"fields": fields})
+        name = type(request).__name__
+        log.error("memkv: the agent refused what it must know (%s): %s", name, reply.reason)

@@ -75,6 +75,10 @@ class Setting:
             return f"{bounds['ge']} to {bounds['le']}"
         return ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
 
+    def value_in(self, config: Config) -> Any:
+        """Return the value that a configuration has."""
+        return getattr(getattr(config, self.section), self.name)
+
     def show(self, value: Any) -> str:
         """Write a value as a file or flag may give it, with its unit."""
         if self.unit == "bytes":

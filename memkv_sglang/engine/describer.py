@@ -36,6 +36,7 @@ class Describer:
         """Digests of those that went with their pages when the namespace was cleared."""
         self._changed = threading.Condition()
         self._closed = threading.Event()
+        self._complaint = ""
         threading.Thread(target=self._run, name="memkv-describe", daemon=True).start()
 
     def offer(self, namespace: Namespace) -> None:
@@ -99,12 +100,15 @@ class Describer:
             namespace = Namespace.parse(description)
             self._tier.describe(namespace)
         except TierError as error:
-            fields = {"tier": self._tier.name, "error": str(error)}
-            log.warning("namespace not described yet", extra={"fields": fields})
+            if str(error) != self._complaint:  # logged once, until it changes or is over
+                self._complaint = str(error)
+                fields = {"tier": self._tier.name, "error": self._complaint}
+                log.warning("namespace not described yet", extra={"fields": fields})
             return False
         except Exception:  # a defect; the thread must go on
             log.exception("namespace not described yet")
             return False
+        self._complaint = ""
         with self._changed:
             self._waiting.pop(namespace.digest, None)
         return True

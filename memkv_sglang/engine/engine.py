@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
@@ -45,6 +45,8 @@ CLEAR_PASSES = 3
 CLOSE_SECONDS = 0.5
 """Seconds that closing may take beside the drain."""
 
+NOTHING_LEFT_OUT: Mapping[str, str] = {}
+
 
 class Engine:
     """All calls block, may come from any thread, and never raise for faults of a medium.
@@ -62,11 +64,14 @@ class Engine:
         metrics: Metrics,
         uses: UseNotes | None = None,
         watcher: PinWatcher | None = None,
+        left_out: Mapping[str, str] = NOTHING_LEFT_OUT,
     ) -> None:
         """Own both tiers. `marks` is the local tier's memory of what waits for upload.
 
         `uses` is the shared tier's of what was used, `watcher` tells the local tier what to keep.
+        `left_out` are tiers that could not be opened, with the reasons.
         """
+        self._left_out = left_out
         self._watcher = watcher
         self._uses = uses
         self._config = config
@@ -93,6 +98,7 @@ class Engine:
         )
         self._describer = Describer(self._shared) if self._shared else None
         self._warmer = Warmer(self._local, self._shared, self._gate)
+        self.status()  # so that the gauges are there before anybody asks
 
     def _make_promoter(self, changed: ChangedPages) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
@@ -238,8 +244,10 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """Return the state of the moment, and set the gauges by it."""
-        statuses = [_tier_status(tier) for tier in self._tiers()]
+        statuses = [_left_out_status(*item) for item in self._left_out.items()]
+        statuses += [_tier_status(tier) for tier in self._tiers()]
         for status in statuses:
+            self._metrics.tier_works.labels(status.name).set(status.problem == "")
             self._metrics.tier_pages.labels(status.name).set(status.pages)
             self._metrics.tier_bytes.labels(status.name).set(status.bytes)
             self._metrics.evicted.labels(status.name).set(status.evicted)
@@ -294,8 +302,13 @@ def _tier_status(tier: Tier) -> TierStatus:
     usage = tier.usage()
     return TierStatus(
         name=tier.name,
+        problem=tier.problem(),
         pages=usage.pages,
         bytes=usage.bytes,
         capacity=usage.capacity,
         evicted=usage.evicted,
     )
+
+
+def _left_out_status(name: str, problem: str) -> TierStatus:
+    return TierStatus(name=name, problem=problem, pages=0, bytes=0, capacity=None, evicted=0)

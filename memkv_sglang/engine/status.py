@@ -7,6 +7,8 @@ class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a tier holds, as it knows without asking anyone."""
 
     name: str
+    problem: str | None
+    """Why it does not work; empty while it does, None until that is known."""
     pages: int
     bytes: int
     capacity: int | None

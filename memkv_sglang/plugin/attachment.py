@@ -71,6 +71,8 @@ def wait_for_agent(client: AgentClient) -> None:
     """
     deadline, beginning = time.monotonic() + AGENT_SECONDS, client.problem
     while not client.wait(GLANCE_SECONDS):
-        if client.problem not in ("", beginning) or time.monotonic() > deadline:
-            log.warning("memkv: no agent yet (%s); trying on", client.problem)
+        if client.problem not in ("", beginning):  # the client has logged it
+            return
+        if time.monotonic() > deadline:
+            log.warning("memkv: no agent after %.0f s; trying on", AGENT_SECONDS)
             return

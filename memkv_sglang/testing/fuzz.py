@@ -166,6 +166,9 @@ REQUESTS: list[protocol.Request] = [
     protocol.Clear(KEY.namespace),
     protocol.Flush(1.5),
     protocol.Status(),
+    protocol.Settings(b"n" * 32),
+    protocol.Join(),
+    protocol.Retire(),
 ]
 """One of each kind but `Shutdown`."""
 

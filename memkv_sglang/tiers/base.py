@@ -161,6 +161,13 @@ class Tier(ABC):
     def usage(self) -> TierUsage:
         """Return what the tier holds; does not block on the medium."""
 
+    def problem(self) -> str | None:
+        """Say why the tier does not work; empty while it does, None until that is known.
+
+        As the last calls found it; asks nobody.
+        """
+        return ""
+
     @abstractmethod
     def check_integrity(self) -> list[str]:
         """Compare the tier's own structures with each other, one line for each disagreement.

@@ -204,4 +204,5 @@ class RawClient:
     def greet(self, session: bytes = b"") -> bytes:
         reply = self.ask(protocol.Hello(protocol.PROTOCOL_VERSION, session))
         assert isinstance(reply, protocol.Welcome), reply
+        assert isinstance(reply.session, bytes)
         return reply.session

@@ -40,7 +40,6 @@ def test_as_much_as_the_protocol_allows_is_understood() -> None:
         ),
         (protocol.Describe(bytes(64 << 10)), protocol.Describe(bytes((64 << 10) + 1))),
         (protocol.Clear(bytes(16)), protocol.Clear(bytes(17))),
-        (protocol.Hello(3, bytes(64)), protocol.Hello(3, bytes(65))),
     ],
 )
 def test_no_message_makes_the_agent_keep_more_than_it_needs(

@@ -299,6 +299,6 @@ def test_agent_of_another_version_is_named_as_the_problem(
     own, other = PROTOCOL_VERSION, PROTOCOL_VERSION + 1
     monkeypatch.setattr("memkv_sglang.agent.protocol.PROTOCOL_VERSION", other)
     client = AgentClient(config, start=True)
-    eventually(lambda: f"version {other}, this agent {own}" in client.problem)
+    eventually(lambda: f"version {own}, this client {other}" in client.problem)
     assert not client.wait(0.05)
     client.close()

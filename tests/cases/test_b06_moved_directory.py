@@ -58,8 +58,8 @@ def test_two_agents_at_one_path_keep_all_they_acknowledged(
             eventually(lambda: first.spill(late[0]) == REFUSED)
             assert all(first.spill(chain) == REFUSED for chain in late[1:])
             assert [first.loaded(chain) for chain in ours] == [PAGES, PAGES]
-            assert takes_pages(first) == 0.0
-            assert takes_pages(second) == 1.0
+            assert works(first) == 0.0
+            assert works(second) == 1.0
             first.client.close()
             assert first.terminate() == 0  # which writes its journal anew
             assert all(second.spill(chain) == STORED for chain in theirs[3:])
@@ -73,14 +73,14 @@ def test_two_agents_at_one_path_keep_all_they_acknowledged(
     assert str(path) in lines[0]
 
 
-def takes_pages(running: Agent) -> float:
+def works(running: Agent) -> float:
     """Return what the agent's metric says."""
     report = running.client.status()
     assert report is not None
     url = f"http://127.0.0.1:{report.agent.http_port}/metrics"
     with urllib.request.urlopen(url) as answer:
         lines = answer.read().decode().splitlines()
-    (value,) = (line for line in lines if line.startswith('memkv_tier_takes_pages{tier="nvme"}'))
+    (value,) = (line for line in lines if line.startswith('memkv_tier_works{tier="nvme"}'))
     return float(value.split()[-1])
 
 
@@ -99,7 +99,7 @@ def results(tier: NvmeTier) -> set[int]:
 
 
 def wait_until_noticed(tier: NvmeTier) -> None:
-    eventually(lambda: tier.problem)
+    eventually(lambda: tier.problem())
     assert results(tier) == REFUSED
 
 
@@ -128,7 +128,7 @@ def test_a_part_that_was_moved(nvme: Disk, name: str, then: str, tmp_path: Path)
     elif part.is_dir():
         part.rmdir()
     aside.rename(part)
-    eventually(lambda: not nvme.tier.problem)
+    eventually(lambda: not nvme.tier.problem())
     assert results(nvme.tier) == STORED
     load(nvme.reopen(), [*KEYS[1:], *MORE])
 
@@ -153,7 +153,7 @@ def test_a_directory_that_cannot_be_looked_at(nvme: Disk, monkeypatch: pytest.Mo
         patch.setattr(os, "fstatvfs", fail)
         wait_until_noticed(nvme.tier)
         load(nvme.tier, KEYS)
-    eventually(lambda: not nvme.tier.problem)
+    eventually(lambda: not nvme.tier.problem())
     assert results(nvme.tier) == STORED
 
 

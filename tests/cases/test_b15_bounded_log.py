@@ -17,7 +17,8 @@ from memkv_sglang.agent import log_file, protocol
 from memkv_sglang.agent.launch import start_agent
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.agent.log import BURST, PERIOD, FloodFilter
-from memkv_sglang.agent.log_file import LOG_LIMIT, limit_log, log_path, open_log
+from memkv_sglang.agent.log_file import LOG_LIMIT, limit_log, open_log
+from memkv_sglang.agent.paths import agent_log
 from memkv_sglang.agent.wire import MessageError, encode_frame
 from memkv_sglang.config.schema import Config
 from memkv_sglang.testing.fuzz import REQUESTS, damage, odd_request
@@ -177,7 +178,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
     assert start_agent(config, MODULE)
     peer = serving_peer(Path(config.agent.socket))
     assert peer is not None
-    yield log_path(Path(config.agent.socket)), peer.pid
+    yield agent_log(Path(config.agent.socket)), peer.pid
     os.kill(peer.pid, signal.SIGKILL)
     eventually(lambda: not alive(peer.pid))
 

@@ -64,7 +64,7 @@ def test_stats_counts_what_the_agent_did(run: Run, agent: AgentClient) -> None:
     shown = run("stats").out
     assert "looked up 12 pages, 100.0 % could be loaded" in shown
     # What the shared tier holds is known to no node.
-    assert any(line.split()[:4] == ["minio", "-", "-", "-"] for line in shown.splitlines())
+    assert any(line.split()[:5] == ["minio", "works", "-", "-", "-"] for line in shown.splitlines())
     assert str(report["agent"]["pid"]) in shown
 
 
@@ -256,8 +256,8 @@ def test_doctor_is_content_with_a_sound_node(
     machines = ("huge pages", "O_DIRECT", "installation")
     sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {
-        "settings", "directory", "free space", "memfd", "socket", "agent", "MinIO", "clock",
-        "credentials", "list", "put", "get", "delete", "pins",
+        "settings", "directory", "free space", "memfd", "socket", "agent", "tier", "in force",
+        "MinIO", "clock", "credentials", "list", "put", "get", "delete", "pins",
     }  # fmt: skip
     assert set(sound.values()) == {"ok"}
     assert bucket.names("", recursive=True) == before

@@ -1,24 +1,31 @@
 """The agent's socket, and the agent if it runs."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memkv_sglang import __version__
 from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.cli.output import human_time
 from memkv_sglang.cli.running import CONNECT_LIMIT
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import Config
+from memkv_sglang.config.load import LoadedConfig
+
+if TYPE_CHECKING:
+    from memkv_sglang.agent.protocol import AgentStatus
+    from memkv_sglang.agent.settings import RunningSettings
+    from memkv_sglang.engine.status import TierStatus
 
 
-def check_agent(config: Config) -> Iterator[Finding]:
+def check_agent(loaded: LoadedConfig) -> Iterator[Finding]:
     """Look at the socket, and ask who serves it; starts nothing."""
     from memkv_sglang.agent.listener import serving_peer
     from memkv_sglang.agent.paths import socket_path
 
     try:
-        path = socket_path(config.agent)
+        path = socket_path(loaded.config.agent)
     except ConfigError as error:
         yield split_problem("socket", str(error))
         return
@@ -26,20 +33,48 @@ def check_agent(config: Config) -> Iterator[Finding]:
     if serving_peer(path) is None:
         yield Finding("ok", "agent", "not running; `memkv agent` or the first server starts it")
     else:
-        yield _ask(config, path)
+        yield from _ask(loaded, path)
 
 
-def _ask(config: Config, path: Path) -> Finding:
+def _ask(loaded: LoadedConfig, path: Path) -> Iterator[Finding]:
     from memkv_sglang.client.client import AgentClient
 
-    with closing(AgentClient(config, start=False)) as client:
+    with closing(AgentClient(loaded.config, start=False)) as client:
         report = client.status() if client.wait(CONNECT_LIMIT) else None
+        settings = client.settings() if report else None
         problem = client.problem
-    if report is None:
+    if report is None or settings is None:
         advice = "restart it; its log is on its stderr, or in agent.log beside the socket"
-        return Finding("FAIL", "agent", f"{path} is served, but not for us: {problem}", advice)
-    agent = report.agent
-    detail = f"version {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}"
+        yield Finding("FAIL", "agent", f"{path} is served, but not for us: {problem}", advice)
+        return
+    yield _introduce(report.agent)
+    yield from map(_check_tier, report.engine.tiers)
+    yield _compare(settings, loaded)
+
+
+def _introduce(agent: "AgentStatus") -> Finding:
+    detail = (
+        f"version {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}; it logs to "
+        f"{agent.log or 'its stderr'}"
+    )
     if agent.version != __version__:
         return Finding("warn", "agent", detail, f"restart it to run version {__version__}")
     return Finding("ok", "agent", detail)
+
+
+def _check_tier(tier: "TierStatus") -> Finding:
+    if tier.problem is None:
+        return Finding("ok", "tier", f"{tier.name} of the agent is being opened")
+    if tier.problem:
+        detail, _, advice = f"{tier.name} of the agent: {tier.problem}".partition("; ")
+        return Finding("FAIL", "tier", detail, advice)
+    return Finding("ok", "tier", f"{tier.name} of the agent works")
+
+
+def _compare(settings: "RunningSettings", loaded: LoadedConfig) -> Finding:
+    shown = ", ".join(f"{key} = {value}" for key, value in settings.shown().items())
+    difference = settings.first_difference(loaded.config, os.environ, loaded.origins)
+    if difference:
+        advice = f"restart the agent, or give it what it has. It runs with {shown}"
+        return Finding("warn", "in force", str(difference), advice)
+    return Finding("ok", "in force", shown or "defaults")

@@ -21,6 +21,8 @@ class Opening(Generic[Opened]):
         self._release = release
         self._lock = threading.Lock()
         self._closed = False
+        self.problem: str | None = None
+        """Why the last attempt failed; empty if it did not, None before its end."""
         self._begin()
 
     def outcome(self, deadline: float) -> Opened:
@@ -59,6 +61,9 @@ class Opening(Generic[Opened]):
 
     def _run(self, future: Future[Opened]) -> None:
         try:
-            future.set_result(self._action())
+            outcome = self._action()
+            self.problem = ""
+            future.set_result(outcome)
         except BaseException as error:  # handed to whoever waits
+            self.problem = str(error) or repr(error)
             future.set_exception(error)

@@ -42,7 +42,12 @@ from memkv_sglang.tiers.minio.pool import ConnectionPool
 from memkv_sglang.tiers.minio.records import Records
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.signing import Signer, credential_provider
-from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.telemetry import (
+    LOAD_FAILED,
+    LOOKUP_FAILED,
+    SPILL_FAILED,
+    Telemetry,
+)
 from memkv_sglang.tiers.minio.times import ServerClock
 from memkv_sglang.tiers.minio.tls import tls_context
 from memkv_sglang.tiers.minio.touch import DELAY, Toucher
@@ -181,6 +186,8 @@ class MinioTier(Tier):
         self._knowledge.add(
             page.key for page, fetched in zip(pages, outcomes, strict=True) if fetched.checksum
         )
+        if any(fetched.checksum for fetched in outcomes):
+            self.telemetry.over(LOAD_FAILED)
         if Fetched(LoadResult.MISSING) in outcomes:
             # Pages behind the missing one were not begun and are likely to be missing too.
             skipped = [
@@ -205,7 +212,7 @@ class MinioTier(Tier):
                 failed=failed,
             )
         else:
-            self.telemetry.fault("load failed", failure)
+            self.telemetry.fault(LOAD_FAILED, failure)
             moved = _stopped(failed, len(rest))
         outcomes: list[Fetched | None] = [Fetched(LoadResult.LOADED, c) for c in checksums]
         for index, fetched in zip(rest, moved, strict=True):
@@ -232,6 +239,8 @@ class MinioTier(Tier):
                 failed=SpillResult.FAILED,
             )
         )
+        if SpillResult.STORED in moved:
+            self.telemetry.over(SPILL_FAILED)
         results = [SpillResult.PRESENT] * len(pages)
         for index, result in zip(unknown, moved, strict=True):
             results[index] = SpillResult.FAILED if result is None else result
@@ -369,6 +378,11 @@ class MinioTier(Tier):
             return TierUsage(pages=0, bytes=0, capacity=self._limit)
         return TierUsage(worker.last.pages, worker.last.bytes, self._limit, worker.removed)
 
+    def problem(self) -> str | None:
+        """Say what the opening, or else the last calls of a kind, met."""
+        opening = self._opening.problem
+        return opening if opening is None or opening else self.telemetry.problem()
+
     def check_integrity(self) -> list[str]:
         """Compare what is known present with what is known missing."""
         return self._knowledge.check_integrity()
@@ -443,11 +457,15 @@ class MinioTier(Tier):
         client = self._opened(deadline).client
         names = [self._names.page(key) for key in keys]
         try:
-            return client.exist(names, deadline)
-        except OutOfTimeError:
+            found = client.exist(names, deadline)
+        except OutOfTimeError as error:
+            self.telemetry.fault(LOOKUP_FAILED, error)
             raise
         except (TransferError, StatusError) as error:
+            self.telemetry.fault(LOOKUP_FAILED, error)
             raise TierError(f"MinIO does not answer: {error}") from error
+        self.telemetry.over(LOOKUP_FAILED)
+        return found
 
     def _transfers(self, deadline: float) -> PageTransfers | None:
         """Return what moves pages, None if it cannot be had in time."""

@@ -33,7 +33,7 @@ from memkv_sglang.tiers.minio.objects import (
     page_fields,
     plainly_matches,
 )
-from memkv_sglang.tiers.minio.telemetry import Telemetry
+from memkv_sglang.tiers.minio.telemetry import LOAD_FAILED, SPILL_FAILED, Telemetry
 from memkv_sglang.tiers.minio.wire import ResponseHead, framed_head, parse_head
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
@@ -162,7 +162,7 @@ class PageTransfers(NamedTuple):
             if isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND:
                 self._forget(page.key)
                 return Fetched(LoadResult.MISSING)
-            self.telemetry.fault("load failed", error)
+            self.telemetry.fault(LOAD_FAILED, error)
             return Fetched(LoadResult.FAILED)
         if again == first:
             self._set_aside(page.key, first, deadline)
@@ -216,7 +216,7 @@ class PageTransfers(NamedTuple):
                 body = stored.buffers
                 self._command("PUT", name, deadline, fields=fields, body=body, guard=guard)
         except (StatusError, TransferError, ChangedPageError) as error:
-            self.telemetry.fault("spill failed", error)
+            self.telemetry.fault(SPILL_FAILED, error)
             if isinstance(error, StatusError):
                 if error.code == "NoSuchBucket":
                     self.on_bucket_lost()

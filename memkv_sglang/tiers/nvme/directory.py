@@ -15,6 +15,7 @@ from pathlib import Path
 from memkv_sglang.config.environment import check_capacity, check_directory
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import NvmeConfig
+from memkv_sglang.flocks import describe_holder
 from memkv_sglang.tiers.nvme.disk.direct_io import supports_direct_io
 from memkv_sglang.tiers.nvme.errors import broken, unusable
 from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
@@ -89,9 +90,10 @@ class Directory:
         try:
             fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = describe_holder(folder.descriptor)
             raise ConfigError(
-                f"nvme.directory: {folder.path} is in use by another agent; stop that one or name "
-                "another directory"
+                f"nvme.directory: {folder.path} is in use by another agent{holder}; stop that one "
+                "or name another directory"
             ) from None
 
     def _check_place(self, config: NvmeConfig) -> None:

@@ -47,15 +47,19 @@ class WriteGate:
     @property
     def is_open(self) -> bool:
         """Tell whether writes are worth a try."""
-        return not self.problem
+        return not self._whereabouts() and time.monotonic() >= self._closed_until
 
     @property
     def problem(self) -> str:
-        """Why no pages are taken; empty while the gate is open."""
+        """Why the last page was not written, or why none would be; empty if there is no reason."""
+        return self._whereabouts() or self._failure
+
+    def _whereabouts(self) -> str:
+        """Return why the directory is not at its path, or nothing."""
         now = time.monotonic()
         if now >= self._look_at:
             self._look(now)
-        return self._displaced or (self._failure if now < self._closed_until else "")
+        return self._displaced
 
     def _look(self, now: float) -> None:
         with self._lock:
@@ -77,8 +81,18 @@ class WriteGate:
         except OSError as error:
             return str(error)
 
+    def succeed(self) -> None:
+        """Take note of a write that went well."""
+        if self._failure and self.is_open:
+            self._failure = ""
+
+    def refuse(self, reason: str) -> None:
+        """Take note of a page that found no room; others may find some."""
+        self._failure = reason
+
     def close(self, error: OSError) -> None:
         """Stop writing for a while."""
-        self._failure = str(error)
         self._closed_until = time.monotonic() + PAUSE
-        self._faults.report("disk takes no pages", error=str(error), pause_s=PAUSE)
+        if str(error) != self._failure:  # logged once, until it changes or is over
+            self._faults.report("disk takes no pages", error=str(error), pause_s=PAUSE)
+        self._failure = str(error)

@@ -50,6 +50,7 @@ class Room:
         self._victims_of: dict[int | None, Victims] = {}
         """By slot size; None for all."""
         self._no_segments_until = 0.0
+        self._no_segments_why = "nvme.capacity is too small"
         self._one_at_a_time = threading.RLock()
         self._scratch = memoryview(b"")
         self._stopped = False
@@ -73,6 +74,12 @@ class Room:
             if not is_made and (waiting := len(self._catalog.pending)):
                 self._faults.report("disk is full of pages that wait for upload", pages=waiting)
             return is_made
+
+    def why_none(self) -> str:
+        """Say why `make` found no room."""
+        if waiting := len(self._catalog.pending):
+            return f"{waiting} pages that wait for upload take all the room"
+        return self._no_segments_why
 
     def is_short(self) -> bool:
         """Tell whether there is something for `shrink`, `reclaim` or `trim` to do."""
@@ -159,6 +166,7 @@ class Room:
             segment = segments.create(slot_size)
         except OSError as error:
             self._no_segments_until = time.monotonic() + PAUSE
+            self._no_segments_why = str(error)
             self._faults.report("no room on disk for another segment", error=str(error))
             return False
         if segment is None:

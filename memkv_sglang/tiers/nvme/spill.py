@@ -66,6 +66,8 @@ class Spiller:
             ]
             written = self._write(pages, new, deadline)
             fresh = self._catalog.publish(new[:written])
+            if fresh:
+                self._gate.succeed()
             del places[:written]
         except OSError as error:
             self._gate.close(error)
@@ -95,6 +97,7 @@ class Spiller:
                 found = self._catalog.reserve(slot_size, end - len(places))
                 places += found
                 if not found and not self._room.make(slot_size, end - len(places)):
+                    self._gate.refuse(self._room.why_none())
                     return SpillResult.REFUSED
             begin = end
         return SpillResult.REFUSED

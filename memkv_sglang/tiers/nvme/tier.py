@@ -132,11 +132,6 @@ class NvmeTier(Tier):
         """The open directory of the segment files; carries no lock, so that others may keep it."""
         return self._directory.segments_descriptor
 
-    @property
-    def problem(self) -> str:
-        """Why no new pages are taken, empty while they are: a failing disk, a moved directory."""
-        return self._gate.problem
-
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Walk the index; page-exact, waits for nothing."""
         entries = self._catalog.walk(chain)
@@ -217,6 +212,10 @@ class NvmeTier(Tier):
     def corrupt(self) -> int:
         """Pages set aside since the tier was opened."""
         return self._loader.corrupt
+
+    def problem(self) -> str:
+        """Say why the disk took no pages when it was last asked to."""
+        return self._gate.problem and f"the disk takes no pages ({self._gate.problem})"
 
     def check_integrity(self) -> list[str]:
         """Compare index, slots, marks and counts."""

@@ -60,6 +60,10 @@ class WrapperTier(Tier):
         """Hand on."""
         return self.inner.usage()
 
+    def problem(self) -> str | None:
+        """Hand on."""
+        return self.inner.problem()
+
     def check_integrity(self) -> list[str]:
         """Hand on."""
         return self.inner.check_integrity()

@@ -1,0 +1,175 @@
+"""The settings that an agent runs with, compared with those that a client wants.
+
+Secrets are compared by hashes with a key that the asker makes up for the occasion.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
+from typing import Any, NamedTuple
+
+from memkv_sglang.agent.protocol import SettingsReport
+from memkv_sglang.config.check import endpoint_urls
+from memkv_sglang.config.schema import REDACTED, Config, MinioConfig
+from memkv_sglang.config.settings import Setting, all_settings
+
+CLIENT_ONLY = frozenset({"agent.socket", "engine.prefill_speed"})
+"""Settings that the agent does not use, and the socket, by which the client reached it."""
+
+CHAIN_VARIABLES = (
+    "MINIO_ACCESS_KEY",
+    "MINIO_SECRET_KEY",
+    "MINIO_ROOT_USER",
+    "MINIO_ROOT_PASSWORD",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_ACCESS_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECRET_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+)
+"""Variables that decide which credentials minio-py's chain finds. Treated as secrets."""
+
+
+class Difference(NamedTuple):
+    """A setting that the agent runs with and a client wants otherwise."""
+
+    key: str
+    running: str
+    """As a file would give it; empty for secrets."""
+    wanted: str
+
+    def __str__(self) -> str:
+        if not self.running:
+            return f"{self.key}: the agent runs with another value"
+        return f"{self.key}: the agent runs with {self.running}, here it is {self.wanted}"
+
+
+def make_nonce() -> bytes:
+    """Return a key for the hashes of secrets."""
+    return secrets.token_bytes(32)
+
+
+def report_settings(config: Config, environ: Mapping[str, str], nonce: bytes) -> SettingsReport:
+    """Return what the agent uses of its configuration."""
+    values = {
+        setting.key: setting.value_in(config)
+        for setting in all_settings()
+        if not setting.secret and setting.key not in CLIENT_ONLY
+    }
+    hashes = {key: _hash(value, nonce) for key, value in _secrets(config, environ)}
+    return SettingsReport(values, hashes)
+
+
+class RunningSettings(NamedTuple):
+    """What an agent reported, and the key of its secrets' hashes."""
+
+    report: SettingsReport
+    nonce: bytes
+
+    def first_difference(
+        self, config: Config, environ: Mapping[str, str], keys: Collection[str] | None = None
+    ) -> Difference | None:
+        """Return the first setting, in the schema's order, that `config` has otherwise.
+
+        Passes over what neither of the two uses, and secrets that the client does not have. `keys`
+        are the only settings to compare. None for all, if the configuration has a tier: without one
+        it could not start an agent, and takes any.
+        """
+        if keys is None:
+            if not (config.nvme.directory or config.minio.endpoint):
+                return None
+            keys = {setting.key for setting in all_settings()} | set(CHAIN_VARIABLES)
+        differences = chain(self._plain(config, keys), self._secret(config, environ, keys))
+        return next(differences, None)
+
+    def _plain(self, config: Config, keys: Collection[str]) -> Iterator[Difference]:
+        for setting in all_settings():
+            if setting.secret or setting.key not in keys or setting.key in CLIENT_ONLY:
+                continue
+            running, wanted = self._value(setting), setting.value_in(config)
+            if _is_used(setting, self.report.values, config) and not _agree(
+                setting, running, wanted
+            ):
+                yield Difference(setting.key, _shown(setting, running), _shown(setting, wanted))
+
+    def _secret(
+        self, config: Config, environ: Mapping[str, str], keys: Collection[str]
+    ) -> Iterator[Difference]:
+        for key, value in _secrets(config, environ):
+            if key in keys and self.report.secrets.get(key) != _hash(value, self.nonce):
+                yield Difference(key, "", "")
+
+    def _value(self, setting: Setting) -> Any:
+        return self.report.values.get(setting.key, setting.default)
+
+    def shown(self) -> dict[str, str]:
+        """Return the settings that are not defaults, without secrets, by key."""
+        shown = {}
+        for setting in all_settings():
+            if setting.key in self.report.secrets:
+                shown[setting.key] = REDACTED
+            elif not setting.secret and self._value(setting) != setting.default:
+                shown[setting.key] = _shown(setting, self._value(setting))
+        return shown
+
+
+def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the secrets that are set, and the variables that stand in for them if none are."""
+    minio = config.minio
+    if not minio.endpoint:
+        return
+    for setting in all_settings():
+        if setting.secret and (value := setting.value_in(config)):
+            yield setting.key, value
+    if not (minio.access_key or minio.credentials_file or minio.certificate_login):
+        for variable in CHAIN_VARIABLES:
+            if value := environ.get(variable, ""):
+                yield variable, value
+
+
+def _hash(secret: str, nonce: bytes) -> bytes:
+    return hashlib.blake2b(os.fsencode(secret), key=nonce, digest_size=32).digest()
+
+
+def _is_used(setting: Setting, running: Mapping[str, Any], config: Config) -> bool:
+    """Tell whether the agent or the configuration has the tier that the setting is about."""
+    if setting.section == "nvme":
+        return bool(running.get("nvme.directory") or config.nvme.directory)
+    if setting.section in ("minio", "collector"):
+        return bool(running.get("minio.endpoint") or config.minio.endpoint)
+    return True
+
+
+def _agree(setting: Setting, running: Any, wanted: Any) -> bool:
+    if running == wanted:
+        return True
+    if setting.key == "agent.http_port":
+        return bool(wanted == 0)  # any port will do
+    if setting.key == "minio.endpoint":
+        return _urls(running) == _urls(wanted)
+    if setting.unit == "path" and running and wanted:
+        return _same_path(str(running), str(wanted))
+    return False
+
+
+def _urls(endpoint: Any) -> list[str]:
+    return sorted(endpoint_urls(MinioConfig(endpoint=str(endpoint))))
+
+
+def _same_path(one: str, other: str) -> bool:
+    """Tell whether two paths lead to one place: through links, or by a mount."""
+    with suppress(OSError):
+        if os.path.samefile(one, other):  # noqa: PTH121 - the paths are text
+            return True
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _shown(setting: Setting, value: Any) -> str:
+    return setting.show(value) if value != "" else "nothing"

@@ -1,0 +1,130 @@
+"""What a server does about an agent that it cannot use: one with other settings, or an older one.
+
+Such an agent ends if a server started it and no other client needs it; it drains its uploads first.
+Agents that were started by hand or as a service stay, and so does whatever else has the socket.
+"""
+
+import os
+import signal
+import socket
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from memkv_sglang.agent import protocol
+from memkv_sglang.agent.peer import open_peer_pidfd, peer_of
+from memkv_sglang.agent.settings import RunningSettings, make_nonce
+from memkv_sglang.client.connection import AgentRefusedError, Connection, OtherVersionError
+from memkv_sglang.config.schema import Config
+
+ANSWER_LIMIT = 5.0
+"""Seconds for the agent to answer what is asked here."""
+
+END_LIMIT = 15.0
+"""Seconds that an agent may take to end beside its draining."""
+
+LONGEST_DRAIN = 3600.0
+"""Most that `agent.drain` may be."""
+
+_LISTENING, _CONNECTED = "01", "03"
+"""States of a socket in `/proc/net/unix`."""
+
+
+class UnsuitableAgentError(AgentRefusedError):
+    """An agent that serves others and cannot be replaced now."""
+
+
+class Retired(NamedTuple):
+    """An agent that has been asked to end."""
+
+    reason: str
+    seconds: float
+    """How long it may take."""
+
+
+def join_or_retire(connection: Connection, config: Config) -> Retired | None:
+    """Join an agent that runs with the settings wanted, or ask it to end.
+
+    Returns None if it was joined. Raises
+    `UnsuitableAgentError` if it has other settings and stays, `AgentRefusedError` if it is about to
+    end, `ConnectionLostError`.
+    """
+    nonce = make_nonce()
+    report = _ask(connection, protocol.Settings(nonce))
+    if not isinstance(report, protocol.SettingsReport):
+        raise AgentRefusedError(_reason(report))
+    difference = RunningSettings(report, nonce).first_difference(config, os.environ)
+    if difference is None:
+        reply = _ask(connection, protocol.Join())
+        if not isinstance(reply, protocol.Done):
+            raise AgentRefusedError(_reason(reply))
+        return None
+    reply = _ask(connection, protocol.Retire())
+    if not isinstance(reply, protocol.Done):
+        raise UnsuitableAgentError(
+            f"{difference}; the agent (pid {connection.pid}) stays: {_reason(reply)}. Give all "
+            "servers of this node the same settings, restart that agent, or name another "
+            "agent.socket"
+        )
+    drain = float(report.values.get("agent.drain", LONGEST_DRAIN))
+    return Retired(f"{difference} (pid {connection.pid})", drain + END_LIMIT)
+
+
+def end_older_agent(path: Path, module: str, error: OtherVersionError) -> int:
+    """Send SIGTERM to an agent of an older version; returns a pidfd, which shows its end.
+
+    Raises `UnsuitableAgentError` if it stays, `OSError` if it is gone.
+    """
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+        sock.settimeout(ANSWER_LIMIT)
+        sock.connect(os.fspath(path))
+        pid, pidfd = peer_of(sock).pid, open_peer_pidfd(sock)
+        try:
+            _demand_replaceable(pid, module, error)
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        except BaseException:
+            os.close(pidfd)
+            raise
+    return pidfd
+
+
+def _demand_replaceable(pid: int, module: str, error: OtherVersionError) -> None:
+    if problem := _why_it_stays(pid, module, error):
+        raise UnsuitableAgentError(
+            f"{error}; it stays: {problem}. End it (kill {pid}) when nobody needs it, or name "
+            "another agent.socket"
+        )
+
+
+def _why_it_stays(pid: int, module: str, error: OtherVersionError) -> str:
+    if pid != error.pid:
+        return "another process serves the socket now"
+    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    if [b"-m", os.fsencode(module)] not in [arguments[i : i + 2] for i in range(len(arguments))]:
+        return "it was started by hand or as a service"
+    others = _count_connections(pid) - 1  # ours
+    return f"it serves {others} other connection{'s' * (others > 1)}" if others > 0 else ""
+
+
+def _count_connections(pid: int) -> int:
+    """Return how many connections a process has that came to a socket of its own with a name."""
+    own = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            own.add(str(entry.readlink()))
+    sockets = [
+        fields
+        for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
+        if len(fields := line.split(maxsplit=7)) == 8 and f"socket:[{fields[6]}]" in own
+    ]
+    listening = {fields[7] for fields in sockets if fields[5] == _LISTENING}
+    return sum(fields[5] == _CONNECTED and fields[7] in listening for fields in sockets)
+
+
+def _ask(connection: Connection, request: protocol.Request) -> protocol.Reply:
+    return connection.call(request, time.monotonic() + ANSWER_LIMIT)
+
+
+def _reason(reply: protocol.Reply) -> str:
+    return reply.reason if isinstance(reply, protocol.Refused) else f"no {type(reply).__name__}"
