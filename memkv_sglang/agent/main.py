@@ -20,6 +20,7 @@ from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.http_server import HttpServer
 from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.log import configure_logging
+from memkv_sglang.agent.log_file import limit_log
 from memkv_sglang.agent.paths import agent_log, socket_path
 from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
@@ -268,6 +269,8 @@ class Agent:
         accepting, self._tasks[0] = self._tasks[0], asyncio.create_task(self._accept())
         accepting.cancel()
         gone.close()
+        if self._launched:
+            limit_log(agent_log(self._listener.path))  # which went with its directory
         log.warning("socket was gone, bound anew", extra={"fields": {"socket": listener.path}})
 
     async def serve(self) -> None:
