@@ -18,7 +18,7 @@ help:  ## List the commands
 setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build a MinIO server
 
 demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
-	@$(BIN)/python -m memkv_sglang.demo $(ARGS)
+	@$(BIN)/python -m memkv_testbed.demo $(ARGS)
 
 test: setup  ## Run every test
 	@$(BIN)/pytest
@@ -50,6 +50,6 @@ clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: locks/requirements.txt pyproject.toml cpu-platform/pyproject.toml tools/setup.sh \
-  hatch_build.py $(wildcard memkv_sglang/tiers/minio/bulk/*.pyx memkv_sglang/tiers/minio/bulk/*.pxd)
+  hatch_build.py $(wildcard memkv_sglang/tiers/minio/http/*.pyx memkv_sglang/tiers/minio/http/*.pxd)
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/setup.sh
 	@touch $@

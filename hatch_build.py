@@ -1,7 +1,7 @@
 """Compiles what is compiled of this project, where there is a C compiler with Python's headers.
 
 Elsewhere the project is installed without: pages are then read from MinIO one by one, see
-`memkv_sglang.tiers.minio.bulk`.
+`memkv_sglang.tiers.minio.objects.bulk_reader`.
 """
 
 import shutil
@@ -13,8 +13,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGE = "memkv_sglang.tiers.minio.bulk"
-MODULES = ("loop", "xxh3")
+PACKAGE = "memkv_sglang.tiers.minio.http"
+MODULES = ("receive_loop", "xxh3")
 
 
 class CompileLoop(BuildHookInterface):

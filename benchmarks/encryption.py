@@ -8,13 +8,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
+from memkv_testbed.minio_server import MinioServer
 
 from benchmarks.base import Options
 from benchmarks.pool import HostPool, keys
 from benchmarks.report import Measure, Report
 from memkv_sglang.config.schema import KIB, MIB, MinioConfig
 from memkv_sglang.encryption.sealing import OVERHEAD, seal, unseal
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 
@@ -66,7 +66,7 @@ def _measure_tier(report: Report, server: MinioServer, key_file: Path, repetitio
         endpoint=server.endpoint,
         access_key=server.access_key,
         secret_key=server.secret_key,
-        missing_ttl=0,
+        negative_ttl=0,
     )
     sealed = msgspec.structs.replace(plain, bucket="sealed", encryption_key_file=str(key_file))
     size = PAGE_SIZES["1m"]

@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
+from memkv_testbed.faults.base import BUDGETS, Fault, Outcome, percentile
+from memkv_testbed.faults.cluster import ENGINE, Cluster
+from memkv_testbed.faults.growth import Growth
+from memkv_testbed.faults.registry import FAULTS
+from memkv_testbed.faults.rounds import AUDIT, Rounds
 from rich.progress import track
 
 from benchmarks.base import Options
 from benchmarks.report import Report
-from memkv_sglang.testing.faults.base import BUDGETS, Fault, Outcome, percentile
-from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
-from memkv_sglang.testing.faults.growth import Growth
-from memkv_sglang.testing.faults.registry import FAULTS
-from memkv_sglang.testing.faults.rounds import AUDIT, Rounds
 
 ROUNDS = 200
 QUICK_ROUNDS = 12

@@ -2,11 +2,11 @@
 
 import time
 
+from memkv_testbed.fuzz import TARGETS, fuzz
 from rich.progress import track
 
 from benchmarks.base import Options
 from benchmarks.report import Report
-from memkv_sglang.testing.fuzz import TARGETS, fuzz
 
 INPUTS = 1_000_000
 QUICK_INPUTS = 20_000

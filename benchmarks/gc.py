@@ -5,13 +5,13 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from memkv_testbed.minio_server import MinioServer
 from rich.progress import Progress
 
 from benchmarks.base import Options
 from benchmarks.report import Report
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.page import Page, PageKey
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier

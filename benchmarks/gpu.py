@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from memkv_testbed.minio_server import MinioServer
+
 from benchmarks.base import MissingToolError, Options
 from benchmarks.limits.fio import fio
 from benchmarks.pool import HostPool, keys
 from benchmarks.report import Report
 from memkv_sglang.config.schema import GIB, MIB, MinioConfig, NvmeConfig
 from memkv_sglang.page import Page
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.nvme import NvmeTier

@@ -5,12 +5,12 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from memkv_testbed.kills import MIB, PAGES, Kill, Kills
+from memkv_testbed.slow_disk import SlowDisk
 from rich.progress import track
 
 from benchmarks.base import Options
 from benchmarks.report import Report
-from memkv_sglang.testing.kills import MIB, PAGES, Kill, Kills
-from memkv_sglang.testing.slow_disk import SlowDisk
 
 KILLS = 500
 QUICK_KILLS = 10

@@ -1,13 +1,13 @@
 """Sixty-four clients at full rate on one agent, every page checked."""
 
 import msgspec
+from memkv_testbed.faults.base import percentile
+from memkv_testbed.faults.cluster import ENGINE, Cluster
+from memkv_testbed.faults.load import BACKLOG, CAPACITY, Loaded, put_under_load
+from memkv_testbed.faults.traffic import Tally
 
 from benchmarks.base import Options
 from benchmarks.report import Report
-from memkv_sglang.testing.faults.base import percentile
-from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
-from memkv_sglang.testing.faults.load import BACKLOG, CAPACITY, Loaded, put_under_load
-from memkv_sglang.testing.faults.traffic import Tally
 
 CLIENTS = 64
 SECONDS = 120.0

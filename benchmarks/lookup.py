@@ -48,7 +48,7 @@ def run(options: Options) -> Report:
         server = stack.enter_context(minio(options.directory))
         nvme = Ours(NvmeTier(NvmeConfig(directory=scratch, capacity=GIB)))
         stack.callback(nvme.close)
-        config = server.config("lookup", missing_ttl=TTL)
+        config = server.config("lookup", negative_ttl=TTL)
         warm = Ours(MinioTier(config))
         stack.callback(warm.close)
         peers = open_on_minio(report, ("seaweedfs",), config, pool)
@@ -115,7 +115,7 @@ def _middles(rounds: int, count: int) -> set[int]:
 def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions: int) -> None:
     """Look over a long way and count how often it was gone: the time over the round trip."""
     with Distance(server.server.endpoint, ROUND_TRIP) as far:
-        config = server.config("lookup", endpoint=far.endpoint, missing_ttl=TTL)
+        config = server.config("lookup", endpoint=far.endpoint, negative_ttl=TTL)
         for _ in range(repetitions):
             with _ignorant(config) as tier:
                 nothing = _chain([], CLAIMED, 0)

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from memkv_testbed.minio_binary import MINIO_MODULE, find_or_build_minio
+
 import memkv_sglang
-from memkv_sglang.testing.minio_binary import MINIO_MODULE, find_or_build_minio
 
 PACKAGES = ("sglang", "minio", "boto3", "obstore", "nixl", "torch", "xxhash")
 """Distributions whose version matters: what is served, what we use, what we compare with."""

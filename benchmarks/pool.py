@@ -4,8 +4,9 @@ import ctypes
 import os
 from pathlib import Path
 
+from memkv_testbed import host_pool
+
 from memkv_sglang.page import Page, PageKey
-from memkv_sglang.testing import host_pool
 from memkv_sglang.testing.pages import make_chain, make_namespace
 
 

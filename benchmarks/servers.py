@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from memkv_testbed.minio_server import MinioServer
+
 from benchmarks.base import tool
 from memkv_sglang.agent.launch import MODULE
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config, MinioConfig, NvmeConfig
-from memkv_sglang.testing.minio_server import MinioServer
 
 START = 30.0
 """Seconds for an agent to come up."""
@@ -39,7 +40,7 @@ class Minio(NamedTuple):
     server: MinioServer
     ca_file: str
 
-    def config(self, bucket: str, *, endpoint: str = "", missing_ttl: float = 0) -> MinioConfig:
+    def config(self, bucket: str, *, endpoint: str = "", negative_ttl: float = 0) -> MinioConfig:
         """Return settings for a bucket; `endpoint` where not the server itself is asked."""
         return MinioConfig(
             endpoint=endpoint or self.server.endpoint,
@@ -47,7 +48,7 @@ class Minio(NamedTuple):
             access_key=self.server.access_key,
             secret_key=self.server.secret_key,
             ca_file=self.ca_file,
-            missing_ttl=missing_ttl,
+            negative_ttl=negative_ttl,
         )
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Self
 
 import click
+from memkv_testbed.demo.model import cached_model
+from memkv_testbed.demo.node import Node
+from memkv_testbed.demo.server import make_server
+from memkv_testbed.minio_server import MinioServer
 from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.report import Report
-from memkv_sglang.demo.model import cached_model
-from memkv_sglang.demo.node import Node
-from memkv_sglang.demo.server import make_server
 from memkv_sglang.plugin.launch import PREFETCH_TIMEOUT
-from memkv_sglang.testing.minio_server import MinioServer
 
 PAGE = 256
 """Tokens a page, as `--enable-memkv` chooses for this model."""

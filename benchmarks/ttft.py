@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
+from memkv_testbed.demo.node import Node
+from memkv_testbed.tcp_proxy import TcpProxy
 from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.base import Options
 from benchmarks.report import Measure, Panel, Report
 from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell, tell_medians
-from memkv_sglang.demo.node import Node
-from memkv_sglang.testing.tcp_proxy import TcpProxy
 
 QUESTION = 32
 """Tokens behind the last whole page: what does not fill a page is computed wherever the rest is."""
@@ -173,10 +173,10 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
             "recompute": lambda: contest.recompute(TOO_SLOW_LENGTH),
             FAR: lambda: anew(unseen.pop()),
         }
-        before = node.declined_pages()
+        before = node.skipped_slow_pages()
         report.compete(CRAWLING, contestants, rounds)
         tell_medians(report, CRAWLING)
-        report.figures["ttft_declined_pages"] = node.declined_pages() - before
+        report.figures["ttft_declined_pages"] = node.skipped_slow_pages() - before
 
 
 def _let_it_learn(node: Node) -> None:

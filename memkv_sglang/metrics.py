@@ -55,7 +55,7 @@ class Metrics:
             "Lookups that ran out of time and answered a lower bound",
             registry=registry,
         )
-        self.declined_pages = Counter(
+        self.skipped_slow_pages = Counter(
             "memkv_declined_pages",
             "Pages that were there but would take longer to load than to compute",
             registry=registry,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.minio_server import MinioServer
 
 # No test depends on timing, and a machine may be busy.
 settings.register_profile("memkv", deadline=None)

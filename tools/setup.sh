@@ -38,10 +38,10 @@ echo "setup: installing locked dependencies (SGLang among them: about 7 GB)"
 # Not from uv's cache, which does not know what else is compiled.
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --refresh-package sglang-memkv \
   -e . -e cpu-platform
-"$VENV/bin/python" -c "import memkv_sglang.tiers.minio.bulk.loop" 2>/dev/null || cat >&2 <<'TEXT'
+"$VENV/bin/python" -c "import memkv_sglang.tiers.minio.http.receive_loop" 2>/dev/null || cat >&2 <<'TEXT'
 setup: no compiled loop loads from MinIO (memkv doctor says why); all works, with more CPU a page.
 setup: For a C compiler with Python's headers: apt-get install gcc python3-dev, then
 setup: make --always-make setup
 TEXT
 PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare
-"$VENV/bin/python" -m memkv_sglang.testing.minio_binary >/dev/null
+"$VENV/bin/python" -m memkv_testbed.minio_binary >/dev/null

@@ -7,8 +7,8 @@ from benchmarks.peers.base import Peer, demand, names
 from benchmarks.pool import HostPool
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain, Page
-from memkv_sglang.tiers.minio.bucket import Bucket
-from memkv_sglang.tiers.minio.signing import credential_provider
+from memkv_sglang.tiers.minio.admin.bucket import Bucket
+from memkv_sglang.tiers.minio.auth.signing import credential_provider
 
 IN_FLIGHT = 16
 """Pages at a time, as many as `seaweedfs` has threads."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from memkv_testbed.minio_server import MinioServer
 from prometheus_client import CollectorRegistry
 
 from benchmarks.pool import HostPool
@@ -18,7 +19,6 @@ from memkv_sglang.config.schema import KIB, MIB, EngineConfig, MinioConfig, Nvme
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, PageKey
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.nvme import NvmeTier

@@ -44,7 +44,7 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     removed pages would free no space.
     """
     from memkv_sglang.cli.listing.minio import open_bucket
-    from memkv_sglang.tiers.minio.setup import set_up
+    from memkv_sglang.tiers.minio.admin.setup import set_up
 
     config = loaded.config.minio
     demand_bucket(config)
@@ -71,7 +71,7 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
 @click.option("--reader", is_flag=True, help="Of a node with minio.role = reader.")
 def policy(loaded: LoadedConfig, reader: bool) -> None:
     """Print what a node's access key must be allowed to do, as a policy for MinIO."""
-    from memkv_sglang.tiers.minio.policy import node_policy
+    from memkv_sglang.tiers.minio.admin.policy import node_policy
 
     config = loaded.config.minio
     click.echo(json.dumps(node_policy(config.bucket, config.prefix, reader=reader), indent=2))
@@ -81,10 +81,10 @@ def _add_policies(config: "MinioConfig") -> None:
     from minio import MinioAdmin
 
     from memkv_sglang.config.check import endpoint_urls
-    from memkv_sglang.tiers.minio.control_http import ControlHttp
-    from memkv_sglang.tiers.minio.policy import node_policy
-    from memkv_sglang.tiers.minio.signing import credential_provider
-    from memkv_sglang.tiers.minio.tls import tls_context
+    from memkv_sglang.tiers.minio.admin.policy import node_policy
+    from memkv_sglang.tiers.minio.auth.signing import credential_provider
+    from memkv_sglang.tiers.minio.http.control import ControlHttp
+    from memkv_sglang.tiers.minio.http.tls import tls_context
 
     scheme, _, netloc = endpoint_urls(config)[0].partition("://")
     provider: Provider = credential_provider(config)

@@ -14,7 +14,7 @@ from memkv_sglang.config.load import LoadedConfig
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from memkv_sglang.tiers.minio.collector import Collection, Collector, Lease
+    from memkv_sglang.tiers.minio.retention.collector import Collection, Collector, Lease
 
 
 @click.command(

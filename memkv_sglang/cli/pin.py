@@ -51,7 +51,7 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
     within half a minute.
     """
     from memkv_sglang.cli.listing.minio import open_minio
-    from memkv_sglang.tiers.minio.pins import Pin
+    from memkv_sglang.tiers.minio.retention.pins import Pin
 
     demand_bucket(loaded.config.minio)
     if len(note) > NOTE_LIMIT or not note.isprintable():
@@ -76,8 +76,8 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
 
 def _let_removals_end(tier: "MinioTier", loaded: LoadedConfig) -> None:
     """Wait, if a collection goes on, until it has seen the pin before whatever it removes."""
-    from memkv_sglang.tiers.minio.collector import Lease
-    from memkv_sglang.tiers.minio.collector.collect import REMOVE_SECONDS
+    from memkv_sglang.tiers.minio.retention.collector import Lease
+    from memkv_sglang.tiers.minio.retention.collector.collect import REMOVE_SECONDS
 
     _, records, names = tier.control()
     if Lease(records, names.lease, loaded.config.collector.lease).state().holder:

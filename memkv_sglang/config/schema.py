@@ -108,7 +108,7 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             description="Longest time of a load or spill call; what is not done by then is a miss.",
         ),
     ] = 5.0
-    decline_slow_loads: Annotated[
+    skip_slow_loads: Annotated[
         bool,
         Meta(
             description="Whether a lookup leaves out what would take longer to load, at the tiers' "
@@ -229,7 +229,7 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         int,
         Meta(ge=1, le=64, description="Disk requests that a call keeps in flight."),
     ] = 16
-    requests: Annotated[
+    io_engine: Annotated[
         Literal["aio", "threads"],
         Meta(
             description="What asks the disk: Linux AIO, where there is O_DIRECT and the kernel has "
@@ -381,11 +381,11 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             "Set it below the idle timeout of any load balancer or firewall in front of MinIO.",
         ),
     ] = 60.0
-    known_pages: Annotated[
+    presence_cache_pages: Annotated[
         int,
         Meta(ge=0, description="Pages remembered as present, so that no one asks for them."),
     ] = 1_000_000
-    missing_ttl: Annotated[
+    negative_ttl: Annotated[
         float,
         Meta(
             ge=0,

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
 from memkv_sglang.engine.changed import ChangedPages
-from memkv_sglang.engine.describer import Describer
 from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.load import Loader
+from memkv_sglang.engine.load_cost import LoadCostPolicy
 from memkv_sglang.engine.lookup import NOTHING, Finder
+from memkv_sglang.engine.namespace_publisher import NamespacePublisher
 from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
@@ -21,7 +22,6 @@ from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus, TierStatus
 from memkv_sglang.engine.uploads import UploadQueue
 from memkv_sglang.engine.warming import Warmer
-from memkv_sglang.engine.worth import Worth
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
@@ -85,18 +85,18 @@ class Engine:
         self._local = near
         self._shared = BreakerTier(far, self._breaker) if far else None
         speeds = {tier.name: tier.speed for tier in (near, far) if tier is not None}
-        worth = Worth(speeds, metrics) if config.decline_slow_loads else None
+        costs = LoadCostPolicy(speeds, metrics) if config.skip_slow_loads else None
         self._gate = NamespaceGate()
         changed = ChangedPages(metrics)
         self._promoter = self._make_promoter(changed)
         # Its own reads are no loads that anyone asked for: they go past the metrics.
         self._uploads = self._make_uploads(local, marks)
-        self._finder = Finder(self._local, self._shared, worth, metrics)
+        self._finder = Finder(self._local, self._shared, costs, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed)
         self._spiller = Spiller(
             self._local, self._shared, self._uploads, past_local=self._past_local()
         )
-        self._describer = Describer(self._shared) if self._shared else None
+        self._describer = NamespacePublisher(self._shared) if self._shared else None
         self._warmer = Warmer(self._local, self._shared, self._gate)
         self.status()  # so that the gauges are there before anybody asks
 

@@ -3,8 +3,8 @@
 import logging
 import time
 
+from memkv_sglang.engine.load_cost import LoadCostPolicy, Part
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
-from memkv_sglang.engine.worth import Part, Worth
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain
 from memkv_sglang.tiers.base import Lookup, Tier, TierError
@@ -18,12 +18,16 @@ class Finder:
     """Finds the longest prefix each page of which is in the local or in the shared tier."""
 
     def __init__(
-        self, local: Tier | None, shared: Tier | None, worth: Worth | None, metrics: Metrics
+        self,
+        local: Tier | None,
+        shared: Tier | None,
+        costs: LoadCostPolicy | None,
+        metrics: Metrics,
     ) -> None:
-        """Ask `local` first: it knows at once. Without `worth` all that is there is answered."""
+        """Ask `local` first: it knows at once. Without `costs` all that is there is answered."""
         self._local = local
         self._shared = shared
-        self._worth = worth
+        self._costs = costs
         self._metrics = metrics
 
     def lookup(self, chain: Chain, budget: float, recompute: Recompute = UNKNOWN) -> Lookup:
@@ -38,9 +42,9 @@ class Finder:
         self._metrics.lookup_pages.labels("no").inc(len(chain.hashes) - found.length)
         if not found.complete:
             self._metrics.lookups_cut_short.inc()
-        if self._worth is None:
+        if self._costs is None:
             return found
-        return found._replace(length=self._worth.limit(chain, parts, recompute))
+        return found._replace(length=self._costs.limit(chain, parts, recompute))
 
     def _search(self, chain: Chain, deadline: float, parts: list[Part]) -> Lookup:
         """Look up; `parts` gets what each tier has of the prefix, in order."""

@@ -309,7 +309,7 @@ class UploadQueue:
         if run.chained:
             chain = Chain(keys[0].namespace, [key.hash for key in keys])
             keys = keys[: self._shared.lookup(chain, deadline).length]
-        self._shared.doubt(keys)
+        self._shared.invalidate(keys)
         present = self._shared.present(keys, deadline) if keys else []
         absent = [page for page, there in zip(run.pages, present, strict=False) if not there]
         return absent + run.pages[len(keys) :]

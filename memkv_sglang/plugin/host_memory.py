@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import running
+from memkv_sglang.plugin import state as running
 from memkv_sglang.shared_memory import map_memory, populate
 
 log = logging.getLogger(__name__)

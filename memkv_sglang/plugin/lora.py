@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import running
+from memkv_sglang.plugin import state as running
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.namespaces import identify_weights
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import releases, running
+from memkv_sglang.plugin import releases
+from memkv_sglang.plugin import state as running
 
 log = logging.getLogger(__name__)
 

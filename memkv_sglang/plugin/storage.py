@@ -14,7 +14,8 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
-from memkv_sglang.plugin import events, observers, running
+from memkv_sglang.plugin import events, observers
+from memkv_sglang.plugin import state as running
 from memkv_sglang.plugin.attachment import (
     UnsuitableServerError,
     check_server,

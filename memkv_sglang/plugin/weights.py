@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memkv_sglang.plugin import releases, running
+from memkv_sglang.plugin import releases
+from memkv_sglang.plugin import state as running
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, tensor_names
 from memkv_sglang.plugin.namespaces import ModelIdentity, find_weights, identify_weights
 

@@ -113,7 +113,7 @@ class TierConformance(ABC):
         keys = make_chain(self.namespace, 9).keys()
         spill(tier, keys[2:5])
         assert tier.present(keys, soon()) == [2 <= i < 5 for i in range(9)]
-        tier.doubt(keys)
+        tier.invalidate(keys)
         assert tier.present(keys, soon()) == [2 <= i < 5 for i in range(9)]
 
     def test_namespaces_do_not_meet(self, tier: Tier) -> None:
@@ -182,7 +182,7 @@ class TierConformance(ABC):
         read = page._replace(checksum=page_checksum(key, page.buffers))
         page.buffers[-1][-1] ^= 1
         assert tier.spill([read], soon()) == [SpillResult.FAILED]
-        tier.doubt([key])
+        tier.invalidate([key])
         assert tier.present([key], soon()) == [False]
         assert spill(tier, [key], lengths) == [SpillResult.STORED]
         load(tier, [key], lengths)

@@ -131,7 +131,7 @@ class Tier(ABC):
         """
 
     @abstractmethod
-    def doubt(self, keys: Sequence[PageKey]) -> None:
+    def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Ask anew for these pages the next time: others may have removed what was seen there.
 
         Does not block. Does nothing where a tier remembers no answers.

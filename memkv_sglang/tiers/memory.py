@@ -55,7 +55,7 @@ class MemoryTier(Tier):
         """Walk likewise."""
         self._use(chain)
 
-    def doubt(self, keys: Sequence[PageKey]) -> None:
+    def invalidate(self, keys: Sequence[PageKey]) -> None:
         """There is nothing to do: nobody else has these pages in hand."""
 
     def _use(self, chain: Chain) -> int:

@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+from memkv_testbed import host_pool
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.wire import Channel, encode_frame
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.page import Chain
-from memkv_sglang.testing import host_pool
 from memkv_sglang.testing.pages import make_namespace
 from tests.agent.agent_for_tests import BEHAVIOUR, CALLS, UPLOADS
 

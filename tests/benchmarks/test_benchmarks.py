@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from memkv_testbed.faults.base import Outcome
+from memkv_testbed.faults.growth import Growth
+from memkv_testbed.faults.rounds import AUDIT
 
 from benchmarks import agent, cpu, faults, interference, lookup, minio, nvme, sessions, visible
 from benchmarks.__main__ import main
@@ -14,9 +17,6 @@ from benchmarks.base import MissingToolError, tool
 from benchmarks.report import Report
 from benchmarks.targets import TARGETS, Comparison, Target, show_targets
 from memkv_sglang.config.schema import MIB
-from memkv_sglang.testing.faults.base import Outcome
-from memkv_sglang.testing.faults.growth import Growth
-from memkv_sglang.testing.faults.rounds import AUDIT
 
 FIGURES = {
     "nvme": {

@@ -1,9 +1,8 @@
 """What tests of several cases share."""
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
-
-from memkv_sglang.testing.minio_server import MinioServer
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
+from memkv_testbed.http_proxy import HttpFaultProxy
+from memkv_testbed.tcp_proxy import TcpProxy
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.http_proxy import HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
-from memkv_sglang.testing.tcp_proxy import TcpProxy
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 

@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.minio import MinioTier
 from tests.collector.bucket import Bucketful
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from memkv_testbed.host_pool import HostPool
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.host_pool import HostPool
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from tests.agent.agent_harness import LIMIT, RawClient, eventually

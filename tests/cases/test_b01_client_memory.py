@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from memkv_testbed.host_pool import HostPool
+from memkv_testbed.processes import ending
 from minio import Minio
 
 from memkv_sglang.agent import protocol
@@ -22,9 +24,7 @@ from memkv_sglang.config.schema import (
 )
 from memkv_sglang.page import Buffer, Chain, Page
 from memkv_sglang.testing.conformance import soon
-from memkv_sglang.testing.host_pool import HostPool
 from memkv_sglang.testing.pages import make_chain, make_namespace, page_content
-from memkv_sglang.testing.processes import ending
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio.tier import MinioTier
 from tests.agent.agent_harness import RawClient

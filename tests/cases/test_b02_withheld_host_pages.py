@@ -17,7 +17,8 @@ import torch
 from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
 
 from memkv_sglang.client.withheld import withheld
-from memkv_sglang.plugin import observers, releases, running, weights
+from memkv_sglang.plugin import observers, releases, weights
+from memkv_sglang.plugin import state as running
 from tests.plugin import host_pools
 from tests.plugin.attached import Node, after, eventually, keys, prepare_process, store
 

@@ -13,14 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from memkv_testbed.kills import MIB, Kills
+from memkv_testbed.slow_disk import HUNG, SlowDisk
 
 from memkv_sglang.agent.lifetime import Lifetime, has_ended
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.client.connection import END_LIMIT
 from memkv_sglang.config.schema import NvmeConfig
-from memkv_sglang.testing.kills import MIB, Kills
 from memkv_sglang.testing.pages import holds_content, make_chain, make_page
-from memkv_sglang.testing.slow_disk import HUNG, SlowDisk
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from memkv_sglang.tiers.nvme import segments as segments_module

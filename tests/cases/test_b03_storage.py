@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
-from memkv_sglang.plugin import running
+from memkv_sglang.plugin import state as running
 from memkv_sglang.plugin.storage import MemKVStorage
 from tests.agent.agent_harness import environment
 from tests.plugin import host_pools

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from email.utils import formatdate
 
 import pytest
+from memkv_testbed.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
+from memkv_testbed.minio_server import MinioServer
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.metrics import Metrics
-from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.pins import Pin, PinStore
+from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
 from tests.cases.h3_minio import LIMIT, chain_of, load, opened, spill, with_field
 
 DAY = 86400.0

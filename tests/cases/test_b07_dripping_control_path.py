@@ -10,20 +10,21 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from memkv_testbed.http_proxy import HttpFault, HttpFaultProxy
+from memkv_testbed.minio_server import MinioServer
 from minio.credentials.providers import IamAwsProvider
 from prometheus_client import CollectorRegistry
 from urllib3.exceptions import HTTPError
 
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.metrics import Metrics
-from memkv_sglang.testing.http_proxy import HttpFault, HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio import MinioTier, control_http
-from memkv_sglang.tiers.minio.bucket import Bucket
-from memkv_sglang.tiers.minio.control_http import ControlHttp
-from memkv_sglang.tiers.minio.signing import credential_provider
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.admin.bucket import Bucket
+from memkv_sglang.tiers.minio.auth.signing import credential_provider
+from memkv_sglang.tiers.minio.http import control as control_http
+from memkv_sglang.tiers.minio.http.control import ControlHttp
 from tests.cases.h4_servers import OddServer, Send, drip, whole
 from tests.cli.cli_node import start
 

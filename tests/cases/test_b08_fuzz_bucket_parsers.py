@@ -15,12 +15,12 @@ from minio.datatypes import Object, parse_list_objects
 from urllib3 import HTTPResponse
 
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.tiers.minio.answers import DEPTH_LIMIT, NODE_LIMIT, parseable_xml, shown
-from memkv_sglang.tiers.minio.bucket import LARGEST, _info
-from memkv_sglang.tiers.minio.collector import Lease
-from memkv_sglang.tiers.minio.objects import ObjectNames
-from memkv_sglang.tiers.minio.pins import LONGEST, Pin, _parsed
-from memkv_sglang.tiers.minio.records import Record
+from memkv_sglang.tiers.minio.admin.bucket import LARGEST, _info
+from memkv_sglang.tiers.minio.http.answers import DEPTH_LIMIT, NODE_LIMIT, parseable_xml, shown
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention.collector import Lease
+from memkv_sglang.tiers.minio.retention.pins import LONGEST, Pin, _parsed
+from memkv_sglang.tiers.minio.retention.records import Record
 
 TEXT = st.text(max_size=40)
 HEX = st.text("0123456789abcdefABCDEFg ", max_size=70)

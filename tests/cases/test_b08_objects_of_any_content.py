@@ -8,20 +8,20 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PageKey
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_page
 from memkv_sglang.tiers.base import LoadResult, TierError
-from memkv_sglang.tiers.minio import pins as pin_module
-from memkv_sglang.tiers.minio.bucket import Bucket
-from memkv_sglang.tiers.minio.collector import LeaseHeldError
-from memkv_sglang.tiers.minio.collector.worker import _Pacer
-from memkv_sglang.tiers.minio.objects import ObjectNames
-from memkv_sglang.tiers.minio.pins import KeptPages, Pin, PinStore
-from memkv_sglang.tiers.minio.signing import credential_provider
+from memkv_sglang.tiers.minio.admin.bucket import Bucket
+from memkv_sglang.tiers.minio.auth.signing import credential_provider
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention import pins as pin_module
+from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
+from memkv_sglang.tiers.minio.retention.collector.worker import _Pacer
+from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
 from tests.cases.h4_servers import OddServer, bucket_of, whole
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
@@ -103,7 +103,7 @@ def test_an_object_with_a_pages_name_that_is_none_stays(full: Bucketful) -> None
 
 
 def test_foreign_folders_are_passed_by(full: Bucketful, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memkv_sglang.tiers.minio.bucket.LISTED_AT_ONCE", 3)
+    monkeypatch.setattr("memkv_sglang.tiers.minio.admin.bucket.LISTED_AT_ONCE", 3)
     for i in range(12):
         put(full, f"0-others/{i:02}")
     chain = full.spill("chain", 3)

@@ -5,12 +5,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.collector import LeaseHeldError
-from memkv_sglang.tiers.minio.collector import collect as collecting
+from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
+from memkv_sglang.tiers.minio.retention.collector import collect as collecting
 from tests.cases.h4_servers import bucket_of
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures

@@ -16,7 +16,8 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_hashes, make_namespace
 from memkv_sglang.tiers.base import SpillResult
-from memkv_sglang.tiers.nvme import NvmeTier, room
+from memkv_sglang.tiers.nvme import NvmeTier
+from memkv_sglang.tiers.nvme import space_reclaimer as room
 from memkv_sglang.tiers.nvme import tier as nvme_tier
 from tests.tiers.nvme.nvme_support import Disk, disk, present
 

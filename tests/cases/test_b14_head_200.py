@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from memkv_testbed.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.metrics import Metrics
-from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.bulk import reader
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.objects import bulk_reader as reader
 from tests.cases.h3_minio import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
 from tests.cli.cli_node import PAGES, running_agent, spill_chain
 
@@ -53,7 +53,7 @@ def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
 
 @pytest.fixture
 def tier(minio_config: MinioConfig, proxy: HttpFaultProxy) -> Iterator[MinioTier]:
-    with opened(minio_config, proxy, missing_ttl=0.0) as tier:
+    with opened(minio_config, proxy, negative_ttl=0.0) as tier:
         yield tier
 
 
@@ -198,7 +198,7 @@ def test_a_touch_never_copies_the_metadata_of_a_lie(
 
 def test_true_heads_with_other_fields_are_pages(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     spill(tier, CHAIN)
-    tier.doubt(CHAIN.keys())
+    tier.invalidate(CHAIN.keys())
     proxy.fault = HttpFault(
         methods=("HEAD",), edit_response=with_field(b"Content-Type", b"text/html")
     )

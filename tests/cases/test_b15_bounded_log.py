@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from memkv_testbed.fuzz import REQUESTS, damage, odd_request
 
 from memkv_sglang.agent import log_file, protocol
 from memkv_sglang.agent.launch import start_agent
@@ -21,7 +22,6 @@ from memkv_sglang.agent.log_file import LOG_LIMIT, limit_log, open_log
 from memkv_sglang.agent.paths import agent_log
 from memkv_sglang.agent.wire import MessageError, encode_frame
 from memkv_sglang.config.schema import Config
-from memkv_sglang.testing.fuzz import REQUESTS, damage, odd_request
 from tests.agent.agent_harness import (
     MODULE,
     NAMESPACE,

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.config.schema import MIB, NvmeConfig
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_namespace
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.cases.h8_cli import assert_clean, memkv
 

@@ -16,12 +16,12 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memkv_testbed.fuzz import MEMORY
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MIB, NvmeConfig
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import soon, spill
-from memkv_sglang.testing.fuzz import MEMORY
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from memkv_testbed.host_pool import HostPool
 
 from memkv_sglang.agent.settings import RunningSettings, make_nonce, report_settings
 from memkv_sglang.cli.main import main
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config, MinioConfig
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.host_pool import HostPool
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from tests.agent.agent_harness import LIMIT, alive, eventually

@@ -5,16 +5,17 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.tcp_proxy import Fault, TcpProxy
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.engine.breaker import BreakerState, BreakerTier, CircuitBreaker
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_page
-from memkv_sglang.testing.tcp_proxy import Fault, TcpProxy
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
-from memkv_sglang.tiers.minio import MinioTier, connection
-from memkv_sglang.tiers.minio.bulk import reader
-from memkv_sglang.tiers.minio.transport import KEEP_ALIVE
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.http import connection
+from memkv_sglang.tiers.minio.http.transport import KEEP_ALIVE
+from memkv_sglang.tiers.minio.objects import bulk_reader as reader
 from tests.cases.h3_minio import PAGE, chain_of, load, opened, soon, spill
 
 CHAIN = chain_of(12, "idle")
@@ -38,7 +39,7 @@ def tier(
     """A tier with pages, and with connections that were used before."""
     if request.param == "page by page":
         monkeypatch.setattr(reader, "WHY_NOT", "not compiled")
-    with opened(minio_config, proxy, connections=3, stall_timeout=STALL, missing_ttl=0.0) as tier:
+    with opened(minio_config, proxy, connections=3, stall_timeout=STALL, negative_ttl=0.0) as tier:
         while set(spill(tier, CHAIN)) != {SpillResult.PRESENT}:  # a busy machine stalls, too
             pass
         assert tier._pool.idle()
@@ -62,12 +63,12 @@ def try_spill(tier: BreakerTier) -> None:
 
 
 def try_lookup(tier: BreakerTier) -> None:
-    tier.doubt(CHAIN.keys())
+    tier.invalidate(CHAIN.keys())
     assert tier.lookup(CHAIN, soon()) == (12, True)
 
 
 def try_present(tier: BreakerTier) -> None:
-    tier.doubt(CHAIN.keys())
+    tier.invalidate(CHAIN.keys())
     assert tier.present(CHAIN.keys(), soon()) == [True] * 12
 
 
@@ -89,7 +90,7 @@ def test_a_lookup_with_a_small_budget_after_a_pause_answers_in_time(
 ) -> None:
     """After a pause half of the time is left for a fresh connection, however short it is."""
     monkeypatch.setattr(connection, "PAUSE", 0.0)
-    guarded.doubt(CHAIN.keys())
+    guarded.invalidate(CHAIN.keys())
     proxy.forget_connections()
     assert guarded.lookup(CHAIN, soon(0.9 * STALL)) == (12, True)
     assert guarded.breaker.state is BreakerState.CLOSED

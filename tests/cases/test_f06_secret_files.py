@@ -9,15 +9,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from memkv_testbed.certificates import Authority
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.private import SIZE_LIMIT, read_private
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.encryption.keys import load_key_ring
-from memkv_sglang.testing.certificates import Authority
-from memkv_sglang.tiers.minio.credentials_file import read_credentials
-from memkv_sglang.tiers.minio.tls import tls_context
+from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
+from memkv_sglang.tiers.minio.http.tls import tls_context
 
 USER, GROUP, FS_GROUP, STRANGER = 31234, 31235, 31236, 31237
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from memkv_testbed.certificates import Authority
+from memkv_testbed.http_proxy import HttpFault, HttpFaultProxy
+from memkv_testbed.minio_server import MinioServer, free_port
+from memkv_testbed.minio_users import Keys
 
 from memkv_sglang.cli.listing.minio import open_bucket
 from memkv_sglang.cli.main import main
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.certificates import Authority
-from memkv_sglang.testing.http_proxy import HttpFault, HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer, free_port
-from memkv_sglang.testing.minio_users import Keys
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.policy import node_policy
+from memkv_sglang.tiers.minio.admin.policy import node_policy
 from tests.cases.h3_minio import chain_of, load, opened, soon, spill
 
 CHAIN = chain_of(2, "errors")

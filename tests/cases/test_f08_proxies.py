@@ -12,15 +12,15 @@ import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.cli.http import check_server_url, fetch, is_this_machine
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.credentials import StandardChain
+from memkv_sglang.tiers.minio.auth.credentials import StandardChain
 from tests.cases.h8_cli import assert_clean, memkv
 from tests.cli.cli_node import running_agent
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from memkv_testbed.host_pool import HostPool
+from memkv_testbed.minio_server import MinioServer, free_port
+from memkv_testbed.minio_users import Keys
 
 from memkv_sglang.cli.main import main
 from memkv_sglang.cli.scrape import scrape
@@ -14,9 +17,6 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config, MinioConfig
 from memkv_sglang.engine.status import TierStatus
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.host_pool import HostPool
-from memkv_sglang.testing.minio_server import MinioServer, free_port
-from memkv_sglang.testing.minio_users import Keys
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from tests.agent.agent_harness import eventually
 from tests.cases.h7_agents import change, connected, ending_agents, in_log, make_config, server

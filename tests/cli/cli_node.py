@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from memkv_testbed.host_pool import HostPool
+
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import Config
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.host_pool import HostPool
 from memkv_sglang.testing.pages import make_chain, make_namespace
 
 LIMIT = 30.0

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
@@ -14,7 +15,6 @@ from minio.versioningconfig import VersioningConfig
 from memkv_sglang.cli.listing.nvme import NvmeListing
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.page_hash import page_hashes
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from tests.cli.cli_node import LIMIT, PAGE, PAGES, Run, running_agent, spill_chain
 

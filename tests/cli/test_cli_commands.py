@@ -7,14 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.settings import all_settings
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import page_content
-from memkv_sglang.tiers.minio.bucket import Bucket
-from memkv_sglang.tiers.minio.signing import credential_provider
+from memkv_sglang.tiers.minio.admin.bucket import Bucket
+from memkv_sglang.tiers.minio.auth.signing import credential_provider
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.cli.cli_node import LIMIT, PAGE, PAGES, Run, config_of, running_agent, spill_chain, start
 

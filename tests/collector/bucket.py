@@ -11,8 +11,8 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.collector import Collection, Collector
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention.collector import Collection, Collector
 
 LIMIT = 30.0
 PAGE = 4096

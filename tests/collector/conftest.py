@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.minio_users import Keys
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.minio_server import MinioServer
-from memkv_sglang.testing.minio_users import Keys
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.policy import node_policy
+from memkv_sglang.tiers.minio.admin.policy import node_policy
 from tests.collector.bucket import Bucketful
 
 

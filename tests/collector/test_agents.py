@@ -9,7 +9,7 @@ from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.pins import Pin, PinStore
+from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.collector.bucket import LIMIT, PAGE, Bucketful
 from tests.nodes.node import Node, Pool

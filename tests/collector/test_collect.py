@@ -15,11 +15,11 @@ from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_page
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.collector import Lease, LeaseHeldError
-from memkv_sglang.tiers.minio.collector import collect as collecting
-from memkv_sglang.tiers.minio.objects import ObjectNames
-from memkv_sglang.tiers.minio.pins import Pin, PinStore
-from memkv_sglang.tiers.minio.records import Records
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention.collector import Lease, LeaseHeldError
+from memkv_sglang.tiers.minio.retention.collector import collect as collecting
+from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
+from memkv_sglang.tiers.minio.retention.records import Records
 from tests.collector.bucket import (
     LIMIT,
     NAMESPACE,

@@ -6,7 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.minio.collector.order import FirstToLeave, StoredPage, leaving_order
+from memkv_sglang.tiers.minio.retention.collector.order import (
+    FirstToLeave,
+    StoredPage,
+    leaving_order,
+)
 
 PERIOD = 10.0
 Path = tuple[int, ...]

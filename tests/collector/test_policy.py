@@ -11,7 +11,7 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.pages import make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.policy import node_policy
+from memkv_sglang.tiers.minio.admin.policy import node_policy
 from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -1,7 +1,7 @@
 """What a run of the demo takes down when all is well."""
 
-from memkv_sglang.demo.record import Reference, Request, Sources
-from memkv_sglang.demo.scenario import CHANGED_AT, CHANGED_STEP, TENANT, TENANT_STEP
+from memkv_testbed.demo.record import Reference, Request, Sources
+from memkv_testbed.demo.scenario import CHANGED_AT, CHANGED_STEP, TENANT, TENANT_STEP
 
 PAGE = 256
 PROMPT = [5] * 16411

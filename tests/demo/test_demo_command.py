@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from memkv_sglang.demo.needs import DemoError, check_needs
+from memkv_testbed.demo.needs import DemoError, check_needs
 
 needs_sglang = pytest.mark.skipif(
     importlib.util.find_spec("sglang_router") is None,
@@ -42,7 +41,7 @@ def temporary() -> Iterator[Path]:
 
 def start(tmp_path: Path, temporary: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "memkv_sglang.demo", *arguments],
+        [sys.executable, "-m", "memkv_testbed.demo", *arguments],
         cwd=tmp_path,
         env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,

@@ -1,10 +1,10 @@
 import dataclasses
 
 import pytest
+from memkv_testbed.demo.figures import compute_figures, failed, source_of
+from memkv_testbed.demo.record import Reference, Sources, rows
+from memkv_testbed.demo.scenario import CHANGED_STEP, TENANT_STEP
 
-from memkv_sglang.demo.figures import compute_figures, failed, source_of
-from memkv_sglang.demo.record import Reference, Sources, rows
-from memkv_sglang.demo.scenario import CHANGED_STEP, TENANT_STEP
 from tests.demo.demo_run import PAGE, WHOLE, make_request, make_run
 
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from memkv_testbed.demo.figures import compute_figures, samples
+from memkv_testbed.demo.picture import draw
+from memkv_testbed.demo.report import write_json
+from memkv_testbed.demo.table import make_table
 from rich.console import Console
 
-from memkv_sglang.demo.figures import compute_figures, samples
-from memkv_sglang.demo.picture import draw
-from memkv_sglang.demo.report import write_json
-from memkv_sglang.demo.table import make_table
 from tests.demo.demo_run import PAGE, make_run
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -2,8 +2,7 @@ from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from memkv_sglang.demo.prompts import (
+from memkv_testbed.demo.prompts import (
     CONTEXT_TOKENS,
     FOLLOW_UP_TOKENS,
     History,

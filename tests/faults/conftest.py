@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-
-from memkv_sglang.testing.faults.cluster import Cluster
-from memkv_sglang.testing.faults.rounds import Rounds
+from memkv_testbed.faults.cluster import Cluster
+from memkv_testbed.faults.rounds import Rounds
 
 
 @pytest.fixture(scope="package")

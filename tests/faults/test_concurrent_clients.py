@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from memkv_testbed.chain_memory import ChainMemory
+from memkv_testbed.faults.cluster import NAMESPACE, PAGE_BYTES
+from memkv_testbed.faults.node import Node
+from memkv_testbed.faults.rounds import Rounds
 
 from memkv_sglang.page import Chain, PageKey
-from memkv_sglang.testing.chain_memory import ChainMemory
-from memkv_sglang.testing.faults.cluster import NAMESPACE, PAGE_BYTES
-from memkv_sglang.testing.faults.node import Node
-from memkv_sglang.testing.faults.rounds import Rounds
 from memkv_sglang.testing.pages import make_hashes
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 

@@ -1,12 +1,11 @@
 """Every fault once: nothing wrong, nothing acknowledged lost, nothing hung, hits afterwards."""
 
 import pytest
-
-from memkv_sglang.testing.faults.base import BUDGETS, Outcome
-from memkv_sglang.testing.faults.cluster import ENGINE
-from memkv_sglang.testing.faults.growth import Growth
-from memkv_sglang.testing.faults.registry import FAULTS
-from memkv_sglang.testing.faults.rounds import Rounds
+from memkv_testbed.faults.base import BUDGETS, Outcome
+from memkv_testbed.faults.cluster import ENGINE
+from memkv_testbed.faults.growth import Growth
+from memkv_testbed.faults.registry import FAULTS
+from memkv_testbed.faults.rounds import Rounds
 
 OPENS = {
     "minio: stopped",

@@ -1,8 +1,7 @@
 """Damaged bytes from outside: refused or read right. `python -m benchmarks fuzz` tries millions."""
 
 import pytest
-
-from memkv_sglang.testing.fuzz import TARGETS, Target, fuzz
+from memkv_testbed.fuzz import TARGETS, Target, fuzz
 
 INPUTS = 20_000
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-
-from memkv_sglang.testing.faults.cluster import ENGINE, Cluster
-from memkv_sglang.testing.faults.load import BACKLOG, BATCH, CAPACITY, put_under_load
+from memkv_testbed.faults.cluster import ENGINE, Cluster
+from memkv_testbed.faults.load import BACKLOG, BATCH, CAPACITY, put_under_load
 
 CLIENTS = 64
 SECONDS = 10.0

@@ -5,12 +5,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from memkv_testbed.faults.node import wait_until
+from memkv_testbed.minio_drives import DrivesServer, TwoServers
+from memkv_testbed.minio_server import MinioServer
+
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.faults.node import wait_until
-from memkv_sglang.testing.minio_drives import DrivesServer, TwoServers
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
@@ -31,7 +32,7 @@ def opened(endpoint: str, keys: MinioServer) -> Iterator[MinioTier]:
         bucket=f"test-{uuid.uuid4().hex}",
         access_key=keys.access_key,
         secret_key=keys.secret_key,
-        missing_ttl=0.0,
+        negative_ttl=0.0,
         stall_timeout=1.0,
     )
     tier = MinioTier(config)

@@ -5,12 +5,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from memkv_testbed.host_pool import HostPool
+from memkv_testbed.processes import ending
+
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import MIB, AgentConfig, Config, MinioConfig, NvmeConfig
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
-from memkv_sglang.testing.host_pool import HostPool
-from memkv_sglang.testing.processes import ending
 from memkv_sglang.tiers.base import SpillResult
 
 CALL_PAGES = 128

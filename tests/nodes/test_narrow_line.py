@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 
 import msgspec
+from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.tcp_proxy import TcpProxy
 
 from memkv_sglang.config.schema import KIB, MinioConfig
 from memkv_sglang.engine.recompute import Recompute
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.testing.tcp_proxy import TcpProxy
 from memkv_sglang.tiers.base import LoadResult
 from tests.nodes.node import LIMIT, Node, Pool
 

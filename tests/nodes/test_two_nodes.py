@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import KIB, MIB, MinioConfig
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Chain
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_hashes, make_namespace
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 from tests.nodes.node import LIMIT, Node, Pool

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memkv_testbed.processes import ending, stalled
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheStorageExtraInfo
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
-from memkv_sglang.plugin import clearing, events, host_memory, observers, running
+from memkv_sglang.plugin import clearing, events, host_memory, observers
+from memkv_sglang.plugin import state as running
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
 from memkv_sglang.testing.pages import make_hashes
-from memkv_sglang.testing.processes import ending, stalled
 from tests.plugin import host_pools
 
 MODEL = ModelIdentity("model", "", {})

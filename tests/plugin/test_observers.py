@@ -5,7 +5,8 @@ import sys
 
 SCRIPT = """
 from sglang.srt.plugins.hook_registry import HookRegistry
-from memkv_sglang.plugin import observers, running
+from memkv_sglang.plugin import observers
+from memkv_sglang.plugin import state as running
 import pkgutil
 observers.install()
 first = [pkgutil.resolve_name(target) for target, _ in observers.OBSERVERS]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from memkv_sglang.plugin import lora, running
+from memkv_sglang.plugin import lora
+from memkv_sglang.plugin import state as running
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ pytest.importorskip("torch", reason="needs an environment with SGLang 0.5.23")
 
 import torch.distributed as dist
 
-from memkv_sglang.plugin import running, weights
+from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import weights
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.namespaces import ModelIdentity
 

@@ -2,9 +2,10 @@
 
 import time
 
+from memkv_testbed.minio_server import MinioServer
+
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.plugin import clearing
-from memkv_sglang.testing.minio_server import MinioServer
 from tests.plugin import host_pools
 from tests.plugin.attached import after, eventually, keys, store
 from tests.plugin.conftest import MakeNode

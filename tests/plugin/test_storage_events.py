@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import hash_str_to_int64
 
@@ -13,7 +14,6 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain
 from memkv_sglang.plugin import events
 from memkv_sglang.plugin.storage import MemKVStorage
-from memkv_sglang.testing.minio_server import MinioServer
 from tests.plugin import host_pools
 from tests.plugin.attached import eventually, keys, store
 from tests.plugin.conftest import MakeNode

@@ -12,7 +12,8 @@ import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolTransfer
 
 import memkv_sglang
-from memkv_sglang.plugin import attachment, running
+from memkv_sglang.plugin import attachment
+from memkv_sglang.plugin import state as running
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.storage import MemKVStorage

@@ -18,11 +18,11 @@ import pytest
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
 import zmq
+from memkv_testbed.minio_server import MinioServer
 from sglang.srt.disaggregation.kv_events import BlockStored, KVEventBatch
 from sglang_cpu_platform import tiny_model
 from sglang_cpu_platform.server import CpuServer, free_port
 
-from memkv_sglang.testing.minio_server import MinioServer
 from tests.plugin.attached import Node, eventually
 from tests.serving.node import PAGE, THRESHOLD, prompt, reusable
 

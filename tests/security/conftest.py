@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from memkv_testbed.certificates import Authority
 
-from memkv_sglang.testing.certificates import Authority
 from tests.tiers.minio.conftest import OpenTier, admin, open_tier
 
 __all__ = ["OpenTier", "admin", "open_tier"]

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from memkv_testbed.certificates import Authority, Certificate
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.certificates import Authority, Certificate
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.control_http import ControlHttp
-from memkv_sglang.tiers.minio.credentials import CertificateLogin
-from memkv_sglang.tiers.minio.policy import node_policy
+from memkv_sglang.tiers.minio.admin.policy import node_policy
+from memkv_sglang.tiers.minio.auth.credentials import CertificateLogin
+from memkv_sglang.tiers.minio.http.control import ControlHttp
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 

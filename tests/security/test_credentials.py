@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from minio.credentials import Credentials  # type: ignore[attr-defined]  # missing from its __all__
 from minio.credentials.providers import AssumeRoleProvider, StaticProvider
 from minio.minioadmin import MinioAdmin
@@ -21,11 +22,11 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, TierError
-from memkv_sglang.tiers.minio import MinioTier, credentials, credentials_file, signing
-from memkv_sglang.tiers.minio.signing import Signer
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.auth import credentials, credentials_file, signing
+from memkv_sglang.tiers.minio.auth.signing import Signer
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 NAMESPACE = make_namespace()
@@ -77,7 +78,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(minio_config: MinioConfig, file: Path) -> MinioConfig:
     return msgspec.structs.replace(
-        minio_config, access_key="", secret_key="", credentials_file=str(file), missing_ttl=0
+        minio_config, access_key="", secret_key="", credentials_file=str(file), negative_ttl=0
     )
 
 

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
+from memkv_testbed.certificates import Authority
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.certificates import Authority
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 NAMESPACE = make_namespace()

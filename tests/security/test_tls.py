@@ -7,19 +7,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from memkv_testbed.certificates import Authority, Certificate
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.certificates import Authority, Certificate
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.endpoints import parse_endpoints
-from memkv_sglang.tiers.minio.errors import ConnectError
-from memkv_sglang.tiers.minio.pool import ConnectionPool
-from memkv_sglang.tiers.minio.tls import tls_context
+from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.http.errors import ConnectError
+from memkv_sglang.tiers.minio.http.pool import ConnectionPool
+from memkv_sglang.tiers.minio.http.tls import tls_context
 from tests.security.tls_terminator import TlsTerminator
 
 OpenTier = Callable[[MinioConfig], MinioTier]

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from memkv_sglang.testing.certificates import Certificate
+from memkv_testbed.certificates import Certificate
 
 CHUNK = 64 << 10
 

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
+from memkv_testbed.minio_server import MinioServer
 from sglang_cpu_platform import tiny_model
 from sglang_cpu_platform.server import CpuServer
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.minio_server import MinioServer
 from tests.patching.patched_copy import environment_of, make_patched_copy, sglang_under_test
 from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, start_all
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from memkv_testbed.processes import ending, stalled
 from sglang_cpu_platform.client import Answer, Client
 from sglang_cpu_platform.server import CpuServer
 
@@ -19,7 +20,6 @@ from memkv_sglang.cli.scrape import scrape
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
-from memkv_sglang.testing.processes import ending, stalled
 from tests.patching.patched_copy import sglang_under_test
 
 PAGE = 64

@@ -1,8 +1,8 @@
 """Whatever fails below the server: every request is answered, with the same text."""
 
 import pytest
+from memkv_testbed.minio_server import MinioServer
 
-from memkv_sglang.testing.minio_server import MinioServer
 from tests.serving.conftest import Cluster
 from tests.serving.node import (
     THRESHOLD,

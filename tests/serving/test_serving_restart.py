@@ -2,7 +2,8 @@
 
 import shutil
 
-from memkv_sglang.testing.minio_server import MinioServer
+from memkv_testbed.minio_server import MinioServer
+
 from tests.serving.conftest import Cluster, Models
 from tests.serving.node import from_storage, prompt, reusable, start_all
 

@@ -16,7 +16,7 @@ from memkv_sglang.tiers.base import TierError
 if TYPE_CHECKING:
     from minio.credentials.providers import Provider
 
-    from memkv_sglang.tiers.minio.bucket import Bucket
+    from memkv_sglang.tiers.minio.admin.bucket import Bucket
 
 CHAIN_LIMIT = 10.0
 """Seconds for the credential chain, whose last link asks a server that may not be there."""
@@ -31,7 +31,7 @@ def check_bucket(config: MinioConfig) -> Iterator[Finding]:
     if not config.endpoint:
         return
     from memkv_sglang.cli.listing.minio import open_bucket
-    from memkv_sglang.tiers.minio.signing import credential_provider
+    from memkv_sglang.tiers.minio.auth.signing import credential_provider
 
     provider = credential_provider(config)
     finding = _credentials(config, provider)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from memkv_sglang.cli.checks.finding import Finding
-from memkv_sglang.tiers.minio.bulk.reader import WHY_NOT
+from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
 
 
 def check_compiled() -> Iterator[Finding]:

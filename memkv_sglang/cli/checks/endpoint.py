@@ -11,10 +11,10 @@ from memkv_sglang.cli.output import human_time
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.errors import ProtocolError
-from memkv_sglang.tiers.minio.explain import BODY_LIMIT, misdirected, unreachable
-from memkv_sglang.tiers.minio.times import SKEW_LIMIT, parse_date
-from memkv_sglang.tiers.minio.tls import tls_context
+from memkv_sglang.tiers.minio.http.errors import ProtocolError
+from memkv_sglang.tiers.minio.http.explain import BODY_LIMIT, misdirected, unreachable
+from memkv_sglang.tiers.minio.http.times import SKEW_LIMIT, parse_date
+from memkv_sglang.tiers.minio.http.tls import tls_context
 
 ANSWER_LIMIT = 5.0
 """Seconds for a server to answer."""

@@ -9,9 +9,9 @@ from memkv_sglang.config.schema import MinioConfig
 
 def check_files(config: MinioConfig) -> Iterator[Finding]:
     """Read each file that the MinIO tier would read. Shows no content."""
-    from memkv_sglang.tiers.minio.credentials_file import read_credentials
+    from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
     from memkv_sglang.tiers.minio.forms import page_form
-    from memkv_sglang.tiers.minio.tls import tls_context
+    from memkv_sglang.tiers.minio.http.tls import tls_context
 
     checks: tuple[tuple[str, str, Callable[[], object]], ...] = (
         ("certificate", config.cert_file, lambda: tls_context(config)),

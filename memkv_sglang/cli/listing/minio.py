@@ -13,10 +13,10 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
 
 if TYPE_CHECKING:
-    from memkv_sglang.tiers.minio.bucket import Bucket
+    from memkv_sglang.tiers.minio.admin.bucket import Bucket
 
 
 @contextmanager
@@ -71,8 +71,8 @@ class MinioListing:
 
 def open_bucket(config: MinioConfig) -> "Bucket":
     """Return the bucket's control path. Imports minio-py, which is slow."""
-    from memkv_sglang.tiers.minio.bucket import Bucket
-    from memkv_sglang.tiers.minio.signing import credential_provider
-    from memkv_sglang.tiers.minio.tls import tls_context
+    from memkv_sglang.tiers.minio.admin.bucket import Bucket
+    from memkv_sglang.tiers.minio.auth.signing import credential_provider
+    from memkv_sglang.tiers.minio.http.tls import tls_context
 
     return Bucket(config, credential_provider(config), tls_context(config))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.eviction.ghosts import Ghosts
+from memkv_sglang.tiers.eviction.ghost_list import GhostList
+from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, VALUATIONS
 from memkv_sglang.tiers.eviction.shadow import Shadow
-from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS
 
 NO_ENTRY = 0xFFFF_FFFF
 """In place of an entry: nothing."""
@@ -55,7 +55,7 @@ class EvictionOrder:
         self._uses = bytearray()
         """Repeated uses, by entry."""
         self._bonuses = VALUATIONS[0].bonuses(0)
-        self._ghosts = Ghosts(0)
+        self._ghosts = GhostList(0)
         self._shadow = Shadow()
         self._learned_for = 0
         self._heard: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_CALLS_KEPT)
@@ -213,7 +213,7 @@ class EvictionOrder:
             self._learned_for = pages
             self._shadow.resize(pages)
         if len(self._ghosts) < _GHOSTS * pages // 2:
-            self._ghosts = Ghosts(_GHOSTS * pages)
+            self._ghosts = GhostList(_GHOSTS * pages)
         before = self._shadow.best
         while self._heard:
             namespace, hashes = self._heard.popleft()

@@ -10,7 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS, Valuation
+from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, VALUATIONS, ReusePolicy
 
 SAMPLE_PAGES = 4096
 """Pages that each simulated cache holds at most."""
@@ -24,7 +24,7 @@ _LARGEST_WEIGHT = 1e100
 class Shadow:
     """Simulated caches side by side. Not thread-safe."""
 
-    def __init__(self, valuations: tuple[Valuation, ...] = VALUATIONS) -> None:
+    def __init__(self, valuations: tuple[ReusePolicy, ...] = VALUATIONS) -> None:
         """Begin empty, and without a bound: until `resize` nothing has to leave."""
         self.mask = 0
         """Pages take part whose fingerprint has none of these bits."""
@@ -53,7 +53,7 @@ class Shadow:
         while len(self._history) > HISTORY * SAMPLE_PAGES:
             self._thin()
 
-    def choose(self) -> Valuation:
+    def choose(self) -> ReusePolicy:
         """Return the valuation that has proved best; on a tie the one that was best before."""
         leader = max(self.caches, key=lambda cache: cache.hits)
         if leader.hits > self.best.hits:
@@ -85,7 +85,7 @@ class Shadow:
 class _Cache:
     """A simulated cache under one valuation."""
 
-    def __init__(self, valuation: Valuation) -> None:
+    def __init__(self, valuation: ReusePolicy) -> None:
         self.valuation = valuation
         self.hits = 0.0
         """Weighted."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.errors import UnreadableError
-from memkv_sglang.tiers.minio.wire import ResponseHead
+from memkv_sglang.tiers.minio.http.errors import UnreadableError
+from memkv_sglang.tiers.minio.http.framing import ResponseHead
 
 if TYPE_CHECKING:
     from memkv_sglang.encryption.keys import KeyRing

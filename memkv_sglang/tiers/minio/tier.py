@@ -23,34 +23,34 @@ from memkv_sglang.tiers.base import (
     TierError,
     TierUsage,
 )
-from memkv_sglang.tiers.minio.batch import Guard, Movers
-from memkv_sglang.tiers.minio.bucket import REMOVED_AT_ONCE, Bucket
-from memkv_sglang.tiers.minio.bulk.reader import BulkReader
-from memkv_sglang.tiers.minio.client import ObjectClient
-from memkv_sglang.tiers.minio.collector import Collector, Lease
-from memkv_sglang.tiers.minio.collector.worker import CollectorWorker
-from memkv_sglang.tiers.minio.credentials_file import read_credentials
-from memkv_sglang.tiers.minio.endpoints import parse_endpoints
-from memkv_sglang.tiers.minio.errors import OutOfTimeError, StatusError, TransferError
+from memkv_sglang.tiers.minio.admin.bucket import REMOVED_AT_ONCE, Bucket
+from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
+from memkv_sglang.tiers.minio.auth.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.forms import page_form
-from memkv_sglang.tiers.minio.knowledge import Knowledge
-from memkv_sglang.tiers.minio.noted import NotedPages
-from memkv_sglang.tiers.minio.objects import ObjectNames, is_ours, server_side_encryption
-from memkv_sglang.tiers.minio.opening import Opening
-from memkv_sglang.tiers.minio.pins import KeptPages, PinStore
-from memkv_sglang.tiers.minio.pool import ConnectionPool
-from memkv_sglang.tiers.minio.records import Records
-from memkv_sglang.tiers.minio.search import best_width, longest_prefix
-from memkv_sglang.tiers.minio.signing import Signer, credential_provider
-from memkv_sglang.tiers.minio.telemetry import (
+from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, StatusError, TransferError
+from memkv_sglang.tiers.minio.http.opening import Opening
+from memkv_sglang.tiers.minio.http.pool import ConnectionPool
+from memkv_sglang.tiers.minio.http.times import ServerClock
+from memkv_sglang.tiers.minio.http.tls import tls_context
+from memkv_sglang.tiers.minio.names import ObjectNames, is_ours, server_side_encryption
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkReader
+from memkv_sglang.tiers.minio.objects.client import ObjectClient
+from memkv_sglang.tiers.minio.objects.telemetry import (
     LOAD_FAILED,
     LOOKUP_FAILED,
     SPILL_FAILED,
     Telemetry,
 )
-from memkv_sglang.tiers.minio.times import ServerClock
-from memkv_sglang.tiers.minio.tls import tls_context
-from memkv_sglang.tiers.minio.touch import DELAY, Toucher
+from memkv_sglang.tiers.minio.presence_cache import PresenceCache
+from memkv_sglang.tiers.minio.retention.access_time_updater import DELAY, AccessTimeUpdater
+from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
+from memkv_sglang.tiers.minio.retention.collector import Collector, Lease
+from memkv_sglang.tiers.minio.retention.collector.worker import CollectorWorker
+from memkv_sglang.tiers.minio.retention.pins import KeptPages, PinStore
+from memkv_sglang.tiers.minio.retention.records import Records
+from memkv_sglang.tiers.minio.search import best_width, longest_prefix
+from memkv_sglang.tiers.minio.transfer_pool import Guard, TransferPool
 from memkv_sglang.tiers.minio.transfers import PageTransfers
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class MinioTier(Tier):
         if config.credentials_file:
             read_credentials(config.credentials_file)  # to say now what is wrong with it
         self._names = ObjectNames(config.prefix)
-        self._knowledge = Knowledge(config.known_pages, config.missing_ttl)
+        self._knowledge = PresenceCache(config.presence_cache_pages, config.negative_ttl)
         self.telemetry = Telemetry()
-        self._movers = Movers(config.connections)
+        self._movers = TransferPool(config.connections)
         self._pool = ConnectionPool(
             endpoints,
             context=self._context,
@@ -132,8 +132,8 @@ class MinioTier(Tier):
         self._bulk = BulkReader(self._pool, connections=config.connections)
         self._limit: int | None = None
         self._clock = ServerClock()
-        self._noted: NotedPages | None = None
-        self._toucher: Toucher | None = None
+        self._noted: AccessTimeCache | None = None
+        self._toucher: AccessTimeUpdater | None = None
         self._collector: CollectorWorker | None = None
         self._pins: PinStore | None = None
         self._opening = Opening(self._open, lambda opened: opened.bucket.close())
@@ -249,7 +249,7 @@ class MinioTier(Tier):
     def touch(self, chain: Chain) -> None:
         """There is nothing to do: see `note_use`."""
 
-    def doubt(self, keys: Sequence[PageKey]) -> None:
+    def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Forget that they were seen."""
         self._knowledge.discard(*keys)
 
@@ -326,8 +326,8 @@ class MinioTier(Tier):
         """
         if self._read_only:
             return
-        self._noted = NotedPages(config.use_period, self._clock)
-        self._toucher = Toucher(
+        self._noted = AccessTimeCache(config.use_period, self._clock)
+        self._toucher = AccessTimeUpdater(
             lambda: self._opened(time.monotonic() + OPENING_TIME).control,
             self._config.bucket,
             self._names,

@@ -9,32 +9,32 @@ from urllib.parse import quote
 
 from memkv_sglang.page import ChangedPageError, Page, PageKey, page_checksum, scatter
 from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult
-from memkv_sglang.tiers.minio.batch import Guard
-from memkv_sglang.tiers.minio.bulk.base import Response
-from memkv_sglang.tiers.minio.bulk.reader import BulkAnswer
-from memkv_sglang.tiers.minio.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
-from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.errors import (
+from memkv_sglang.tiers.minio.forms import PageForm
+from memkv_sglang.tiers.minio.http.connection import Connection
+from memkv_sglang.tiers.minio.http.errors import (
     ProtocolError,
     StatusError,
     TransferError,
     UnreadableError,
 )
-from memkv_sglang.tiers.minio.explain import unusable_answer
-from memkv_sglang.tiers.minio.forms import PageForm
-from memkv_sglang.tiers.minio.knowledge import Knowledge
-from memkv_sglang.tiers.minio.noted import NotedPages
-from memkv_sglang.tiers.minio.objects import (
+from memkv_sglang.tiers.minio.http.explain import unusable_answer
+from memkv_sglang.tiers.minio.http.framing import ResponseHead, framed_head, parse_head
+from memkv_sglang.tiers.minio.names import (
     ObjectNames,
     checksum_matches,
+    fast_match,
     is_foreign,
     is_stored,
     metadata_mismatch,
     page_fields,
-    plainly_matches,
 )
-from memkv_sglang.tiers.minio.telemetry import LOAD_FAILED, SPILL_FAILED, Telemetry
-from memkv_sglang.tiers.minio.wire import ResponseHead, framed_head, parse_head
+from memkv_sglang.tiers.minio.objects.bulk import Response
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer
+from memkv_sglang.tiers.minio.objects.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
+from memkv_sglang.tiers.minio.objects.telemetry import LOAD_FAILED, SPILL_FAILED, Telemetry
+from memkv_sglang.tiers.minio.presence_cache import PresenceCache
+from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
+from memkv_sglang.tiers.minio.transfer_pool import Guard
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
 """Answers to the copy of an object that is not, or no longer, the one that was read."""
@@ -79,14 +79,14 @@ class PageTransfers(NamedTuple):
     """`BulkReader.read` with a signer."""
     bucket: str
     names: ObjectNames
-    knowledge: Knowledge
+    knowledge: PresenceCache
     telemetry: Telemetry
     form: PageForm
     storage_fields: Mapping[str, str]
     """Header fields that tell the server how to keep what it is given."""
     on_bucket_lost: Callable[[], None]
     read_only: bool = False
-    noted: Callable[[], NotedPages | None] = lambda: None
+    noted: Callable[[], AccessTimeCache | None] = lambda: None
     """Who is told when the pages' objects were written last, if anybody."""
 
     def fetch_all(self, pages: Sequence[Page], deadline: float) -> FetchedPages:
@@ -114,7 +114,7 @@ class PageTransfers(NamedTuple):
 
     def _judge(self, page: Page, response: Response) -> _Fault | None:
         head = framed_head(response.head, page.length)
-        if plainly_matches(head, page, response.checksum):
+        if fast_match(head, page, response.checksum):
             self._take_note(page, head)
             return None
         head = parse_head(response.head)

@@ -5,7 +5,7 @@ import threading
 
 from memkv_sglang.tiers.nvme.catalog import Catalog, CompactionGivenUpError
 from memkv_sglang.tiers.nvme.faults import WriteGate
-from memkv_sglang.tiers.nvme.room import Room
+from memkv_sglang.tiers.nvme.space_reclaimer import SpaceReclaimer
 
 _GROWTH = 4
 """A journal is compacted when it is so many times as long as its snapshot would be."""
@@ -22,7 +22,7 @@ class Housekeeper:
     def __init__(
         self,
         catalog: Catalog,
-        room: Room,
+        room: SpaceReclaimer,
         gate: WriteGate,
         *,
         smallest_journal: int,

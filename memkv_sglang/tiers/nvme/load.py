@@ -7,7 +7,7 @@ from memkv_sglang.tiers.base import Fetched, LoadResult
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
 from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
-from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.quarantine import Quarantine
 from memkv_sglang.tiers.nvme.segment import Place
@@ -23,7 +23,7 @@ class Loader:
     def __init__(
         self,
         catalog: Catalog,
-        movers: Movers,
+        movers: IoExecutor,
         quarantine: Quarantine,
         gate: WriteGate,
         faults: FaultLog,

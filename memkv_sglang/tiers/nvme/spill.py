@@ -7,18 +7,20 @@ from memkv_sglang.page import ChangedPageError, Page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
-from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
 from memkv_sglang.tiers.nvme.faults import WriteGate
 from memkv_sglang.tiers.nvme.footer import slot_size_of
-from memkv_sglang.tiers.nvme.room import Room
 from memkv_sglang.tiers.nvme.segment import Place
+from memkv_sglang.tiers.nvme.space_reclaimer import SpaceReclaimer
 from memkv_sglang.tiers.nvme.transfer import Run, into_runs, write_run
 
 
 class Spiller:
     """Stores pages. See `spill`."""
 
-    def __init__(self, catalog: Catalog, room: Room, movers: Movers, gate: WriteGate) -> None:
+    def __init__(
+        self, catalog: Catalog, room: SpaceReclaimer, movers: IoExecutor, gate: WriteGate
+    ) -> None:
         """Write with `movers` while `gate` is open."""
         self._catalog = catalog
         self._room = room

@@ -23,7 +23,7 @@ from memkv_sglang.tiers.nvme.calls import CallsInFlight
 from memkv_sglang.tiers.nvme.catalog import Catalog, CompactionGivenUpError
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
 from memkv_sglang.tiers.nvme.directory import Directory
-from memkv_sglang.tiers.nvme.disk.movers import Movers
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor
 from memkv_sglang.tiers.nvme.errors import broken
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.housekeeping import Housekeeper
@@ -31,8 +31,8 @@ from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
 from memkv_sglang.tiers.nvme.quarantine import Quarantine
 from memkv_sglang.tiers.nvme.recovery import recover
-from memkv_sglang.tiers.nvme.room import Room
 from memkv_sglang.tiers.nvme.segments import Segments
+from memkv_sglang.tiers.nvme.space_reclaimer import SpaceReclaimer
 from memkv_sglang.tiers.nvme.spill import Spiller
 from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 
@@ -75,7 +75,9 @@ class NvmeTier(Tier):
         faults = FaultLog()
         self._gate = WriteGate(faults, self._directory.displacement)
         self._catalog = Catalog(self._segments)
-        self._room = Room(self._catalog, config.high_watermark, config.low_watermark, faults)
+        self._room = SpaceReclaimer(
+            self._catalog, config.high_watermark, config.low_watermark, faults
+        )
         budget = divide(config.capacity)
         self._descriptions = Descriptions(
             self._directory.namespaces, budget.descriptions, self._catalog.index.namespaces
@@ -92,7 +94,9 @@ class NvmeTier(Tier):
             raise broken(self._directory.path, error) from error
         if maintain:
             self._tidy(quarantine)
-        self._movers = Movers(config.queue_depth, config.requests, direct=self._directory.direct_io)
+        self._movers = IoExecutor(
+            config.queue_depth, config.io_engine, direct=self._directory.direct_io
+        )
         self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
         self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)
         self._verifier = Verifier(self._catalog, self._movers, self._loader, self._descriptions)
@@ -165,7 +169,7 @@ class NvmeTier(Tier):
         """Walk the index; waits for nothing."""
         self._catalog.order.touch(self._catalog.walk(chain))
 
-    def doubt(self, keys: Sequence[PageKey]) -> None:
+    def invalidate(self, keys: Sequence[PageKey]) -> None:
         """There is nothing to do: the index knows."""
 
     def remove(self, keys: Sequence[PageKey]) -> int:

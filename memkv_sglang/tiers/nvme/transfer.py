@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from memkv_sglang.page import Page, PageKey, gather, page_checksum, scatter, spill_checksum
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
-from memkv_sglang.tiers.nvme.disk.movers import Move
+from memkv_sglang.tiers.nvme.disk.io_executor import Move
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
 from memkv_sglang.tiers.nvme.segment import Place, Segment

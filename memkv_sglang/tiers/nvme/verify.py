@@ -7,7 +7,7 @@ from typing import NamedTuple
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
-from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
@@ -61,7 +61,7 @@ class Verifier:
     """Reads everything. See `verify`."""
 
     def __init__(
-        self, catalog: Catalog, movers: Movers, loader: Loader, descriptions: Descriptions
+        self, catalog: Catalog, movers: IoExecutor, loader: Loader, descriptions: Descriptions
     ) -> None:
         """Read with `movers`; `loader` sets bad pages aside as it does on a load."""
         self._catalog = catalog

@@ -36,9 +36,9 @@ class WrapperTier(Tier):
         """Hand on."""
         self.inner.touch(chain)
 
-    def doubt(self, keys: Sequence[PageKey]) -> None:
+    def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Hand on."""
-        self.inner.doubt(keys)
+        self.inner.invalidate(keys)
 
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Hand on."""

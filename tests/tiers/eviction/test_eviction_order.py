@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.eviction.ghosts import Ghosts
+from memkv_sglang.tiers.eviction.ghost_list import GhostList
 from memkv_sglang.tiers.eviction.order import EvictionOrder
+from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, VALUATIONS, ReusePolicy
 from memkv_sglang.tiers.eviction.shadow import SAMPLE_PAGES, Shadow
-from memkv_sglang.tiers.eviction.valuation import MOST_USES, VALUATIONS, Valuation
 
 NAMESPACE = make_namespace()
 
@@ -42,7 +42,7 @@ def test_leaf_goes_first_and_a_use_makes_young() -> None:
 
 
 @pytest.mark.parametrize("valuation", VALUATIONS, ids=lambda valuation: valuation.name)
-def test_chain_that_came_in_parts_leaves_leaf_first(valuation: Valuation) -> None:
+def test_chain_that_came_in_parts_leaves_leaf_first(valuation: ReusePolicy) -> None:
     """Though its end was there before, and was used then."""
     order = EvictionOrder()
     chain = make_chain(NAMESPACE, 6)
@@ -54,7 +54,7 @@ def test_chain_that_came_in_parts_leaves_leaf_first(valuation: Valuation) -> Non
 
 
 @pytest.mark.parametrize("valuation", VALUATIONS, ids=lambda valuation: valuation.name)
-def test_more_uses_are_never_worth_less(valuation: Valuation) -> None:
+def test_more_uses_are_never_worth_less(valuation: ReusePolicy) -> None:
     bonuses = valuation.bonuses(1000)
     assert len(bonuses) == MOST_USES + 1
     assert bonuses == sorted(bonuses)
@@ -133,7 +133,7 @@ def test_page_that_is_back_counts_its_earlier_uses_and_so_do_those_before_it() -
 
 
 def test_ghosts_remember_as_many_pages_as_they_have_room_for() -> None:
-    ghosts = Ghosts(800)
+    ghosts = GhostList(800)
     rng = random.Random(1)
     numbers = [rng.getrandbits(64) for _ in range(400)]
     for uses, number in enumerate(numbers):

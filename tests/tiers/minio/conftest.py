@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from memkv_testbed.http_proxy import HttpFaultProxy
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.http_proxy import HttpFaultProxy
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.tiers.minio import MinioTier
 
 OpenTier = Callable[[MinioConfig], MinioTier]

@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from memkv_testbed.certificates import Authority
+from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.testing.certificates import Authority
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.endpoints import parse_endpoints
-from memkv_sglang.tiers.minio.errors import ConnectError
-from memkv_sglang.tiers.minio.pool import ConnectionPool
+from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.http.errors import ConnectError
+from memkv_sglang.tiers.minio.http.pool import ConnectionPool
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 LENGTHS = (300_000, 300_000)

@@ -5,11 +5,11 @@ from io import BytesIO
 
 import msgspec
 import pytest
+from memkv_testbed.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier

@@ -9,20 +9,20 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from memkv_testbed.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from minio import Minio
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.testing.conformance import LENGTHS, soon, spill
-from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.bulk import reader
-from memkv_sglang.tiers.minio.bulk.requests import Requests
-from memkv_sglang.tiers.minio.endpoints import parse_endpoints
-from memkv_sglang.tiers.minio.signing import Signer, credential_provider
+from memkv_sglang.tiers.minio.auth.signing import Signer, credential_provider
+from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.objects import bulk_reader as reader
+from memkv_sglang.tiers.minio.objects.bulk_requests import Requests
 
 KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
 
@@ -63,7 +63,7 @@ def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, low
 def test_installation_without_a_compiled_loop(
     tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memkv_sglang.tiers.minio.bulk.reader.WHY_NOT", "no compiler")
+    monkeypatch.setattr("memkv_sglang.tiers.minio.objects.bulk_reader.WHY_NOT", "no compiler")
     before = proxy.requests
     assert set(load(tier, soon())) == {LoadResult.LOADED}
     assert proxy.requests == before + len(KEYS)
@@ -167,7 +167,7 @@ def test_xxhash_that_cannot_be_called_is_a_reason(damage: str) -> None:
     program = f"""
 from xxhash import _xxhash
 {damage}
-from memkv_sglang.tiers.minio.bulk.reader import WHY_NOT
+from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
 assert "the xxhash package" in WHY_NOT, WHY_NOT
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,7 +9,7 @@ from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import TierConformance
 from memkv_sglang.tiers.base import Tier
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
 
 METADATA = "x-amz-meta-"
 

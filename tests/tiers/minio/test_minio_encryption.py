@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from hypothesis import settings
+from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 from minio.commonconfig import CopySource
 
@@ -21,13 +22,12 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.encryption.keys import KeyRing
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.minio_server import MinioServer
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page, page_content
 from memkv_sglang.testing.state_machine import TierMachine
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.forms import SealedForm
-from memkv_sglang.tiers.minio.objects import ObjectNames
+from memkv_sglang.tiers.minio.names import ObjectNames
 from tests.tiers.minio import test_minio_conformance
 
 OpenTier = Callable[[MinioConfig], MinioTier]
@@ -50,7 +50,7 @@ def sealing(minio_config: MinioConfig, tmp_path: Path) -> MinioConfig:
     return msgspec.structs.replace(
         minio_config,
         encryption_key_file=write_keys(tmp_path / "keys.toml", "old", [("old", OLD)]),
-        missing_ttl=0,
+        negative_ttl=0,
     )
 
 
@@ -239,7 +239,7 @@ class EncryptedMachine(TierMachine):
                 access_key=self.server.access_key,
                 secret_key=self.server.secret_key,
                 encryption_key_file=write_keys(file, self.keys[-1][0], self.keys),
-                missing_ttl=0,
+                negative_ttl=0,
             )
         )
 

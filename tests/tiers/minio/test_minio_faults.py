@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
+from memkv_testbed.minio_server import MinioServer, free_port
+from memkv_testbed.tcp_proxy import Fault, TcpProxy
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.testing.minio_server import MinioServer, free_port
 from memkv_sglang.testing.pages import (
     holds_content,
     make_chain,
@@ -16,7 +17,6 @@ from memkv_sglang.testing.pages import (
     make_namespace,
     make_page,
 )
-from memkv_sglang.testing.tcp_proxy import Fault, TcpProxy
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 
@@ -88,7 +88,7 @@ def tier(
     """A tier behind the proxy that holds the chain, with connections that were used before."""
     tier = open_tier(
         msgspec.structs.replace(
-            minio_config, endpoint=proxy.url, connections=3, stall_timeout=0.25, missing_ttl=0.0
+            minio_config, endpoint=proxy.url, connections=3, stall_timeout=0.25, negative_ttl=0.0
         )
     )
     pages = [make_page(key, LENGTHS, filled=True) for key in CHAIN.keys()]

@@ -11,24 +11,24 @@ from hypothesis import strategies as st
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.minio.bulk.base import Request, Response, Source
-from memkv_sglang.tiers.minio.client import demand_printable
-from memkv_sglang.tiers.minio.connection import Connection
-from memkv_sglang.tiers.minio.endpoints import Endpoint
-from memkv_sglang.tiers.minio.errors import ProtocolError, TransferError, UnreadableError
-from memkv_sglang.tiers.minio.explain import refusal, refused, unusable_answer
-from memkv_sglang.tiers.minio.objects import (
+from memkv_sglang.tiers.minio.http.connection import Connection
+from memkv_sglang.tiers.minio.http.endpoints import Endpoint
+from memkv_sglang.tiers.minio.http.errors import ProtocolError, TransferError, UnreadableError
+from memkv_sglang.tiers.minio.http.explain import refusal, refused, unusable_answer
+from memkv_sglang.tiers.minio.http.framing import HEAD_LIMIT, ResponseHead, framed_head, parse_head
+from memkv_sglang.tiers.minio.http.times import ServerClock, is_plausible, modified_time, parse_date
+from memkv_sglang.tiers.minio.http.transport import PlainTransport
+from memkv_sglang.tiers.minio.names import (
     checksum_matches,
+    fast_match,
     is_foreign,
     is_stored,
     metadata_mismatch,
-    plainly_matches,
     stores_page,
 )
-from memkv_sglang.tiers.minio.times import ServerClock, is_plausible, modified_time, parse_date
-from memkv_sglang.tiers.minio.touch import kept_fields
-from memkv_sglang.tiers.minio.transport import PlainTransport
-from memkv_sglang.tiers.minio.wire import HEAD_LIMIT, ResponseHead, framed_head, parse_head
+from memkv_sglang.tiers.minio.objects.bulk import Request, Response, Source
+from memkv_sglang.tiers.minio.objects.client import demand_printable
+from memkv_sglang.tiers.minio.retention.access_time_updater import kept_fields
 
 SIZE = 600
 CONTENT = bytes(range(200)) * (SIZE // 200)
@@ -157,7 +157,7 @@ def test_metadata_is_judged_without_tripping(head: bytes) -> None:
 @given(heads())
 def test_the_short_look_accepts_no_more_than_the_long_one(head: bytes) -> None:
     page = Page(KEY, (memoryview(bytearray(CONTENT)),))
-    if not plainly_matches(framed_head(head, SIZE), page, CHECKSUM):
+    if not fast_match(framed_head(head, SIZE), page, CHECKSUM):
         return
     long = parsed(head)
     if long is not None and long.status == 200 and long.length == SIZE:
@@ -267,7 +267,7 @@ class Stream:
 @given(heads(), st.sampled_from([CONTENT, CONTENT[:-1], CONTENT + b"x", b"", CONTENT * 2]))
 def test_both_ways_to_receive_agree(head: bytes, body: bytes) -> None:
     """What the compiled loop delivers, the page-by-page way would have taken as well."""
-    loop = pytest.importorskip("memkv_sglang.tiers.minio.bulk.loop", exc_type=ImportError)
+    loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
     response = head + b"\r\n" + body
     page = Page(KEY, (memoryview(bytearray(SIZE)),))
     delivered: list[Response] = []

@@ -4,8 +4,8 @@ import pytest
 
 from memkv_sglang.page import page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
-from memkv_sglang.tiers.minio.objects import CHECKSUM, FORMAT, LENGTH, page_fields, plainly_matches
-from memkv_sglang.tiers.minio.wire import framed_head
+from memkv_sglang.tiers.minio.http.framing import framed_head
+from memkv_sglang.tiers.minio.names import CHECKSUM, FORMAT, LENGTH, fast_match, page_fields
 
 [KEY] = make_chain(make_namespace(page_bytes=4096), 1).keys()
 PAGE = make_page(KEY, (1024, 3072), filled=True)
@@ -24,7 +24,7 @@ def head(**changed: str) -> bytes:
 
 @pytest.mark.parametrize("response", [head(), head().title(), head().replace(b"x-amz", b"X-Amz")])
 def test_response_as_it_should_be(response: bytes) -> None:
-    assert plainly_matches(framed_head(response, PAGE.length), PAGE, SUM)
+    assert fast_match(framed_head(response, PAGE.length), PAGE, SUM)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_response_as_it_should_be(response: bytes) -> None:
     ],
 )
 def test_response_that_needs_a_longer_look(response: bytes) -> None:
-    assert not plainly_matches(framed_head(response, PAGE.length), PAGE, SUM)
+    assert not fast_match(framed_head(response, PAGE.length), PAGE, SUM)
 
 
 def test_content_that_is_not_what_was_stored() -> None:
-    assert not plainly_matches(framed_head(head(), PAGE.length), PAGE, bytes(16))
+    assert not fast_match(framed_head(head(), PAGE.length), PAGE, bytes(16))

@@ -4,13 +4,14 @@ import time
 
 import msgspec
 import pytest
+from memkv_testbed.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, soon
-from memkv_sglang.testing.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
-from memkv_sglang.tiers.minio import MinioTier, pool
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.http import pool
 from tests.tiers.minio.conftest import OpenTier
 
 CHAIN = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 3)
@@ -24,7 +25,7 @@ def busy(status: str, seconds: int) -> HttpFault:
 
 @pytest.fixture
 def tier(minio_config: MinioConfig, proxy: HttpFaultProxy, open_tier: OpenTier) -> MinioTier:
-    tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url, missing_ttl=0.0))
+    tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url, negative_ttl=0.0))
     pages = [make_page(key, LENGTHS, filled=True) for key in CHAIN.keys()]
     assert tier.spill(pages, soon()) == [SpillResult.STORED] * 3
     return tier

@@ -7,12 +7,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from memkv_testbed.minio_server import free_port
+from memkv_testbed.tcp_proxy import TcpProxy
 from minio import Minio
 from minio.commonconfig import REPLACE, CopySource
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain, PageKey
-from memkv_sglang.testing.minio_server import free_port
 from memkv_sglang.testing.pages import (
     holds_content,
     make_chain,
@@ -20,11 +21,10 @@ from memkv_sglang.testing.pages import (
     make_namespace,
     make_page,
 )
-from memkv_sglang.testing.tcp_proxy import TcpProxy
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.knowledge import Knowledge
-from memkv_sglang.tiers.minio.objects import CHECKSUM, FORMAT, LENGTH, ObjectNames
+from memkv_sglang.tiers.minio.names import CHECKSUM, FORMAT, LENGTH, ObjectNames
+from memkv_sglang.tiers.minio.presence_cache import PresenceCache
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 LENGTHS = (1000, 24)
@@ -61,13 +61,13 @@ def test_what_is_doubted_is_asked_for_again(minio_config: MinioConfig, open_tier
     assert spill(one, keys) == {SpillResult.STORED}
     assert other.remove(keys[1:2]) == 1
     assert one.present(keys, soon()) == [True] * 4, "it remembers that it stored them"
-    one.doubt(keys)
+    one.invalidate(keys)
     assert one.present(keys, soon()) == [True, False, True, True]
     assert one.spill([make_page(keys[1], LENGTHS, filled=True)], soon()) == [SpillResult.STORED]
 
 
 def test_questions_asked(minio_config: MinioConfig, open_tier: OpenTier) -> None:
-    config = msgspec.structs.replace(minio_config, missing_ttl=60.0)
+    config = msgspec.structs.replace(minio_config, negative_ttl=60.0)
     one, other = open_tier(config), open_tier(config)
     assert other.lookup(CHAIN, soon()) == (0, True)
     assert round_trips(other) == 1
@@ -89,7 +89,7 @@ def test_questions_asked(minio_config: MinioConfig, open_tier: OpenTier) -> None
 
 
 def test_pages_of_others_show_up(minio_config: MinioConfig, open_tier: OpenTier) -> None:
-    config = msgspec.structs.replace(minio_config, missing_ttl=0.05)
+    config = msgspec.structs.replace(minio_config, negative_ttl=0.05)
     one, other = open_tier(config), open_tier(config)
     assert other.lookup(CHAIN, soon()).length == 0
     spill(one, CHAIN.keys()[:3])
@@ -217,7 +217,7 @@ def test_bucket_that_vanishes_is_made_again(
 
 
 def test_known_pages_are_asked_for_again_after_a_while() -> None:
-    knowledge, keys = Knowledge(limit=1000, missing_ttl=60.0, turn=0.1), CHAIN.keys()
+    knowledge, keys = PresenceCache(limit=1000, negative_ttl=60.0, turn=0.1), CHAIN.keys()
     knowledge.add(keys)
     assert knowledge.bounds(CHAIN) == (len(keys), len(keys))
     give_up = time.monotonic() + 10
@@ -228,7 +228,7 @@ def test_known_pages_are_asked_for_again_after_a_while() -> None:
 
 
 def test_known_pages_are_bounded() -> None:
-    knowledge = Knowledge(limit=100, missing_ttl=60.0)
+    knowledge = PresenceCache(limit=100, negative_ttl=60.0)
     for key in CHAIN.keys():
         knowledge.add([key])
         assert knowledge.check_integrity() == []
@@ -238,7 +238,7 @@ def test_known_pages_are_bounded() -> None:
 
 
 def test_chain_is_known_as_its_pages_one_by_one_would_be() -> None:
-    together, apart = (Knowledge(limit=100, missing_ttl=60.0) for _ in range(2))
+    together, apart = (PresenceCache(limit=100, negative_ttl=60.0) for _ in range(2))
     namespace = make_namespace()
     chains = [make_chain(namespace, length, f"{length}") for length in (30, 20, 120, 40)]
     keys = [key for chain in chains for key in chain.keys()]

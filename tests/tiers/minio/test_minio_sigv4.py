@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from minio.credentials import Credentials  # type: ignore[attr-defined]  # missing from its __all__
 from minio.signer import sign_v4_s3
 
-from memkv_sglang.tiers.minio import signing
-from memkv_sglang.tiers.minio.credentials import StaticKeys
-from memkv_sglang.tiers.minio.endpoints import Endpoint
-from memkv_sglang.tiers.minio.signing import Signer
-from memkv_sglang.tiers.minio.sigv4 import UNSIGNED, request_date, template
+from memkv_sglang.tiers.minio.auth import signing
+from memkv_sglang.tiers.minio.auth.credentials import StaticKeys
+from memkv_sglang.tiers.minio.auth.signing import Signer
+from memkv_sglang.tiers.minio.auth.sigv4 import UNSIGNED, request_date, template
+from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=30)
 

@@ -16,9 +16,10 @@ from minio.credentials.providers import Provider
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
-from memkv_sglang.tiers.minio import MinioTier, signing
-from memkv_sglang.tiers.minio.background import BackgroundCall
-from memkv_sglang.tiers.minio.bucket import Bucket
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.admin.bucket import Bucket
+from memkv_sglang.tiers.minio.auth import signing
+from memkv_sglang.tiers.minio.http.background import BackgroundCall
 
 OpenTier = Callable[[MinioConfig], MinioTier]
 LENGTHS = (1000, 24)

@@ -4,9 +4,9 @@ from email.utils import formatdate
 
 import pytest
 
-from memkv_sglang.tiers.minio.errors import ProtocolError
-from memkv_sglang.tiers.minio.times import SKEW_LIMIT, ServerClock
-from memkv_sglang.tiers.minio.wire import ResponseHead, parse_head
+from memkv_sglang.tiers.minio.http.errors import ProtocolError
+from memkv_sglang.tiers.minio.http.framing import ResponseHead, parse_head
+from memkv_sglang.tiers.minio.http.times import SKEW_LIMIT, ServerClock
 
 DAY = 86400.0
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from memkv_sglang.tiers.minio import transport
+from memkv_sglang.tiers.minio.http import transport
 
 
 class NoTls:

@@ -1,7 +1,7 @@
 import pytest
 
-from memkv_sglang.tiers.minio.errors import ProtocolError
-from memkv_sglang.tiers.minio.wire import parse_head
+from memkv_sglang.tiers.minio.http.errors import ProtocolError
+from memkv_sglang.tiers.minio.http.framing import parse_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

@@ -18,7 +18,7 @@ class TestNvmeTier(TierConformance):
     @pytest.fixture
     def tier(self, tmp_path: Path, requests: Literal["aio", "threads"]) -> Iterator[Tier]:
         self.config = NvmeConfig(
-            directory=str(tmp_path / "nvme"), capacity=32 * MIB, requests=requests
+            directory=str(tmp_path / "nvme"), capacity=32 * MIB, io_engine=requests
         )
         self.opened: list[NvmeTier] = [NvmeTier(self.config)]
         yield self.opened[0]

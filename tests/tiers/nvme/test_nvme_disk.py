@@ -11,8 +11,8 @@ import pytest
 
 from memkv_sglang.tiers.nvme.disk.base import DiskRequest, OutOfTimeError
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
 from memkv_sglang.tiers.nvme.disk.linux_aio import Context
-from memkv_sglang.tiers.nvme.disk.movers import Move, Movers
 
 BLOCKS = 64
 DEPTH = 4
@@ -29,9 +29,9 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture(params=["aio", "threads"])
-def movers(request: pytest.FixtureRequest) -> Iterator[Movers]:
+def movers(request: pytest.FixtureRequest) -> Iterator[IoExecutor]:
     how: Literal["aio", "threads"] = request.param
-    made = Movers(DEPTH, how, direct=True)
+    made = IoExecutor(DEPTH, how, direct=True)
     yield made
     made.close()
 
@@ -49,14 +49,14 @@ def error_of(fd: int, memory: memoryview, offset: int) -> Move[Exception | None]
     return None
 
 
-def test_results_come_in_order_and_each_buffer_has_its_bytes(fd: int, movers: Movers) -> None:
+def test_results_come_in_order_and_each_buffer_has_its_bytes(fd: int, movers: IoExecutor) -> None:
     memory = aligned_memory(BLOCKS * BLOCK)
     buffers = [memory[i * BLOCK : (i + 1) * BLOCK] for i in range(BLOCKS)]
     filled = movers.run(read(fd, buffer, number) for number, buffer in enumerate(buffers))
     assert [bytes(each) for each in filled] == [bytes([n]) * BLOCK for n in range(BLOCKS)]
 
 
-def test_a_move_asks_again(fd: int, movers: Movers) -> None:
+def test_a_move_asks_again(fd: int, movers: IoExecutor) -> None:
     def copy(source: int, target: int) -> Move[None]:
         memory = aligned_memory(BLOCK)
         yield DiskRequest(fd, [memory], source * BLOCK, writes=False)
@@ -69,7 +69,7 @@ def test_a_move_asks_again(fd: int, movers: Movers) -> None:
     assert content[32 * BLOCK :] == content[: 32 * BLOCK]
 
 
-def test_a_move_is_told_what_is_wrong(fd: int, movers: Movers) -> None:
+def test_a_move_is_told_what_is_wrong(fd: int, movers: IoExecutor) -> None:
     memory = aligned_memory(2 * BLOCK)
     behind, across, closed, fine = movers.run(
         [
@@ -85,14 +85,14 @@ def test_a_move_is_told_what_is_wrong(fd: int, movers: Movers) -> None:
     assert fine is None
 
 
-def test_nothing_begins_after_the_deadline(fd: int, movers: Movers) -> None:
+def test_nothing_begins_after_the_deadline(fd: int, movers: IoExecutor) -> None:
     memory = aligned_memory(BLOCK)
     [error] = movers.run([error_of(fd, memory, BLOCK)], deadline=0)
     assert isinstance(error, OutOfTimeError)
     assert bytes(memory) == bytes(BLOCK)
 
 
-def test_failing_moves_end_the_run_when_all_have_landed(tmp_path: Path, movers: Movers) -> None:
+def test_failing_moves_end_the_run_when_all_have_landed(tmp_path: Path, movers: IoExecutor) -> None:
     size, count = 2 << 20, 8
     path = tmp_path / "large"
     path.write_bytes(b"".join(bytes([number + 1]) * size for number in range(count)))
@@ -130,7 +130,7 @@ def test_failing_move_waits_for_a_thread_that_is_held(
         raise ValueError("of the move")
 
     monkeypatch.setattr(os, "preadv", hold)
-    movers, slow = Movers(DEPTH, "threads", direct=True), aligned_memory(BLOCK)
+    movers, slow = IoExecutor(DEPTH, "threads", direct=True), aligned_memory(BLOCK)
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(movers.run, [fail(), read(fd, slow, 1)])
         assert failed.wait(20)
@@ -144,7 +144,7 @@ def test_failing_move_waits_for_a_thread_that_is_held(
 
 
 def test_what_aio_does_not_take_is_read_all_the_same(
-    fd: int, movers: Movers, monkeypatch: pytest.MonkeyPatch
+    fd: int, movers: IoExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Context, "submit", refuse)
     [memory] = movers.run([read(fd, aligned_memory(BLOCK), 5)])
@@ -153,7 +153,7 @@ def test_what_aio_does_not_take_is_read_all_the_same(
 
 def test_without_aio_threads_ask(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "__init__", refuse)
-    movers = Movers(DEPTH, "aio", direct=True)
+    movers = IoExecutor(DEPTH, "aio", direct=True)
     [memory] = movers.run([read(fd, aligned_memory(BLOCK), 7)])
     assert bytes(memory) == bytes([7]) * BLOCK
     movers.close()

@@ -26,7 +26,7 @@ class NvmeMachine(TierMachine):
             high_watermark=0.95,
             low_watermark=0.9,
             queue_depth=2,
-            requests="aio",
+            io_engine="aio",
         )
         self.marks = self.disk.tier
         return self.disk.tier

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from memkv_sglang.tiers.nvme.disk.base import DiskRequest, Landed, OutOfTimeError, RequestQueue
+from memkv_sglang.tiers.nvme.disk.base import Completion, DiskRequest, OutOfTimeError, RequestQueue
 from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
 
@@ -20,26 +20,26 @@ class AioQueue(RequestQueue):
         """Open a context. Raises `OSError` where there is none to be had."""
         self._context = Context(depth)
         self._in_flight: dict[int, DiskRequest] = {}
-        self._landed: list[Landed] = []
+        self._landed: list[Completion] = []
 
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
         """Send it to the disk; what AIO does not take is carried out here."""
         if time.monotonic() >= deadline:
-            self._landed.append(Landed(number, OutOfTimeError()))
+            self._landed.append(Completion(number, OutOfTimeError()))
             return
         try:
             self._context.submit(number, request)
         except OSError:
-            self._landed.append(Landed(number, request.outcome()))
+            self._landed.append(Completion(number, request.outcome()))
         else:
             self._in_flight[number] = request
 
-    def wait(self) -> Sequence[Landed]:
+    def wait(self) -> Sequence[Completion]:
         """Collect what has landed."""
         while not self._landed:
             for number, result in self._context.collect():
                 request = self._in_flight.pop(number)
-                self._landed.append(Landed(number, _error(request, result)))
+                self._landed.append(Completion(number, _error(request, result)))
         landed, self._landed = self._landed, []
         return landed
 

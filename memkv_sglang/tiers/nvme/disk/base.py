@@ -35,7 +35,7 @@ class DiskRequest(NamedTuple):
         return None
 
 
-class Landed(NamedTuple):
+class Completion(NamedTuple):
     """A request that is on the disk no more: nobody touches its buffers."""
 
     number: int
@@ -58,7 +58,7 @@ class RequestQueue(ABC):
         """
 
     @abstractmethod
-    def wait(self) -> Sequence[Landed]:
+    def wait(self) -> Sequence[Completion]:
         """Return requests that have landed, blocking until one has; call with some in flight."""
 
     @abstractmethod

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from memkv_sglang.tiers.nvme.disk.base import DiskRequest, Landed, OutOfTimeError, RequestQueue
+from memkv_sglang.tiers.nvme.disk.base import Completion, DiskRequest, OutOfTimeError, RequestQueue
 
 
 class _Flight(NamedTuple):
     number: int
     request: DiskRequest
     deadline: float
-    landed: SimpleQueue[Landed]
+    landed: SimpleQueue[Completion]
 
 
 class DiskThreads:
@@ -51,7 +51,7 @@ class ThreadQueue(RequestQueue):
     def __init__(self, flights: "SimpleQueue[_Flight | None]") -> None:
         """Put requests into the threads' queue."""
         self._flights = flights
-        self._landed: SimpleQueue[Landed] = SimpleQueue()
+        self._landed: SimpleQueue[Completion] = SimpleQueue()
         self._in_flight = 0
 
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
@@ -59,7 +59,7 @@ class ThreadQueue(RequestQueue):
         self._in_flight += 1
         self._flights.put(_Flight(number, request, deadline, self._landed))
 
-    def wait(self) -> Sequence[Landed]:
+    def wait(self) -> Sequence[Completion]:
         """Return the next one."""
         landed = self._landed.get()
         self._in_flight -= 1
@@ -75,5 +75,5 @@ def _work(flights: "SimpleQueue[_Flight | None]") -> None:
     while (flight := flights.get()) is not None:
         late = time.monotonic() >= flight.deadline
         error = OutOfTimeError() if late else flight.request.outcome()
-        flight.landed.put(Landed(flight.number, error))
+        flight.landed.put(Completion(flight.number, error))
         del flight, error  # the buffers are their caller's again, not to be kept until the next one

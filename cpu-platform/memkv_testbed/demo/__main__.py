@@ -1,0 +1,70 @@
+"""The command line of the demo."""
+
+import signal
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from memkv_testbed.demo.needs import DemoError, check_needs
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+
+
+@click.command()
+@click.option("--json", "json_path", metavar="FILE", type=FILE, help="Write the figures there.")
+@click.option(
+    "--picture",
+    metavar="FILE",
+    type=FILE,
+    default="memkv-demo.png",
+    show_default=True,
+    help="Write the picture (PNG) there.",
+)
+@click.option("--keep", is_flag=True, help="Leave the servers running until Ctrl-C.")
+def main(json_path: Path | None, picture: Path, keep: bool) -> None:
+    """Show two SGLang servers behind a router share every prefix.
+
+    Exits with 1 if a claim is not so, or could not be shown. Leaves nothing behind.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    console = Console()
+    try:
+        for path in (json_path, picture):
+            _check_directory(path)
+        check_needs()
+        from memkv_testbed.demo.run import FAULTS, run
+    except DemoError as error:
+        _fail(console, error)
+    try:
+        sys.exit(run(console, json_path, picture, keep))
+    except KeyboardInterrupt as interrupt:
+        console.print("interrupted; nothing is left running")
+        sys.exit(128 + interrupt.args[0])
+    except FAULTS as error:
+        _fail(console, error)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """End the demo, once: what follows is cleaning up, which nothing interrupts."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def _check_directory(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise DemoError(f"{path}: there is no directory {path.parent}; make it or name another")
+
+
+def _fail(console: Console, error: Exception) -> None:
+    console.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

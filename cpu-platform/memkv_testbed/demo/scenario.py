@@ -1,0 +1,183 @@
+"""What is asked of the nodes, in which order, and how each answer is taken down."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sglang_cpu_platform.client import Answer, Client
+from sglang_cpu_platform.server import CpuServer
+
+from memkv_testbed.demo.cluster import Cluster
+from memkv_testbed.demo.node import LoadedPages, Node, wait_until
+from memkv_testbed.demo.prompts import History, Script, Tokens, change_token
+from memkv_testbed.demo.record import Reference, Request, Sources
+
+ANSWER_TOKENS = 16
+REPEATS = 3
+TURNS = 3
+CHANGED_AT = 15000
+"""Position of the changed token in the context."""
+
+TENANT = "tenant-2"
+WARM_UP = "warm-up"
+COUNT_SECONDS = 10.0
+
+CHANGED_STEP = "one token changed"
+TENANT_STEP = "tenant 2, same text"
+
+
+class Scenario:
+    """Runs the requests on a cluster. Raises `DemoError`, and what the client raises."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        script: Script,
+        tell: Callable[[str], None],
+        show: Callable[[list[Request]], None],
+    ) -> None:
+        """`show` gets all requests so far whenever there is news."""
+        self._cluster = cluster
+        self._script = script
+        self._tell = tell
+        self._show = show
+        self._by_name = {node.name: node for node in cluster.nodes}
+        self.page_size = cluster.nodes[0].page_size
+        self._history = History(self.page_size)
+        self.requests: list[Request] = []
+
+    def run(self) -> list[Request]:
+        """Ask everything, return the requests with their references."""
+        self._warm_up_nodes()
+        opening = self._converse()
+        first = self._by_name[self.requests[0].node]
+        other = next(node for node in self._cluster.nodes if node is not first)
+        self._repeat("turn 1 again", other, opening)
+        self._ask(TENANT_STEP, opening, first, tenant=TENANT)
+        self._ask("turn 1, evicted", opening, first)
+        self._repeat("tenant 2, moved", other, opening, times=2, tenant=TENANT, flush=True)
+        self._repeat("turn 1, flushed", other, opening, times=1, flush=True)
+        self._repeat(CHANGED_STEP, other, change_token(opening, CHANGED_AT), times=1, flush=True)
+        self._tell(f"restarting node {first.name}; starting a server without any cache to compare")
+        reference = self._cluster.restart(first)
+        for server in (first.server, reference):
+            self._warm_up(server, 0)
+        self._repeat("turn 1, restart", first, opening, flush=True)
+        self._compare(reference)
+        reference.kill()
+        return self.requests
+
+    def _converse(self) -> Tokens:
+        """Hold the conversation through the router, return the first turn's prompt."""
+        opening = prompt = self._script.opening()
+        for turn in range(1, TURNS + 1):
+            request = self._ask(f"turn {turn}", prompt)
+            prompt = [*prompt, *request.output_ids, *self._script.follow_up(turn + 1)]
+        return opening
+
+    def _repeat(
+        self,
+        step: str,
+        node: Node,
+        prompt: Tokens,
+        *,
+        times: int = REPEATS,
+        tenant: str | None = None,
+        flush: bool = False,
+    ) -> None:
+        """Ask the same several times; `flush` empties the node's device and host pools before."""
+        for _ in range(times):
+            if flush:
+                node.server.client.flush_cache()
+            self._ask(step, prompt, node, tenant=tenant)
+
+    def _ask(
+        self, step: str, prompt: Tokens, node: Node | None = None, *, tenant: str | None = None
+    ) -> Request:
+        """Ask a node, or the router, which chooses one."""
+        where = f"node {node.name}" if node else "the router"
+        self._tell(f"{step}: {len(prompt):,} tokens to {where}")
+        nodes = self._cluster.nodes
+        client = node.server.client if node else self._cluster.router.client
+        answered = [each.requests() for each in nodes]
+        loaded = [each.loaded_pages() for each in nodes]
+        spilled = [each.spilled_pages() for each in nodes]
+        expected = self._history.reusable(tenant, prompt)
+        answer = client.generate(prompt, max_new_tokens=ANSWER_TOKENS, cache_salt=tenant)
+        chosen = self._who_answered(answered)
+        node = nodes[chosen]
+        reused = self._sources(answer, loaded[chosen], node.loaded_pages())
+        request = Request(
+            step=step,
+            node=node.name,
+            via="router" if client is self._cluster.router.client else "direct",
+            tenant=tenant,
+            prompt=prompt,
+            output_ids=answer.output_ids,
+            ttft_s=answer.ttft_s,
+            reported=answer.cached_tokens,
+            reused=reused,
+            expected=expected,
+        )
+        self.requests.append(request)
+        self._show(self.requests)
+        sequence = [*prompt, *answer.output_ids[:-1]]
+        self._history.add(tenant, sequence)
+        new_pages = len(sequence) // self.page_size - answer.cached_tokens // self.page_size
+        node.wait_for_spill(spilled[chosen] + new_pages)
+        return request
+
+    def _sources(self, answer: Answer, before: LoadedPages, after: LoadedPages) -> Sources:
+        """Split what SGLang calls storage, by what the agent has loaded meanwhile.
+
+        The agent reads its NVMe for uploads too, so that this count is an upper bound.
+        """
+        storage = answer.cached_by_source.get("storage", 0)
+        minio = (after.minio - before.minio) * self.page_size
+        return Sources(
+            answer.cached_by_source.get("device", 0),
+            answer.cached_by_source.get("host", 0),
+            min(storage - minio, (after.nvme - before.nvme) * self.page_size),
+            minio,
+        )
+
+    def _who_answered(self, before: list[int]) -> int:
+        """Return the index of the node whose count of requests has gone up."""
+        nodes = self._cluster.nodes
+
+        def chosen() -> list[int]:
+            return [i for i, node in enumerate(nodes) if node.requests() > before[i]]
+
+        wait_until(lambda: bool(chosen()), COUNT_SECONDS, "no node counts the request")
+        return chosen()[0]
+
+    def _warm_up_nodes(self) -> None:
+        """Let each node compute, spill and load a short prompt."""
+        self._tell("short prompts for each node, before anything is measured")
+        nodes = self._cluster.nodes
+        for number, node in enumerate(nodes):
+            pages = node.spilled_pages() + self._warm_up(node.server, number) // self.page_size
+            node.wait_for_spill(pages)
+            for other in nodes:
+                if other is not node:
+                    self._warm_up(other.server, number)
+
+    def _warm_up(self, server: CpuServer, number: int) -> int:
+        """Let a server do once what it does at first use only; returns how many tokens it took."""
+        prompt = self._script.warm_up(number)
+        answer = server.client.generate(prompt, max_new_tokens=2, cache_salt=WARM_UP)
+        return len(prompt) + len(answer.output_ids) - 1
+
+    def _compare(self, server: CpuServer) -> None:
+        """Let a server without any cache answer every prompt once."""
+        answers: dict[tuple[int, ...], Reference] = {}
+        for index, request in enumerate(self.requests):
+            key = tuple(request.prompt)
+            if key not in answers:
+                self._tell(f"{request.step}: recomputing {len(key):,} tokens without any cache")
+                answers[key] = self._recompute(server.client, request.prompt)
+            self.requests[index] = replace(request, reference=answers[key])
+            self._show(self.requests)
+
+    def _recompute(self, client: Client, prompt: Tokens) -> Reference:
+        answer = client.generate(prompt, max_new_tokens=ANSWER_TOKENS)
+        return Reference(answer.ttft_s, answer.output_ids)

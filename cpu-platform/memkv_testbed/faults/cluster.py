@@ -1,0 +1,153 @@
+"""Two nodes over one MinIO behind a fault proxy: one with a disk, one with MinIO alone."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from minio import MinioAdmin
+from minio.credentials.providers import StaticProvider
+
+from memkv_sglang.config.schema import (
+    KIB,
+    MIB,
+    AgentConfig,
+    Config,
+    EngineConfig,
+    MinioConfig,
+    NvmeConfig,
+)
+from memkv_sglang.testing.pages import make_namespace
+from memkv_testbed.faults.faulty_agent import DISK_FAULT
+from memkv_testbed.faults.node import Node
+from memkv_testbed.http_proxy import HttpFaultProxy
+from memkv_testbed.minio_server import MinioServer
+
+PAGE_BYTES = 16 * KIB
+NAMESPACE = make_namespace(PAGE_BYTES)
+DISK_BYTES = 512 * MIB
+
+ENGINE = EngineConfig(breaker_open=0.5, batch_deadline=2.0, upload_attempts=1000)
+"""Shorter times than the defaults: a round is over sooner. Lookups have the default budget."""
+
+
+class Cluster:
+    """A context manager: runs from entry to exit, then leaves no process and no file.
+
+    `disk_node` spills to its NVMe directory and from there to MinIO; `plain_node` has MinIO alone,
+    so that its every call meets what befalls MinIO.
+    """
+
+    def __init__(
+        self,
+        minio: MinioServer | None = None,
+        *,
+        engine: EngineConfig = ENGINE,
+        capacity: int = DISK_BYTES // 4 * 3,
+    ) -> None:
+        """Start everything; `minio` is a server that runs already, or one of the cluster's own.
+
+        `capacity` is the NVMe tier's, in bytes.
+        """
+        self.home = Path(tempfile.mkdtemp(prefix="memkv-faults-", dir="/var/tmp"))
+        self.nodes: list[Node] = []
+        self.mounted = False
+        self.minio = minio or MinioServer()
+        self._own_minio = minio is None
+        try:
+            self._start(engine, capacity)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, engine: EngineConfig, capacity: int) -> None:
+        if self._own_minio:
+            self.minio.start()
+        target = urlsplit(self.minio.endpoint)
+        assert target.hostname and target.port
+        self.proxy = HttpFaultProxy(target.hostname, target.port)
+        self.admin = MinioAdmin(
+            endpoint=target.netloc,
+            credentials=StaticProvider(*self.minio.root),
+            secure=False,
+        )
+        self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
+        self.admin.user_add(self.access_key, self.secret_key)
+        self.admin.attach_policy(["readwrite"], user=self.access_key)
+        self.disk_fault = self.home / "disk-fault"
+        os.environ[DISK_FAULT] = str(self.disk_fault)  # clients start agents with it
+        self.disk = self.home / "disk"
+        self.mounted = mount_disk(self.disk)
+        self.pages = self.disk / "pages"
+        nvme = NvmeConfig(directory=str(self.pages), capacity=capacity, segment_size=4 * MIB)
+        self.disk_node = self._add("disk", engine, nvme)
+        self.plain_node = self._add("plain", engine, NvmeConfig())
+
+    def _add(self, name: str, engine: EngineConfig, nvme: NvmeConfig) -> Node:
+        config = Config(
+            # Should nobody end it, an agent ends itself.
+            agent=AgentConfig(
+                socket=str(self.home / f"{name}-run" / "agent.sock"), drain=0.0, idle_exit=30.0
+            ),
+            engine=engine,
+            nvme=nvme,
+            minio=MinioConfig(
+                endpoint=self.proxy.url,
+                bucket="faults",
+                access_key=self.access_key,
+                secret_key=self.secret_key,
+                stall_timeout=0.5,
+                negative_ttl=0.0,
+            ),
+        )
+        node = Node(config)
+        self.nodes.append(node)
+        node.client.describe(NAMESPACE)
+        return node
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self) -> str:
+        """Return what the agents have logged."""
+        return "".join(
+            path.read_text(errors="replace") for path in sorted(self.home.glob("*/agent.log"))
+        )
+
+    def close(self) -> None:
+        """End everything and remove the files."""
+        os.environ.pop(DISK_FAULT, None)
+        for node in self.nodes:
+            node.close()
+        if hasattr(self, "proxy"):
+            self.proxy.close()
+        if self._own_minio:
+            self.minio.close()
+        if self.mounted:
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=False)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def mount_disk(directory: Path) -> bool:
+    """Mount a small ext4 of its own at the directory; False, and a plain one, if nobody may."""
+    directory.mkdir()
+    image = directory.with_suffix(".img")
+    try:
+        with image.open("wb") as file:
+            file.truncate(DISK_BYTES)
+        for command in (
+            ["mkfs.ext4", "-q", "-m", "0", str(image)],
+            ["mount", "-o", "loop", str(image), str(directory)],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        image.unlink(missing_ok=True)
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""Many clients at full rate on one node: mixed lookups, spills and loads, every page checked."""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from memkv_sglang.config.schema import MIB, Config
+from memkv_testbed.faults.base import percentile
+from memkv_testbed.faults.cluster import PAGE_BYTES, Cluster
+from memkv_testbed.faults.node import Node, Resources, resources
+from memkv_testbed.faults.traffic import LONGEST, Caller, Tally, Traffic
+
+CAPACITY = 64 * MIB
+"""Of the NVMe tier: so small that it evicts all the time."""
+
+BACKLOG = 16 * MIB
+BATCH = LONGEST * (PAGE_BYTES + 4096)
+"""Most bytes on disk of one call's pages."""
+
+PROCESSES = 4
+"""Clients are spread over so many: one interpreter could not keep the agent busy."""
+
+REMEMBERED = 50
+"""Chains that a caller asks for again."""
+
+SAMPLE = 0.25
+"""Seconds between two looks at the agent."""
+
+
+class Loaded(NamedTuple):
+    """What clients and agent showed."""
+
+    tally: Tally
+    seconds: float
+    most_bytes: int
+    """Bytes that the disk held at most."""
+    most_queued: int
+    """Bytes that waited for upload at most."""
+    first: Resources
+    """Of the agent, once a quarter of the time was over."""
+    last: Resources
+
+    def percentile(self, share: float) -> float:
+        """Return the seconds that this share of the lookups stayed under."""
+        return percentile(self.tally.lookups, share)
+
+
+def put_under_load(cluster: Cluster, clients: int, seconds: float) -> Loaded:
+    """Let clients of the cluster's first node work without pause for so many seconds."""
+    node = cluster.disk_node
+    context = multiprocessing.get_context("spawn")
+    pipes, workers = [], []
+    for number in range(PROCESSES):
+        ours, theirs = context.Pipe()
+        arguments = (node.config, number, clients // PROCESSES, seconds, theirs)
+        workers.append(context.Process(target=_work, args=arguments, daemon=True))
+        workers[-1].start()
+        pipes.append(ours)
+    for pipe in pipes:
+        pipe.recv()  # connected
+    for pipe in pipes:
+        pipe.send("go")
+    samples, levels = _watch(node, seconds)
+    tally = Tally()
+    for pipe in pipes:
+        tally += pipe.recv()
+    for worker in workers:
+        worker.join()
+    return Loaded(
+        tally,
+        seconds,
+        most_bytes=max(held for held, _ in levels),
+        most_queued=max(queued for _, queued in levels),
+        first=samples[len(samples) // 4],
+        last=samples[-1],
+    )
+
+
+def _watch(node: Node, seconds: float) -> tuple[Sequence[Resources], Sequence[tuple[int, int]]]:
+    pid = node.agent_pid()
+    assert pid is not None
+    samples: list[Resources] = []
+    levels: list[tuple[int, int]] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        report = node.client.status()
+        assert report is not None, node.client.problem
+        assert report.agent.pid == pid, "the agent ended"
+        levels.append((report.engine.tiers[0].bytes, report.engine.queue_bytes))
+        samples.append(resources(pid))
+        time.sleep(SAMPLE)
+    return samples, levels
+
+
+def _work(config: Config, number: int, clients: int, seconds: float, pipe: Connection) -> None:
+    """Run some of the clients in a process of their own."""
+    node = Node(config)
+    callers = [Caller(node, f"load {number}/{i}", remember=REMEMBERED) for i in range(clients)]
+    pipe.send("connected")
+    pipe.recv()
+    with Traffic(callers, pause=0.0):
+        threading.Event().wait(seconds)
+    tally = Tally()
+    for caller in callers:
+        tally += caller.take()
+        caller.close()
+    node.client.close()
+    pipe.send(tally)

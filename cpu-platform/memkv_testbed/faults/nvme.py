@@ -1,0 +1,152 @@
+"""What befalls the disk under the agent, or the files in it."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from memkv_testbed.faults.base import Fault, leave_alone
+from memkv_testbed.faults.cluster import Cluster
+
+FLIPS = 1000
+BLOCK = 4096
+FOREIGN = "of-another-program"
+BALLAST = "ballast"
+MOVED = "moved"
+
+
+def _fail_calls(code: str) -> Fault:
+    """Return the disk that answers every read and write with an error."""
+    return Fault(
+        f"{code} from every call",
+        "nvme",
+        lambda cluster: cluster.disk_fault.write_text(code),
+        lambda cluster: cluster.disk_fault.unlink(),
+        after_flush=True,
+    )
+
+
+def _fill_disk(cluster: Cluster) -> None:
+    """Take what is free, as another user of the disk does."""
+    with (cluster.disk / BALLAST).open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 20))
+        except OSError:
+            pass
+
+
+def _free_disk(cluster: Cluster) -> None:
+    (cluster.disk / BALLAST).unlink()
+
+
+def _remove_directory(cluster: Cluster) -> None:
+    shutil.rmtree(cluster.pages)
+
+
+def _move_directory(cluster: Cluster) -> None:
+    cluster.pages.rename(cluster.pages.with_name(MOVED))
+
+
+def _move_directory_back(cluster: Cluster) -> None:
+    cluster.pages.with_name(MOVED).rename(cluster.pages)
+
+
+def _restart_agent(cluster: Cluster) -> None:
+    cluster.disk_node.end_agent(signal.SIGTERM)
+
+
+def _set_immutable(cluster: Cluster, *, on: bool) -> None:
+    """Let nothing be made or removed in the directories: root is not bound by their modes."""
+    directories = [cluster.pages, cluster.pages / "segments"]
+    if on:
+        _change_mode(directories, 0o500)
+    subprocess.run(["chattr", "+i" if on else "-i", *directories], check=False, capture_output=True)
+    if not on:
+        _change_mode(directories, 0o700)
+
+
+def _change_mode(directories: list[Path], mode: int) -> None:
+    for directory in directories:
+        directory.chmod(mode)
+
+
+def _put_foreign_files(cluster: Cluster) -> None:
+    for directory in (cluster.pages, cluster.pages / "segments", cluster.pages / "namespaces"):
+        (directory / FOREIGN).write_bytes(os.urandom(BLOCK))
+    (cluster.pages / "segments" / "99999999.seg").write_bytes(os.urandom(BLOCK * 3))
+    cluster.disk_node.end_agent()  # it meets them when it starts
+
+
+def _remove_foreign_files(cluster: Cluster) -> None:
+    for path in cluster.pages.rglob(FOREIGN):
+        path.unlink()
+    (cluster.pages / "segments" / "99999999.seg").unlink(missing_ok=True)
+
+
+def _segments(cluster: Cluster) -> list[Path]:
+    return sorted((cluster.pages / "segments").glob("*.seg"))
+
+
+def _flip_bits(path: Path, count: int) -> None:
+    """Flip bits anywhere in a file: header, payloads, footers, names."""
+    size = path.stat().st_size
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        for _ in range(count):
+            at = random.randrange(size)  # noqa: S311
+            byte = os.pread(descriptor, 1, at)[0]
+            os.pwrite(descriptor, bytes([byte ^ 1 << random.randrange(8)]), at)  # noqa: S311
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flip_in_segments(cluster: Cluster) -> None:
+    segments = _segments(cluster)
+    for path in segments:
+        _flip_bits(path, -(-FLIPS // len(segments)))
+
+
+def _flip_in_journal(cluster: Cluster) -> None:
+    """Flip in what a killed agent left, so that the next one reads it."""
+    pid = cluster.disk_node.agent_pid()
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)  # nobody starts another before the flips are done
+        _flip_bits(cluster.pages / "journal", 16)
+        os.kill(pid, signal.SIGKILL)
+
+
+def _truncate(cluster: Cluster) -> None:
+    for path in _segments(cluster)[::2]:
+        os.truncate(path, path.stat().st_size // 2)
+    cluster.disk_node.end_agent()
+
+
+def _grow(cluster: Cluster) -> None:
+    for path in (*_segments(cluster)[::2], cluster.pages / "journal"):
+        with path.open("ab") as file:
+            file.write(os.urandom(3 * BLOCK + 17))
+    cluster.disk_node.end_agent()
+
+
+FAULTS = [
+    Fault("file system full", "nvme", _fill_disk, _free_disk),
+    _fail_calls("EIO"),
+    _fail_calls("ENOSPC"),
+    Fault("directory removed", "nvme", _remove_directory, _restart_agent, after_flush=True),
+    Fault("directory moved", "nvme", _move_directory, _move_directory_back),
+    Fault(
+        "directory read-only",
+        "nvme",
+        lambda cluster: _set_immutable(cluster, on=True),
+        lambda cluster: _set_immutable(cluster, on=False),
+    ),
+    Fault("foreign files", "nvme", _put_foreign_files, _remove_foreign_files),
+    Fault("1,000 bits flipped", "nvme", _flip_in_segments, leave_alone, after_flush=True),
+    Fault("journal flipped", "nvme", _flip_in_journal, leave_alone, after_flush=True),
+    Fault("files truncated", "nvme", _truncate, leave_alone, after_flush=True),
+    Fault("files grown", "nvme", _grow, leave_alone, after_flush=True),
+]

@@ -1,0 +1,219 @@
+"""One round: traffic, a fault in its middle, its end, and an account of every page."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from memkv_sglang.page import Chain
+from memkv_testbed.faults.base import Fault, Outcome
+from memkv_testbed.faults.cluster import Cluster
+from memkv_testbed.faults.node import wait_until
+from memkv_testbed.faults.traffic import Caller, Tally, Traffic
+
+CALLERS = 2
+"""Callers a node."""
+
+BEFORE = 0.3
+"""Seconds of traffic before the fault."""
+
+DURING = 0.8
+"""Seconds of traffic under the fault: longer than the stall timeout."""
+
+PATIENCE = 5.0
+"""Seconds that a page may stay missing after a round: the circuit may yet have to close."""
+
+RECOVERY = 30.0
+"""Seconds within which every acknowledged page must be back."""
+
+
+AUDIT = "all rounds, at the end"
+"""What the outcome of an audit has in place of a fault."""
+
+
+class Rounds:
+    """A cluster and its callers, which all rounds share."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Connect the callers."""
+        self.cluster = cluster
+        self._acknowledged: list[Chain] = []
+        """What was acknowledged in the rounds so far, but for those that destroyed copies."""
+        names = ("disk", "plain")
+        self._callers = [
+            Caller(node, f"{name} {i}")
+            for name, node in zip(names, cluster.nodes, strict=True)
+            for i in range(CALLERS)
+        ]
+        self._probes = [
+            Caller(node, f"{name} probe") for name, node in zip(names, cluster.nodes, strict=True)
+        ]
+
+    def run(self, fault: Fault) -> Outcome:
+        """Run one round. Raises `TimeoutError` if the cluster does not recover."""
+        self._begin()
+        if fault.after_flush:
+            opened, first_hit = self._strike_copies(fault)
+        else:
+            with Traffic(self._callers):
+                time.sleep(BEFORE)
+                fault.inject(self.cluster)
+                opened = self._watch_circuit(DURING)
+                fault.heal(self.cluster)
+                first_hit = self._wait_for_hits()
+        return self._account(fault.name, fault.destroys, opened, first_hit)
+
+    def _strike_copies(self, fault: Fault) -> tuple[float | None, float]:
+        """Inject and heal while every page is in MinIO, with traffic around that."""
+        with Traffic(self._callers):
+            time.sleep(BEFORE)
+        self.cluster.disk_node.flush()
+        fault.inject(self.cluster)
+        with Traffic(self._callers):
+            opened = self._watch_circuit(DURING)
+        self.cluster.disk_node.flush()
+        fault.heal(self.cluster)
+        with Traffic(self._callers):
+            return opened, self._wait_for_hits()
+
+    def kill_agent(self, times: int) -> Outcome:
+        """Kill the disk node's agent so often, each time at a random moment of its work."""
+        self._begin()
+        first_hit = 0.0
+        with Traffic(self._callers, pause=0.0):
+            for _ in range(times):
+                time.sleep(random.uniform(0.0, 0.4))  # noqa: S311 - not a secret
+                self.cluster.disk_node.end_agent()
+                first_hit = max(first_hit, self._wait_for_hits())
+        return self._account("agent killed at random moments", False, None, first_hit)
+
+    def audit(self) -> Outcome:
+        """Load from MinIO, once more, every page that any round left acknowledged."""
+        self.cluster.disk_node.flush()
+        auditor = self._callers[-1]
+        auditor.take()
+        lost = sum(_missing(auditor, chain, PATIENCE) for chain in self._acknowledged)
+        seen = auditor.take()
+        return Outcome(
+            fault=AUDIT,
+            calls=seen.calls,
+            hits=seen.hits,
+            misses=seen.misses,
+            wrong_pages=seen.wrong,
+            acknowledged_pages=0,  # counted in their rounds
+            acknowledged_pages_lost=lost,
+            destroyed_pages=0,
+            hung_calls=seen.hung + len(seen.errors),
+            lookups=(),
+            slowest_move=max(seen.moves, default=0.0),
+            circuit_opened=None,
+            first_hit=0.0,
+        )
+
+    def _begin(self) -> None:
+        """Forget the rounds before; let every caller have a chain to ask for."""
+        for caller in (*self._callers, *self._probes):
+            caller.acknowledged.clear()
+            wait_until(caller.spill, "a spill")
+            caller.take()
+
+    def _watch_circuit(self, seconds: float) -> float | None:
+        """Ask MinIO for pages; return after how long the circuit around it was seen open.
+
+        Lasts longer while nothing comes and it is not open yet.
+        """
+        probe, opened = self._probes[-1], None
+        hits = probe.tally.hits
+        with _loading(probe):
+            began = time.monotonic()
+            while (elapsed := time.monotonic() - began) < seconds or (
+                opened is None and probe.tally.hits == hits and elapsed < PATIENCE
+            ):
+                if opened is None and self.cluster.plain_node.breaker() == "open":
+                    opened = time.monotonic() - began
+                time.sleep(0.01)
+        return opened
+
+    def _wait_for_hits(self) -> float:
+        """Return the seconds until both nodes delivered a page."""
+        return max(
+            wait_until(lambda: _hit(probe), "a hit after the fault", RECOVERY)  # noqa: B023
+            for probe in self._probes
+        )
+
+    def _account(
+        self, name: str, destroys: bool, opened: float | None, first_hit: float
+    ) -> Outcome:
+        seen = self._take()
+        chains = [chain for caller in self._callers for chain in caller.acknowledged]
+        acknowledged = sum(len(chain.hashes) for chain in chains)
+        if not destroys:
+            self._acknowledged += chains
+        patience = 0.0 if destroys else PATIENCE
+        lost = sum(
+            _missing(caller, chain, patience)
+            for caller in self._callers
+            for chain in caller.acknowledged
+        )
+        audit = self._take()
+        return Outcome(
+            fault=name,
+            calls=seen.calls,
+            hits=seen.hits + audit.hits,
+            misses=seen.misses,
+            wrong_pages=seen.wrong + audit.wrong,
+            acknowledged_pages=acknowledged,
+            acknowledged_pages_lost=0 if destroys else lost,
+            destroyed_pages=lost if destroys else 0,
+            hung_calls=seen.hung + audit.hung + len(seen.errors) + len(audit.errors),
+            lookups=seen.lookups,
+            slowest_move=max(seen.moves, default=0.0),
+            circuit_opened=opened,
+            first_hit=first_hit,
+        )
+
+    def _take(self) -> Tally:
+        total = Tally()
+        for caller in (*self._callers, *self._probes):
+            total += caller.take()
+        return total
+
+    def close(self) -> None:
+        """Let go of the agents."""
+        for caller in (*self._callers, *self._probes):
+            caller.close()
+
+
+@contextmanager
+def _loading(probe: Caller) -> Iterator[None]:
+    """Let a caller load its first chain again and again, in a thread, while the block runs."""
+    stopped = threading.Event()
+
+    def load() -> None:
+        while not stopped.wait(0.01):
+            probe.load(probe.acknowledged[0])
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _hit(probe: Caller) -> bool:
+    """Load what was stored before, or, where the fault destroyed it, what is stored now."""
+    if probe.load(probe.acknowledged[0]):
+        return True
+    probe.spill()
+    return bool(probe.load(probe.acknowledged[-1]))
+
+
+def _missing(caller: Caller, chain: Chain, patience: float) -> int:
+    """Return how many pages stay missing; the circuit may yet have to close."""
+    with suppress(TimeoutError):
+        wait_until(lambda: caller.load(chain) == len(chain.hashes), "every page", patience)
+        return 0
+    return len(chain.hashes) - caller.load(chain)

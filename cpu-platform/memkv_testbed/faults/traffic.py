@@ -1,0 +1,171 @@
+"""Callers like servers: they spill, look up and load without pause, and check every page."""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from memkv_sglang.config.schema import EngineConfig
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_chain
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+from memkv_testbed.chain_memory import ChainMemory
+from memkv_testbed.faults.cluster import NAMESPACE, PAGE_BYTES
+from memkv_testbed.faults.node import Node
+
+LONGEST = 12
+"""Pages of the longest chain."""
+
+PAUSE = 0.01
+"""Seconds between two calls of a caller, where rounds of faults are not to fill the disks."""
+
+T = TypeVar("T")
+
+LATE = 1.0
+"""Seconds that a busy machine may take beyond a call's limit before the call counts as hung."""
+
+
+@dataclass
+class Tally:
+    """What callers saw."""
+
+    calls: int = 0
+    hits: int = 0
+    misses: int = 0
+    wrong: int = 0
+    hung: int = 0
+    errors: list[str] = field(default_factory=list)
+    lookups: list[float] = field(default_factory=list)
+    """Seconds of each lookup."""
+    moves: list[float] = field(default_factory=list)
+    """Seconds of each load and spill."""
+
+    def __iadd__(self, other: "Tally") -> "Tally":
+        """Add another's."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+
+class Caller:
+    """One client of a node with host memory of its own. For one thread at a time."""
+
+    def __init__(
+        self, node: Node, seed: str, longest: int = LONGEST, remember: int | None = None
+    ) -> None:
+        """Connect; `seed` makes its chains its own. `remember` so many of them, None for all."""
+        self.tally = Tally()
+        self.acknowledged: deque[Chain] = deque(maxlen=remember)
+        """Prefixes each page of which was stored, as far as the caller was told."""
+        self.client = node.connect()
+        self._engine: EngineConfig = node.config.engine
+        self._memory = ChainMemory(self.client, longest, PAGE_BYTES)
+        self._random = random.Random(seed)  # noqa: S311 - not a secret
+        self._seed = seed
+        self._longest = longest
+        self._spills = 0
+
+    def step(self) -> None:
+        """Make one call of any kind."""
+        kind = self._random.random()
+        if kind < 0.35 or not self.acknowledged:
+            self.spill()
+        elif kind < 0.65:
+            self.lookup(self._random.choice(self.acknowledged))
+        else:
+            self.load(self._random.choice(self.acknowledged))
+
+    def spill(self) -> int:
+        """Spill a chain that nobody has spilled; returns how many pages were acknowledged."""
+        self._spills += 1
+        length = self._random.randint(1, self._longest)
+        chain = make_chain(NAMESPACE, length, f"{self._seed}/{self._spills}")
+        results = self._timed(self.tally.moves, self._move_limit, self._memory.spill, chain)
+        kept = _first(results, SpillResult.STORED, SpillResult.PRESENT)
+        if kept:
+            self.acknowledged.append(Chain(chain.namespace, chain.hashes[:kept]))
+        return kept
+
+    def lookup(self, chain: Chain) -> None:
+        """Look up what was stored, behind a page that nobody has stored."""
+        stranger = make_chain(NAMESPACE, 1, f"{self._seed}/{self._spills}/never").hashes
+        asked = Chain(chain.namespace, [*chain.hashes, *stranger])
+        found = self._timed(self.tally.lookups, self._lookup_limit, self.client.lookup, asked)
+        if found is not None:
+            self.tally.wrong += found.length > len(chain.hashes)
+
+    def load(self, chain: Chain) -> int:
+        """Load a chain and compare what came; returns how many pages did."""
+        loads = self._timed(self.tally.moves, self._move_limit, self._memory.load, chain)
+        loaded = _first([load.result for load in loads or ()], LoadResult.LOADED)
+        keys = chain.keys()
+        self.tally.wrong += sum(not self._memory.holds(i, keys[i]) for i in range(loaded))
+        self.tally.hits += loaded
+        self.tally.misses += len(keys) - loaded
+        return loaded
+
+    @property
+    def _move_limit(self) -> float:
+        return self._engine.batch_deadline
+
+    @property
+    def _lookup_limit(self) -> float:
+        return self._engine.lookup_budget
+
+    def _timed(
+        self, times: list[float], limit: float, call: Callable[[Chain], T], chain: Chain
+    ) -> T | None:
+        began = time.monotonic()
+        self.tally.calls += 1
+        try:
+            return call(chain)
+        except Exception as error:  # no fault of a medium may ever raise
+            self.tally.errors.append(repr(error))
+            return None
+        finally:
+            seconds = time.monotonic() - began
+            times.append(seconds)
+            self.tally.hung += seconds > limit + LATE
+
+    def take(self) -> Tally:
+        """Return what was seen since the last time."""
+        tally, self.tally = self.tally, Tally()
+        return tally
+
+    def close(self) -> None:
+        """Let go of the agent."""
+        self.client.close()
+
+
+class Traffic:
+    """Lets callers work, each in a thread of its own, while the block runs."""
+
+    def __init__(self, callers: Sequence[Caller], pause: float = PAUSE) -> None:
+        """Begin with the block; `pause` is in seconds, from one call of a caller to its next."""
+        self._pause = pause
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(caller,), daemon=True) for caller in callers
+        ]
+
+    def _run(self, caller: Caller) -> None:
+        while not self._stopped.wait(self._pause):
+            caller.step()
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def _first(results: Sequence[object] | None, *wanted: object) -> int:
+    """Return how many results at the beginning are among the wanted ones."""
+    return next((i for i, r in enumerate(results or ()) if r not in wanted), len(results or ()))

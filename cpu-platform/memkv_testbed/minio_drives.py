@@ -1,0 +1,101 @@
+"""MinIO over several drives, and over two servers: what is kept when a part of it is gone."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from memkv_testbed.minio_server import MinioServer
+
+DRIVES = 4
+
+
+class DrivesServer(MinioServer):
+    """One server over four drives (directories), any two of which hold every object."""
+
+    def __init__(self) -> None:
+        """Prepare a server; does not start it."""
+        super().__init__()
+        self.volumes = [f"{self.data_dir}/{{1...{DRIVES}}}"]
+        # Directories of one disk stand for disks of their own.
+        self._env["MINIO_CI_CD"] = "1"
+
+    def remove_drive(self, number: int) -> None:
+        """Take a drive out while the server runs."""
+        self._drive(number).rename(self._aside(number))
+
+    def return_drive(self, number: int) -> None:
+        """Put it back; MinIO has made an empty one meanwhile or has not."""
+        if self._drive(number).exists():
+            self._drive(number).rename(self._drive(number).with_name(f"{number}-empty"))
+        self._aside(number).rename(self._drive(number))
+
+    def _drive(self, number: int) -> Path:
+        return self.data_dir / str(number)
+
+    def _aside(self, number: int) -> Path:
+        return self.data_dir / f"{number}-aside"
+
+
+def own_address() -> str:
+    """Return an address of this machine that is not its loopback's, if it has one.
+
+    In a container MinIO takes no loopback address for a server of a cluster.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # sends nothing: the kernel looks for a route
+        except OSError:
+            return "127.0.0.1"
+        address: str = sock.getsockname()[0]
+        return address
+
+
+class TwoServers:
+    """Two servers of one cluster, two drives each; a context manager.
+
+    Without one of them nothing can be written, and not everything be read: two of four drives are
+    no quorum.
+    """
+
+    def __init__(self) -> None:
+        """Prepare both; does not start them."""
+        host = own_address()
+        self.servers = [MinioServer(host=host), MinioServer(host=host)]
+        first, second = self.servers
+        second.root = first.root
+        second.access_key, second.secret_key = first.access_key, first.secret_key
+        volumes = [f"{server.endpoint}{server.data_dir}/{{1...2}}" for server in self.servers]
+        for server in self.servers:
+            server.volumes = volumes
+            server._env["MINIO_CI_CD"] = "1"
+        # Each waits for the other, and dies with the thread that starts it.
+        self._starter = ThreadPoolExecutor(1)
+
+    @property
+    def endpoint(self) -> str:
+        """URLs of both, comma-separated."""
+        return ",".join(server.endpoint for server in self.servers)
+
+    def __enter__(self) -> Self:
+        try:
+            started = self._starter.submit(self.servers[1].start)
+            self.servers[0].start()
+            started.result()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def restart_second(self) -> None:
+        """Start the second server again after `kill`."""
+        self._starter.submit(self.servers[1].start).result()
+
+    def close(self) -> None:
+        """End both."""
+        for server in self.servers:
+            server.close()
+        self._starter.shutdown()

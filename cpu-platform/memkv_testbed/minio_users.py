@@ -1,0 +1,81 @@
+"""Users of a test's MinIO, with policies of their own, made through its admin API."""
+
+import secrets
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from minio import MinioAdmin
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioAdminException
+from urllib3.exceptions import InsecureRequestWarning
+
+from memkv_sglang.tiers.minio.admin.policy import node_policy
+
+START_LIMIT = 20.0
+"""Seconds in which a server that has just started comes to know its users."""
+
+MAKE_BUCKETS = {"Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": ["arn:aws:s3:::*"]}
+"""What `minio.create_bucket` needs where nobody has run `memkv bucket setup`, as in tests."""
+
+
+class Keys(NamedTuple):
+    """An access key and its secret key."""
+
+    access_key: str
+    secret_key: str
+
+    @classmethod
+    def random(cls) -> "Keys":
+        """Return new ones."""
+        return cls(secrets.token_hex(8), secrets.token_hex(16))
+
+
+class MinioUsers:
+    """Adds users as the administrator. Calls block and raise minio-py's exceptions."""
+
+    def __init__(self, netloc: str, root: Keys, *, tls: bool) -> None:
+        """Speak to a server that may still be starting, whoever its certificate is of."""
+        self._admin = MinioAdmin(
+            endpoint=netloc, credentials=StaticProvider(*root), secure=tls, cert_check=False
+        )
+
+    def wait_until_loaded(self) -> None:
+        """Wait until the server has read the users that it keeps, even if there are none yet.
+
+        It takes new policies and users before that, and forgets them when it has (MinIO's
+        `LoadIAMCache`, `firstTime`); only listing them waits for it.
+        """
+        self._try(self._admin.user_list)
+
+    def add_node(self, keys: Keys) -> None:
+        """Add the user of a node: the policy of any bucket, and to make buckets."""
+        policy = node_policy("*")
+        policy["Statement"].append(MAKE_BUCKETS)
+        self.add(keys, policy)
+
+    def add(self, keys: Keys, policy: dict[str, Any]) -> None:
+        """Add a user that may do what one policy says."""
+        name = f"policy-of-{keys.access_key}"
+        self.add_policy(name, policy)
+        self._try(lambda: self._admin.user_add(*keys))
+        self._try(lambda: self._admin.policy_set(name, user=keys.access_key))
+
+    def add_policy(self, name: str, policy: dict[str, Any]) -> None:
+        """Add a policy that users, or certificates of this common name, may get."""
+        self._try(lambda: self._admin.policy_add(name, policy=policy))
+
+    def _try(self, call: Callable[[], object]) -> None:
+        give_up = time.monotonic() + START_LIMIT
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", InsecureRequestWarning)
+                    call()
+            except MinioAdminException as error:
+                if "NotInitialized" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.05)
+            else:
+                return

@@ -1,0 +1,1 @@
+"""The control path: bucket, lifecycle rule and policies."""

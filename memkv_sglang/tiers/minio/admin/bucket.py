@@ -1,0 +1,283 @@
+"""Everything about the bucket but its pages' bytes, through minio-py, which is imported late."""
+
+import io
+import math
+import ssl
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from memkv_sglang.config.check import endpoint_urls
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.http.answers import shown
+from memkv_sglang.tiers.minio.http.explain import PERMISSIONS, control_error
+
+if TYPE_CHECKING:
+    from minio import Minio
+    from minio.datatypes import Object
+    from minio.sse import Sse
+
+    from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
+    from memkv_sglang.tiers.minio.http.control import ControlHttp
+
+Answer = TypeVar("Answer")
+
+REFUSED = frozenset({400, 401, 403})
+"""Statuses after which credentials may be wrong, withdrawn or expired (400)."""
+
+LISTED_AT_ONCE = 1000
+"""Objects of one answer, as many as S3 allows."""
+
+REMOVED_AT_ONCE = 250
+"""Objects of one request, few enough to be removed well within a request's time."""
+
+LARGEST = 5 << 40
+"""Bytes of an object, as many as S3 allows."""
+
+READ_LIMIT = 64 << 10
+"""Bytes of an object that is read as a whole, unless the caller allows more."""
+
+HEAD_ROOM = 64 << 10
+"""Bytes allowed for an answer's head, and for a server that sends more than it was asked for."""
+
+REASON_LIMIT = 300
+"""Characters of a server's reason that are repeated."""
+
+
+class ObjectInfo(NamedTuple):
+    """What a listing tells of an object."""
+
+    name: str
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written or touched last, in seconds by the server's clock."""
+    etag: str = ""
+    """Changes with each write."""
+
+
+ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+
+
+class Bucket:
+    """The bucket's control path. All calls block and raise `TierError`."""
+
+    def __init__(
+        self, config: MinioConfig, provider: "RenewableProvider", context: ssl.SSLContext | None
+    ) -> None:
+        """Use the settings' endpoints in order, the next one where one cannot be reached."""
+        self._name = config.bucket
+        self._config = config
+        self._provider = provider
+        from memkv_sglang.tiers.minio.http.control import CONNECT_TIMEOUT, ControlHttp
+
+        self._http = ControlHttp(min(config.connect_timeout, CONNECT_TIMEOUT), context)
+        self._clients = [
+            _client(url, config, provider, self._http) for url in endpoint_urls(config)
+        ]
+
+    def ensure(self) -> None:
+        """Make the bucket if it is not there. Raises `ConfigError` if that is not allowed."""
+        if self._call("look for the bucket", lambda client: client.bucket_exists(self._name)):
+            return
+        if not self._config.create_bucket or self._config.role == "reader":
+            raise ConfigError(
+                f"minio.bucket: there is no bucket {self._name!r}; make it with `memkv bucket "
+                "setup`, or let a writer make it with minio.create_bucket = true"
+            )
+        self._call("make the bucket", self._make)
+
+    def objects(
+        self, prefix: str, past: Callable[[str], str] = lambda name: name
+    ) -> Iterator[ObjectInfo]:
+        """Yield every object under a prefix, a thousand by each request, in the order of names.
+
+        `past` gets the last name of a request and returns after which name the next one begins.
+        Raises `TierError`, also in mid-way: a second server goes on where the first one failed.
+        """
+        yield from filter(None, map(_info, self._listing(prefix, recursive=True, past=past)))
+
+    def names(self, prefix: str, *, recursive: bool) -> list[str]:
+        """Return the names under a prefix; those of levels below end in a slash."""
+        return [item.object_name or "" for item in self._listing(prefix, recursive=recursive)]
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the names of the level below a prefix that others begin with, without the slash."""
+        for item in self._listing(prefix, recursive=False):
+            name = item.object_name or ""
+            if item.is_dir and name.endswith("/"):
+                yield name.removeprefix(prefix).removesuffix("/")
+
+    def _listing(
+        self,
+        prefix: str,
+        *,
+        recursive: bool,
+        past: Callable[[str], str] = lambda name: name,
+    ) -> Iterator["Object"]:
+        start = ""
+        while True:
+            page = partial(_page, self._name, prefix, start, recursive)
+            batch = self._call("list objects", page)
+            yield from (item for item in batch if (item.object_name or "").startswith(prefix))
+            if len(batch) < LISTED_AT_ONCE:
+                return
+            last = max(item.object_name or "" for item in batch)
+            if last <= start:
+                raise TierError(f"MinIO lists no object after {shown(start)!r} and more of them")
+            start = past(last)
+
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes | None:
+        """Return an object's content, None if there is no such object.
+
+        Of a larger object, returns the first `limit + 1` bytes.
+        """
+        from minio.error import S3Error
+
+        def get(client: "Minio") -> bytes | None:
+            try:
+                answer = client.get_object(self._name, name, length=limit + 1)
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    return None
+                if error.code == "InvalidRange":  # an empty object has no first byte
+                    return b""
+                raise
+            with closing(answer) as response:
+                content: bytes = response.read()
+                return content
+
+        return self._call("read an object", get, size=limit + HEAD_ROOM)
+
+    def write(self, name: str, content: bytes) -> bool:
+        """Store an object; tell whether the bucket keeps versions."""
+        result = self._call(
+            "write an object",
+            lambda client: client.put_object(
+                self._name,
+                name,
+                io.BytesIO(content),
+                len(content),
+                "application/json",
+                sse=_encryption(self._config),
+            ),
+        )
+        return result.version_id is not None
+
+    def remove(self, names: Iterable[str], seconds: float = math.inf) -> None:
+        """Remove objects; those that are not there count as removed.
+
+        Each request takes at most so many `seconds`.
+        """
+        from minio.deleteobjects import DeleteObject
+
+        targets = [DeleteObject(name) for name in names]
+
+        def delete(some: list[DeleteObject], client: "Minio") -> list[str]:
+            return [str(error.code) for error in client.remove_objects(self._name, some)]
+
+        for first in range(0, len(targets), REMOVED_AT_ONCE):
+            some = targets[first : first + REMOVED_AT_ONCE]
+            if errors := self._call("remove objects", partial(delete, some), seconds=seconds):
+                raise TierError(
+                    f"MinIO did not remove {len(errors)} objects ({shown(errors[0])}); allow "
+                    "s3:DeleteObject on minio.bucket, and see the server's log"
+                )
+
+    def administration(self) -> "Minio":
+        """Return minio-py's client of the first server, for what an administrator does."""
+        return self._clients[0]
+
+    def close(self) -> None:
+        """Close the connections; calls under way raise at once."""
+        self._http.close()
+
+    def _make(self, client: "Minio") -> None:
+        from minio.error import S3Error
+
+        try:
+            client.make_bucket(self._name, self._config.region)
+        except S3Error as error:
+            if error.code not in ALREADY_MADE:  # else another node was faster
+                raise
+
+    def _call(
+        self,
+        what: str,
+        operation: Callable[["Minio"], Answer],
+        *,
+        seconds: float = math.inf,
+        size: int | None = None,
+    ) -> Answer:
+        from minio.error import S3Error
+
+        from memkv_sglang.tiers.minio.http.control import ANSWER_LIMIT, REQUEST_SECONDS
+
+        def attempt(client: "Minio") -> Answer:
+            try:
+                return operation(client)
+            except S3Error as error:
+                if error.response.status not in REFUSED:
+                    raise
+                self._provider.renew()  # which costs little where nothing can be new
+                return operation(client)
+
+        reason = "no endpoint"
+        permission = PERMISSIONS.get(what, "")
+        for url, client in zip(endpoint_urls(self._config), self._clients, strict=True):
+            limits = self._http.limits(min(seconds, REQUEST_SECONDS), size or ANSWER_LIMIT)
+            try:
+                with limits:
+                    return attempt(client)
+            except S3Error as error:
+                reason = shown(control_error(url, error, permission), REASON_LIMIT)
+                raise TierError(f"MinIO refused to {what}: {reason}") from error
+            except Exception as error:  # minio-py trips in many ways over a malformed answer
+                reason = shown(control_error(url, error, permission), REASON_LIMIT)
+        raise TierError(f"could not {what}: {reason}")
+
+
+def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio") -> "list[Object]":
+    """Return a listing's next objects, fewer than `LISTED_AT_ONCE` at its end."""
+    found = client.list_objects(
+        bucket, prefix=prefix or None, recursive=recursive, start_after=start or None
+    )
+    return list(islice(found, LISTED_AT_ONCE))
+
+
+def _info(item: "Object") -> ObjectInfo | None:
+    """Return what a listing tells of an object, None if it makes no sense."""
+    name, size, modified = item.object_name, item.size, item.last_modified
+    if not name or modified is None or size is None or not 0 <= size <= LARGEST:
+        return None
+    return ObjectInfo(name, size, modified.timestamp(), item.etag or "")
+
+
+def _encryption(config: MinioConfig) -> "Sse | None":
+    from minio.sse import SseKMS, SseS3
+
+    if config.sse == "none":
+        return None
+    return SseS3() if config.sse == "s3" else SseKMS(config.sse_kms_key, {})
+
+
+def _client(
+    url: str, config: MinioConfig, provider: "RenewableProvider", http: "ControlHttp"
+) -> "Minio":
+    from minio import Minio
+
+    scheme, _, netloc = url.partition("://")
+    client = Minio(
+        netloc.rstrip("/"),
+        secure=scheme == "https",
+        region=config.region,
+        http_client=http,
+        credentials=provider,
+    )
+    if config.addressing == "virtual":
+        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # has no hints
+    return client

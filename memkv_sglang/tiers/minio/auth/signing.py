@@ -1,0 +1,147 @@
+"""Signed request heads, and the credentials for them, which may change at any time."""
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from memkv_sglang import __version__
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.auth.sigv4 import UNSIGNED, Template, request_date, template
+from memkv_sglang.tiers.minio.http.background import BackgroundCall
+from memkv_sglang.tiers.minio.http.endpoints import Endpoint
+from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, TransferError
+
+if TYPE_CHECKING:
+    from minio.credentials.credentials import Credentials
+
+    from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
+
+RENEW_PAUSE = 5.0
+"""Seconds between two times that refused credentials are read again."""
+
+USER_AGENT = f"user-agent: sglang-memkv/{__version__}\r\n"
+
+
+def credential_provider(config: MinioConfig) -> "RenewableProvider":
+    """Return where credentials come from by the settings. Imports minio-py (slow)."""
+    from memkv_sglang.tiers.minio.auth.credentials import make_provider
+
+    return make_provider(config)
+
+
+class _Kept(NamedTuple):
+    """The template of a second's requests without fields of their own: all but the spills."""
+
+    date: str
+    credentials: "Credentials"
+    template: Template
+
+
+class Signer:
+    """Writes request heads. Safe for any number of threads."""
+
+    def __init__(self, provider: "RenewableProvider", region: str) -> None:
+        """Sign for a region with what the provider retrieves."""
+        self._provider = provider
+        self._region = region
+        self._retrieval = BackgroundCall(self._retrieve)
+        self._lock = threading.Lock()
+        self._renewal: Future[Credentials] | None = None
+        self._renew_at = 0.0
+        self._templates: dict[tuple[str, Endpoint], _Kept] = {}
+        self._credentials = self._retrieve()
+
+    def credentials(self, deadline: float) -> "Credentials":
+        """Return what to sign with; blocks on the provider where the last ones ran out.
+
+        Raises `TransferError` if the provider has none, `OutOfTimeError` at the deadline.
+        """
+        if self._credentials.is_expired():
+            retrieval = self._retrieval.begin()
+            try:
+                retrieval.result(max(deadline - time.monotonic(), 0))
+            except TimeoutError as error:
+                raise OutOfTimeError("the deadline came before credentials did") from error
+            except TierError as error:
+                raise TransferError(str(error)) from error
+        return self._credentials
+
+    def renew(self, refused: "Credentials", deadline: float) -> bool:
+        """After the server refused some: read them again, tell whether there are others now.
+
+        Asks the source once in `RENEW_PAUSE` seconds, however many callers there are; those at the
+        same time wait for one answer, until the deadline at most.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._renewal is None or now >= self._renew_at:
+                self._renew_at = now + RENEW_PAUSE
+                self._provider.renew()
+                self._renewal = self._retrieval.begin()
+            renewal = self._renewal
+        with suppress(TimeoutError, TierError):  # those before may still be good for others
+            renewal.result(max(deadline - time.monotonic(), 0))
+        return _keys(self._credentials) != _keys(refused)
+
+    def head(
+        self,
+        credentials: "Credentials",
+        method: str,
+        endpoint: Endpoint,
+        path: str,
+        fields: Mapping[str, str],
+    ) -> bytes:
+        """Return the head of a request for a quoted path, with all fields (lower case) signed."""
+        date = request_date()
+        if fields:
+            return self._template(credentials, method, endpoint, date, fields).head(path)
+        kept = self._templates.get((method, endpoint))
+        if kept is None or kept.date != date or kept.credentials is not credentials:
+            template = self._template(credentials, method, endpoint, date, fields)
+            kept = _Kept(date, credentials, template)
+            self._templates[method, endpoint] = kept
+        return kept.template.head(path)
+
+    def _template(
+        self,
+        credentials: "Credentials",
+        method: str,
+        endpoint: Endpoint,
+        date: str,
+        fields: Mapping[str, str],
+    ) -> Template:
+        signed = {
+            "host": endpoint.netloc,
+            "x-amz-content-sha256": UNSIGNED,
+            "x-amz-date": date,
+            **fields,
+        }
+        if credentials.session_token:
+            signed["x-amz-security-token"] = credentials.session_token
+        return template(
+            method,
+            signed,
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            region=self._region,
+            date=date,
+            unsigned=USER_AGENT,
+        )
+
+    def _retrieve(self) -> "Credentials":
+        try:
+            self._credentials = self._provider.retrieve()
+        except ConfigError:
+            raise
+        except Exception as error:  # each provider has exceptions of its own
+            raise TierError(self._provider.advice) from error
+        return self._credentials
+
+
+def _keys(credentials: "Credentials") -> tuple[str, str, str | None]:
+    return credentials.access_key, credentials.secret_key, credentials.session_token

@@ -1,1 +1,0 @@
-"""The pages of one call, read at once."""

@@ -1,0 +1,289 @@
+"""The HTTP client that minio-py uses for the control path.
+
+urllib3's time-outs count from byte to byte, so a server that drips its answer holds a caller for
+ever. Here each request has one deadline and one size limit for everything, from the connect to the
+last byte of the answer, and `close` ends the requests that are under way.
+
+Imports urllib3, which is slow: import this late.
+"""
+
+import http.client
+import io
+import socket
+import ssl
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from urllib3 import BaseHTTPResponse, HTTPHeaderDict, HTTPResponse, PoolManager
+from urllib3.exceptions import HTTPError
+
+from memkv_sglang.tiers.minio.http.addresses import Addresses
+from memkv_sglang.tiers.minio.http.answers import parseable_xml
+from memkv_sglang.tiers.minio.http.transport import open_socket, shut_down
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds to open a connection at most, whatever the settings allow for pages."""
+
+REQUEST_SECONDS = 5.0
+"""Seconds for a whole request: listing a thousand objects may take a busy server a while."""
+
+ANSWER_LIMIT = 8 << 20
+"""Bytes of an answer: a thousand names of 1024 bytes take 3 MiB in a listing, URL-encoded."""
+
+KEPT = 4
+"""Idle connections kept to each server."""
+
+SHORTEST_TIMEOUT = 1e-3
+"""Seconds; Python takes 0 for a non-blocking socket."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+
+class _Stream:
+    """A connected socket as `http.client` uses it. Every call ends at `deadline`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.deadline = 0.0
+        self.allowance = 0
+
+    def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            self._set_timeout()
+            view = view[self.socket.send(view) :]
+
+    def receive_into(self, buffer: bytearray) -> int:
+        self._set_timeout()
+        count = self.socket.recv_into(buffer)
+        self.allowance -= count
+        if self.allowance < 0:
+            raise OSError("the answer is larger than it may be")
+        return count
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self))
+
+    def is_idle(self) -> bool:
+        """Tell whether the server has neither closed the connection nor sent anything."""
+        self.socket.settimeout(0)
+        try:
+            self.socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def interrupt(self) -> None:
+        """Make the call that another thread has under way fail."""
+        shut_down(self.socket)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _set_timeout(self) -> None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the server took too long")
+        self.socket.settimeout(max(left, SHORTEST_TIMEOUT))
+
+
+class _Reader(io.RawIOBase):
+    """Reads from a stream, which stays open when this is closed."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.receive_into(buffer)
+
+
+class _Answer(NamedTuple):
+    status: int
+    fields: HTTPHeaderDict
+    content: bytes
+
+
+class ControlHttp(PoolManager):
+    """Sends each request once. Thread-safe; minio-py demands that it is a `PoolManager`."""
+
+    def __init__(
+        self, connect_timeout: float = CONNECT_TIMEOUT, context: ssl.SSLContext | None = None
+    ) -> None:
+        """Open no connection yet."""
+        super().__init__()
+        self._connect_timeout = connect_timeout
+        self._context = context
+        self._addresses: dict[_Origin, Addresses] = {}
+        self._idle: dict[_Origin, list[_Stream]] = defaultdict(list)
+        self._busy: set[_Stream] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._limits = threading.local()
+
+    @contextmanager
+    def limits(self, seconds: float = REQUEST_SECONDS, size: int = ANSWER_LIMIT) -> Iterator[None]:
+        """Limit the time of all requests of this thread together, and the size of each answer."""
+        self._limits.deadline, self._limits.size = time.monotonic() + seconds, size
+        try:
+            yield
+        finally:
+            del self._limits.deadline, self._limits.size
+
+    def urlopen(  # type: ignore[override]  # minio-py passes no other arguments
+        self,
+        method: str,
+        url: str,
+        redirect: bool = True,
+        *,
+        body: Any = None,
+        headers: Any = None,
+        fields: Any = None,
+        preload_content: bool = True,
+        **_: Any,
+    ) -> BaseHTTPResponse:
+        """Send a request and read the whole answer; follows no redirect. Raises `HTTPError`."""
+        deadline = time.monotonic() + REQUEST_SECONDS
+        deadline = min(deadline, getattr(self._limits, "deadline", deadline))
+        if fields is not None and body is None:  # a form, as some of minio-py's providers send it
+            body, content_type = self._form(fields)
+            headers = {**(headers or {}), "Content-Type": content_type}
+        try:
+            answer = self._ask(method, url, body, headers, deadline)
+            content = answer.content
+            if preload_content:  # else it is an object's, not the server's own
+                content = parseable_xml(content)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            server = "://".join(urlsplit(url)[:2])
+            raise HTTPError(f"{server}: {str(error) or type(error).__name__}") from error
+        return HTTPResponse(
+            io.BytesIO(content),
+            answer.fields,
+            answer.status,
+            preload_content=preload_content,
+            decode_content=False,  # nobody asked for a compressed answer, which could be huge
+            enforce_content_length=False,
+            request_method=method,
+        )
+
+    def close(self) -> None:
+        """Close all connections. Requests under way fail at once, and so do later ones."""
+        with self._lock:
+            self._closed = True
+            idle = [stream for streams in self._idle.values() for stream in streams]
+            self._idle.clear()
+            for stream in self._busy:
+                stream.interrupt()
+        for stream in idle:
+            stream.close()
+
+    @staticmethod
+    def _form(fields: Any) -> tuple[bytes, str]:
+        from urllib3.filepost import encode_multipart_formdata
+
+        return encode_multipart_formdata(fields)
+
+    def _ask(self, method: str, url: str, body: Any, headers: Any, deadline: float) -> _Answer:
+        parts = urlsplit(url)
+        origin = _Origin(parts.scheme, parts.hostname or "", parts.port or _default_port(parts))
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        while True:
+            stream, reused = self._take(origin, deadline)
+            stream.deadline = deadline
+            allowance = stream.allowance = getattr(self._limits, "size", ANSWER_LIMIT)
+            keep = False
+            try:
+                answer, keep = _exchange(origin, stream, method, target, body, headers)
+            except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                if not reused or stream.allowance < allowance:
+                    raise
+                # The server had closed an idle connection: try another one.
+            else:
+                return answer
+            finally:
+                self._give_back(origin, stream, keep=keep)
+
+    def _take(self, origin: _Origin, deadline: float) -> tuple[_Stream, bool]:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise OSError("the connection is closed")
+                stream = self._idle[origin].pop() if self._idle[origin] else None
+                if stream is not None:
+                    self._busy.add(stream)
+            if stream is None:
+                break
+            if stream.is_idle():
+                return stream, True
+            self._give_back(origin, stream, keep=False)
+        stream = _Stream(self._connect(origin, deadline))
+        with self._lock:
+            closed = self._closed
+            self._busy.add(stream)
+        if closed:
+            self._give_back(origin, stream, keep=False)
+            raise OSError("the connection is closed")
+        return stream, False
+
+    def _give_back(self, origin: _Origin, stream: _Stream, *, keep: bool) -> None:
+        with self._lock:
+            self._busy.discard(stream)
+            if keep and not self._closed and len(self._idle[origin]) < KEPT:
+                self._idle[origin].append(stream)
+                return
+        stream.close()
+
+    def _connect(self, origin: _Origin, deadline: float) -> socket.socket:
+        with self._lock:
+            if origin not in self._addresses:
+                self._addresses[origin] = Addresses(origin.host, origin.port)
+        begin = time.monotonic()
+        timeout = min(self._connect_timeout, deadline - begin)
+        if timeout <= 0:
+            raise TimeoutError("the server took too long")
+        addresses = self._addresses[origin].get(timeout)
+        left = timeout - (time.monotonic() - begin)
+        context = self._tls() if origin.scheme == "https" else None
+        return open_socket(addresses, origin.host, left, context)
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        return self._context
+
+
+def _default_port(parts: Any) -> int:
+    if parts.scheme not in DEFAULT_PORTS:
+        raise ValueError(f"{parts.scheme!r} is neither http nor https")
+    return DEFAULT_PORTS[parts.scheme]
+
+
+def _exchange(
+    origin: _Origin, stream: _Stream, method: str, target: str, body: Any, headers: Any
+) -> tuple[_Answer, bool]:
+    """Return the answer, and whether the connection can take another request."""
+    connection = http.client.HTTPConnection(origin.host, origin.port)
+    connection.default_port = DEFAULT_PORTS[origin.scheme]
+    connection.sock = stream  # as far as http.client uses one
+    connection.request(method, target, body, headers or {})
+    response = connection.getresponse()
+    content = response.read()
+    fields = HTTPHeaderDict(response.getheaders())
+    fields.discard("transfer-encoding")  # it has been decoded
+    keep = not response.will_close
+    return _Answer(response.status, fields, content), keep

@@ -1,0 +1,255 @@
+"""Kept-alive connections, spread evenly over the servers that answer."""
+
+import itertools
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+
+from memkv_sglang.tiers.minio.http.addresses import Addresses
+from memkv_sglang.tiers.minio.http.connection import Connection
+from memkv_sglang.tiers.minio.http.endpoints import Endpoint
+from memkv_sglang.tiers.minio.http.errors import (
+    ConnectError,
+    OutOfTimeError,
+    StatusError,
+)
+from memkv_sglang.tiers.minio.http.explain import unreachable
+from memkv_sglang.tiers.minio.http.transport import connect
+
+AVOID_FOR = 5.0
+"""Seconds for which a server that could not be reached gets no requests, if there are others."""
+
+
+LONGEST_REST = 5.0
+"""Seconds for which a server is left alone at most, however long it asks for.
+
+MinIO says 60 s (`Retry-After`) in each 503, also in those of the second in which it starts.
+"""
+
+
+IDLE_TIMEOUT = 60.0
+"""Seconds of idleness after which a connection is not used again, if the settings name none."""
+
+
+class Server:
+    """An endpoint with its idle connections, the last used one last."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.addresses = Addresses(endpoint.host, endpoint.port)
+        self.idle: list[Connection] = []
+        self.avoid_until = 0.0
+        self.rest_until = 0.0
+        self.round_trip: float | None = None
+
+
+class ConnectionPool:
+    """Lends connections, each to one thread at a time. Safe for any number of threads."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        context: ssl.SSLContext | None,
+        connect_timeout: float,
+        stall_timeout: float,
+        idle_timeout: float = IDLE_TIMEOUT,
+        keep: int,
+    ) -> None:
+        """Lend connections to the endpoints, keep at most `keep` idle ones of each.
+
+        One that was idle for `idle_timeout` seconds is closed instead of lent.
+        """
+        self._servers = [Server(endpoint) for endpoint in endpoints]
+        self._context = context
+        self._connect_timeout = connect_timeout
+        self.stall_timeout = stall_timeout
+        self._idle_timeout = idle_timeout
+        self._keep = keep
+        self._turn = itertools.count()
+        self._lent = 0
+        self._out: set[Connection] = set()
+        """Connections that are lent just now."""
+        self._closed = False
+        self._broken_off = False
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds of the shortest connect so far, 0 before the first: the network's share."""
+        return min((s.round_trip for s in self._servers if s.round_trip is not None), default=0.0)
+
+    def lend(self, deadline: float, *, fresh: bool = False) -> "_Loan":
+        """Lend a connection for a `with` block.
+
+        It is closed if the block raises or leaves it in mid-response. `fresh`: opened now. Entering
+        blocks for a connect at most, and raises `ConnectError` if no server can be reached or each
+        asked for a rest, `OutOfTimeError`.
+        """
+        return _Loan(self, deadline, fresh)
+
+    def take(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
+        """Begin a loan."""
+        with self._lock:
+            if self._closed:
+                raise ConnectError("the tier is closed")
+            self._lent += 1
+        try:
+            server, connection = self._find(deadline, fresh)
+        except BaseException:
+            with self._lock:
+                self._end_loan()
+            raise
+        self._out.add(connection)
+        if self._broken_off:
+            connection.interrupt()
+        return server, connection
+
+    def take_idle(self, count: int) -> list[tuple[Server, Connection]]:
+        """Begin loans of so many connections that are open already, or of none; does not block."""
+        with self._lock:
+            if self._closed:
+                return []
+            self._lent += count
+        taken: list[tuple[Server, Connection]] = []
+        servers = self._in_turn()
+        while servers and len(taken) < count:
+            server = servers.pop(0)
+            if connection := self._pop_idle(server):
+                taken.append((server, connection))
+                servers.append(server)
+        if len(taken) == count:
+            return taken
+        for server, connection in taken:
+            self.give_back(server, connection, None)
+        with self._lock:
+            for _ in range(count - len(taken)):
+                self._end_loan()
+        return []
+
+    def give_back(
+        self, server: Server, connection: Connection, error: BaseException | None
+    ) -> None:
+        """End a loan whose block raised `error`; a status is an answer like any other."""
+        if isinstance(error, StatusError):
+            if error.retry_after:
+                server.rest_until = time.monotonic() + min(error.retry_after, LONGEST_REST)
+        elif error is not None:
+            connection.close()
+        if connection.stalled:
+            self._avoid(server)
+        with self._lock:
+            self._out.discard(connection)
+            if connection.stale:  # then the others that waited with it are dead, too
+                _close_all(server.idle)
+            if connection.reusable and not self._closed and len(server.idle) < self._keep:
+                connection.reused = True
+                connection.idle_since = time.monotonic()
+                server.idle.append(connection)
+            else:
+                connection.close()
+            self._end_loan()
+
+    def idle(self) -> int:
+        """Return how many connections wait for use."""
+        with self._lock:
+            return sum(len(server.idle) for server in self._servers)
+
+    def close(self) -> None:
+        """Wait for lent connections, close all; idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._lent == 0)
+            for server in self._servers:
+                _close_all(server.idle)
+
+    def break_off(self) -> None:
+        """End the requests under way and close all connections; does not block."""
+        with self._lock:
+            self._closed = self._broken_off = True
+            for connection in list(self._out):
+                connection.interrupt()
+            for server in self._servers:
+                while server.idle:
+                    server.idle.pop().close()
+
+    def _end_loan(self) -> None:
+        self._lent -= 1
+        if self._closed:
+            self._changed.notify_all()
+
+    def _find(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
+        failure = ConnectError("every server asked to be left alone for a while")
+        for server in self._in_turn():
+            if not fresh and (connection := self._pop_idle(server)):
+                return server, connection
+            try:
+                return server, self._connect(server, deadline)
+            except ConnectError as error:
+                self._avoid(server)
+                failure = error
+        raise failure
+
+    def _in_turn(self) -> list[Server]:
+        """Return the servers in the order to try: every call begins with the next one."""
+        now = time.monotonic()
+        awake = [s for s in self._servers if s.rest_until <= now]
+        servers = [s for s in awake if s.avoid_until <= now] or awake
+        first = next(self._turn) % max(len(servers), 1)
+        return servers[first:] + servers[:first]
+
+    def _pop_idle(self, server: Server) -> Connection | None:
+        while True:
+            with self._lock:
+                connection = server.idle.pop() if server.idle else None
+                if connection and time.monotonic() - connection.idle_since >= self._idle_timeout:
+                    connection.close()
+                    _close_all(server.idle)  # which waited for longer
+                    return None
+            if connection is None or connection.is_idle():
+                return connection
+            connection.close()
+
+    def _connect(self, server: Server, deadline: float) -> Connection:
+        endpoint, begin = server.endpoint, time.monotonic()
+        if begin >= deadline:
+            raise OutOfTimeError("the deadline came first")
+        timeout = min(self._connect_timeout, deadline - begin)
+        context = self._context if endpoint.scheme == "https" else None
+        try:
+            addresses = server.addresses.get(timeout)
+            left = timeout - (time.monotonic() - begin)
+            transport = connect(addresses, endpoint.host, left, context)
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise OutOfTimeError("the deadline came first") from error
+            raise ConnectError(str(unreachable(endpoint.url, error))) from error
+        took = time.monotonic() - begin
+        server.round_trip = min(took, server.round_trip or took)
+        return Connection(endpoint, transport, self.stall_timeout)
+
+    def _avoid(self, server: Server) -> None:
+        with self._lock:
+            server.avoid_until = time.monotonic() + AVOID_FOR
+            _close_all(server.idle)
+
+
+def _close_all(connections: list[Connection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+class _Loan:
+    """A connection for a `with` block: a class, since a generator would cost each page more."""
+
+    def __init__(self, pool: ConnectionPool, deadline: float, fresh: bool) -> None:
+        self._pool, self._deadline, self._fresh = pool, deadline, fresh
+
+    def __enter__(self) -> Connection:
+        self._server, self._connection = self._pool.take(self._deadline, self._fresh)
+        return self._connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._pool.give_back(self._server, self._connection, error)

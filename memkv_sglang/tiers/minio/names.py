@@ -1,0 +1,195 @@
+"""How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
+
+import re
+from http import HTTPStatus
+
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.namespace import FORMAT_VERSION
+from memkv_sglang.page import (
+    NAMESPACE_DIGEST_SIZE,
+    PAGE_HASH_SIZE,
+    Page,
+    PageKey,
+    spill_checksum,
+)
+from memkv_sglang.tiers.minio.http.errors import ProtocolError, UnreadableError
+from memkv_sglang.tiers.minio.http.framing import ResponseHead
+
+_FORMAT_VERSION = b"%d" % FORMAT_VERSION
+
+FORMAT = "x-amz-meta-memkv-format"
+LENGTH = "x-amz-meta-memkv-length"
+CHECKSUM = "x-amz-meta-memkv-checksum"
+_OWN_FIELD = b"\r\nx-amz-meta-memkv-"
+
+SSE = "x-amz-server-side-encryption"
+SSE_KMS_KEY = "x-amz-server-side-encryption-aws-kms-key-id"
+
+_CHECKSUM = re.compile(rb"[0-9a-f]{32}")
+
+DESCRIPTION = "namespace.json"
+
+_PAGE = re.compile(
+    rf"([0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}})/([0-9a-f]{{2}})/([0-9a-f]{{{2 * PAGE_HASH_SIZE}}})"
+)
+
+_QUARANTINED = re.compile(
+    rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}/[0-9a-f]{{{2 * PAGE_HASH_SIZE}}}"
+)
+_NAMESPACE = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}")
+
+_AFTER_SLASH = "0"
+
+
+class ObjectNames:
+    """Names of objects under a prefix; `quote` them for a request."""
+
+    def __init__(self, prefix: str) -> None:
+        """Put everything under the prefix; empty: at the bucket's root."""
+        self.root = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def page(self, key: PageKey) -> str:
+        """Two digits of the hash make a level of their own, for listings in parts."""
+        digits = key.hash.hex()
+        return f"{self.root}{key.namespace.hex()}/{digits[:2]}/{digits}"
+
+    def quarantine(self, key: PageKey) -> str:
+        """Where a corrupt page is set aside; not within its namespace."""
+        return f"{self.quarantined}{key.namespace.hex()}/{key.hash.hex()}"
+
+    @property
+    def quarantined(self) -> str:
+        """Prefix of what is set aside."""
+        return f"{self.root}quarantine/"
+
+    @property
+    def lease(self) -> str:
+        """Name of the object that says who collects."""
+        return f"{self.root}collector/lease.json"
+
+    @property
+    def pins(self) -> str:
+        """Prefix of the pins."""
+        return f"{self.root}pins/"
+
+    def is_quarantined(self, name: str) -> bool:
+        """Tell whether it is the name of a page that was set aside."""
+        beyond = name.removeprefix(self.quarantined)
+        return beyond != name and _QUARANTINED.fullmatch(beyond) is not None
+
+    def past_foreign(self, name: str) -> str:
+        """Return after which name a listing should go on, to pass a stranger's folder by."""
+        folder, slash, _ = name.removeprefix(self.root).partition("/")
+        own = _NAMESPACE.fullmatch(folder) or name.startswith(self.quarantined)
+        return name if own or not slash else f"{self.root}{folder}{_AFTER_SLASH}"
+
+    def page_key(self, name: str) -> PageKey | None:
+        """Return whose page an object is by its name, None if it is none."""
+        if not name.startswith(self.root):
+            return None
+        match = _PAGE.fullmatch(name.removeprefix(self.root))
+        if match is None or match[2] != match[3][:2]:
+            return None
+        return PageKey(bytes.fromhex(match[1]), bytes.fromhex(match[3]))
+
+    def namespace(self, digest: bytes) -> str:
+        """Prefix of all objects of a namespace."""
+        return f"{self.root}{digest.hex()}/"
+
+    def description(self, digest: bytes) -> str:
+        """Name of the namespace's description."""
+        return self.namespace(digest) + DESCRIPTION
+
+
+def page_fields(page: Page) -> dict[str, str]:
+    """Return the header fields that store a page with its metadata. Reads the whole page.
+
+    Raises `ChangedPageError`.
+    """
+    return {
+        "content-length": str(page.length),
+        FORMAT: str(FORMAT_VERSION),
+        LENGTH: str(page.length),
+        CHECKSUM: spill_checksum(page, page.buffers).hex(),
+    }
+
+
+def stores_page(head: ResponseHead) -> bool:
+    """Return whether a response to HEAD is that of a stored page.
+
+    The status alone proves nothing: a captive portal answers everything with 200. So the metadata
+    that this project stores with each page must be there and agree with the object's length.
+    """
+    try:
+        return (
+            head.status == HTTPStatus.OK
+            and head.field(FORMAT.encode()) == _FORMAT_VERSION
+            and head.field(LENGTH.encode()) == b"%d" % head.length
+            and _CHECKSUM.fullmatch(head.field(CHECKSUM.encode()) or b"") is not None
+        )
+    except ProtocolError:  # a repeated field
+        return False
+
+
+def is_foreign(head: ResponseHead) -> bool:
+    """Return whether a response has no metadata of this project, or comes from no object store.
+
+    It says nothing about the page then. Nothing may be set aside because of it.
+    """
+    return _OWN_FIELD not in head.lower or not head.field(b"etag")
+
+
+def is_stored(head: ResponseHead, body: bytes) -> bool:
+    """Return whether the answer to a PUT or a copy says that the object was stored.
+
+    S3 names the ETag. A copy that fails after its first byte was sent has status 200 as well.
+    """
+    return bool(head.field(b"etag")) or b"<CopyObjectResult" in body
+
+
+def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
+    """Tell in which way an object cannot be the page, by its response's head.
+
+    Raises `UnreadableError` for a whole object of another length: the request is at fault.
+    """
+    version = head.field(FORMAT.encode())
+    if version != _FORMAT_VERSION:
+        return f"format version {version!r}"
+    declared, length = head.field(LENGTH.encode()), page.length
+    if declared != b"%d" % head.length:
+        return f"{head.length} bytes, stored as {declared!r}"
+    if head.length != length:
+        raise UnreadableError(f"{head.length} bytes, asked for as {length}")
+    return None
+
+
+def is_ours(head: ResponseHead) -> bool:
+    """Tell whether an object was stored as a page: others may happen to have a page's name."""
+    return head.status == HTTPStatus.OK and head.field(FORMAT.encode()) is not None
+
+
+def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
+    """Tell whether it is the checksum of what was received that was stored with the page."""
+    return head.field(CHECKSUM.encode()) == checksum.hex().encode()
+
+
+def fast_match(head: ResponseHead, page: Page, checksum: bytes) -> bool:
+    """Tell whether a response's metadata are those of the page and of what was received.
+
+    A short look for the many that are as they should be: False only asks for a longer one.
+    """
+    return (
+        head.lower.count(_OWN_FIELD) == 3  # none twice, and no other, as of an encrypted page
+        and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in head.lower
+        and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in head.lower
+        and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in head.lower
+    )
+
+
+def server_side_encryption(config: MinioConfig) -> dict[str, str]:
+    """Return the header fields that ask the server to encrypt what is stored with them."""
+    if config.sse == "none":
+        return {}
+    if config.sse == "s3":
+        return {SSE: "AES256"}
+    return {SSE: "aws:kms", SSE_KMS_KEY: config.sse_kms_key}

@@ -1,0 +1,1 @@
+"""Signed requests for objects: one at a time, pipelined, and in bulk."""

@@ -1,0 +1,191 @@
+"""Requests for objects, on pooled connections, each answered or failed by its deadline."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+from urllib.parse import quote
+
+from memkv_sglang.tiers.minio.admin.bucket import REFUSED
+from memkv_sglang.tiers.minio.auth.signing import Signer
+from memkv_sglang.tiers.minio.http.connection import Connection
+from memkv_sglang.tiers.minio.http.errors import ProtocolError, StaleError, StatusError
+from memkv_sglang.tiers.minio.http.explain import is_html, refused, unusable_answer
+from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.http.pool import ConnectionPool
+from memkv_sglang.tiers.minio.names import stores_page
+from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
+from memkv_sglang.tiers.minio.transfer_pool import Guard
+
+if TYPE_CHECKING:
+    from minio.credentials.credentials import Credentials
+
+Answer = TypeVar("Answer")
+
+NO_FIELDS: Mapping[str, str] = {}
+
+UNGUARDED: Guard = nullcontext()
+"""For buffers of the caller's own."""
+
+PIPELINE = 16
+"""HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
+
+
+class ObjectClient:
+    """Speaks for one bucket. Safe for any number of threads."""
+
+    def __init__(
+        self, pool: ConnectionPool, signer: Signer, telemetry: Telemetry, *, ways: int
+    ) -> None:
+        """Send requests over the pool's connections; ask for presence over `ways` at once."""
+        self._pool = pool
+        self._signer = signer
+        self._ways = ways
+        self._telemetry = telemetry
+
+    def exchange(
+        self,
+        method: str,
+        name: str,
+        deadline: float,
+        receive: Callable[[Connection, ResponseHead], Answer],
+        *,
+        fields: Callable[[], Mapping[str, str]] = lambda: NO_FIELDS,
+        body: Sequence[memoryview] = (),
+        guard: Guard = UNGUARDED,
+        bodiless: bool = False,
+    ) -> Answer:
+        """Send a request for an object and let `receive` read the response.
+
+        `bodiless`: the method is HEAD. `fields`, `body` and `receive` are used within the guard
+        only. A kept-alive connection that the server had closed is replaced once. Raises
+        `TransferError`, and what `receive` raises.
+        """
+        path = quote(name)
+
+        def attempt(credentials: "Credentials") -> Answer:
+            for fresh in (False, True):
+                try:
+                    with self._pool.lend(deadline, fresh=fresh) as connection, guard:
+                        request = self._request(connection, credentials, method, path, fields())
+                        connection.send(request, body, deadline)
+                        head = connection.receive_head(deadline, bodiless=bodiless)
+                        return receive(connection, head)
+                except StaleError:
+                    if fresh:
+                        raise
+            raise AssertionError("a fresh connection is never stale")
+
+        return self._signed(attempt, deadline)
+
+    def _signed(self, attempt: Callable[["Credentials"], Answer], deadline: float) -> Answer:
+        """Make an attempt, and a second one where the credentials were refused and are new now."""
+        credentials = self._signer.credentials(deadline)  # which may take long: not in the guard
+        try:
+            return attempt(credentials)
+        except StatusError as error:
+            if error.status not in REFUSED or not self._signer.renew(credentials, deadline):
+                raise
+            return attempt(self._signer.credentials(deadline))
+
+    def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
+        """Return which names are those of stored pages, by their metadata; see `heads`."""
+        return [self._stores_page(head) for head in self.heads(names, deadline)]
+
+    def heads(
+        self, names: Sequence[str], deadline: float, *, ways: int | None = None
+    ) -> list[ResponseHead]:
+        """Return each object's head, of status 200 or 404.
+
+        One round trip for up to `PIPELINE` names a connection, all by the calling thread. Raises
+        `TransferError`, `StatusError`.
+        """
+        found: list[ResponseHead] = []
+        ways = ways or self._ways
+        step = ways * PIPELINE
+        for begin in range(0, len(names), step):
+            found += self._heads(names[begin : begin + step], ways, deadline)
+        return found
+
+    def _heads(self, names: Sequence[str], ways: int, deadline: float) -> list[ResponseHead]:
+        def attempt(credentials: "Credentials") -> list[ResponseHead]:
+            try:
+                return self._ask(names, ways, credentials, deadline, fresh=False)
+            except StaleError:
+                return self._ask(names, ways, credentials, deadline, fresh=True)
+
+        return self._signed(attempt, deadline)
+
+    def _ask(
+        self,
+        names: Sequence[str],
+        ways: int,
+        credentials: "Credentials",
+        deadline: float,
+        *,
+        fresh: bool,
+    ) -> list[ResponseHead]:
+        """Write all requests, then read all responses."""
+        ways = min(ways, len(names))
+        found: list[ResponseHead] = []
+        self._telemetry.count("lookup_round_trips")
+        with ExitStack() as lent:
+            lanes = [
+                lent.enter_context(self._pool.lend(deadline, fresh=fresh)) for _ in range(ways)
+            ]
+            for lane, connection in enumerate(lanes):
+                paths = [quote(name) for name in names[lane::ways]]
+                requests = [
+                    self._request(connection, credentials, "HEAD", path, NO_FIELDS)
+                    for path in paths
+                ]
+                connection.send(b"".join(requests), (), deadline, requests=len(paths))
+            for i in range(len(names)):
+                head = lanes[i % ways].receive_head(deadline, bodiless=True)
+                if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+                    raise refused(head, b"", "HEAD")
+                found.append(head)
+        return found
+
+    def _stores_page(self, head: ResponseHead) -> bool:
+        """Return whether an answer to HEAD is a stored page's; count one that only looks so.
+
+        Raises `ProtocolError` for a 404 that is not an object store's.
+        """
+        there = stores_page(head)
+        if head.status == HTTPStatus.OK and not there:
+            self._telemetry.fault("answer is no page", unusable_answer(head))
+        if head.status == HTTPStatus.NOT_FOUND and is_html(head):
+            raise unusable_answer(head)
+        return there
+
+    def _request(
+        self,
+        connection: Connection,
+        credentials: "Credentials",
+        method: str,
+        path: str,
+        fields: Mapping[str, str],
+    ) -> bytes:
+        demand_printable(fields)
+        endpoint = connection.endpoint
+        return self._signer.head(credentials, method, endpoint, endpoint.base_path + path, fields)
+
+
+def demand_printable(fields: Mapping[str, str]) -> None:
+    """Raise `ProtocolError` for a field that would break the request's head.
+
+    ETags and metadata come from a server's answer and go back to it.
+    """
+    if not "".join((*fields, *fields.values())).isprintable():
+        raise ProtocolError("the server's answer has control characters in a field")
+
+
+def refuse(
+    connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
+) -> NoReturn:
+    """Raise the `StatusError` for a response; reads its body so that the connection can be kept."""
+    body = connection.discard_body(deadline)
+    if head.status == HTTPStatus.NOT_FOUND and is_html(head):
+        raise unusable_answer(head)  # which says nothing about the object
+    raise refused(head, body, method)

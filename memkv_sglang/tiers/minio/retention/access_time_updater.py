@@ -1,0 +1,180 @@
+"""Uses noted in the bucket: an object's LastModified is moved into the period of the last use.
+
+By S3's means: a copy of the object onto itself with its own metadata, which MinIO carries out
+without touching the content. `collector.order` says what the times are good for, and why the first
+page of a chain must be touched first.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from urllib.parse import quote
+
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.http.connection import Connection
+from memkv_sglang.tiers.minio.http.errors import StatusError, TransferError
+from memkv_sglang.tiers.minio.http.explain import refused, unusable_answer
+from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.names import ObjectNames, is_stored, stores_page
+from memkv_sglang.tiers.minio.objects.client import ObjectClient, refuse
+from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
+from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
+
+log = logging.getLogger(__name__)
+
+DELAY = 5.0
+"""Seconds after a lookup: the loads that follow it come first, and tell most of the times."""
+
+WAITING_LIMIT = 200_000
+"""Pages that wait at most; uses beyond it are not noted."""
+
+CLOSE_SECONDS = 0.5
+"""How long `close` waits for the page in hand, whose request may take `CALL_SECONDS`."""
+
+CALL_SECONDS = 5.0
+"""Longest time for one page."""
+
+KEPT_FIELDS = ("x-amz-meta-", "x-amz-server-side-encryption", "content-type")
+"""Beginnings of the names of header fields that a copy takes over."""
+
+
+class AccessTimeUpdater:
+    """Notes uses behind the callers' back, slowly: half of the time its one thread sleeps."""
+
+    def __init__(
+        self,
+        client: Callable[[], ObjectClient],
+        bucket: str,
+        names: ObjectNames,
+        noted: AccessTimeCache,
+        telemetry: Telemetry,
+        *,
+        delay: float = DELAY,
+    ) -> None:
+        """Start the thread; `client` may block, and raise `TierError`."""
+        self._client = client
+        self._bucket = bucket
+        self._names = names
+        self._noted = noted
+        self._telemetry = telemetry
+        self._delay = delay
+        self._chains: deque[tuple[float, Chain]] = deque()
+        self._waiting = 0
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memkv-touch", daemon=True)
+        self._thread.start()
+
+    def note_use(self, chain: Chain) -> None:
+        """Queue the pages of a chain, given root first, that are used now; returns at once."""
+        fresh = [page for page in chain.hashes if not self._noted.has(PageKey(chain[0], page))]
+        if not fresh:
+            return
+        with self._changed:
+            if self._waiting + len(fresh) > WAITING_LIMIT:
+                self._telemetry.count("uses_not_noted", len(fresh))
+                return
+            self._waiting += len(fresh)
+            due = time.monotonic() + self._delay
+            self._chains.append((due, Chain(chain.namespace, fresh)))
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until every use is noted; False if `timeout` seconds were not enough."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting == 0, timeout)
+
+    def close(self) -> None:
+        """End after the page in hand, if that is soon; idempotent."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (chain := self._next()) is not None:
+            try:
+                self._touch_chain(chain)
+            except (TierError, TransferError, StatusError) as error:
+                self._telemetry.fault("use not noted", error)
+            except Exception:  # a defect; the thread must go on
+                log.exception("use not noted")
+            with self._changed:
+                self._waiting -= len(chain.hashes)
+                self._changed.notify_all()
+
+    def _next(self) -> Chain | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._chains or self._closed.is_set())
+            if self._closed.is_set():
+                return None
+            due, chain = self._chains.popleft()
+        self._closed.wait(max(due - time.monotonic(), 0))
+        return chain
+
+    def _touch_chain(self, chain: Chain) -> None:
+        for key in chain.keys():
+            if self._closed.is_set():
+                return
+            if not self._noted.has(key):
+                begin = time.monotonic()
+                self._touch(key)
+                self._closed.wait(time.monotonic() - begin)
+
+    def _touch(self, key: PageKey) -> None:
+        client, name = self._client(), self._names.page(key)
+        deadline = time.monotonic() + CALL_SECONDS
+
+        def receive(_: Connection, head: ResponseHead) -> ResponseHead:
+            return head
+
+        head = client.exchange("HEAD", name, deadline, receive, bodiless=True)
+        if head.status == HTTPStatus.NOT_FOUND:  # on this node alone, or collected
+            return
+        if head.status != HTTPStatus.OK:
+            raise refused(head, b"", "HEAD")
+        if not stores_page(head) or not head.field(b"etag"):
+            # A copy would give a good page the metadata of this answer.
+            raise unusable_answer(head)
+        if self._noted.saw(key, head):
+            return
+        fields = self._copy_fields(name, head)
+
+        def confirm(connection: Connection, head: ResponseHead) -> None:
+            if head.status != HTTPStatus.OK:
+                refuse(connection, head, deadline, "PUT")
+            if not is_stored(head, connection.discard_body(deadline)):
+                raise unusable_answer(head)
+
+        try:
+            client.exchange("PUT", name, deadline, confirm, fields=lambda: fields)
+        except StatusError as error:
+            if error.status not in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND):
+                raise
+        else:
+            self._noted.stored(key)
+            self._telemetry.count("touched")
+
+    def _copy_fields(self, name: str, head: ResponseHead) -> Mapping[str, str]:
+        etag = (head.field(b"etag") or b"").decode("latin-1")
+        return {
+            **kept_fields(head),
+            "content-length": "0",
+            "x-amz-copy-source": quote(f"/{self._bucket}/{name}"),
+            "x-amz-copy-source-if-match": etag,  # never old metadata for new content
+            "x-amz-metadata-directive": "REPLACE",
+        }
+
+
+def kept_fields(head: ResponseHead) -> dict[str, str]:
+    """Return the fields of an object's head that must go with a copy, as they were written."""
+    fields = {}
+    for line in head.original.decode("latin-1").split("\r\n")[1:]:
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name.lower().startswith(KEPT_FIELDS):
+            fields[name.lower()] = value
+    return fields

@@ -1,0 +1,144 @@
+"""The pages of one call, moved in order by a few threads until they are done or time is up."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Generic, TypeVar
+
+from memkv_sglang.tiers.minio.http.errors import OutOfTimeError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Guard = AbstractContextManager[None]
+"""Encloses each use of a page's buffers; raises `OutOfTimeError` once the call is over."""
+
+
+class TransferPool:
+    """The threads of a tier, shared by all its calls page by page."""
+
+    def __init__(self, count: int) -> None:
+        """Move at most `count` pages at a time."""
+        self._count = count
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix="memkv-minio")
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        move: Callable[[int, Guard], Result],
+        count: int,
+        deadline: float,
+        *,
+        goes_on: Callable[[Result], bool],
+        failed: Result,
+    ) -> list[Result | None]:
+        """Call `move(0, guard)` to `move(count - 1, guard)` in order, several at a time.
+
+        After a result that does not go on, no more are begun: theirs are None, but the first one
+        always has a result. Returns when none holds the guard any more, soon after `deadline` at
+        the latest, provided that `move` keeps the deadline within the guard; what has not ended
+        by then is `failed`.
+        """
+        batch = _Batch(move, count, goes_on, failed)
+        with self._lock:
+            self._calls += 1
+        try:
+            for _ in range(min(count, self._count)):
+                self._executor.submit(self._work, batch)
+            return batch.wait(deadline)
+        except RuntimeError:  # the executor is shut down
+            return batch.wait(0.0)
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    def close(self) -> None:
+        """End the threads after the calls in flight; idempotent."""
+        self._executor.shutdown()
+
+    def _work(self, batch: "_Batch[Result]") -> None:
+        while batch.step():
+            if self._calls > 1:  # let the other calls have a page too
+                self._executor.submit(self._work, batch)
+                return
+
+
+class _Batch(Generic[Result]):
+    """Is the guard of its pages: a class, since a generator would cost each page more."""
+
+    def __init__(
+        self,
+        move: Callable[[int, Guard], Result],
+        count: int,
+        goes_on: Callable[[Result], bool],
+        failed: Result,
+    ) -> None:
+        self._move = move
+        self._goes_on = goes_on
+        self._failed = failed
+        self._results: list[Result | None] = [None] * count
+        self._next = 0
+        self._begun = 0
+        self._guarded = 0
+        self._over = False
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+
+    def step(self) -> bool:
+        """Move the next page; False if there is none."""
+        with self._lock:
+            if self._idle():
+                return False
+            index = self._next
+            self._next += 1
+            self._begun += 1
+            self._results[index] = self._failed
+        try:
+            result = self._move(index, self)
+        except OutOfTimeError:
+            result = self._failed
+        except Exception:
+            logger.exception("page transfer failed unexpectedly")
+            result = self._failed
+        with self._lock:
+            if not self._over:
+                self._results[index] = result
+            self._stopped |= not self._goes_on(result)
+            self._begun -= 1
+            if self._done():  # waking the caller for each page costs a tenth of the rate
+                self._changed.notify_all()
+        return True
+
+    def wait(self, deadline: float) -> list[Result | None]:
+        """Wait for the end, return the results."""
+        with self._changed:
+            self._changed.wait_for(self._done, max(deadline - time.monotonic(), 0))
+            self._over = True
+            # Whoever holds the guard ends in time too: a page's result is right until then.
+            self._changed.wait_for(lambda: self._guarded == 0)
+            if self._next == 0 and self._results:
+                self._results[0] = self._failed
+            return list(self._results)
+
+    def _done(self) -> bool:
+        return self._begun == 0 and self._idle()
+
+    def _idle(self) -> bool:
+        return self._over or self._stopped or self._next == len(self._results)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._over:
+                raise OutOfTimeError("the deadline came first")
+            self._guarded += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._guarded -= 1
+            if self._over:
+                self._changed.notify_all()
