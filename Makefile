@@ -44,7 +44,7 @@ audit: setup  ## Look for known vulnerabilities in the locked dependencies
 lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglang.in ask for
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate --excludes locks/gpu-only.txt \
-	  --extra bench --extra encryption --group dev pyproject.toml locks/sglang.in -o locks/requirements.txt
+	  --extra bench --extra encryption --group dev --group docs pyproject.toml locks/sglang.in -o locks/requirements.txt
 
 clean:  ## Remove .venv and caches inside the checkout
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,19 +1,47 @@
-"""Shared KV cache for SGLang: exact prefixes go down to NVMe and MinIO, and come back."""
+"""Shared KV cache for SGLang: pages spill to NVMe and MinIO, and load back by exact prefix.
 
+Everything that another engine needs to use the tiers can be imported from here.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memkv_sglang.client.client import AgentClient
+    from memkv_sglang.config.load import load_config
+    from memkv_sglang.namespace import Namespace
+    from memkv_sglang.page import Buffer, Chain
     from memkv_sglang.plugin.storage import MemKVStorage
+    from memkv_sglang.tiers.base import LoadResult, SpillResult
 
-__all__ = ["MemKVStorage", "__version__"]
+__all__ = [
+    "AgentClient",
+    "Buffer",
+    "Chain",
+    "LoadResult",
+    "MemKVStorage",
+    "Namespace",
+    "SpillResult",
+    "__version__",
+    "load_config",
+]
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "AgentClient": "client.client",
+    "Buffer": "page",
+    "Chain": "page",
+    "LoadResult": "tiers.base",
+    "MemKVStorage": "plugin.storage",
+    "Namespace": "namespace",
+    "SpillResult": "tiers.base",
+    "load_config": "config.load",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import the storage class when it is asked for: it needs SGLang, which the agent does not."""
-    if name == "MemKVStorage":
-        from memkv_sglang.plugin.storage import MemKVStorage
-
-        return MemKVStorage
+    """Import on first use: the storage class needs SGLang, and the agent starts in 0.1 s."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
