@@ -61,14 +61,24 @@ class _Value(NamedTuple):
 
 
 def load_config(
-    file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str]
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> Config:
-    """Return the effective configuration. `overrides` are flags' values by key (`nvme.capacity`).
+    """Load and validate the configuration.
 
-    Reads `file`, or the one that MEMKV_CONFIG names, and looks at nothing else outside. Relative
-    paths in the file are relative to it, others to the current directory. Raises `ConfigError`.
+    Args:
+        file: TOML file; defaults to the one that `MEMKV_CONFIG` names, if any.
+        environ: variables to read `MEMKV_*` from; defaults to this process's.
+        overrides: values by key, e.g. `{"nvme.capacity": "100GiB"}`. They win over everything else.
+
+    Relative paths in the file are relative to the file, others to the current directory.
+
+    Raises:
+        ConfigError: with one line that names the setting, the problem and the fix.
+
     """
-    return load(file, environ, overrides).config
+    return load(file, os.environ if environ is None else environ, overrides or {}).config
 
 
 def load(
