@@ -33,10 +33,16 @@ bench: setup  ## Run every benchmark, end with the table of targets; ARGS="--qui
 	@mkdir -p $(RESULTS)
 	@$(BIN)/python -m benchmarks all --json $(RESULTS)/$$(date +%F).json $(ARGS)
 
-lint: setup  ## Check style, format and types
+lint: setup docs  ## Check style, format, types, spelling, layers, names and the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell
+	@PYTHONPATH=. $(BIN)/lint-imports --no-logo
+	@$(BIN)/python tools/check_names.py
+
+docs: setup  ## Build the documentation site into build/docs
+	@$(BIN)/sphinx-build -qW --keep-going docs build/docs
 
 audit: setup  ## Look for known vulnerabilities in the locked dependencies
 	@$(BIN)/python tools/audit.py
