@@ -1,6 +1,6 @@
-"""Compiles what is compiled of this project, where there is a C compiler with Python's headers.
+"""Compile the Cython modules when the project is built, if there is a C compiler.
 
-Elsewhere the project is installed without: pages are then read from MinIO one by one, see
+Without one, the build succeeds with Python code only, and loads from MinIO take the slow path; see
 `memkv_sglang.tiers.minio.objects.bulk_reader`.
 """
 
@@ -17,22 +17,23 @@ PACKAGE = "memkv_sglang.tiers.minio.http"
 MODULES = ("receive_loop", "xxh3")
 
 
-class CompileLoop(BuildHookInterface):
-    """Builds the extensions beside their sources, and says so to the wheel."""
+class CompileModules(BuildHookInterface):
+    """Compile the extension modules next to their sources and add them to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a failure is told, and no more. What older sources gave goes in any case."""
+        """Replace earlier builds of the modules; warn if they do not compile."""
         folder = Path(self.root, *PACKAGE.split("."))
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         targets = [folder / f"{module}{suffix}" for module in MODULES]
         try:
+            # A module built from older sources must not survive a failed build.
             for target in targets:
                 target.unlink(missing_ok=True)
             with tempfile.TemporaryDirectory() as scratch:
                 for built, target in zip(_compile(folder, scratch), targets, strict=True):
                     shutil.copy(built, target)
         except Exception as error:
-            self.app.display_warning(f"{folder} was not compiled: {error}")
+            self.app.display_warning(f"building without compiled modules: {error}")
             return
         build_data["artifacts"] += [str(target.relative_to(self.root)) for target in targets]
         build_data["pure_python"] = False
@@ -40,6 +41,7 @@ class CompileLoop(BuildHookInterface):
 
 
 def _compile(folder: Path, scratch: str) -> Sequence[Path]:
+    """Compile the modules into `scratch`; return the paths of the shared objects."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 

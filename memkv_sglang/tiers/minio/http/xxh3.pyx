@@ -1,11 +1,13 @@
-"""See xxh3.pxd. The functions are those of the xxHash library inside the `xxhash` package.
+"""See xxh3.pxd. Calls the xxHash library inside the `xxhash` package's extension module.
 
-Its extension exports them (stable since xxHash 0.8). Through its Python objects each piece would
-take the interpreter's lock, for which several receiving threads then queue.
+The module exports these C functions, but the package does not document them: pyproject.toml names
+the versions that work. The package's Python objects need the GIL for every update, so several
+receiving threads would wait for each other.
 """
 
 import ctypes
 
+import xxhash
 from xxhash import _xxhash
 
 
@@ -21,18 +23,18 @@ cdef void (*_canonical)(unsigned char *, Checksum) noexcept nogil
 
 
 cdef void *_function(library, str name) except NULL:
-    # What is called `dispatch` picks the vector instructions that this processor has.
+    # The `dispatch` variants use the vector instructions that this processor has.
     for exported in (f"{name}_dispatch", name):
         if hasattr(library, exported):
             pointer = ctypes.cast(getattr(library, exported), ctypes.c_void_p)
             return <void *><size_t>pointer.value
-    raise ImportError(f"the xxhash package does not export {name}")
+    raise ImportError(f"the xxhash package ({xxhash.VERSION}) does not export {name}")
 
 
 try:
     _library = ctypes.CDLL(_xxhash.__file__)
 except (AttributeError, OSError) as error:
-    raise ImportError(f"the xxhash package's extension cannot be opened: {error}") from error
+    raise ImportError(f"cannot open the extension module of the xxhash package: {error}") from error
 _create = <void *(*)() noexcept nogil>_function(_library, "XXH3_createState")
 _free = <int (*)(void *) noexcept nogil>_function(_library, "XXH3_freeState")
 _reset = <int (*)(void *, unsigned long long) noexcept nogil>_function(
@@ -70,3 +72,20 @@ cdef bytes digest(void *state):
     cdef unsigned char canonical[16]
     _canonical(canonical, _digest(state))
     return canonical[:16]
+
+
+cdef _check():
+    """Raise ImportError unless these functions agree with the package's Python API."""
+    data, seed = b"memkv" * 1000, 7
+    state = new_state()
+    try:
+        reset(state, seed)
+        update(state, <const unsigned char *>data, len(data))
+        computed = digest(state)
+    finally:
+        free_state(state)
+    if computed != xxhash.xxh3_128_digest(data, seed=seed):
+        raise ImportError(f"the xxhash package ({xxhash.VERSION}) has a different C interface")
+
+
+_check()

@@ -1,0 +1,1 @@
+"""The wheel and the sdist: contents, metadata, and whether they work in an empty environment."""
