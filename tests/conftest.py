@@ -56,7 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         servers = folder in SERVERS
         if folder == "serving":
             item.add_marker(pytest.mark.serving)
-        item.add_marker(pytest.mark.xdist_group("servers" if servers else item.path.stem))
+        # The modules of tests/packaging share the archives they test.
+        module = folder if folder == "packaging" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group("servers" if servers else module))
         item.user_properties.append(("servers", servers))
     # The longest group first: with it last, one worker would wait for the other.
     items.sort(key=lambda item: not dict(item.user_properties)["servers"])

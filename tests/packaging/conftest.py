@@ -15,11 +15,6 @@ class Archives(NamedTuple):
     wheel: Path
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of the exhaustive tests."""
-    config.addinivalue_line("markers", "slow: runs in `make test-all` only")
-
-
 def build(source: Path, folder: Path) -> Archives:
     """Build the sdist, then the wheel from the sdist alone and without network."""
     check(UV, "build", "--quiet", "--sdist", "--out-dir", folder, source)

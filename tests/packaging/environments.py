@@ -59,7 +59,7 @@ class Environment:
             check(self.python, "-m", "pip", "install", "--quiet", *packages, env=env)
             return
         # uv keeps wheels it built from an sdist, whether or not there was a compiler.
-        options = ["--quiet", "--refresh-package", "sglang-memkv", "--python", self.python]
+        options = ["--quiet", "--refresh-package", "sglang-memkv", "--python", str(self.python)]
         check(UV, "pip", "install", *options, *packages, env=env)
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:

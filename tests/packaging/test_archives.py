@@ -8,12 +8,8 @@ from email import message_from_string
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
-import pytest
-
 from tests.packaging.conftest import Archives
 from tests.packaging.environments import ROOT
-
-pytestmark = pytest.mark.xdist_group("packaging")
 
 EXTENSIONS = ("receive_loop", "xxh3")
 

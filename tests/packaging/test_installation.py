@@ -12,8 +12,6 @@ import memkv_sglang
 from tests.packaging.conftest import Archives
 from tests.packaging.environments import ROOT, Environment
 
-pytestmark = pytest.mark.xdist_group("packaging")
-
 
 class Case(NamedTuple):
     """How one environment is made."""

@@ -13,8 +13,6 @@ from packaging.requirements import Requirement
 from tests.packaging.conftest import Archives
 from tests.packaging.environments import ROOT, Environment
 
-pytestmark = pytest.mark.xdist_group("packaging")
-
 TESTED = ("3.5.0", "3.6.0", "3.8.2", "4.0.0", "4.1.0")
 """One version of each release series in the declared range."""
 
