@@ -1,5 +1,5 @@
-# The two commands of the README, and what they need. Everything lands in .venv and in the user's
-# cache directory; nothing needs root. Run `make help` for the rest.
+# Run `make help` for the list of commands. They write to .venv, build and the user's cache directory,
+# and need no root.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-ci test-all test-serving test-patched bench lint docs audit lock clean
+.PHONY: help setup demo test test-ci test-all test-python test-serving test-patched bench lint docs audit lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test-ci: setup  ## Run those and the soak test, as .ci/run does
 
 test-all: setup  ## Run every test
 	@$(PYTEST) --durations=25 $(ARGS)
+
+test-python:  ## Run the fast tests on each installed Python, without SGLang; PYTHONS="3.12"
+	@tools/test-pythons.sh $(PYTHONS)
 
 test-serving: setup  ## Run the end-to-end tests alone: SGLang servers, MinIO, SGLang's router
 	@$(BIN)/pytest tests/serving $(ARGS)
@@ -55,13 +58,13 @@ docs: setup  ## Build the documentation site into build/docs
 audit: setup  ## Look for known vulnerabilities in the locked dependencies
 	@$(BIN)/python tools/audit.py
 
-lock:  ## Write locks/requirements.txt anew: what pyproject.toml and locks/sglang.in ask for
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
+lock:  ## Update locks/requirements.txt to the newest allowed versions
+	$(or $(shell command -v uv),$(BIN)/uv) pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate --excludes locks/gpu-only.txt \
 	  --extra bench --extra encryption --group dev --group docs pyproject.toml locks/sglang.in -o locks/requirements.txt
 
-clean:  ## Remove .venv and caches inside the checkout
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove .venv, built documentation and wheels, and caches inside the checkout
+	rm -rf $(VENV) build/docs build/pythons .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: locks/requirements.txt pyproject.toml cpu-platform/pyproject.toml tools/setup.sh \
   hatch_build.py $(wildcard memkv_sglang/tiers/minio/http/*.pyx memkv_sglang/tiers/minio/http/*.pxd)

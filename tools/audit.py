@@ -1,7 +1,7 @@
-"""Compare the locked dependencies with the known vulnerabilities, by pip-audit; see `make audit`.
+"""Check the locked dependencies for known vulnerabilities with pip-audit; see `make audit`.
 
-Exit status 1 if one is vulnerable. Where the service that knows cannot be asked, that is one line
-and no failure: a machine without it can still run everything else that a change must pass.
+Exit with status 1 if a dependency is vulnerable. If the vulnerability service is unreachable, print
+one line and succeed, so that a machine without network access can still run `.ci/run`.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import Any
 LOCK = Path(__file__).parents[1] / "locks" / "requirements.txt"
 
 LIMIT = 300.0
-"""Seconds for the whole audit."""
+"""Time limit of the whole audit, in seconds."""
 
 
 def main() -> int:
-    """Run pip-audit over the lock file, print what it found."""
+    """Run pip-audit on the lock file, print its findings and return the exit status."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), "--disable-pip"]
     options = ["--require-hashes", "--format", "json", "--progress-spinner", "off"]
     try:
@@ -25,13 +25,13 @@ def main() -> int:
             [*command, *options], capture_output=True, text=True, timeout=LIMIT, check=False
         )
     except subprocess.TimeoutExpired:
-        print(f"audit: not done, the service did not answer within {LIMIT:.0f} s")
+        print(f"audit: skipped, the vulnerability service did not answer within {LIMIT:.0f} s")
         return 0
     try:
         dependencies = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        print(f"audit: not done, {reason}")
+        reason = (done.stderr.strip().splitlines() or ["pip-audit printed nothing"])[-1]
+        print(f"audit: skipped, {reason}")
         return 0
     status, lines = verdict(dependencies)
     print(*lines, sep="\n")
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def verdict(dependencies: list[dict[str, Any]]) -> tuple[int, list[str]]:
-    """Return the exit status and the lines for pip-audit's report."""
+    """Return the exit status and the lines to print for pip-audit's report."""
     unknown = [each["name"] for each in dependencies if "skip_reason" in each]
     lines = [
         f"audit: {each['name']} {each['version']}: {found['id']}, "
@@ -48,13 +48,13 @@ def verdict(dependencies: list[dict[str, Any]]) -> tuple[int, list[str]]:
         for found in each.get("vulns", [])
     ]
     status = int(bool(lines))
-    asked = len(dependencies) - len(unknown)
-    if not asked:
-        return 0, ["audit: not done, the service that knows vulnerabilities cannot be reached"]
+    checked = len(dependencies) - len(unknown)
+    if not checked:
+        return 0, ["audit: skipped, the vulnerability service cannot be reached"]
     if unknown:
         lines.append(f"audit: the service does not know {len(unknown)} of the packages")
     if not status:
-        lines.append(f"audit: no known vulnerability in {asked} packages")
+        lines.append(f"audit: no known vulnerability in {checked} packages")
     return status, lines
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the virtual environment and finds or builds MinIO. Called by make; safe to run again.
+# Create the virtual environment, and find or build a MinIO server. `make setup` runs this; running it
+# again is safe.
 set -euo pipefail
 
 missing() {
@@ -16,7 +17,7 @@ PY
 command -v c++ >/dev/null || missing "a C++ compiler" "apt-get install g++"
 
 if [ ! -x "$VENV/bin/python" ]; then
-  echo "setup: making $VENV"
+  echo "setup: creating $VENV"
   if command -v uv >/dev/null; then
     uv venv -q --python "$PYTHON" "$VENV"
   else
@@ -30,17 +31,17 @@ else
   [ -x "$UV" ] || "$VENV/bin/python" -m pip install -q --disable-pip-version-check uv
 fi
 
-# Whoever trusts an authority of their own has told the system.
+# Use the system's certificates, which may include a private authority's.
 export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}"
-echo "setup: installing locked dependencies (SGLang among them: about 7 GB)"
+echo "setup: installing locked dependencies, including SGLang (about 7 GB)"
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --require-hashes --compile-bytecode \
   -r locks/requirements.txt
-# Not from uv's cache, which does not know what else is compiled.
+# uv's cache does not notice a changed .pyx file or a newly installed compiler.
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --refresh-package sglang-memkv \
   -e . -e cpu-platform
 "$VENV/bin/python" -c "import memkv_sglang.tiers.minio.http.receive_loop" 2>/dev/null || cat >&2 <<'TEXT'
-setup: no compiled loop loads from MinIO (memkv doctor says why); all works, with more CPU a page.
-setup: For a C compiler with Python's headers: apt-get install gcc python3-dev, then
+setup: the Cython modules were not compiled (`memkv doctor` says why). Everything works, but loads
+setup: from MinIO use more CPU. To compile them, run apt-get install gcc python3-dev, then
 setup: make --always-make setup
 TEXT
 PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare

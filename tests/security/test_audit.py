@@ -32,7 +32,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
         (
             [UNKNOWN] * 2,
             0,
-            ["audit: not done, the service that knows vulnerabilities cannot be reached"],
+            ["audit: skipped, the vulnerability service cannot be reached"],
         ),
         (
             [BAD, UNKNOWN],
