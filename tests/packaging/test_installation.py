@@ -84,7 +84,7 @@ def settings() -> Iterator[list[str]]:
 
 def test_version_and_tag(installed: Installation) -> None:
     environment = installed.environment
-    assert memkv_sglang.__version__ in environment.check("memkv", "version")
+    assert memkv_sglang.__version__ in environment.check("memkv", "--version")
     (wheel,) = environment.path.glob("lib/*/site-packages/sglang_memkv-*.dist-info/WHEEL")
     assert ("Tag: py3-none-any" in wheel.read_text()) != installed.case.compiled
 
