@@ -1,7 +1,7 @@
 """The key file: read only where nobody else could, and never repeated in what is said about it."""
 
+import hashlib
 import os
-import secrets
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,8 @@ import pytest
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.encryption.keys import load_key_ring
 
-OLD, NEW = secrets.token_hex(32), secrets.token_hex(32)
+# The same in every process: parametrized tests contain them, and pytest-xdist compares test names.
+OLD, NEW = (hashlib.sha256(name).hexdigest() for name in (b"old", b"new"))
 GOOD = f'write = "new-1"\n[keys]\nnew-1 = "{NEW}"\n2026_05 = "{OLD.upper()}"\n'
 
 
