@@ -58,9 +58,7 @@ class Environment:
         if installer == "pip":
             check(self.python, "-m", "pip", "install", "--quiet", *packages, env=env)
             return
-        # uv keeps wheels it built from an sdist, whether or not there was a compiler.
-        options = ["--quiet", "--refresh-package", "sglang-memkv", "--python", str(self.python)]
-        check(UV, "pip", "install", *options, *packages, env=env)
+        check(UV, "pip", "install", "--quiet", "--python", self.python, *packages, env=env)
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a program of this environment, by its name in `bin`."""
