@@ -42,7 +42,7 @@ class Authority:
             encipher_only=False, decipher_only=False,
         )  # fmt: skip
         certificate = (
-            _builder(self._name, self._name, self._key.public_key(), datetime.now(UTC))
+            self._builder(self._name, self._key.public_key(), datetime.now(UTC))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .sign(self._key, hashes.SHA256())
@@ -70,7 +70,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or directory)])
         certificate = (
-            _builder(subject, self._name, key.public_key(), begin)
+            self._builder(subject, key.public_key(), begin)
             .add_extension(x509.SubjectAlternativeName(map(_general_name, names)), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -83,19 +83,22 @@ class Authority:
         )
         return issued
 
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, begin: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin - timedelta(minutes=5))
-        .not_valid_after(begin + LIFETIME)
-    )
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, begin: datetime
+    ) -> x509.CertificateBuilder:
+        # Python 3.13 verifies strictly: without the key identifiers it rejects a certificate.
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin - timedelta(minutes=5))
+            .not_valid_after(begin + LIFETIME)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(issuer, critical=False)
+        )
 
 
 def _general_name(name: str) -> x509.GeneralName:

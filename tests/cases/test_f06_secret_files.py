@@ -1,6 +1,7 @@
 """Secret files: readable by this process's user and groups, and nobody else."""
 
 import os
+import random
 import shutil
 import stat
 import tempfile
@@ -168,7 +169,7 @@ def test_what_editors_do_to_a_file_is_harmless(tmp_path: Path, content: str) -> 
         b"",
         b"\n",
         b"\x00" * 100,
-        os.urandom(1000),
+        random.Random(1).randbytes(1000),
         GOOD.encode("utf-16"),
         b'access_key = "a\x00key"\nsecret_key = "the-secret"',
         b'access_key = "a\\u202ekey"\nsecret_key = "the-secret"',
