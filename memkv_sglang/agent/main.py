@@ -189,7 +189,7 @@ class Agent:
             asyncio.create_task(self._accept()),
             asyncio.create_task(self._watch_socket()),
         ]
-        if self._config.idle_exit:
+        if self._config.idle_timeout:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
         threading.Thread(target=self._ask_tiers, name="memkv-ready", daemon=True).start()
         fields = {"socket": self._listener.path, "http_port": self._http.port}
@@ -239,7 +239,7 @@ class Agent:
                 log.warning("connection not served", extra={"fields": {"reason": str(error)}})
 
     async def _watch_idleness(self) -> None:
-        limit = self._config.idle_exit
+        limit = self._config.idle_timeout
         while self._server.idle_seconds < limit or not self._engine.flush(0):
             await asyncio.sleep(min(1.0, limit / 4))
         log.info("agent idle", extra={"fields": {"seconds": limit}})
@@ -279,12 +279,12 @@ class Agent:
         await self._stopping.wait()
         self._ending.set()
         self._http.ready = False
-        log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})
+        log.info("agent stopping", extra={"fields": {"drain": self._config.drain_timeout}})
         reason = "the agent is about to end"
         if not await asyncio.to_thread(self._server.stop, reason, CALLS_LIMIT):
             log.error("loads or spills do not end", extra={"fields": {"seconds": CALLS_LIMIT}})
             self._leave_at_once()
-        await asyncio.to_thread(self._engine.close, self._config.drain)
+        await asyncio.to_thread(self._engine.close, self._config.drain_timeout)
         if not await asyncio.to_thread(self._server.join, REPLIES_LIMIT):
             log.warning("calls left without a reply")
         for task in self._tasks:

@@ -80,7 +80,7 @@ def _let_removals_end(tier: "MinioTier", loaded: LoadedConfig) -> None:
     from memkv_sglang.tiers.minio.retention.collector.collect import REMOVE_SECONDS
 
     _, records, names = tier.control()
-    if Lease(records, names.lease, loaded.config.collector.lease).state().holder:
+    if Lease(records, names.lease, loaded.config.collector.lease_ttl).state().holder:
         click.echo("a collection goes on; waiting until it has seen the pin", err=True)
         time.sleep(REMOVE_SECONDS)
 

@@ -66,7 +66,7 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Literal["debug", "info", "warning", "error"],
         Meta(description="Least severe events that are logged; pages only appear at `debug`."),
     ] = "info"
-    drain: Annotated[
+    drain_timeout: Annotated[
         float,
         Meta(
             ge=0,
@@ -76,7 +76,7 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             "the next start.",
         ),
     ] = 10.0
-    idle_exit: Annotated[
+    idle_timeout: Annotated[
         float,
         Meta(
             ge=0,
@@ -169,7 +169,7 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         int,
         Meta(ge=1, le=1000, description="Failures in a row that open the circuit."),
     ] = 5
-    breaker_open: Annotated[
+    breaker_cooldown: Annotated[
         float,
         Meta(
             gt=0,
@@ -434,7 +434,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
             "of this length is noted in the bucket, at the price of two small requests.",
         ),
     ] = 3600.0
-    lease: Annotated[
+    lease_ttl: Annotated[
         float,
         Meta(
             ge=5,

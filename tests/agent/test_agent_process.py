@@ -125,7 +125,7 @@ def test_sigterm_ends_the_call_in_flight_and_removes_the_socket(tmp_path: Path) 
 
 @pytest.mark.parametrize("disturbance", ["none", "signal again", "clear in flight"])
 def test_sigterm_drains_the_upload_queue(tmp_path: Path, disturbance: str) -> None:
-    config, uploads = make_config(tmp_path, drain=20.0), tmp_path / "uploads"
+    config, uploads = make_config(tmp_path, drain_timeout=20.0), tmp_path / "uploads"
     chains = [make_chain(NAMESPACE, 2, str(number)) for number in range(8)]
     with (
         running_agent(config, "never clear", uploads) as agent,
@@ -251,7 +251,7 @@ def test_agent_without_any_tier_says_what_to_set(tmp_path: Path) -> None:
 
 
 def test_idle_agent_ends(tmp_path: Path) -> None:
-    config = make_config(tmp_path, idle_exit=0.3)
+    config = make_config(tmp_path, idle_timeout=0.3)
     with running_agent(config) as agent:
         with RawClient(agent.socket) as raw:
             raw.greet()

@@ -78,7 +78,7 @@ def copy_onto_itself(full: Bucketful, name: str) -> None:
 def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) -> None:
     """The holder stood still for longer than its lease between a step and the removal."""
     chain = full.spill("chain", 12)
-    collector, own = full.tier.collector(limits(capacity=1, use_period=1, lease=5))
+    collector, own = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
     own.acquire()
     other = lease(full, seconds=5)
 

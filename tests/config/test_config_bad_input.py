@@ -82,7 +82,7 @@ CASES = [
     file("[nvme]\nqueue_depth = true", "nvme.queue_depth", "1 to 64"),
     file("[nvme]\nqueue_depth = 65", "nvme.queue_depth", "1 to 64"),
     file("[nvme]\nhigh_watermark = nan", "nvme.high_watermark", "at most 1"),
-    file("[agent]\nidle_exit = inf", "agent.idle_exit", "at least 0s"),
+    file("[agent]\nidle_timeout = inf", "agent.idle_timeout", "at least 0s"),
     file("[minio]\nrequire_tls = 'yes'", "minio.require_tls", "true, false"),
     file("[minio]\nbucket = 5", "minio.bucket", "quotes"),
     flag("--agent-log-level", "warn", "warning"),

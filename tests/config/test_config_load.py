@@ -84,11 +84,11 @@ def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None
     path.write_text(
         '[nvme]\ncapacity = 4194304\n[engine]\nlookup_budget = "50ms"\nbatch_deadline = 3'
     )
-    config = load_config(path, {"MEMKV_AGENT_DRAIN": "1m"}, {"nvme.segment_size": "2MiB"})
+    config = load_config(path, {"MEMKV_AGENT_DRAIN_TIMEOUT": "1m"}, {"nvme.segment_size": "2MiB"})
     assert config.nvme.capacity == 4 << 20
     assert config.nvme.segment_size == 2 << 20
     assert (config.engine.lookup_budget, config.engine.batch_deadline) == (0.05, 3.0)
-    assert config.agent.drain == 60.0
+    assert config.agent.drain_timeout == 60.0
 
 
 def test_relative_paths_count_from_the_file_or_else_from_here(
