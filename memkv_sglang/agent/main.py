@@ -26,7 +26,7 @@ from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
 from memkv_sglang.agent.sessions import Sessions
 from memkv_sglang.agent.stopping import STOP_SIGNALS, StoppedError, interrupt_at_signal
-from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
@@ -55,11 +55,12 @@ READY_LIMIT = 10.0
 PROBE_PERIOD = 5.0
 """Seconds from one question to the next while a tier does not work."""
 
-EXIT_CONFIG = 2
-"""Exit status after bad input."""
+EXIT_FAILURE = 1
+"""Exit status after a failure, and after a stop that did not shut down in order."""
 
-EXIT_STOPPED = 1
-"""Exit status after a stop without an orderly end."""
+EXIT_CONFIG = 2
+"""Exit status after a wrong configuration. A restart cannot help; see systemd's
+`RestartPreventExitStatus`."""
 
 _ACCEPT_PAUSE = 0.5
 
@@ -92,7 +93,8 @@ def run(
             report("the agent was asked to end before it was ready")
     except (ConfigError, TierError, OSError) as error:
         report(str(error))
-        return EXIT_CONFIG
+        is_config = isinstance(error, ConfigError) and not isinstance(error, BrokenDiskError)
+        return EXIT_CONFIG if is_config else EXIT_FAILURE
     return 0
 
 
@@ -136,7 +138,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._ending = threading.Event()
         self._signalled: float | None = None
-        interrupt_at_signal(partial(os._exit, EXIT_STOPPED))
+        interrupt_at_signal(partial(os._exit, EXIT_FAILURE))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._listener = Listener(socket_path(config.agent), locked=locked)
@@ -221,7 +223,7 @@ class Agent:
         try:
             self.close(self._locked)
         finally:
-            os._exit(EXIT_STOPPED)
+            os._exit(EXIT_FAILURE)
 
     async def _accept(self) -> None:
         while True:

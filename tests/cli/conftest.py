@@ -17,6 +17,7 @@ def environ(tmp_path: Path, minio_config: MinioConfig) -> dict[str, str]:
     """Variables for both tiers; nothing exists yet."""
     (tmp_path / "run").mkdir(mode=0o700)
     return {
+        "MEMKV_CONFIG": "",
         "MEMKV_AGENT_SOCKET": str(tmp_path / "run" / "agent.sock"),
         "MEMKV_NVME_DIRECTORY": str(tmp_path / "nvme"),
         "MEMKV_NVME_CAPACITY": "64MiB",

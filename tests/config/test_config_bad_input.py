@@ -90,8 +90,16 @@ CASES = [
     # The file itself
     Bad("no TOML", ("{tmp}/memkv.toml:", "TOML"), file="[nvme\n"),
     Bad("no text", ("{tmp}/memkv.toml:", "UTF-8"), file="\udcff"),
-    Bad("no file", ("{tmp}/none.toml:", "name another"), ("--config", "{tmp}/none.toml")),
-    Bad("no file", ("{tmp}:", "name another"), environ={"MEMKV_CONFIG": "{tmp}"}),
+    Bad(
+        "no file",
+        ("configuration file: cannot read {tmp}/none.toml", "name another"),
+        ("--config", "{tmp}/none.toml"),
+    ),
+    Bad(
+        "a directory",
+        ("configuration file: {tmp} is not a regular file", "name another"),
+        environ={"MEMKV_CONFIG": "{tmp}"},
+    ),
     # The directory
     flag("--nvme-directory", "{tmp}/file", "not a directory"),
     flag("--nvme-directory", "{tmp}/file/below", "not a directory"),
@@ -213,6 +221,7 @@ def run_agent(
             "HOME": str(tmp),
             "XDG_RUNTIME_DIR": str(tmp),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "MEMKV_CONFIG": "",
             **{name: value.format(tmp=tmp) for name, value in environ.items()},
         },
         cwd=tmp,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memkv_sglang.config import load as load_module
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load, load_config
 from memkv_sglang.config.schema import Config
@@ -77,6 +78,63 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> Non
     other.write_text("nvme.queue_depth = 2")
     assert load_config(None, {"MEMKV_CONFIG": str(one)}, {}).nvme.queue_depth == 1
     assert load_config(other, {"MEMKV_CONFIG": str(one)}, {}).nvme.queue_depth == 2
+
+
+def test_default_files_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, home = tmp_path / "etc" / "config.toml", tmp_path / "home"
+    user = home / ".config" / "memkv" / "config.toml"
+    monkeypatch.setattr(load_module, "SYSTEM_FILE", system)
+    environ = {"HOME": str(home)}
+    assert load_config(None, environ, {}) == Config()
+    system.parent.mkdir()
+    system.write_text("nvme.queue_depth = 1\nnvme.directory = 'cache'")
+    user.parent.mkdir(parents=True)
+    user.write_text("nvme.queue_depth = 2")
+    loaded = load(None, environ, {})
+    assert loaded.config.nvme.queue_depth == 2
+    assert loaded.config.nvme.directory == str(system.parent / "cache")
+    assert loaded.origins["nvme.queue_depth"].source == str(user)
+    assert loaded.origins["nvme.directory"].source == str(system)
+    relative = {**environ, "XDG_CONFIG_HOME": "relative"}
+    assert load_config(None, relative, {}).nvme.queue_depth == 2
+    other = {**environ, "XDG_CONFIG_HOME": str(tmp_path / "elsewhere")}
+    assert load_config(None, other, {}).nvme.queue_depth == 1
+
+
+def test_a_named_file_replaces_the_default_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, named = tmp_path / "config.toml", tmp_path / "named.toml"
+    monkeypatch.setattr(load_module, "SYSTEM_FILE", system)
+    system.write_text("nvme.queue_depth = 1\nnvme.directory = '/cache'")
+    named.write_text("nvme.queue_depth = 3")
+    for config in (
+        load_config(named, {}, {}),
+        load_config(None, {"MEMKV_CONFIG": str(named)}, {}),
+    ):
+        assert (config.nvme.queue_depth, config.nvme.directory) == (3, "")
+    assert load_config(None, {"MEMKV_CONFIG": ""}, {}) == Config()
+
+
+@pytest.mark.parametrize(
+    "home", ["", "/nonexistent", "/proc/self/mem", "relative", "/" + "x" * 5000]
+)
+def test_a_home_without_a_file_is_no_error(home: str) -> None:
+    assert load_config(None, {"HOME": home}, {}) == Config()
+
+
+def test_a_default_file_that_cannot_be_used_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "config.toml"
+    monkeypatch.setattr(load_module, "SYSTEM_FILE", system)
+    system.symlink_to("none")
+    with pytest.raises(ConfigError, match=f"cannot read {system}"):
+        load_config(None, {}, {})
+    system.unlink()
+    system.write_text("[nvme")
+    with pytest.raises(ConfigError, match=f"{system}: not valid TOML"):
+        load_config(None, {}, {})
 
 
 def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None:
