@@ -46,7 +46,7 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value[:60]!r} is not a time such as 250ms, 2s or 1h", param, ctx)
         if not parse_time(self._shortest) <= seconds <= parse_time(self._longest):
             bounds = f"{self._shortest} to {self._longest}"
-            self.fail(f"{value[:60]!r} is out of range; write {bounds}", param, ctx)
+            self.fail(f"{value[:60]!r} is out of range; use {bounds}", param, ctx)
         return seconds
 
 
@@ -136,7 +136,7 @@ def _help(setting: Setting) -> str:
     notes = [f"default: {default}"]
     if setting.range and not setting.choices:
         notes.append(setting.range)
-    return f"{setting.meaning.replace('`', '')}  [{'; '.join(notes)}]"
+    return f"{setting.description.replace('`', '')}  [{'; '.join(notes)}]"
 
 
 def _as_text(value: object) -> str:

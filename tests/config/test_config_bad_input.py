@@ -136,7 +136,7 @@ CASES = [
         flag(BUCKET, name, "choose another")
         for name in ("ab", "Memkv", "mem_kv", "-memkv", "mem..kv", "mem.-kv", "192.168.0.1")
     ),
-    flag(BUCKET, "minio", "MinIO's own"),
+    flag(BUCKET, "minio", "reserved by MinIO"),
     flag(BUCKET, "x" * 64, "63"),
     *(flag("--minio-prefix", prefix, "prefix") for prefix in ("/a", "a/", "a//b", "../a", "a b")),
     flag("--minio-region", "", "us-east-1"),

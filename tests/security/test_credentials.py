@@ -322,7 +322,7 @@ def test_missing_file_and_two_sources_are_refused(config: MinioConfig) -> None:
     with pytest.raises(ConfigError, match=r"^minio\.credentials_file: cannot read"):
         MinioTier(config)
     both = {"MEMKV_MINIO_ACCESS_KEY": "a", "MEMKV_MINIO_SECRET_KEY": "b"}
-    with pytest.raises(ConfigError, match=r"^MEMKV_MINIO_CREDENTIALS_FILE: given beside"):
+    with pytest.raises(ConfigError, match=r"^MEMKV_MINIO_CREDENTIALS_FILE: cannot be combined"):
         load_config(None, both | {"MEMKV_MINIO_CREDENTIALS_FILE": "/f"}, {})
 
 

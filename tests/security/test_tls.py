@@ -177,5 +177,5 @@ def test_certificates_that_cannot_be_used_are_one_line(authority: Authority) -> 
 
 def test_certificate_and_key_go_together() -> None:
     for name in ("cert_file", "key_file"):
-        with pytest.raises(ConfigError, match=rf"minio-{name.replace('_', '-')}: given without"):
+        with pytest.raises(ConfigError, match=rf"minio-{name.replace('_', '-')}: set without"):
             load_config(None, {}, {f"minio.{name}": "/a.pem"})
