@@ -2,7 +2,6 @@
 
 import sys
 
-from memkv_sglang.config.load import SYSTEM_FILE, USER_FILE
 from memkv_sglang.config.settings import (
     FILE_VARIABLE,
     Setting,
@@ -17,8 +16,8 @@ _HEAD = f"""# Configuration
 
 Every setting has a default. Set it in one of these places; later ones override earlier ones:
 
-1. `{SYSTEM_FILE}`;
-2. `$XDG_CONFIG_HOME/{USER_FILE}` (`~/.config/{USER_FILE}` if the variable is not set);
+1. `/etc/memkv/config.toml`;
+2. `$XDG_CONFIG_HOME/memkv/config.toml` (`~/.config/memkv/config.toml` if it is not set);
 3. an environment variable, e.g. `MEMKV_NVME_CAPACITY=200GiB`;
 4. a flag of any `memkv` command, e.g. `--nvme-capacity 200GiB`, or of an SGLang server, e.g.
    `--memkv-nvme-capacity 200GiB` (see [flags](flags.md)).

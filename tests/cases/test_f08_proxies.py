@@ -179,7 +179,7 @@ def test_other_servers_are_asked_as_the_environment_says(
     with pytest.raises(click.ClickException) as refused:
         fetch(url, 5)
     assert asked(proxy) == [url]
-    hint = f"the proxy 127.0.0.1:{proxy.server_port} was asked, see no_proxy"
+    hint = f"sent through the proxy 127.0.0.1:{proxy.server_port}, see no_proxy"
     assert hint in refused.value.message
     for name in ("no_proxy", "NO_PROXY"):
         with monkeypatch.context() as patch:

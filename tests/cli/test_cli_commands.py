@@ -289,7 +289,7 @@ def test_doctor_makes_nothing(run: Run, environ: dict[str, str]) -> None:
         ({"MEMKV_MINIO_SECRET_KEY": "another-secret"}, "list", "minio.secret_key"),
         ({"MEMKV_MINIO_ACCESS_KEY": "another-key"}, "list", "minio.access_key"),
         ({"MEMKV_MINIO_CREATE_BUCKET": "false"}, "bucket", "minio.create_bucket"),
-        ({"MEMKV_NVME_CAPACITY": "1000PiB"}, "capacity", "write less"),
+        ({"MEMKV_NVME_CAPACITY": "1000PiB"}, "capacity", "set less"),
         ({"MEMKV_NVME_DIRECTORY": "/dev/null/nvme"}, "directory", "choose another"),
         ({"MEMKV_MINIO_CA_FILE": "/dev/null"}, "ca_file", "PEM"),
         ({"MEMKV_MINIO_ENDPOINT": "", "MEMKV_NVME_DIRECTORY": ""}, "settings", "set at least one"),
