@@ -7,7 +7,7 @@ import click
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import print_line
-from memkv_sglang.cli.prompts import demand_bucket
+from memkv_sglang.cli.prompts import require_bucket
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.tiers.base import TierError
 
@@ -47,7 +47,7 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     from memkv_sglang.tiers.minio.admin.setup import set_up
 
     config = loaded.config.minio
-    demand_bucket(config)
+    require_bucket(config)
     done = set_up(open_bucket(config).administration(), config, days)
     click.echo(f"bucket {config.bucket}: {'created' if done.made else 'already exists'}")
     click.echo(f"lifecycle: pages unused for {days} days expire")

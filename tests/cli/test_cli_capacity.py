@@ -240,9 +240,9 @@ def test_warm_copies_a_chain_to_a_nodes_disk(
         assert not any(client.present(chain, LIMIT, "nvme"))
         outcome = run("warm", "--chain", hashes_of_the_chain(), **other)
         assert (outcome.status, outcome.err) == (0, "")
-        assert outcome.out == f"{PAGES} pages copied, 0 were there, 0 are not\n"
+        assert outcome.out == f"{PAGES} pages copied, 0 already stored, 0 not copied\n"
         assert all(client.present(chain, LIMIT, "nvme"))
         assert NvmeListing(home / "nvme").namespaces() == {chain.namespace: make_namespace(PAGE)}
         again = run("warm", "--chain", f"{hashes_of_the_chain()},{'0' * 64}", **other)
         assert again.status == 1
-        assert again.out == f"0 pages copied, {PAGES} were there, 1 are not\n"
+        assert again.out == f"0 pages copied, {PAGES} already stored, 1 not copied\n"

@@ -10,7 +10,7 @@ from memkv_sglang.config.settings import all_settings
 VERBS = sorted(memkv.commands)
 
 
-def test_the_verbs_are_those_that_are_promised(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     for verb in ("agent", "config", "doctor", "stats", "inspect", "verify", "bench"):
@@ -29,7 +29,7 @@ def test_help_fits_and_shows_no_secret_flag(
     assert not any(setting.flag in shown for setting in all_settings() if setting.secret)
 
 
-def test_every_other_setting_is_explained_as_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_help_describes_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     main(["config", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for setting in all_settings():
@@ -87,7 +87,7 @@ def test_shell_completion(shell: str) -> None:
     assert "always" in complete("complete", COMP_WORDS=words, **position)
 
 
-def test_version_names_what_a_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     shown = capsys.readouterr().out
     for word in ("memkv 0.", "protocol", "page format", "Python 3.", "minio-py", "Linux"):
