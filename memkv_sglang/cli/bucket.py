@@ -28,6 +28,7 @@ def bucket() -> None:
 @click.option(
     "--days",
     type=click.IntRange(min=1, max=36500),
+    metavar="N",
     default=30,
     show_default=True,
     help="Expire pages unused for this many days, even if no agent collects.",

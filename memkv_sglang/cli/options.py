@@ -22,7 +22,8 @@ from memkv_sglang.config.settings import (
 from memkv_sglang.config.units import parse_time
 
 _METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH"}
-_FILE = "config_file"
+FILE_PARAMETER = "config_file"
+"""Name of the parameter of `--config`."""
 
 
 class Duration(click.ParamType[float]):
@@ -87,7 +88,7 @@ class SettingsCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Load the configuration, then call the function. Raises `ConfigError`."""
-        file: Path | None = ctx.params.pop(_FILE)
+        file: Path | None = ctx.params.pop(FILE_PARAMETER)
         given = {setting.key: ctx.params.pop(_parameter(setting)) for setting in all_settings()}
         overrides = {key: _as_text(value) for key, value in given.items() if value is not None}
         loaded = load(file, os.environ, overrides)
@@ -100,6 +101,8 @@ class SettingsCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[click.Parameter]] = defaultdict(list)
         for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):
+                continue  # the usage line names it
             section = parameter.setting.section if isinstance(parameter, SettingOption) else ""
             groups[section].append(parameter)
         _write_group(ctx, formatter, "Options", groups[""])
@@ -112,7 +115,7 @@ class SettingsCommand(click.Command):
 
 def _file_option() -> click.Option:
     return click.Option(
-        [_FILE, "--config"],
+        [FILE_PARAMETER, "--config"],
         type=click.Path(path_type=Path),
         metavar="FILE",
         help=f"TOML file with settings.  [default: {FILE_VARIABLE} if set, else "

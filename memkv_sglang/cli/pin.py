@@ -9,7 +9,7 @@ import click
 
 from memkv_sglang.cli.options import Duration, SettingsCommand
 from memkv_sglang.cli.output import human_date, human_time, make_console, print_json
-from memkv_sglang.cli.prompts import Prompt, require_bucket, prompt_options
+from memkv_sglang.cli.prompts import Prompt, prompt_options, require_bucket
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.page import Chain
 

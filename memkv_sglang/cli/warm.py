@@ -4,7 +4,7 @@ import click
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import make_progress
-from memkv_sglang.cli.prompts import Prompt, require_bucket, prompt_options
+from memkv_sglang.cli.prompts import Prompt, prompt_options, require_bucket
 from memkv_sglang.cli.running import running_agent
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.page import Chain
