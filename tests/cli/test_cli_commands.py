@@ -1,4 +1,4 @@
-"""The commands against a real node: a directory, a MinIO, an agent."""
+"""The commands on a real node with a directory, a MinIO and an agent."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def test_stats_shows_the_agents_counters(run: Run, agent: AgentClient) -> None:
     assert stored == [PAGES]
     shown = run("stats").out
     assert "looked up 12 pages, 100.0 % found" in shown
-    # What the shared tier holds is known to no node.
+    # No node knows what the shared tier holds.
     assert any(
         line.split()[:5] == ["minio", "working", "-", "-", "-"] for line in shown.splitlines()
     )
@@ -134,7 +134,7 @@ def test_inspect_rejects_unknown_names(run: Run, arguments: list[str]) -> None:
 
 
 def change_object(client: Minio, bucket: str, name: str) -> None:
-    """Overwrite a page's object, but for its metadata."""
+    """Overwrite a page's object but keep its metadata."""
     head = client.stat_object(bucket, name).metadata or {}
     own: dict[str, str | list[str] | tuple[str]] = {
         key: value for key, value in head.items() if key.lower().startswith("x-amz-meta-")
@@ -215,7 +215,7 @@ def test_repair_rebuilds_the_index_from_the_pages(
         repaired = run("verify", "--repair")
         assert (repaired.status, "rebuilt the index" in repaired.out) == (1, True)
     tier = NvmeTier(config_of(environ).nvme)
-    try:  # the old index knew that all were uploaded
+    try:  # the old index recorded that all pages were uploaded
         assert len(list(tier.pending())) == PAGES
     finally:
         tier.close()
@@ -252,7 +252,7 @@ def test_doctor_passes_on_a_healthy_node(
     outcome = run("doctor", "--json")
     assert outcome.status == 0, outcome.out
     found = levels(outcome.out)
-    # Huge pages, O_DIRECT and a compiler are the machine's; everything else is this node's.
+    # Huge pages, O_DIRECT and a compiler depend on the machine.
     machines = ("huge pages", "O_DIRECT", "installation")
     sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {

@@ -1,4 +1,4 @@
-"""What `inspect` reads beside a running agent is what the agent's tier holds."""
+"""`inspect` lists the pages of a running agent's tier correctly."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Bad input: one clear line that names the setting, exit status 2, and nothing half made."""
+"""Bad input: one line that names the setting, exit status 2, and nothing created."""
 
 import os
 import subprocess
@@ -25,17 +25,17 @@ sys.exit(cli.main())
 
 @dataclass(frozen=True)
 class Bad:
-    """Arguments, variables and a file; `{tmp}` in them is the test's directory."""
+    """Bad flags, variables or file; `{tmp}` in them stands for the test's directory."""
 
     name: str
     says: tuple[str, ...]
-    """What the line has to contain: the setting as the user wrote it, and the way out."""
+    """Texts that the line must contain: the setting as the user wrote it, and the fix."""
     flags: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     file: str | None = None
     mode: int = 0o600
     uid: int = 0
-    """Another user to run as; needs root."""
+    """User to run as; needs root."""
 
 
 def flag(name: str, value: str, *says: str) -> Bad:
@@ -189,7 +189,7 @@ if os.geteuid() == 0:
 
 @pytest.fixture
 def tmp() -> Iterator[Path]:
-    """A directory with a short name, which other users may look into."""
+    """A directory with a short name that other users can read."""
     with tempfile.TemporaryDirectory(prefix="memkv-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -205,7 +205,7 @@ def tmp() -> Iterator[Path]:
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
-    """What there is, and when each thing was changed last."""
+    """Return the mode and modification time of everything in a directory."""
     everything = [directory, *directory.rglob("*")]
     return {str(path): (path.lstat().st_mode, path.lstat().st_mtime_ns) for path in everything}
 

@@ -1,4 +1,4 @@
-"""Where values come from, and which one wins."""
+"""Where values come from, and which source takes precedence."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from memkv_sglang.config.schema import Config
 from memkv_sglang.config.settings import Setting, all_settings
 from memkv_sglang.config.units import parse_time
 
-# What may stand anywhere without conflict with what other settings may be.
+# Values that are valid together with any other values here.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "agent.http_port": st.integers(0, 65535),
     "agent.log_level": st.sampled_from(["debug", "info", "warning", "error"]),
@@ -47,7 +47,7 @@ def value_of(config: Config, key: str) -> Any:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=layers, environ=layers, flags=layers)
-def test_flags_win_over_variables_over_the_file_over_defaults(
+def test_flags_override_variables_override_the_file_override_defaults(
     tmp_path: Path, file: dict[str, Any], environ: dict[str, Any], flags: dict[str, Any]
 ) -> None:
     path = tmp_path / "memkv.toml"
@@ -68,11 +68,11 @@ def test_flags_win_over_variables_over_the_file_over_defaults(
         assert (loaded.origins[key].source if key in loaded.origins else None) == expected
 
 
-def test_nothing_given_means_the_defaults() -> None:
+def test_without_input_every_setting_has_its_default() -> None:
     assert load_config(None, {}, {}) == Config()
 
 
-def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> None:
+def test_the_variable_names_the_file_unless_the_caller_does(tmp_path: Path) -> None:
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text("nvme.queue_depth = 1")
     other.write_text("nvme.queue_depth = 2")
@@ -137,7 +137,7 @@ def test_a_default_file_that_cannot_be_used_is_an_error(
         load_config(None, {}, {})
 
 
-def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None:
+def test_units_work_in_every_source(tmp_path: Path) -> None:
     path = tmp_path / "memkv.toml"
     path.write_text(
         '[nvme]\ncapacity = 4194304\n[engine]\nlookup_budget = "50ms"\nbatch_deadline = 3'
@@ -149,7 +149,7 @@ def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None
     assert config.agent.drain_timeout == 60.0
 
 
-def test_relative_paths_count_from_the_file_or_else_from_here(
+def test_relative_paths_are_relative_to_the_file_or_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "etc" / "memkv.toml"
@@ -163,7 +163,7 @@ def test_relative_paths_count_from_the_file_or_else_from_here(
     assert config.agent.socket == str(tmp_path / "run" / "agent.sock")
 
 
-def test_other_programs_variables_are_none_of_our_business() -> None:
+def test_other_programs_variables_are_ignored() -> None:
     environ = {"PATH": "/bin", "MEMKVX": "1", "MEMKV_LAUNCHER_SOMETHING": "1", "MEMKV_CONFIG": ""}
     assert load_config(None, environ, {}) == Config()
 
@@ -191,7 +191,7 @@ def test_ranges_hold_at_their_ends(setting: Setting) -> None:
             load(None, {setting.variable: str(limit)}, {})
 
 
-def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Path) -> None:
+def test_only_a_file_with_secrets_must_be_private(tmp_path: Path) -> None:
     path = tmp_path / "memkv.toml"
     path.write_text('[minio]\naccess_key = "A"\nsecret_key = "S"')
     path.chmod(0o600)
@@ -204,12 +204,12 @@ def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Pa
     load_config(path, {}, {})
 
 
-def test_times_have_their_range_in_their_unit() -> None:
+def test_ranges_of_times_are_shown_with_their_unit() -> None:
     with pytest.raises(ConfigError, match="more than 0s, at most 4s"):
         load(None, {"MEMKV_ENGINE_LOOKUP_BUDGET": "5s"}, {})
     assert parse_time("4s") == 4.0
 
 
-def test_the_environment_itself_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "MEMKV_NVME_THREADS", "7")
     assert load_config(None, {}, {}).nvme.queue_depth == Config().nvme.queue_depth
