@@ -275,7 +275,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             "its own pages stay on its disk."
         ),
     ] = "writer"
-    region: Annotated[str, Meta(description="Region for signing requests.")] = "us-east-1"
+    region: Annotated[str, Meta(description="Region used in request signatures.")] = "us-east-1"
     addressing: Annotated[
         Literal["path", "virtual"],
         Meta(
