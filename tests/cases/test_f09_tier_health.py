@@ -110,7 +110,7 @@ def test_tier_that_does_not_work_is_told_once_everywhere(
         tiers = json.loads(capfd.readouterr().out)["engine"]["tiers"]
         assert [told["problem"] for told in tiers] == ["", problem]
         main(["doctor", f"--agent-socket={config.agent.socket}"])
-        assert f"minio of the agent: {problem.partition('; ')[0]}" in capfd.readouterr().out
+        assert f"the agent's minio: {problem.partition('; ')[0]}" in capfd.readouterr().out
 
 
 def test_no_credentials_at_all(
