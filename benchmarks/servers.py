@@ -71,7 +71,7 @@ def agent(
     """Start an agent of one's own, which inherits this thread's affinity; ends it at the end."""
     with tempfile.TemporaryDirectory(prefix="memkv-bench-") as run:
         config = Config(
-            agent=AgentConfig(socket=str(Path(run) / "agent.sock"), drain=0),
+            agent=AgentConfig(socket=str(Path(run) / "agent.sock"), drain_timeout=0),
             nvme=nvme or NvmeConfig(),
             minio=minio or MinioConfig(),
         )

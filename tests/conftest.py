@@ -4,6 +4,7 @@ Two workers run the suite (`make test`). The tests that start SGLang servers sha
 run in one worker, from the start; any other module runs as a whole in either worker.
 """
 
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -13,11 +14,16 @@ import pytest
 from hypothesis import settings
 from memkv_testbed.minio_server import MinioServer
 
+from memkv_sglang.config import load
 from memkv_sglang.config.schema import MinioConfig
 
 # No test depends on timing, and a machine may be busy.
 settings.register_profile("memkv", deadline=None)
 settings.load_profile("memkv")
+
+# Neither this process nor those it starts read this machine's configuration files.
+os.environ["MEMKV_CONFIG"] = ""
+load.SYSTEM_FILE = Path("/nonexistent/memkv/config.toml")
 
 # A script's background job, and all it starts, ignores Ctrl-C; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

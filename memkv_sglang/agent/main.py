@@ -26,7 +26,7 @@ from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
 from memkv_sglang.agent.sessions import Sessions
 from memkv_sglang.agent.stopping import STOP_SIGNALS, StoppedError, interrupt_at_signal
-from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
@@ -55,11 +55,12 @@ READY_LIMIT = 10.0
 PROBE_PERIOD = 5.0
 """Seconds from one question to the next while a tier does not work."""
 
-EXIT_CONFIG = 2
-"""Exit status after bad input."""
+EXIT_FAILURE = 1
+"""Exit status after a failure, and after a stop that did not shut down in order."""
 
-EXIT_STOPPED = 1
-"""Exit status after a stop without an orderly end."""
+EXIT_CONFIG = 2
+"""Exit status after a wrong configuration. A restart cannot help; see systemd's
+`RestartPreventExitStatus`."""
 
 _ACCEPT_PAUSE = 0.5
 
@@ -92,7 +93,8 @@ def run(
             report("the agent was asked to end before it was ready")
     except (ConfigError, TierError, OSError) as error:
         report(str(error))
-        return EXIT_CONFIG
+        is_config = isinstance(error, ConfigError) and not isinstance(error, BrokenDiskError)
+        return EXIT_CONFIG if is_config else EXIT_FAILURE
     return 0
 
 
@@ -136,7 +138,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._ending = threading.Event()
         self._signalled: float | None = None
-        interrupt_at_signal(partial(os._exit, EXIT_STOPPED))
+        interrupt_at_signal(partial(os._exit, EXIT_FAILURE))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._listener = Listener(socket_path(config.agent), locked=locked)
@@ -189,7 +191,7 @@ class Agent:
             asyncio.create_task(self._accept()),
             asyncio.create_task(self._watch_socket()),
         ]
-        if self._config.idle_exit:
+        if self._config.idle_timeout:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
         threading.Thread(target=self._ask_tiers, name="memkv-ready", daemon=True).start()
         fields = {"socket": self._listener.path, "http_port": self._http.port}
@@ -221,7 +223,7 @@ class Agent:
         try:
             self.close(self._locked)
         finally:
-            os._exit(EXIT_STOPPED)
+            os._exit(EXIT_FAILURE)
 
     async def _accept(self) -> None:
         while True:
@@ -239,7 +241,7 @@ class Agent:
                 log.warning("connection not served", extra={"fields": {"reason": str(error)}})
 
     async def _watch_idleness(self) -> None:
-        limit = self._config.idle_exit
+        limit = self._config.idle_timeout
         while self._server.idle_seconds < limit or not self._engine.flush(0):
             await asyncio.sleep(min(1.0, limit / 4))
         log.info("agent idle", extra={"fields": {"seconds": limit}})
@@ -279,12 +281,12 @@ class Agent:
         await self._stopping.wait()
         self._ending.set()
         self._http.ready = False
-        log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})
+        log.info("agent stopping", extra={"fields": {"drain": self._config.drain_timeout}})
         reason = "the agent is about to end"
         if not await asyncio.to_thread(self._server.stop, reason, CALLS_LIMIT):
             log.error("loads or spills do not end", extra={"fields": {"seconds": CALLS_LIMIT}})
             self._leave_at_once()
-        await asyncio.to_thread(self._engine.close, self._config.drain)
+        await asyncio.to_thread(self._engine.close, self._config.drain_timeout)
         if not await asyncio.to_thread(self._server.join, REPLIES_LIMIT):
             log.warning("calls left without a reply")
         for task in self._tasks:

@@ -14,7 +14,10 @@ from memkv_sglang.config.settings import sections
     short_help="Run this node's agent in the foreground.",
 )
 def agent(loaded: LoadedConfig) -> int:
-    """Run this node's agent in the foreground until SIGTERM or Ctrl-C; logs go to stderr."""
+    """Run this node's agent in the foreground until SIGTERM or Ctrl-C. It logs to stderr.
+
+    Exit status 2 means that the configuration is wrong, so a restart will not help.
+    """
     check_environment(loaded)
     from memkv_sglang.agent.main import run
 

@@ -4,6 +4,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import click
+from typing_extensions import override
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import human_size, human_time, make_console, make_progress, print_json
@@ -24,14 +25,14 @@ BLOCK = 4 * KIB
 
 
 class Size(click.ParamType[int]):
-    """A size with its unit."""
+    """A size such as `1MiB`, within bounds."""
 
     name = "size"
 
+    @override
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Return bytes."""
         if isinstance(value, int):
             return value
         try:
@@ -48,7 +49,7 @@ class Size(click.ParamType[int]):
 @click.command(
     cls=SettingsCommand,
     shown=("nvme", "minio"),
-    short_help="Measure this machine's tiers: GB/s and latency by page size.",
+    short_help="Benchmark this node's tiers by page size.",
 )
 @click.option(
     "--page",
@@ -57,21 +58,21 @@ class Size(click.ParamType[int]):
     multiple=True,
     default=("256KiB", "1MiB", "4MiB"),
     metavar="SIZE",
-    help="Page size, in bytes; may be repeated.  [default: 256KiB, 1MiB, 4MiB]",
+    help="Page size. May be repeated.  [default: 256KiB, 1MiB, 4MiB]",
 )
 @click.option(
     "--volume",
     type=Size(),
     default="256MiB",
     metavar="SIZE",
-    help="Bytes to spill and load for each page size.  [default: 256MiB]",
+    help="Amount to spill and load per page size.  [default: 256MiB]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(loaded: LoadedConfig, pages: tuple[int, ...], volume: int, as_json: bool) -> None:
-    """Measure this machine's own tiers: GB/s and latency by page size.
+    """Measure throughput and latency of this node's tiers by page size.
 
-    Pages go to a directory and a prefix of their own beside the cache's, which are removed again.
-    An agent may run meanwhile; what it moves then slows the measurement.
+    Uses a temporary directory and a temporary prefix, next to the cache's own, and removes them
+    afterwards. A running agent does not interfere, but its traffic affects the results.
     """
     from memkv_sglang.cli.measure import measure
 
@@ -79,8 +80,8 @@ def bench(loaded: LoadedConfig, pages: tuple[int, ...], volume: int, as_json: bo
     for page in pages:
         if page > min(volume, MAX_PAGE):
             limit = human_size(min(volume, MAX_PAGE))
-            raise ConfigError(f"--page: {human_size(page)} is more than {limit}; write less")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, too
+            raise ConfigError(f"--page: {human_size(page)} is more than {limit}; use less")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after SIGTERM too
     with make_progress() as progress:
         results = measure(loaded.config, pages, volume, progress)
     if as_json:

@@ -12,11 +12,11 @@ from memkv_sglang.config.settings import Setting, all_settings, sections
 @click.command(
     cls=SettingsCommand,
     shown=tuple(sections()),
-    short_help="Show every setting in force and where it comes from.",
+    short_help="Show every setting and where its value comes from.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def config(loaded: LoadedConfig, as_json: bool) -> None:
-    """Show every setting that is in force and where it comes from, without secrets."""
+    """Show every setting and where its value comes from. Secrets are hidden."""
     if as_json:
         print_json({setting.key: _entry(setting, loaded) for setting in all_settings()})
         return

@@ -25,13 +25,13 @@ _STYLES = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
 @click.command(
     cls=SettingsCommand,
     shown=("nvme", "minio"),
-    short_help="Check settings, disk, memory, MinIO and agent; say what to do.",
+    short_help="Check settings, disk, memory, MinIO and agent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(loaded: LoadedConfig, as_json: bool) -> int:
-    """Check settings, disk, memory, MinIO and agent, and say what to do.
+    """Check settings, disk, memory, MinIO and agent, and suggest fixes.
 
-    Exit status 1 if something fails. Leaves nothing behind.
+    Exit status 1 if a check fails. Changes nothing: its test object is removed again.
     """
     if as_json:
         findings = list(diagnose(loaded))
@@ -42,7 +42,7 @@ def doctor(loaded: LoadedConfig, as_json: bool) -> int:
 
 
 def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Yield what the checks find, from the nearest to the farthest."""
+    """Run the checks, local ones first, and yield their findings."""
     yield from _check_settings(loaded)
     yield from check_compiled()
     yield from check_disk(loaded)
@@ -74,7 +74,7 @@ def _check_settings(loaded: LoadedConfig) -> Iterator[Finding]:
         yield split_problem("settings", str(error))
     else:
         given = len(loaded.origins)
-        yield Finding("ok", "settings", f"valid, {given} given; `memkv config` shows them")
+        yield Finding("ok", "settings", f"valid ({given} set); `memkv config` shows them")
 
 
 def _print_as_found(findings: Iterable[Finding]) -> list[Finding]:

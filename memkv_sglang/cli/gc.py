@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 @click.command(
     cls=SettingsCommand,
     shown=("minio", "collector"),
-    short_help="Remove from MinIO what is beyond the limits, least recently used pages first.",
+    short_help="Remove the least recently used pages above the limits from MinIO.",
 )
-@click.option("--dry-run", is_flag=True, help="Remove nothing; tell what would leave.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
-    """Remove from MinIO what is beyond the limits, least recently used pages first.
+    """Remove pages above the limits from MinIO, least recently used first.
 
-    Agents do the same by themselves once `collector.capacity` or `collector.max_age` is set; one
-    collection goes on at a time. Pinned pages stay. Exit status 1 if another collection goes on,
-    or pins hold more than the limits allow.
+    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. Only one
+    collection runs at a time. Pinned pages are kept. Exit status 1 if another collection is
+    running, or if pinned pages alone exceed the limits.
     """
     config = loaded.config
     check_environment(loaded)
@@ -37,7 +37,7 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
         raise ConfigError("minio.endpoint: is empty, so there is no bucket; set it")
     if not dry_run and not config.collector.capacity and not config.collector.max_age:
         raise ConfigError(
-            "collector.capacity, collector.max_age: both are 0, so nothing has to leave; set one, "
+            "collector.capacity, collector.max_age: both are 0, so there is no limit; set one, "
             "e.g. --collector-capacity 2TiB"
         )
     from memkv_sglang.cli.listing.minio import open_minio
@@ -54,7 +54,7 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
         _print(collection, dry_run=dry_run)
     if not collection.satisfied:
         raise click.ClickException(
-            "pins hold more than collector.capacity allows; see `memkv pins`, or raise it"
+            "pinned pages exceed collector.capacity; unpin some (see `memkv pins`), or raise it"
         )
 
 
@@ -74,15 +74,15 @@ def _collect(collector: "Collector", lease: "Lease", progress: "Progress") -> "C
         lease.release(report)
     if lease.versioned:
         click.echo(
-            "warning: the bucket keeps versions, so that removed pages free no space; `memkv "
-            "bucket setup` says what to do",
+            "warning: the bucket is versioned, so removing pages frees no space; run `memkv bucket "
+            "setup` for advice",
             err=True,
         )
     return collection
 
 
 class _Shown:
-    """A progress bar for each kind of step."""
+    """A progress bar per phase of the collection."""
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
@@ -96,8 +96,8 @@ class _Shown:
 
 def _print(collection: "Collection", *, dry_run: bool) -> None:
     report = collection.report
-    verb = "would leave" if dry_run else "removed"
+    verb = "would remove" if dry_run else "removed"
     click.echo(f"{verb}: {report.removed_pages} pages, {human_size(report.removed_bytes)}")
-    click.echo(f"left: {report.pages} pages, {human_size(report.bytes)}")
+    click.echo(f"remaining: {report.pages} pages, {human_size(report.bytes)}")
     if report.kept_pages:
         click.echo(f"pinned: {report.kept_pages} pages")

@@ -1,7 +1,6 @@
 """HTTP requests to SGLang servers and to the agent's metrics port.
 
-The proxies of `http_proxy`, `https_proxy` and `no_proxy` are used as elsewhere, but never for this
-machine's own addresses.
+`http_proxy`, `https_proxy` and `no_proxy` apply, except to this machine's own addresses.
 """
 
 import http.client
@@ -18,15 +17,16 @@ import click
 from memkv_sglang.config.check import split_url
 
 ANSWER_LIMIT = 64 << 20
-"""Bytes of an answer: the token ids of the longest prompts are a few million characters."""
+"""Largest response in bytes. The token ids of the longest prompts take a few million."""
 
 _PIECE = 64 << 10
 
 
 def fetch(url: str, seconds: float, body: bytes | None = None, advice: str = "") -> bytes:
-    """Return what a server answers to a GET, or to a POST of a JSON `body`.
+    """Send a GET, or a POST if there is a JSON `body`, and return the response's body.
 
-    Raises `click.ClickException` if there is no complete answer in time.
+    Raises `click.ClickException`, ending with `advice`, if there is no complete response within
+    `seconds`.
     """
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - callers check the URL
     deadline = time.monotonic() + seconds
@@ -35,30 +35,30 @@ def fetch(url: str, seconds: float, body: bytes | None = None, advice: str = "")
         with urllib.request.build_opener(proxies).open(request, timeout=seconds) as response:
             return _read(response, deadline)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        hint = f"; the proxy {proxies.used} was asked, see no_proxy" if proxies.used else ""
+        hint = f"; sent through the proxy {proxies.used}, see no_proxy" if proxies.used else ""
         raise click.ClickException(
             f"no answer from {url} ({_reason(error)}{hint}){advice}"
         ) from None
 
 
 def check_server_url(url: str, option: str) -> str:
-    """Return the URL without a final slash; raises `click.UsageError` for one of no server."""
+    """Return a server's URL without a final slash. Raises `click.UsageError` if it is invalid."""
     parts = split_url(url)
     usable = parts is not None and url.isascii() and "@" not in parts.netloc
     if not usable or parts is None or parts.scheme not in ("http", "https"):
-        raise click.UsageError(f"{option}: {url[:60]!r} is no http URL; write http://HOST:PORT")
+        raise click.UsageError(f"{option}: {url[:60]!r} is not an http URL; use http://HOST:PORT")
     if parts.query or parts.fragment:
         raise click.UsageError(f"{option}: {url[:60]!r} has a query; remove it")
     return url.rstrip("/")
 
 
 def is_this_machine(host: str) -> bool:
-    """Tell whether a host is certainly this machine, or only meant for it, without asking DNS."""
+    """Return whether a host is a name or address of this machine, without asking DNS."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower():
         return True
     try:
-        # inet_aton also reads what the resolver takes for an address: 127.1, 0x7f000001.
+        # inet_aton accepts the same forms as the resolver: 127.1, 0x7f000001.
         text = name if ":" in name else socket.inet_ntoa(socket.inet_aton(name))
         address: Any = ipaddress.ip_address(text)
     except (OSError, ValueError):
@@ -68,10 +68,10 @@ def is_this_machine(host: str) -> bool:
 
 
 class _Proxies(urllib.request.ProxyHandler):
-    """The environment's proxies, left out for this machine; decides anew for each redirect."""
+    """The environment's proxies, except for this machine. Decides again for each redirect."""
 
     used = ""
-    """Host of the proxy that was asked."""
+    """Host of the proxy that was used."""
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002 - urllib's name
         host = req.host
@@ -88,11 +88,11 @@ def _read(response: Any, deadline: float) -> bytes:
     while piece := response.read1(_PIECE):
         answer += piece
         if len(answer) > ANSWER_LIMIT:
-            raise ValueError(f"it has more than {ANSWER_LIMIT >> 20} MiB")
+            raise ValueError(f"it is larger than {ANSWER_LIMIT >> 20} MiB")
         if time.monotonic() > deadline:
-            raise TimeoutError("it takes too long")
+            raise TimeoutError("timed out")
     if response.length:
-        raise ValueError("it ends early")
+        raise ValueError("truncated")
     return bytes(answer)
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from memkv_sglang.cli.listing.base import Listing, StoredPage
 
 Found = dict[bytes, dict[str, Namespace | None]]
-"""Namespaces by digest, each with its description by the name of the tier that holds it."""
+"""Namespaces by digest; each maps the tiers that hold it to its description there."""
 
 
 @click.command(
     cls=SettingsCommand,
     shown=("nvme", "minio"),
-    short_help="Show what is stored: namespaces, one namespace, one page.",
+    short_help="Show stored namespaces, or one namespace or page.",
 )
 @click.argument("namespace", required=False)
 @click.argument("page_hash", required=False, metavar="[HASH]")
@@ -36,25 +36,25 @@ Found = dict[bytes, dict[str, Namespace | None]]
 def inspect(
     loaded: LoadedConfig, namespace: str | None, page_hash: str | None, as_json: bool
 ) -> None:
-    """Show what is stored: all namespaces; one NAMESPACE; or where its page HASH lies.
+    """Show stored namespaces, one NAMESPACE, or where its page HASH is stored.
 
-    NAMESPACE is a digest in hex, or as much of its beginning as is unique. Both tiers are read,
-    and nothing is changed; an agent may hold the directory meanwhile.
+    NAMESPACE is a hex digest or a unique prefix of one. Reads both tiers and changes nothing; an
+    agent may be running. Exit status 1 if a tier cannot be read or no tier has the page.
     """
     check_any_tier(loaded)
     key_hash = _parse_hash(page_hash)
     with _listings(loaded.config) as listings:
-        found, silent = _namespaces(listings)
-        for listing, problem in silent.items():
-            print_line(f"warning: {listing.name} left out: {problem}", err=True)
-        answering = [listing for listing in listings if listing not in silent]
+        found, failed = _namespaces(listings)
+        for listing, problem in failed.items():
+            print_line(f"warning: skipped {listing.name}: {problem}", err=True)
+        readable = [listing for listing in listings if listing not in failed]
         if namespace is None:
             _show_all(found, as_json)
         elif key_hash is None:
-            _show_namespace(_resolve(namespace, found), found, answering, as_json)
+            _show_namespace(_resolve(namespace, found), found, readable, as_json)
         else:
-            _show_page(PageKey(_resolve(namespace, found), key_hash), answering, as_json)
-    if silent:
+            _show_page(PageKey(_resolve(namespace, found), key_hash), readable, as_json)
+    if failed:
         raise click.exceptions.Exit(1)
 
 
@@ -76,18 +76,18 @@ def _listings(config: Config) -> "Iterator[Sequence[Listing]]":
 def _namespaces(
     listings: "Sequence[Listing]",
 ) -> "tuple[Found, dict[Listing, TierError]]":
-    """Return what the tiers describe, and those that cannot, with the reason."""
+    """Return the namespaces of all tiers, and the tiers that cannot be read with the reason."""
     found: Found = defaultdict(dict)
-    silent: dict[Listing, TierError] = {}
+    failed: dict[Listing, TierError] = {}
     for listing in listings:
         try:
             described = listing.namespaces()
         except TierError as error:
-            silent[listing] = error
+            failed[listing] = error
         else:
             for digest, description in described.items():
                 found[digest][listing.name] = description
-    return found, silent
+    return found, failed
 
 
 def _parse_hash(text: str | None) -> bytes | None:
@@ -98,7 +98,7 @@ def _parse_hash(text: str | None) -> bytes | None:
     except ValueError:
         page_hash = b""
     if len(page_hash) != PAGE_HASH_SIZE:
-        raise click.UsageError(f"HASH: {text[:70]!r} has not {2 * PAGE_HASH_SIZE} hex digits")
+        raise click.UsageError(f"HASH: {text[:70]!r} is not {2 * PAGE_HASH_SIZE} hex digits")
     return page_hash
 
 
@@ -195,7 +195,7 @@ def _show_page(key: PageKey, listings: "Sequence[Listing]", as_json: bool) -> No
         print_json({"namespace": key.namespace.hex(), "hash": key.hash.hex(), "tiers": stored})
     else:
         for tier, page in places.items():
-            where = f"{human_size(page.length)} in {page.place}" if page else "not there"
+            where = f"{human_size(page.length)} in {page.place}" if page else "not stored"
             print_line(f"{tier:<6} {where}")
     if not any(places.values()):
         raise click.exceptions.Exit(1)

@@ -4,13 +4,16 @@ import errno
 import io
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
 import click
+from typing_extensions import override
 
+from memkv_sglang import __version__
 from memkv_sglang.cli.agent import agent
 from memkv_sglang.cli.bench import bench
 from memkv_sglang.cli.bucket import bucket
@@ -23,20 +26,19 @@ from memkv_sglang.cli.patch import patch
 from memkv_sglang.cli.pin import pin, pins, unpin
 from memkv_sglang.cli.stats import stats
 from memkv_sglang.cli.verify import verify
-from memkv_sglang.cli.version import version
 from memkv_sglang.cli.warm import warm
-from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.errors import BrokenDiskError, ConfigError
+from memkv_sglang.namespace import FORMAT_VERSION
 from memkv_sglang.tiers.base import TierError
 
 EXIT_FAILURE = 1
-"""Exit status after bad luck: no agent, no MinIO."""
+"""Exit status after any other failure: no agent, no MinIO, a full disk, a check that failed."""
 
 EXIT_USAGE = 2
-"""Exit status after bad input."""
+"""Exit status after wrong usage or a wrong configuration."""
 
 EXIT_INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
+"""Exit status after Ctrl-C, as in shells."""
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -44,26 +46,50 @@ _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 class VerbsInOrder(click.Group):
     """Lists the verbs in the order in which they were added."""
 
+    @override
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs' names."""
         return list(self.commands)
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the versions that a bug report needs."""
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib.metadata import version as installed
+
+    from memkv_sglang.agent.protocol import PROTOCOL_VERSION
+
+    click.echo(f"memkv {__version__} (protocol {PROTOCOL_VERSION}, page format {FORMAT_VERSION})")
+    click.echo(f"Python {platform.python_version()}, minio-py {installed('minio')}")
+    click.echo(f"{platform.system()} {platform.release()} {platform.machine()}")
+    context.exit()
 
 
 @click.group(
     cls=VerbsInOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Print the versions of memkv, Python and the system.",
+)
 def memkv() -> None:
-    """Shared KV cache for SGLang: pages on this node's NVMe and on a MinIO for all nodes.
+    """Shared KV cache for SGLang, on each node's NVMe and in MinIO.
 
-    Begin with `memkv doctor`. Settings: `memkv config --help`.
+    Start with `memkv doctor`. `memkv config --help` lists every setting.
+
+    Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
     """
 
 
 VERBS = (
     *(doctor, config, agent, stats, inspect, verify),
     *(bucket, gc, pin, unpin, pins, warm),
-    *(bench, patch, version),
+    *(bench, patch),
 )
 
 for verb in VERBS:
@@ -71,11 +97,11 @@ for verb in VERBS:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status; never raises for what a user may do."""
-    # What went wrong is told once, by the command; `memkv agent` sets its own logging up.
+    """Run one command and return its exit status. Prints every expected error as one line."""
+    # Commands print their own errors, so drop the package's log. `memkv agent` configures logging.
     logging.getLogger("memkv_sglang").addHandler(logging.NullHandler())
     try:
-        _escape_what_cannot_be_encoded()
+        _escape_unencodable_output()
         status = memkv.main(arguments, prog_name="memkv", standalone_mode=False)
         if sys.stdout is not None:  # None if it was closed before the start
             sys.stdout.flush()
@@ -84,16 +110,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
+    except BrokenDiskError as error:
+        return _fail(str(error), EXIT_FAILURE)
     except ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except TierError as error:
         return _fail(f"{error}; see `memkv doctor`", EXIT_FAILURE)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough; Python must not complain at its end
+    except BrokenPipeError:  # the reader closed the pipe, e.g. `head`; not an error
         _discard(sys.stdout)
         return 0
-    except SystemExit:  # how click itself ends after a broken pipe
+    except SystemExit:  # raised by click after a broken pipe and after printing completions
         _discard(sys.stdout)
         return 0
     except OSError as error:
@@ -105,13 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(problem: str, status: int) -> int:
     try:
         print_line(f"error: {' '.join(problem.split())}", err=True)
-    except OSError:  # stderr may be full, too
+    except OSError:  # the disk of stderr may be full too
         _discard(sys.stderr)
     return status
 
 
-def _escape_what_cannot_be_encoded() -> None:
-    """Let output in a narrow encoding, or of names that are not UTF-8, never raise."""
+def _escape_unencodable_output() -> None:
+    """Escape characters that the terminal's encoding lacks instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -119,11 +147,11 @@ def _escape_what_cannot_be_encoded() -> None:
 
 def _describe(error: OSError) -> str:
     if error.errno in _OUTPUT_ERRORS and error.filename is None:
-        return f"cannot write the output ({error.strerror}); free space, or write elsewhere"
+        return f"cannot write the output ({error.strerror}); free space or write elsewhere"
     return str(error)
 
 
 def _discard(stream: TextIO) -> None:
-    """Let Python's own flush of the stream at exit succeed."""
+    """Redirect the stream to /dev/null, so that Python's flush at exit succeeds."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""How fast a tier spills and loads: throughput with pages in parallel, latency one by one."""
+"""Benchmark tiers: throughput with pages in parallel, latency with single pages."""
 
 import mmap
 import os
@@ -23,16 +23,16 @@ from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Page, PageK
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
 
 BATCH = 64 * MIB
-"""Bytes of one call, which are moved in parallel."""
+"""Bytes per call; its pages are transferred in parallel."""
 
 SINGLE_LOADS = 100
-"""Pages that are loaded one by one for the latency."""
+"""Number of single-page loads that measure latency."""
 
 CALL_LIMIT = 60.0
-"""Seconds of one call; a bench waits longer than a server would."""
+"""Time limit of a call in seconds; a benchmark waits longer than a server would."""
 
-_ROOM = 2
-"""Space for the pages, as a multiple of them, so that nothing is evicted."""
+_CAPACITY_FACTOR = 2
+"""Capacity relative to the pages' size, large enough that nothing is evicted."""
 
 
 class Measurement(NamedTuple):
@@ -49,26 +49,28 @@ class Measurement(NamedTuple):
 def measure(
     config: Config, page_sizes: Sequence[int], volume: int, progress: Progress
 ) -> list[Measurement]:
-    """Measure every configured tier; leaves nothing behind. Raises `click.ClickException`."""
+    """Benchmark every configured tier and clean up. Raises `click.ClickException`."""
     results = []
     if config.nvme.directory:
-        with _nvme_beside(config.nvme, volume * len(page_sizes)) as tier:
+        with _temporary_nvme(config.nvme, volume * len(page_sizes)) as tier:
             results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
     if config.minio.endpoint:
-        with _minio_beside(config.minio) as tier:
+        with _temporary_minio(config.minio) as tier:
             results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
     return results
 
 
 @contextmanager
-def _nvme_beside(config: NvmeConfig, volume: int) -> Iterator[Tier]:
-    """Open a tier of its own on the same disk, which goes with its directory."""
+def _temporary_nvme(config: NvmeConfig, volume: int) -> Iterator[Tier]:
+    """Open a tier in a temporary directory on the same disk."""
     from memkv_sglang.tiers.nvme import NvmeTier
 
     place = existing_part(Path(config.directory))
-    capacity = _ROOM * volume + config.segment_size
+    capacity = _CAPACITY_FACTOR * volume + config.segment_size
     if shutil.disk_usage(place).free < capacity:
-        raise click.ClickException(f"{place} has no {human_size(capacity)} free; lower --volume")
+        raise click.ClickException(
+            f"{place} does not have {human_size(capacity)} free; lower --volume"
+        )
     with tempfile.TemporaryDirectory(prefix="memkv-bench-", dir=place) as directory:
         tier = NvmeTier(msgspec.structs.replace(config, directory=directory, capacity=capacity))
         try:
@@ -78,8 +80,8 @@ def _nvme_beside(config: NvmeConfig, volume: int) -> Iterator[Tier]:
 
 
 @contextmanager
-def _minio_beside(config: MinioConfig) -> Iterator[Tier]:
-    """Open a tier under a prefix of its own in the same bucket."""
+def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
+    """Open a tier with a temporary prefix in the same bucket."""
     from memkv_sglang.tiers.minio import MinioTier
 
     prefix = "/".join(filter(None, (config.prefix, f"memkv-bench-{os.urandom(8).hex()}")))
@@ -118,7 +120,7 @@ def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -
 
 
 def _memory(length: int) -> memoryview:
-    """Return memory that is there already, in huge pages where the system allows it."""
+    """Return memory that is already faulted in, in huge pages if possible."""
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -136,29 +138,29 @@ def _batches(keys: Sequence[PageKey], memory: memoryview, page_size: int) -> Ite
 
 
 def _spill(tier: Tier, pages: Sequence[Page], progress: Progress, task: TaskID) -> float:
-    """Return the seconds it took."""
+    """Return the call's duration in seconds."""
     begin = time.perf_counter()
     results = tier.spill(pages, time.monotonic() + CALL_LIMIT)
     seconds = time.perf_counter() - begin
-    _demand(tier, results, SpillResult.STORED)
+    _check_results(tier, results, SpillResult.STORED)
     progress.advance(task, len(pages))
     return seconds
 
 
 def _load(tier: Tier, pages: Sequence[Page], progress: Progress, task: TaskID) -> float:
-    """Return the seconds it took."""
+    """Return the call's duration in seconds."""
     begin = time.perf_counter()
     results = tier.load(pages, time.monotonic() + CALL_LIMIT)
     seconds = time.perf_counter() - begin
-    _demand(tier, results, LoadResult.LOADED)
+    _check_results(tier, results, LoadResult.LOADED)
     progress.advance(task, len(pages))
     return seconds
 
 
-def _demand(tier: Tier, results: Sequence[IntEnum], wanted: IntEnum) -> None:
+def _check_results(tier: Tier, results: Sequence[IntEnum], wanted: IntEnum) -> None:
     for result in results:
         if result != wanted:
             raise click.ClickException(
                 f"{tier.name}: a page was {result.name.lower()}, not {wanted.name.lower()}; "
-                "see `memkv doctor`"
+                "run `memkv doctor`"
             )

@@ -1,4 +1,4 @@
-"""Every setting as a flag, made from the schema."""
+"""A flag for every setting, generated from the schema."""
 
 import os
 from collections import defaultdict
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+from typing_extensions import override
 
 from memkv_sglang.cli.output import print_line
-from memkv_sglang.config.load import load
+from memkv_sglang.config.load import SYSTEM_FILE, USER_FILE, load
 from memkv_sglang.config.service_links import service_links_note
 from memkv_sglang.config.settings import (
     FILE_VARIABLE,
@@ -20,22 +22,23 @@ from memkv_sglang.config.settings import (
 from memkv_sglang.config.units import parse_time
 
 _METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH"}
-_FILE = "config_file"
+FILE_PARAMETER = "config_file"
+"""Name of the parameter of `--config`."""
 
 
 class Duration(click.ParamType[float]):
-    """A time such as `250ms` or `7d`, between two bounds."""
+    """A time such as `250ms` or `7d`, within bounds."""
 
     name = "time"
 
     def __init__(self, shortest: str, longest: str) -> None:
-        """Take the bounds as users write them."""
+        """Set the bounds, written as users write times."""
         self._shortest, self._longest = shortest, longest
 
+    @override
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return seconds."""
         if not isinstance(value, str):
             return value
         try:
@@ -44,7 +47,7 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value[:60]!r} is not a time such as 250ms, 2s or 1h", param, ctx)
         if not parse_time(self._shortest) <= seconds <= parse_time(self._longest):
             bounds = f"{self._shortest} to {self._longest}"
-            self.fail(f"{value[:60]!r} is out of range; write {bounds}", param, ctx)
+            self.fail(f"{value[:60]!r} is out of range; use {bounds}", param, ctx)
         return seconds
 
 
@@ -52,7 +55,7 @@ class SettingOption(click.Option):
     """A flag that overrides one setting."""
 
     def __init__(self, setting: Setting) -> None:
-        """Make the flag. A secret's is there only to be refused with the way out."""
+        """Make the flag. A secret's flag is hidden, and using it is an error with a hint."""
         self.setting = setting
         flag = setting.flag
         if setting.type is bool:
@@ -62,22 +65,30 @@ class SettingOption(click.Option):
         self.help = _help(setting)
         self.hidden = setting.secret
 
+    @override
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if self.setting.unit == "path":
+            return [CompletionItem(incomplete, type="file")]
+        choices = self.setting.choices
+        return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+
 
 class SettingsCommand(click.Command):
-    """A command that takes `--config` and every setting as a flag, and is called with `loaded`.
+    """A command with `--config` and a flag for every setting.
 
-    Its help shows its own options first, then the settings of some sections.
+    It calls its function with `loaded`, the configuration. Help lists the command's own options
+    first, then the settings of some sections.
     """
 
     def __init__(self, *, shown: tuple[str, ...], **attributes: Any) -> None:
-        """Add the flags; help lists those of the sections in `shown`."""
+        """Add the flags. `shown` names the sections whose flags help lists."""
         super().__init__(**attributes)
         self._shown = shown
         self.params += [_file_option(), *(SettingOption(setting) for setting in all_settings())]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Load the configuration, then run the command. Raises `ConfigError`."""
-        file: Path | None = ctx.params.pop(_FILE)
+        """Load the configuration, then call the function. Raises `ConfigError`."""
+        file: Path | None = ctx.params.pop(FILE_PARAMETER)
         given = {setting.key: ctx.params.pop(_parameter(setting)) for setting in all_settings()}
         overrides = {key: _as_text(value) for key, value in given.items() if value is not None}
         loaded = load(file, os.environ, overrides)
@@ -86,10 +97,12 @@ class SettingsCommand(click.Command):
         ctx.params["loaded"] = loaded
         return super().invoke(ctx)
 
+    @override
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options in groups."""
         groups: dict[str, list[click.Parameter]] = defaultdict(list)
         for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):
+                continue  # the usage line names it
             section = parameter.setting.section if isinstance(parameter, SettingOption) else ""
             groups[section].append(parameter)
         _write_group(ctx, formatter, "Options", groups[""])
@@ -97,15 +110,16 @@ class SettingsCommand(click.Command):
             _write_group(ctx, formatter, _title(section), groups[section])
         if set(self._shown) != set(sections()):
             formatter.write_paragraph()
-            formatter.write_text("Every other setting is a flag, too: memkv config --help.")
+            formatter.write_text("All other settings have flags too; see memkv config --help.")
 
 
 def _file_option() -> click.Option:
     return click.Option(
-        [_FILE, "--config"],
+        [FILE_PARAMETER, "--config"],
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help=f"TOML file with settings; else the one that {FILE_VARIABLE} names.",
+        help=f"TOML file with settings.  [default: {FILE_VARIABLE} if set, else "
+        f"{SYSTEM_FILE} and then $XDG_CONFIG_HOME/{USER_FILE}]",
     )
 
 
@@ -125,7 +139,7 @@ def _help(setting: Setting) -> str:
     notes = [f"default: {default}"]
     if setting.range and not setting.choices:
         notes.append(setting.range)
-    return f"{setting.meaning.replace('`', '')}  [{'; '.join(notes)}]"
+    return f"{setting.description.replace('`', '')}  [{'; '.join(notes)}]"
 
 
 def _as_text(value: object) -> str:

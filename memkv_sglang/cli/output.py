@@ -1,6 +1,6 @@
-"""Print for all commands. `rich` is imported late: it takes longer than the rest together.
+"""Print output of commands. `rich` is imported only when needed, because importing it is slow.
 
-Text is printed as it is, never as markup, and always through `memkv_sglang.printable`.
+All text passes through `memkv_sglang.printable` and is never interpreted as markup.
 """
 
 import os
@@ -20,11 +20,11 @@ _PIPED_WIDTH = 120
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console; into a pipe it writes without colours, 120 columns wide."""
+    """Return a console. If the output is not a terminal: no colours, and 120 columns."""
     from rich.console import Console
 
     class PrintableConsole(Console):
-        """Makes every string printable, cells of tables included."""
+        """Makes every string printable, including table cells."""
 
         def render_str(self, text: str, **options: Any) -> "Text":
             return super().render_str(printable(text), **options)
@@ -36,7 +36,7 @@ def make_console(*, stderr: bool = False) -> "Console":
 
 
 def make_progress() -> "Progress":
-    """Return a progress bar on stderr, which shows nothing where stderr is no terminal."""
+    """Return a progress bar on stderr. It shows nothing if stderr is not a terminal."""
     from rich.progress import Progress
 
     console = make_console(stderr=True)
@@ -44,17 +44,17 @@ def make_progress() -> "Progress":
 
 
 def print_line(line: str, *, err: bool = False) -> None:
-    """Print one line, whatever the values in it hold."""
+    """Print one line, with unprintable characters escaped."""
     click.echo(printable(line, LINE_LIMIT), err=err)
 
 
 def print_json(value: Any) -> None:
-    """Print a value for programs."""
+    """Print a value as JSON."""
     click.echo(json_text(value))
 
 
 def human_date(moment: float) -> str:
-    """Write a time of the clock to the minute."""
+    """Format a Unix time, to the minute."""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
     except (OverflowError, ValueError, OSError):
@@ -62,7 +62,7 @@ def human_date(moment: float) -> str:
 
 
 def human_size(size: float) -> str:
-    """Write bytes with about three digits."""
+    """Format bytes with about three digits."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1000 or unit == "TiB":
             break
@@ -71,7 +71,7 @@ def human_size(size: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Write seconds with about three digits."""
+    """Format seconds with about three digits."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} us"
     if seconds < 1:

@@ -17,15 +17,15 @@ Command = Callable[..., Any]
 
 
 class Refusal(click.ClickException):
-    """What stops a command, as one line."""
+    """A failed command; its message is one line."""
 
 
 @click.group(short_help="Make `memkv` one of SGLang's own storage backends, without the plugin.")
 def patch() -> None:
     """Make `memkv` one of SGLang's own storage backends.
 
-    For those who do not want the plugin. The installed SGLang is changed in place, after a check
-    of every file, and becomes again what it was with `memkv patch revert`. Stop its servers first.
+    Use this if you prefer not to use the plugin. It checks every file, then changes the installed
+    SGLang in place; `memkv patch revert` undoes it. Stop SGLang's servers first.
     """
 
 
@@ -34,14 +34,17 @@ def _site_packages(command: Command) -> Command:
         "--site-packages",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         metavar="DIR",
-        help="Directory that holds the package sglang.  [default: this Python's]",
+        help="Directory that contains the package sglang.  [default: this Python's]",
     )(command)
 
 
 @patch.command()
 @_site_packages
 def status(site_packages: Path | None) -> int:
-    """Tell whether SGLang is patched; exit status 1 if only in part or otherwise changed."""
+    """Show whether SGLang is patched.
+
+    Exit status 1 if it is patched only in part, or changed in another way.
+    """
     root, series = _find(site_packages)
     states = read_states(root, series)
     state = overall(states)
@@ -54,7 +57,7 @@ def status(site_packages: Path | None) -> int:
 @patch.command()
 @_site_packages
 def apply(site_packages: Path | None) -> None:
-    """Patch SGLang: all files or none."""
+    """Patch SGLang. Changes all files or none."""
     root, series = _find(site_packages)
     changed = _attempt(apply_series, root, series)
     print_line(_report(root, series, changed, "patched"))
@@ -65,7 +68,7 @@ def apply(site_packages: Path | None) -> None:
 @patch.command()
 @_site_packages
 def revert(site_packages: Path | None) -> None:
-    """Make SGLang again what it was, byte for byte."""
+    """Restore SGLang's original files, byte for byte."""
     root, series = _find(site_packages)
     changed = _attempt(revert_series, root, series)
     print_line(_report(root, series, changed, "not patched"))

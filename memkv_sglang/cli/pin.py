@@ -1,4 +1,4 @@
-"""`memkv pin`, `memkv unpin` and `memkv pins`: prompts that no collector removes."""
+"""`memkv pin`, `memkv unpin` and `memkv pins`: protect prompts from removal."""
 
 import re
 import time
@@ -9,21 +9,21 @@ import click
 
 from memkv_sglang.cli.options import Duration, SettingsCommand
 from memkv_sglang.cli.output import human_date, human_time, make_console, print_json
-from memkv_sglang.cli.prompts import Prompt, demand_bucket, prompt_options
+from memkv_sglang.cli.prompts import Prompt, prompt_options, require_bucket
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.page import Chain
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
 
-ASKED_AT_ONCE = 4096
-"""Pages that are asked for in one call."""
+LOOKUP_PAGES = 4096
+"""Pages per presence check."""
 
-ASK_SECONDS = 30.0
-"""Longest time for such a call."""
+LOOKUP_SECONDS = 30.0
+"""Time limit of a presence check."""
 
 NOTE_LIMIT = 200
-"""Characters."""
+"""Longest note, in characters."""
 
 _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
 
@@ -41,21 +41,21 @@ _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
     default="7d",
     show_default=True,
     metavar="TIME",
-    help="How long.",
+    help="How long to keep the pages.",
 )
-@click.option("--note", default="", help="What for; `memkv pins` shows it.")
+@click.option("--note", default="", help="A note that memkv pins shows.")
 def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None:
-    """Keep a prompt's pages in MinIO and on every node's disk, for a while.
+    """Keep a prompt's pages in MinIO and on every node's disk for a limited time.
 
-    Pages that are not stored yet are kept once they are. Pinning again renews. Agents learn of it
-    within half a minute.
+    Pages that are not stored yet are kept once they are stored. To extend a pin, pin the prompt
+    again. Agents notice a pin within half a minute.
     """
     from memkv_sglang.cli.listing.minio import open_minio
     from memkv_sglang.tiers.minio.retention.pins import Pin
 
-    demand_bucket(loaded.config.minio)
+    require_bucket(loaded.config.minio)
     if len(note) > NOTE_LIMIT or not note.isprintable():
-        raise click.UsageError(f"--note: write one line of at most {NOTE_LIMIT} characters")
+        raise click.UsageError(f"--note: use one line of at most {NOTE_LIMIT} characters")
     with open_minio(loaded.config.minio) as tier:
         chains = prompt.chains(tier)
         made = Pin(
@@ -69,50 +69,52 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
             f"{made.name} keeps {len(made.hashes)} pages in {len(made.namespaces)} namespaces for "
             f"{human_time(seconds)}"
         )
-        _let_removals_end(tier, loaded)
+        _wait_for_collection(tier, loaded)
         for line in _absent(tier, chains):
             click.echo(f"warning: {line}", err=True)
 
 
-def _let_removals_end(tier: "MinioTier", loaded: LoadedConfig) -> None:
-    """Wait, if a collection goes on, until it has seen the pin before whatever it removes."""
+def _wait_for_collection(tier: "MinioTier", loaded: LoadedConfig) -> None:
+    """If a collection is running, wait until it has read the pin."""
     from memkv_sglang.tiers.minio.retention.collector import Lease
     from memkv_sglang.tiers.minio.retention.collector.collect import REMOVE_SECONDS
 
     _, records, names = tier.control()
-    if Lease(records, names.lease, loaded.config.collector.lease).state().holder:
-        click.echo("a collection goes on; waiting until it has seen the pin", err=True)
+    if Lease(records, names.lease, loaded.config.collector.lease_ttl).state().holder:
+        click.echo("a collection is running; waiting until it has read the pin", err=True)
         time.sleep(REMOVE_SECONDS)
 
 
 def _absent(tier: "MinioTier", chains: Sequence[Chain]) -> list[str]:
-    """Return a line for each chain of which the bucket does not have every page now."""
+    """Return a warning for each chain with pages that the bucket does not have."""
     lines = []
     for chain in chains:
         keys = chain.keys()
-        there: list[bool] = []
-        for first in range(0, len(keys), ASKED_AT_ONCE):
-            batch = keys[first : first + ASKED_AT_ONCE]
-            there += tier.present(batch, time.monotonic() + ASK_SECONDS)
-        if not all(there):
-            first = there.index(False)
+        present: list[bool] = []
+        for first in range(0, len(keys), LOOKUP_PAGES):
+            batch = keys[first : first + LOOKUP_PAGES]
+            present += tier.present(batch, time.monotonic() + LOOKUP_SECONDS)
+        if not all(present):
+            first = present.index(False)
             lines.append(
-                f"namespace {chain.namespace.hex()}: {there.count(False)} of {len(keys)} pages are "
-                f"not in the bucket now, the first is page {first} ({keys[first].hash.hex()}); "
+                f"namespace {chain.namespace.hex()}: {present.count(False)} of {len(keys)} pages "
+                f"are not in the bucket, starting with page {first} ({keys[first].hash.hex()}); "
                 "they are kept once they are stored"
             )
     return lines
 
 
-@click.command(cls=SettingsCommand, shown=("minio",), short_help="Let a pinned prompt go.")
+@click.command(cls=SettingsCommand, shown=("minio",), short_help="Remove a pin.")
 @click.argument("name")
 def unpin(loaded: LoadedConfig, name: str) -> None:
-    """Let a pinned prompt go: NAME is what `memkv pins` shows."""
+    """Remove a pin. `memkv pins` shows its NAME."""
     from memkv_sglang.cli.listing.minio import open_minio
 
-    demand_bucket(loaded.config.minio)
+    require_bucket(loaded.config.minio)
     if not _NAME.fullmatch(name):
-        raise click.UsageError(f"NAME: {name[:40]!r} is no pin's name; `memkv pins` lists them")
+        raise click.UsageError(
+            f"NAME: {name[:40]!r} is not the name of a pin; `memkv pins` lists them"
+        )
     with open_minio(loaded.config.minio) as tier:
         if not tier.pins().remove(name):
             raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")
@@ -121,15 +123,15 @@ def unpin(loaded: LoadedConfig, name: str) -> None:
 @click.command(cls=SettingsCommand, shown=("minio",), short_help="List the pinned prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pins(loaded: LoadedConfig, as_json: bool) -> None:
-    """List the pinned prompts, and how long they hold."""
+    """List the pinned prompts and when their pins end."""
     from memkv_sglang.cli.listing.minio import open_minio
 
-    demand_bucket(loaded.config.minio)
+    require_bucket(loaded.config.minio)
     with open_minio(loaded.config.minio) as tier:
         everything, odd = tier.pins().report()
     stored = [found for found in everything if found.left > 0]
     if odd.objects:
-        click.echo(f"warning: {odd.text}; remove them, or pin again", err=True)
+        click.echo(f"warning: {odd.text}; remove them or pin again", err=True)
     if as_json:
         print_json(
             [

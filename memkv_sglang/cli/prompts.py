@@ -1,4 +1,4 @@
-"""Which chain a command is about: a prompt as a running server cuts it into pages, or hashes."""
+"""Options that select a chain: a prompt, which a running server tokenizes, or page hashes."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from memkv_sglang.cli.http import check_server_url, fetch
+from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PAGE_HASH_SIZE, Chain
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
 
 CALL_SECONDS = 30.0
-"""Longest time for a server's answer."""
+"""Time limit for a server's response."""
 
 TEXT_LIMIT = 64 << 20
-"""Bytes of a file with a prompt."""
+"""Largest prompt file, in bytes."""
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
@@ -31,7 +32,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Prompt(NamedTuple):
-    """What the options say; see `prompt_options`."""
+    """The values of `prompt_options`."""
 
     text: str | None
     text_file: Path | None
@@ -43,8 +44,8 @@ class Prompt(NamedTuple):
     namespaces: tuple[str, ...]
 
     def chains(self, tier: "MinioTier") -> list[Chain]:
-        """Return the prompt's pages in every namespace meant. Raises `ClickException`."""
-        described = tier.namespaces()
+        """Return the prompt's chain in every selected namespace. Raises `ClickException`."""
+        namespaces = tier.namespaces()
         if self.chain is not None:
             hashes, page_size = _parse_chain(self.chain), None
         else:
@@ -54,9 +55,9 @@ class Prompt(NamedTuple):
             hashes = page_hashes(tokens, page_size, chain_seed(self.extra_key, self.salt))
             if not hashes:
                 raise click.ClickException(
-                    f"the prompt has {len(tokens)} tokens, less than a page of {page_size}"
+                    f"the prompt has {len(tokens)} tokens, fewer than a page of {page_size}"
                 )
-        chosen = self._choose(described, page_size)
+        chosen = self._select(namespaces, page_size)
         return [Chain(digest, hashes) for digest in chosen]
 
     def _tokens(self, server: "_Server") -> Sequence[int]:
@@ -64,22 +65,23 @@ class Prompt(NamedTuple):
             return _parse_tokens(self.tokens)
         return server.tokenize(_read_text(self.text_file) if self.text_file else self.text or "")
 
-    def _choose(self, described: dict[bytes, Namespace], page_size: int | None) -> list[bytes]:
+    def _select(self, published: dict[bytes, Namespace], page_size: int | None) -> list[bytes]:
         chosen = [
             digest
-            for digest, namespace in described.items()
+            for digest, namespace in published.items()
             if (not self.namespaces or digest.hex().startswith(self.namespaces))
             and page_size in (None, namespace.page_size)
         ]
         if not chosen:
             raise click.ClickException(
-                "no namespace of the bucket fits; `memkv inspect` lists them, --namespace names one"
+                "no namespace in the bucket matches; `memkv inspect` lists them, --namespace "
+                "selects one"
             )
         return chosen
 
 
 def prompt_options(command: Command) -> Command:
-    """Add the options that name a prompt; the command is called with `prompt`."""
+    """Add options that select a prompt; the command gets it as `prompt`."""
 
     @wraps(command)
     def with_prompt(**given: Any) -> Any:
@@ -87,10 +89,10 @@ def prompt_options(command: Command) -> Command:
         prompt = Prompt(*(given.pop(name) for name in names))
         ways = (prompt.text, prompt.text_file, prompt.tokens, prompt.chain)
         if sum(way is not None for way in ways) != 1:
-            raise click.UsageError("name the prompt by one of --text, --file, --tokens, --chain")
-        _demand_utf8("--text", prompt.text)
-        _demand_utf8("--salt", prompt.salt)
-        _demand_utf8("--extra-key", prompt.extra_key)
+            raise click.UsageError("give exactly one of --text, --file, --tokens, --chain")
+        _check_utf8("--text", prompt.text)
+        _check_utf8("--salt", prompt.salt)
+        _check_utf8("--extra-key", prompt.extra_key)
         return command(prompt=prompt, **given)
 
     wrapped: Any = with_prompt
@@ -101,29 +103,29 @@ def prompt_options(command: Command) -> Command:
 
 
 _OPTIONS = (
-    click.option("--text", help="The prompt, as the model gets it (chat template applied)."),
+    click.option("--text", help="Prompt, with the chat template applied."),
     click.option(
         "text_file",
         "--file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="File with the prompt.",
+        help="File with the prompt, as for --text.",
     ),
-    click.option("--tokens", metavar="IDS", help="The prompt's token ids, comma-separated."),
+    click.option("--tokens", metavar="IDS", help="Token ids of the prompt, comma-separated."),
     click.option("--chain", metavar="HASHES", help="Page hashes in hex, comma-separated."),
     click.option(
         "--server",
         default="http://127.0.0.1:30000",
         show_default=True,
-        help="SGLang server that tells page size and token ids.",
+        help="SGLang server to ask for the page size and token ids.",
     ),
-    click.option("--salt", help="Cache salt of the requests that are meant."),
-    click.option("--extra-key", help="Their extra key, such as a LoRA's id."),
+    click.option("--salt", help="Cache salt of the requests."),
+    click.option("--extra-key", help="Extra key of the requests, e.g. a LoRA id."),
     click.option(
         "namespaces",
         "--namespace",
         multiple=True,
         metavar="DIGEST",
-        help="Namespace, or its beginning; several are fine. Else all with the server's page size.",
+        help="Namespace or a prefix of one. May be repeated.  [default: all with this page size]",
     ),
 )
 
@@ -132,14 +134,14 @@ Token = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class _ServerInfo(msgspec.Struct):
-    """The part of `/server_info` that matters here."""
+    """The fields of `/server_info` used here."""
 
     page_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     speculative_algorithm: str | None = None
 
 
 class _Tokenized(msgspec.Struct):
-    """The part of `/tokenize`'s answer that matters here."""
+    """The fields of the response of `/tokenize` used here."""
 
     tokens: list[Token]
 
@@ -151,17 +153,17 @@ class _Server:
         self._url = check_server_url(url, "--server")
 
     def page_size(self) -> int:
-        info = self._ask("/server_info", _ServerInfo)
+        info = self._request("/server_info", _ServerInfo)
         if (info.speculative_algorithm or "").upper().startswith("EAGLE"):
             raise click.ClickException(
-                "the server speculates with EAGLE, which hashes pairs of tokens; use --chain"
+                "the server uses EAGLE speculation, which hashes pairs of tokens; use --chain"
             )
         return info.page_size
 
     def tokenize(self, text: str) -> Sequence[int]:
-        return self._ask("/tokenize", _Tokenized, {"prompt": text}).tokens
+        return self._request("/tokenize", _Tokenized, {"prompt": text}).tokens
 
-    def _ask(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
+    def _request(self, path: str, kind: type[Answer], body: dict[str, Any] | None = None) -> Answer:
         url = self._url + path
         content = fetch(
             url,
@@ -173,7 +175,7 @@ class _Server:
             return msgspec.json.decode(content, type=kind)
         except (ValueError, RecursionError) as error:  # also msgspec's
             raise click.ClickException(
-                f"{url} does not answer as SGLang does ({error}); correct --server, or use --chain"
+                f"unexpected response from {url} ({error}); check --server, or use --chain"
             ) from None
 
 
@@ -182,9 +184,9 @@ def _parse_chain(text: str) -> list[bytes]:
     for name in names:
         if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * PAGE_HASH_SIZE}}}", name):
             digits = 2 * PAGE_HASH_SIZE
-            raise click.UsageError(f"--chain: {name[:70]!r} has not {digits} hex digits")
+            raise click.UsageError(f"--chain: {name[:70]!r} is not {digits} hex digits")
     if not names:
-        raise click.UsageError("--chain: names no page")
+        raise click.UsageError("--chain: has no hash; give at least one")
     return [bytes.fromhex(name) for name in names]
 
 
@@ -192,7 +194,7 @@ def _parse_tokens(text: str) -> list[int]:
     tokens = [token for token in re.split(r"[,\s]+", text) if token]
     for token in tokens:
         if not re.fullmatch(r"[0-9]{1,18}", token):
-            raise click.UsageError(f"--tokens: {token[:30]!r} is no token id; write 1,2,3")
+            raise click.UsageError(f"--tokens: {token[:30]!r} is not a token id; use e.g. 1,2,3")
     return [int(token) for token in tokens]
 
 
@@ -203,20 +205,22 @@ def _read_text(file: Path) -> str:
         text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise click.UsageError(f"--file: cannot read {file} ({reason}); name another") from None
+        raise click.UsageError(
+            f"--file: cannot read {file} ({reason}); name another file"
+        ) from None
     if len(content) > TEXT_LIMIT:
-        raise click.UsageError(f"--file: {file} has more than {TEXT_LIMIT >> 20} MiB")
+        raise click.UsageError(f"--file: {file} is larger than {TEXT_LIMIT >> 20} MiB")
     return text
 
 
-def _demand_utf8(option: str, text: str | None) -> None:
+def _check_utf8(option: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError:
-        raise click.UsageError(f"{option}: is not UTF-8 text; correct it") from None
+        raise click.UsageError(f"{option}: is not UTF-8 text; use UTF-8") from None
 
 
-def demand_bucket(config: MinioConfig) -> None:
-    """Raise `ClickException` where there is no MinIO tier."""
+def require_bucket(config: MinioConfig) -> None:
+    """Raise `ConfigError` if there is no MinIO tier."""
     if not config.endpoint:
-        raise click.ClickException("minio.endpoint is empty, so there is no bucket; set it")
+        raise ConfigError("minio.endpoint: is empty, so there is no bucket; set it")

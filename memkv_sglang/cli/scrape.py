@@ -1,4 +1,4 @@
-"""The agent's metrics, read from its loopback port."""
+"""Read the agent's metrics from its loopback port."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,14 @@ class Samples:
     """The samples of one scrape."""
 
     values: list[tuple[str, dict[str, str], float]]
-    """Name, labels and value of each."""
+    """Name, labels and value of each sample."""
 
     def total(self, name: str, /, **labels: str) -> float:
-        """Return the sum over the samples with this name and these labels."""
+        """Return the sum of the samples with this name and these labels."""
         return sum(
             value
-            for sample, have, value in self.values
-            if sample == name and labels.items() <= have.items()
+            for sample, given, value in self.values
+            if sample == name and labels.items() <= given.items()
         )
 
     def as_list(self) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ class Samples:
 
 
 def scrape(port: int) -> Samples:
-    """Read the metrics; raises `click.ClickException` without an answer."""
+    """Read the metrics. Raises `click.ClickException` if the agent does not respond."""
     from prometheus_client.parser import text_string_to_metric_families
 
     url = f"http://127.0.0.1:{port}/metrics"
@@ -47,4 +47,4 @@ def scrape(port: int) -> Samples:
             ]
         )
     except ValueError as error:
-        raise click.ClickException(f"no metrics at {url} ({error})") from None
+        raise click.ClickException(f"invalid metrics at {url} ({error})") from None

@@ -23,26 +23,31 @@ if TYPE_CHECKING:
     from memkv_sglang.client.client import AgentClient
 
 OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
-"""What a tier does, and the result that means it succeeded for a page."""
+"""Operations of a tier, and the result that means success for a page."""
 
-_STATES = {"": "works", None: "opening"}
+_STATES = {"": "working", None: "opening"}
 
 
 @click.command(cls=SettingsCommand, shown=("agent",))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every metric.")
-@click.option("--watch", is_flag=True, help="Show it anew every --interval, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every --interval until Ctrl-C.")
 @click.option(
-    "--interval", type=Duration("100ms", "1d"), default="2s", metavar="TIME", show_default=True
+    "--interval",
+    type=Duration("100ms", "1d"),
+    default="2s",
+    metavar="TIME",
+    show_default=True,
+    help="Time between refreshes.",
 )
 def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> None:
-    """Show what the running agent holds, moves and waits for."""
+    """Show the running agent's tiers, traffic and settings."""
     if as_json and watch:
-        raise click.UsageError("--json and --watch exclude each other")
+        raise click.UsageError("--json and --watch cannot be combined")
     with running_agent(loaded.config) as client:
         if as_json:
-            report, samples = _ask(client)
+            report, samples = _fetch(client)
             status = {"agent": report.agent, "engine": report.engine}
-            settings = _ask_settings(client)
+            settings = _fetch_settings(client)
             print_json(
                 {
                     **msgspec.to_builtins(status),
@@ -54,26 +59,26 @@ def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> 
         elif watch:
             _watch(client, interval)
         else:
-            settings = _ask_settings(client)
-            make_console().print(_view(*_ask(client)), "", _settings(settings, loaded))
+            settings = _fetch_settings(client)
+            make_console().print(_view(*_fetch(client)), "", _settings(settings, loaded))
 
 
-def _ask(client: "AgentClient") -> tuple["StatusReport", Samples]:
+def _fetch(client: "AgentClient") -> tuple["StatusReport", Samples]:
     report = client.status()
     if report is None:
-        raise click.ClickException(f"the agent did not answer ({client.problem})")
+        raise click.ClickException(f"the agent did not respond ({client.problem})")
     return report, scrape(report.agent.http_port)
 
 
-def _ask_settings(client: "AgentClient") -> "RunningSettings":
+def _fetch_settings(client: "AgentClient") -> "RunningSettings":
     settings = client.settings()
     if settings is None:
-        raise click.ClickException(f"the agent did not tell its settings ({client.problem})")
+        raise click.ClickException(f"the agent did not report its settings ({client.problem})")
     return settings
 
 
 def _difference(settings: "RunningSettings", loaded: LoadedConfig) -> str:
-    """Return in which setting the agent differs from those given here; empty if in none."""
+    """Return the first setting that differs from the agent's; empty if none does."""
     difference = settings.first_difference(loaded.config, os.environ, loaded.origins)
     return str(difference or "")
 
@@ -84,20 +89,20 @@ def _settings(settings: "RunningSettings", loaded: LoadedConfig) -> "Text":
     lines = [f"  {key} = {value}" for key, value in settings.shown().items()]
     if difference := _difference(settings, loaded):
         lines.append(f"different here: {difference}")
-    return Text("\n".join(["settings of the agent, where not the default", *lines]))
+    return Text("\n".join(["agent settings that differ from the defaults", *lines]))
 
 
 def _watch(client: "AgentClient", interval: float) -> None:
     from rich.live import Live
 
     console = make_console()
-    while not console.is_terminal:  # into a pipe, one after the other
-        console.print(_view(*_ask(client)), "")
+    while not console.is_terminal:  # not a terminal: print one after the other
+        console.print(_view(*_fetch(client)), "")
         time.sleep(interval)
-    with Live(_view(*_ask(client)), console=console, auto_refresh=False) as live:
+    with Live(_view(*_fetch(client)), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            live.update(_view(*_ask(client)), refresh=True)
+            live.update(_view(*_fetch(client)), refresh=True)
 
 
 def _view(report: "StatusReport", samples: Samples) -> "Group":
@@ -119,19 +124,21 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
         "",
         _operations(report, samples),
         "",
-        f"looked up {asked:.0f} pages, {_share(found, asked)} could be loaded",
+        f"looked up {asked:.0f} pages, {_share(found, asked)} found",
         f"upload queue {engine.queue_pages} pages ({human_size(engine.queue_bytes)}), "
-        f"dropped {dropped:.0f}; circuit to MinIO: {engine.breaker}",
+        f"dropped {dropped:.0f}; circuit breaker for MinIO: {engine.breaker}",
     )
 
 
 def _tiers(report: "StatusReport") -> "Table":
     table = _table("tier", "state", "pages", "stored", "capacity", "used", "evicted")
     for tier in report.engine.tiers:
-        counts = tier.capacity is not None or tier.pages > 0  # the shared tier asks nobody
+        counts = (
+            tier.capacity is not None or tier.pages > 0
+        )  # the shared tier does not count its pages
         table.add_row(
             tier.name,
-            _STATES.get(tier.problem, "fails"),
+            _STATES.get(tier.problem, "failing"),
             str(tier.pages) if counts else "-",
             human_size(tier.bytes) if counts else "-",
             human_size(tier.capacity) if tier.capacity else "-",
@@ -145,7 +152,7 @@ def _problems(report: "StatusReport") -> "list[Text]":
     from rich.text import Text
 
     return [
-        Text(f"{tier.name} does not work: {tier.problem}")
+        Text(f"{tier.name} is failing: {tier.problem}")
         for tier in report.engine.tiers
         if tier.problem
     ]

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.nvme import NvmeTier, VerifyReport
 
 BATCH = 64 * MIB
-"""Bytes of the shared tier's pages that are read at a time."""
+"""Bytes of pages read from the shared tier per call."""
 
 CALL_LIMIT = 60.0
-"""Seconds for a batch; nobody waits for it as a server would."""
+"""Time limit of a batch in seconds; longer than a server's, since no request waits for it."""
 
 _OUTCOMES = {
-    LoadResult.CORRUPT: "corrupt, set aside",
-    LoadResult.MISSING: "listed, but gone or not a page of ours",
+    LoadResult.CORRUPT: "corrupt, quarantined",
+    LoadResult.MISSING: "listed, but removed or not a valid page",
     LoadResult.FAILED: "could not be read",
 }
 
@@ -41,25 +41,25 @@ class _Findings(NamedTuple):
 
     problems: list[str]
     notes: list[str]
-    """What serves nobody but harms no page either, and the totals."""
+    """Harmless findings, and totals."""
 
 
 @click.command(
     cls=SettingsCommand,
     shown=("nvme", "minio"),
-    short_help="Read every page, check every checksum, compare the index with the disk.",
+    short_help="Read every page and check its checksum; check the index.",
 )
 @click.option(
     "--repair",
     is_flag=True,
-    help="Free the directory's bad pages; make its index anew from the pages if it is wrong.",
+    help="Remove bad pages from the directory; rebuild its index if it is wrong.",
 )
 def verify(loaded: LoadedConfig, repair: bool) -> int:
-    """Read every page of both tiers, check every checksum, compare the index with the disk.
+    """Read every page of both tiers, check its checksum, and compare the index with the disk.
 
-    A corrupt copy in MinIO is set aside, as it is whenever one is loaded; one on disk with
-    --repair. The directory must not be in use: stop the agent first. Exit status 1 if anything
-    was wrong, repaired or not.
+    Corrupt pages in MinIO are quarantined, as on every load; those on disk only with --repair.
+    Stop the agent first: the directory must not be in use. Exit status 1 if anything was wrong,
+    repaired or not.
     """
     check_environment(loaded)
     nvme, minio = loaded.config.nvme, loaded.config.minio
@@ -94,14 +94,16 @@ def _verify_nvme(
     findings.notes.extend(f"nvme: {line}" for line in _notes(report))
     if report.disagreements and repair:
         with _open_nvme(config):
-            findings.notes.append("nvme: a new index was made from the pages' footers")
+            findings.notes.append("nvme: rebuilt the index from the pages' footers")
     elif not report.is_clean and not repair:
-        findings.notes.append("nvme: `memkv verify --repair` frees bad pages and mends the index")
+        findings.notes.append(
+            "nvme: `memkv verify --repair` removes bad pages and repairs the index"
+        )
 
 
 @contextmanager
 def _open_nvme(config: NvmeConfig) -> "Iterator[NvmeTier]":
-    """Open the tier to look at it; raises `ConfigError` while an agent holds the directory."""
+    """Open the tier without changing it. Raises `ConfigError` while an agent uses the directory."""
     from memkv_sglang.tiers.nvme import NvmeTier
 
     tier = NvmeTier(config, maintain=False)
@@ -122,11 +124,11 @@ def _problems(report: "VerifyReport") -> Iterator[str]:
 
 def _notes(report: "VerifyReport") -> Iterator[str]:
     for file in report.orphans:
-        yield f"segments/{file} is no segment or is damaged: it takes space and serves nothing"
+        yield f"segments/{file} is not a valid segment: it takes up space and is not used"
     for digest in report.undescribed:
         yield f"namespace {digest.hex()} has pages but no description"
     if report.repaired:
-        yield f"{report.repaired} bad pages were set aside and freed"
+        yield f"{report.repaired} bad pages were quarantined and freed"
     intact = report.pages - len(report.corrupt) - len(report.unreadable)
     yield f"{intact} of {report.pages} pages ({human_size(report.read_bytes)}) intact"
 
@@ -173,7 +175,7 @@ def _batches(pages: "Sequence[StoredPage]") -> "Iterator[list[StoredPage]]":
 
 
 def _load(tier: Tier, batch: "Sequence[StoredPage]") -> list[LoadResult]:
-    """Read pages and check them; one result a page, each of them tried."""
+    """Load and check every page; returns one result per page."""
     results: list[LoadResult] = []
     while len(results) < len(batch):
         pages = [

@@ -25,7 +25,7 @@ END_LIMIT = 15.0
 """Seconds that an agent may take to end beside its draining."""
 
 LONGEST_DRAIN = 3600.0
-"""Most that `agent.drain` may be."""
+"""Most that `agent.drain_timeout` may be."""
 
 _LISTENING, _CONNECTED = "01", "03"
 """States of a socket in `/proc/net/unix`."""
@@ -67,7 +67,7 @@ def join_or_retire(connection: Connection, config: Config) -> Retired | None:
             "servers of this node the same settings, restart that agent, or name another "
             "agent.socket"
         )
-    drain = float(report.values.get("agent.drain", LONGEST_DRAIN))
+    drain = float(report.values.get("agent.drain_timeout", LONGEST_DRAIN))
     return Retired(f"{difference} (pid {connection.pid})", drain + END_LIMIT)
 
 

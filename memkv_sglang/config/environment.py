@@ -1,4 +1,4 @@
-"""Checks of a configuration against this machine: they look, and change nothing."""
+"""Check a configuration against this machine. Checks change nothing."""
 
 import os
 import ssl
@@ -14,65 +14,68 @@ from memkv_sglang.config.units import format_size
 
 
 def check_environment(loaded: LoadedConfig) -> None:
-    """Raise `ConfigError` at the first setting that this machine cannot fulfil."""
+    """Raise `ConfigError` for the first setting that does not work on this machine.
+
+    A broken disk is no error here: the agent can run without its NVMe tier.
+    """
     check_any_tier(loaded)
     if loaded.config.nvme.directory:
-        with suppress(BrokenDiskError, OSError):  # who opens it finds out, and may do without
+        with suppress(BrokenDiskError, OSError):
             check_directory(loaded.config.nvme, loaded.name)
             check_capacity(loaded.config.nvme, loaded.name)
     check_ca_file(loaded)
 
 
 def check_any_tier(loaded: LoadedConfig) -> None:
-    """Demand a place for pages."""
+    """Raise `ConfigError` if no tier is configured."""
     if not loaded.config.nvme.directory and not loaded.config.minio.endpoint:
         raise ConfigError(
-            "nvme.directory, minio.endpoint: both are empty, so pages have no place; set at "
-            "least one, e.g. --nvme-directory /var/cache/memkv"
+            "nvme.directory, minio.endpoint: both are empty, so there is no tier; set at least "
+            "one, e.g. --nvme-directory /var/cache/memkv"
         )
 
 
 def check_directory(config: NvmeConfig, called: Name) -> None:
-    """Demand an NVMe directory that is ours and writable, or can be made.
+    """Raise `ConfigError` unless the NVMe directory is ours and writable, or can be created.
 
-    Raises `BrokenDiskError` for one of ours on a file system that is read-only, as the kernel makes
-    a damaged one (ext4: `errors=remount-ro`).
+    Raises `BrokenDiskError` if it is ours but its file system is read-only, as after a disk error
+    (ext4: `errors=remount-ro`).
     """
     name = called("nvme.directory")
     directory = Path(config.directory).absolute()
     place = existing_part(directory)
     if not place.is_dir():
-        raise ConfigError(f"{name}: {place} is not a directory; name another path")
+        raise ConfigError(f"{name}: {place} is not a directory; choose another path")
     owner = place.stat().st_uid
     if place == directory and owner != os.geteuid():
         raise ConfigError(
-            f"{name}: {directory} belongs to uid {owner}, this is uid {os.geteuid()}; name a "
-            "directory of your own"
+            f"{name}: {directory} belongs to uid {owner}, but this is uid {os.geteuid()}; "
+            "choose a directory of your own"
         )
     if place == directory and os.statvfs(place).f_flag & os.ST_RDONLY:
         raise BrokenDiskError(
-            f"{name}: the file system of {place} is read-only; see what the kernel's log says of "
-            "its disk, or name another directory"
+            f"{name}: the file system of {place} is read-only; check the kernel log for disk "
+            "errors, or choose another directory"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"{name}: {place} is not writable for uid {os.geteuid()}; change its mode or name "
-            "another directory"
+            f"{name}: {place} is not writable for uid {os.geteuid()}; change its mode or "
+            "choose another directory"
         )
-    if not _file_system_size(place):  # such as /proc, which root may write to
+    if not _file_system_size(place):  # e.g. /proc, which root may write to
         raise ConfigError(
-            f"{name}: the file system of {place} has no space for files; name another directory"
+            f"{name}: the file system of {place} has no space for files; choose another directory"
         )
 
 
 def check_capacity(config: NvmeConfig, called: Name) -> None:
-    """Demand a file system at least as large as the capacity."""
+    """Raise `ConfigError` if the capacity exceeds the size of the file system."""
     place = existing_part(Path(config.directory).absolute())
     size = _file_system_size(place)
     if config.capacity > size:
         raise ConfigError(
-            f"{called('nvme.capacity')}: {format_size(config.capacity)} is more than the file "
-            f"system of {place} has ({size / 2**30:.1f} GiB); write less or name a larger disk"
+            f"{called('nvme.capacity')}: {format_size(config.capacity)} exceeds the file "
+            f"system of {place} ({size / 2**30:.1f} GiB); set less or use a larger disk"
         )
 
 
@@ -82,15 +85,15 @@ def _file_system_size(place: Path) -> int:
 
 
 def check_ca_file(loaded: LoadedConfig) -> None:
-    """Demand that the file of trusted authorities can be read and holds some."""
+    """Raise `ConfigError` if `minio.ca_file` is set but has no readable CA certificates."""
     if loaded.config.minio.ca_file:
         trusting_context(loaded.config.minio.ca_file, loaded.name("minio.ca_file"))
 
 
 def trusting_context(path: str, name: str) -> ssl.SSLContext:
-    """Return a TLS context that trusts a PEM file's authorities, or without one the system's.
+    """Return a TLS context that trusts the CAs in a PEM file; an empty path means the system's.
 
-    `name` is what the user called the setting. Raises `ConfigError`.
+    `name` is the setting as the user wrote it. Raises `ConfigError`.
     """
     if not path:
         return ssl.create_default_context()
@@ -103,13 +106,13 @@ def trusting_context(path: str, name: str) -> ssl.SSLContext:
 
 
 def existing_part(path: Path) -> Path:
-    """Return the path, or the nearest directory above it that exists and can be seen."""
+    """Return the path, or its nearest ancestor that exists and is accessible."""
     for place in (path, *path.parents):
         try:
             place.stat()
         except FileNotFoundError:
             continue
-        except OSError:  # a part is no directory, or may not be entered
+        except OSError:  # a component is not a directory or not searchable
             return existing_part(place.parent)
         return place
     return Path("/")

@@ -1,9 +1,9 @@
-"""The errors that bad input leads to."""
+"""Errors for settings that cannot work."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work. The text is one line: the setting, what is wrong, the way out."""
+    """A setting that cannot work. The message is one line: the setting, the problem, the fix."""
 
 
 class BrokenDiskError(ConfigError):
-    """The directory that is named may be right, but the disk under it does not work."""
+    """The setting may be right, but the disk of the directory it names has failed."""

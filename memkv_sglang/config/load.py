@@ -1,4 +1,4 @@
-"""Loading: defaults, then a TOML file, then `MEMKV_*` variables, then flags; the last one wins."""
+"""Load settings: defaults, then TOML files, then `MEMKV_*` variables, then flags. The last wins."""
 
 import logging
 import os
@@ -27,31 +27,37 @@ from memkv_sglang.config.values import convert_value
 
 log = logging.getLogger(__name__)
 
+SYSTEM_FILE = Path("/etc/memkv/config.toml")
+"""The machine's configuration file."""
+
+USER_FILE = Path("memkv/config.toml")
+"""The user's configuration file, relative to `$XDG_CONFIG_HOME`."""
+
 
 class Origin(NamedTuple):
     """Where a value comes from."""
 
     source: str
-    """`default`, the file's path, the variable or the flag."""
+    """The file's path, the variable or the flag."""
     name: str
     """The setting as the user wrote it, for messages."""
     directory: Path
-    """What a relative path is relative to."""
+    """Base of relative paths."""
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A configuration that passed every check which needs nothing but its own values."""
+    """A configuration that passed `check_config`, and where its values come from."""
 
     config: Config
     origins: Mapping[str, Origin]
-    """Origin of every value that is not a default, by key (`nvme.capacity`)."""
+    """Origin of every value that was given, by key (`nvme.capacity`)."""
 
     service_links: tuple[str, ...] = ()
-    """Variables that were ignored because Kubernetes made them."""
+    """Variables that were ignored because Kubernetes set them."""
 
     def name(self, key: str) -> str:
-        """Return what the user called a setting."""
+        """Return the setting's name as the user wrote it."""
         return self.origins[key].name if key in self.origins else key
 
 
@@ -68,14 +74,14 @@ def load_config(
     """Load and validate the configuration.
 
     Args:
-        file: TOML file; defaults to the one that `MEMKV_CONFIG` names, if any.
-        environ: variables to read `MEMKV_*` from; defaults to this process's.
-        overrides: values by key, e.g. `{"nvme.capacity": "100GiB"}`. They win over everything else.
+        file: TOML file to read; None reads those that `config_files` returns.
+        environ: environment variables; None uses this process's.
+        overrides: values by key, e.g. `{"nvme.capacity": "100GiB"}`. They override everything else.
 
-    Relative paths in the file are relative to the file, others to the current directory.
+    Relative paths in a file are relative to that file, others to the current directory.
 
     Raises:
-        ConfigError: with one line that names the setting, the problem and the fix.
+        ConfigError: the message is one line with the setting, the problem and the fix.
 
     """
     return load(file, os.environ if environ is None else environ, overrides or {}).config
@@ -84,12 +90,10 @@ def load_config(
 def load(
     file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str]
 ) -> LoadedConfig:
-    """Do as `load_config`, and keep where each value comes from."""
-    if file is None and environ.get(FILE_VARIABLE):
-        file = Path(environ[FILE_VARIABLE])
+    """Load the configuration as `load_config` does, and record where each value comes from."""
     values: dict[str, _Value] = {}
-    if file is not None:
-        values.update(_file_values(file))
+    for path in config_files(environ) if file is None else [file]:
+        values.update(_file_values(path))
     links = tuple(name for name, value in environ.items() if is_service_link(name, value))
     _log_service_links(links)
     values.update(_variable_values({k: v for k, v in environ.items() if k not in links}))
@@ -105,9 +109,27 @@ def load(
     return loaded
 
 
+def config_files(environ: Mapping[str, str]) -> list[Path]:
+    """Return the files to read when the caller names none, the strongest last.
+
+    That is the file in `MEMKV_CONFIG`, or no file if the variable is empty. If it is not set, those
+    of `/etc/memkv/config.toml` and `$XDG_CONFIG_HOME/memkv/config.toml` that exist.
+    """
+    if FILE_VARIABLE in environ:
+        named = environ[FILE_VARIABLE]
+        return [Path(named)] if named else []
+    candidates = [SYSTEM_FILE]
+    config_home, home = environ.get("XDG_CONFIG_HOME", ""), environ.get("HOME", "")
+    if os.path.isabs(config_home):  # noqa: PTH117 - XDG: ignore a relative path
+        candidates.append(Path(config_home, USER_FILE))
+    elif os.path.isabs(home):  # noqa: PTH117
+        candidates.append(Path(home, ".config", USER_FILE))
+    return [path for path in candidates if os.path.lexists(path)]  # never raises
+
+
 @cache
 def _log_service_links(links: tuple[str, ...]) -> None:
-    """Log them once in the life of the process."""
+    """Log the ignored variables once per process."""
     if links:
         log.info("memkv: %s", service_links_note(links))
 
@@ -131,16 +153,16 @@ def _file_values(file: Path) -> Iterator[tuple[str, _Value]]:
                 raise ConfigError(f"{key} in {file}: {unknown_key(key)}")
             if known[key].secret and value and is_open:
                 raise ConfigError(
-                    f"{key} in {file}: others may read the file; chmod 600 {file}, or set "
-                    f"{known[key].variable}"
+                    f"{key} in {file}: other users can read the file; chmod 600 {file}, or "
+                    f"set {known[key].variable}"
                 )
             yield key, _Value(value, Origin(str(file), f"{key} in {file}", file.parent))
 
 
 def _read(file: Path) -> tuple[dict[str, Any], bool]:
-    """Return the file's tables, and whether others may read it.
+    """Return the file's tables, and whether other users can read it.
 
-    Never repeats its text: that may hold secrets.
+    Errors never quote the file, which may contain secrets.
     """
     with open_regular(str(file), "configuration file") as descriptor:
         is_open = is_open_to_others(os.fstat(descriptor))
@@ -153,14 +175,16 @@ def _read(file: Path) -> tuple[dict[str, Any], bool]:
 
 def _unreadable(error: ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "not a TOML file, which is UTF-8 text; save it as such"
-    return f"not valid TOML: {error}; correct it, text goes in quotes"
+        return "not UTF-8 text, as TOML must be; save it as UTF-8"
+    return f"not valid TOML: {error}; fix the syntax, e.g. quote text"
 
 
 def _unknown_section(name: str, value: object) -> str:
     if isinstance(value, dict):
         return f"unknown table{suggestion(name, sections(), otherwise='known')}"
-    return "settings belong in a table: " + ", ".join(f"[{section}]" for section in sections())
+    return "not in a table; move the setting into one of " + ", ".join(
+        f"[{section}]" for section in sections()
+    )
 
 
 def _variable_values(environ: Mapping[str, str]) -> Iterator[tuple[str, _Value]]:
@@ -181,7 +205,7 @@ def _flag_values(overrides: Mapping[str, str]) -> Iterator[tuple[str, _Value]]:
         setting = known[key]
         if setting.secret:
             raise ConfigError(
-                f"{setting.flag}: others can read flags in the process list; set "
+                f"{setting.flag}: other users can read flags in the process list; set "
                 f"{setting.variable}, or {key} in a file"
             )
         yield key, _Value(value, Origin(setting.flag, setting.flag, Path.cwd()))

@@ -1,6 +1,6 @@
-"""Every setting of the project with its default, unit, range and meaning: the one place for all.
+"""Every setting with its default, unit, range and description. Nothing else defines settings.
 
-Sizes are bytes and times are seconds; files, variables and flags may write `100GiB` or `250ms`.
+Sizes are in bytes, times in seconds. Files, variables and flags may use units: `100GiB`, `250ms`.
 """
 
 from typing import Annotated, Any, Literal, get_origin
@@ -16,11 +16,11 @@ PATH = {"unit": "path"}
 SECRET = {"secret": True}
 
 REDACTED = "(secret)"
-"""Shown in place of a secret that is set."""
+"""Printed instead of a secret."""
 
 
 def field_meta(field: FieldInfo) -> Meta:
-    """Return what a field's annotation says beside its type: range, unit, meaning."""
+    """Return the field's range, unit and description."""
     if get_origin(field.type) is not Annotated:
         return Meta()
     meta: Meta = field.type.__metadata__[0]
@@ -28,7 +28,7 @@ def field_meta(field: FieldInfo) -> Meta:
 
 
 class Section(Struct, frozen=True):
-    """A group of settings. Its `repr` shows no secret, so that no log or traceback does."""
+    """A group of settings. Its `repr` hides secrets, so logs and tracebacks never show them."""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [(field.name, self._shown(field)) for field in fields(self)]
@@ -43,14 +43,15 @@ class Section(Struct, frozen=True):
 
 
 class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The node agent as a process."""
+    """The node agent's process."""
 
     socket: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="Unix socket that servers of this node connect to. Empty: `agent.sock` in "
-            "`$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` where that is not set.",
+            description="Unix socket on which the agent serves this node's SGLang servers. Empty: "
+            "`agent.sock` in `$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` if that is not "
+            "set.",
         ),
     ] = ""
     http_port: Annotated[
@@ -58,31 +59,33 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=0,
             le=65535,
-            description="Loopback port for `/healthz`, `/readyz` and `/metrics`. 0: a free one, "
-            "which `memkv stats` tells.",
+            description="Loopback port for `/healthz`, `/readyz` and `/metrics`. 0: any free "
+            "port; `memkv stats` shows it.",
         ),
     ] = 0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Meta(description="Least severe events that are logged; pages only appear at `debug`."),
+        Meta(
+            description="Minimum level of logged events. Single pages are logged only at `debug`."
+        ),
     ] = "info"
-    drain: Annotated[
+    drain_timeout: Annotated[
         float,
         Meta(
             ge=0,
             le=3600,
             extra=SECONDS,
-            description="How long SIGTERM waits for the upload queue. What is left then goes on at "
-            "the next start.",
+            description="How long the agent keeps uploading after SIGTERM. The next start uploads "
+            "what is left.",
         ),
     ] = 10.0
-    idle_exit: Annotated[
+    idle_timeout: Annotated[
         float,
         Meta(
             ge=0,
             extra=SECONDS,
-            description="Exit after so long without a client and with an empty upload queue. 0: "
-            "never.",
+            description="The agent exits after this long without clients and with an empty upload "
+            "queue. 0: never.",
         ),
     ] = 0.0
 
@@ -96,7 +99,8 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             gt=0,
             le=4.0,
             extra=SECONDS,
-            description="Longest time of a lookup; then the prefix known by then is the answer.",
+            description="Time limit of a lookup. When it expires, the lookup returns the prefix "
+            "found so far.",
         ),
     ] = 0.1
     batch_deadline: Annotated[
@@ -105,22 +109,22 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             gt=0,
             le=5.0,
             extra=SECONDS,
-            description="Longest time of a load or spill call; what is not done by then is a miss.",
+            description="Time limit of a load or spill call. Pages not done by then are misses.",
         ),
     ] = 5.0
     skip_slow_loads: Annotated[
         bool,
         Meta(
-            description="Whether a lookup leaves out what would take longer to load, at the tiers' "
-            "present speed, than to compute.",
+            description="Skip pages that would take longer to load than to recompute, at the "
+            "tiers' current speed.",
         ),
     ] = True
     prefill_speed: Annotated[
         float,
         Meta(
             ge=0,
-            description="Tokens a second that a server of this node computes, to compare loads "
-            "with. 0: what it is seen to compute.",
+            description="Prefill speed of this node's servers in tokens per second, used to "
+            "decide whether a load beats recomputation. 0: measure it.",
         ),
     ] = 0.0
     upload_backlog: Annotated[
@@ -128,7 +132,8 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             gt=0,
             extra=BYTES,
-            description="Pages that may wait for upload. Beyond it new pages stay on this node.",
+            description="Maximum size of pages waiting for upload. When it is reached, new pages "
+            "are stored only on this node.",
         ),
     ] = 16 * GIB
     upload_attempts: Annotated[
@@ -136,24 +141,24 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             ge=1,
             le=1000,
-            description="Tries for one page to reach the shared tier before it is dropped from "
-            "the queue; an open circuit does not count as one.",
+            description="Upload attempts per page before it is dropped from the queue. Waiting "
+            "for an open circuit breaker does not count.",
         ),
     ] = 5
     admission: Annotated[
         Literal["always", "second_use"],
         Meta(
-            description="When a spilled page is written to this node's disk. `second_use`: not "
-            "before it is loaded again; until then it is in the shared tier alone, which writes "
-            "the disk less and acknowledges spills later. `promote` then counts the spill as the "
-            "first use."
+            description="When to write a spilled page to this node's disk. `second_use`: when the "
+            "page is first loaded; until then only the shared tier stores it. That saves disk "
+            "writes but acknowledges spills later. `promote` then counts the spill as the first "
+            "use."
         ),
     ] = "always"
     promote: Annotated[
         Literal["never", "second_use", "always"],
         Meta(
-            description="When a page loaded from the shared tier is copied to this node's disk. "
-            "`second_use`: the second time that this node loads it."
+            description="When to copy a page loaded from the shared tier to this node's disk. "
+            "`second_use`: when this node loads it for the second time."
         ),
     ] = "second_use"
     promote_buffer: Annotated[
@@ -161,33 +166,33 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             gt=0,
             extra=BYTES,
-            description="Memory for copies on their way to this node's disk; a page that finds "
-            "no room is not promoted.",
+            description="Memory for pages being promoted to this node's disk. When it is full, "
+            "pages are not promoted.",
         ),
     ] = 128 * MIB
     breaker_failures: Annotated[
         int,
-        Meta(ge=1, le=1000, description="Failures in a row that open the circuit."),
+        Meta(ge=1, le=1000, description="Consecutive failures that open the circuit breaker."),
     ] = 5
-    breaker_open: Annotated[
+    breaker_cooldown: Annotated[
         float,
         Meta(
             gt=0,
             le=600,
             extra=SECONDS,
-            description="How long an open circuit waits before it lets one call through.",
+            description="How long an open circuit breaker waits before it lets one call through.",
         ),
     ] = 2.0
 
 
 class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tier on this node's disk."""
+    """The cache tier on this node's disk."""
 
     directory: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="Directory of the pages, of one agent alone. Empty: no NVMe tier.",
+            description="Directory for pages. Each agent needs its own. Empty: no NVMe tier.",
         ),
     ] = ""
     capacity: Annotated[
@@ -195,8 +200,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=MIB,
             extra=BYTES,
-            description="Space on the disk for pages and all other files of the tier. At most the "
-            "file system's size.",
+            description="Disk space for pages and the tier's other files. At most the size of the "
+            "file system.",
         ),
     ] = 100 * GIB
     segment_size: Annotated[
@@ -205,153 +210,160 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
             ge=MIB,
             le=64 * GIB,
             extra=BYTES,
-            description="Size of a preallocated file; smaller where the capacity is small.",
+            description="Size of each preallocated file. Small capacities use smaller files.",
         ),
     ] = GIB
     high_watermark: Annotated[
         float,
-        Meta(gt=0, le=1, description="Share of the capacity in use at which eviction begins."),
+        Meta(gt=0, le=1, description="Fraction of the capacity at which eviction starts."),
     ] = 0.95
     low_watermark: Annotated[
         float,
-        Meta(gt=0, le=1, description="Share of the capacity in use at which eviction ends."),
+        Meta(gt=0, le=1, description="Fraction of the capacity at which eviction stops."),
     ] = 0.90
     keep_free: Annotated[
         int,
         Meta(
             ge=0,
             extra=BYTES,
-            description="Space of the file system to leave to others: with less than that free the "
-            "tier grows no more, and gives back what it holds of it, coldest pages first.",
+            description="Free space to leave on the file system. Below it, the tier stops growing "
+            "and evicts its coldest pages to free space.",
         ),
     ] = 0
     queue_depth: Annotated[
         int,
-        Meta(ge=1, le=64, description="Disk requests that a call keeps in flight."),
+        Meta(ge=1, le=64, description="Disk requests in flight per call."),
     ] = 16
     io_engine: Annotated[
         Literal["aio", "threads"],
         Meta(
-            description="What asks the disk: Linux AIO, where there is O_DIRECT and the kernel has "
-            "it; otherwise, and with `threads`, threads that all calls share."
+            description="How to access the disk. `aio`: Linux AIO, or `threads` if the kernel or "
+            "the file system does not support it. `threads`: a shared thread pool."
         ),
     ] = "aio"
     direct_io: Annotated[
         Literal["auto", "always", "never"],
         Meta(
-            description="O_DIRECT. `auto`: ordinary I/O where the file system has none, with one "
-            "warning."
+            description="Whether to bypass the page cache (`O_DIRECT`). `auto`: if the file "
+            "system supports it; otherwise log one warning and use buffered I/O."
         ),
     ] = "auto"
 
 
 class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tier that all nodes share."""
+    """The cache tier shared by all nodes."""
 
     endpoint: Annotated[
         str,
         Meta(
-            description="URLs of one cluster's servers, comma-separated, e.g. "
-            "`http://minio:9000`; no path. Empty: no MinIO tier."
+            description="Comma-separated URLs of the servers of one MinIO cluster, without a "
+            "path, e.g. `http://minio:9000`. Empty: no MinIO tier."
         ),
     ] = ""
     bucket: Annotated[
         str,
-        Meta(description="Bucket of the pages (S3 bucket naming rules)."),
+        Meta(description="Bucket for pages; S3 naming rules apply."),
     ] = "memkv"
     prefix: Annotated[
         str,
-        Meta(description="Put before every object's key, for several caches in one bucket."),
+        Meta(description="Prefix of every object key, so that several caches can share a bucket."),
     ] = ""
     role: Annotated[
         Literal["writer", "reader"],
         Meta(
-            description="`reader`: this node loads pages of the bucket and never writes to it; its "
-            "own pages stay on its disk."
+            description="`reader`: this node loads pages from the bucket but never writes to it; "
+            "its own pages stay on its disk."
         ),
     ] = "writer"
-    region: Annotated[str, Meta(description="Region that requests are signed for.")] = "us-east-1"
+    region: Annotated[str, Meta(description="Region used in request signatures.")] = "us-east-1"
     addressing: Annotated[
         Literal["path", "virtual"],
-        Meta(description="`http://host/bucket/key` or `http://bucket.host/key`."),
+        Meta(
+            description="URL style: `path` is `http://host/bucket/key`, `virtual` is "
+            "`http://bucket.host/key`."
+        ),
     ] = "path"
     create_bucket: Annotated[
         bool,
-        Meta(description="Make the bucket at first use if it is not there."),
+        Meta(description="Create the bucket on first use if it does not exist."),
     ] = True
-    require_tls: Annotated[bool, Meta(description="Refuse endpoints that are not https.")] = False
+    require_tls: Annotated[bool, Meta(description="Reject endpoints that do not use https.")] = (
+        False
+    )
     ca_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="PEM file with the authorities to trust. Empty: the system's.",
+            description="PEM file with the CA certificates to trust. Empty: the system's.",
         ),
     ] = ""
     cert_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="PEM file with this node's certificate, for a server that asks for one; "
-            "goes with `key_file`.",
+            description="PEM file with this node's client certificate, for servers that require "
+            "one. Requires `key_file`.",
         ),
     ] = ""
     key_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="PEM file with the private key of `cert_file`, private and without a "
-            "password.",
+            description="PEM file with the private key of `cert_file`, without a password. Other "
+            "users must not have access to it.",
         ),
     ] = ""
     certificate_login: Annotated[
         bool,
         Meta(
-            description="Get access keys from MinIO for `cert_file` (`AssumeRoleWithCertificate`, "
-            "which its `MINIO_IDENTITY_TLS_ENABLE=on` allows), so that the node keeps none. The "
-            "certificate's common name is the name of the policy it gets.",
+            description="Exchange `cert_file` for temporary access keys "
+            "(`AssumeRoleWithCertificate`), so that this node stores no keys. MinIO must run with "
+            "`MINIO_IDENTITY_TLS_ENABLE=on` and applies the policy named like the certificate's "
+            "common name.",
         ),
     ] = False
     access_key: Annotated[
         str,
         Meta(
             extra=SECRET,
-            description="Access key; with `secret_key` and `credentials_file` empty too, "
-            "minio-py's credential chain: "
-            "`MINIO_*` and `AWS_*` variables, `~/.aws/credentials`, `~/.mc/config.json`, IAM.",
+            description="Access key. If this, `secret_key` and `credentials_file` are empty, use "
+            "minio-py's credential chain: `MINIO_*` and `AWS_*` variables, `~/.aws/credentials`, "
+            "`~/.mc/config.json`, IAM.",
         ),
     ] = ""
     secret_key: Annotated[
         str,
-        Meta(extra=SECRET, description="Secret key; never a flag, never logged."),
+        Meta(extra=SECRET, description="Secret key. Never a flag, never logged."),
     ] = ""
     credentials_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="Private TOML file with `access_key`, `secret_key` and perhaps "
-            "`session_token`, instead of the two above. A new content is used within seconds.",
+            description="TOML file with `access_key`, `secret_key` and optionally "
+            "`session_token`, instead of the two settings above. Other users must not have access "
+            "to it. Changes take effect within seconds.",
         ),
     ] = ""
     encryption_key_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="Private TOML file with the keys that pages are encrypted with on "
-            "their way to MinIO, see [security](security.md). Empty: they are not, and whoever can "
-            "write the bucket is trusted.",
+            description="TOML file with the keys that encrypt pages before upload; see "
+            "[security](security.md). Other users must not have access to it. Empty: no "
+            "encryption, and everyone who can write to the bucket is trusted.",
         ),
     ] = ""
     sse: Annotated[
         Literal["none", "s3", "kms"],
         Meta(
-            description="Encryption that the server is asked for (SSE-S3, SSE-KMS); it holds the "
-            "keys then."
+            description="Server-side encryption to request: SSE-S3 or SSE-KMS. The server holds "
+            "the keys."
         ),
     ] = "none"
     sse_kms_key: Annotated[str, Meta(description="Name of the server's key for `sse = kms`.")] = ""
     connections: Annotated[
         int,
-        Meta(ge=1, le=256, description="Pages in flight, one connection each."),
+        Meta(ge=1, le=256, description="Maximum number of connections, and so of pages in flight."),
     ] = 8
     connect_timeout: Annotated[
         float,
@@ -359,7 +371,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             gt=0,
             le=5,
             extra=SECONDS,
-            description="Longest time to open a connection.",
+            description="Time limit for opening a connection.",
         ),
     ] = 1.0
     stall_timeout: Annotated[
@@ -368,7 +380,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             gt=0,
             le=5,
             extra=SECONDS,
-            description="Longest time for a server to send or take nothing.",
+            description="How long a transfer may make no progress before it fails.",
         ),
     ] = 2.0
     idle_timeout: Annotated[
@@ -377,13 +389,17 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             gt=0,
             le=3600,
             extra=SECONDS,
-            description="Connections that were idle for so long are closed instead of used again. "
-            "Set it below the idle timeout of any load balancer or firewall in front of MinIO.",
+            description="Close connections idle for longer than this. Set it below the idle "
+            "timeout of any load balancer or firewall in front of MinIO.",
         ),
     ] = 60.0
     presence_cache_pages: Annotated[
         int,
-        Meta(ge=0, description="Pages remembered as present, so that no one asks for them."),
+        Meta(
+            ge=0,
+            description="Maximum number of pages remembered as present, which saves asking MinIO "
+            "again.",
+        ),
     ] = 1_000_000
     negative_ttl: Annotated[
         float,
@@ -391,22 +407,22 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             ge=0,
             le=3600,
             extra=SECONDS,
-            description="How long a page found missing is taken as missing. Another node's new "
-            "pages may stay unseen for so long.",
+            description="How long a missing page is remembered as missing. New pages of other "
+            "nodes may stay invisible for this long.",
         ),
     ] = 1.0
 
 
 class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may stay in the bucket; one node at a time sees to it."""
+    """Limits for the bucket. One node at a time enforces them."""
 
     capacity: Annotated[
         int,
         Meta(
             ge=0,
             extra=BYTES,
-            description="Pages in the bucket, under the prefix. Beyond it those that were not used "
-            "for longest are removed. 0: no limit.",
+            description="Maximum size of the pages under the prefix. Above it, the least recently "
+            "used pages are removed. 0: no limit.",
         ),
     ] = 0
     max_age: Annotated[
@@ -414,7 +430,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             extra=SECONDS,
-            description="Pages that were not used for so long are removed. 0: no limit.",
+            description="Remove pages unused for longer than this. 0: no limit.",
         ),
     ] = 0.0
     interval: Annotated[
@@ -422,7 +438,8 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=1,
             extra=SECONDS,
-            description="From the end of one collection to the next one, whichever node does it.",
+            description="Time from the end of one collection to the start of the next, on any "
+            "node.",
         ),
     ] = 600.0
     use_period: Annotated[
@@ -430,23 +447,24 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=1,
             extra=SECONDS,
-            description="How exactly the last use of a page is known: the first use in each period "
-            "of this length is noted in the bucket, at the price of two small requests.",
+            description="Precision of access times. Only the first use of a page in each period "
+            "is recorded in the bucket, with two small requests.",
         ),
     ] = 3600.0
-    lease: Annotated[
+    lease_ttl: Annotated[
         float,
         Meta(
             ge=5,
             le=3600,
             extra=SECONDS,
-            description="How long a node that collects may be silent before another takes over.",
+            description="How long a collecting node may be unresponsive before another node takes "
+            "over.",
         ),
     ] = 60.0
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings. Sections are the tables of the TOML file."""
+    """All settings. Each section is a table of the TOML file."""
 
     agent: AgentConfig = AgentConfig()
     engine: EngineConfig = EngineConfig()

@@ -1,8 +1,8 @@
-"""The variables that Kubernetes sets for services whose names begin with `memkv`.
+"""Recognise variables that Kubernetes sets for services whose names begin with `memkv`.
 
 For a service `memkv-minio`, every pod of its namespace gets `MEMKV_MINIO_SERVICE_HOST`,
 `MEMKV_MINIO_PORT=tcp://10.0.0.1:9000`, `MEMKV_MINIO_PORT_9000_TCP_ADDR` and so on. They look like
-settings and are none.
+settings but are not.
 """
 
 import re
@@ -18,9 +18,9 @@ _URL = re.compile(r"(tcp|udp|sctp)://[0-9A-Za-z.:\[\]-]+:[0-9]{1,5}")
 
 
 def is_service_link(variable: str, value: str) -> bool:
-    """Tell whether Kubernetes made the variable.
+    """Return whether Kubernetes set the variable.
 
-    `MEMKV_..._PORT` may be a setting (`agent.http_port`) or a typo, so there the value decides.
+    `MEMKV_..._PORT` may also be a setting (`agent.http_port`) or a typo, so its value decides.
     """
     if _NAME.fullmatch(variable):
         return True
@@ -28,9 +28,9 @@ def is_service_link(variable: str, value: str) -> bool:
 
 
 def service_links_note(variables: Sequence[str]) -> str:
-    """Return the line that says which variables were ignored."""
+    """Return a line that says which variables were ignored."""
     others = f" and {len(variables) - 1} more" if len(variables) > 1 else ""
     return (
-        f"ignored {variables[0]}{others}: Kubernetes sets them for its services; "
-        "enableServiceLinks: false in the pod's spec removes them"
+        f"ignored {variables[0]}{others}: Kubernetes sets them for services; "
+        "set enableServiceLinks: false in the pod spec to remove them"
     )

@@ -1,4 +1,4 @@
-"""The settings as a list: what files, variables, flags and the documentation call each of them."""
+"""List all settings with their names in files, variables, flags and the documentation."""
 
 import inspect
 import types
@@ -13,10 +13,10 @@ from memkv_sglang.config.schema import SECRET, Config, Section, field_meta
 from memkv_sglang.config.units import format_size, format_time
 
 PREFIX = "MEMKV_"
-"""Begin of every variable's name."""
+"""Prefix of every variable's name."""
 
 FILE_VARIABLE = "MEMKV_CONFIG"
-"""Variable with the path of the TOML file."""
+"""Variable with the path of the TOML file; empty for no file."""
 
 _BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 
@@ -28,18 +28,18 @@ class Setting:
     section: str
     name: str
     annotation: Any
-    """The field's type with its `Meta`, as `msgspec.convert` takes it."""
+    """The field's type with its `Meta`, for `msgspec.convert`."""
     default: Any
     unit: str | None
     """`bytes`, `seconds`, `path` or None."""
     secret: bool
-    meaning: str
+    description: str
     bounds: Mapping[str, float]
-    """Of `gt`, `ge`, `lt` and `le` those that are given."""
+    """Bounds of the value, by `gt`, `ge`, `lt` or `le`."""
 
     @property
     def key(self) -> str:
-        """Name in a file and in messages: `nvme.capacity`."""
+        """Name in files and messages: `nvme.capacity`."""
         return f"{self.section}.{self.name}"
 
     @property
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Name on the command line: `--nvme-capacity`. Secrets are no flags."""
+        """Name on the command line: `--nvme-capacity`. Secrets have no flag."""
         return f"--{self.section}-{self.name}".replace("_", "-")
 
     @property
@@ -59,7 +59,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed values, in the schema's order; empty where a range or nothing bounds them."""
+        """The allowed values, in the schema's order; empty if the type is not an enumeration."""
         if self.type is bool:
             return ("true", "false")
         literal = get_origin(self.type) is Literal
@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def range(self) -> str:
-        """What values are allowed, in words; empty if anything of the type is."""
+        """The allowed values, in words; empty if every value of the type is allowed."""
         if self.choices:
             return ", ".join(self.choices)
         bounds = {name: self.show(bound) for name, bound in self.bounds.items()}
@@ -76,11 +76,11 @@ class Setting:
         return ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
 
     def value_in(self, config: Config) -> Any:
-        """Return the value that a configuration has."""
+        """Return the setting's value in a configuration."""
         return getattr(getattr(config, self.section), self.name)
 
     def show(self, value: Any) -> str:
-        """Write a value as a file or flag may give it, with its unit."""
+        """Format a value as a file or flag would write it, with its unit."""
         if self.unit == "bytes":
             return format_size(value)
         if self.unit == "seconds":
@@ -100,12 +100,12 @@ def all_settings() -> tuple[Setting, ...]:
 
 @cache
 def sections() -> Mapping[str, type[Section]]:
-    """Return the type of every section by its name, in the schema's order."""
+    """Return each section's type by name, in the schema's order."""
     return types.MappingProxyType({field.name: field.type for field in fields(Config)})
 
 
 def section_title(section: str) -> str:
-    """Return the one line that says what a section is about."""
+    """Return a section's one-line description."""
     return inspect.getdoc(sections()[section]) or section
 
 
@@ -120,6 +120,6 @@ def _setting(section: str, field: Any) -> Setting:
         default=field.default,
         unit=unit,
         secret=meta.extra == SECRET,
-        meaning=meta.description or "",
+        description=meta.description or "",
         bounds={name: bound for name, bound in bounds.items() if bound is not None},
     )

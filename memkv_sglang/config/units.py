@@ -1,4 +1,4 @@
-"""Sizes and times as people write them: `100GiB`, `512MB`, `250ms`, `2s`, `1h`."""
+"""Parse and format sizes and times with units: `100GiB`, `512MB`, `250ms`, `2s`, `1h`."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ SIZE_UNITS: Mapping[str, int] = {
     **{f"{letter}iB": 1024**power for power, letter in enumerate(_POWERS, 1)},
     **{f"{letter}B": 1000**power for power, letter in enumerate(_POWERS, 1)},
 }
-"""Bytes in each unit; `KiB` and so on are binary, `KB` and so on decimal."""
+"""Bytes per unit: `KiB` etc. are binary, `KB` etc. decimal."""
 
 TIME_UNITS: Mapping[str, Fraction] = {
     "ms": Fraction(1, 1000),
@@ -20,13 +20,13 @@ TIME_UNITS: Mapping[str, Fraction] = {
     "h": Fraction(3600),
     "d": Fraction(86400),
 }
-"""Seconds in each unit."""
+"""Seconds per unit."""
 
 MAX_SIZE = 4096 * 1024**5
-"""Bytes of any setting; file offsets end at twice that."""
+"""Largest size of any setting, in bytes; the largest file offset is twice that."""
 
 MAX_TIME = 36500 * 86400.0
-"""Seconds of any setting, a hundred years; timers overflow after a few hundred."""
+"""Longest time of any setting, in seconds: a hundred years. Timers overflow after a few hundred."""
 
 _QUANTITY = re.compile(r"(\d{1,40}(?:\.\d{1,40})?) ?([A-Za-z]{0,3})", re.ASCII)
 
@@ -42,12 +42,12 @@ def parse_time(text: str) -> float:
 
 
 def format_size(size: int) -> str:
-    """Write bytes in the largest unit that leaves a whole number, so that it parses back."""
+    """Format bytes in the largest unit that gives a whole number, so that it parses back."""
     return _format(Fraction(size), SIZE_UNITS, "B")
 
 
 def format_time(seconds: float) -> str:
-    """Write seconds in the largest unit that leaves a whole number, so that it parses back."""
+    """Format seconds in the largest unit that gives a whole number, so that it parses back."""
     return _format(Fraction(repr(seconds)), TIME_UNITS, "s")
 
 

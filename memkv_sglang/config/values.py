@@ -1,4 +1,4 @@
-"""One value: from what a file, a variable or a flag says to what the schema wants."""
+"""Convert a value from a file, variable or flag to the type of its setting."""
 
 import math
 import os.path
@@ -20,9 +20,9 @@ from memkv_sglang.config.units import (
 )
 
 MAX_COUNT = 10**12
-"""Of whatever a setting without a unit counts."""
+"""Largest value of a setting without a unit."""
 
-_LONGEST_ECHO = 60
+_MAX_ECHO = 60
 
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}
 _UNIT_WANTED = {
@@ -34,10 +34,19 @@ _UNITS = {"bytes": SIZE_UNITS, "seconds": TIME_UNITS}
 
 
 def convert_value(setting: Setting, value: Any, name: str, directory: Path) -> Any:
-    """Return the value in the setting's type, unit and range; raises `ConfigError`.
+    """Return the value in the setting's type, in bytes or seconds, checked against its range.
 
-    `name` is what the user called it, `directory` what a relative path is relative to. Text is
-    read as its type demands, other values must have that type.
+    Strings are parsed; other values must already have the setting's type.
+
+    Args:
+        setting: the setting.
+        value: the value from a TOML file, or a string.
+        name: the setting as the user wrote it, for messages.
+        directory: base of relative paths.
+
+    Raises:
+        ConfigError: the value has the wrong type, unit or range.
+
     """
     if setting.secret:
         return _secret(value, name)
@@ -51,12 +60,12 @@ def convert_value(setting: Setting, value: Any, name: str, directory: Path) -> A
     limit = _LIMITS.get(setting.unit, MAX_COUNT)
     if isinstance(result, int | float) and result > limit:
         raise ConfigError(
-            f"{name}: {_echo(value)} is out of range; write at most {setting.show(limit)}"
+            f"{name}: {_echo(value)} is out of range; use at most {setting.show(limit)}"
         )
     if isinstance(result, str) and not result.isprintable():
-        raise ConfigError(f"{name}: {_echo(value)} has unprintable characters; remove them")
+        raise ConfigError(f"{name}: {_echo(value)} contains unprintable characters; remove them")
     if setting.unit == "path" and result:
-        return os.path.abspath(directory / os.path.expanduser(result))  # noqa: PTH100, PTH111 - `..` goes too, and no `~` never raises
+        return os.path.abspath(directory / os.path.expanduser(result))  # noqa: PTH100, PTH111 - also removes `..`, and never raises
     return result
 
 
@@ -68,7 +77,9 @@ def _secret(value: Any, name: str) -> str:
             f"{name}: is empty; give it a value, or remove it to use the standard credential chain"
         )
     if not value.isprintable() or value != value.strip():
-        raise ConfigError(f"{name}: begins or ends with a space, or has a line break; remove it")
+        raise ConfigError(
+            f"{name}: begins or ends with a space or contains a line break; remove it"
+        )
     return value
 
 
@@ -82,9 +93,9 @@ def _parse_unit(setting: Setting, value: Any, name: str) -> Any:
 
 
 def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
-    """Say what is wrong and what would be right."""
+    """Return what is wrong with the value and what would be right."""
     if setting.bounds and _is_number(setting, parsed):
-        return f"is out of range; write {setting.range}"
+        return f"is out of range; use {setting.range}"
     if setting.unit in _UNITS:
         units = ", ".join(_UNITS[setting.unit])
         return f"is not {_UNIT_WANTED[setting.unit]}; units are {units}"
@@ -96,7 +107,10 @@ def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
 
 
 def _is_number(setting: Setting, parsed: Any) -> bool:
-    """Tell whether only the range can be wrong; text with a unit's name has been read before."""
+    """Return whether the value has the right type, so that only its range can be wrong.
+
+    Text of a setting with a unit was parsed before, so it is not a number here.
+    """
     is_text = isinstance(parsed, str)
     if is_text and setting.unit in _UNITS:
         return False
@@ -110,6 +124,6 @@ def _is_number(setting: Setting, parsed: Any) -> bool:
 def _echo(value: Any) -> str:
     try:
         text = repr(value) if isinstance(value, str) else str(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         text = "the number"
-    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}..."
+    return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."

@@ -77,7 +77,7 @@ class Engine:
         self._config = config
         self._metrics = metrics
         self._breaker = CircuitBreaker(
-            shared.name if shared else "", config.breaker_failures, config.breaker_open
+            shared.name if shared else "", config.breaker_failures, config.breaker_cooldown
         )
         near = SpeedTier(MeasuredTier(local, metrics)) if local else None
         # What the breaker answers by itself says nothing of the tier's speed.

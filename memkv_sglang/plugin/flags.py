@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default = setting.show(setting.default) or "none"
         group.add_argument(
             "--" + flag.name.replace("_", "-"),
-            help=f"{setting.meaning} (default: {default})".replace("%", "%%"),
+            help=f"{setting.description} (default: {default})".replace("%", "%%"),
         )
 
 

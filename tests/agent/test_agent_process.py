@@ -125,7 +125,7 @@ def test_sigterm_ends_the_call_in_flight_and_removes_the_socket(tmp_path: Path) 
 
 @pytest.mark.parametrize("disturbance", ["none", "signal again", "clear in flight"])
 def test_sigterm_drains_the_upload_queue(tmp_path: Path, disturbance: str) -> None:
-    config, uploads = make_config(tmp_path, drain=20.0), tmp_path / "uploads"
+    config, uploads = make_config(tmp_path, drain_timeout=20.0), tmp_path / "uploads"
     chains = [make_chain(NAMESPACE, 2, str(number)) for number in range(8)]
     with (
         running_agent(config, "never clear", uploads) as agent,
@@ -250,8 +250,43 @@ def test_agent_without_any_tier_says_what_to_set(tmp_path: Path) -> None:
     assert process.stderr.startswith(b"error: nvme.directory, minio.endpoint: ")
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("ConfigError('nvme.directory: problem')", 2),
+        ("BrokenDiskError('nvme.directory: problem')", 1),
+        ("TierError('problem')", 1),
+        ("OSError('problem')", 1),
+    ],
+)
+def test_exit_status_is_2_only_for_a_wrong_configuration(
+    tmp_path: Path, error: str, expected: int
+) -> None:
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, msgspec\n"
+            "from memkv_sglang.agent.main import run\n"
+            "from memkv_sglang.config.errors import BrokenDiskError, ConfigError\n"
+            "from memkv_sglang.config.schema import Config\n"
+            "from memkv_sglang.tiers.base import TierError\n"
+            "def build(*_):\n"
+            f"    raise {error}\n"
+            "sys.exit(run(msgspec.json.decode(sys.stdin.read(), type=Config), build=build))",
+        ],
+        input=msgspec.json.encode(make_config(tmp_path)),
+        capture_output=True,
+        timeout=LIMIT,
+    )
+    assert process.returncode == expected
+    (line,) = process.stderr.splitlines()
+    assert line.startswith(b"error: ")
+    assert line.endswith(b"problem")
+
+
 def test_idle_agent_ends(tmp_path: Path) -> None:
-    config = make_config(tmp_path, idle_exit=0.3)
+    config = make_config(tmp_path, idle_timeout=0.3)
     with running_agent(config) as agent:
         with RawClient(agent.socket) as raw:
             raw.greet()

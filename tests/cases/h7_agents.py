@@ -21,7 +21,7 @@ def make_config(home: Path, minio: MinioConfig | None = None, **nvme: object) ->
     """Return settings of an agent with its socket and its pages below `home`."""
     values = {"directory": str(home / "pages"), "capacity": 64 << 20, **nvme}
     return Config(
-        agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain=1.0),
+        agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain_timeout=1.0),
         nvme=msgspec.convert(values, NvmeConfig),
         minio=minio or MinioConfig(),
     )

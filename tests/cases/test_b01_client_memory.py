@@ -71,7 +71,7 @@ class Server:
 def agent(home: Path, minio: MinioConfig, *, disk: bool = True) -> Iterator[Server]:
     """Run an agent of its own; yields the client that started it."""
     config = Config(
-        agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain=1.0),
+        agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain_timeout=1.0),
         nvme=NvmeConfig(directory=str(home / "pages"), capacity=256 * MIB)
         if disk
         else NvmeConfig(),

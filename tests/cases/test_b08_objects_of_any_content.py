@@ -230,7 +230,7 @@ LEASES = [
 @pytest.mark.parametrize("content", LEASES, ids=range(len(LEASES)))
 def test_no_lease_stops_collections(full: Bucketful, content: bytes) -> None:
     put(full, NAMES.lease, content)
-    _, lease = full.tier.collector(limits(capacity=1, lease=5))
+    _, lease = full.tier.collector(limits(capacity=1, lease_ttl=5))
     give_up = time.monotonic() + 30
     while True:
         try:

@@ -78,7 +78,7 @@ def copy_onto_itself(full: Bucketful, name: str) -> None:
 def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) -> None:
     """The holder stood still for longer than its lease between a step and the removal."""
     chain = full.spill("chain", 12)
-    collector, own = full.tier.collector(limits(capacity=1, use_period=1, lease=5))
+    collector, own = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
     own.acquire()
     other = lease(full, seconds=5)
 
@@ -126,7 +126,7 @@ def test_pin_says_which_pages_are_not_there(full: Bucketful, run: Run) -> None: 
     hashes = ",".join(page.hex() for page in chain.hashes)
     outcome = run("pin", "--chain", hashes, "--for", "1h")
     assert outcome.status == 0
-    assert "2 of 6 pages are not in the bucket now, the first is page 4" in outcome.err
+    assert "2 of 6 pages are not in the bucket, starting with page 4" in outcome.err
     assert chain.hashes[4].hex() in outcome.err
 
 
@@ -150,4 +150,4 @@ def test_pin_waits_for_a_removal_that_has_not_seen_it(
     outcome = run("pin", "--chain", ",".join(page.hex() for page in chain.hashes), "--for", "1h")
     held.release(None)
     assert waited == [collecting.REMOVE_SECONDS]
-    assert "4 of 4 pages are not in the bucket now" in outcome.err
+    assert "4 of 4 pages are not in the bucket" in outcome.err

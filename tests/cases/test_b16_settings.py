@@ -221,7 +221,7 @@ def test_a_user_without_a_name_or_a_home(
         assert "no credentials for MinIO" in capsys.readouterr().err
 
 
-VERBS = (("config",), ("config", "--json"), ("doctor",), ("version",), ("--help",))
+VERBS = (("config",), ("config", "--json"), ("doctor",), ("--version",), ("--help",))
 
 
 @pytest.mark.parametrize("arguments", VERBS, ids=" ".join)

@@ -41,7 +41,7 @@ class Start:
         self.directory = directory
         self.socket = directory / "run" / "agent.sock"
         config = Config(
-            agent=AgentConfig(socket=str(self.socket), drain=0.0),
+            agent=AgentConfig(socket=str(self.socket), drain_timeout=0.0),
             nvme=NvmeConfig(directory=str(directory / "pages"), capacity=capacity),
         )
         code = (

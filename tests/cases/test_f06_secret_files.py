@@ -78,10 +78,10 @@ def as_user(action: Callable[[], object]) -> str:
         (USER, GROUP, 0o400, ""),
         (0, FS_GROUP, 0o444, "chmod 600"),  # the default mode of Kubernetes secrets
         (0, 0, 0o444, "defaultMode: 0440"),
-        (USER, STRANGER, 0o440, "others may read"),
-        (USER, GROUP, 0o460, "others may read or write"),
-        (0, FS_GROUP, 0o660, "others may read or write"),
-        (USER, GROUP, 0o602, "others may read or write"),
+        (USER, STRANGER, 0o440, "other users can read"),
+        (USER, GROUP, 0o460, "other users can read or write"),
+        (0, FS_GROUP, 0o660, "other users can read or write"),
+        (USER, GROUP, 0o602, "other users can read or write"),
         (STRANGER, FS_GROUP, 0o440, f"belongs to uid {STRANGER}"),
         (0, STRANGER, 0o440, "cannot read"),
     ],
@@ -142,7 +142,7 @@ def test_the_opened_file_is_checked_and_not_its_path(
         return descriptor
 
     monkeypatch.setattr(os, "open", swap_after_open)
-    with pytest.raises(ConfigError, match="others may read"):
+    with pytest.raises(ConfigError, match="other users can read"):
         read_private(str(path), "setting")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -220,7 +220,7 @@ def test_a_private_key_of_the_own_group_is_used(place: Path) -> None:
         cert_file=str(certificate.cert_file),
         key_file=str(certificate.key_file),
     )
-    assert "others may read" in as_user(lambda: tls_context(config))
+    assert "other users can read" in as_user(lambda: tls_context(config))
     os.chown(certificate.key_file, 0, FS_GROUP)
     certificate.key_file.chmod(0o440)
     assert as_user(lambda: tls_context(config)) == ""

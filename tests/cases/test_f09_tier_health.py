@@ -105,12 +105,12 @@ def test_tier_that_does_not_work_is_told_once_everywhere(
         assert in_log(caplog, problem) == 1
         capfd.readouterr()
         main(["stats", f"--agent-socket={config.agent.socket}"])
-        assert f"minio does not work: {problem}" in capfd.readouterr().out
+        assert f"minio is failing: {problem}" in capfd.readouterr().out
         main(["stats", "--json", f"--agent-socket={config.agent.socket}"])
         tiers = json.loads(capfd.readouterr().out)["engine"]["tiers"]
         assert [told["problem"] for told in tiers] == ["", problem]
         main(["doctor", f"--agent-socket={config.agent.socket}"])
-        assert f"minio of the agent: {problem.partition('; ')[0]}" in capfd.readouterr().out
+        assert f"the agent's minio: {problem.partition('; ')[0]}" in capfd.readouterr().out
 
 
 def test_no_credentials_at_all(

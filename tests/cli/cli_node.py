@@ -1,4 +1,4 @@
-"""A node to point commands at: its agent, and pages in its tiers."""
+"""Helpers that run a node for commands: an agent, with pages in its tiers."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def start(
 
 @contextmanager
 def running_agent(environ: dict[str, str]) -> Iterator[AgentClient]:
-    """Run `memkv agent` until the end of the context; yields a client of it."""
+    """Run `memkv agent` during the context; yields a connected client."""
     process = start(environ, "agent")
     client = AgentClient(config_of(environ), start=False)
     try:

@@ -1,4 +1,4 @@
-"""A node's settings as variables, and an agent if a test wants one."""
+"""Fixtures: a node's settings as variables, and an agent."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,10 @@ from tests.cli.cli_node import Outcome, Run, running_agent
 
 @pytest.fixture
 def environ(tmp_path: Path, minio_config: MinioConfig) -> dict[str, str]:
-    """Variables for both tiers; nothing exists yet."""
+    """Return variables that configure both tiers. Neither directory nor bucket exists yet."""
     (tmp_path / "run").mkdir(mode=0o700)
     return {
+        "MEMKV_CONFIG": "",
         "MEMKV_AGENT_SOCKET": str(tmp_path / "run" / "agent.sock"),
         "MEMKV_NVME_DIRECTORY": str(tmp_path / "nvme"),
         "MEMKV_NVME_CAPACITY": "64MiB",
@@ -32,12 +33,12 @@ def environ(tmp_path: Path, minio_config: MinioConfig) -> dict[str, str]:
 def run(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
-    """Run a command in this process, with these variables instead of the test run's own."""
+    """Return a function that runs a command in this process with only these `MEMKV_*` variables."""
     for name in [name for name in os.environ if name.startswith("MEMKV_")]:
         monkeypatch.delenv(name)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    # What is printed must not depend on the terminal that the tests run in.
+    # Make the output independent of the terminal.
     monkeypatch.setenv("COLUMNS", "100")
 
     def call(*arguments: str, **variables: str) -> Outcome:

@@ -34,21 +34,19 @@ def as_root(minio_server: MinioServer) -> dict[str, str]:
 
 
 def hashes_of_the_chain() -> str:
-    """Return the page hashes of what the bucket holds."""
+    """Return the page hashes of the chain that `spill_chain` stores."""
     return ",".join(page.hex() for page in make_chain(make_namespace(PAGE), PAGES).hashes)
 
 
 # gc
 
 
-def test_gc_tells_and_then_removes_what_is_beyond_the_capacity(
-    run: Run, agent: AgentClient
-) -> None:
+def test_gc_shows_and_then_removes_pages_above_the_capacity(run: Run, agent: AgentClient) -> None:
     spill_chain(agent)
     capacity = ("--collector-capacity", str(4 * PAGE))
     told = run("gc", "--dry-run", *capacity)
     assert (told.status, told.err) == (0, "")
-    assert told.out.startswith(f"would leave: {PAGES - 3} pages")
+    assert told.out.startswith(f"would remove: {PAGES - 3} pages")
     done = run("gc", *capacity, "--json")
     assert done.status == 0
     assert json.loads(done.out) == {
@@ -61,7 +59,7 @@ def test_gc_tells_and_then_removes_what_is_beyond_the_capacity(
     }
 
 
-def test_gc_without_limits_says_which_there_are(run: Run) -> None:
+def test_gc_without_limits_names_them(run: Run) -> None:
     outcome = run("gc")
     assert outcome.status == 2
     assert "collector.capacity" in outcome.err
@@ -71,7 +69,7 @@ def test_gc_without_limits_says_which_there_are(run: Run) -> None:
 # bucket
 
 
-def test_setup_makes_the_bucket_and_keeps_the_rules_of_others(
+def test_setup_creates_the_bucket_and_keeps_other_lifecycle_rules(
     run: Run, root: Minio, as_root: dict[str, str], environ: dict[str, str]
 ) -> None:
     name = environ["MEMKV_MINIO_BUCKET"]
@@ -89,7 +87,7 @@ def test_setup_makes_the_bucket_and_keeps_the_rules_of_others(
     assert {key: rule.days for key, rule in rules.items() if rule} == {"foreign": 3, "memkv": 10}
 
 
-def test_setup_names_a_versioned_bucket_and_lets_old_versions_expire(
+def test_setup_warns_about_versioning_and_expires_old_versions(
     run: Run, root: Minio, as_root: dict[str, str], environ: dict[str, str]
 ) -> None:
     name = environ["MEMKV_MINIO_BUCKET"]
@@ -106,16 +104,16 @@ def test_setup_names_a_versioned_bucket_and_lets_old_versions_expire(
     assert "versions" in run("doctor").out
 
 
-def test_setup_refuses_a_bucket_that_locks(
+def test_setup_fails_for_a_bucket_with_object_lock(
     run: Run, root: Minio, as_root: dict[str, str], environ: dict[str, str]
 ) -> None:
     root.make_bucket(environ["MEMKV_MINIO_BUCKET"], object_lock=True)
     outcome = run("bucket", "setup", **as_root)
     assert outcome.status == 1
-    assert "can lock objects" in outcome.err.splitlines()[-1]
+    assert "has object lock" in outcome.err.splitlines()[-1]
 
 
-def test_setup_with_a_nodes_keys_says_whose_are_needed(run: Run) -> None:
+def test_setup_with_a_nodes_keys_asks_for_an_administrators(run: Run) -> None:
     outcome = run("bucket", "setup")
     assert outcome.status == 1
     assert "administrator" in outcome.err
@@ -132,7 +130,9 @@ def test_policies_are_printed_and_added(
     assert f"memkv-{environ['MEMKV_MINIO_BUCKET']}-reader: added" in added.out
 
 
-def test_doctor_wants_less_for_a_reader(run: Run, root: Minio, environ: dict[str, str]) -> None:
+def test_doctor_requires_fewer_permissions_for_a_reader(
+    run: Run, root: Minio, environ: dict[str, str]
+) -> None:
     root.make_bucket(environ["MEMKV_MINIO_BUCKET"])
     outcome = run("doctor", "--minio-role", "reader")
     assert "a reader needs no more" in outcome.out
@@ -141,7 +141,7 @@ def test_doctor_wants_less_for_a_reader(run: Run, root: Minio, environ: dict[str
 # Pins
 
 
-def test_a_pinned_chain_stays_until_it_is_unpinned(run: Run, agent: AgentClient) -> None:
+def test_a_pinned_chain_is_kept_until_it_is_unpinned(run: Run, agent: AgentClient) -> None:
     spill_chain(agent)
     pinned = run(
         "pin", "--chain", hashes_of_the_chain(), "--for", "1h", "--note", "our system prompt"
@@ -152,14 +152,14 @@ def test_a_pinned_chain_stays_until_it_is_unpinned(run: Run, agent: AgentClient)
     assert 3500 < listed[0]["seconds_left"] <= 3600
     kept = run("gc", "--collector-capacity", "1")
     assert kept.status == 1
-    assert "pins hold more" in kept.err
+    assert "pinned pages exceed" in kept.err
     assert run("unpin", listed[0]["name"]).status == 0
     assert run("unpin", listed[0]["name"]).status == 1
     assert run("gc", "--collector-capacity", "1").out.startswith(f"removed: {PAGES} pages")
 
 
 class _Sglang(BaseHTTPRequestHandler):
-    """The two answers of an SGLang server that the command asks for."""
+    """The two endpoints of an SGLang server that the command uses."""
 
     def do_GET(self) -> None:
         self._answer({"page_size": 64, "speculative_algorithm": None})
@@ -188,7 +188,7 @@ def server() -> Iterator[str]:
 
 
 def test_a_prompt_is_pinned_by_text_or_by_tokens(run: Run, agent: AgentClient, server: str) -> None:
-    spill_chain(agent)  # describes a namespace of 64 tokens a page
+    spill_chain(agent)  # publishes a namespace with 64 tokens per page
     text = "You are a helpful assistant. " * 10
     by_text = run("pin", "--text", text, "--server", server)
     tokens = ",".join(str(ord(letter)) for letter in text)
@@ -212,7 +212,7 @@ def test_a_prompt_is_pinned_by_text_or_by_tokens(run: Run, agent: AgentClient, s
         (("--chain", "0" * 64, "--for", "soon"), "--for"),
     ],
 )
-def test_a_prompt_that_cannot_be_is_told_in_one_line(
+def test_an_invalid_prompt_is_one_line(
     run: Run, agent: AgentClient, arguments: tuple[str, ...], complaint: str
 ) -> None:
     spill_chain(agent)
@@ -225,7 +225,7 @@ def test_a_prompt_that_cannot_be_is_told_in_one_line(
 # Warm
 
 
-def test_warm_brings_a_chain_to_a_nodes_disk(
+def test_warm_copies_a_chain_to_a_nodes_disk(
     run: Run, agent: AgentClient, environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     chain = spill_chain(agent)
@@ -240,9 +240,9 @@ def test_warm_brings_a_chain_to_a_nodes_disk(
         assert not any(client.present(chain, LIMIT, "nvme"))
         outcome = run("warm", "--chain", hashes_of_the_chain(), **other)
         assert (outcome.status, outcome.err) == (0, "")
-        assert outcome.out == f"{PAGES} pages copied, 0 were there, 0 are not\n"
+        assert outcome.out == f"{PAGES} pages copied, 0 already stored, 0 not copied\n"
         assert all(client.present(chain, LIMIT, "nvme"))
         assert NvmeListing(home / "nvme").namespaces() == {chain.namespace: make_namespace(PAGE)}
         again = run("warm", "--chain", f"{hashes_of_the_chain()},{'0' * 64}", **other)
         assert again.status == 1
-        assert again.out == f"0 pages copied, {PAGES} were there, 1 are not\n"
+        assert again.out == f"0 pages copied, {PAGES} already stored, 1 not copied\n"

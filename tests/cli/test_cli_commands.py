@@ -1,4 +1,4 @@
-"""The commands against a real node: a directory, a MinIO, an agent."""
+"""The commands on a real node with a directory, a MinIO and an agent."""
 
 import io
 import json
@@ -25,11 +25,11 @@ def bucket_of(environ: dict[str, str]) -> Bucket:
 
 
 def levels(out: str) -> dict[str, str]:
-    """What doctor's JSON says of each thing that it looked at."""
+    """Return the level of each check in doctor's JSON output."""
     return {finding["what"]: finding["level"] for finding in json.loads(out)}
 
 
-def test_config_tells_values_and_origins_but_no_secret(run: Run, tmp_path: Path) -> None:
+def test_config_shows_values_and_origins_but_no_secret(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "memkv.toml"
     file.write_text("nvme.queue_depth = 3\nnvme.capacity = '1GiB'")
     outcome = run("config", "--config", str(file), "--engine-promote", "never", "--json")
@@ -43,12 +43,12 @@ def test_config_tells_values_and_origins_but_no_secret(run: Run, tmp_path: Path)
     assert "64MiB" in run("config").out
 
 
-def test_flags_with_a_no_form_switch_off(run: Run) -> None:
+def test_no_flags_turn_settings_off(run: Run) -> None:
     shown = json.loads(run("config", "--no-minio-create-bucket", "--json").out)
     assert shown["minio.create_bucket"] == {"value": False, "from": "--minio-create-bucket"}
 
 
-def test_stats_counts_what_the_agent_did(run: Run, agent: AgentClient) -> None:
+def test_stats_shows_the_agents_counters(run: Run, agent: AgentClient) -> None:
     spill_chain(agent)
     report = json.loads(run("stats", "--json").out)
     tiers = {tier["name"]: tier for tier in report["engine"]["tiers"]}
@@ -62,19 +62,23 @@ def test_stats_counts_what_the_agent_did(run: Run, agent: AgentClient) -> None:
     ]
     assert stored == [PAGES]
     shown = run("stats").out
-    assert "looked up 12 pages, 100.0 % could be loaded" in shown
-    # What the shared tier holds is known to no node.
-    assert any(line.split()[:5] == ["minio", "works", "-", "-", "-"] for line in shown.splitlines())
+    assert "looked up 12 pages, 100.0 % found" in shown
+    # No node knows what the shared tier holds.
+    assert any(
+        line.split()[:5] == ["minio", "working", "-", "-", "-"] for line in shown.splitlines()
+    )
     assert str(report["agent"]["pid"]) in shown
 
 
-def test_stats_without_an_agent_says_how_to_get_one(run: Run) -> None:
+def test_stats_without_an_agent_says_how_to_start_one(run: Run) -> None:
     outcome = run("stats")
     assert (outcome.status, outcome.out, outcome.err.count("\n")) == (1, "", 1)
     assert "memkv agent" in outcome.err
 
 
-def test_watching_ends_quietly_with_ctrl_c(environ: dict[str, str], agent: AgentClient) -> None:
+def test_ctrl_c_ends_watching_without_a_traceback(
+    environ: dict[str, str], agent: AgentClient
+) -> None:
     watch = ["stats", "--watch", "--interval", "0.1"]
     process = start(environ, *watch, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -109,22 +113,20 @@ def test_inspect_finds_namespaces_and_pages_with_and_without_an_agent(
     assert "nvme   64 KiB in segments/" in page.out
     assert chain.hashes[5].hex() in page.out
     missing = run("inspect", digest, "00" * 32)
-    assert (missing.status, missing.out.count("not there")) == (1, 2)
+    assert (missing.status, missing.out.count("not stored")) == (1, 2)
 
 
-def test_inspect_shows_what_a_directory_holds_while_minio_is_away(
-    run: Run, environ: dict[str, str]
-) -> None:
+def test_inspect_shows_the_directory_while_minio_is_down(run: Run, environ: dict[str, str]) -> None:
     with running_agent(environ) as client:
         chain = spill_chain(client)
     outcome = run("inspect", MEMKV_MINIO_ENDPOINT="http://127.0.0.1:1")
     assert outcome.status == 1
     assert chain.namespace.hex() in outcome.out
-    assert "minio left out: http://127.0.0.1:1 does not answer" in outcome.err
+    assert "skipped minio: http://127.0.0.1:1 does not answer" in outcome.err
 
 
 @pytest.mark.parametrize("arguments", [["ffff"], ["ffff", "00" * 32], ["ffff", "12"]])
-def test_inspect_refuses_what_is_not_there(run: Run, arguments: list[str]) -> None:
+def test_inspect_rejects_unknown_names(run: Run, arguments: list[str]) -> None:
     run("doctor")
     outcome = run("inspect", *arguments, MEMKV_MINIO_ENDPOINT="")
     assert outcome.status == 2
@@ -132,7 +134,7 @@ def test_inspect_refuses_what_is_not_there(run: Run, arguments: list[str]) -> No
 
 
 def change_object(client: Minio, bucket: str, name: str) -> None:
-    """Overwrite a page's object, but for its metadata."""
+    """Overwrite a page's object but keep its metadata."""
     head = client.stat_object(bucket, name).metadata or {}
     own: dict[str, str | list[str] | tuple[str]] = {
         key: value for key, value in head.items() if key.lower().startswith("x-amz-meta-")
@@ -164,7 +166,7 @@ def test_verify_finds_a_changed_byte_on_either_tier(run: Run, environ: dict[str,
     assert "nvme: 11 of 12 pages" in outcome.out
     assert "memkv verify --repair" in outcome.out
     repaired = run("verify", "--repair")
-    assert (repaired.status, "nvme: 1 bad pages were set aside" in repaired.out) == (1, True)
+    assert (repaired.status, "nvme: 1 bad pages were quarantined" in repaired.out) == (1, True)
     again = run("verify")
     assert again.status == 0
     assert "nvme: 11 of 11 pages" in again.out
@@ -178,9 +180,7 @@ def test_verify_with_a_smaller_capacity_removes_nothing(run: Run, environ: dict[
         assert (told.status, "nvme: 12 of 12 pages" in told.out) == (0, True), told
 
 
-def test_verify_tells_of_files_and_namespaces_that_serve_nobody(
-    run: Run, environ: dict[str, str]
-) -> None:
+def test_verify_reports_unused_files_and_namespaces(run: Run, environ: dict[str, str]) -> None:
     with running_agent(environ) as client:
         chain = spill_chain(client)
     directory = Path(environ["MEMKV_NVME_DIRECTORY"])
@@ -192,7 +192,7 @@ def test_verify_tells_of_files_and_namespaces_that_serve_nobody(
     assert f"{chain.namespace.hex()} has pages but no description" in outcome.out
 
 
-def test_verify_says_in_a_line_that_minio_is_away(run: Run) -> None:
+def test_verify_reports_in_one_line_that_minio_is_down(run: Run) -> None:
     outcome = run("verify", MEMKV_MINIO_ENDPOINT="http://127.0.0.1:1")
     assert (outcome.status, outcome.out) == (
         1,
@@ -201,7 +201,7 @@ def test_verify_says_in_a_line_that_minio_is_away(run: Run) -> None:
     )
 
 
-def test_repair_makes_a_new_index_from_the_pages(
+def test_repair_rebuilds_the_index_from_the_pages(
     run: Run, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_agent(environ) as client:
@@ -213,9 +213,9 @@ def test_repair_makes_a_new_index_from_the_pages(
         told = run("verify")
         assert (told.status, "memkv verify --repair" in told.out) == (1, True)
         repaired = run("verify", "--repair")
-        assert (repaired.status, "a new index was made" in repaired.out) == (1, True)
+        assert (repaired.status, "rebuilt the index" in repaired.out) == (1, True)
     tier = NvmeTier(config_of(environ).nvme)
-    try:  # the old index knew that all were uploaded
+    try:  # the old index recorded that all pages were uploaded
         assert len(list(tier.pending())) == PAGES
     finally:
         tier.close()
@@ -224,12 +224,12 @@ def test_repair_makes_a_new_index_from_the_pages(
     assert "nvme: 12 of 12 pages" in sound.out
 
 
-def test_verify_makes_no_directory(run: Run, environ: dict[str, str]) -> None:
+def test_verify_creates_no_directory(run: Run, environ: dict[str, str]) -> None:
     run("verify")
     assert not Path(environ["MEMKV_NVME_DIRECTORY"]).exists()
 
 
-def test_two_agents_cannot_have_one_directory(
+def test_two_agents_cannot_share_a_directory(
     environ: dict[str, str], agent: AgentClient, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir(mode=0o700)
@@ -243,7 +243,7 @@ def test_two_agents_cannot_have_one_directory(
     assert agent.status() is not None
 
 
-def test_doctor_is_content_with_a_sound_node(
+def test_doctor_passes_on_a_healthy_node(
     run: Run, environ: dict[str, str], agent: AgentClient
 ) -> None:
     spill_chain(agent)
@@ -252,7 +252,7 @@ def test_doctor_is_content_with_a_sound_node(
     outcome = run("doctor", "--json")
     assert outcome.status == 0, outcome.out
     found = levels(outcome.out)
-    # Huge pages, O_DIRECT and a compiler are the machine's; everything else is this node's.
+    # Huge pages, O_DIRECT and a compiler depend on the machine.
     machines = ("huge pages", "O_DIRECT", "installation")
     sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {
@@ -264,7 +264,7 @@ def test_doctor_is_content_with_a_sound_node(
 
 
 @pytest.mark.parametrize(("reason", "level"), [("", "ok"), ("no such module", "warn")])
-def test_doctor_tells_of_an_installation_without_a_compiler(
+def test_doctor_warns_about_an_installation_without_compiled_loop(
     run: Run, monkeypatch: pytest.MonkeyPatch, reason: str, level: str
 ) -> None:
     monkeypatch.setattr("memkv_sglang.cli.checks.compiled.WHY_NOT", reason)
@@ -273,13 +273,13 @@ def test_doctor_tells_of_an_installation_without_a_compiler(
     assert ("python3-dev" in outcome.out) == bool(reason)
 
 
-def test_doctor_makes_nothing(run: Run, environ: dict[str, str]) -> None:
+def test_doctor_creates_nothing(run: Run, environ: dict[str, str]) -> None:
     outcome = run("doctor", "--json")
     assert outcome.status == 0
     assert levels(outcome.out)["bucket"] == "warn"
     assert not Path(environ["MEMKV_NVME_DIRECTORY"]).exists()
     assert list(Path(environ["MEMKV_AGENT_SOCKET"]).parent.iterdir()) == []
-    assert "is not there yet" in run("doctor").out
+    assert "does not exist yet" in run("doctor").out
 
 
 @pytest.mark.parametrize(
@@ -289,14 +289,14 @@ def test_doctor_makes_nothing(run: Run, environ: dict[str, str]) -> None:
         ({"MEMKV_MINIO_SECRET_KEY": "another-secret"}, "list", "minio.secret_key"),
         ({"MEMKV_MINIO_ACCESS_KEY": "another-key"}, "list", "minio.access_key"),
         ({"MEMKV_MINIO_CREATE_BUCKET": "false"}, "bucket", "minio.create_bucket"),
-        ({"MEMKV_NVME_CAPACITY": "1000PiB"}, "capacity", "write less"),
-        ({"MEMKV_NVME_DIRECTORY": "/dev/null/nvme"}, "directory", "name another"),
+        ({"MEMKV_NVME_CAPACITY": "1000PiB"}, "capacity", "set less"),
+        ({"MEMKV_NVME_DIRECTORY": "/dev/null/nvme"}, "directory", "choose another"),
         ({"MEMKV_MINIO_CA_FILE": "/dev/null"}, "ca_file", "PEM"),
         ({"MEMKV_MINIO_ENDPOINT": "", "MEMKV_NVME_DIRECTORY": ""}, "settings", "set at least one"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_doctor_fails_and_says_what_to_do(
+def test_doctor_fails_with_advice(
     run: Run, variables: dict[str, str], what: str, advice: str
 ) -> None:
     outcome = run("doctor", "--json", **variables)
@@ -306,7 +306,7 @@ def test_doctor_fails_and_says_what_to_do(
     assert advice in failed[0]["advice"]
 
 
-def test_bench_measures_both_tiers_and_leaves_nothing(
+def test_bench_measures_both_tiers_and_cleans_up(
     run: Run, environ: dict[str, str], agent: AgentClient, tmp_path: Path
 ) -> None:
     chain = spill_chain(agent)
@@ -324,7 +324,7 @@ def test_bench_measures_both_tiers_and_leaves_nothing(
     assert agent.lookup(chain).length == PAGES
 
 
-def test_bench_refuses_sizes_that_make_no_sense(run: Run, environ: dict[str, str]) -> None:
+def test_bench_rejects_invalid_sizes(run: Run, environ: dict[str, str]) -> None:
     for arguments in (["--page", "1parsec"], ["--page", "1B"], ["--page", "1GiB"]):
         outcome = run("bench", *arguments)
         assert (outcome.status, outcome.err.count("\n")) == (2, 1)
@@ -332,7 +332,7 @@ def test_bench_refuses_sizes_that_make_no_sense(run: Run, environ: dict[str, str
     assert not Path(environ["MEMKV_NVME_DIRECTORY"]).exists()
 
 
-def test_no_command_ever_shows_a_secret(
+def test_no_command_shows_a_secret(
     run: Run, environ: dict[str, str], minio_server: MinioServer, agent: AgentClient
 ) -> None:
     spill_chain(agent)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -9,10 +10,10 @@ from memkv_sglang.config.settings import all_settings
 VERBS = sorted(memkv.commands)
 
 
-def test_the_verbs_are_those_that_are_promised(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for verb in ("agent", "config", "doctor", "stats", "inspect", "verify", "bench", "version"):
+    for verb in ("agent", "config", "doctor", "stats", "inspect", "verify", "bench"):
         assert f"  {verb} " in shown
     assert "..." not in shown.partition("Commands:")[2]
 
@@ -28,7 +29,7 @@ def test_help_fits_and_shows_no_secret_flag(
     assert not any(setting.flag in shown for setting in all_settings() if setting.secret)
 
 
-def test_every_other_setting_is_explained_as_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_help_describes_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     main(["config", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for setting in all_settings():
@@ -65,8 +66,29 @@ def test_help_and_agent_import_nothing_slow() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_version_names_what_a_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["version"]) == 0
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    def complete(instruction: str, **variables: str) -> str:
+        program = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "_MEMKV_COMPLETE": f"{shell}_{instruction}", **variables},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert "_MEMKV_COMPLETE" in complete("source")
+    # bash and zsh give the position of the word to complete, fish the word itself.
+    position = {"COMP_CWORD": "1"} if shell != "fish" else {"COMP_CWORD": "do"}
+    assert "doctor" in complete("complete", COMP_WORDS="memkv do", **position)
+    position = {"COMP_CWORD": "3"} if shell != "fish" else {"COMP_CWORD": "al"}
+    words = "memkv doctor --nvme-direct-io al"
+    assert "always" in complete("complete", COMP_WORDS=words, **position)
+
+
+def test_version_prints_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
     shown = capsys.readouterr().out
     for word in ("memkv 0.", "protocol", "page format", "Python 3.", "minio-py", "Linux"):
         assert word in shown

@@ -1,4 +1,4 @@
-"""What `inspect` reads beside a running agent is what the agent's tier holds."""
+"""`inspect` lists the pages of a running agent's tier correctly."""
 
 import random
 import time
@@ -35,7 +35,7 @@ def test_the_listing_follows_spills_and_removals(tmp_path: Path) -> None:
     )
 
 
-def test_a_directory_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+def test_a_missing_directory_holds_nothing(tmp_path: Path) -> None:
     listing = NvmeListing(tmp_path / "none")
     assert listing.namespaces() == {}
     assert not (tmp_path / "none").exists()

@@ -25,7 +25,7 @@ class CollectingNode(Node):
 
         home = home / name
         self.config = Config(
-            agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain=1.0),
+            agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain_timeout=1.0),
             nvme=NvmeConfig(directory=str(home / "pages"), capacity=64 << 20),
             minio=minio,
             collector=CollectorConfig(capacity=capacity, interval=1, use_period=1),

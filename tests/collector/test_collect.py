@@ -240,7 +240,7 @@ from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 
 tier = MinioTier(msgspec.json.decode(sys.argv[1], type=MinioConfig))
-config = CollectorConfig(capacity=1, use_period=1, lease=5)
+config = CollectorConfig(capacity=1, use_period=1, lease_ttl=5)
 collector, lease = tier.collector(config)
 lease.acquire()
 
@@ -268,7 +268,7 @@ def test_after_a_leader_killed_in_mid_run_another_one_ends_its_work(
     there = [sum(bucketful.there(chain)) for chain in chains]
     assert 0 < sum(there) < 60
     collector, own = bucketful.tier.collector(
-        msgspec.structs.replace(_LIMITS, capacity=PAGE, lease=5)
+        msgspec.structs.replace(_LIMITS, capacity=PAGE, lease_ttl=5)
     )
     with pytest.raises(LeaseHeldError):
         own.acquire()

@@ -1,4 +1,4 @@
-"""Bad input: one clear line that names the setting, exit status 2, and nothing half made."""
+"""Bad input: one line that names the setting, exit status 2, and nothing created."""
 
 import os
 import subprocess
@@ -25,17 +25,17 @@ sys.exit(cli.main())
 
 @dataclass(frozen=True)
 class Bad:
-    """Arguments, variables and a file; `{tmp}` in them is the test's directory."""
+    """Bad flags, variables or file; `{tmp}` in them stands for the test's directory."""
 
     name: str
     says: tuple[str, ...]
-    """What the line has to contain: the setting as the user wrote it, and the way out."""
+    """Texts that the line must contain: the setting as the user wrote it, and the fix."""
     flags: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     file: str | None = None
     mode: int = 0o600
     uid: int = 0
-    """Another user to run as; needs root."""
+    """User to run as; needs root."""
 
 
 def flag(name: str, value: str, *says: str) -> Bad:
@@ -82,7 +82,7 @@ CASES = [
     file("[nvme]\nqueue_depth = true", "nvme.queue_depth", "1 to 64"),
     file("[nvme]\nqueue_depth = 65", "nvme.queue_depth", "1 to 64"),
     file("[nvme]\nhigh_watermark = nan", "nvme.high_watermark", "at most 1"),
-    file("[agent]\nidle_exit = inf", "agent.idle_exit", "at least 0s"),
+    file("[agent]\nidle_timeout = inf", "agent.idle_timeout", "at least 0s"),
     file("[minio]\nrequire_tls = 'yes'", "minio.require_tls", "true, false"),
     file("[minio]\nbucket = 5", "minio.bucket", "quotes"),
     flag("--agent-log-level", "warn", "warning"),
@@ -90,8 +90,16 @@ CASES = [
     # The file itself
     Bad("no TOML", ("{tmp}/memkv.toml:", "TOML"), file="[nvme\n"),
     Bad("no text", ("{tmp}/memkv.toml:", "UTF-8"), file="\udcff"),
-    Bad("no file", ("{tmp}/none.toml:", "name another"), ("--config", "{tmp}/none.toml")),
-    Bad("no file", ("{tmp}:", "name another"), environ={"MEMKV_CONFIG": "{tmp}"}),
+    Bad(
+        "no file",
+        ("configuration file: cannot read {tmp}/none.toml", "name another"),
+        ("--config", "{tmp}/none.toml"),
+    ),
+    Bad(
+        "a directory",
+        ("configuration file: {tmp} is not a regular file", "name another"),
+        environ={"MEMKV_CONFIG": "{tmp}"},
+    ),
     # The directory
     flag("--nvme-directory", "{tmp}/file", "not a directory"),
     flag("--nvme-directory", "{tmp}/file/below", "not a directory"),
@@ -128,7 +136,7 @@ CASES = [
         flag(BUCKET, name, "choose another")
         for name in ("ab", "Memkv", "mem_kv", "-memkv", "mem..kv", "mem.-kv", "192.168.0.1")
     ),
-    flag(BUCKET, "minio", "MinIO's own"),
+    flag(BUCKET, "minio", "reserved by MinIO"),
     flag(BUCKET, "x" * 64, "63"),
     *(flag("--minio-prefix", prefix, "prefix") for prefix in ("/a", "a/", "a//b", "../a", "a b")),
     flag("--minio-region", "", "us-east-1"),
@@ -181,7 +189,7 @@ if os.geteuid() == 0:
 
 @pytest.fixture
 def tmp() -> Iterator[Path]:
-    """A directory with a short name, which other users may look into."""
+    """A directory with a short name that other users can read."""
     with tempfile.TemporaryDirectory(prefix="memkv-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -197,7 +205,7 @@ def tmp() -> Iterator[Path]:
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
-    """What there is, and when each thing was changed last."""
+    """Return the mode and modification time of everything in a directory."""
     everything = [directory, *directory.rglob("*")]
     return {str(path): (path.lstat().st_mode, path.lstat().st_mtime_ns) for path in everything}
 
@@ -213,6 +221,7 @@ def run_agent(
             "HOME": str(tmp),
             "XDG_RUNTIME_DIR": str(tmp),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "MEMKV_CONFIG": "",
             **{name: value.format(tmp=tmp) for name, value in environ.items()},
         },
         cwd=tmp,

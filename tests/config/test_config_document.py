@@ -6,11 +6,11 @@ from memkv_sglang.config.settings import all_settings
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
-def test_the_page_is_what_the_schema_says() -> None:
+def test_the_page_matches_the_schema() -> None:
     assert PAGE.read_text() == document(), (
         "run: python -m memkv_sglang.config.document > docs/configuration.md"
     )
 
 
-def test_every_setting_says_what_it_means() -> None:
-    assert [setting.key for setting in all_settings() if not setting.meaning] == []
+def test_every_setting_has_a_description() -> None:
+    assert [setting.key for setting in all_settings() if not setting.description] == []

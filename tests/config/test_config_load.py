@@ -1,4 +1,4 @@
-"""Where values come from, and which one wins."""
+"""Where values come from, and which source takes precedence."""
 
 import json
 import os
@@ -10,13 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memkv_sglang.config import load as load_module
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load, load_config
 from memkv_sglang.config.schema import Config
 from memkv_sglang.config.settings import Setting, all_settings
 from memkv_sglang.config.units import parse_time
 
-# What may stand anywhere without conflict with what other settings may be.
+# Values that are valid together with any other values here.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "agent.http_port": st.integers(0, 65535),
     "agent.log_level": st.sampled_from(["debug", "info", "warning", "error"]),
@@ -46,7 +47,7 @@ def value_of(config: Config, key: str) -> Any:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=layers, environ=layers, flags=layers)
-def test_flags_win_over_variables_over_the_file_over_defaults(
+def test_flags_override_variables_override_the_file_override_defaults(
     tmp_path: Path, file: dict[str, Any], environ: dict[str, Any], flags: dict[str, Any]
 ) -> None:
     path = tmp_path / "memkv.toml"
@@ -67,11 +68,11 @@ def test_flags_win_over_variables_over_the_file_over_defaults(
         assert (loaded.origins[key].source if key in loaded.origins else None) == expected
 
 
-def test_nothing_given_means_the_defaults() -> None:
+def test_without_input_every_setting_has_its_default() -> None:
     assert load_config(None, {}, {}) == Config()
 
 
-def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> None:
+def test_the_variable_names_the_file_unless_the_caller_does(tmp_path: Path) -> None:
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text("nvme.queue_depth = 1")
     other.write_text("nvme.queue_depth = 2")
@@ -79,19 +80,76 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path) -> Non
     assert load_config(other, {"MEMKV_CONFIG": str(one)}, {}).nvme.queue_depth == 2
 
 
-def test_units_are_bytes_and_seconds_wherever_they_stand(tmp_path: Path) -> None:
+def test_default_files_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, home = tmp_path / "etc" / "config.toml", tmp_path / "home"
+    user = home / ".config" / "memkv" / "config.toml"
+    monkeypatch.setattr(load_module, "SYSTEM_FILE", system)
+    environ = {"HOME": str(home)}
+    assert load_config(None, environ, {}) == Config()
+    system.parent.mkdir()
+    system.write_text("nvme.queue_depth = 1\nnvme.directory = 'cache'")
+    user.parent.mkdir(parents=True)
+    user.write_text("nvme.queue_depth = 2")
+    loaded = load(None, environ, {})
+    assert loaded.config.nvme.queue_depth == 2
+    assert loaded.config.nvme.directory == str(system.parent / "cache")
+    assert loaded.origins["nvme.queue_depth"].source == str(user)
+    assert loaded.origins["nvme.directory"].source == str(system)
+    relative = {**environ, "XDG_CONFIG_HOME": "relative"}
+    assert load_config(None, relative, {}).nvme.queue_depth == 2
+    other = {**environ, "XDG_CONFIG_HOME": str(tmp_path / "elsewhere")}
+    assert load_config(None, other, {}).nvme.queue_depth == 1
+
+
+def test_a_named_file_replaces_the_default_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, named = tmp_path / "config.toml", tmp_path / "named.toml"
+    monkeypatch.setattr(load_module, "SYSTEM_FILE", system)
+    system.write_text("nvme.queue_depth = 1\nnvme.directory = '/cache'")
+    named.write_text("nvme.queue_depth = 3")
+    for config in (
+        load_config(named, {}, {}),
+        load_config(None, {"MEMKV_CONFIG": str(named)}, {}),
+    ):
+        assert (config.nvme.queue_depth, config.nvme.directory) == (3, "")
+    assert load_config(None, {"MEMKV_CONFIG": ""}, {}) == Config()
+
+
+@pytest.mark.parametrize(
+    "home", ["", "/nonexistent", "/proc/self/mem", "relative", "/" + "x" * 5000]
+)
+def test_a_home_without_a_file_is_no_error(home: str) -> None:
+    assert load_config(None, {"HOME": home}, {}) == Config()
+
+
+def test_a_default_file_that_cannot_be_used_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "config.toml"
+    monkeypatch.setattr(load_module, "SYSTEM_FILE", system)
+    system.symlink_to("none")
+    with pytest.raises(ConfigError, match=f"cannot read {system}"):
+        load_config(None, {}, {})
+    system.unlink()
+    system.write_text("[nvme")
+    with pytest.raises(ConfigError, match=f"{system}: not valid TOML"):
+        load_config(None, {}, {})
+
+
+def test_units_work_in_every_source(tmp_path: Path) -> None:
     path = tmp_path / "memkv.toml"
     path.write_text(
         '[nvme]\ncapacity = 4194304\n[engine]\nlookup_budget = "50ms"\nbatch_deadline = 3'
     )
-    config = load_config(path, {"MEMKV_AGENT_DRAIN": "1m"}, {"nvme.segment_size": "2MiB"})
+    config = load_config(path, {"MEMKV_AGENT_DRAIN_TIMEOUT": "1m"}, {"nvme.segment_size": "2MiB"})
     assert config.nvme.capacity == 4 << 20
     assert config.nvme.segment_size == 2 << 20
     assert (config.engine.lookup_budget, config.engine.batch_deadline) == (0.05, 3.0)
-    assert config.agent.drain == 60.0
+    assert config.agent.drain_timeout == 60.0
 
 
-def test_relative_paths_count_from_the_file_or_else_from_here(
+def test_relative_paths_are_relative_to_the_file_or_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "etc" / "memkv.toml"
@@ -105,7 +163,7 @@ def test_relative_paths_count_from_the_file_or_else_from_here(
     assert config.agent.socket == str(tmp_path / "run" / "agent.sock")
 
 
-def test_other_programs_variables_are_none_of_our_business() -> None:
+def test_other_programs_variables_are_ignored() -> None:
     environ = {"PATH": "/bin", "MEMKVX": "1", "MEMKV_LAUNCHER_SOMETHING": "1", "MEMKV_CONFIG": ""}
     assert load_config(None, environ, {}) == Config()
 
@@ -133,7 +191,7 @@ def test_ranges_hold_at_their_ends(setting: Setting) -> None:
             load(None, {setting.variable: str(limit)}, {})
 
 
-def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Path) -> None:
+def test_only_a_file_with_secrets_must_be_private(tmp_path: Path) -> None:
     path = tmp_path / "memkv.toml"
     path.write_text('[minio]\naccess_key = "A"\nsecret_key = "S"')
     path.chmod(0o600)
@@ -146,12 +204,12 @@ def test_the_file_must_be_closed_to_others_only_if_it_holds_secrets(tmp_path: Pa
     load_config(path, {}, {})
 
 
-def test_times_have_their_range_in_their_unit() -> None:
+def test_ranges_of_times_are_shown_with_their_unit() -> None:
     with pytest.raises(ConfigError, match="more than 0s, at most 4s"):
         load(None, {"MEMKV_ENGINE_LOOKUP_BUDGET": "5s"}, {})
     assert parse_time("4s") == 4.0
 
 
-def test_the_environment_itself_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "MEMKV_NVME_THREADS", "7")
     assert load_config(None, {}, {}).nvme.queue_depth == Config().nvme.queue_depth

@@ -32,28 +32,28 @@ def test_times(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "GiB", "-1GiB", "1 GiB 2", "100G", "1gib", "1e3", "1,5GiB", "2s", "0x10", "\u0661"]
 )
-def test_no_sizes(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError):
         parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "2 hours", "1us", "1MiB", "nan", "inf", "1h30m"])
-def test_no_times(text: str) -> None:
+def test_invalid_times(text: str) -> None:
     with pytest.raises(ValueError):
         parse_time(text)
 
 
 @given(st.integers(0, 1 << 60))
-def test_a_size_that_is_shown_reads_back(size: int) -> None:
+def test_formatted_sizes_parse_back(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
 @given(st.floats(0, 1e6).map(lambda seconds: round(seconds, 3)))
-def test_a_time_that_is_shown_reads_back(seconds: float) -> None:
+def test_formatted_times_parse_back(seconds: float) -> None:
     assert parse_time(format_time(seconds)) == pytest.approx(seconds, rel=1e-5)
 
 
-def test_times_are_shown_as_people_write_them() -> None:
+def test_times_and_sizes_use_the_largest_whole_unit() -> None:
     shown = [format_time(seconds) for seconds in (0.0, 0.1, 0.25, 2.0, 90.0, 3600.0)]
     assert shown == ["0s", "100ms", "250ms", "2s", "90s", "1h"]
     assert [format_size(size) for size in (0, 1536, 100 << 30)] == ["0B", "1536B", "100GiB"]

@@ -46,7 +46,7 @@ def test_uploads_survive_an_outage(open_engine: Open) -> None:
     down.set()
     inner = MemoryTier(name=SHARED)
     shared = FaultyTier(inner, lambda verb, key: down.is_set())
-    engine = open_engine(MemoryTier(name=LOCAL), shared, breaker_open=0.01, upload_attempts=3)
+    engine = open_engine(MemoryTier(name=LOCAL), shared, breaker_cooldown=0.01, upload_attempts=3)
     chain = make_chain(NAMESPACE, 30)
     spill(engine, chain.keys())
     wait_until(lambda: engine.status().breaker != "closed")
@@ -149,7 +149,7 @@ def test_disk_full_of_waiting_pages_takes_no_more_and_loses_none(open_engine: Op
     inner = MemoryTier(name=SHARED)
     shared = FaultyTier(inner, lambda verb, key: down.is_set())
     local = MemoryTier(capacity=4 * 8192, name=LOCAL)
-    engine = open_engine(local, shared, breaker_open=0.01, upload_attempts=99)
+    engine = open_engine(local, shared, breaker_cooldown=0.01, upload_attempts=99)
     waiting, more = make_chain(NAMESPACE, 4), make_chain(NAMESPACE, 3, "more")
     assert spill(engine, waiting.keys()) == [SpillResult.STORED] * 4
     assert set(spill(engine, more.keys())).isdisjoint({SpillResult.STORED, SpillResult.PRESENT})

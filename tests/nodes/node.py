@@ -29,7 +29,7 @@ class Node:
     ) -> None:
         home = home / name
         self.config = Config(
-            agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain=1.0),
+            agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain_timeout=1.0),
             nvme=NvmeConfig(directory=str(home / "pages"), capacity=capacity),
             minio=minio,
         )

@@ -71,8 +71,8 @@ class Node:
     def __init__(self, home: Path, minio: MinioConfig | None, *, nvme: bool = True) -> None:
         self.settings = {
             "agent.socket": str(home / "run" / "agent.sock"),
-            "agent.idle_exit": "60",
-            "agent.drain": "1",
+            "agent.idle_timeout": "60",
+            "agent.drain_timeout": "1",
         }
         if nvme:
             pages = {"nvme.directory": str(home / "pages"), "nvme.capacity": str(128 * MIB)}

@@ -1,4 +1,4 @@
-"""What the tests of security share."""
+"""Fixtures of the security tests."""
 
 from pathlib import Path
 

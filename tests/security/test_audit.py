@@ -1,4 +1,4 @@
-"""The audit of dependencies: what it makes of pip-audit's report."""
+"""The dependency audit: how it evaluates pip-audit's report."""
 
 import runpy
 from pathlib import Path
@@ -45,7 +45,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
         ),
     ],
 )
-def test_only_what_is_known_to_be_vulnerable_fails(
+def test_only_known_vulnerabilities_fail(
     dependencies: list[dict[str, Any]], status: int, lines: list[str]
 ) -> None:
     assert verdict(dependencies) == (status, lines)

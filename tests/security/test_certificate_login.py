@@ -1,4 +1,4 @@
-"""A node that has a certificate and no keys, against a MinIO that lends keys for certificates."""
+"""A node with a certificate but no keys, and a MinIO that issues keys for certificates."""
 
 import socket
 import ssl
@@ -25,7 +25,7 @@ OpenTier = Callable[[MinioConfig], MinioTier]
 NAMESPACE = make_namespace()
 BUCKET = "certificates"
 NODE, READER = "memkv-node", "memkv-reader"
-"""Common names of certificates, and so names of policies."""
+"""Common names of certificates, which are also names of policies."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def config_of(server: MinioServer, authority: Authority, own: Certificate) -> Mi
     )
 
 
-def test_a_certificate_is_all_that_a_node_needs(
+def test_a_node_needs_only_a_certificate(
     server: MinioServer, authority: Authority, open_tier: OpenTier
 ) -> None:
     node = open_tier(config_of(server, authority, authority.issue(NODE)))
@@ -73,7 +73,7 @@ def test_a_certificate_is_all_that_a_node_needs(
     assert reader.spill([page], soon()) == [SpillResult.FAILED]
 
 
-def test_who_has_no_policy_or_another_authority_gets_no_keys(
+def test_a_certificate_without_policy_or_of_another_authority_gets_no_keys(
     server: MinioServer, authority: Authority, open_tier: OpenTier, tmp_path: Path
 ) -> None:
     foreign = Authority(tmp_path / "foreign")
@@ -83,7 +83,7 @@ def test_who_has_no_policy_or_another_authority_gets_no_keys(
             tier.check(soon())
 
 
-def test_keys_that_were_refused_are_replaced(server: MinioServer, authority: Authority) -> None:
+def test_rejected_keys_are_replaced(server: MinioServer, authority: Authority) -> None:
     login = CertificateLogin(
         config_of(server, authority, authority.issue("renewed", common_name=NODE))
     )
@@ -93,11 +93,11 @@ def test_keys_that_were_refused_are_replaced(server: MinioServer, authority: Aut
     assert login.retrieve().access_key != first.access_key
 
 
-def test_another_server_lends_them_where_one_is_down(
+def test_another_server_issues_keys_while_one_is_down(
     server: MinioServer, authority: Authority
 ) -> None:
     config = config_of(server, authority, authority.issue("second", common_name=NODE))
-    with socket.socket() as taken:  # bound, but nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         down = f"https://127.0.0.1:{taken.getsockname()[1]}"
         both = msgspec.structs.replace(config, endpoint=f"{down},{server.endpoint}")

@@ -1,4 +1,4 @@
-"""Keys that change while an agent runs: with real users, made and removed on a real MinIO."""
+"""Keys that change while an agent runs, with real users created and removed on a real MinIO."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ KEYS = make_chain(NAMESPACE, 40).keys()
 
 
 class Users:
-    """Users of a MinIO that may do anything."""
+    """Users of a MinIO with all permissions."""
 
     def __init__(self, server: MinioServer) -> None:
         root = StaticProvider(*server.root)
@@ -83,7 +83,7 @@ def config(minio_config: MinioConfig, file: Path) -> MinioConfig:
 
 
 def write(file: Path, access_key: str, secret_key: str, session_token: str = "") -> None:
-    """Replace the file as secret stores do: at once."""
+    """Replace the file atomically, as secret stores do."""
     values = {"access_key": access_key, "secret_key": secret_key}
     if session_token:
         values["session_token"] = session_token
@@ -94,7 +94,7 @@ def write(file: Path, access_key: str, secret_key: str, session_token: str = "")
 
 
 def refused(tier: MinioTier) -> bool:
-    """Tell whether the server refuses a load."""
+    """Return whether the server rejects a load."""
     page = make_page(KEYS[0], LENGTHS, filled=False)
     return tier.load([page], soon()) == [LoadResult.FAILED]
 
@@ -108,7 +108,7 @@ def use_control_path(tier: MinioTier) -> None:
 def test_keys_are_replaced_without_a_miss(
     config: MinioConfig, file: Path, users: Users, open_tier: OpenTier
 ) -> None:
-    """A new user in the file, then the old one removed: no page and no call is lost."""
+    """Write a new user to the file, then remove the old one: no load misses and no call fails."""
     old = users.add()
     write(file, *old)
     tier = open_tier(config)
@@ -122,7 +122,7 @@ def test_keys_are_replaced_without_a_miss(
 
 
 @pytest.mark.parametrize("path", ["pages", "control"])
-def test_each_path_finds_new_keys_by_itself(
+def test_each_path_reads_new_keys_by_itself(
     config: MinioConfig, file: Path, users: Users, open_tier: OpenTier, path: str
 ) -> None:
     old = users.add()
@@ -141,7 +141,7 @@ def test_each_path_finds_new_keys_by_itself(
 def test_new_secret_of_the_same_user(
     config: MinioConfig, file: Path, users: Users, open_tier: OpenTier
 ) -> None:
-    """The server knows the new secret first: misses until the file has it, then none."""
+    """The server gets the new secret first: loads miss until the file has it too."""
     name, secret = users.add()
     write(file, name, secret)
     tier = open_tier(config)
@@ -156,7 +156,7 @@ def test_new_secret_of_the_same_user(
     use_control_path(tier)
 
 
-def test_changed_file_is_read_though_nothing_was_refused(
+def test_changed_file_is_read_without_a_rejected_request(
     config: MinioConfig,
     file: Path,
     users: Users,
@@ -206,7 +206,7 @@ def test_temporary_keys_with_a_session_token(
     use_control_path(tier)
 
 
-def test_standard_chain_is_asked_again(
+def test_standard_chain_is_queried_again(
     config: MinioConfig,
     users: Users,
     open_tier: OpenTier,
@@ -233,7 +233,7 @@ def test_standard_chain_is_asked_again(
     use_control_path(tier)
 
 
-def test_unusable_new_file_is_told_once_and_the_old_keys_stay(
+def test_unusable_new_file_is_reported_once_and_the_old_keys_stay(
     config: MinioConfig,
     file: Path,
     users: Users,
@@ -255,7 +255,7 @@ def test_unusable_new_file_is_told_once_and_the_old_keys_stay(
     assert secret not in str(vars(record))
 
 
-def test_source_is_not_asked_for_every_refused_request(
+def test_source_is_not_read_for_every_rejected_request(
     config: MinioConfig,
     file: Path,
     users: Users,
@@ -282,11 +282,11 @@ def test_source_is_not_asked_for_every_refused_request(
     for thread in threads:
         thread.join()
     assert refused(tier)
-    assert len(reads) <= 2  # and one because the first ones had expired
+    assert len(reads) <= 2  # and one because the first keys had expired
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660])
-def test_file_open_to_others_is_refused_before_anything_else(
+def test_file_readable_by_others_is_rejected_first(
     config: MinioConfig, file: Path, mode: int
 ) -> None:
     write(file, "key", "secret")
@@ -318,15 +318,15 @@ def test_malformed_file_is_one_line_without_its_content(
     assert "the-secret" not in str(broken.value)
 
 
-def test_missing_file_and_two_sources_are_refused(config: MinioConfig) -> None:
+def test_missing_file_and_two_sources_are_rejected(config: MinioConfig) -> None:
     with pytest.raises(ConfigError, match=r"^minio\.credentials_file: cannot read"):
         MinioTier(config)
     both = {"MEMKV_MINIO_ACCESS_KEY": "a", "MEMKV_MINIO_SECRET_KEY": "b"}
-    with pytest.raises(ConfigError, match=r"^MEMKV_MINIO_CREDENTIALS_FILE: given beside"):
+    with pytest.raises(ConfigError, match=r"^MEMKV_MINIO_CREDENTIALS_FILE: cannot be combined"):
         load_config(None, both | {"MEMKV_MINIO_CREDENTIALS_FILE": "/f"}, {})
 
 
-def test_no_source_at_all_is_one_line(
+def test_no_credentials_is_one_line(
     config: MinioConfig, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for variable in list(os.environ):

@@ -1,4 +1,4 @@
-"""Clients of the agent's socket that are slow, greedy or hostile: they harm only themselves."""
+"""Slow, greedy or hostile clients of the agent's socket harm only themselves."""
 
 import io
 import os
@@ -41,7 +41,7 @@ from tests.agent.agent_harness import (
 CHAIN = make_chain(NAMESPACE, 8)
 MANY = 40
 FULL_MESSAGE = 250
-"""Descriptors of one message; the kernel takes 253 (SCM_MAX_FD)."""
+"""Descriptors per message; the kernel's limit is 253 (SCM_MAX_FD)."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def agent(config: Config) -> Iterator[RunningAgent]:
     log = io.BytesIO()
     with running_agent(config) as running:
-        # It logs a line a broken connection, and would wait for room in a pipe that is full.
+        # It logs a line per broken connection, and would block on a full pipe.
         reading = threading.Thread(target=shutil.copyfileobj, args=[running.process.stderr, log])
         reading.start()
         yield running
@@ -63,7 +63,7 @@ def agent(config: Config) -> Iterator[RunningAgent]:
 
 @pytest.fixture
 def unharmed(agent: RunningAgent, config: Config) -> Iterator[Callable[[], None]]:
-    """Tell, whenever asked, that a client which behaves is served and gets its pages back."""
+    """A function that checks that a well-behaved client can spill pages and load them again."""
     with HostPool(len(CHAIN.hashes)) as pool, connected_client(config) as client:
         buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(8))
         pool.fill(CHAIN)
@@ -81,7 +81,7 @@ def unharmed(agent: RunningAgent, config: Config) -> Iterator[Callable[[], None]
 
 
 def resident(agent: RunningAgent) -> int:
-    """Return the agent's memory in bytes, without what it shares."""
+    """Return the agent's private memory in bytes."""
     status = Path(f"/proc/{agent.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) << 10
@@ -115,7 +115,7 @@ def test_half_open_connections_are_dropped(
         raw.close()
 
 
-def test_announced_messages_take_no_memory(
+def test_announced_messages_allocate_no_memory(
     agent: RunningAgent, unharmed: Callable[[], None]
 ) -> None:
     before = resident(agent)
@@ -136,7 +136,7 @@ def test_client_that_reads_no_reply_is_dropped(
     request = encode_frame(protocol.Status())
     with RawClient(agent.socket) as raw:
         raw.greet()
-        with suppress(OSError):  # until there is no more room on the way, or it has been dropped
+        with suppress(OSError):  # until the socket buffer is full or the agent drops the client
             while True:
                 raw.socket.send(request, socket.MSG_DONTWAIT)
         unharmed()
@@ -155,7 +155,9 @@ def test_thousands_of_descriptors_are_closed(
             )
             assert isinstance(reply, protocol.Refused)
         assert agent.descriptors() <= before + 2
-        socket.send_fds(raw.socket, [header(100)], [pool.descriptor] * FULL_MESSAGE)  # and no end
+        socket.send_fds(
+            raw.socket, [header(100)], [pool.descriptor] * FULL_MESSAGE
+        )  # without the rest
     unharmed()
     eventually(lambda: agent.descriptors() <= before)
 
@@ -167,7 +169,9 @@ def test_pools_of_a_client_are_bounded(agent: RunningAgent, unharmed: Callable[[
             raw.ask(protocol.RegisterPool(number, pool.length), pool.descriptor)
             for number in range(MAX_POOLS + 1)
         ]
-        assert replies.count(protocol.Done()) == MAX_POOLS - 1  # one is of the client beside it
+        assert (
+            replies.count(protocol.Done()) == MAX_POOLS - 1
+        )  # the well-behaved client has one too
         assert isinstance(replies[-1], protocol.Refused)
         unharmed()
     eventually(lambda: not agent.maps("greedy"))
@@ -188,7 +192,7 @@ def test_pools_of_a_client_are_bounded(agent: RunningAgent, unharmed: Callable[[
         (2**64 - 1, 0, 1),
     ],
 )
-def test_no_arithmetic_leads_out_of_a_pool(
+def test_no_offset_leads_out_of_a_pool(
     agent: RunningAgent, unharmed: Callable[[], None], buffer: tuple[int, int, int]
 ) -> None:
     with HostPool(2) as pool, RawClient(agent.socket) as raw:
@@ -204,10 +208,10 @@ def test_no_arithmetic_leads_out_of_a_pool(
         assert pool.memory[:] == bytes(pool.length)
 
 
-def test_loads_at_once_into_the_same_memory_spoil_their_owners_pages_only(
+def test_concurrent_loads_into_the_same_memory_corrupt_only_their_owners_pages(
     agent: RunningAgent, unharmed: Callable[[], None]
 ) -> None:
-    """In reverse order, so that each page meets another one in its place."""
+    """One client loads in reverse order, so that different pages overlap."""
     with HostPool(len(CHAIN.hashes)) as pool, RawClient(agent.socket) as raw:
         token = raw.greet()
         raw.ask(protocol.RegisterPool(0, pool.length), pool.descriptor)
@@ -233,7 +237,7 @@ def test_loads_at_once_into_the_same_memory_spoil_their_owners_pages_only(
     ],
     ids=["nested", "outer list", "bytes", "list", "empty lists", "buffers"],
 )
-def test_message_that_promises_or_holds_too_much_is_refused_at_once(
+def test_oversized_message_is_rejected_at_once(
     agent: RunningAgent, unharmed: Callable[[], None], body: bytes
 ) -> None:
     before = resident(agent)
@@ -284,10 +288,10 @@ def test_one_process_cannot_take_every_connection(
 
 
 @pytest.mark.parametrize("sessions", [1, 3])
-def test_addresses_that_pools_take_are_bounded(
+def test_address_space_of_pools_is_bounded(
     agent: RunningAgent, unharmed: Callable[[], None], sessions: int
 ) -> None:
-    """Sparse memory costs its maker nothing: 45 of these would fill what a process can map."""
+    """Sparse memory costs the client nothing: 45 such pools would exhaust the address space."""
     length = 1 << 46
     descriptor = os.memfd_create("sparse", os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, length)
@@ -312,7 +316,7 @@ def test_descriptions_of_a_session_are_bounded(
 ) -> None:
     with RawClient(agent.socket) as raw:
         raw.greet()
-        for number in range(2 * MAX_DESCRIPTIONS):  # more than may come meanwhile
+        for number in range(2 * MAX_DESCRIPTIONS):  # more than the limit allows, even as it refills
             namespace = msgspec.structs.replace(NAMESPACE, revision=str(number))
             reply = raw.ask(protocol.Describe(namespace.description))
             if isinstance(reply, protocol.Refused):
@@ -324,7 +328,7 @@ def test_descriptions_of_a_session_are_bounded(
         assert isinstance(raw.ask(protocol.Describe(NAMESPACE.description)), protocol.Described)
 
 
-def test_a_session_may_go_on_describing_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_may_keep_publishing_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(sessions, "time", clock)
@@ -344,7 +348,7 @@ def test_a_session_may_go_on_describing_slowly(monkeypatch: pytest.MonkeyPatch) 
         assert descriptions_taken() == more
 
 
-def test_flood_of_bad_messages_is_cut_in_the_log(tmp_path: Path) -> None:
+def test_log_lines_of_a_flood_of_bad_messages_are_limited(tmp_path: Path) -> None:
     with running_agent(make_config(tmp_path)) as agent:
         with RawClient(agent.socket) as raw:
             raw.greet()
@@ -369,7 +373,7 @@ sys.exit("answered" if stream.recv(1) else "closed")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_is_not_served_whatever_the_modes(tmp_path: Path) -> None:
+def test_another_user_is_rejected_whatever_the_file_modes(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with running_agent(config) as agent:
 
@@ -379,7 +383,7 @@ def test_another_user_is_not_served_whatever_the_modes(tmp_path: Path) -> None:
             return done.stderr.strip()
 
         assert stranger() == "not even connected"
-        for place in (agent.socket, *agent.socket.parents):  # as a careless chmod would
+        for place in (agent.socket, *agent.socket.parents):  # like a careless chmod
             if place.is_relative_to(tmp_path.parents[1]):
                 place.chmod(0o777)
         assert stranger() == "closed"

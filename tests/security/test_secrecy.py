@@ -1,4 +1,4 @@
-"""No secret of a full run is in what it says: logs, metrics, arguments, errors, a crash."""
+"""A full run reveals no secret: not in logs, metrics, arguments, errors or a crash."""
 
 import base64
 import os
@@ -37,7 +37,7 @@ COMMANDS = (
 
 
 class Node(NamedTuple):
-    """A node whose secrets all come from files, with everything that it said."""
+    """A node with all secrets in files, and the output it has produced."""
 
     directory: Path
     environ: Mapping[str, str]
@@ -65,14 +65,14 @@ class Node(NamedTuple):
 
 
 def arguments_of(pid: int) -> Iterator[bytes]:
-    """Yield the arguments of a process and of those that it started."""
+    """Yield the arguments of a process and its children."""
     yield Path(f"/proc/{pid}/cmdline").read_bytes()
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         yield from arguments_of(int(child))
 
 
 def ask(url: str) -> bytes:
-    """Return all that an agent answers: status, header fields and content."""
+    """Return the agent's whole response: status, header fields and content."""
     try:
         answer = urllib.request.urlopen(url)
     except urllib.error.HTTPError as error:
@@ -115,7 +115,7 @@ def node(tmp_path: Path, minio_config: MinioConfig) -> Node:
     return Node(tmp_path, environ, [minio_config.secret_key, key], tmp_path / "said")
 
 
-def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
+def test_a_run_reveals_no_secret(node: Node) -> None:
     config = load_config(None, {k: v for k, v in node.environ.items() if k[:6] == "MEMKV_"}, {})
     node.note(repr(config).encode())
     with node.said.open("ab") as said:
@@ -129,7 +129,7 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
         port = report.agent.http_port
         for command in COMMANDS:
             node.run(*command)
-        # A wrong secret from now on: errors, refusals, and commands that complain.
+        # From here on the secret is wrong, so requests are rejected and commands fail.
         wrong = secrets.token_hex(16)
         node.secrets.append(wrong)
         write_private(
@@ -140,7 +140,7 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
         eventually(lambda: not client.lookup(unknown).complete, LIMIT)
         for command in COMMANDS:
             node.run(*command)
-        # And a file that cannot be read, which every command must say.
+        # An unreadable file, which every command must report.
         write_private(node.directory / "keys.toml", f"{node.secrets[1]}")
         for command in (["doctor"], ["verify"], ["agent"]):
             node.run(*command)
@@ -149,7 +149,7 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
         node.note(b"\n".join(arguments_of(agent.pid)))
     finally:
         client.close()
-        agent.send_signal(signal.SIGABRT)  # what a crash prints: the stacks of all threads
+        agent.send_signal(signal.SIGABRT)  # a crash prints the stacks of all threads
         agent.wait(LIMIT)
     content = node.said.read_bytes()
     assert b"Fatal Python error" in content, "the crash was not seen"
@@ -163,5 +163,5 @@ def test_no_secret_in_anything_that_a_run_says(node: Node) -> None:
 
 
 def _raw(secret: str) -> bytes:
-    """Return the bytes of a key in hexadecimal digits."""
+    """Return the bytes of a hexadecimal key."""
     return bytes.fromhex(secret) if len(secret) == 64 else b""

@@ -1,4 +1,4 @@
-"""Objects that the server is asked to encrypt: every one that the tier writes."""
+"""Server-side encryption is requested for every object that the tier writes."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ KMS_KEY = "memkv-test"
 
 @pytest.fixture
 def server(authority: Authority) -> Iterator[MinioServer]:
-    """A MinIO with a key of its own to encrypt by."""
+    """A MinIO with its own encryption key."""
     key = base64.b64encode(secrets.token_bytes(32)).decode()
     certs_dir = authority.issue("certs").cert_file.parent
     env = {"MINIO_KMS_SECRET_KEY": f"{KMS_KEY}:{key}"}
@@ -38,7 +38,7 @@ def server(authority: Authority) -> Iterator[MinioServer]:
 
 
 @pytest.mark.parametrize(("sse", "told"), [("none", None), ("s3", "AES256"), ("kms", "aws:kms")])
-def test_everything_is_stored_as_demanded(
+def test_every_object_is_stored_encrypted(
     server: MinioServer, authority: Authority, open_tier: OpenTier, sse: str, told: str | None
 ) -> None:
     import urllib3
@@ -95,6 +95,6 @@ def test_everything_is_stored_as_demanded(
         {"minio.sse": "kms", "minio.sse_kms_key": "k", "minio.endpoint": "http://minio:9000"},
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, str]) -> None:
+def test_settings_that_cannot_work_are_rejected(settings: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="minio-sse"):
         load_config(None, {}, settings)

@@ -1,7 +1,6 @@
-"""Tenants with a salt each, whose page hashes begin apart: nobody can read or time another's pages.
+"""Tenants with different salts can neither load each other's pages nor detect them by timing.
 
-That SGLang's salt does reach the hashes is shown by two servers in
-`tests/serving/test_serving_reuse.py`.
+`tests/serving/test_serving_reuse.py` shows that SGLang's salt reaches the page hashes.
 """
 
 import hashlib
@@ -23,13 +22,13 @@ NAMESPACE = make_namespace()
 
 
 def chain_of(text: str, salt: str) -> Chain:
-    """Return the pages of a text as a tenant of this salt asks for them."""
+    """Return the chain of a text for a tenant with this salt."""
     hashes = make_hashes(PAGES, text, parent=hashlib.sha256(salt.encode()).digest())
     return Chain(NAMESPACE.digest, hashes)
 
 
 class Cost:
-    """What a lookup costs: the round trips and requests that its asker could time."""
+    """The cost of a lookup that a tenant could measure: round trips and requests."""
 
     def __init__(self, tier: MinioTier, monkeypatch: pytest.MonkeyPatch) -> None:
         self._tier = tier
@@ -54,7 +53,7 @@ class Cost:
 
 @pytest.mark.parametrize("node", ["the tenant's own", "another"])
 @pytest.mark.parametrize("stored", [1, 17, PAGES])
-def test_lookup_of_anothers_text_costs_what_a_random_one_does(
+def test_lookup_of_anothers_text_costs_the_same_as_a_random_one(
     minio_config: MinioConfig,
     open_tier: OpenTier,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +71,9 @@ def test_lookup_of_anothers_text_costs_what_a_random_one_does(
     assert asking.lookup(chain_of("a secret document", "the tenant"), soon()).length == stored
 
 
-def test_anothers_pages_are_not_loaded(minio_config: MinioConfig, open_tier: OpenTier) -> None:
+def test_another_tenants_pages_are_not_loaded(
+    minio_config: MinioConfig, open_tier: OpenTier
+) -> None:
     tier = open_tier(minio_config)
     spill(tier, chain_of("a secret document", "the tenant").keys())
     for key in chain_of("a secret document", "a spy").keys():
@@ -83,7 +84,7 @@ def test_anothers_pages_are_not_loaded(minio_config: MinioConfig, open_tier: Ope
 def test_prefixes_keep_tenants_apart_without_a_salt(
     minio_config: MinioConfig, open_tier: OpenTier
 ) -> None:
-    """Agents of their own, a prefix each: one bucket, with a policy a prefix if wanted."""
+    """Each tenant has its own agent and prefix in one bucket, optionally with its own policy."""
     import msgspec
 
     chain = chain_of("a document", "")

@@ -1,4 +1,4 @@
-"""TLS with certificates on both sides: who is served, and which servers are believed."""
+"""Mutual TLS: which clients are served, and which servers are trusted."""
 
 import ssl
 from collections.abc import Callable, Iterator
@@ -33,8 +33,8 @@ def port(minio_config: MinioConfig) -> int:
 
 
 @pytest.fixture
-def demanding(port: int, authority: Authority) -> Iterator[TlsTerminator]:
-    """A server that serves clients with a certificate only."""
+def mutual_tls(port: int, authority: Authority) -> Iterator[TlsTerminator]:
+    """A server that requires client certificates."""
     with TlsTerminator(port, authority.issue("server"), authority.file) as terminator:
         yield terminator
 
@@ -53,7 +53,7 @@ def secured(
 
 
 def assert_served(tier: MinioTier) -> None:
-    """Use the pages' path and the control path."""
+    """Use both the data path and the control path."""
     spill(tier, KEYS)
     load(tier, KEYS)
     tier.describe(NAMESPACE)
@@ -62,7 +62,7 @@ def assert_served(tier: MinioTier) -> None:
 
 
 def assert_refused(config: MinioConfig, tier: MinioTier, reason: str) -> None:
-    """Find both paths closed: minio-py's, and the pages' own."""
+    """Check that both the control path and the data path fail."""
     with pytest.raises(TierError, match=reason):
         tier.check(soon())
     page = make_page(KEYS[0], LENGTHS, filled=False)
@@ -80,16 +80,16 @@ def assert_refused(config: MinioConfig, tier: MinioTier, reason: str) -> None:
 
 
 def test_node_with_a_certificate_is_served(
-    minio_config: MinioConfig, demanding: TlsTerminator, authority: Authority, open_tier: OpenTier
+    minio_config: MinioConfig, mutual_tls: TlsTerminator, authority: Authority, open_tier: OpenTier
 ) -> None:
-    config = secured(minio_config, demanding, authority, authority.issue("node", ["node-1"]))
+    config = secured(minio_config, mutual_tls, authority, authority.issue("node", ["node-1"]))
     assert_served(open_tier(config))
 
 
 @pytest.mark.parametrize("kind", ["none", "foreign", "expired"])
-def test_node_without_a_good_certificate_is_not_served(
+def test_node_without_a_valid_certificate_is_rejected(
     minio_config: MinioConfig,
-    demanding: TlsTerminator,
+    mutual_tls: TlsTerminator,
     authority: Authority,
     open_tier: OpenTier,
     tmp_path: Path,
@@ -100,8 +100,8 @@ def test_node_without_a_good_certificate_is_not_served(
         own = Authority(tmp_path / "foreign").issue("node")
     elif kind == "expired":
         own = authority.issue("node", expired=True)
-    tier = open_tier(secured(minio_config, demanding, authority, own))
-    # TLS 1.3: a client learns that it is refused when it reads its first answer.
+    tier = open_tier(secured(minio_config, mutual_tls, authority, own))
+    # TLS 1.3: the client learns of the rejection when it reads the first response.
     with pytest.raises(TierError, match=r"(?i)ssl|closed|reset|aborted"):
         tier.check(soon())
     page = make_page(KEYS[0], LENGTHS, filled=False)
@@ -112,7 +112,7 @@ def test_node_without_a_good_certificate_is_not_served(
     ("names", "expired", "reason"),
     [(["127.0.0.1"], True, "expired"), (["minio.example", "127.0.0.2"], False, "mismatch")],
 )
-def test_server_with_a_wrong_certificate_is_refused(
+def test_server_with_a_wrong_certificate_is_rejected(
     minio_config: MinioConfig,
     port: int,
     authority: Authority,
@@ -126,7 +126,7 @@ def test_server_with_a_wrong_certificate_is_refused(
         assert_refused(config, open_tier(config), reason)
 
 
-def test_server_of_another_authority_is_refused(
+def test_server_of_another_authority_is_rejected(
     minio_config: MinioConfig, port: int, authority: Authority, open_tier: OpenTier, tmp_path: Path
 ) -> None:
     impostor = Authority(tmp_path / "impostor").issue("server")
@@ -135,13 +135,13 @@ def test_server_of_another_authority_is_refused(
         assert_refused(config, open_tier(config), "certificate verify failed")
 
 
-def test_plain_http_is_refused_where_tls_is_demanded() -> None:
+def test_plain_http_is_rejected_if_tls_is_required() -> None:
     for urls in ("http://minio:9000", "https://minio:9000,http://minio-2:9000"):
         with pytest.raises(ConfigError, match="minio-require-tls"):
             load_config(None, {}, {"minio.endpoint": urls, "minio.require_tls": "true"})
 
 
-def test_old_protocols_are_not_spoken(authority: Authority) -> None:
+def test_old_protocols_are_disabled(authority: Authority) -> None:
     context = tls_context(MinioConfig(endpoint="https://minio", ca_file=str(authority.file)))
     assert context is not None
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
@@ -156,7 +156,7 @@ def broken(config: MinioConfig) -> str:
     return str(refused.value)
 
 
-def test_certificates_that_cannot_be_used_are_one_line(authority: Authority) -> None:
+def test_unusable_certificates_are_one_line(authority: Authority) -> None:
     one, two = authority.issue("one"), authority.issue("two")
     locked = authority.issue("locked", password=b"a password")
     opened = authority.issue("opened")
@@ -175,7 +175,7 @@ def test_certificates_that_cannot_be_used_are_one_line(authority: Authority) -> 
     assert "minio.cert_file" in broken(using(one.key_file, one.key_file))
 
 
-def test_certificate_and_key_go_together() -> None:
+def test_certificate_and_key_are_set_together() -> None:
     for name in ("cert_file", "key_file"):
-        with pytest.raises(ConfigError, match=rf"minio-{name.replace('_', '-')}: given without"):
+        with pytest.raises(ConfigError, match=rf"minio-{name.replace('_', '-')}: set without"):
             load_config(None, {}, {f"minio.{name}": "/a.pem"})

@@ -1,4 +1,4 @@
-"""What stands before a server that cannot demand client certificates: it ends TLS and forwards."""
+"""A TLS proxy for a server that cannot require client certificates itself."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ CHUNK = 64 << 10
 
 
 class TlsTerminator:
-    """Takes TLS connections on a free loopback port, forwards what they carry; a context manager.
+    """Accept TLS connections on a free loopback port and forward their content; a context manager.
 
     With `clients`, a client must have a certificate of the authority in that file. MinIO itself
     asks for one only where it logs in by it (STS).
@@ -45,7 +45,7 @@ class TlsTerminator:
         self._loop.close()
 
     async def _run(self) -> None:
-        self._loop.set_exception_handler(lambda *_: None)  # handshakes that fail on purpose
+        self._loop.set_exception_handler(lambda *_: None)  # some handshakes fail on purpose
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()

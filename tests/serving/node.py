@@ -88,8 +88,8 @@ class Node:
             "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
             "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
             "MEMKV_AGENT_SOCKET": str(self.home / "run" / "agent.sock"),
-            "MEMKV_AGENT_IDLE_EXIT": "60",
-            "MEMKV_AGENT_DRAIN": "1",
+            "MEMKV_AGENT_IDLE_TIMEOUT": "60",
+            "MEMKV_AGENT_DRAIN_TIMEOUT": "1",
             # On a busy machine a tiny model may be computed as fast as its pages are loaded.
             "MEMKV_ENGINE_SKIP_SLOW_LOADS": "false",
         }

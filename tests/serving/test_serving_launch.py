@@ -59,7 +59,7 @@ def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, 
     }
     environment = {
         "MEMKV_AGENT_SOCKET": str(home / "engine" / "run" / "agent.sock"),
-        "MEMKV_AGENT_IDLE_EXIT": "1",
+        "MEMKV_AGENT_IDLE_TIMEOUT": "1",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

@@ -62,8 +62,8 @@ class Node:
         settings = {
             "MEMKV_AGENT_SOCKET": str(home / "run" / "agent.sock"),
             # Should this process be killed, its agents end by themselves.
-            "MEMKV_AGENT_IDLE_EXIT": "30",
-            "MEMKV_AGENT_DRAIN": "0",
+            "MEMKV_AGENT_IDLE_TIMEOUT": "30",
+            "MEMKV_AGENT_DRAIN_TIMEOUT": "0",
             "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
             "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
             **(environment or {}),

@@ -31,7 +31,7 @@ PAGE_BYTES = 16 * KIB
 NAMESPACE = make_namespace(PAGE_BYTES)
 DISK_BYTES = 512 * MIB
 
-ENGINE = EngineConfig(breaker_open=0.5, batch_deadline=2.0, upload_attempts=1000)
+ENGINE = EngineConfig(breaker_cooldown=0.5, batch_deadline=2.0, upload_attempts=1000)
 """Shorter times than the defaults: a round is over sooner. Lookups have the default budget."""
 
 
@@ -91,7 +91,9 @@ class Cluster:
         config = Config(
             # Should nobody end it, an agent ends itself.
             agent=AgentConfig(
-                socket=str(self.home / f"{name}-run" / "agent.sock"), drain=0.0, idle_exit=30.0
+                socket=str(self.home / f"{name}-run" / "agent.sock"),
+                drain_timeout=0.0,
+                idle_timeout=30.0,
             ),
             engine=engine,
             nvme=nvme,

@@ -1,1 +1,1 @@
-"""The checks of `memkv doctor`, by what they look at."""
+"""The checks of `memkv doctor`."""

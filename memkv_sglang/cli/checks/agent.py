@@ -1,4 +1,4 @@
-"""The agent's socket, and the agent if it runs."""
+"""Check the agent's socket, and the agent if it is running."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_agent(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Look at the socket, and ask who serves it; starts nothing."""
+    """Check the socket and the agent on it. Starts no agent."""
     from memkv_sglang.agent.listener import serving_peer
     from memkv_sglang.agent.paths import socket_path
 
@@ -31,12 +31,14 @@ def check_agent(loaded: LoadedConfig) -> Iterator[Finding]:
         return
     yield Finding("ok", "socket", str(path))
     if serving_peer(path) is None:
-        yield Finding("ok", "agent", "not running; `memkv agent` or the first server starts it")
+        yield Finding(
+            "ok", "agent", "not running; `memkv agent` or the first SGLang server starts it"
+        )
     else:
-        yield from _ask(loaded, path)
+        yield from _check_running(loaded, path)
 
 
-def _ask(loaded: LoadedConfig, path: Path) -> Iterator[Finding]:
+def _check_running(loaded: LoadedConfig, path: Path) -> Iterator[Finding]:
     from memkv_sglang.client.client import AgentClient
 
     with closing(AgentClient(loaded.config, start=False)) as client:
@@ -44,15 +46,15 @@ def _ask(loaded: LoadedConfig, path: Path) -> Iterator[Finding]:
         settings = client.settings() if report else None
         problem = client.problem
     if report is None or settings is None:
-        advice = "restart it; its log is on its stderr, or in agent.log beside the socket"
-        yield Finding("FAIL", "agent", f"{path} is served, but not for us: {problem}", advice)
+        advice = "restart it; it logs to its stderr, or to agent.log next to the socket"
+        yield Finding("FAIL", "agent", f"the agent on {path} does not respond: {problem}", advice)
         return
-    yield _introduce(report.agent)
+    yield _check_version(report.agent)
     yield from map(_check_tier, report.engine.tiers)
     yield _compare(settings, loaded)
 
 
-def _introduce(agent: "AgentStatus") -> Finding:
+def _check_version(agent: "AgentStatus") -> Finding:
     detail = (
         f"version {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}; it logs to "
         f"{agent.log or 'its stderr'}"
@@ -64,17 +66,17 @@ def _introduce(agent: "AgentStatus") -> Finding:
 
 def _check_tier(tier: "TierStatus") -> Finding:
     if tier.problem is None:
-        return Finding("ok", "tier", f"{tier.name} of the agent is being opened")
+        return Finding("ok", "tier", f"the agent is opening {tier.name}")
     if tier.problem:
-        detail, _, advice = f"{tier.name} of the agent: {tier.problem}".partition("; ")
+        detail, _, advice = f"the agent's {tier.name}: {tier.problem}".partition("; ")
         return Finding("FAIL", "tier", detail, advice)
-    return Finding("ok", "tier", f"{tier.name} of the agent works")
+    return Finding("ok", "tier", f"the agent's {tier.name} works")
 
 
 def _compare(settings: "RunningSettings", loaded: LoadedConfig) -> Finding:
     shown = ", ".join(f"{key} = {value}" for key, value in settings.shown().items())
     difference = settings.first_difference(loaded.config, os.environ, loaded.origins)
     if difference:
-        advice = f"restart the agent, or give it what it has. It runs with {shown}"
+        advice = f"restart the agent, or use its settings here: {shown}"
         return Finding("warn", "in force", str(difference), advice)
     return Finding("ok", "in force", shown or "defaults")

@@ -1,4 +1,4 @@
-"""The bucket, and what the credentials may do in it."""
+"""Check the bucket and the permissions of the credentials."""
 
 import os
 import queue
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.admin.bucket import Bucket
 
 CHAIN_LIMIT = 10.0
-"""Seconds for the credential chain, whose last link asks a server that may not be there."""
+"""Time limit in seconds for the credential chain; its last provider may wait for a server."""
 
 _KEY_FILES = ("~/.aws/credentials", "~/.mc/config.json")
 
@@ -27,7 +27,7 @@ _CONTENT = b"probe of memkv doctor"
 
 
 def check_bucket(config: MinioConfig) -> Iterator[Finding]:
-    """Try the credentials on a probe object, which is removed again; makes no bucket."""
+    """Try the credentials with a probe object, and remove it. Creates no bucket."""
     if not config.endpoint:
         return
     from memkv_sglang.cli.listing.minio import open_bucket
@@ -50,7 +50,7 @@ def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
     def retrieve() -> None:
         try:
             provider.retrieve()
-        except Exception:  # each provider has exceptions of its own
+        except Exception:  # each provider raises its own types
             outcome.put(False)
         else:
             outcome.put(True)
@@ -73,12 +73,12 @@ def _source(config: MinioConfig) -> str:
 
 
 def _key_files(config: MinioConfig) -> Iterator[Finding]:
-    """Warn about files of the chain that others may read."""
+    """Warn about credential files that other users can read."""
     if config.access_key or config.credentials_file:
         return
     for path in (Path(os.path.expanduser(name)) for name in _KEY_FILES):  # noqa: PTH111 - never raises
         if path.exists() and path.stat().st_mode & 0o077:
-            detail = f"{path} is open to other users"
+            detail = f"other users can read {path}"
             yield Finding("warn", "credentials", detail, f"chmod 600 {path}")
 
 
@@ -100,19 +100,19 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
         "ok", "get", "allowed, for head requests too"
     )
     removal = _try("delete", lambda: bucket.remove([name]), config)
-    yield removal or Finding("ok", "delete", "allowed; the probe object is gone")
+    yield removal or Finding("ok", "delete", "allowed; the probe object was removed")
     if any(versions):
-        detail = f"bucket {config.bucket} keeps versions, so that removed pages free no space"
-        yield Finding("warn", "versions", detail, "run `memkv bucket setup`, which says more")
+        detail = f"bucket {config.bucket} is versioned, so removing pages frees no space"
+        yield Finding("warn", "versions", detail, "run `memkv bucket setup` for advice")
 
 
 def _read(bucket: "Bucket", name: str) -> None:
     if bucket.read(name) != _CONTENT:
-        raise TierError("the probe object came back changed; look for a proxy, and at the drives")
+        raise TierError("the probe object was altered; check proxies and the server's drives")
 
 
 def _try(what: str, operation: Callable[[], object], config: MinioConfig) -> Finding | None:
-    """Return what went wrong, None if nothing did."""
+    """Run an operation; returns a finding if it fails, else None."""
     try:
         operation()
     except ConfigError as error:
@@ -126,7 +126,7 @@ def _try(what: str, operation: Callable[[], object], config: MinioConfig) -> Fin
 
 def _no_bucket(config: MinioConfig) -> Finding:
     if config.create_bucket:
-        detail = f"{config.bucket} is not there yet and will be made at first use"
-        return Finding("warn", "bucket", detail, "nothing, if these credentials may make buckets")
-    advice = "make it, correct minio.bucket, or allow it with minio.create_bucket = true"
-    return Finding("FAIL", "bucket", f"{config.bucket} is not there", advice)
+        detail = f"{config.bucket} does not exist yet and will be created on first use"
+        return Finding("warn", "bucket", detail, "nothing, if these credentials may create buckets")
+    advice = "create it, correct minio.bucket, or set minio.create_bucket = true"
+    return Finding("FAIL", "bucket", f"{config.bucket} does not exist", advice)

@@ -1,4 +1,4 @@
-"""What of this installation is compiled."""
+"""Check that the compiled extension is usable."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,14 @@ from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
 
 
 def check_compiled() -> Iterator[Finding]:
-    """Look whether there is a compiled loop for loads from MinIO that can be used."""
+    """Check the compiled receive loop for loads from MinIO."""
     if not WHY_NOT:
-        yield Finding("ok", "installation", "the loop that loads from MinIO is compiled")
+        yield Finding("ok", "installation", "the compiled loop for loads from MinIO works")
     else:
         yield Finding(
             "warn",
             "installation",
-            f"no compiled loop loads from MinIO, which takes more CPU then: {WHY_NOT}",
-            "install a C compiler, Python's headers (python3-dev) and xxhash from its wheel, then "
-            "this package again",
+            f"loads from MinIO use more CPU, because the compiled loop is unusable: {WHY_NOT}",
+            "install a C compiler, Python's headers (python3-dev) and the xxhash wheel, then "
+            "reinstall this package",
         )

@@ -1,4 +1,4 @@
-"""The NVMe tier's directory and disk."""
+"""Check the NVMe tier's directory and disk."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from memkv_sglang.config.load import LoadedConfig
 
 
 def check_disk(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Look at the directory, its file system's size and free space, and O_DIRECT."""
+    """Check the directory, the size and free space of its file system, and O_DIRECT."""
     if not loaded.config.nvme.directory:
         yield Finding("ok", "directory", "no NVMe tier is configured")
         return
@@ -35,21 +35,21 @@ def check_disk(loaded: LoadedConfig) -> Iterator[Finding]:
 
 def _directory(directory: Path) -> Finding:
     if not directory.exists():
-        return Finding("ok", "directory", f"{directory} will be made")
+        return Finding("ok", "directory", f"{directory} will be created")
     if directory.stat().st_mode & 0o077:
         return Finding(
             "warn",
             "directory",
-            f"{directory} is open to other users, who could read what was said to the model",
+            f"other users can access {directory}, which reveals prompts",
             f"chmod 700 {directory}",
         )
-    return Finding("ok", "directory", f"{directory} is ours alone and writable")
+    return Finding("ok", "directory", f"{directory} is private and writable")
 
 
 def _free_space(directory: Path, capacity: int) -> Finding:
     free = shutil.disk_usage(existing_part(directory)).free
     held = _allocated(directory)
-    detail = f"{human_size(free)} free, {human_size(held)} held, capacity is {human_size(capacity)}"
+    detail = f"{human_size(free)} free, {human_size(held)} used, capacity {human_size(capacity)}"
     if free + held < capacity:
         advice = f"free space, or set nvme.capacity to {human_size(free + held)} or less"
         return Finding("warn", "free space", detail, advice)
@@ -57,22 +57,22 @@ def _free_space(directory: Path, capacity: int) -> Finding:
 
 
 def _allocated(directory: Path) -> int:
-    """Return the bytes of disk that the tier's segments take."""
+    """Return the disk space of the tier's segments in bytes."""
     segments = (directory / "segments").glob("*")
     return sum(path.stat().st_blocks * 512 for path in segments)
 
 
 def _direct_io(place: Path, wanted: str) -> Finding:
     if wanted == "never":
-        return Finding("ok", "O_DIRECT", "not wanted (nvme.direct_io = never)")
-    flags = os.O_RDWR | os.O_DIRECT | os.O_TMPFILE  # a file without a name leaves nothing behind
+        return Finding("ok", "O_DIRECT", "turned off (nvme.direct_io = never)")
+    flags = os.O_RDWR | os.O_DIRECT | os.O_TMPFILE  # an unnamed file is removed when closed
     try:
         os.close(os.open(place, flags, 0o600))
     except OSError as error:
         return Finding(
             "FAIL" if wanted == "always" else "warn",
             "O_DIRECT",
-            f"not on the file system of {place} ({error.strerror}): pages pass the page cache",
+            f"not supported on {place} ({error.strerror}): the page cache is used",
             "put nvme.directory on a local disk with ext4 or XFS",
         )
     return Finding("ok", "O_DIRECT", f"works on the file system of {place}")

@@ -1,4 +1,4 @@
-"""MinIO's servers: whether they answer, and whether their clock agrees with ours."""
+"""Check that MinIO's servers respond and that their clocks agree with this machine's."""
 
 import http.client
 import time
@@ -17,21 +17,21 @@ from memkv_sglang.tiers.minio.http.times import SKEW_LIMIT, parse_date
 from memkv_sglang.tiers.minio.http.tls import tls_context
 
 ANSWER_LIMIT = 5.0
-"""Seconds for a server to answer."""
+"""Time limit in seconds for a server to respond."""
 
 SKEW_WORRYING = 30
 
 
 def check_endpoints(config: MinioConfig) -> Iterator[Finding]:
-    """Ask every server for its health and the time. Sends no credentials."""
+    """Check the health and clock of every server. Sends no credentials."""
     if not config.endpoint:
         yield Finding("ok", "MinIO", "no MinIO tier is configured")
     for url in endpoint_urls(config):
         yield from _check_endpoint(url, config)
 
 
-def demand_answer(config: MinioConfig) -> None:
-    """Return once a server has answered; raises `TierError` with the reasons if none does."""
+def require_response(config: MinioConfig) -> None:
+    """Raise `TierError` with the reasons if no server responds."""
     firsts = [next(_check_endpoint(url, config)) for url in endpoint_urls(config)]
     if all(finding.level == "FAIL" for finding in firsts):
         problems = ", ".join(finding.detail for finding in firsts)
@@ -59,7 +59,7 @@ class _Answer(NamedTuple):
 
 
 def _ask(url: str, config: MinioConfig) -> _Answer:
-    """Return the answer of the health page."""
+    """Return the response of the health page."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
@@ -83,11 +83,11 @@ def _health(url: str, answer: _Answer, seconds: float) -> Finding:
     if advice := misdirected(answer.status, answer.content_type, answer.body):
         return Finding("FAIL", "MinIO", f"{url}: {advice.problem}", advice.fix)
     if answer.status == http.HTTPStatus.OK:
-        return Finding("ok", "MinIO", f"{url} answers in {human_time(seconds)}")
+        return Finding("ok", "MinIO", f"{url} responded in {human_time(seconds)}")
     return Finding(
         "warn",
         "MinIO",
-        f"{url} answers, but its health page with status {answer.status}",
+        f"{url} responds, but its health page returns status {answer.status}",
         "see the server's log; behind a proxy, let /minio/health/live through",
     )
 
@@ -96,11 +96,11 @@ def _skew(url: str, date: str) -> Finding:
     try:
         skew = abs(time.time() - parse_date(date.encode("latin-1", "replace")))
     except ProtocolError:
-        return Finding("warn", "clock", f"{url} tells no time that can be read", "see its proxy")
+        return Finding("warn", "clock", f"{url} sends no valid date", "check its proxy")
     advice = "run NTP on both machines"
     if skew >= SKEW_LIMIT:
-        detail = f"{human_time(skew)} off {url}: every request will be refused"
+        detail = f"differs from {url} by {human_time(skew)}: every request will be rejected"
         return Finding("FAIL", "clock", detail, advice)
     if skew >= SKEW_WORRYING:
-        return Finding("warn", "clock", f"{human_time(skew)} off {url}", advice)
-    return Finding("ok", "clock", f"agrees with {url} to {max(1, round(skew))} s")
+        return Finding("warn", "clock", f"differs from {url} by {human_time(skew)}", advice)
+    return Finding("ok", "clock", f"agrees with {url} within {max(1, round(skew))} s")

@@ -1,4 +1,4 @@
-"""Files with secrets and certificates: whether they can be used, and by nobody else."""
+"""Check that files with secrets and certificates are usable and private."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from memkv_sglang.config.schema import MinioConfig
 
 
 def check_files(config: MinioConfig) -> Iterator[Finding]:
-    """Read each file that the MinIO tier would read. Shows no content."""
+    """Read each file that the MinIO tier would read. Findings show no content."""
     from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
     from memkv_sglang.tiers.minio.forms import page_form
     from memkv_sglang.tiers.minio.http.tls import tls_context
@@ -26,4 +26,4 @@ def check_files(config: MinioConfig) -> Iterator[Finding]:
         except ConfigError as error:
             yield split_problem(what, str(error))
         else:
-            yield Finding("ok", what, f"{path} can be used, and by nobody else")
+            yield Finding("ok", what, f"{path} is valid and private")

@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The result of a check."""
 
 from typing import Literal, NamedTuple
 
@@ -6,18 +6,18 @@ Level = Literal["ok", "warn", "FAIL"]
 
 
 class Finding(NamedTuple):
-    """One line of `memkv doctor`."""
+    """A result that `memkv doctor` prints."""
 
     level: Level
     what: str
-    """What was looked at, in a word or two."""
+    """What was checked, in a word or two."""
     detail: str
-    """What was seen."""
+    """The result."""
     advice: str = ""
-    """What to do; empty where nothing needs doing."""
+    """What to do about it; may be empty."""
 
 
 def split_problem(what: str, problem: str) -> Finding:
-    """Return the failure that a `ConfigError`'s line tells: it is `complaint; way out`."""
+    """Return a failure from an error message of the form `problem; fix`."""
     detail, _, advice = problem.partition("; ")
     return Finding("FAIL", what, detail, advice)

@@ -1,4 +1,4 @@
-"""Shared memory, as host pools use it."""
+"""Check shared memory for host pools."""
 
 import ctypes
 import mmap
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from memkv_sglang.cli.checks.finding import Finding
 
 HUGE = 2 << 20
-"""Bytes of a huge page."""
+"""Size of a huge page in bytes."""
 
 MADV_COLLAPSE = 25
 """madvise(2), Linux 6.1; the `mmap` module does not name it."""
@@ -18,16 +18,16 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def check_memory() -> Iterator[Finding]:
-    """Look whether a memory file can be made, and be backed by huge pages."""
+    """Check that a memfd can be created and backed by huge pages."""
     try:
         descriptor = os.memfd_create("memkv-doctor")
     except OSError as error:
         yield Finding(
-            "FAIL", "memfd", f"cannot be made ({error.strerror})", "use Linux 3.17 or later"
+            "FAIL", "memfd", f"cannot be created ({error.strerror})", "use Linux 3.17 or later"
         )
         return
     try:
-        yield Finding("ok", "memfd", "shared memory for host pools can be made")
+        yield Finding("ok", "memfd", "shared memory for host pools works")
         os.ftruncate(descriptor, HUGE)
         yield _huge_pages(descriptor)
     finally:
@@ -40,10 +40,10 @@ def _huge_pages(descriptor: int) -> Finding:
         return Finding(
             "warn",
             "huge pages",
-            f"not for shared memory ({os.strerror(error)}): the disk reaches about half its speed",
+            f"not available for shared memory ({os.strerror(error)}), which halves disk throughput",
             "use Linux 6.1 or later with transparent huge pages",
         )
-    return Finding("ok", "huge pages", "shared memory can be collapsed into them")
+    return Finding("ok", "huge pages", "available for shared memory")
 
 
 def _collapse(descriptor: int) -> int:

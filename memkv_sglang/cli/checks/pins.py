@@ -1,4 +1,4 @@
-"""What lies among the pins: objects that were meant as pins but keep nothing."""
+"""Check for invalid pins, which keep no pages."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from memkv_sglang.tiers.base import TierError
 
 
 def check_pins(config: MinioConfig) -> Iterator[Finding]:
-    """Look at the pins as a collector does."""
+    """Read the pins as a collector does."""
     if not config.endpoint:
         return
     from memkv_sglang.cli.listing.minio import open_minio
@@ -17,7 +17,7 @@ def check_pins(config: MinioConfig) -> Iterator[Finding]:
         try:
             look = tier.pins().look()
         except TierError as error:
-            yield Finding("warn", "pins", f"cannot be read: {error}", "see the lines above")
+            yield Finding("warn", "pins", f"cannot be read: {error}", "fix the problems above")
             return
     if look.odd.objects:
         yield Finding("warn", "pins", look.odd.text, "remove them, or pin again with `memkv pin`")

@@ -1,1 +1,1 @@
-"""Which pages a tier holds, for `inspect` and `verify`; nothing is changed by looking."""
+"""List the pages of a tier, for `inspect` and `verify`, without changing anything."""

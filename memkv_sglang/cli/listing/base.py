@@ -1,4 +1,4 @@
-"""What both listings can tell."""
+"""The interface of listings."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,13 +7,13 @@ from memkv_sglang.page import PageKey
 
 
 class StoredPage(NamedTuple):
-    """A page that a tier holds."""
+    """A page stored in a tier."""
 
     key: PageKey
     length: int
-    """Bytes of content."""
+    """Size of the content in bytes."""
     place: str
-    """Where it lies, for people."""
+    """Human-readable location."""
 
 
 class Listing(Protocol):
@@ -24,10 +24,10 @@ class Listing(Protocol):
         """The tier's name."""
 
     def namespaces(self) -> dict[bytes, Namespace | None]:
-        """Return the namespaces by digest, with None for a description that is missing."""
+        """Return the namespaces by digest; None if a description is missing."""
 
     def pages(self, namespace: bytes) -> list[StoredPage]:
-        """Return every page of a namespace, in no order."""
+        """Return every page of a namespace, in any order."""
 
     def find(self, key: PageKey) -> StoredPage | None:
-        """Return a page, None if it is not there."""
+        """Return a page, or None if it is not stored."""

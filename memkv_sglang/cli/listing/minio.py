@@ -1,4 +1,4 @@
-"""The MinIO bucket as its objects' names tell it."""
+"""List pages in the bucket by their objects' names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from memkv_sglang.cli.checks.endpoint import demand_answer
+from memkv_sglang.cli.checks.endpoint import require_response
 from memkv_sglang.cli.listing.base import StoredPage
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_minio(config: MinioConfig) -> Iterator[MinioTier]:
-    """Open the tier without making a bucket, and close it."""
+    """Open the tier without creating a bucket; close it at the end."""
     tier = MinioTier(msgspec.structs.replace(config, create_bucket=False))
     try:
         yield tier
@@ -30,20 +30,20 @@ def open_minio(config: MinioConfig) -> Iterator[MinioTier]:
 
 
 class MinioListing:
-    """The pages of a bucket. Every call asks the server."""
+    """The pages in a bucket. Every call sends requests."""
 
     name = "minio"
 
     def __init__(self, config: MinioConfig, tier: MinioTier) -> None:
-        """List the bucket behind a tier, which stays the caller's."""
+        """List the bucket of a tier. The caller closes the tier."""
         self._config = config
         self._tier = tier
         self._names = ObjectNames(config.prefix)
         self._bucket = open_bucket(config)
 
     def namespaces(self) -> dict[bytes, Namespace | None]:
-        """Return the described namespaces; others cannot be told from foreign objects."""
-        demand_answer(self._config)
+        """Return the namespaces with a description; others look like foreign objects."""
+        require_response(self._config)
         return {**self._described}
 
     @cached_property
@@ -51,11 +51,11 @@ class MinioListing:
         return self._tier.namespaces()
 
     def pages(self, namespace: bytes) -> list[StoredPage]:
-        """List a namespace's objects; their length is what the description tells."""
+        """List a namespace's pages, with the page size of its description as their length."""
         return list(self._stored(namespace, self._names.namespace(namespace)))
 
     def find(self, key: PageKey) -> StoredPage | None:
-        """Return a page, None if it is not there."""
+        """Return a page, or None if it is not stored."""
         stored = self._stored(key.namespace, self._names.page(key))
         return next((page for page in stored if page.key == key), None)
 

@@ -1,4 +1,4 @@
-"""The NVMe directory as its journal tells it; works while an agent holds the directory, too."""
+"""List pages in the NVMe directory from its journal, also while an agent uses it."""
 
 from contextlib import closing
 from functools import cached_property
@@ -20,20 +20,20 @@ from memkv_sglang.tiers.nvme.journal import (
 )
 
 _Place = tuple[int, int]
-"""Segment and slot."""
+"""Segment and slot number."""
 
 
 class NvmeListing:
-    """The pages of a directory at the time of the first call. Reads no page."""
+    """The pages in a directory when it is first read. Reads the journal only, no pages."""
 
     name = "nvme"
 
     def __init__(self, directory: Path) -> None:
-        """Look at a directory, which need not exist."""
+        """List a directory; a missing one is empty."""
         self._directory = directory
 
     def namespaces(self) -> dict[bytes, Namespace | None]:
-        """Return the namespaces that are described or have pages."""
+        """Return the namespaces that have a description or pages."""
         with_pages = dict.fromkeys(key.namespace for key in self._pages)
         return {**with_pages, **self._descriptions()}
 
@@ -51,7 +51,7 @@ class NvmeListing:
         return [page for page in self._pages.values() if page.key.namespace == namespace]
 
     def find(self, key: PageKey) -> StoredPage | None:
-        """Return a page, None if it is not there."""
+        """Return a page, or None if it is not stored."""
         return self._pages.get(key)
 
     @cached_property
@@ -64,7 +64,7 @@ class NvmeListing:
         except (JournalDamagedError, OSError) as error:
             raise TierError(
                 f"the journal of {self._directory} {error}; the next start of the agent, or "
-                "`memkv verify`, makes a new one from the pages"
+                "`memkv verify`, rebuilds it from the pages"
             ) from None
         return _replay(frames)
 
@@ -89,11 +89,11 @@ def _free(
 ) -> None:
     segment, slot = place
     key = keys.pop((segment, slot), None)
-    # The page may have moved: then the newer place counts.
+    # If the page was moved, its newer place stays valid.
     if key is not None and pages[key].place == slot_name(segment, slot):
         del pages[key]
 
 
 def slot_name(segment: int, slot: int) -> str:
-    """Write a page's place for people."""
+    """Format a page's place for people."""
     return f"segments/{segment:08}.seg, slot {slot}"

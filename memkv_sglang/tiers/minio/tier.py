@@ -349,7 +349,7 @@ class MinioTier(Tier):
         self._demand_writer()
         bucket, records, names = self.control()
         collector = Collector(bucket, records, names, config, self._forget, self.pins())
-        return collector, Lease(records, names.lease, config.lease)
+        return collector, Lease(records, names.lease, config.lease_ttl)
 
     def control(self) -> ControlPath:
         """Return the bucket's control path, once the bucket is open. Raises `TierError`."""

@@ -179,7 +179,7 @@ class Collector:
             # Not before the step, which may take long: a pin may have been made meanwhile.
             kept = self._pins.look(found.clock.now()).kept
             deadline = time.monotonic() + min(
-                REMOVE_SECONDS, self._config.lease * (1 - 1 / RENEWALS)
+                REMOVE_SECONDS, self._config.lease_ttl * (1 - 1 / RENEWALS)
             )
             hold()
             free = [page for page in batch if page.key not in kept]

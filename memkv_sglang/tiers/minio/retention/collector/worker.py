@@ -107,7 +107,7 @@ class CollectorWorker:
         begin = time.monotonic()
         report: Report | None = None
         try:
-            pacer = _Pacer(lease, self._closed, self._config.lease)
+            pacer = _Pacer(lease, self._closed, self._config.lease_ttl)
             collection = collector.collect(pacer.step, hold=lease.renew)
             report = collection.report
         except _ClosingError:
