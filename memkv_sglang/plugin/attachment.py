@@ -11,7 +11,7 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import Config
 from memkv_sglang.plugin.hooks import missing_hooks
-from memkv_sglang.plugin.page_size import is_ours
+from memkv_sglang.plugin.launch import uses_memkv
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
         raise UnsuitableServerError(f"this SGLang lacks {', '.join(missing)}")
     if extra.get("class_name") and not extra.get("interface_v1"):
         raise UnsuitableServerError('the extra config lacks "interface_v1": 1')
-    if getattr(server_args, "enable_lora", False) and not is_ours(server_args):
+    if getattr(server_args, "enable_lora", False) and not uses_memkv(server_args):
         raise UnsuitableServerError(
             "adapters were loaded before the storage was attached, so that their content has no "
             "name; start the server with --enable-memkv"

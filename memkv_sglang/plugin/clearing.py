@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable
 
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.plugin import state
 
 log = logging.getLogger(__name__)
 
@@ -15,9 +16,6 @@ UPLOAD_SECONDS = 10.0
 """How long to wait for uploads that had begun before."""
 
 RETRY_SECONDS = 5.0
-
-_left_over: set[bytes] = set()
-"""Namespaces of this process whose removal a detach has broken off; the next attach goes on."""
 
 
 class Clearing:
@@ -35,7 +33,7 @@ class Clearing:
         self._digests: set[bytes] = set()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self.begin(_left_over)
+        self.begin(state.unfinished_clears)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._digests
@@ -52,7 +50,7 @@ class Clearing:
         """Try no more; what an agent has begun it finishes. Returns at once."""
         self._closed.set()
         with self._lock:
-            _left_over.update(self._digests)
+            state.unfinished_clears.update(self._digests)
 
     def _run(self) -> None:
         log.info("memkv: clearing %d namespaces", len(self._digests))
@@ -75,7 +73,7 @@ class Clearing:
             if self._digests != removed:
                 return False  # asked for once more
             self._digests, self._thread = set(), None
-            _left_over.difference_update(removed)
+            state.unfinished_clears.difference_update(removed)
             return True
 
     def _remove(self, digests: Iterable[bytes]) -> bool:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import state
 from memkv_sglang.shared_memory import map_memory, populate
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: 
     cudaHostRegister demands, and in its final place: pinned pages cannot become huge any more.
     Servers without the tier get SGLang's own.
     """
-    if not running.wanted():
+    if not state.wanted():
         return original(dims, dtype)
     import torch
 

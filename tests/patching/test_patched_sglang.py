@@ -19,17 +19,20 @@ WITH_THE_PLUGIN = """
 import json
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from memkv_sglang.plugin.flags import CONFIG, ENABLE, FLAGS
+from memkv_sglang.plugin.flags import CONFIG, ENABLE, EVERYDAY, SETTINGS
 from memkv_sglang.plugin.hooks import HOOKS, missing_hooks
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.server_args import ServerArgs, prepare_server_args
-flags = {ENABLE, CONFIG, *(flag.name for flag in FLAGS)}
+fields = {ENABLE, CONFIG, SETTINGS, *(flag.name for flag in EVERYDAY)}
 print(json.dumps({
     "not called": missing_hooks(),
     "hooked twice": [hook.target for hook in HOOKS if hook.target in HookRegistry._hooks],
     "own engine": Engine.server_args_class is ServerArgs,
-    "no fields": sorted(flags - set(ServerArgs.__struct_fields__)),
+    "no fields": sorted(fields - set(ServerArgs.__struct_fields__)),
+    "settings": prepare_server_args(
+        ["--model-path", "x", "--memkv-endpoint", "http://a", "--memkv-minio-bucket", "pages"]
+    ).memkv_settings,
 }))
 prepare_server_args(["--model-path", "x", "--enable-memkv", "--disable-radix-cache"])
 """
@@ -81,6 +84,10 @@ def test_the_series_has_every_hook_and_flag(report: dict[str, Any]) -> None:
     """Where this fails, the plugin has got more: see patches/README.md for how to add it."""
     assert report["not called"] == []
     assert report["no fields"] == []
+
+
+def test_every_flag_reaches_the_server_arguments(report: dict[str, Any]) -> None:
+    assert report["settings"] == {"minio.endpoint": "http://a", "minio.bucket": "pages"}
 
 
 def test_the_plugin_leaves_a_patched_sglang_alone(report: dict[str, Any]) -> None:

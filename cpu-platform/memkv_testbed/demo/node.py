@@ -76,7 +76,7 @@ class Node:
             [
                 "--enable-memkv",
                 *("--memkv-endpoint", endpoint or minio.endpoint),
-                *("--memkv-nvme-dir", str(home / "nvme")),
+                *("--memkv-nvme-directory", str(home / "nvme")),
                 *("--memkv-nvme-capacity", "2GiB"),
                 "--enable-metrics",
                 *extra,
