@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-serving test-patched bench lint audit lock clean
+.PHONY: help setup demo test test-ci test-all test-serving test-patched bench lint docs audit lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,11 +20,19 @@ setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build
 demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
 	@$(BIN)/python -m memkv_testbed.demo $(ARGS)
 
-test: setup  ## Run every test
-	@$(BIN)/pytest
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+
+test: setup  ## Run the tests of a change: at least one for each promise, at most 10 minutes
+	@$(PYTEST) -m "not slow and not soak" --no-skips $(ARGS)
+
+test-ci: setup  ## Run those and the soak test, as .ci/run does
+	@$(PYTEST) -m "not slow" --no-skips --durations=25 $(ARGS)
+
+test-all: setup  ## Run every test
+	@$(PYTEST) --durations=25 $(ARGS)
 
 test-serving: setup  ## Run the end-to-end tests alone: SGLang servers, MinIO, SGLang's router
-	@$(BIN)/pytest tests/serving
+	@$(BIN)/pytest tests/serving $(ARGS)
 
 test-patched: setup  ## Run them with every server patched instead of with the plugin
 	@MEMKV_TEST_PATCHED=1 $(BIN)/pytest tests/serving
@@ -33,10 +41,16 @@ bench: setup  ## Run every benchmark, end with the table of targets; ARGS="--qui
 	@mkdir -p $(RESULTS)
 	@$(BIN)/python -m benchmarks all --json $(RESULTS)/$$(date +%F).json $(ARGS)
 
-lint: setup  ## Check style, format and types
+lint: setup docs  ## Check style, format, types, spelling, layers, names and the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell
+	@PYTHONPATH=. $(BIN)/lint-imports --no-logo
+	@$(BIN)/python tools/check_names.py
+
+docs: setup  ## Build the documentation site into build/docs
+	@$(BIN)/sphinx-build -qW --keep-going docs build/docs
 
 audit: setup  ## Look for known vulnerabilities in the locked dependencies
 	@$(BIN)/python tools/audit.py

@@ -1,8 +1,13 @@
-"""Fixtures that more than one folder of tests uses."""
+"""Fixtures that more than one folder of tests uses, and how the suite is split.
+
+Two workers run the suite (`make test`). The tests that start SGLang servers share them, so they all
+run in one worker, from the start; any other module runs as a whole in either worker.
+"""
 
 import signal
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -34,3 +39,32 @@ def minio_config(minio_server: MinioServer) -> MinioConfig:
         access_key=minio_server.access_key,
         secret_key=minio_server.secret_key,
     )
+
+
+SERVERS = ("serving", "demo", "cpu_platform")
+"""Folders whose tests start SGLang servers."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        servers = folder in SERVERS
+        if folder == "serving":
+            item.add_marker(pytest.mark.serving)
+        item.add_marker(pytest.mark.xdist_group("servers" if servers else item.path.stem))
+        item.user_properties.append(("servers", servers))
+    # The longest group first: with it last, one worker would wait for the other.
+    items.sort(key=lambda item: not dict(item.user_properties)["servers"])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("skipped tests count as failures here (--no-skips)", red=True)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

@@ -91,7 +91,7 @@ class Node:
             "MEMKV_AGENT_IDLE_EXIT": "60",
             "MEMKV_AGENT_DRAIN": "1",
             # On a busy machine a tiny model may be computed as fast as its pages are loaded.
-            "MEMKV_ENGINE_DECLINE_SLOW_LOADS": "false",
+            "MEMKV_ENGINE_SKIP_SLOW_LOADS": "false",
         }
         flags = {
             "minio.endpoint": minio.endpoint,

@@ -42,6 +42,7 @@ def private_memory(node: Node) -> int:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.soak
 def test_mixed_traffic_leaves_nothing_behind(cluster: Cluster, expected: Expected) -> None:
     nodes = [cluster.a, cluster.b]
     with Traffic(nodes, expected) as traffic:
