@@ -27,7 +27,8 @@ in both.
 """
 
 _OTHERS = """Every other setting in [configuration.md](configuration.md) has a flag too:
-`minio.bucket` is `--memkv-minio-bucket`. Only `minio.endpoint` has a second, shorter flag, `--memkv-endpoint`.
+`minio.bucket` is `--memkv-minio-bucket`. Only `minio.endpoint` has a second, shorter flag,
+`--memkv-endpoint`.
 Secrets have no flags; use variables or files. In a patched SGLang, `sglang.Engine` takes the flags
 above as arguments and all other settings in one: `memkv_settings={"minio.bucket": "pages"}`.
 """
