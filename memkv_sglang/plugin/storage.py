@@ -25,7 +25,7 @@ from memkv_sglang.plugin.clearing import Clearing
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.hits import intersect, whole_prefix
 from memkv_sglang.plugin.namespaces import KV_POOL, ModelIdentity, identify_model
-from memkv_sglang.plugin.pools import Pool, UnsuitablePoolError, begin_until
+from memkv_sglang.plugin.pools import Pool, UnsuitablePoolError, start_deadline
 from memkv_sglang.plugin.prefill import PrefillSpeed
 from memkv_sglang.plugin.registered import RegisteredPool, RegisteredPools
 from memkv_sglang.plugin.side_pools import ALL_PAGES, Search
@@ -89,7 +89,7 @@ class MemKVStorage(HiCacheStorage):
         self._pools = RegisteredPools(self._client, self._config)
         self._clearing = Clearing(self._client, self._spill_lock)
         self._model = identify_loaded(identify_model(server_args))
-        if events.are_wanted():
+        if events.are_published():
             self._announcer = events.Announcer(self._client, events.tiers_of(config))
         hooks.install_optional_hooks()
         load_page_hash()
@@ -194,7 +194,7 @@ class MemKVStorage(HiCacheStorage):
         hits, gates = {KV_POOL: pages}, [whole_prefix(pages)]
         asked = [(side, transfer) for side, transfer in zip(sides, transfers, strict=True) if side]
         for side, transfer in asked:
-            hit = search.ask(side, transfer, pages)
+            hit = search.hit(side, transfer, pages)
             if hit is not None:
                 hits[transfer.name] = hit.pages
                 gates.append(hit)
@@ -208,12 +208,12 @@ class MemKVStorage(HiCacheStorage):
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Fill the pages at `host_indices`, one per key; returns whether each was loaded."""
-        load = partial(self._load, KV_POOL, keys, host_indices, begin_until())
+        load = partial(self._load, KV_POOL, keys, host_indices, start_deadline())
         return self._safely(load, [False] * len(keys))
 
     def batch_get_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
         """Fill pages of side pools; returns for each pool whether each page was loaded."""
-        until, results = begin_until(), {}
+        until, results = start_deadline(), {}
         for transfer in transfers:
             keys, indices = transfer.keys or [], transfer.host_indices
             load = partial(self._load, transfer.name, keys, indices, until)
@@ -247,12 +247,12 @@ class MemKVStorage(HiCacheStorage):
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Store the pages at `host_indices`, one per key; returns whether each is stored."""
-        spill = partial(self._spill, KV_POOL, keys, host_indices, extra_info, begin_until())
+        spill = partial(self._spill, KV_POOL, keys, host_indices, extra_info, start_deadline())
         return self._safely(spill, [False] * len(keys))
 
     def batch_set_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
         """Store pages of side pools; returns for each pool whether each page is stored."""
-        until, results = begin_until(), {}
+        until, results = start_deadline(), {}
         for transfer in transfers:
             keys, indices = transfer.keys or [], transfer.host_indices
             # A pool with another policy does not hold the prefix.

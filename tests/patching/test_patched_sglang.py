@@ -1,4 +1,4 @@
-"""What a patched SGLang is to those who import it. Each import takes seconds: there are two."""
+"""A patched SGLang, with and without this package. Each import takes seconds, so there are two."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def report(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def test_the_series_has_every_hook_and_flag(report: dict[str, Any]) -> None:
-    """Where this fails, the plugin has got more: see patches/README.md for how to add it."""
+    """If this fails, the plugin has new hooks or flags: add them as patches/README.md describes."""
     assert report["not called"] == []
     assert report["no fields"] == []
 
@@ -95,14 +95,14 @@ def test_the_plugin_leaves_a_patched_sglang_alone(report: dict[str, Any]) -> Non
     assert report["own engine"]
 
 
-def test_settings_that_cannot_work_end_a_command_with_one_line(
+def test_bad_settings_exit_with_one_line(
     result: subprocess.CompletedProcess[str],
 ) -> None:
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: --disable-radix-cache: ")
 
 
-def test_without_the_package_a_patched_sglang_is_as_it_was(run: Run) -> None:
+def test_without_the_package_a_patched_sglang_behaves_as_before(run: Run) -> None:
     result = run(WITHOUT_THE_PACKAGE, plugins="none")
     assert result.stdout.splitlines() == ["None"], result.stderr
     assert "unrecognized arguments: --enable-memkv" in result.stderr

@@ -40,7 +40,7 @@ def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "check_server", lambda extra, server_args: None)
     monkeypatch.setattr(storage_module, "identify_model", lambda server_args: MODEL)
     monkeypatch.setattr(hooks, "install_optional_hooks", lambda: None)
-    monkeypatch.setattr(events, "are_wanted", lambda: False)
+    monkeypatch.setattr(events, "are_published", lambda: False)
 
 
 def _unused(*_: Any) -> Any:

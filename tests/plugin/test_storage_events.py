@@ -22,7 +22,7 @@ from tests.plugin.host_pools import PAGE
 
 @pytest.fixture(autouse=True)
 def _published(process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "are_wanted", lambda: True)
+    monkeypatch.setattr(events, "are_published", lambda: True)
     monkeypatch.setattr(events, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(events, "SWEEP_SECONDS", 0.2)
 
@@ -130,7 +130,7 @@ def test_clearing_takes_back_everything(make_node: MakeNode) -> None:
 def test_without_a_publisher_nothing_is_collected(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "are_wanted", lambda: False)
+    monkeypatch.setattr(events, "are_published", lambda: False)
     chain, pool = keys(2), host_pools.mha()
     storage = make_node().attach({"kv": pool})
     store(storage, pool, chain)

@@ -72,11 +72,11 @@ def test_a_model_without_a_name_turns_it_off(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(server_args: Any) -> None:
-        raise NoFingerprintError("dummy weights are nobody's")
+        raise NoFingerprintError("dummy weights have no identity")
 
     monkeypatch.setattr(storage_module, "identify_model", refuse)
     assert_is_off(make_node().attach({"kv": host_pools.mha()}))
-    assert "dummy weights are nobody's" in caplog.text
+    assert "dummy weights have no identity" in caplog.text
 
 
 def test_page_hashes_are_compiled_before_the_first_lookup(
