@@ -31,12 +31,14 @@ def adapter(path: Path, content: bytes = b"weights") -> Path:
     return path
 
 
-class Manager(LoRAManager):
+class Manager(LoRAManager):  # type: ignore[misc] # untyped
     """SGLang's own, without a model to load weights into."""
 
     def __init__(self) -> None:
         self.base_hf_config = SimpleNamespace(vocab_size=8)
-        self.configs, self.loras, self.lora_refs = {}, {}, {}
+        self.configs: dict[str, object] = {}
+        self.loras: dict[str, object] = {}
+        self.lora_refs: dict[str, LoRARef] = {}
         self.attn_dp_enabled, self.num_pinned_loras, self.max_loras_per_batch = False, 0, 8
 
     def load_lora_weights(self, lora_ref: LoRARef) -> None:

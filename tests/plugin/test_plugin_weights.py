@@ -59,7 +59,7 @@ class Storage:
         return self.pages.setdefault((self.model.fingerprint, self.model.revision), set())
 
 
-class WeightUpdater(SchedulerWeightUpdaterManager):
+class WeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc] # untyped
     """SGLang's own, in the process group of this test."""
 
     def __post_init__(self) -> None:
