@@ -100,7 +100,7 @@ def test_half_a_model_has_no_fingerprint(model: Path, left: str) -> None:
     for file in model.iterdir():
         if file.name != left:
             file.unlink()
-    with pytest.raises(NoFingerprintError, match="holds no"):
+    with pytest.raises(NoFingerprintError, match="has no"):
         fingerprint(model)
 
 

@@ -133,7 +133,7 @@ def test_a_pool_that_cannot_be_reached_turns_the_storage_off(
         assert storage.batch_exists(chain) == 0
         assert storage.batch_get_v1(chain, indices, after([])) == [False] * 4
     (record,) = [r for r in caplog.records if "memkv: off" in r.getMessage()]
-    assert "pool mamba: MambaPoolHost does not say where its pages lie" in record.getMessage()
+    assert "pool mamba: MambaPoolHost does not name the buffers of its pages" in record.getMessage()
     assert not record.exc_info
 
 
