@@ -1,1 +1,1 @@
-"""What bounds the project, and how close it comes: `python -m benchmarks NAME`."""
+"""Compare this project with hardware limits and peers: `python -m benchmarks NAME`."""

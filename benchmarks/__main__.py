@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
 }
 
 BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run}
-"""What most machines lack something for, or takes long: not part of `all`."""
+"""Not part of `all`: they take long, or need what most machines lack."""
 
 
 @click.command()
@@ -55,27 +55,27 @@ BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run}
     "--json",
     "file",
     type=click.Path(path_type=Path),
-    help="Write every repetition, and a picture (PNG, SVG) beside it; with `all`, files that end "
-    "in each benchmark's name.",
+    help="Write every repetition to this file, and a picture (PNG, SVG) next to it; with `all`, "
+    "one file per benchmark, with its name as suffix.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=Path("/var/tmp"),  # on the disk, unlike /tmp on many machines
     show_default=True,
-    help="Where the disk to measure is mounted.",
+    help="Directory on the disk to measure.",
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--quick", is_flag=True, help="Finish in under a minute, with more noise.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help="Faults to inject, agents to kill, inputs to damage.",
+    help="Number of faults to inject, agents to kill or inputs to damage.",
 )
 def main(
     name: str, file: Path | None, directory: Path, repetitions: int, quick: bool, rounds: int | None
 ) -> None:
-    """Measure side by side, interleaved; print tables and the figures."""
+    """Run a benchmark with interleaved contestants; print tables and figures."""
     options = Options(directory, repetitions, quick, rounds)
     if name == "all":
         sys.exit(run_all(list(BENCHMARKS), options, file))

@@ -1,4 +1,4 @@
-"""The agent itself: calls a second with tiers that do nothing, memory a page, and idleness."""
+"""Measure the agent alone: calls per second with no-op tiers, memory per page, idle CPU."""
 
 import os
 import tempfile
@@ -22,14 +22,14 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 
 PAGES = 8
-"""Pages of a small call: half a turn of a conversation, with 64 tokens a page."""
+"""Pages of a small call: half a turn of a conversation, at 64 tokens per page."""
 
 SECONDS = 1.0
 QUICK_SECONDS = 0.3
 
 INDEXED = 45_000
 QUICK_INDEXED = 11_500
-"""Just over the sizes at which a dictionary has grown: its most wasteful ones."""
+"""Just above the sizes at which a dictionary grows: the most wasteful ones."""
 
 IDLE_SECONDS = 5.0
 QUICK_IDLE_SECONDS = 2.0
@@ -38,25 +38,25 @@ WAYS = ("lookup", "load", "spill")
 
 
 def run(options: Options) -> Report:
-    """Measure one client that calls as fast as it can; then memory, then nothing at all."""
+    """Measure one client that calls as fast as it can, then memory, then an idle agent."""
     report = Report("agent", "calls/s")
     with _importable(), agent(module="benchmarks.no_op_agent") as running:
         _count_calls(report, running, options)
     _weigh_index(report, options)
     _watch_idle(report, options)
     for key, case in {
-        "agent_calls_per_core_second": "calls a core-second",
-        "agent_calls_per_second": "calls a second",
+        "agent_calls_per_core_second": "calls per core-second",
+        "agent_calls_per_second": "calls per second",
     }.items():
         # What the three reach in turn, as a conversation calls them.
         report.figures[key] = harmonic_mean([report.median(case, way) for way in WAYS])
     report.figures["index_bytes_per_page"] = report.median("index", "NVMe tier")
     report.figures["agent_idle_cpu_percent"] = report.median("idle", "agent")
-    cases = {name: name for name in ("calls a second", "calls a core-second")}
+    cases = {name: name for name in ("calls per second", "calls per core-second")}
     report.panels = [
-        Panel(f"calls of {PAGES} pages, one client, tiers that do nothing", "calls", cases),
-        Panel("memory of the index", "bytes a page", {"": "index"}),
-        Panel("processor of an idle agent with both tiers", "% of a core", {"": "idle"}),
+        Panel(f"calls of {PAGES} pages, one client, no-op tiers", "calls", cases),
+        Panel("memory of the index", "bytes per page", {"": "index"}),
+        Panel("CPU of an idle agent with both tiers", "% of a core", {"": "idle"}),
     ]
     return report
 
@@ -83,8 +83,8 @@ def _count_calls(report: Report, running: RunningAgent, options: Options) -> Non
                 done, seconds, cpu = _call_for(
                     calls[way], running, QUICK_SECONDS if options.quick else SECONDS
                 )
-                report.record("calls a second", way, done / seconds)
-                report.record("calls a core-second", way, done / cpu)
+                report.record("calls per second", way, done / seconds)
+                report.record("calls per core-second", way, done / cpu)
         client.release_pool(number)
 
 
@@ -101,7 +101,7 @@ def _call_for(
 
 
 def _weigh_index(report: Report, options: Options) -> None:
-    """Fill a real directory and see what the tier's memory has grown by."""
+    """Fill a real directory and return how much the tier's memory has grown."""
     count = QUICK_INDEXED if options.quick else INDEXED
     namespace = make_namespace(page_bytes=4 * KIB)
     with (
@@ -139,7 +139,7 @@ def _watch_idle(report: Report, options: Options) -> None:
 
 @contextmanager
 def _importable() -> Iterator[None]:
-    """Let started processes import this package, wherever they stand."""
+    """Let child processes import this package from any working directory."""
     before = os.environ.get("PYTHONPATH")
     here = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = here if before is None else f"{here}{os.pathsep}{before}"

@@ -1,4 +1,4 @@
-"""Every benchmark, each in a process of its own, and the table of targets."""
+"""Run every benchmark in its own process, then print the table of targets."""
 
 import json
 import subprocess
@@ -15,10 +15,10 @@ from benchmarks.targets import show_targets
 
 
 def run_all(names: Sequence[str], options: Options, file: Path | None) -> int:
-    """Run the benchmarks one after the other; returns 1 if one of them could not.
+    """Run the benchmarks one after another; returns 1 if one of them failed.
 
-    A process each: what one leaves behind in memory, threads or affinity does not meet the next,
-    and a crash costs its own figures only.
+    Each has its own process, so memory, threads and affinity do not carry over, and a crash only
+    loses its own figures.
     """
     with tempfile.TemporaryDirectory() as scratch:
         base = file or Path(scratch) / "all.json"

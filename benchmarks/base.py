@@ -1,4 +1,4 @@
-"""What every benchmark is: a module with `run(options) -> Report`, named in `__main__`."""
+"""Interface of a benchmark: a module with `run(options) -> Report`, listed in `__main__`."""
 
 import shutil
 from pathlib import Path
@@ -6,20 +6,20 @@ from typing import NamedTuple
 
 
 class MissingToolError(Exception):
-    """A program that a benchmark cannot do without; the text names what to install."""
+    """A required program is missing; the text says what to install."""
 
 
 class Options(NamedTuple):
-    """How a benchmark is to be run."""
+    """Options of a benchmark."""
 
     directory: Path
-    """Where the disk to measure is mounted."""
+    """Directory on the disk to measure."""
     repetitions: int
-    """Rounds in which every contestant has its turn."""
+    """Rounds in which every contestant runs once."""
     quick: bool = False
     """Whether to finish in under a minute: fewer sizes and rounds, the same keys in `figures`."""
     rounds: int | None = None
-    """Faults to inject, for the benchmark that does; None for its default."""
+    """Number of faults to inject; None for the benchmark's default."""
 
 
 def tool(name: str) -> str:

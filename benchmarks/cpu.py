@@ -1,4 +1,4 @@
-"""What a load costs the node: CPU seconds of client and agent together, not of the server."""
+"""Measure the CPU cost of a load on the node: client and agent together, without the server."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PAGES = 128
 
 
 def measure_cpu(report: Report, server: Minio, repetitions: int) -> None:
-    """Load pages of 1 MiB through an agent, and beside it by `seaweedfs` in this process."""
+    """Load pages of 1 MiB through an agent, and with `seaweedfs` in this process."""
     with ExitStack() as stack:
         pool = stack.enter_context(HostPool(PAGES, MIB, huge=True))
         config = server.config("cpu")
@@ -38,7 +38,7 @@ def measure_cpu(report: Report, server: Minio, repetitions: int) -> None:
 
 
 def _cost(load: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Return CPU seconds a GB."""
+    """Return CPU seconds per GB."""
     before = clock()
     load()
     return (clock() - before) / (PAGES * MIB / 1e9)

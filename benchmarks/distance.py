@@ -1,4 +1,4 @@
-"""A server as seen over a network: each direction takes half a round trip."""
+"""Simulate network latency: each direction takes half a round trip."""
 
 import asyncio
 import threading
@@ -10,14 +10,14 @@ CHUNK = 64 << 10
 
 
 class Distance:
-    """Forwards connections on a free loopback port, later; a context manager.
+    """Forwards connections on a free loopback port with a delay; a context manager.
 
-    Bytes are held back, not slowed: any number of requests may be on their way, as on a network
-    whose bandwidth does not matter.
+    Bytes are delayed, not throttled: any number of requests may be in flight, as on a network
+    with unlimited bandwidth.
     """
 
     def __init__(self, endpoint: str, round_trip: float) -> None:
-        """Stand before a server at `endpoint` (URL); `round_trip` is in seconds."""
+        """Forward to a server at `endpoint` (URL); `round_trip` is in seconds."""
         parts = urlsplit(endpoint)
         self._target = (parts.hostname, parts.port)
         self._delay = round_trip / 2

@@ -1,4 +1,4 @@
-"""What encryption on the node costs: the rate of a core, and of MinIO with and without it."""
+"""Measure encryption on the node: throughput of one core, and of MinIO with and without it."""
 
 import itertools
 import secrets
@@ -23,7 +23,7 @@ TOTAL = 64 * MIB
 
 
 def run(options: Options) -> Report:
-    """Measure one core, then against a MinIO of the benchmark's own."""
+    """Measure one core, then loads and spills with the benchmark's own MinIO."""
     report = Report("encryption", "GB/s")
     for name, size in PAGE_SIZES.items():
         _measure_core(report, name, size, options.repetitions)

@@ -1,4 +1,4 @@
-"""Faults in a small cluster under traffic: what its clients saw, and what it cost the processes."""
+"""Inject faults into a small cluster under traffic; measure what clients and processes see."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from benchmarks.report import Report
 ROUNDS = 200
 QUICK_ROUNDS = 12
 KILLS = 4
-"""One in so many rounds is a further kill of the agent at a random moment."""
+"""One round in this many kills the agent once more at a random moment."""
 
 
 def run(options: Options) -> Report:
@@ -39,7 +39,7 @@ def run(options: Options) -> Report:
 
 
 def _plan(rounds: int) -> list[Fault]:
-    """Take all faults in turn; those that end agents last, so that these grow old before."""
+    """Inject all faults in turn; those that kill agents come last, so that agents grow old."""
     faults = list(islice(cycle(FAULTS.values()), rounds))
     return sorted(faults, key=lambda fault: ("minio", "nvme", "process").index(fault.medium))
 

@@ -1,4 +1,4 @@
-"""Damaged inputs by the million for everything that reads bytes from outside."""
+"""Feed millions of damaged inputs to every parser of external bytes."""
 
 import time
 
@@ -13,9 +13,9 @@ QUICK_INPUTS = 20_000
 
 
 def run(options: Options) -> Report:
-    """Damage so many inputs (`--rounds`) for each reader; raises what a reader should not raise."""
+    """Damage `--rounds` inputs for each parser; raises any exception a parser must not raise."""
     inputs = options.rounds or (QUICK_INPUTS if options.quick else INPUTS)
-    report = Report("fuzz", "thousand inputs a second")
+    report = Report("fuzz", "thousand inputs per second")
     for target in track(TARGETS, "fuzz"):
         began = time.perf_counter()
         # A seed of the day: each run tries others, and a failure can be had again.

@@ -1,4 +1,4 @@
-"""How long the collector takes to empty a full bucket, progress and lease included."""
+"""Measure how long the collector takes to empty a full bucket."""
 
 import tempfile
 import time
@@ -19,17 +19,17 @@ from memkv_sglang.tiers.minio import MinioTier
 PAGES = 100_000
 QUICK_PAGES = 5_000
 PAGE_BYTES = 1024
-"""What an object holds does not matter to who removes it."""
+"""Deletion does not depend on the content."""
 
 CHAIN = 1000
-"""Pages of a chain: leaves leave before roots, so that chains are what is put in order."""
+"""Pages of a chain. The collector sorts chains, because leaves are deleted before roots."""
 
 LEFT = 0.05
-"""Share of the pages for which the limits have room."""
+"""Fraction of the pages that fit within the limits."""
 
 
 def run(options: Options) -> Report:
-    """Fill a MinIO of the benchmark's own, then collect nearly everything, once."""
+    """Fill the benchmark's own MinIO, then collect nearly everything once."""
     count = QUICK_PAGES if options.quick else PAGES
     report = Report("gc", "s")
     with (
@@ -68,7 +68,7 @@ def _pages(keys: list[PageKey]) -> list[Page]:
 
 
 def _collect(tier: MinioTier, capacity: int, progress: Progress) -> tuple[float, int]:
-    """Return the seconds that it took, and how many pages left."""
+    """Return the seconds it took and how many pages it deleted."""
     collector, lease = tier.collector(CollectorConfig(capacity=capacity))
     task = progress.add_task("collecting")
 

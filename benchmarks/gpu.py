@@ -1,7 +1,7 @@
-"""Pages from disk and from MinIO onto a GPU, against the disk and against the bus alone.
+"""Load pages from disk and MinIO onto a GPU, compared with the disk and the bus alone.
 
-As a server has it: the host pool is shared memory that is registered with CUDA, the tier fills it,
-and what has arrived is copied to the device while the next pages are loaded. Not part of `all`.
+As in a server, the host pool is shared memory registered with CUDA. The tier fills it, and loaded
+pages are copied to the device while the next ones are loaded. Not part of `all`.
 """
 
 import ctypes
@@ -25,14 +25,14 @@ from memkv_sglang.tiers.nvme import NvmeTier
 
 PAGE_SIZES = {"1m": MIB, "4m": 4 * MIB}
 CALL_BYTES = 64 * MIB
-"""Bytes that are loaded at once, and copied to the device while the next are loaded."""
+"""Bytes per step: loaded, then copied to the device while the next step is loaded."""
 
 DEPTH = 4
 CALL_SECONDS = 60.0
 
 
 class Target:
-    """Memory of a device that is as large as a host pool, and the copies into it."""
+    """Device memory as large as a host pool, and copies into it."""
 
     def __init__(self, pool: HostPool, device: str = "cuda") -> None:
         """Register the pool with CUDA, as SGLang does. Raises `RuntimeError` if that fails."""
@@ -47,7 +47,7 @@ class Target:
             self._check(torch.cuda.cudart().cudaHostRegister(self._address, pool.length, 0))
 
     def copy(self, begin: int, end: int) -> None:
-        """Begin to copy these bytes of the pool to the same place on the device."""
+        """Start to copy these bytes of the pool to the same offset on the device."""
         self.content[begin:end].copy_(self._source[begin:end], non_blocking=True)
 
     def wait(self) -> None:
@@ -56,11 +56,11 @@ class Target:
             self._torch.cuda.synchronize()
 
     def equals_pool(self) -> bool:
-        """Tell whether the device holds what the pool holds."""
+        """Return whether device and pool have the same content."""
         return bool(self._torch.equal(self.content.cpu(), self._source))
 
     def close(self) -> None:
-        """Let go of the pool, which must not be unmapped before."""
+        """Unregister the pool, which must still be mapped."""
         self.wait()
         if self._cuda:
             self._check(self._torch.cuda.cudart().cudaHostUnregister(self._address))
@@ -72,7 +72,7 @@ class Target:
 
 
 def run(options: Options) -> Report:
-    """Measure on the first GPU; needs about 4 GiB of disk, 1 GiB of memory and of the GPU's."""
+    """Measure on the first GPU; needs about 4 GiB of disk, 1 GiB of memory and 1 GiB on the GPU."""
     _check_device()
     report = Report("gpu", "GB/s")
     measure(report, options, "cuda", 256 * MIB if options.quick else GIB)
@@ -80,7 +80,7 @@ def run(options: Options) -> Report:
 
 
 def _check_device() -> None:
-    """Raise `MissingToolError` where there is no GPU."""
+    """Raise `MissingToolError` if there is no GPU."""
     try:
         import torch
     except ImportError:
@@ -168,7 +168,7 @@ def _over_the_bus(target: Target, pool: HostPool) -> float:
 def _loading(
     tier: Tier, pages: Sequence[Page], pool: HostPool, target: Target | None
 ) -> Callable[[], float]:
-    """Return a contestant that loads all pages into the pool, and on to the device if there is."""
+    """Return a contestant that loads all pages into the pool, and copies them to any device."""
 
     def load() -> float:
         pool.wipe()
@@ -187,6 +187,6 @@ def _loading(
 
 
 def _calls(pages: Sequence[Page]) -> list[tuple[int, Sequence[Page]]]:
-    """Return the pages in groups, each with the place of its first."""
+    """Return the pages in groups, each with the position of its first page."""
     each = max(CALL_BYTES // pages[0].length, 1)
     return [(first, pages[first : first + each]) for first in range(0, len(pages), each)]

@@ -1,7 +1,7 @@
-"""What SGLang's scheduler loses while pages move: the speed of a loop that holds the GIL.
+"""Measure how much transfers slow SGLang's scheduler down: a GIL-bound loop during transfers.
 
-The loop has a core of its own. Everything that moves pages has the other: the agent, MinIO, and
-the threads of the loop's process that wait for the agent, or with a peer, move the pages.
+The loop has its own core. Everything else runs on the other one: the agent, MinIO, and the threads
+of the loop's process that wait for the agent or, with a peer, move the pages.
 """
 
 import os
@@ -25,17 +25,17 @@ PAGES = 64
 SECONDS = 2.0
 QUICK_SECONDS = 1.0
 STEPS = 200
-"""Turns of the loop between two looks at the clock."""
+"""Iterations of the loop between two readings of the clock."""
 
 CASE = "loop"
 MOVED = "moved"
 
 
 def run(options: Options) -> Report:
-    """Measure the loop alone and beside each mover. Raises `MissingToolError` on a single core."""
+    """Measure the loop alone and during transfers. Raises `MissingToolError` on a single core."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise MissingToolError("interference needs two cores to pin the loop and the movers to")
+        raise MissingToolError("interference needs two cores: one for the loop, one for transfers")
     report = Report("interference", "steps/ms")
     seconds = QUICK_SECONDS if options.quick else SECONDS
     repetitions = min(options.repetitions, 3) if options.quick else options.repetitions
@@ -57,14 +57,14 @@ def run(options: Options) -> Report:
         key = f"scheduler_speed_kept_{name.removeprefix('memkv ')}"
         report.figures[key] = report.ratio(CASE, name, "alone")
     report.panels = [
-        Panel("speed of the loop", "steps/ms", {"": CASE}),
-        Panel("pages moved meanwhile, loads and spills", "GB/s", {"": MOVED}),
+        Panel("throughput of the loop", "steps/ms", {"": CASE}),
+        Panel("throughput of loads and spills meanwhile", "GB/s", {"": MOVED}),
     ]
     return report
 
 
 def _movers(stack: ExitStack, report: Report, directory: Path) -> dict[str, Callable[[], object]]:
-    """Return by name what moves all pages of a pool twice: spilled, and loaded again."""
+    """Return by name functions that spill and load all pages of a pool."""
     server = stack.enter_context(minio(directory))
     scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory))
     pool = stack.enter_context(HostPool(PAGES, MIB, huge=True))
@@ -114,7 +114,7 @@ def _in_process(peer: Peer, pool: HostPool) -> Callable[[], object]:
 
 @contextmanager
 def _moving(move: Callable[[], object], core: int) -> Iterator[list[int]]:
-    """Move in a thread on the core; what is yielded grows by 2 with each turn finished inside."""
+    """Transfer in a thread on the core; the yielded count grows by 2 per finished round."""
     moves: list[int] = []
     ending = threading.Event()
     begun = threading.Event()
@@ -137,7 +137,7 @@ def _moving(move: Callable[[], object], core: int) -> Iterator[list[int]]:
 
 
 def _loop(seconds: float) -> float:
-    """Return thousands of steps a second of plain Python that never lets go of the GIL itself."""
+    """Return thousands of steps per second of pure Python that never releases the GIL itself."""
     done, table = 0, dict.fromkeys(range(64), 0)
     began = time.perf_counter()
     end = began + seconds

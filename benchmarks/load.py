@@ -1,4 +1,4 @@
-"""Sixty-four clients at full rate on one agent, every page checked."""
+"""Run 64 clients at full rate on one agent and check every page."""
 
 import msgspec
 from memkv_testbed.faults.base import percentile
@@ -11,13 +11,13 @@ from benchmarks.report import Report
 
 CLIENTS = 64
 SECONDS = 120.0
-"""Of a repetition: five of them are ten minutes."""
+"""Duration of a repetition; five of them take ten minutes."""
 QUICK_SECONDS = 20.0
 QUANTILES = {"median": 0.5, "99th percentile": 0.99}
 
 
 def run(options: Options) -> Report:
-    """Put one cluster under load again and again; every repetition has clients of its own."""
+    """Put one cluster under load repeatedly, each time with new clients."""
     seconds = QUICK_SECONDS if options.quick else SECONDS
     repetitions = 1 if options.quick else options.repetitions
     report = Report("load", "ms")

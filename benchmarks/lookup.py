@@ -1,4 +1,4 @@
-"""Lookups in the NVMe tier's index and in MinIO, by chain length and by what is known already."""
+"""Measure lookups in the NVMe index and in MinIO, by chain length and cached presence."""
 
 import math
 import random
@@ -25,19 +25,19 @@ LENGTHS = (16, 128, 512, 2048, 4096)
 QUICK_LENGTHS = (16, 2048)
 CLAIMED = 2048
 PAGE = 4 * KIB
-"""Small, since only their presence counts."""
+"""Small, because only presence matters."""
 
 TTL = 60.0
-"""Seconds that a tier with knowledge takes a missing page as missing, so that it stays known."""
+"""Negative TTL of a warm tier in seconds, long enough that misses stay cached."""
 
 ROUND_TRIP = 0.05
-"""Seconds to the far server: long beside the work of both ends, so that trips can be counted."""
+"""Round trip to the remote server in seconds: so long that time divided by it counts the trips."""
 
 NAMESPACE = make_namespace(page_bytes=PAGE)
 
 
 def run(options: Options) -> Report:
-    """Store one chain in both tiers and by `seaweedfs`, and look for prefixes of it."""
+    """Store one chain in both tiers and with `seaweedfs`, then look up prefixes of it."""
     report = Report("lookup", "ms")
     lengths = QUICK_LENGTHS if options.quick else LENGTHS
     repetitions = options.repetitions * (2 if options.quick else 4)
@@ -67,7 +67,7 @@ def run(options: Options) -> Report:
 
 
 class _Bench:
-    """One chain that is there, and tiers that know of it, or nothing."""
+    """A stored chain, and tiers with a warm or cold presence cache."""
 
     def __init__(
         self, report: Report, config: MinioConfig, nvme: Peer, warm: Peer, hashes: list[bytes]
@@ -79,7 +79,7 @@ class _Bench:
         self._hashes = hashes
 
     def compare(self, length: int, share: float, repetitions: int) -> None:
-        """Look for a chain of which the begin is there, `share` of it."""
+        """Look up a chain of which the first `share` is stored."""
         present = int(length * share)
         chain = _chain(self._hashes, length, present)
         case = f"{length} pages, {share:.0%} there"
@@ -91,10 +91,10 @@ class _Bench:
                 self._report.record(case, "memkv minio, unknown", _look(cold, chain, present))
 
     def random_boundary(self, peers: dict[str, Peer], repetitions: int, peers_too: int) -> None:
-        """Look for a boundary anywhere, nothing known; the peers only in some of the rounds.
+        """Look up chains with a random boundary and a cold cache; peers only in some rounds.
 
-        The rounds go through the chain from its begin, so that few of them see its middle, too:
-        what a peer takes is proportional to where the boundary is.
+        The boundary moves from the beginning of the chain to its end, so even a few evenly spread
+        rounds are fair: a peer's time is proportional to the boundary's position.
         """
         for number in range(repetitions):
             present = int((number + random.random()) / repetitions * (CLAIMED + 1))
@@ -108,12 +108,12 @@ class _Bench:
 
 
 def _middles(rounds: int, count: int) -> set[int]:
-    """Return `count` of the rounds, evenly spread."""
+    """Return `count` evenly spread rounds."""
     return {(2 * i + 1) * rounds // (2 * count) for i in range(count)}
 
 
 def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions: int) -> None:
-    """Look over a long way and count how often it was gone: the time over the round trip."""
+    """Look up through a long network path and return the time in round trips."""
     with Distance(server.server.endpoint, ROUND_TRIP) as far:
         config = server.config("lookup", endpoint=far.endpoint, negative_ttl=TTL)
         for _ in range(repetitions):
@@ -134,7 +134,7 @@ def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions
 
 @contextmanager
 def _ignorant(config: MinioConfig) -> Iterator[Peer]:
-    """Yield a tier that has a connection and its bucket, and knows of no page."""
+    """Yield a connected tier with an empty presence cache."""
     tier = Ours(MinioTier(config))
     try:
         # Fills the connections too: as many questions at once as a search asks.
@@ -145,7 +145,7 @@ def _ignorant(config: MinioConfig) -> Iterator[Peer]:
 
 
 def _chain(hashes: list[bytes], length: int, present: int) -> Chain:
-    """Return a chain of `length` pages that leaves `hashes` after `present` of them."""
+    """Return a chain of `length` pages that diverges from `hashes` after `present` pages."""
     there = hashes[:present]
     elsewhere = make_hashes(length - present, f"{random.random()}", there[-1] if there else b"")
     return Chain(NAMESPACE.digest, [*there, *elsewhere])
@@ -186,9 +186,9 @@ def _claim(report: Report, lengths: tuple[int, ...]) -> None:
     for share in ("100%", "50%", "0%"):
         cases = {str(n): f"{n} pages, {share} there" for n in lengths}
         report.panels.append(
-            Panel(f"chain of so many pages, {share} there", "ms", cases, lines=True, log=True)
+            Panel(f"chain length in pages, {share} stored", "ms", cases, lines=True, log=True)
         )
     random_case = {f"{CLAIMED} pages": "random"}
-    report.panels.append(Panel("random boundary, nothing known", "ms", random_case, log=True))
-    trip_title = f"time over the round trip to a server {ROUND_TRIP * 1e3:.0f} ms away"
+    report.panels.append(Panel("random boundary, cold presence cache", "ms", random_case, log=True))
+    trip_title = f"round trips to a server {ROUND_TRIP * 1e3:.0f} ms away"
     report.panels.append(Panel(trip_title, "round trips", {"2048 pages": "round trips"}))

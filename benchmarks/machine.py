@@ -1,4 +1,4 @@
-"""What a reader must know of a machine, and of what ran on it, to judge the numbers."""
+"""Describe the machine and the software, so that a reader can judge the numbers."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ from memkv_testbed.minio_binary import MINIO_MODULE, find_or_build_minio
 import memkv_sglang
 
 PACKAGES = ("sglang", "minio", "boto3", "obstore", "nixl", "torch", "xxhash")
-"""Distributions whose version matters: what is served, what we use, what we compare with."""
+"""Distributions whose version matters: SGLang, our dependencies and the peers."""
 
 PROGRAMS = {"fio": "--version", "wrk": "-v"}
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, memory, kernel and the policy for huge pages."""
+    """Return processor, memory, kernel and huge-page policy."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that took part; what is not installed is left out."""
+    """Return the versions of all installed software that was measured."""
     found = {"memkv_sglang": memkv_sglang.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(program: str, flag: str) -> str:
-    """Return the first word with a digit that a program says about itself."""
+    """Return the first word with a digit in a program's version output."""
     done = subprocess.run([program, flag], capture_output=True, text=True, check=False)
     match = re.search(r"\S*\d\S*", done.stdout + done.stderr)
     return match[0] if match else "unknown"

@@ -1,4 +1,4 @@
-"""The MinIO tier against wrk, and against what else moves pages to and from a MinIO."""
+"""Compare the MinIO tier with wrk and with other clients."""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -22,26 +22,26 @@ from memkv_sglang.tiers.minio import MinioTier
 
 PAGES = tuple(SIZES)
 ALL_PEERS = ("1m", "8m")
-"""Page sizes at which every peer has its turn; elsewhere only SGLang's own."""
+"""Page sizes that every peer is measured with; otherwise only SGLang's own backend."""
 
 TLS_PAGES = ("1m", "8m")
 LEAST, MOST = 128 * MIB, 512 * MIB
-"""Bytes of the pages that are moved: a call's worth (`CALL` pages), within these bounds.
+"""Bytes per measurement: the pages of one call (`CALL`), within these bounds.
 
-With few large pages the last ones have the connections for themselves, which wrk never meets.
+With few large pages, the last ones share no connection, which never happens in wrk.
 """
 
 QUICK_TOTAL = 64 * MIB
 SECONDS = 2
-"""For which everyone loads at a time; in a quick run wrk has one second, the others a call.
+"""Seconds per measurement; in a quick run one second for wrk and one call for the others.
 
-Calls that load 128 MiB each take 135 and 180 ms in turn, probably as the server collects garbage
-in every other: a measurement must hold many, as one of wrk does.
+Calls that load 128 MiB alternate between 135 and 180 ms, probably because the server collects
+garbage in every second one, so a measurement must include many calls.
 """
 
 
 def run(options: Options) -> Report:
-    """Measure against a MinIO of the benchmark's own, with its data in `options.directory`.
+    """Measure with the benchmark's own MinIO, with its data in `options.directory`.
 
     Raises `MissingToolError` without wrk or openssl.
     """
@@ -68,7 +68,7 @@ def _measure(
     repetitions: int,
     quick: bool,
 ) -> None:
-    """Let everyone spill and load pages of one size, given by the begin of the case's name."""
+    """Spill and load pages of one size with every contestant; `case` begins with the size."""
     size = SIZES[case.split("_")[0]]
     config = server.config(f"pages-{case}".replace("_", "-"))
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def _measure(
 
 
 def _presigned(config: MinioConfig) -> list[str]:
-    """Return a URL for each object of the bucket."""
+    """Return the URL of each object in the bucket."""
     scheme, _, host = config.endpoint.partition("://")
     client = MinioClient(
         host,
@@ -124,7 +124,7 @@ def _claim(report: Report) -> None:
         cases = {label(name): f"{verb} {name}_tls" for name in TLS_PAGES}
         report.panels.append(Panel(f"{verb}, https", "GB/s", cases))
     report.panels += [
-        Panel("client CPU, loads", "CPU s a GB", {"1 MiB": "cpu 1m"}),
-        Panel("128 pages of 1 MiB to be seen by another node", "s", {"1 MiB": "visible"}),
+        Panel("client CPU, loads", "CPU s per GB", {"1 MiB": "cpu 1m"}),
+        Panel("128 pages of 1 MiB until another node sees them", "s", {"1 MiB": "visible"}),
     ]
-    report.notes.append("client and server share the machine's cores; the server takes most")
+    report.notes.append("client and server share the machine's cores; the server uses most of them")

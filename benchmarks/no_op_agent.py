@@ -1,4 +1,4 @@
-"""An agent whose tier does nothing, as `start_agent` starts it: what is left is the agent."""
+"""An agent with a no-op tier, started like a real one, to measure the agent alone."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from memkv_sglang.tiers.memory import MemoryTier
 
 
 class NoOpTier(MemoryTier):
-    """Has every page, and touches none."""
+    """Claims to hold every page and does no I/O."""
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Return the whole chain."""

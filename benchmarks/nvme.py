@@ -1,4 +1,4 @@
-"""The NVMe tier against fio, and against SGLang's backends for a local disk: spill and load."""
+"""Compare the NVMe tier with fio and with SGLang's backends for local disks."""
 
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ QUICK_DEPTHS = (1, 16)
 DEPTH_PAGES = "1m"
 
 SMALL = "_small_pages"
-"""Ends the names of what was measured with a pool of 4 KiB pages."""
+"""Suffix of measurements with a pool of 4 KiB pages."""
 
 
 def run(options: Options) -> Report:
@@ -58,7 +58,7 @@ class _Bench:
         fio(self._plain, "write", MIB, total, IN_FLIGHT, huge=False)
 
     def sizes(self, name: str, repetitions: int, *, huge: bool, peers: bool = True) -> None:
-        """Let everyone spill and load pages of one size, or without `peers` the tier and fio."""
+        """Spill and load pages of one size with the tier, fio and, with `peers`, the peers."""
         suffix = "" if huge else SMALL
         with ExitStack() as stack:
             pool = self._pool(stack, name, huge=huge)
@@ -69,7 +69,7 @@ class _Bench:
             self._compete(case, name, opened, pool, repetitions, IN_FLIGHT, huge=huge)
 
     def depth(self, depth: int, repetitions: int) -> None:
-        """Let the tier and fio have so many pages in flight."""
+        """Measure the tier and fio with this many pages in flight."""
         with ExitStack() as stack:
             pool = self._pool(stack, DEPTH_PAGES, huge=True)
             peers = {"memkv": self._tier(stack, f"depth-{depth}", depth)}
@@ -152,6 +152,6 @@ def _claim(report: Report) -> None:
         title = f"{verb} by pages in flight ({label(DEPTH_PAGES)}, huge pages)"
         report.panels.append(Panel(title, "GB/s", cases, lines=True))
     report.notes.append(
-        "file reads through the page cache, dropped before each load; its spills end in that "
-        "cache, before the disk has them"
+        "file reads through the page cache, which is dropped before each load; its spills return "
+        "when the data is in that cache, not on the disk"
     )

@@ -1,4 +1,4 @@
-"""A report as a picture: medians as bars or lines, each repetition as a point."""
+"""Draw a report: medians as bars or lines, each repetition as a point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS = "memkv"
-"""What this project's contestants are called, or begin with; they keep one family of colours."""
+"""Name prefix of this project's contestants, which share a family of colours."""
 
 OUR_COLORS = ("#3a5bd9", "#8fa4ef", "#1b2f80")
 LIMIT_COLORS = dict.fromkeys(("fio", "wrk", "alone", "bound", "all in the top tier"), "#5f6368")
@@ -26,11 +26,11 @@ COLUMNS = 2
 """Panels side by side."""
 
 LABEL_ROOM = 60
-"""Letters that fit below a panel."""
+"""Letters per line below a panel."""
 
 
 def draw(report: Report, file: Path) -> None:
-    """Write a PNG and an SVG beside the JSON file `file`. Raises `OSError`."""
+    """Write a PNG and an SVG next to the JSON file `file`. Raises `OSError`."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def draw(report: Report, file: Path) -> None:
 
 
 def _colors(report: Report) -> dict[str, str]:
-    """Return one colour a contestant, the same in every panel."""
+    """Return one colour per contestant, the same in every panel."""
     names = dict.fromkeys(name for case in report.runs.values() for name in case)
     ours = iter(OUR_COLORS * len(names))
     peers = iter(PEER_COLORS * len(names))
@@ -67,7 +67,7 @@ def _colors(report: Report) -> dict[str, str]:
 
 
 def _bars(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> None:
-    """Draw a group of bars a case; each repetition is a small point on its bar."""
+    """Draw one group of bars per case; each repetition is a point on its bar."""
     names = _names(report, panel)
     width = 0.8 / len(names)
     for place, name in enumerate(names):
@@ -86,7 +86,7 @@ def _bars(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> N
 
 
 def _lines(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> None:
-    """Draw a line a contestant through its medians, and a band from its lowest to its highest."""
+    """Draw one line per contestant through its medians, with a band from minimum to maximum."""
     for name in _names(report, panel):
         found = [
             (place, report.runs[case][name])

@@ -1,4 +1,4 @@
-"""A host pool to measure with, and names for its pages."""
+"""A host pool for measurements, and keys for its pages."""
 
 import ctypes
 import os
@@ -11,26 +11,26 @@ from memkv_sglang.testing.pages import make_chain, make_namespace
 
 
 class HostPool(host_pool.HostPool):
-    """Has content of any kind: what is measured checks it against the checksum."""
+    """A host pool with random content, which contestants verify by checksum."""
 
     @property
     def address(self) -> int:
-        """Where this process maps it."""
+        """Address in this process."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     def fill(self) -> None:  # type: ignore[override]  # no chain: faster than what follows from keys
-        """Give every page content of its own."""
+        """Fill every page with different content."""
         for page in range(self.pages):
             for part in self.views(page):
                 part[:] = os.urandom(len(part))
 
     def index(self, page: Page) -> int:
-        """Return the place of a page that lies in this pool."""
+        """Return the index of a page in this pool."""
         first = ctypes.addressof(ctypes.c_char.from_buffer(page.buffers[0]))
         return (first - self.address) // len(page.buffers[0])
 
     def huge_share(self) -> float:
-        """Return how much of the mapping consists of huge pages, from 0 to 1 (smaps)."""
+        """Return the fraction of the mapping that is in huge pages (smaps)."""
         found, mine = 0, False
         for line in Path("/proc/self/smaps").read_text().splitlines():
             first = line.split(maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""What a benchmark found: every repetition, how to look at it, and the figures it claims."""
+"""The result of a benchmark: every repetition, how to present it, and the figures."""
 
 import gc
 import json
@@ -12,43 +12,43 @@ from typing import Any, NamedTuple
 from benchmarks.machine import machine, versions
 
 Measure = Callable[[], float]
-"""Runs a contestant once and returns what it reached."""
+"""Runs a contestant once and returns the measurement."""
 
 
 class Panel(NamedTuple):
-    """Cases that are looked at together: a part of the table, and one set of axes."""
+    """Cases shown together: one table and one set of axes."""
 
     title: str
     unit: str
     cases: Mapping[str, str]
-    """Names in `Report.runs`, by the label that a reader sees."""
+    """Keys of `Report.runs` by the label to show."""
     lines: bool = False
-    """Whether the cases follow one another (a depth, a length), and are drawn as lines."""
+    """Whether the cases are a sequence (depths, lengths) and are drawn as lines."""
     log: bool = False
-    """Whether the values are far apart and need a logarithmic scale."""
+    """Whether the scale is logarithmic."""
 
 
 @dataclass
 class Report:
-    """What one benchmark found."""
+    """The result of one benchmark."""
 
     name: str
     unit: str
     runs: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Every repetition, by case and contestant."""
     figures: dict[str, float] = field(default_factory=dict)
-    """What is claimed: mostly ratios of medians within one run."""
+    """Figures, mostly ratios of medians within one run."""
     panels: list[Panel] = field(default_factory=list)
-    """How to look at the runs; without any, all cases are looked at together."""
+    """How to present the runs; empty to show all cases together."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Contestants that cannot run here, with the reason."""
+    """Contestants that cannot run on this machine, with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know beside the numbers, a sentence each."""
+    """Notes for the reader, one sentence each."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Whatever else belongs into the JSON file."""
+    """More content for the JSON file."""
 
     def compete(self, case: str, contestants: Mapping[str, Measure], repetitions: int) -> None:
-        """Run every contestant in turn, `repetitions` times, so that noise meets all alike."""
+        """Run all contestants in turn, `repetitions` times, so that noise affects all equally."""
         # As the agent does: what peers have imported is not to be visited while pages are moved.
         gc.collect()
         gc.freeze()
@@ -57,7 +57,7 @@ class Report:
                 self.record(case, name, measure())
 
     def record(self, case: str, contestant: str, value: float) -> None:
-        """Keep one repetition that was measured elsewhere."""
+        """Add one repetition that the caller measured."""
         self.runs.setdefault(case, {}).setdefault(contestant, []).append(value)
 
     def median(self, case: str, contestant: str) -> float:
@@ -65,15 +65,15 @@ class Report:
         return statistics.median(self.runs[case][contestant])
 
     def ratio(self, case: str, contestant: str, base: str) -> float:
-        """Return the median over the base's median."""
+        """Return the ratio of a contestant's median to the base's."""
         return self.median(case, contestant) / self.median(case, base)
 
     def views(self) -> list[Panel]:
-        """Return the panels, or the one that shows everything."""
+        """Return the panels, by default one with all cases."""
         return self.panels or [Panel(self.name, self.unit, {case: case for case in self.runs})]
 
     def write(self, file: Path) -> None:
-        """Write everything, also where and when it was measured."""
+        """Write everything to JSON, including machine and date."""
         file.write_text(json.dumps(self._document(), indent=1) + "\n")
 
     def _document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""MinIO servers and agents of a benchmark's own, which leave nothing behind."""
+"""Start a benchmark's own MinIO servers and agents; nothing is left behind."""
 
 import os
 import select
@@ -19,15 +19,15 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config, MinioConfig, NvmeConfig
 
 START = 30.0
-"""Seconds for an agent to come up."""
+"""Time limit for an agent to start, in seconds."""
 
 STOP = 15.0
-"""Seconds for an agent to end by itself."""
+"""Time limit for an agent to exit, in seconds."""
 
 
 @contextmanager
 def minio(directory: Path, *, tls: bool = False) -> Iterator["Minio"]:
-    """Run a MinIO with its data on the disk of `directory`; `tls`: it speaks https."""
+    """Run a MinIO with its data in `directory`; `tls` enables https."""
     with tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as scratch:
         certificates = _certificate(Path(scratch) / "certs") if tls else None
         with MinioServer(Path(scratch) / "data", certs_dir=certificates) as server:
@@ -41,7 +41,7 @@ class Minio(NamedTuple):
     ca_file: str
 
     def config(self, bucket: str, *, endpoint: str = "", negative_ttl: float = 0) -> MinioConfig:
-        """Return settings for a bucket; `endpoint` where not the server itself is asked."""
+        """Return settings for a bucket; `endpoint` overrides the server's own URL."""
         return MinioConfig(
             endpoint=endpoint or self.server.endpoint,
             bucket=bucket,
@@ -53,13 +53,13 @@ class Minio(NamedTuple):
 
 
 class RunningAgent(NamedTuple):
-    """An agent and a client that has found it."""
+    """An agent and a connected client."""
 
     client: AgentClient
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Return what the agent's threads have used of the processors so far."""
+        """Return the CPU seconds that the agent has used."""
         # The clock of another process: clock_getcpuclockid(3), as glibc computes it.
         return time.clock_gettime((~self.pid << 3) | 2)
 
@@ -68,7 +68,7 @@ class RunningAgent(NamedTuple):
 def agent(
     nvme: NvmeConfig | None = None, minio: MinioConfig | None = None, module: str = MODULE
 ) -> Iterator[RunningAgent]:
-    """Start an agent of one's own, which inherits this thread's affinity; ends it at the end."""
+    """Run an agent that inherits this thread's CPU affinity."""
     with tempfile.TemporaryDirectory(prefix="memkv-bench-") as run:
         config = Config(
             agent=AgentConfig(socket=str(Path(run) / "agent.sock"), drain_timeout=0),
@@ -103,7 +103,7 @@ def _end(client: AgentClient, pid: int) -> None:
 
 
 def _certificate(directory: Path) -> Path:
-    """Make a certificate for 127.0.0.1, signed by itself."""
+    """Create a self-signed certificate for 127.0.0.1."""
     directory.mkdir()
     command = [
         *(tool("openssl"), "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=benchmark"),

@@ -1,4 +1,4 @@
-"""Real SGLang servers on the CPU, ours and those a user would start instead."""
+"""Start real SGLang servers on the CPU, with this project's tier or an alternative."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from benchmarks.report import Report
 from memkv_sglang.plugin.launch import PREFETCH_TIMEOUT
 
 PAGE = 256
-"""Tokens a page, as `--enable-memkv` chooses for this model."""
+"""Tokens per page, as `--enable-memkv` chooses for this model."""
 
 ANSWER_TOKENS = 16
 
@@ -29,18 +29,18 @@ Tokens = list[int]
 
 
 def tell(text: str) -> None:
-    """Say what is being done: servers on a CPU take their time."""
+    """Print the current activity, because servers on a CPU are slow."""
     click.echo(time.strftime("%H:%M:%S ") + text, err=True)
 
 
 def tell_medians(report: Report, case: str) -> None:
-    """Say what has been measured so far."""
+    """Print a measurement."""
     medians = (f"{name} {report.median(case, name):.3f}" for name in report.runs[case])
     tell(f"{case}: {', '.join(medians)}")
 
 
 def prompt(seed: str, length: int) -> Tokens:
-    """Return tokens that no other seed's prompt begins with."""
+    """Return a prompt that shares no prefix with those of other seeds."""
     return random.Random(seed).choices(range(5, 261), k=length)
 
 
@@ -50,13 +50,13 @@ def first_token(server: CpuServer, tokens: Sequence[int]) -> float:
 
 
 class Servers:
-    """A context manager: a MinIO, and servers that start when they are made, all gone in the end.
+    """A context manager for a MinIO and servers.
 
-    Servers that are made one after the other start side by side: call `wait` before use.
+    Servers start when created, in parallel: call `wait` before use. All are stopped at the end.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Keep everything in a directory inside `directory`, which is on the disk to measure."""
+        """Keep all files in a new directory inside `directory`, which is on the disk to measure."""
         self._directory = directory
         self._stack = ExitStack()
         self._nodes: list[Node] = []
@@ -100,7 +100,7 @@ class Servers:
         env: dict[str, str] | None = None,
         page: int = PAGE,
     ) -> CpuServer:
-        """Start a server without the tier, with pages of so many tokens."""
+        """Start a server without the tier, with this page size in tokens."""
         arguments = ["--page-size", str(page), *extra]
         server = make_server(self.model, self.home / name, arguments, env or {})
         self._stack.callback(server.kill)
@@ -122,7 +122,7 @@ class Servers:
         return self.peer(f"seaweedfs-{page}", extra, page=page)
 
     def file(self) -> CpuServer:
-        """Start a server with SGLang's file backend, on a directory that nodes would share."""
+        """Start a server with SGLang's file backend on a shared directory."""
         directory = self.home / "shared"
         directory.mkdir()
         env = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(directory)}
@@ -133,7 +133,7 @@ class Servers:
         return self.peer("host", ["--enable-hierarchical-cache", *extra])
 
     def wait(self) -> None:
-        """Wait until all that were started serve; each has then computed and loaded a little."""
+        """Wait until all servers are ready and warmed up."""
         tell(f"starting {len(self._nodes) + len(self._servers)} servers")
         for node in self._nodes:
             node.server.wait_ready()

@@ -1,4 +1,4 @@
-"""How many agent conversations one server holds, when its top tier has room for few of them."""
+"""Measure how many conversations one server sustains if its top tier holds only a few."""
 
 import statistics
 import time
@@ -14,38 +14,38 @@ from benchmarks.report import Measure, Panel, Report
 from benchmarks.serving import ANSWER_TOKENS, PAGE, Servers, prompt, tell, tell_medians
 
 CONTEXT, QUICK_CONTEXT = 16_000, 8_000
-"""Tokens that a conversation begins with."""
+"""Tokens of a conversation's initial context."""
 
 TURN_TOKENS = 48
-"""Of a user's (or a tool's) turn; the answer has `ANSWER_TOKENS` more, and both stay."""
+"""Tokens of a user's (or tool's) turn. The answer adds `ANSWER_TOKENS`; the context keeps both."""
 
 SESSIONS = 6
-"""Conversations in turn: more than the host pool holds, so that each finds itself evicted, as it
-would among many."""
+"""Conversations: more than the host pool holds, so that each has been evicted when it continues, as
+with many users."""
 
 TOP_TIER = 2.5
 """Contexts that the top tier has room for: those of the requests in flight, so that one can be
 loaded while another is computed. SGLang's host pool has room for twice as many."""
 
 IN_FLIGHT = 2
-"""Requests at a time."""
+"""Concurrent requests."""
 
 THINK_SECONDS = 60.0
-"""From an answer to the next turn: an agent's tools at work, or a user who reads."""
+"""Time from an answer to the next turn: tools run, or a user reads."""
 
 LOAD = 0.8
-"""Share of its full speed at which a server's times to first token are looked at."""
+"""Fraction of full speed at which times to first token are measured."""
 
 PATIENCE = 1.5
 """The bound on the time to first token, over that of a prompt computed on an idle server: less
 than one no server without storage could keep."""
 
 NONE, HOST, OURS, LIMIT = "no storage", "host pool only", "memkv", "all in the top tier"
-HELD, FIRST, IDLE = "sessions held", "first token", "computed by an idle server"
+HELD, FIRST, IDLE = "sessions sustained", "first token", "computed by an idle server"
 
 
 class Conversation:
-    """A context that grows with each turn; one turn at a time."""
+    """A context that grows with each turn."""
 
     def __init__(self, seed: str, context: int, name: str = "") -> None:
         """Begin with the seed's context; the name tells those apart that begin alike."""
@@ -54,7 +54,7 @@ class Conversation:
         self._turns = 0
 
     def turn(self, server: CpuServer) -> float:
-        """Take a turn, return the seconds to its first token."""
+        """Run a turn; return its time to first token in seconds."""
         self._turns += 1
         self._tokens += prompt(f"{self._seed}, turn {self._turns}", TURN_TOKENS)
         answer = server.client.generate(self._tokens, max_new_tokens=ANSWER_TOKENS)
@@ -75,7 +75,7 @@ class Seats:
             conversation.turn(self._server)
 
     def seconds_a_turn(self, turns: int, in_flight: int = IN_FLIGHT) -> float:
-        """Return the seconds a turn at full speed: always the one that has waited longest."""
+        """Return seconds per turn at full speed; continues the least recent conversation first."""
         began = time.perf_counter()
         _at_once([partial(self._some, turns // in_flight)] * in_flight)
         return (time.perf_counter() - began) / (turns // in_flight * in_flight)
@@ -89,7 +89,7 @@ class Seats:
     def first_tokens(self, seconds_a_turn: float, turns: int) -> list[float]:
         """Return the times to first token while every conversation thinks between its turns.
 
-        Few that think shortly load a server as many do that think long.
+        A few conversations with short pauses load a server like many with long pauses.
         """
         cycle = len(self._waiting) * seconds_a_turn / LOAD
         times: list[float] = []
@@ -117,7 +117,7 @@ def run(options: Options) -> Report:
     Quickly: contexts of half the length, and one round; still minutes, most of them for the
     servers to start and to compute each conversation once.
     """
-    report = Report("sessions", "seconds a turn")
+    report = Report("sessions", "seconds per turn")
     context = QUICK_CONTEXT if options.quick else CONTEXT
     room = ["--max-total-tokens", str(int(context * TOP_TIER) // PAGE * PAGE)]
     with Servers(options.directory) as servers:
@@ -159,9 +159,9 @@ def run(options: Options) -> Report:
 
 
 def claim(report: Report, case: str, context: int, *, load: float, bandwidth: float) -> None:
-    """State the ratios, and the bound: a turn takes computing it, and loading its context.
+    """Add the ratios and the bound: a turn is computed and its context loaded.
 
-    `load` is in seconds a context, `bandwidth` in bytes a second.
+    `load` is in seconds per context, `bandwidth` in bytes per second.
     """
     none, ours, compute = (report.median(case, name) for name in (NONE, OURS, LIMIT))
     least = max(compute, load)
@@ -192,8 +192,8 @@ def claim(report: Report, case: str, context: int, *, load: float, bandwidth: fl
         f"speed holds {THINK_SECONDS:.0f} / s of them; the ratio of two servers does not depend on "
         "how long they think",
         "assumptions: every context is evicted from top tier and host pool between two turns; "
-        "loads overlap with computing; thinking costs the server nothing; a server without storage "
-        "is not held to the bound on first tokens",
+        "loads overlap with computing; idle sessions cost nothing; the bound on first tokens does "
+        "not apply to a server without storage",
         f"bound: the longer of computing a turn whose context is in the top tier ({compute:.2f} s) "
         f"and loading the context at the measured {bandwidth / 1e9:.2f} GB/s ({load:.2f} s): "
         f"{THINK_SECONDS / least:.0f} sessions, {none / least:.1f} times those without storage",

@@ -1,7 +1,7 @@
-"""Page sizes as cases and figures name them, and what a contestant reaches with pages of one size.
+"""Measure a contestant with pages of one size.
 
-A contestant keeps two sets of pages: one that it loads again and again, and one that it spills
-anew each time, with the pages of the time before removed.
+A contestant has two sets of pages: one that it loads repeatedly, and one that it spills each time,
+after it has removed the previous set.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ SIZES = {
 
 
 def label(name: str) -> str:
-    """Return a size's name for readers: `256k` is 256 KiB, `1m` is 1 MiB."""
+    """Return a size's name: `256k` is 256 KiB, `1m` is 1 MiB."""
     return name.replace("k", " KiB").replace("m", " MiB")
 
 
 class Throughput:
-    """One contestant with the pages of one pool; all its pages have the pool's size."""
+    """One contestant with the pages of one pool."""
 
     def __init__(self, peer: Peer, pool: HostPool) -> None:
-        """Store the pages that are loaded, and see that they come back byte for byte.
+        """Store the pages to load and check that they load byte for byte.
 
         The pool's content is what is stored. Raises `PeerFailedError`.
         """
@@ -44,7 +44,7 @@ class Throughput:
         self._check()
 
     def load(self, seconds: float = 0.0) -> float:
-        """Return GB/s over at least so many seconds, once at least."""
+        """Return GB/s of repeated loads for at least this many seconds."""
         self._peer.cool()
         began, bytes_loaded = time.perf_counter(), 0
         while not bytes_loaded or time.perf_counter() - began < seconds:
@@ -53,7 +53,7 @@ class Throughput:
         return bytes_loaded / (time.perf_counter() - began) / 1e9
 
     def spill(self) -> float:
-        """Return GB/s of pages that were never stored before."""
+        """Return GB/s of spilling pages that are not stored."""
         _in_calls(self._peer.remove, self._spilled)
         self._round += 1
         self._spilled = self._pages(f"spilled {self._round}")

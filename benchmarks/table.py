@@ -1,4 +1,4 @@
-"""A report as tables on the terminal."""
+"""Print a report as tables."""
 
 import statistics
 
@@ -9,7 +9,7 @@ from benchmarks.report import Report
 
 
 def show(report: Report) -> None:
-    """Print a table for each panel, the figures, and who is missing and why."""
+    """Print one table per panel, the figures, and omitted contestants with the reason."""
     console = Console()
     for panel in report.views():
         table = Table(title=f"{report.name}: {panel.title} ({panel.unit})", title_justify="left")
@@ -27,6 +27,6 @@ def show(report: Report) -> None:
     for name, value in report.figures.items():
         console.print(f"{name}: {value:.4g}")
     for name, reason in report.left_out.items():
-        console.print(f"left out: {name}: {reason}", style="yellow")
+        console.print(f"omitted: {name}: {reason}", style="yellow")
     for note in report.notes:
         console.print(f"note: {note}", style="dim")

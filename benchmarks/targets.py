@@ -1,4 +1,4 @@
-"""What the figures are to reach on a 2-core machine, and whether they do."""
+"""Targets for the figures on a 2-core machine."""
 
 import enum
 import operator
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 class Comparison(enum.Enum):
-    """How a figure stands to its target when it is met."""
+    """How a figure relates to a target that is met."""
 
     AT_LEAST = "at least"
     AT_MOST = "at most"
@@ -25,21 +25,21 @@ _MET = {
 
 
 class Target(NamedTuple):
-    """One figure and what it is to reach."""
+    """A figure and its target."""
 
     key: str
     what: str
     comparison: Comparison
     value: float
     bound: str = ""
-    """Key of a figure that says what is possible: where that is less, it is the target."""
+    """Key of a figure with the physical limit, which is the target if it is lower."""
 
     def within(self, figures: Mapping[str, float]) -> "Target":
-        """Return the target as what is possible leaves it."""
+        """Return the target, limited by what is possible."""
         return self._replace(value=min(self.value, figures.get(self.bound, self.value)))
 
     def met(self, measured: float) -> bool:
-        """Tell whether the figure is good enough."""
+        """Return whether the figure meets the target."""
         return bool(_MET[self.comparison](measured, self.value))
 
 
@@ -60,12 +60,12 @@ TARGETS = (
     Target("minio_load_over_seaweedfs_256k", "load / SGLang seaweedfs", _LEAST, 4),
     Target("minio_load_over_seaweedfs_1m", "load / SGLang seaweedfs", _LEAST, 3),
     Target("minio_load_over_seaweedfs_8m", "load / SGLang seaweedfs", _LEAST, 1.7),
-    Target("minio_cpu_per_gb_over_seaweedfs_1m", "client CPU a GB / seaweedfs", _MOST, 0.4),
+    Target("minio_cpu_per_gb_over_seaweedfs_1m", "client CPU per GB / seaweedfs", _MOST, 0.4),
     Target("minio_spill_over_seaweedfs_1m", "spill / SGLang seaweedfs", _LEAST, 1.4),
     Target("minio_spill_over_seaweedfs_8m", "spill / SGLang seaweedfs", _LEAST, 1.3),
     Target("spill_visible_over_direct_put", "spill until another node sees it", _MOST, 1.2),
-    Target("lookup_minio_2048_cold_over_seaweedfs", "time, nothing known", _MOST, 1 / 300),
-    Target("lookup_minio_2048_warm_ms", "time, knowledge there", _UNDER, 2),
+    Target("lookup_minio_2048_cold_over_seaweedfs", "time, cold presence cache", _MOST, 1 / 300),
+    Target("lookup_minio_2048_warm_ms", "time, warm presence cache", _UNDER, 2),
     Target("lookup_nvme_2048_ms", "time, index in memory", _UNDER, 0.5),
     Target("lookup_miss_round_trips", "nothing present", _MOST, 1),
     Target("lookup_repeated_miss_round_trips", "nothing present, again", _MOST, 0),
@@ -79,7 +79,7 @@ TARGETS = (
         _MOST,
         1 / 3,
     ),
-    Target("ttft_minio_minus_top_tier_ms_16k", "what the tier costs", _UNDER, 120),
+    Target("ttft_minio_minus_top_tier_ms_16k", "cost of the tier", _UNDER, 120),
     Target(
         "sessions_over_no_storage",
         "within the first-token bound",
@@ -87,7 +87,7 @@ TARGETS = (
         43,
         bound="sessions_bound_over_no_storage",
     ),
-    Target("trace_hits_over_ideal", "capacity for all", _LEAST, 0.97),
+    Target("trace_hits_over_ideal", "capacity for all pages", _LEAST, 0.97),
     Target("trace_hits_over_best_online", "best of LRU, S3-FIFO, LRU-2", _LEAST, 1.0),
     Target("trace_nvme_bytes_over_write_everything", "written / no admission", _MOST, 0.7),
     Target("agent_calls_per_core_second", "no-op tiers", _LEAST, 8000),
@@ -97,7 +97,7 @@ TARGETS = (
 
 
 def show_targets(figures: Mapping[str, float]) -> None:
-    """Print every target with what was measured; what is missed is marked."""
+    """Print every target with its measurement; missed targets are marked."""
     table = Table(title="targets", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("what")

@@ -1,4 +1,4 @@
-"""Pages that a client lets an agent move, as the storage class does inside SGLang."""
+"""Move pages through an agent, as the storage class does inside SGLang."""
 
 from benchmarks.peers.base import CALL, PeerFailedError
 from benchmarks.pool import HostPool
@@ -9,10 +9,10 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 
 class PagesThroughAgent:
-    """All pages of one pool, under keys of their own."""
+    """All pages of one pool."""
 
     def __init__(self, client: AgentClient, pool: HostPool, seed: str) -> None:
-        """Let the agent map the pool, and know the namespace."""
+        """Register the pool and the namespace with the agent."""
         self._client = client
         self._seed = seed
         namespace = make_namespace(page_bytes=pool.page_bytes)
@@ -24,7 +24,7 @@ class PagesThroughAgent:
         self._round = 0
 
     def renew(self) -> None:
-        """Go on with keys that nobody has stored."""
+        """Switch to keys that are not stored."""
         self._round += 1
         self.chain = self._make_chain(self._round)
 

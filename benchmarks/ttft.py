@@ -1,4 +1,4 @@
-"""Time to first token of real servers, by where the prefix is; and with a MinIO that is slow."""
+"""Measure time to first token of real servers by source of the prefix, and with a slow MinIO."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from benchmarks.report import Measure, Panel, Report
 from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell, tell_medians
 
 QUESTION = 32
-"""Tokens behind the last whole page: what does not fill a page is computed wherever the rest is."""
+"""Tokens after the last whole page; a partial page is always computed."""
 
 LENGTHS = {
     name: pages * PAGE + QUESTION
@@ -23,16 +23,16 @@ CLAIMED = "16k"
 QUICK = {CLAIMED: LENGTHS[CLAIMED]}
 
 OTHER = prompt("other", LENGTHS["24k"])
-"""Fills the top tier, so that what was there is left in the host pool alone."""
+"""Fills the top tier, so that other prompts are only in the host pool."""
 
 LOADS = 9
-"""Rounds of those that load, for each recomputation: it takes tens of times as long as they do."""
+"""Loads per recomputation, which takes tens of times as long."""
 
 SLOWED = 20
-"""How many times slower MinIO is made."""
+"""Factor by which MinIO is slowed down."""
 
 TOO_SLOW, TOO_SLOW_LENGTH = 3, LENGTHS["8k"]
-"""How many times the time of recomputing a load of so many tokens takes, in the end."""
+"""Time of a load on the slowest line, relative to recomputing the prompt."""
 
 SLOW = f"{CLAIMED}, MinIO slowed to 1/{SLOWED}"
 CRAWLING = "8k, MinIO slower than recomputing"
@@ -41,15 +41,15 @@ FINDS_OUT = f"{CRAWLING}, first request"
 FAR = "MinIO, other node"
 
 DOCUMENTED_PAGE = 64
-"""Tokens a page that SGLang's page on its `seaweedfs` backend says to start with."""
+"""Tokens per page that SGLang's documentation of `seaweedfs` recommends."""
 
-AS_DOCUMENTED = f"seaweedfs, {DOCUMENTED_PAGE} tokens a page"
+AS_DOCUMENTED = f"seaweedfs, {DOCUMENTED_PAGE} tokens per page"
 
 _numbers = count()
 
 
 def run(options: Options) -> Report:
-    """Measure with six servers at once; they take about 14 GiB of memory.
+    """Measure with six servers at once; needs about 14 GiB of memory.
 
     Quickly: one length and one round, without the host pool, SGLang's `file` backend and a server
     of its own for recomputation; even so about three minutes, which the servers take to start.
@@ -82,12 +82,12 @@ class _Contest:
         self._file = None if quick else servers.file()
 
     def fill(self) -> None:
-        """Compute what evicts other prompts, where that is needed."""
+        """Evict other prompts from the top tier, if the contestant needs it."""
         if self._file is not None:
             first_token(self.one.server, OTHER)
 
     def store(self, tokens: Tokens) -> None:
-        """Let one node compute a prompt and MinIO have it; the node's pools are empty then."""
+        """Compute a prompt on one node and upload it to MinIO; then empty the node's pools."""
         first_token(self.one.server, tokens)
         self.one.server.client.flush_cache()  # waits until all is handed to the agent
         self.one.wait_for_spill(0)
@@ -107,7 +107,7 @@ class _Contest:
             first_token(server, tokens)
 
         def anew(server: CpuServer) -> float:
-            """Ask a server whose own pools are empty."""
+            """Send a prompt to a server with empty pools."""
             server.client.flush_cache()
             return first_token(server, tokens)
 
@@ -132,11 +132,11 @@ class _Contest:
         return {**ours, **theirs}
 
     def recompute(self, length: int) -> float:
-        """Ask for a prompt that nobody has seen."""
+        """Send a new prompt."""
         return first_token(self.plain, prompt(f"new {next(_numbers)}", length))
 
     def stop(self) -> None:
-        """End what takes part no more."""
+        """Stop servers that are no longer needed."""
         self.other.close()
         for server in (self._seaweedfs, self._as_documented, self._file):
             if server is not None:
@@ -144,10 +144,10 @@ class _Contest:
 
 
 def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: int) -> None:
-    """Let a third node reach the same MinIO through a line that is narrower than it is."""
+    """Connect a third node to the same MinIO through a slow network."""
     loads = contest.other.loads("minio")
     contest.stop()
-    tell("a node with a narrow line to MinIO")
+    tell("a node with a slow network to MinIO")
     unseen = [prompt(f"unseen {number}", TOO_SLOW_LENGTH) for number in range(rounds + 1)]
     for tokens in unseen:  # what the node computes itself, it has on its own disk from then on
         contest.store(tokens)
@@ -180,7 +180,7 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
 
 
 def _let_it_learn(node: Node) -> None:
-    """Let the server find out how fast it computes, with prompts that nobody has stored."""
+    """Let the server measure its prefill speed with prompts that are not stored."""
     for length in (LENGTHS["2k"], LENGTHS["8k"]):
         first_token(node.server, prompt(f"learn {length}", length))
 
@@ -200,7 +200,7 @@ def _claim(report: Report) -> None:
     slowed = {"16k, 1/20 of the speed": SLOW, "8k, first seen": FINDS_OUT, "8k, known": CRAWLING}
     report.panels += [
         Panel(
-            "prompts of so many tokens",
+            "prompt length in tokens",
             report.unit,
             {name: name for name in LENGTHS if name in report.runs},
             log=True,

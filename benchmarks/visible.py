@@ -1,4 +1,4 @@
-"""How soon another node can continue: from the begin of a spill until its lookup sees the chain."""
+"""Measure the time from the start of a spill until another node's lookup finds the chain."""
 
 import tempfile
 import time
@@ -26,13 +26,13 @@ PAGES = 128
 SEEN, PUT = "memkv: spill until seen", "PUT directly"
 
 LIMIT = 60.0
-"""Seconds that an upload may take."""
+"""Time limit for an upload, in seconds."""
 
 
 def measure_visible(report: Report, server: Minio, directory: Path, repetitions: int) -> None:
-    """Spill a chain on a node with NVMe and MinIO, and beside it PUT the same pages directly.
+    """Spill a chain on a node with NVMe and MinIO, and compare with direct PUTs of the same pages.
 
-    The other node looks for each chain once, and so for the first time.
+    The other node looks up each chain only once, so its presence cache is cold.
     """
     config = server.config("visible")
     with ExitStack() as stack:
@@ -76,5 +76,5 @@ def _until_seen(here: Engine, there: Engine, pool: HostPool, chain: Chain) -> fl
     demand(set(results) == {SpillResult.STORED}, "spill")
     # One look, at the end: asking all the while would take of the server's time, which is measured.
     demand(here.flush(LIMIT), "upload")
-    demand(there.lookup(chain).length == PAGES, "lookup of what was uploaded")
+    demand(there.lookup(chain).length == PAGES, "lookup of uploaded pages")
     return time.perf_counter() - began

@@ -1,9 +1,9 @@
 """Run SGLang 0.5.23 with HiCache on a plain CPU.
 
-An out-of-tree platform and the hooks that go with it (`plugin`), a tiny model made on the
-spot (`tiny_model`), and what demos and tests need to start and stop servers (`server`,
-`router`). Inert where an accelerator is present.
+An out-of-tree platform with its hooks (`plugin`), a tiny model with random weights
+(`tiny_model`), and helpers that start and stop servers (`server`, `router`). Does nothing on
+machines with an accelerator.
 
-The helpers need only the standard library: they also drive an SGLang that is installed in
-another environment than the one they run in.
+The helpers need only the standard library, so they can drive an SGLang that is installed in
+another environment.
 """

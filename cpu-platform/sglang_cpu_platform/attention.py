@@ -1,9 +1,9 @@
-"""Attention over the paged KV cache, with the fused CPU kernel of PyTorch.
+"""Attention over the paged KV cache with PyTorch's fused CPU kernel.
 
-SGLang's `torch_native` backend attends with a query for every token of the sequence, the
-cached prefix included, and throws those rows away: a cache hit then saves next to nothing.
-Here only the new tokens are queries. MLA's values are narrower than its keys, which the
-fused kernel refuses: SGLang's own calls then take PyTorch's slow path.
+SGLang's `torch_native` backend computes a query for every token of the sequence, including the
+cached prefix, and discards those rows, so a cache hit saves almost nothing. Here only the new
+tokens are queries. The fused kernel does not support MLA's values, which are narrower than its
+keys; SGLang's own calls then take PyTorch's slow path.
 """
 
 import inspect
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Queries a step: bounds the mask (and the scores, where they are materialised) to
-# QUERY_ROWS x tokens, and skips the keys that come after the step's last query.
+# Queries per kernel call: bounds the mask (and the scores, if materialised) to QUERY_ROWS x
+# tokens, and skips the keys after the last query.
 QUERY_ROWS = 1024
 
 
@@ -27,7 +27,7 @@ def extend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -
 
 
 def decode(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run around `TorchNativeAttnBackend._run_sdpa_forward_decode`: one new token a request."""
+    """Run around `TorchNativeAttnBackend._run_sdpa_forward_decode`: one new token per request."""
     call = _Call(original, self, args, kwargs)
     if not call.is_plain(causal=False):
         return original(self, *args, **kwargs)
@@ -53,7 +53,7 @@ class _Call:
         return self._arguments[name]
 
     def is_plain(self, *, causal: bool) -> bool:
-        """Tell whether this is self-attention over everything before, without a window."""
+        """Return whether this is self-attention over all previous tokens, without a window."""
         window = self["sliding_window_size"]
         return (
             self["causal"] == causal
@@ -101,7 +101,7 @@ def attend(
     if new == 1:
         output[0] = _attend_one(query[0], keys, values, scaling)
         return
-    # The fused CPU kernel wants values as wide as keys (MLA's are narrower).
+    # The fused CPU kernel requires values as wide as keys (MLA's are narrower).
     values = pad(values, (0, keys.shape[-1] - width))
     query, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (query, keys, values))
     grouped = query.shape[1] != keys.shape[1]
@@ -133,8 +133,8 @@ def _attend_one(
 ) -> torch.Tensor:
     """Return the attention of one token, `[heads, v_head_dim]`.
 
-    The fused kernel multiplies a vector by a matrix for each head; all heads that share the
-    matrix at once take a quarter of the time.
+    The fused kernel multiplies a vector by a matrix for each head. Computing all heads that share
+    a matrix at once takes a quarter of the time.
     """
     heads, width = query.shape
     kv_heads = keys.shape[1]

@@ -1,4 +1,4 @@
-"""A client for an SGLang server or a router before several of them: standard library only."""
+"""A client for an SGLang server or router; needs only the standard library."""
 
 import http.client
 import json
@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from typing import Any
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks without the environment's proxies: the servers are this machine's own."""
+"""Ignores the environment's proxies, because the servers are on this machine."""
 
 
 class RequestFailedError(RuntimeError):
-    """The server refused the request; the message has its answer."""
+    """The server refused the request; the message contains its response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request gave, and how much of its prompt came from which cache."""
+    """A completed request, and how much of its prompt came from which cache."""
 
     text: str
     output_ids: list[int]
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens that were not computed."""
+    """Prompt tokens that were served from a cache."""
     cached_by_source: dict[str, int]
-    """Of these, by SGLang's names: `device`, `host`, `storage`."""
+    """The same by source, with SGLang's names: `device`, `host`, `storage`."""
     ttft_s: float
     """Seconds until the first token."""
     total_s: float
 
 
 class Client:
-    """Blocking calls to one base URL; `timeout_s` bounds each wait for more of an answer."""
+    """Blocking calls to one base URL. `timeout_s` limits each wait for data."""
 
     def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
         self.url = url.rstrip("/")
@@ -48,7 +48,7 @@ class Client:
         sampling: dict[str, Any] | None = None,
         **request: Any,
     ) -> Answer:
-        """Complete a prompt, greedily unless `sampling` says otherwise.
+        """Complete a prompt, greedily by default.
 
         Args:
             prompt: text, or token ids.
@@ -58,7 +58,7 @@ class Client:
 
         Raises:
             RequestFailedError: the server answered with an error.
-            OSError: the server cannot be reached, or the time is over.
+            OSError: the server cannot be reached, or it timed out.
 
         """
         body = {
@@ -84,7 +84,7 @@ class Client:
                     raise RequestFailedError(f"{self.url}/generate: {last['error']}")
                 first_s = first_s or time.monotonic() - begin
         if last is None or first_s is None:
-            raise RequestFailedError(f"{self.url}/generate: an empty answer")
+            raise RequestFailedError(f"{self.url}/generate: empty response")
         meta = last["meta_info"]
         sources = meta.get("cached_tokens_details") or {}
         return Answer(
@@ -98,16 +98,16 @@ class Client:
         )
 
     def flush_cache(self, *, wait_s: float = 30.0) -> None:
-        """Empty device and host pools, as soon as requests and backups have ended.
+        """Empty device and host pools once requests and backups have ended.
 
         Raises:
-            RequestFailedError: they had not within `wait_s`.
+            RequestFailedError: they did not end within `wait_s`.
 
         """
         self.post(f"/flush_cache?timeout={wait_s}")
 
     def is_healthy(self) -> bool:
-        """Tell whether the server generates; false, not an error, when it cannot be reached."""
+        """Return whether the server can generate; False if it cannot be reached."""
         try:
             self.get("/health")
         except (RequestFailedError, OSError, http.client.HTTPException):
@@ -115,7 +115,7 @@ class Client:
         return True
 
     def get(self, path: str) -> Any:
-        """GET a path; returns the JSON of the answer, or its text where it is no JSON."""
+        """GET a path; returns the decoded JSON, or the text if it is not JSON."""
         return self._read(path, None)
 
     def post(self, path: str, body: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""HiCache's copies between device pool and host pool, in PyTorch instead of CUDA kernels.
+"""Copy between HiCache's device and host pools with PyTorch instead of CUDA kernels.
 
 Replaces the two transfer methods of SGLang's MHA and MLA host pools. Token `i` of a layer
 lies at `host[i]` in `layer_first`, `host[i, layer]` in `page_first`, and
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def host_span(pool: Any, buffer: Tensor, layer: int, begin: int, count: int) -> Tensor:
-    """Return the view of `count` tokens of a layer, which lie in one page where the layout has any.
+    """Return a view of `count` tokens of a layer; they must be in one page if the layout has pages.
 
     Raises:
-        ValueError: the layout is one that only a GPU or an NPU has copies for.
+        ValueError: only a GPU or NPU supports this layout.
 
     """
     if pool.layout == "layer_first":
@@ -33,9 +33,9 @@ def host_span(pool: Any, buffer: Tensor, layer: int, begin: int, count: int) -> 
 
 
 def spans(pool: Any, host: Tensor, device: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield what is consecutive in both pools: first host token, first device token, count.
+    """Yield spans that are contiguous in both pools: first host token, first device token, count.
 
-    Pages are, and pages that were allocated together often are, too: copying spans takes a
+    Pages are contiguous, and so are many pages that were allocated together. Copying spans takes a
     fraction of the time of copying by index.
     """
     breaks = (host[1:] - host[:-1] != 1) | (device[1:] - device[:-1] != 1)

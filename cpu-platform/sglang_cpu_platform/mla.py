@@ -1,4 +1,4 @@
-"""What models with multi-head latent attention need beside the copies of their host pool."""
+"""Hooks for models with multi-head latent attention, in addition to `host_pools`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def rope(
     partial_rotary_factor: float = 1.0,
     device: str | None = None,  # noqa: ARG001 (SGLang's signature)
 ) -> Any:
-    """Replace `get_rope_wrapper`: for the device `cpu` it knows one kind of scaling only."""
+    """Replace `get_rope_wrapper`, which supports only one kind of scaling on the CPU."""
     from sglang.srt.layers.rotary_embedding.factory import get_rope
 
     return get_rope(

@@ -1,9 +1,9 @@
 """SGLang's page hashes without a compiler.
 
-SGLang 0.5.23 compiles `mem_cache/cpp_utils/hash_binding.cpp` when the first request comes
-(about 7 s; it needs g++, ninja and the headers of OpenSSL) and has nothing else where that
-fails. `python -m sglang_cpu_platform.prepare` compiles it beforehand; where it cannot be
-compiled, `HashlibPageHash` gives the same hashes, at about a third of the speed.
+SGLang 0.5.23 compiles `mem_cache/cpp_utils/hash_binding.cpp` at the first request (about 7 s; it
+needs g++, ninja and the headers of OpenSSL) and has no fallback. `python -m
+sglang_cpu_platform.prepare` compiles it in advance. If it cannot be compiled, `HashlibPageHash`
+computes the same hashes at about a third of the speed.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 _UINT32_MAX = 2**32 - 1
 _INT64_MAX = 2**63 - 1
-# Marks a page with a token beyond 32 bits: no page of 32-bit tokens has an odd length.
+# Prefix of pages with a token of more than 32 bits; other pages never have an odd length.
 _WIDE = b"\xff"
 
 
 class PageHash(Protocol):
-    """What SGLang calls: the compiled extension, or `HashlibPageHash`."""
+    """Interface of the compiled extension and `HashlibPageHash`."""
 
     def get_hash(
         self,
@@ -48,22 +48,22 @@ class HashlibPageHash:
         prior_digest: bytes | None,
         page_size: int | None = None,
     ) -> str | list[str]:
-        """Return the SHA-256 of the tokens, chained to what was before, in hex.
+        """Return the SHA-256 of the tokens in hex, chained to the previous pages.
 
-        A page's hash covers the digest before it, then its tokens as little-endian 32-bit
-        integers; if one of them needs more, a byte 0xff and all of them in 64 bits. A last
+        A page's hash covers the previous digest and the tokens as little-endian 32-bit integers.
+        If a token needs more, it covers a byte 0xff and all tokens as 64-bit integers. The last
         page may be shorter than `page_size`.
 
         Args:
             raw_tokens: the token ids, of 4 or 8 bytes each.
             logical_len: units to hash.
-            unit_width: token ids a unit.
+            unit_width: token ids per unit.
             is_bigram: a unit is a token id and the next one; `raw_tokens` has one more.
             prior_digest: the 32 bytes of the digest before the first page; None at the start.
-            page_size: units a page; None: one hash of everything.
+            page_size: units per page; None for one hash of everything.
 
         Raises:
-            ValueError: fewer tokens than `logical_len` says, a prior digest that is not 32
+            ValueError: fewer tokens than `logical_len`, a prior digest that is not 32
                 bytes, or a page size of 0.
             IndexError: a negative token id.
 
@@ -111,14 +111,14 @@ def _encode(tokens: "array[int]") -> bytes:
 
 
 def load(original: Callable[[], PageHash]) -> PageHash:
-    """Run around `_load_native_hash_module`: the extension, or hashlib where it has none."""
+    """Wrap `_load_native_hash_module`: return the extension, or the fallback."""
     global _fallback
     if _fallback is None:
         try:
             return original()
         except RuntimeError as error:
             logger.warning(
-                "page hashes by hashlib: the extension cannot be built here (%s)",
+                "page hashes use hashlib, which is slower: the extension cannot be built: %s",
                 error.__cause__ or error,
             )
             _fallback = HashlibPageHash()

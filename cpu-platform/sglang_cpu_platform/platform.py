@@ -1,4 +1,4 @@
-"""The platform object SGLang asks what this machine can do."""
+"""The platform object that tells SGLang what this machine supports."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class PlainCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """The CPU as an out-of-tree platform.
 
     SGLang's own CPU engine (`SGLANG_USE_CPU_ENGINE=1`) needs a special build of its
-    kernels. Out of tree, every fused operation takes its plain PyTorch path instead, so the
+    kernels. An out-of-tree platform uses the PyTorch path of every fused operation, so the
     wheel from PyPI is enough.
     """
 
@@ -20,11 +20,11 @@ class PlainCpuPlatform(CpuDeviceMixin, SRTPlatform):
     capabilities = PlatformCapabilities()
 
     def get_device(self, device_id: int = 0) -> str:
-        """Return the device's name: SGLang compares it with `"cpu"`, as text."""
+        """Return the device's name, a string because SGLang compares it with `"cpu"`."""
         return "cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Choose the only attention that needs no kernel library, if none was named."""
+        """Default to the only attention backend that needs no kernel library."""
         if server_args.attention_backend is None:
             server_args.attention_backend = "torch_native"
 

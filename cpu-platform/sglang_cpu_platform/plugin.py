@@ -1,4 +1,4 @@
-"""The two entry points: the platform, and the hooks that go with it."""
+"""The two entry points: the platform and its hooks."""
 
 import logging
 import os
@@ -10,27 +10,27 @@ logger = logging.getLogger(__name__)
 
 PLATFORM = "sglang_cpu_platform.platform.PlainCpuPlatform"
 
-# HiCache leaves this much host memory free; SGLang's 10 GiB are more than a laptop has.
+# HiCache leaves this much host memory free. SGLang's 10 GiB are too much for a laptop.
 HOST_MEMORY_RESERVE_BYTES = 1 << 30
 
 
 def is_plain_cpu() -> bool:
-    """Tell whether nothing else claims this machine: no accelerator, no CPU engine asked for."""
+    """Return whether there is no accelerator and SGLang's CPU engine is not enabled."""
     import torch
 
     return not torch.accelerator.is_available() and os.getenv("SGLANG_USE_CPU_ENGINE") != "1"
 
 
 def activate() -> str | None:
-    """Return the platform's class path, or None where this platform has no business."""
+    """Return the platform's class path, or None if this machine does not need it."""
     return PLATFORM if is_plain_cpu() else None
 
 
 def register_hooks() -> None:
-    """Register the hooks, all or none.
+    """Register all hooks or none.
 
-    None where an accelerator is present, and none, with one line in the log, where another
-    version of SGLang no longer has what they hook into.
+    Registers none if there is an accelerator. Registers none and logs one line if this SGLang lacks
+    a function that they replace.
     """
     if not is_plain_cpu():
         return
@@ -40,8 +40,7 @@ def register_hooks() -> None:
     missing = [target for target, _, _ in hooks if not _exists(target)]
     if missing:
         logger.error(
-            "plain CPU platform disabled: this SGLang lacks %s; "
-            "the platform is made for SGLang 0.5.23",
+            "plain CPU platform disabled: this SGLang lacks %s; install sglang==0.5.23",
             ", ".join(missing),
         )
         return
@@ -65,10 +64,10 @@ def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     handlers = "sglang.srt.models.deepseek_common.attention_backend_handler"
     set_up = "sglang.srt.entrypoints.engine._set_envs_and_config"
     return [
-        *([(set_up, forking.fork_children, HookType.AFTER)] if forking.is_wanted() else []),
+        *([(set_up, forking.fork_children, HookType.AFTER)] if forking.is_enabled() else []),
         (f"{pools}.base.HostKVCache.__init__", pinning.not_pinned, HookType.BEFORE),
         *((f"torch.{make}", pinning.not_pinned, HookType.BEFORE) for make in pinning.FACTORIES),
-        ("torch.Tensor.pin_memory", pinning.as_it_is, HookType.REPLACE),
+        ("torch.Tensor.pin_memory", pinning.unchanged, HookType.REPLACE),
         (f"{mha_pool}.{load}", host_pools.mha_load_layer, HookType.REPLACE),
         (f"{mha_pool}.{back_up}", host_pools.mha_back_up_layers, HookType.REPLACE),
         (f"{mla_pool}.{load}", host_pools.mla_load_layer, HookType.REPLACE),
@@ -90,7 +89,7 @@ def _exists(target: str) -> bool:
 
 
 def _adjust_sglang() -> None:
-    """Set what no hook reaches: constants, and a method PyTorch lacks on the CPU."""
+    """Set what hooks cannot: constants, and a method that PyTorch lacks on the CPU."""
     import torch
     from sglang.srt.mem_cache.pool_host import base
 

@@ -5,7 +5,7 @@ import time
 
 
 def main() -> int:
-    """Compile the extension into PyTorch's extension cache, or say what will be used instead."""
+    """Compile the extension into PyTorch's extension cache, or print the fallback."""
     from sglang.srt.mem_cache.cpp_utils.native_hash import _load_native_hash_module
 
     begin = time.monotonic()
@@ -13,8 +13,8 @@ def main() -> int:
         module = _load_native_hash_module()
     except RuntimeError as error:
         print(
-            f"page-hash extension: cannot be built here ({error.__cause__ or error}); "
-            "hashlib will be used instead, with the same hashes"
+            f"page-hash extension: cannot be built ({error.__cause__ or error}); "
+            "hashlib computes the same hashes more slowly"
         )
         return 0
     print(f"page-hash extension: {module.__file__} ({time.monotonic() - begin:.1f} s)")

@@ -1,4 +1,4 @@
-"""A process that never outlives the one that started it."""
+"""Run a process that never outlives the one that started it."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# Waits for the end of its standard input, then kills the process group in its argument. The
-# pipe closes when the starter lets go of it, or when the starter dies, however it dies.
+# Kills the process group in its argument once its standard input is closed: by the process that
+# started it, or by that process's death.
 _GUARD = """
 import os, signal, sys
 sys.stdin.read()
@@ -28,14 +28,14 @@ _LOG_TAIL_CHARACTERS = 3000
 
 
 class ProcessFailedError(RuntimeError):
-    """The process ended, or was not ready in time; the message has the end of its log."""
+    """The process ended or was not ready in time; the message contains the end of its log."""
 
 
 class ManagedProcess:
-    """A process and all that it starts, as one process group, its output in a log file.
+    """A process and its descendants, in one process group, with output to a log file.
 
-    A guard process kills the group when this object is stopped and also when this process
-    dies without stopping it. Children that leave the group on purpose are not followed.
+    A guard process kills the group when this object is stopped, or if this process dies before
+    that. Children that leave the group are not killed.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ManagedProcess:
 
     @property
     def pid(self) -> int:
-        """The process's id, also that of its group.
+        """Id of the process and of its group.
 
         Raises:
-            ProcessFailedError: it is not started.
+            ProcessFailedError: it is not running.
 
         """
         if self._process is None:
@@ -61,7 +61,7 @@ class ManagedProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process and return at once; appends to the log."""
+        """Start the process; returns immediately. Output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -82,7 +82,7 @@ class ManagedProcess:
         """Block until `ready` is true.
 
         Raises:
-            ProcessFailedError: the process ended before, or the time is over.
+            ProcessFailedError: the process ended, or `timeout_s` has passed.
 
         """
         deadline = time.monotonic() + timeout_s
@@ -96,9 +96,9 @@ class ManagedProcess:
             time.sleep(_POLL_S)
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """End the process and its group: SIGTERM, then SIGKILL; blocks until all are gone.
+        """Stop the process with SIGTERM, then its group with SIGKILL; blocks until all have exited.
 
-        Does nothing to a process that is not running; may be called twice.
+        Idempotent.
         """
         if self._process is None:
             return
@@ -110,7 +110,7 @@ class ManagedProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End the process and its group with SIGKILL: what a crash looks like to others."""
+        """Kill the process and its group with SIGKILL, as a crash would; idempotent."""
         process, guard = self._process, self._guard
         self._process = self._guard = None
         if process is None:
@@ -123,7 +123,9 @@ class ManagedProcess:
         deadline = time.monotonic() + _KILLED_WITHIN_S
         while group_members(process.pid):
             if time.monotonic() > deadline:
-                raise ProcessFailedError(f"{self.name}: processes are left of group {process.pid}")
+                raise ProcessFailedError(
+                    f"{self.name}: processes still running in group {process.pid}"
+                )
             time.sleep(_POLL_S)
 
     def log_tail(self) -> str:
@@ -146,7 +148,7 @@ class ManagedProcess:
 
 
 def _without_proxy(env: Mapping[str, str]) -> dict[str, str]:
-    """Exclude loopback from proxies: SGLang and the router would ask each other through one."""
+    """Exclude loopback from proxies, which SGLang and the router would use for each other."""
     excluded = env.get("no_proxy") or env.get("NO_PROXY") or ""
     hosts = ",".join(filter(None, [excluded, "127.0.0.1", "localhost"]))
     return {**env, "no_proxy": hosts, "NO_PROXY": hosts}
@@ -156,7 +158,7 @@ def shared_memory_of(group: int) -> set[Path]:
     """Return the shared memory files that a process group's processes have mapped."""
     mapped: set[Path] = set()
     for pid in group_members(group):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # it has ended
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
                 path = line[line.find("/") :]
                 if path.startswith(_SHARED_MEMORY) and not path.endswith(" (deleted)"):
@@ -165,7 +167,7 @@ def shared_memory_of(group: int) -> set[Path]:
 
 
 def group_members(group: int) -> list[int]:
-    """Return the ids of a process group's processes that still run (zombies do not)."""
+    """Return the ids of a process group's processes that are running (no zombies)."""
     members = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""SGLang's router (`sglang-router` 0.3.2) before several servers."""
+"""Run SGLang's router (`sglang-router` 0.3.2) in front of several servers."""
 
 import sys
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from sglang_cpu_platform.server import HOST, free_port
 
 START_TIMEOUT_S = 60.0
 
-# `python -m sglang_router.launch_router`, without the seconds in which its load balancer in
-# Python, which is not used here, imports SGLang to see whether that can trace.
+# `python -m sglang_router.launch_router` without the import of SGLang, which takes seconds and
+# only serves the tracing of its Python load balancer, which is not used here.
 _LAUNCH = """
 import sys
 sys.modules["sglang"] = None
@@ -21,7 +21,7 @@ main()
 
 
 class Router(ManagedProcess):
-    """A router that runs for the length of a `with` block, all workers healthy at its begin.
+    """A router that runs during a `with` block; all workers are healthy when the block begins.
 
     Args:
         workers: URLs of the servers.
@@ -60,7 +60,7 @@ class Router(ManagedProcess):
         super().__init__(f"router {self.url}", argv, env=None, log=log)
 
     def has_healthy_workers(self) -> bool:
-        """Tell whether every worker is registered and healthy; `/health` alone is too early."""
+        """Return whether every worker is registered and healthy; `/health` is true too early."""
         try:
             workers = self.client.get("/workers")["workers"]
         except (RequestFailedError, OSError):

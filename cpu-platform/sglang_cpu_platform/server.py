@@ -1,4 +1,4 @@
-"""SGLang servers on a plain CPU, as demos, tests and benchmarks start them."""
+"""Run SGLang servers on a plain CPU, for demos, tests and benchmarks."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from sglang_cpu_platform.process import ManagedProcess, ProcessFailedError, shar
 
 HOST = "127.0.0.1"
 PORTS = range(10_000, 30_000)
-"""Below those that Linux picks itself (`ip_local_port_range`: 32768 to 60999)."""
+"""Below the ephemeral ports of Linux (`ip_local_port_range`: 32768 to 60999)."""
 START_TIMEOUT_S = 240.0
 
 
@@ -39,16 +39,16 @@ def launch(
     env: Mapping[str, str] | None = None,
     python: str = sys.executable,
 ) -> Launch:
-    """Say how to start an SGLang server on a plain CPU.
+    """Return the command line and environment of an SGLang server on a plain CPU.
 
     Args:
         model: directory of the model.
         port: of 127.0.0.1.
-        page_size: tokens a page; None leaves the choice to SGLang or a plugin.
+        page_size: tokens per page; None leaves the choice to SGLang or a plugin.
         tp: tensor-parallel ranks, each bound to one core.
         max_total_tokens: size of the device pool in tokens; HiCache's host pool has twice that.
-        extra: more arguments of `sglang.launch_server`; they win over those given here.
-        env: more of the environment; it wins likewise.
+        extra: more arguments of `sglang.launch_server`; they override the ones set here.
+        env: more environment variables; they override the ones set here.
         python: interpreter of the environment in which SGLang is installed.
 
     """
@@ -59,10 +59,10 @@ def launch(
         "--host", HOST,
         "--port", str(port),
         "--tp-size", str(tp),
-        # "auto" would make bfloat16 of float32: greedy texts then differ between runs.
+        # "auto" would convert float32 to bfloat16; greedy texts would then differ between runs.
         "--dtype", "float32",
         "--max-total-tokens", str(max_total_tokens),
-        # SGLang's guess comes from the sizes of GPUs; the line above is what counts.
+        # SGLang derives its default from GPU sizes; the line above sets the actual size.
         "--mem-fraction-static", "0.8",
         "--max-running-requests", "16",
         "--enable-cache-report",
@@ -73,17 +73,17 @@ def launch(
     settings = {
         # SGLang calls ninja by name to compile its page-hash extension.
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        # More threads than cores only wait for each other.
+        # More threads than cores would only contend.
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         forking.VARIABLE: "1",
     }
     if tp > 1:
-        settings["SGLANG_CPU_OMP_THREADS_BIND"] = _one_core_a_rank(tp)
+        settings["SGLANG_CPU_OMP_THREADS_BIND"] = _one_core_per_rank(tp)
     return Launch([*argv, *extra], {**os.environ, **settings, **(env or {})})
 
 
-def _one_core_a_rank(ranks: int) -> str:
+def _one_core_per_rank(ranks: int) -> str:
     cores = sorted(os.sched_getaffinity(0))
     return "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
 
@@ -91,8 +91,8 @@ def _one_core_a_rank(ranks: int) -> str:
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on now.
 
-    Not one of those that the kernel picks itself: it would give one away to the next connection
-    that is made, while the server takes its time to start.
+    Not an ephemeral port: the kernel could assign one to another connection while the server
+    starts.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with socket.socket() as listener, contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ def free_port() -> int:
 
 
 class CpuServer(ManagedProcess):
-    """A server that runs for the length of a `with` block, ready when the block begins.
+    """A server that runs during a `with` block and is ready when the block begins.
 
     To start several at once, call `start` on each, then `wait_ready` on each, and `stop`.
     Arguments as of `launch`, on a free port.
@@ -145,19 +145,18 @@ class CpuServer(ManagedProcess):
         self.wait_until(self.client.is_healthy, timeout_s=timeout_s)
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """End it in good order, as `ManagedProcess.stop` does.
+        """Stop the server, see `ManagedProcess.stop`.
 
-        Removes what it has in shared memory, as `kill` does: SGLang 0.5.23 leaves its load slots
-        and semaphores there.
+        Also removes its files in shared memory: SGLang 0.5.23 leaves load slots and semaphores.
         """
         left = self._shared_memory()
         super().stop(grace_s=grace_s)
         _remove(left)
 
     def kill(self) -> None:
-        """End it at once, as a crash would; idempotent."""
+        """Kill the server, as a crash would, and remove its files in shared memory; idempotent."""
         with contextlib.suppress(ProcessFailedError, ProcessLookupError):
-            os.killpg(self.pid, signal.SIGSTOP)  # so that nothing new appears meanwhile
+            os.killpg(self.pid, signal.SIGSTOP)  # so that it creates no more files
         left = self._shared_memory()
         super().kill()
         _remove(left)

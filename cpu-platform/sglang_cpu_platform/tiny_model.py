@@ -1,9 +1,9 @@
-"""Tiny models with random weights, made on the spot: no download.
+"""Create tiny models with random weights, without a download.
 
 `mha` is a Llama with grouped-query attention, `mla` a DeepSeek-V2 with latent attention and
-no experts. Both have 4 layers, a context of 32,768 tokens, a byte-level tokenizer (a token a
-byte) and 4 KiB of KV a token in float32, so that a page of 64 tokens has 256 KiB. Whoever
-uses the same kind, seed and library versions gets the same weights.
+no experts. Both have 4 layers, a context of 32,768 tokens, a byte-level tokenizer (one token
+per byte) and 4 KiB of KV per token in float32, so a page of 64 tokens has 256 KiB. The weights
+depend only on kind, seed and library versions.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 _LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-# Dense layers only; the routed experts must be named all the same.
+# Dense layers only, but the configuration requires routed experts.
 _DEEPSEEK = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
@@ -57,9 +57,9 @@ def make(directory: Path, kind: Kind = "mha", seed: int = 0) -> None:
     """Write a model and its tokenizer to `directory`, in the format of Hugging Face.
 
     Args:
-        directory: created if it is not there; what lies there under the same names is replaced.
+        directory: created if necessary; existing files of the same names are replaced.
         kind: `mha` or `mla`.
-        seed: other seeds, other weights.
+        seed: of the random weights.
 
     """
     import torch
@@ -140,13 +140,13 @@ def _tokenizer() -> Any:
 
 
 def main() -> int:
-    """Make a model, or an adapter, as the command line says."""
+    """Create a model or an adapter from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m sglang_cpu_platform.tiny_model", description=__doc__
     )
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--kind", choices=["mha", "mla", "lora"], default="mha")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds, other weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     options = parser.parse_args()
     if options.kind == "lora":
         make_lora(options.directory, options.seed)

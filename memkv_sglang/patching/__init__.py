@@ -1,1 +1,1 @@
-"""SGLang with `memkv` among its own backends: the series in `patches/`, put in and taken out."""
+"""Apply and revert the patches in `patches/`, which make `memkv` one of SGLang's own backends."""

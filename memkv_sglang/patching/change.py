@@ -1,4 +1,4 @@
-"""Put a series in and take it out: all files or none."""
+"""Apply or revert a patch series: all files or none."""
 
 import fcntl
 import os
@@ -13,20 +13,22 @@ from memkv_sglang.patching.series import Checksums, Series, checksum
 from memkv_sglang.patching.state import FileState, read_states, refuse_unknown
 from memkv_sglang.patching.unified_diff import MismatchError
 
+MISMATCH = "the patches do not match their manifest; reinstall sglang-memkv"
+
 
 def apply_series(root: Path, series: Series) -> int:
-    """Patch SGLang below `root`; return how many files changed, 0 if it was patched already.
+    """Patch SGLang below `root`; return how many files changed, 0 if it was already patched.
 
-    Completes what a killed run left half done. Raises `PatchError`, with no file changed.
+    Completes a run that was killed. Raises `PatchError` without changing any file.
     """
-    with _alone(root):
+    with _exclusive(root):
         return _change(root, series, FileState.ORIGINAL, list(series.manifest))
 
 
 def revert_series(root: Path, series: Series) -> int:
-    """Make every file the one that SGLang published; otherwise as `apply_series`."""
-    with _alone(root):
-        # A new file goes last: until then others import it.
+    """Restore every file that SGLang published; otherwise like `apply_series`."""
+    with _exclusive(root):
+        # Remove the new file last, because patched files import it.
         return _change(root, series, FileState.PATCHED, list(reversed(series.manifest)))
 
 
@@ -39,15 +41,15 @@ def _change(root: Path, series: Series, affected: FileState, order: list[str]) -
         replace_files(contents)
     except OSError as error:
         raise PatchError(
-            f"{error.filename or root}: {error.strerror}; nothing was changed, try again as the "
-            "owner of the files"
+            f"{error.filename or root}: {error.strerror}; nothing was changed; run the command "
+            "again as the owner of the files"
         ) from None
     tidy(root / path for path in series.manifest)
     return len(paths)
 
 
 def _new_contents(root: Path, series: Series, affected: FileState, paths: list[str]) -> Contents:
-    """Return what each file is to hold, checked against the manifest."""
+    """Return the new content of each file, checked against the manifest."""
     change = series.patched if affected is FileState.ORIGINAL else series.original
     contents: Contents = {}
     for path in paths:
@@ -55,21 +57,25 @@ def _new_contents(root: Path, series: Series, affected: FileState, paths: list[s
         try:
             content = change(path, file.read_bytes() if file.exists() else None)
         except MismatchError as error:
-            raise PatchError(f"{file}: {error}; the series does not fit its manifest") from None
-        if checksum(content) != _wanted(series.manifest, path, affected):
-            raise PatchError(f"{file}: the series does not give what its manifest says")
+            raise PatchError(
+                f"{file}: {error}; the patches do not match their manifest; reinstall sglang-memkv"
+            ) from None
+        if checksum(content) != _expected(series.manifest, path, affected):
+            raise PatchError(
+                f"{file}: the patches do not match their manifest; reinstall sglang-memkv"
+            )
         contents[file] = content
     return contents
 
 
-def _wanted(manifest: Mapping[str, Checksums], path: str, affected: FileState) -> str | None:
+def _expected(manifest: Mapping[str, Checksums], path: str, affected: FileState) -> str | None:
     sums = manifest[path]
     return sums.after if affected is FileState.ORIGINAL else sums.before
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Keep other runs out, and Ctrl-C waiting: a change takes milliseconds."""
+def _exclusive(root: Path) -> Iterator[None]:
+    """Exclude other runs and defer Ctrl-C; a change takes milliseconds."""
     directory = os.open(root / "sglang", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)

@@ -1,5 +1,5 @@
-"""The one error of this package."""
+"""The exception of this package."""
 
 
 class PatchError(Exception):
-    """SGLang stays as it is. The text is one line: what is in the way, and the way out."""
+    """SGLang was not changed. The text is one line that says why and what to do."""

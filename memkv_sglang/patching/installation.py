@@ -1,4 +1,4 @@
-"""The SGLang that is installed, found without importing it."""
+"""Find the installed SGLang without importing it."""
 
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -8,21 +8,21 @@ from memkv_sglang.patching.errors import PatchError
 
 
 class Installation(NamedTuple):
-    """A version of SGLang and where its files are."""
+    """An installed version of SGLang."""
 
     version: str
     root: Path
-    """The directory that holds the package `sglang`: `site-packages`, mostly."""
+    """The directory that contains the package `sglang`, usually `site-packages`."""
 
 
 def find_sglang(site_packages: Path | None) -> Installation:
-    """Return this Python's SGLang, or that in a directory. Raises `PatchError`."""
+    """Return the SGLang in `site_packages`; None for this Python's. Raises `PatchError`."""
     found = _distribution(site_packages)
     if found is None:
         where = f"in {site_packages}" if site_packages else "for this Python"
         raise PatchError(
             f"SGLang is not installed {where}; give --site-packages DIR, the directory that "
-            "holds sglang and sglang-VERSION.dist-info"
+            "contains sglang and sglang-VERSION.dist-info"
         )
     root = Path(str(found.locate_file("")))
     if not (root / "sglang" / "srt").is_dir():

@@ -1,6 +1,8 @@
-"""Write a series' manifest: `python -m memkv_sglang.patching.manifest VERSION SITE_PACKAGES`.
+"""Write the manifest of a patch series.
 
-For whoever edits a series; SITE_PACKAGES holds that version of SGLang as it was published.
+Usage: `python -m memkv_sglang.patching.manifest VERSION SITE_PACKAGES`
+
+Run this after editing a patch. SITE_PACKAGES contains that version of SGLang, unpatched.
 """
 
 import json
@@ -19,7 +21,7 @@ from memkv_sglang.patching.unified_diff import apply
 
 
 def make_manifest(folder: Path, version: str, site_packages: Path) -> dict[str, Checksums]:
-    """Return the checksums of every file that the series touches, new files first.
+    """Return the checksums of every file that the series changes, new files first.
 
     Raises `MismatchError` if a diff does not fit.
     """
@@ -35,7 +37,7 @@ def make_manifest(folder: Path, version: str, site_packages: Path) -> dict[str, 
 
 
 def main() -> None:
-    """Write the manifest beside the diffs."""
+    """Write the manifest next to the patches."""
     version, site_packages = sys.argv[1:]
     manifest = make_manifest(series_folder(), version, Path(site_packages))
     text = json.dumps({path: sums._asdict() for path, sums in manifest.items()}, indent=2)

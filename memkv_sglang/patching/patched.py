@@ -1,4 +1,4 @@
-"""What a patched SGLang calls: see `patches/sglang-*/`, whose `memkv_hook` looks here."""
+"""What a patched SGLang calls: `memkv_hook` in `patches/sglang-*/` looks wrappers up here."""
 
 import argparse
 import functools
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.plugin.hooks import HOOKS, missing_hooks
-from memkv_sglang.plugin.launch import BACKEND, prepare
-from memkv_sglang.plugin.page_size import is_ours, register_page_size
+from memkv_sglang.plugin.flags import SETTINGS, take_settings
+from memkv_sglang.plugin.hooks import missing_hooks, required_hooks
+from memkv_sglang.plugin.launch import BACKEND, prepare, uses_memkv
+from memkv_sglang.plugin.page_size import register_page_size
 
 log = logging.getLogger(__name__)
 
@@ -18,19 +19,23 @@ SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 
 
 def counterparts() -> dict[str, Callable[..., Any]]:
-    """Return what stands around SGLang's functions, by the functions' names.
+    """Return the wrapper of each patched function, by the function's full name.
 
-    Called as `around(original, *args, **kwargs)`.
+    Called as `wrapper(original, *args, **kwargs)`.
     """
     return {
-        **{hook.target: hook.around for hook in HOOKS},
+        **{hook.target: hook.wrapper for hook in required_hooks()},
         f"{SERVER_ARGS}.from_cli_args": from_cli_args,
         f"{SERVER_ARGS}.resolve_once": resolve_once,
     }
 
 
 def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
-    """Stand around `ServerArgs.from_cli_args`; ends the process for settings that cannot work."""
+    """Wrap `ServerArgs.from_cli_args`; settings that cannot work exit with status 2.
+
+    One field of the arguments holds all settings that came from flags.
+    """
+    setattr(args, SETTINGS, take_settings(vars(args)) or None)
     server_args = original(cls, args)
     try:
         _enable(server_args)
@@ -41,20 +46,20 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
 
 
 def resolve_once(original: Callable[..., Any], server_args: Any) -> None:
-    """Stand around `ServerArgs.resolve_once`, which every server calls. Raises `ConfigError`."""
+    """Wrap `ServerArgs.resolve_once`, which every server calls. Raises `ConfigError`."""
     _enable(server_args)
     original(server_args)
 
 
 def _enable(server_args: Any) -> None:
-    """Set what the tier needs, if it is asked for: once, before the arguments are resolved."""
+    """Set what the tier needs, if the server uses it: once, before arguments are resolved."""
     from sglang.srt.arg_groups.arg_utils import record_fields
 
-    named = server_args.hicache_storage_backend == BACKEND
-    if not (server_args.enable_memkv or named) or is_ours(server_args):
+    selected = server_args.hicache_storage_backend == BACKEND
+    if not (server_args.enable_memkv or selected) or uses_memkv(server_args):
         return
     given = {f.name: getattr(server_args, f.name) for f in record_fields(type(server_args))}
-    if named:
+    if selected:
         given["hicache_storage_backend"] = None
     if missing := missing_hooks():
         log.error(

@@ -1,4 +1,4 @@
-"""Replace several files together."""
+"""Replace several files, all or none."""
 
 import os
 import shutil
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Contents = dict[Path, bytes | None]
-"""What files are to hold; None: there is to be no file. In the order of replacement."""
+"""New content of each file, in the order of replacement; None removes the file."""
 
 
 def replace_files(contents: Contents) -> None:
-    """Give each file its content, or leave all as they were and raise `OSError`.
+    """Write every file, or restore all of them and raise `OSError`.
 
-    New files are made beside the old and renamed: nobody reads half a file, and a file that
-    another environment shares by hard link, as `uv` makes them, stays what it is there. A killed
-    process leaves every file either old or new.
+    Each file is written under a temporary name and renamed, so nobody reads half a file. A file
+    that another environment shares by hard link (`uv` does that) is unchanged there. If the process
+    is killed, every file is either old or new.
     """
     before: Contents = {}
     try:
@@ -37,9 +37,9 @@ def replace_files(contents: Contents) -> None:
 
 
 def tidy(files: Iterable[Path]) -> None:
-    """Remove what killed runs left beside these files, and what Python compiled of them.
+    """Remove temporary files of killed runs, and compiled files of these modules.
 
-    Python tells a file's versions apart by size and seconds only.
+    Python would consider a compiled file up to date if size and modification second are equal.
     """
     for file in files:
         _temporary(file).unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def tidy(files: Iterable[Path]) -> None:
 
 
 def _temporary(file: Path) -> Path:
-    """Return a name of our own beside the file; the same in each run, so that the next tidies."""
+    """Return a temporary name in the same directory, always the same so that `tidy` finds it."""
     return file.with_name(f".{file.name}.memkv-patch")
 
 

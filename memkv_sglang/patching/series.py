@@ -1,4 +1,4 @@
-"""The series in `patches/`: a folder a SGLang version, with diffs and a manifest of checksums."""
+"""Read `patches/`: one folder per SGLang version with diffs and a manifest of checksums."""
 
 import hashlib
 import json
@@ -13,48 +13,48 @@ MANIFEST = "manifest.json"
 
 
 class Checksums(NamedTuple):
-    """SHA-256 of a file without and with the series, in hexadecimal; None: there is no file."""
+    """SHA-256 (hex) of a file before and after patching; None if it does not exist."""
 
     before: str | None
     after: str | None
 
 
 class Series(NamedTuple):
-    """Diffs for one version of SGLang."""
+    """The patches for one version of SGLang."""
 
     version: str
     hunks: dict[str, list[list[Hunk]]]
-    """By path below site-packages: what each diff does to the file."""
+    """Hunks of each diff, by path below site-packages."""
     manifest: dict[str, Checksums]
-    """By the same paths. A file precedes those that import it."""
+    """By the same paths. A new file precedes those that import it."""
 
     def patched(self, path: str, content: bytes | None) -> bytes | None:
-        """Return a file's content with the series, from that without. Raises `MismatchError`."""
+        """Patch a file's content. Raises `MismatchError`."""
         for hunks in self.hunks[path]:
             content = apply(content or b"", hunks)
         return _or_none(content, self.manifest[path].after)
 
     def original(self, path: str, content: bytes | None) -> bytes | None:
-        """Return a file's content without the series, from that with. Raises `MismatchError`."""
+        """Unpatch a file's content. Raises `MismatchError`."""
         for hunks in reversed(self.hunks[path]):
             content = revert(content or b"", hunks)
         return _or_none(content, self.manifest[path].before)
 
 
 def checksum(content: bytes | None) -> str | None:
-    """Return the SHA-256 that a manifest has for this content."""
+    """Return a content's SHA-256 as in a manifest; None for no file."""
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 def series_folder() -> Path:
-    """Return where the series lie: in the installed package, or in the checkout."""
+    """Return the folder of all series, in the installed package or in the checkout."""
     package = Path(__file__).parents[1]
     installed = package / "patches"
     return installed if installed.is_dir() else package.parent / "patches"
 
 
 def versions(folder: Path) -> list[str]:
-    """Return the versions of SGLang that there is a series for."""
+    """Return the versions of SGLang that have a series."""
     return sorted(path.parent.name.removeprefix(PREFIX) for path in folder.glob(f"*/{MANIFEST}"))
 
 
@@ -63,8 +63,8 @@ def read_series(folder: Path, version: str) -> Series:
     known = versions(folder)
     if version not in known:
         raise PatchError(
-            f"SGLang {version}: there are patches for {', '.join(known) or 'no version'} only; "
-            "install one of these, or use the plugin, which needs no patch"
+            f"SGLang {version}: patches exist only for {', '.join(known) or 'no version'}; "
+            "install one of these versions, or use the plugin, which needs no patches"
         )
     manifest = json.loads((folder / f"{PREFIX}{version}" / MANIFEST).read_bytes())
     checksums = {path: Checksums(**sums) for path, sums in manifest.items()}
@@ -72,7 +72,7 @@ def read_series(folder: Path, version: str) -> Series:
 
 
 def read_diffs(folder: Path, version: str) -> dict[str, list[list[Hunk]]]:
-    """Return what a version's diffs, in order, do to each file."""
+    """Return the hunks of a version's diffs for each file, in order."""
     found: dict[str, list[list[Hunk]]] = {}
     for path in sorted((folder / f"{PREFIX}{version}").glob("*.patch")):
         for file in parse(path.read_bytes()):

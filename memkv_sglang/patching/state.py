@@ -1,4 +1,4 @@
-"""What the files of an installed SGLang are, by their checksums."""
+"""Determine by checksum whether the files of an installed SGLang are patched."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -9,30 +9,30 @@ from memkv_sglang.patching.series import Series, checksum
 
 
 class FileState(Enum):
-    """One file."""
+    """State of one file."""
 
     ORIGINAL = "original"
     PATCHED = "patched"
     UNKNOWN = "unknown"
-    """Neither: edited by somebody, or patched by another series."""
+    """Neither: edited, or patched by something else."""
 
 
 class State(Enum):
-    """All files of a series."""
+    """State of all files of a series."""
 
     ORIGINAL = "not patched"
     PATCHED = "patched"
-    INTERRUPTED = "patched in part"
-    UNKNOWN = "changed by others"
+    INTERRUPTED = "partly patched"
+    UNKNOWN = "modified"
 
 
 def read_states(root: Path, series: Series) -> dict[str, FileState]:
-    """Return the state of every file that the series touches."""
+    """Return the state of every file that the series changes."""
     return {path: _file_state(root / path, series, path) for path in series.manifest}
 
 
 def overall(states: Mapping[str, FileState]) -> State:
-    """Return what the files are together."""
+    """Return the combined state of the files."""
     found = set(states.values())
     if FileState.UNKNOWN in found:
         return State.UNKNOWN
@@ -42,17 +42,17 @@ def overall(states: Mapping[str, FileState]) -> State:
 
 
 def refuse_unknown(root: Path, series: Series, states: Mapping[str, FileState]) -> None:
-    """Raise `PatchError` if a file is neither SGLang's own nor the series'."""
+    """Raise `PatchError` if a file is neither original nor patched."""
     unknown = [path for path, state in states.items() if state is FileState.UNKNOWN]
     if not unknown:
         return
     if series.manifest[unknown[0]].before is None:
-        raise PatchError(f"{root / unknown[0]} is no file of SGLang {series.version}; remove it")
+        raise PatchError(f"{root / unknown[0]} is not a file of SGLang {series.version}; remove it")
     raise PatchError(
-        f"{root / unknown[0]} is not as in SGLang {series.version}"
-        + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else "")
-        + "; install that version anew (pip install --force-reinstall --no-deps "
-        f"sglang=={series.version}), then try again"
+        f"{root / unknown[0]} differs from SGLang {series.version}"
+        + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
+        + "; reinstall that version (pip install --force-reinstall --no-deps "
+        f"sglang=={series.version}), then run the command again"
     )
 
 

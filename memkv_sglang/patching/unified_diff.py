@@ -1,8 +1,8 @@
-"""Unified diffs, applied exactly.
+"""Apply unified diffs exactly.
 
-Own code because no library does it: `unidiff` only parses, `whatthepatch` drops a file's last
-newline and splits lines at form feeds. Nothing here searches or guesses: a series is for files of
-known checksum, so every hunk lies where its header says. Every line ends with a newline.
+No library does this: `unidiff` only parses, and `whatthepatch` drops a file's last newline and
+splits lines at form feeds. There is no fuzzy matching, because a series is for files of known
+checksum. Every line must end with a newline.
 """
 
 import re
@@ -14,14 +14,14 @@ _HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
 class MismatchError(Exception):
-    """The file is not the one that the diff was made from."""
+    """The file is not the one that the diff was made for."""
 
 
 class Hunk(NamedTuple):
-    """Lines, with their ends, that take the place of others."""
+    """Lines, including newlines, and their replacement."""
 
     old_start: int
-    """Where the old lines begin, counted from 0."""
+    """Index of the first old line, from 0."""
     old: list[bytes]
     new_start: int
     new: list[bytes]
@@ -35,7 +35,7 @@ class FileDiff(NamedTuple):
 
 
 def parse(diff: bytes) -> list[FileDiff]:
-    """Return what a diff changes; text around the files' diffs is left aside."""
+    """Return the changes of a diff; ignores text around the files' diffs."""
     files: list[FileDiff] = []
     lines = iter(diff.splitlines(keepends=True))
     for line in lines:
@@ -54,21 +54,21 @@ def apply(content: bytes, hunks: Sequence[Hunk]) -> bytes:
     for hunk in hunks:
         end = hunk.old_start + len(hunk.old)
         if hunk.old_start < done or lines[hunk.old_start : end] != hunk.old:
-            raise MismatchError(f"line {hunk.old_start + 1} is another")
+            raise MismatchError(f"line {hunk.old_start + 1} does not match")
         result += lines[done : hunk.old_start] + hunk.new
         done = end
     return b"".join(result + lines[done:])
 
 
 def revert(content: bytes, hunks: Sequence[Hunk]) -> bytes:
-    """Return the content that `apply` made this of. Raises `MismatchError`."""
+    """Undo `apply`. Raises `MismatchError`."""
     return apply(content, [Hunk(h.new_start, h.new, h.old_start, h.old) for h in hunks])
 
 
 def _hunk(header: re.Match[bytes], lines: Iterator[bytes]) -> Hunk:
-    """Take a hunk's lines, as many as its header says."""
+    """Read a hunk's lines, as many as its header states."""
     old_start, old_count, new_start, new_count = (int(n or 1) for n in header.groups())
-    # No lines at all are counted from 0: those of a file that does not exist.
+    # An empty range starts at 0: the file does not exist.
     hunk = Hunk(old_start - bool(old_count), [], new_start - bool(new_count), [])
     while len(hunk.old) < old_count or len(hunk.new) < new_count:
         line = next(lines)

@@ -1,16 +1,22 @@
-"""The SGLang plugin: `--enable-memkv`. Without the flag it changes nothing."""
+"""The SGLang plugin behind `--enable-memkv`. Without the flag it changes nothing."""
 
 
 def register() -> None:
-    """Register everything with SGLang, which calls this in each process of a server.
+    """Register the flags and hooks with SGLang, which calls this in each process of a server.
 
-    Where SGLang has not all that is needed, only the flag: it then says why the tier is off.
+    If this SGLang lacks a function that a hook needs, register the flags only; a server that uses
+    them then logs why the tier is off.
     """
-    from memkv_sglang.plugin.hooks import HOOKS, absent_targets, is_called, register_hooks
+    from memkv_sglang.plugin.hooks import (
+        absent_targets,
+        is_patched_in,
+        register_hooks,
+        required_hooks,
+    )
     from memkv_sglang.plugin.page_size import register_page_size
     from memkv_sglang.plugin.server_args import make_engine_args
 
-    if all(is_called(hook.target) for hook in HOOKS):
+    if all(is_patched_in(hook.target) for hook in required_hooks()):
         return  # a patched SGLang needs no plugin
     register_hooks()
     if not absent_targets():

@@ -1,47 +1,45 @@
-"""Removing what a server's namespaces hold, behind the caller's back."""
+"""Delete every page of a server's namespaces in the background."""
 
 import logging
 import threading
 from collections.abc import Iterable
 
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.plugin import state
 
 log = logging.getLogger(__name__)
 
-REMOVAL_SECONDS = 600.0
-"""How long a namespace's removal may take; a million objects in MinIO take some minutes."""
+CLEAR_SECONDS = 600.0
+"""Time limit for one namespace; a million objects in MinIO take some minutes."""
 
 UPLOAD_SECONDS = 10.0
-"""How long to wait for uploads that had begun before."""
+"""Time limit for uploads that began before the clear."""
 
 RETRY_SECONDS = 5.0
 
-_left_over: set[bytes] = set()
-"""Namespaces of this process whose removal a detach has broken off; the next attach goes on."""
-
 
 class Clearing:
-    """Namespaces whose removal has been asked for and is not confirmed yet. Thread-safe.
+    """The namespaces that are being cleared. Thread-safe.
 
-    Who uses a namespace treats it as closed while it is in here: nothing of it is found, and
-    nothing is added that the removal could take away again or leave behind.
+    While a namespace is in here, the storage misses its lookups and drops its spills: a spill could
+    otherwise be deleted, or survive the clear.
     """
 
-    def __init__(self, client: AgentClient, spilling: threading.Lock) -> None:
-        """`spilling` is held by every spill, which asks for itself whether it may go on."""
+    def __init__(self, client: AgentClient, spill_lock: threading.Lock) -> None:
+        """Resume interrupted clears. Every spill holds `spill_lock` while it checks and stores."""
         self._client = client
-        self._spilling = spilling
+        self._spill_lock = spill_lock
         self._lock = threading.Lock()
         self._digests: set[bytes] = set()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self.begin(_left_over)
+        self.begin(state.unfinished_clears)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._digests
 
     def begin(self, digests: Iterable[bytes]) -> None:
-        """Close the namespaces and remove what they hold; returns at once, idempotent."""
+        """Start to clear these namespaces. Returns immediately; idempotent."""
         with self._lock:
             self._digests = self._digests | set(digests)
             if self._digests and self._thread is None:
@@ -49,10 +47,10 @@ class Clearing:
                 self._thread.start()
 
     def close(self) -> None:
-        """Try no more; what an agent has begun it finishes. Returns at once."""
+        """Stop; agents finish the deletions they have begun. Returns immediately."""
         self._closed.set()
         with self._lock:
-            _left_over.update(self._digests)
+            state.unfinished_clears.update(self._digests)
 
     def _run(self) -> None:
         log.info("memkv: clearing %d namespaces", len(self._digests))
@@ -60,35 +58,37 @@ class Clearing:
         while not self._closed.is_set():
             digests = self._digests
             self._client.wait(RETRY_SECONDS)
-            if self._remove(digests):
+            if self._clear(digests):
                 if self._is_done(digests):
                     log.info("memkv: storage cleared")
                     return
             elif not self._closed.is_set():
                 if not warned:
-                    log.warning("memkv: storage not cleared yet, closed until it is; trying on")
+                    log.warning(
+                        "memkv: storage not cleared yet; lookups miss until it is; still retrying"
+                    )
                 warned = True
                 self._closed.wait(RETRY_SECONDS)
 
     def _is_done(self, removed: set[bytes]) -> bool:
         with self._lock:
             if self._digests != removed:
-                return False  # asked for once more
+                return False  # `begin` was called meanwhile
             self._digests, self._thread = set(), None
-            _left_over.difference_update(removed)
+            state.unfinished_clears.difference_update(removed)
             return True
 
-    def _remove(self, digests: Iterable[bytes]) -> bool:
-        with self._spilling:
-            pass  # a spill that found its namespace open has ended
-        if not self._empty(digests):
+    def _clear(self, digests: Iterable[bytes]) -> bool:
+        with self._spill_lock:
+            pass  # wait for a spill that began before the clear
+        if not self._clear_all(digests):
             return False
-        # What was on its way to the shared tier has arrived after that was emptied.
+        # Uploads in flight may have arrived after the shared tier was cleared.
         self._client.flush(UPLOAD_SECONDS)
-        return self._empty(digests)
+        return self._clear_all(digests)
 
-    def _empty(self, digests: Iterable[bytes]) -> bool:
+    def _clear_all(self, digests: Iterable[bytes]) -> bool:
         return all(
-            not self._closed.is_set() and self._client.empty(digest, REMOVAL_SECONDS)
+            not self._closed.is_set() and self._client.empty(digest, CLEAR_SECONDS)
             for digest in digests
         )

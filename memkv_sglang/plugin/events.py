@@ -1,9 +1,9 @@
-"""KV events of the tiers, in SGLang's own stream: which blocks can be had from disk or MinIO.
+"""KV events in SGLang's own stream that say which blocks are on disk or in MinIO.
 
-A block is announced on a medium once the agent says that the tier holds the page, and taken back
-when the agent says that the disk no longer does, or when this server's storage is cleared. Blocks
-carry the hashes and tokens that SGLang's own events give them. Requests with a salt or an adapter
-are left out: SGLang's events name their blocks otherwise than its storage does.
+A block is announced on a medium once the agent reports that the tier holds the page. It is
+withdrawn when the agent reports that the disk no longer does, or when this server's storage is
+cleared. Blocks have the hashes and tokens of SGLang's own events. Requests with a salt or an
+adapter have no events, because SGLang's events and its storage name their blocks differently.
 """
 
 import logging
@@ -26,33 +26,33 @@ MEDIA = {LOCAL: "DISK", "minio": "EXTERNAL"}
 """SGLang's `StorageMedium` of each tier."""
 
 POLL_SECONDS = 1.0
-"""From one question after pages that are not on a tier yet to the next."""
+"""Between two checks for pages that are not on a tier yet."""
 
 POLL_PAGES = 64
-"""Pages of a question; each that MinIO has not been seen to hold costs a request."""
+"""Pages per check. Each page not in the presence cache costs a request to MinIO."""
 
 MISSES = 32
-"""Backups in vain after which a round ends: uploads go in order, so that the rest waits too."""
+"""Misses after which a round ends: uploads are in order, so later backups are not there either."""
 
 PATIENCE = 600.0
-"""Seconds after which pages that have not reached a tier are not waited for any more."""
+"""Seconds after which pages that have not reached a tier are given up."""
 
 SWEEP_SECONDS = 10.0
 SWEEP_PAGES = 2048
-"""How often, and how many announced pages at a time, are looked for on the disk again."""
+"""How often announced pages are checked on the disk again, and how many per check."""
 
 MAX_WAITING = 4096
-"""Backups whose pages are waited for; over that the oldest are not announced."""
+"""Backups that wait for a check; beyond that, the oldest are not announced."""
 
 MAX_ANNOUNCED = 200_000
-"""Pages of a medium that are remembered as announced."""
+"""Announced pages remembered per medium."""
 
 MAX_EVENTS = 100_000
-"""Events that wait for SGLang, which asks at every step."""
+"""Events that wait for SGLang, which takes them in every scheduler iteration."""
 
 
 class Block(NamedTuple):
-    """A page as events name it."""
+    """A page as KV events name it."""
 
     hash: bytes
     name: int
@@ -61,7 +61,7 @@ class Block(NamedTuple):
 
 
 class _Backup(NamedTuple):
-    """Blocks of a chain, in order, that are to be announced on a tier."""
+    """Consecutive blocks of a chain that wait to be announced on a tier."""
 
     namespace: bytes
     tier: str
@@ -70,10 +70,10 @@ class _Backup(NamedTuple):
 
 
 class Announcer:
-    """Asks the agent in a thread of its own. The other calls do not block."""
+    """Announces blocks. Asks the agent in its own thread; no method blocks."""
 
     def __init__(self, client: AgentClient, tiers: Sequence[str]) -> None:
-        """Begin to serve; `tiers` are those that there are, of `MEDIA`."""
+        """Start the thread; `tiers` are the agent's, with names as in `MEDIA`."""
         self._client = client
         self._changed = threading.Condition()
         self._waiting: deque[_Backup] = deque(maxlen=MAX_WAITING)
@@ -82,28 +82,28 @@ class Announcer:
             tier: OrderedDict() for tier in tiers
         }
         self._clears = 0
-        self._fresh = False
+        self._has_new = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="memkv-events", daemon=True)
         self._thread.start()
 
     def stored(self, namespace: bytes, blocks: Sequence[Block]) -> None:
-        """Announce the blocks of a chain, in order, on each tier that they are on or get to."""
+        """Announce consecutive blocks of a chain on each tier once it holds them."""
         if not blocks:
             return
         with self._changed:
             now = time.monotonic()
             self._waiting.extend(_Backup(namespace, tier, blocks, now) for tier in self._announced)
-            self._fresh = True
+            self._has_new = True
             self._changed.notify()
 
     def cleared(self) -> None:
-        """Take back everything: this server finds none of it any more."""
+        """Withdraw every announced block, because this server's pages are hidden now."""
         with self._changed:
             self._clears += 1
             self._waiting.clear()
             for tier, announced in self._announced.items():
-                self._remove(tier, list(announced))
+                self._withdraw(tier, list(announced))
 
     def take(self) -> list[Any]:
         """Return the events since the last call."""
@@ -115,7 +115,7 @@ class Announcer:
         return events
 
     def close(self) -> None:
-        """Stop; returns at once."""
+        """Stop the thread; returns immediately."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -129,15 +129,17 @@ class Announcer:
                     self._sweep()
                     swept = time.monotonic()
             except Exception:
-                log.exception("memkv: events of the tiers end")
+                log.exception(
+                    "memkv: no more KV events of the tiers because of an unexpected error"
+                )
                 return
             with self._changed:
                 pause = POLL_SECONDS if self._waiting else SWEEP_SECONDS
-                self._changed.wait_for(lambda: self._fresh or self._closed, pause)
-                self._fresh = False
+                self._changed.wait_for(lambda: self._has_new or self._closed, pause)
+                self._has_new = False
 
     def _poll(self) -> None:
-        """Ask once after each backup that is waited for, the oldest first."""
+        """Check each waiting backup once, the oldest first."""
         misses = 0
         for _ in range(len(self._waiting)):
             with self._changed:
@@ -152,18 +154,19 @@ class Announcer:
                     self._wait_for(backup._replace(blocks=backup.blocks[found:]))
 
     def _wait_for(self, left: _Backup) -> None:
-        """Ask again later. What is not on the disk once it has been stored does not get there."""
-        comes = left.blocks and left.tier != LOCAL
-        if comes and time.monotonic() - left.since < PATIENCE:
+        """Check again later. Pages not on the disk right after a spill will not get there."""
+        may_come = left.blocks and left.tier != LOCAL
+        if may_come and time.monotonic() - left.since < PATIENCE:
             self._waiting.append(left)
 
     def _on_tier(self, backup: _Backup) -> int:
-        """Return how many of the backup's blocks, from the first, the tier holds."""
+        """Return how many leading blocks of the backup the tier holds."""
         found, ask = 0, 1
         while found < len(backup.blocks):
             asked = [block.hash for block in backup.blocks[found : found + ask]]
-            there = self._client.present(Chain(backup.namespace, asked), POLL_SECONDS, backup.tier)
-            count = sum(1 for _ in takewhile(bool, there))
+            chain = Chain(backup.namespace, asked)
+            present = self._client.present(chain, POLL_SECONDS, backup.tier)
+            count = sum(1 for _ in takewhile(bool, present))
             found += count
             if count < len(asked):
                 break
@@ -194,21 +197,21 @@ class Announcer:
             announced.popitem(last=False)
 
     def _sweep(self) -> None:
-        """Look for some of what was announced on the disk; MinIO would be asked page by page."""
+        """Check some announced pages on the disk. MinIO would cost a request per page."""
         with self._changed:
             announced = self._announced.get(LOCAL, OrderedDict())
             keys = [announced.popitem(last=False) for _ in range(min(SWEEP_PAGES, len(announced)))]
             announced.update(keys)
         for namespace in {namespace for (namespace, _), _ in keys}:
             hashes = [page for (of, page), _ in keys if of == namespace]
-            there = self._client.present(Chain(namespace, hashes), POLL_SECONDS, LOCAL)
+            present = self._client.present(Chain(namespace, hashes), POLL_SECONDS, LOCAL)
             if self._client.problem:
-                return  # nobody who could tell
-            gone = [(namespace, h) for h, held in zip(hashes, there, strict=True) if not held]
+                return  # no agent, so a miss means nothing
+            missing = [(namespace, h) for h, held in zip(hashes, present, strict=True) if not held]
             with self._changed:
-                self._remove(LOCAL, gone)
+                self._withdraw(LOCAL, missing)
 
-    def _remove(self, tier: str, keys: Sequence[tuple[bytes, bytes]]) -> None:
+    def _withdraw(self, tier: str, keys: Sequence[tuple[bytes, bytes]]) -> None:
         from sglang.srt.disaggregation.kv_events import BlockRemoved
 
         names = [self._announced[tier].pop(key, None) for key in keys]
@@ -218,12 +221,15 @@ class Announcer:
 
 
 def blocks_of(operation: Any, page_size: int) -> list[Block]:
-    """Return what a backup, SGLang's `StorageOperation`, has stored; nothing if it is left out."""
+    """Return the blocks that a backup (SGLang's `StorageOperation`) has stored.
+
+    Empty for requests without events and if the prefix is not known.
+    """
     from sglang.srt.mem_cache.utils import hash_str_to_int64
 
     key = operation.token_ids
     if operation.prefix_keys is None:
-        return []  # what comes before is not known
+        return []
     if getattr(key, "extra_key", None) is not None or getattr(key, "cache_salt", None) is not None:
         return []
     pages = operation.completed_tokens // page_size
@@ -238,13 +244,13 @@ def blocks_of(operation: Any, page_size: int) -> list[Block]:
 
 
 def tiers_of(config: Config) -> list[str]:
-    """Return which of `MEDIA` the agent has."""
+    """Return the names of the tiers that are configured."""
     configured = (config.nvme.directory, config.minio.endpoint)
     return [tier for tier, place in zip(MEDIA, configured, strict=True) if place]
 
 
-def are_wanted() -> bool:
-    """Tell whether this rank publishes SGLang's events."""
+def are_published() -> bool:
+    """Return whether this rank publishes SGLang's KV events."""
     from sglang.srt.disaggregation.kv_events import is_kv_publisher_rank
     from sglang.srt.runtime_context import get_observability
 

@@ -1,9 +1,9 @@
-"""Who a model is, by content: the same on every node and under every path, and fast.
+"""Identify a model by content: fast, and the same on every node and under every path.
 
-Reads configuration and code whole, and weight files that are small, as adapters' are; of larger
-ones the length, the safetensors header and samples of every tensor's bytes. Two fine-tunes of one
-architecture differ in (nearly) every value they trained, so samples of a tensor tell them apart,
-also where only a few layers were trained. A 70B model has under a thousand tensors.
+Reads configuration, code and small weight files (adapters) completely. From larger weight files it
+reads the length, the safetensors header and samples of every tensor. Two fine-tunes of the same
+architecture differ in nearly every value they trained, so samples of each tensor distinguish them
+even if only a few layers were trained. A 70B model has less than a thousand tensors.
 """
 
 import hashlib
@@ -22,32 +22,32 @@ CONFIG_NAMES = (
     "adapter_config.json",
     "params.json",
 )
-"""Files, besides the weights, that change what a model computes from the same tokens."""
+"""Files other than weights that change what a model computes from the same tokens."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 SMALL_FILE = 64 << 20
-"""Bytes up to which a weight file is read whole."""
+"""Bytes up to which a weight file is read completely."""
 
 SAMPLE = 1024
-"""Bytes read at a time."""
+"""Bytes per sample."""
 
 SAMPLES_OF_TENSOR = 5
-"""Spread evenly, the first bytes included, and as one more the last: where tokens were added to a
-vocabulary, they are an embedding's last rows."""
+"""Evenly spread, including the first bytes. One more sample reads the last bytes: tokens added to a
+vocabulary are the last rows of an embedding."""
 
 SAMPLES_OF_OTHERS = 256
-"""Samples of a file whose tensors are not known, spread evenly."""
+"""Evenly spread samples of a file whose tensors are not known."""
 
 READERS = 16
-"""Samples in flight; a sample costs a seek, on network file systems a round trip."""
+"""Samples in flight; each costs a seek, or a round trip on a network file system."""
 
 MAX_HEADER = 256 << 20
 """Bytes; the format itself allows 100 MB."""
 
 
 class NoFingerprintError(Exception):
-    """The model's content cannot be read from files; the text says why and what to do."""
+    """The model cannot be identified by its files. The text says why and what to do."""
 
 
 class _Range(NamedTuple):
@@ -59,22 +59,22 @@ class _Range(NamedTuple):
 def fingerprint(model: Path) -> str:
     """Return a digest (hex) of the model in the directory `model`. Blocks; raises `OSError`.
 
-    Raises `NoFingerprintError` where there is no configuration or there are no weights.
+    Raises `NoFingerprintError` if configuration or weights are missing.
     """
     configs = [model / name for name in CONFIG_NAMES if (model / name).is_file()]
     code = sorted(path for path in model.glob("*.py") if path.is_file())
     weights = sorted(p for p in model.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
     if not configs or not weights:
-        raise NoFingerprintError(f"{model} holds no configuration or no weights")
+        raise NoFingerprintError(f"{model} has no configuration or no weights")
     digest = hashlib.sha256()
     for path in configs:
-        _absorb(digest, path.name.encode(), _canonical(path))
+        _update(digest, path.name.encode(), _canonical(path))
     for path in code:
-        _absorb(digest, path.name.encode(), path.read_bytes())
+        _update(digest, path.name.encode(), path.read_bytes())
     with ThreadPoolExecutor(READERS) as readers:
         for path in weights:
             head, samples = _plan(path)
-            _absorb(digest, path.name.encode(), head)
+            _update(digest, path.name.encode(), head)
             for content in readers.map(_read, samples):
                 digest.update(content)
     return digest.hexdigest()
@@ -83,36 +83,36 @@ def fingerprint(model: Path) -> str:
 def tensor_names(model: Path) -> frozenset[str]:
     """Return the names of all tensors in the directory's safetensors files. Raises `OSError`.
 
-    Raises `NoFingerprintError` where there are none, or a file is damaged.
+    Raises `NoFingerprintError` if there are none or a file is damaged.
     """
     names: set[str] = set()
     for path in model.glob("*.safetensors"):
         names |= json.loads(_safetensors_header(path, path.stat().st_size)).keys()
     if not names:
-        raise NoFingerprintError(f"{model} has no safetensors files, which name their tensors")
+        raise NoFingerprintError(f"{model} has no safetensors files, so its tensors are not known")
     return frozenset(names - {"__metadata__"})
 
 
 def _canonical(path: Path) -> bytes:
-    """Return a JSON file's meaning: neither formatting nor the order of keys counts."""
+    """Return a JSON file's content independent of formatting and key order."""
     content = path.read_bytes()
     try:
         values = json.loads(content)
     except ValueError:
         return content
     if isinstance(values, dict):
-        values.pop("_name_or_path", None)  # where it was loaded from once
+        values.pop("_name_or_path", None)  # the path it was saved from
     return json.dumps(values, sort_keys=True).encode()
 
 
-def _absorb(digest: "hashlib._Hash", *parts: bytes) -> None:
+def _update(digest: "hashlib._Hash", *parts: bytes) -> None:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
 
 
 def _plan(path: Path) -> tuple[bytes, list[_Range]]:
-    """Return what to hash of a weight file at once, and what to sample."""
+    """Return bytes of a weight file to hash now, and ranges to read and hash later."""
     size = path.stat().st_size
     header = _safetensors_header(path, size) if path.suffix == ".safetensors" else b""
     if size <= SMALL_FILE:
@@ -130,7 +130,7 @@ def _safetensors_header(path: Path, size: int) -> bytes:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if length > min(size - 8, MAX_HEADER):
-            raise NoFingerprintError(f"{path} is no complete safetensors file")
+            raise NoFingerprintError(f"{path} is not a complete safetensors file")
         return file.read(length)
 
 
@@ -146,7 +146,7 @@ def _tensor_samples(path: Path, header: bytes) -> Iterator[_Range]:
                 yield _Range(path, base + offset, SAMPLE)
             yield _Range(path, base + max(end - SAMPLE, begin), min(SAMPLE, end - begin))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise NoFingerprintError(f"{path} has a header that cannot be read: {error}") from None
+        raise NoFingerprintError(f"{path} has an invalid safetensors header: {error}") from None
 
 
 def _read(sample: _Range) -> bytes:

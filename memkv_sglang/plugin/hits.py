@@ -1,6 +1,6 @@
-"""How much of a chain can be restored, by the policy of each pool that has to hold a part of it.
+"""Compute how much of a chain can be restored when several pools hold parts of it.
 
-Policies and their meaning: `PoolHitPolicy` in SGLang's `mem_cache/hicache_storage.py`.
+Each pool has a policy: `PoolHitPolicy` in SGLang's `mem_cache/hicache_storage.py`.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class PoolHit(NamedTuple):
-    """What one pool says about a chain."""
+    """The prefixes of a chain that one pool can serve."""
 
     pages: int
-    """The longest prefix that this pool can serve."""
+    """Length of the longest one."""
     restorable: Sequence[int]
-    """Every length, from 1, that it can serve; in rising order."""
+    """Every length it can serve, from 1, ascending."""
 
 
 def whole_prefix(pages: int) -> PoolHit:
@@ -23,19 +23,19 @@ def whole_prefix(pages: int) -> PoolHit:
 
 
 def trailing_window(present: Sequence[bool], window: int) -> PoolHit:
-    """Return the hit of a pool that must hold the last `window` pages of the prefix.
+    """Return the hit of a pool that must hold the last `window` pages of a prefix.
 
-    Near the start of the chain, where there are fewer, all of them.
+    A prefix shorter than the window needs all of its pages.
     """
-    runs = accumulate(present, lambda run, there: run + 1 if there else 0, initial=0)
+    runs = accumulate(present, lambda run, held: run + 1 if held else 0, initial=0)
     restorable = [n for n, run in enumerate(runs) if n and run >= min(window, n)]
     return PoolHit(restorable[-1] if restorable else 0, restorable)
 
 
 def block_pages(pages: int, block: int, group: int) -> list[list[int]]:
-    """Return, for each whole block of a span, which pages' keys name its group.
+    """Return for each complete block of a span the pages whose keys its group is stored under.
 
-    A block covers `block` pages; its second form is kept under the keys of its last `group`.
+    A block covers `block` pages; its group is stored under the keys of its last `group` pages.
     """
     if not 0 < group <= block:
         return []
@@ -49,6 +49,6 @@ def leading_blocks(groups: Sequence[Sequence[bool]], block: int) -> int:
 
 
 def intersect(hits: Sequence[PoolHit]) -> list[int]:
-    """Return the lengths that every pool can serve, in rising order."""
+    """Return the lengths that every pool can serve, ascending."""
     common = set(hits[0].restorable).intersection(*(hit.restorable for hit in hits[1:]))
     return sorted(common)

@@ -1,27 +1,35 @@
-"""Where the tier reaches into SGLang: each place by name, and whether it is in place."""
+"""The functions of SGLang that the tier wraps, and whether each is wrapped in this process."""
 
+import logging
 import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+log = logging.getLogger(__name__)
+
 
 class Hook(NamedTuple):
-    """A function of SGLang and what is put around it."""
+    """A function of SGLang and the function that wraps it."""
 
     target: str
     name: str
-    """Of what is put around it, in this package. A name, because some of these functions ask here
-    whether all are in place."""
+    """Name of the wrapper in this package. Not the function itself: some wrappers call
+    `missing_hooks`, and importing them here would be a cycle."""
+    required: bool = True
+    """Whether pages could be wrong without it. Without an optional hook a server loses a metric,
+    an event or some cache hits."""
 
     @property
-    def around(self) -> Callable[..., Any]:
-        """Called as `around(original, *args, **kwargs)`."""
-        around: Callable[..., Any] = pkgutil.resolve_name(f"{__package__}.{self.name}")
-        return around
+    def wrapper(self) -> Callable[..., Any]:
+        """Called as `wrapper(original, *args, **kwargs)`."""
+        wrapper: Callable[..., Any] = pkgutil.resolve_name(f"{__package__}.{self.name}")
+        return wrapper
 
 
-CACHE = "sglang.srt.mem_cache"
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+TREE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+CONTROLLER = "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller.HybridCacheController"
 UPDATES = (
     "update_weights_from_disk",
     "update_weights_from_tensor",
@@ -35,36 +43,79 @@ COMMAND_LINE = (
     Hook("sglang.srt.server_args.ServerArgs.add_cli_args", "server_args.add_cli_args"),
     Hook("sglang.srt.server_args.ServerArgs.from_cli_args", "server_args.from_cli_args"),
 )
-"""In place also where others cannot be, to say so when the flag is given."""
+"""Installed even if other targets are missing, so that `--enable-memkv` can say so."""
+
+RELEASE = Hook(f"{CONTROLLER}.append_host_mem_release", "storage_hooks.release", required=False)
 
 HOOKS = (
     *COMMAND_LINE,
     Hook(
         "sglang.srt.mem_cache.storage.mmap.mmap_allocator.alloc_shm", "host_memory.allocate_shared"
     ),
-    Hook("sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset", "weights.reset_tree"),
+    Hook(f"{TREE}.reset", "weights.reset_tree"),
     Hook("sglang.srt.managers.schedule_batch.Req.__init__", "lora.init_request"),
     Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", "lora.load_adapter"),
     *(Hook(f"{UPDATER}.{name}", f"weights.{name}") for name in UPDATES),
+    Hook(f"{CONTROLLER}._page_transfer", "storage_hooks.load", required=False),
+    Hook(f"{CONTROLLER}._page_backup", "storage_hooks.back_up", required=False),
+    Hook(f"{CONTROLLER}.should_backup", "storage_hooks.should_back_up", required=False),
+    Hook(f"{TREE}.take_events", "storage_hooks.take_events", required=False),
+    Hook(f"{SCHEDULER}.process_batch_result", "storage_hooks.process_result", required=False),
+    RELEASE,
 )
-"""Correctness needs every one of them."""
+
+
+def required_hooks() -> list[Hook]:
+    """Return the hooks that correctness depends on."""
+    return [hook for hook in HOOKS if hook.required]
+
+
+def optional_hooks() -> list[Hook]:
+    """Return the hooks that the tier works without."""
+    return [hook for hook in HOOKS if not hook.required]
 
 
 def register_hooks() -> None:
-    """Put all hooks into SGLang's registry; it applies them when every plugin has registered.
+    """Register the required hooks with SGLang, which applies them once all plugins are loaded.
 
-    If one target is not there (another SGLang), only the command line is hooked.
+    If this SGLang lacks one of the targets, register the command line's only.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for hook in COMMAND_LINE if absent_targets() else HOOKS:
-        if _exists(hook.target) and not is_called(hook.target):
-            HookRegistry.register(hook.target, hook.around, HookType.AROUND)
+    for hook in COMMAND_LINE if absent_targets() else required_hooks():
+        if _exists(hook.target) and not is_patched_in(hook.target):
+            HookRegistry.register(hook.target, hook.wrapper, HookType.AROUND)
+
+
+def install_optional_hooks() -> None:
+    """Install the optional hooks in this process; idempotent, never raises.
+
+    Runs when the storage is created, so that a server with the plugin, a patched SGLang and an
+    attachment at run time all get the same hooks.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for hook in optional_hooks():
+        if hook.target not in HookRegistry._patched:
+            HookRegistry.register(hook.target, hook.wrapper, HookType.AROUND)
+    HookRegistry.apply_hooks()
+    missing = [hook.target for hook in optional_hooks() if not is_installed(hook)]
+    if missing:
+        log.warning(
+            "memkv: optional hooks not installed, another plugin or another SGLang version "
+            "prevents it: %s",
+            ", ".join(missing),
+        )
+
+
+def can_withhold() -> bool:
+    """Return whether the release of host pages can be delayed."""
+    return is_installed(RELEASE)
 
 
 def absent_targets() -> list[str]:
-    """Return the targets that this SGLang does not have."""
-    return [hook.target for hook in HOOKS if not _exists(hook.target)]
+    """Return the required targets that this SGLang does not have."""
+    return [hook.target for hook in required_hooks() if not _exists(hook.target)]
 
 
 def _exists(target: str) -> bool:
@@ -75,21 +126,25 @@ def _exists(target: str) -> bool:
     return True
 
 
-def is_called(target: str) -> bool:
-    """Tell whether SGLang itself calls what stands around the target: it is patched to."""
+def is_patched_in(target: str) -> bool:
+    """Return whether a patched SGLang calls the wrapper of this target itself."""
     return _exists(target) and getattr(pkgutil.resolve_name(target), "memkv_target", "") == target
 
 
-def missing_hooks() -> list[str]:
-    """Return the targets that are not hooked in this process; SGLang swallows such errors."""
+def is_installed(hook: Hook) -> bool:
+    """Return whether SGLang's hook registry has applied this hook in this process."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    arounds = {hook.around for hook in HOOKS}
-    hooked = {
-        target
-        for target, registered in HookRegistry._hooks.items()
-        if target in HookRegistry._patched
-        for _, function, _ in registered
-        if function in arounds
-    }
-    return [h.target for h in HOOKS if not (h.target in hooked or is_called(h.target))]
+    applied = (
+        HookRegistry._hooks.get(hook.target, []) if hook.target in HookRegistry._patched else ()
+    )
+    return any(function is hook.wrapper for _, function, _ in applied)
+
+
+def missing_hooks() -> list[str]:
+    """Return the required targets that are not wrapped; SGLang only logs failures to wrap one."""
+    return [
+        hook.target
+        for hook in required_hooks()
+        if not (is_installed(hook) or is_patched_in(hook.target))
+    ]

@@ -1,4 +1,4 @@
-"""The host pool's memory: sealed against shrinking, so that the agent may map it; of huge pages."""
+"""Allocate the host pool in sealed shared memory that the agent can map, in huge pages."""
 
 import logging
 import math
@@ -7,21 +7,20 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import state
 from memkv_sglang.shared_memory import map_memory, populate
 
 log = logging.getLogger(__name__)
 
 
 def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
-    """Stand in for SGLang's `alloc_shm`: return (tensor, descriptor, mapping).
+    """Replace SGLang's `alloc_shm`; returns (tensor, descriptor, mapping).
 
-    SGLang's own memory file cannot be sealed, and the agent, which serves all servers of a node,
-    does not map what its owner could shrink under it. Every page is there on return, as
-    cudaHostRegister demands, and in its final place: pinned pages cannot become huge any more.
-    Servers without the tier get SGLang's own.
+    SGLang's own memory file cannot be sealed. The agent serves all servers of a node, so it only
+    maps memory that cannot shrink. All pages are populated on return: cudaHostRegister requires
+    it, and pinned pages can no longer become huge. Servers without the tier get SGLang's own.
     """
-    if not running.wanted():
+    if not state.wanted():
         return original(dims, dtype)
     import torch
 
@@ -32,7 +31,7 @@ def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: 
         os.ftruncate(descriptor, size)
         memory = map_memory(descriptor, size)
         if not populate(memory):
-            log.info("memkv: no huge pages for the host pool; loads from NVMe are slower")
+            log.info("memkv: the host pool has no huge pages, so loads from NVMe are slower")
     except BaseException:
         os.close(descriptor)
         raise

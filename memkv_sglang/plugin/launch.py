@@ -1,4 +1,4 @@
-"""From `--enable-memkv` to what HiCache needs: sets what the user left open, refuses the rest."""
+"""Turn `--enable-memkv` into HiCache arguments; refuse arguments that conflict with it."""
 
 import json
 import logging
@@ -17,20 +17,20 @@ BACKEND = "memkv"
 """Name in SGLang's logs and endpoints."""
 
 WHOLE_PAGE_LAYOUTS = ("page_first", "page_first_direct", "page_head")
-"""Layouts in which a page lies in one or two pieces; `layer_first` has two a layer."""
+"""Layouts that store a page in one or two pieces; `layer_first` has two per layer."""
 
 PREFETCH_TIMEOUT = {"prefetch_timeout_base": 2.0, "prefetch_timeout_per_ki_token": 0.1}
-"""Seconds that SGLang lets a load go on before it starts with what has arrived: far above what a
-working tier takes, and an answer in time where the tier is slow."""
+"""Seconds after which SGLang stops waiting for a load and uses the pages that have arrived. Far
+more than a healthy tier needs, and short enough that a slow tier does not hold up the answer."""
 
 
 class Conflict(NamedTuple):
-    """A server setting with which the tier cannot work."""
+    """A server argument that the tier cannot work with."""
 
     name: str
     works: tuple[Any, ...]
-    """Values that do not conflict; the first is what to change to."""
-    way_out: str
+    """Values that do not conflict."""
+    fix: str
 
 
 CONFLICTS = (
@@ -46,23 +46,24 @@ CONFLICTS = (
     Conflict(
         "hicache_storage_backend",
         (None, "dynamic"),
-        "drop --hicache-storage-backend, --enable-memkv brings its own",
+        "drop --hicache-storage-backend; --enable-memkv sets it",
     ),
     Conflict(
         "hicache_mem_layout",
         WHOLE_PAGE_LAYOUTS,
         f"use --hicache-mem-layout {WHOLE_PAGE_LAYOUTS[0]}",
     ),
-    Conflict("dcp_size", (1, None), "drop --dcp-size, SGLang allows it for its own backends only"),
+    Conflict(
+        "dcp_size", (1, None), "drop --dcp-size; SGLang supports it for built-in backends only"
+    ),
 )
 
 
 def prepare(values: MutableMapping[str, Any]) -> None:
-    """Change a server's arguments so that it runs with the tier.
+    """Change a server's arguments in place so that it runs with the tier.
 
-    `values` are the arguments by name; those of the tier are taken out. Logs in one line what was
-    set. Raises `ConfigError` for settings that cannot work, without having changed any of
-    SGLang's.
+    `values` are the arguments by name; the tier's own are removed. Logs one line with what it set.
+    Raises `ConfigError` for settings that cannot work, before it changes any of SGLang's.
     """
     file, settings = take_flags(values)
     load_config(Path(file) if file else None, os.environ, settings)
@@ -83,17 +84,26 @@ def prepare(values: MutableMapping[str, Any]) -> None:
     )
 
 
+def uses_memkv(server_args: Any) -> bool:
+    """Return whether a server's arguments name this backend; works on any view of them."""
+    extra = server_args.hicache_storage_backend_extra_config
+    try:
+        return bool(extra) and json.loads(extra).get("backend_name") == BACKEND
+    except (ValueError, AttributeError):
+        return False
+
+
 def _refuse_conflicts(values: Mapping[str, Any]) -> None:
     for conflict in CONFLICTS:
         if conflict.name in values and values[conflict.name] not in conflict.works:
             flag = "--" + conflict.name.replace("_", "-")
-            raise ConfigError(f"{flag}: cannot work with --enable-memkv; {conflict.way_out}")
+            raise ConfigError(f"{flag}: does not work with --enable-memkv; {conflict.fix}")
 
 
 def _extra_config(
     values: Mapping[str, Any], file: str | None, settings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the backend's extra configuration, the user's own entries first. Holds no secrets."""
+    """Return the backend's extra configuration, including the user's own. It has no secrets."""
     given = values.get("hicache_storage_backend_extra_config")
     if given and str(given).startswith("@"):
         raise ConfigError(

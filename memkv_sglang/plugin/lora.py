@@ -1,8 +1,8 @@
-"""LoRA by content: the same adapter shares pages everywhere, another of the same name nowhere.
+"""LoRA adapters by content: equal adapters share pages everywhere, different ones never do.
 
 SGLang seeds page hashes with an adapter's id: a digest of name and path for adapters given at
-start, a random number for later ones. The first would let other content meet under one hash, the
-second would never share. The content's digest takes the id's place.
+start, a random number for later ones. With the former, different content could get equal hashes;
+with the latter, nodes would never share. The hooks replace the id with a digest of the content.
 """
 
 import logging
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import state
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.namespaces import identify_weights
 
@@ -19,22 +19,19 @@ log = logging.getLogger(__name__)
 DIGEST_LENGTH = 32
 """Hexadecimal digits, as in SGLang's own ids."""
 
-_digests: dict[str, str] = {}
-"""Content digest by adapter id, of this process."""
-
 
 def load_adapter(original: Callable[..., Any], manager: Any, adapter: Any) -> Any:
-    """Stand around `LoRAManager._load_lora_adapter`, through which those of the start come too."""
+    """Wrap `LoRAManager._load_lora_adapter`, which every adapter from files goes through."""
     result = original(manager, adapter)
-    if running.wanted():
-        _digests[adapter.lora_id] = _digest(adapter.lora_path)
+    if state.wanted():
+        state.adapter_digests[adapter.lora_id] = _digest(adapter.lora_path)
     return result
 
 
 def init_request(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> None:
-    """Stand around `Req.__init__`, which appends the adapter's id to the request's extra key."""
+    """Wrap `Req.__init__`, which appends the adapter's id to the request's extra key."""
     original(request, *args, **kwargs)
-    digest = _digests.get(request.lora_id)
+    digest = state.adapter_digests.get(request.lora_id)
     if digest and request.extra_key and request.extra_key.endswith(request.lora_id):
         request.extra_key = request.extra_key.removesuffix(request.lora_id) + digest
 
@@ -43,5 +40,5 @@ def _digest(path: str) -> str:
     try:
         return identify_weights(path)[:DIGEST_LENGTH]
     except (NoFingerprintError, OSError) as error:
-        log.warning("memkv: adapter without a fingerprint (%s); its pages are not shared", error)
+        log.warning("memkv: adapter has no fingerprint; its pages are not shared: %s", error)
         return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Which namespace a host pool's pages belong to, from what SGLang has loaded."""
+"""Derive the namespace of a host pool's pages from the model that SGLang has loaded."""
 
 import hashlib
 import json
@@ -15,29 +15,29 @@ MAMBA_POOL = "mamba"
 
 
 class ModelIdentity(NamedTuple):
-    """What was loaded."""
+    """Identifies a loaded model: equal identities compute equal KV."""
 
     fingerprint: str
     revision: str
-    """Identity of weights that came at run time; empty for those of the files."""
+    """Identity of weights set at run time; empty for weights from the files."""
     details: dict[str, str]
-    """Settings that change KV without changing a file."""
+    """Settings that change KV but no file."""
 
 
 def identify_model(server_args: Any) -> ModelIdentity:
-    """Return who the served model is. Blocks for the fingerprint; raises `NoFingerprintError`."""
+    """Return the served model's identity. Reads its files; raises `NoFingerprintError`."""
     from sglang.srt.arg_groups.overrides import model_config_of
 
     model = model_config_of(server_args)
     if str(server_args.load_format) == "dummy":
-        raise NoFingerprintError("dummy weights are nobody's; drop --load-format dummy")
+        raise NoFingerprintError("dummy weights have no identity; drop --load-format dummy")
     cache = getattr(server_args, "download_dir", None)
     weights = identify_weights(model.model_path, server_args.revision, cache)
     return ModelIdentity(weights, "", _details(server_args, model))
 
 
 def identify_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> str:
-    """Return the fingerprint of a directory, or of a repository that was downloaded before.
+    """Return the fingerprint of a model directory or of a downloaded repository.
 
     Blocks; raises `NoFingerprintError`. For the arguments see `find_weights`.
     """
@@ -45,14 +45,14 @@ def identify_weights(model_path: str, revision: str | None = None, cache: str | 
 
 
 def find_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> Path:
-    """Return the directory of a model that is on this machine.
+    """Return the directory of a model on this machine.
 
     Args:
         model_path: the directory, or the repository's name on the hub.
         revision: branch, tag or commit of the repository; None for its main branch.
-        cache: directory of downloads; None for the hub's own.
+        cache: download directory; None for the hub's default.
 
-    Raises `NoFingerprintError` where nothing of that name is on this machine.
+    Raises `NoFingerprintError` if it is not on this machine.
 
     """
     path = Path(model_path)
@@ -67,7 +67,7 @@ def find_weights(model_path: str, revision: str | None = None, cache: str | None
                 )
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-            raise NoFingerprintError(f"{model_path} is no local model: {error}") from None
+            raise NoFingerprintError(f"{model_path} is not a local model: {error}") from None
     return path
 
 
@@ -120,11 +120,11 @@ def describe_pool(
 
 
 def differs_by_rank(pool: str, host_pool: Any, config: Any) -> bool:
-    """Tell whether each tensor-parallel rank has pages of its own in this pool.
+    """Return whether the pages of this pool differ between tensor-parallel ranks.
 
-    The ranks of an MLA model hold equal KV, and share a namespace; their Mamba states and the
-    heads of an MHA draft model differ all the same. (With DCP a page is dealt out over the DCP
-    ranks, which the shard names besides.)
+    The ranks of an MLA model hold equal KV and share a namespace, but their Mamba states and the
+    heads of an MHA draft model differ. (With DCP a page is split between the DCP ranks, which are
+    part of the shard.)
     """
     if config.is_mla_model:
         return pool == MAMBA_POOL or bool(getattr(host_pool, "head_num", 0))

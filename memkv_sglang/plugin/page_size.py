@@ -1,37 +1,42 @@
-"""The page size where the user gave none: such that a shard's page is worth a request."""
+"""Choose the page size, unless the user did: large enough to load pages efficiently."""
 
-import json
 import logging
 from typing import Any
 
-from memkv_sglang.plugin.launch import BACKEND
+from memkv_sglang.plugin.launch import BACKEND, uses_memkv
 
 log = logging.getLogger(__name__)
 
-WANTED_BYTES = 2 << 20
-"""A page of 2 MiB reaches most of a MinIO's large-object rate; larger ones match less exactly."""
+TARGET_BYTES = 2 << 20
+"""Pages of 2 MiB reach most of MinIO's large-object throughput; larger ones match less exactly."""
 
 LARGEST_PAGE = 256
 """Tokens."""
 
-STEP = "handle_attention_backend_compatibility"
-"""SGLang's resolution step before its own default; later steps correct what a kernel demands."""
+RESOLUTION_STEP = "handle_attention_backend_compatibility"
+"""SGLang's resolution step before its own default. Later steps apply what kernels require."""
 
 
 def register_page_size() -> None:
-    """Let SGLang's argument resolution ask `choose_page_size`."""
+    """Choose the page size when SGLang resolves its arguments."""
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
-    register_resolution_hook(STEP)(_resolve)
+    register_resolution_hook(RESOLUTION_STEP)(_resolve)
 
 
 def choose_page_size(token_bytes: int, chunk: int) -> int:
-    """Return the smallest power of two, at most `LARGEST_PAGE`, whose page is large enough.
+    """Return a page size in tokens: a power of two, at most `LARGEST_PAGE`.
 
-    It divides `chunk`, the tokens of a chunk of prefill, as SGLang demands; 0 or less: no chunks.
+    Returns the smallest one whose page has `TARGET_BYTES`, or else the largest allowed.
+
+    Args:
+        token_bytes: bytes of a token in one shard's pool.
+        chunk: tokens of a prefill chunk, which SGLang requires to be a multiple of the page size;
+            0 or less for no chunks.
+
     """
     size = 1
-    while size < LARGEST_PAGE and size * token_bytes < WANTED_BYTES:
+    while size < LARGEST_PAGE and size * token_bytes < TARGET_BYTES:
         if chunk > 0 and chunk % (2 * size):
             break
         size *= 2
@@ -43,34 +48,25 @@ def _resolve(server_args: Any, previous: Any) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolved_view
 
     view = resolved_view(server_args)
-    if not is_ours(view) or view.page_size is not None:
+    if not uses_memkv(view) or view.page_size is not None:
         return
     token_bytes = _token_bytes(model_config_of(server_args), view)
     if token_bytes is None:
-        log.info("memkv: the page size of a hybrid model is left to SGLang")
+        log.info("memkv: SGLang chooses the page size of this hybrid model")
         return
     page_size = choose_page_size(token_bytes, int(view.chunked_prefill_size or 0))
     declare_resolution(server_args, BACKEND, page_size=page_size)
     log.info(
-        "memkv: page size %d, so that a shard's page has about %.2g MiB; --page-size overrides",
+        "memkv: page size %d, about %.2g MiB per page and shard; --page-size overrides it",
         page_size,
         page_size * token_bytes / (1 << 20),
     )
 
 
-def is_ours(config: Any) -> bool:
-    """Tell whether a server's arguments name this project's backend."""
-    extra = config.hicache_storage_backend_extra_config
-    try:
-        return bool(extra) and json.loads(extra).get("backend_name") == BACKEND
-    except (ValueError, AttributeError):
-        return False
-
-
 def _token_bytes(model: Any, view: Any) -> int | None:
-    """Return the bytes that a token takes in one shard's pool; None if its layers differ.
+    """Estimate the bytes of a token in one shard's pool; None if the layers differ.
 
-    An estimate: a data type of `auto` counts as the model's.
+    Assumes the model's data type for `--kv-cache-dtype auto`.
     """
     from sglang.srt.configs.model_config import AttentionArch
 

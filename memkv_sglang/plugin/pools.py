@@ -1,4 +1,4 @@
-"""SGLang's host pools as the agent sees them: shared memory, and where a page lies in it."""
+"""Move pages between SGLang's host pools and the agent."""
 
 import ctypes
 import logging
@@ -17,23 +17,23 @@ from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
-PAGES_A_CALL = 128
-"""Pages that go to the agent at once, as many as SGLang loads and backs up at once."""
+PAGES_PER_CALL = 128
+"""Pages per call to the agent; SGLang loads and backs up as many at once."""
 
-BEGIN_SECONDS = 1.5
-"""How long a call of the storage may begin calls to the agent, each of which ends within 8 s:
-SGLang waits 10 s for its storage threads."""
+START_SECONDS = 1.5
+"""How long a storage call may start calls to the agent. Each of those ends within 8 s, and SGLang
+waits 10 s for its storage threads."""
 
 
 log = logging.getLogger(__name__)
 
 
 class UnsuitablePoolError(Exception):
-    """A host pool whose pages the agent cannot move. The text says why and what to do."""
+    """The agent cannot move pages of this host pool. The text says why and what to do."""
 
 
 class HostPool(Protocol):
-    """What this module uses of SGLang's `HostKVCache` (`mem_cache/pool_host/base.py`)."""
+    """The part of SGLang's `HostKVCache` (`mem_cache/pool_host/base.py`) that this module uses."""
 
     page_size: int
     size_per_token: int
@@ -47,40 +47,41 @@ class HostPool(Protocol):
 
 
 class Pieces(NamedTuple):
-    """Where the buffers of some pages lie; a row a page, its buffers in stored order."""
+    """Addresses and lengths of page buffers; one row per page, buffers in stored order."""
 
     addresses: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
 
 
-def begin_until() -> float:
-    """Return until when a call of the storage that begins now may begin calls to the agent."""
-    return time.monotonic() + BEGIN_SECONDS
+def start_deadline() -> float:
+    """Return the time until which a storage call that begins now may start agent calls."""
+    return time.monotonic() + START_SECONDS
 
 
 def is_logical(host_pool: Any) -> bool:
-    """Tell whether a pool has no memory of its own: other pools hold what its pages stand for."""
+    """Return whether a pool has no memory of its own because other pools hold its data."""
     return getattr(host_pool, "kv_buffer", host_pool) is None
 
 
 class Pool(ABC):
-    """Moves pages of one host pool. `indices` are token slots on the CPU, whole pages of them.
+    """Moves pages of one host pool. `indices` are the CPU token slots of whole pages.
 
-    Calls return when nobody touches the host pool's pages any more, and last at most 10 s.
+    Calls last at most 10 s. The agent no longer accesses the pages when they return, unless they
+    are withheld (`client/withheld.py`).
     """
 
-    pages_a_call = PAGES_A_CALL
+    pages_per_call = PAGES_PER_CALL
 
     def __init__(self, host_pool: HostPool, client: AgentClient) -> None:
-        """Ask SGLang how long a page is. Raises `UnsuitablePoolError`."""
+        """Ask SGLang for the size of a page. Raises `UnsuitablePoolError`."""
         self.host_pool = host_pool
         self.page_tokens = int(getattr(host_pool, "logical_page_size", 0) or host_pool.page_size)
-        """Slots of `indices` a page."""
+        """Slots of `indices` per page."""
         self.page_bytes = _page_bytes(host_pool, self.page_tokens)
         self._client = client
 
     def load(self, chain: Chain, indices: Any, until: float) -> list[PageLoad]:
-        """Fill a page for each hash, in calls that begin before `until`; see `Engine.load`."""
+        """Load a page per hash, in agent calls that start before `until`; see `Engine.load`."""
         loads: list[PageLoad] = []
         for part, slots in self._parts(chain, indices, until):
             loads += self._load(part, slots)
@@ -89,41 +90,45 @@ class Pool(ABC):
         return loads + [PageLoad(LoadResult.SKIPPED)] * (len(chain.hashes) - len(loads))
 
     def spill(
-        self, chain: Chain, indices: Any, before: Sequence[bytes], until: float
+        self, chain: Chain, indices: Any, prefix: Sequence[bytes], until: float
     ) -> list[SpillResult]:
-        """Store a page for each hash, likewise; see `Engine.spill`."""
+        """Spill a page per hash, in agent calls that start before `until`; see `Engine.spill`."""
         results: list[SpillResult] = []
         for part, slots in self._parts(chain, indices, until):
-            results += self._spill(part, slots, before)
+            results += self._spill(part, slots, prefix)
             if results[-1] > SpillResult.PRESENT:
                 break
-            before = [*before, *part.hashes]
+            prefix = [*prefix, *part.hashes]
         return results + [SpillResult.REFUSED] * (len(chain.hashes) - len(results))
 
     def _parts(self, chain: Chain, indices: Any, until: float) -> Iterator[tuple[Chain, Any]]:
         pages = len(chain.hashes)
         if len(indices) != pages * self.page_tokens:
-            log.warning("memkv: SGLang names %d slots for %d pages", len(indices), pages)
+            log.warning(
+                "memkv: SGLang passed %d slots for %d pages; treated as a miss", len(indices), pages
+            )
             return
-        for begin in range(0, pages, self.pages_a_call):
-            end = min(begin + self.pages_a_call, pages)
+        for begin in range(0, pages, self.pages_per_call):
+            end = min(begin + self.pages_per_call, pages)
             if time.monotonic() > until:
                 return
             slots = indices[begin * self.page_tokens : end * self.page_tokens]
             yield Chain(chain.namespace, chain.hashes[begin:end]), slots
 
     def pieces(self, indices: Any) -> Pieces:
-        """Return where the pages at `indices` lie. Raises `UnsuitablePoolError`."""
+        """Return the buffers of the pages at `indices`. Raises `UnsuitablePoolError`."""
         found = _pieces(self.host_pool, indices, len(indices) // self.page_tokens)
         if (found.lengths.sum(axis=1) != self.page_bytes).any():
-            raise UnsuitablePoolError(f"SGLang names buffers of pages not {self.page_bytes} bytes")
+            raise UnsuitablePoolError(
+                f"SGLang names buffers of pages that are not {self.page_bytes} bytes"
+            )
         return found
 
     @abstractmethod
     def _load(self, chain: Chain, indices: Any) -> list[PageLoad]: ...
 
     @abstractmethod
-    def _spill(self, chain: Chain, indices: Any, before: Sequence[bytes]) -> list[SpillResult]: ...
+    def _spill(self, chain: Chain, indices: Any, prefix: Sequence[bytes]) -> list[SpillResult]: ...
 
 
 class _Mapping(NamedTuple):
@@ -133,10 +138,10 @@ class _Mapping(NamedTuple):
 
 
 class SharedPool(Pool):
-    """A host pool whose memory the agent has mapped: pages move without a copy."""
+    """A host pool that the agent has mapped, so pages move without a copy."""
 
     def __init__(self, host_pool: HostPool, client: AgentClient) -> None:
-        """Register every memory file of the pool. Raises `UnsuitablePoolError`."""
+        """Register the pool's memory with the agent. Raises `UnsuitablePoolError`."""
         super().__init__(host_pool, client)
         mappings = sorted(_mappings(host_pool, client))
         self._starts, self._ends, self._numbers = np.array(mappings, dtype=np.int64).T
@@ -157,12 +162,12 @@ class SharedPool(Pool):
     def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
         return self._client.load(chain, self.buffers(indices))
 
-    def _spill(self, chain: Chain, indices: Any, before: Sequence[bytes]) -> list[SpillResult]:
-        return self._client.spill(chain, self.buffers(indices), before)
+    def _spill(self, chain: Chain, indices: Any, prefix: Sequence[bytes]) -> list[SpillResult]:
+        return self._client.spill(chain, self.buffers(indices), prefix)
 
 
 def is_shared(host_pool: HostPool) -> bool:
-    """Tell whether the pool's memory has descriptors."""
+    """Return whether the pool is in shared memory that has descriptors."""
     return bool(getattr(host_pool.allocator, "fds", None))
 
 
@@ -188,9 +193,10 @@ def _pieces(host_pool: HostPool, indices: Any, pages: int) -> Pieces:
 
 
 def _page_bytes(host_pool: HostPool, page_tokens: int) -> int:
-    """Return how long a page is, by the buffers that SGLang names for one.
+    """Return the size of a page, computed from the buffers that SGLang names for one.
 
-    It must agree with what SGLang says elsewhere: a part of the page may lie in other buffers.
+    Raises `UnsuitablePoolError` if it differs from the size that SGLang states elsewhere: some of
+    the page could then be in other buffers.
     """
     import torch
 
@@ -198,12 +204,12 @@ def _page_bytes(host_pool: HostPool, page_tokens: int) -> int:
         named = int(_pieces(host_pool, torch.arange(page_tokens), 1).lengths.sum())
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise UnsuitablePoolError(
-            f"{type(host_pool).__name__} does not say where its pages lie: {error!r}"
+            f"{type(host_pool).__name__} does not name the buffers of its pages: {error!r}"
         ) from error
     if named != host_pool.size_per_token * host_pool.page_size and named != _flat(host_pool):
         raise UnsuitablePoolError(
-            f"{type(host_pool).__name__} names {named} bytes a page, but has "
-            f"{host_pool.size_per_token} a token and {host_pool.page_size} tokens a page"
+            f"{type(host_pool).__name__} names {named} bytes per page, but has "
+            f"{host_pool.size_per_token} per token and {host_pool.page_size} tokens per page"
         )
     return named
 

@@ -1,4 +1,4 @@
-"""How fast this server computes prompts: what a load has to compete with."""
+"""Measure how fast this server computes prompts, so that slow loads can be skipped."""
 
 import time
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 from memkv_sglang.time_model import TimeModel
 
 MIN_TOKENS = 256
-"""Batches of fewer tokens tell more of what a batch costs than of its tokens."""
+"""Smaller batches are dominated by the fixed cost of a batch, so they are ignored."""
 
 
 class PrefillSpeed:
-    """Learns from the batches of prompt tokens that the scheduler has run.
+    """Learns the prefill speed from batches that the scheduler has run.
 
-    A token costs a part that is the same for each, and a part that grows with the tokens before
-    it (attention). Observed by the scheduler's thread, asked by others.
+    Each token has a fixed cost and one that grows with the tokens before it (attention). The
+    scheduler's thread calls `observe`; any thread may call `seconds`.
     """
 
     def __init__(self, tokens_per_second: float = 0.0) -> None:
-        """Take the speed as given; 0: learn it."""
+        """Use a given speed, or learn it if 0."""
         self._given = tokens_per_second
         self._model = TimeModel()
         self._ended = 0.0
 
     def observe(self, batch: Any) -> None:
-        """Take note of a batch of SGLang's (`ScheduleBatch`) whose results are there.
+        """Record the duration of a finished `ScheduleBatch`.
 
-        With overlapped scheduling a batch waits for the one before it, whose time is not its own.
+        With overlap scheduling a batch may wait for the previous one; that time does not count.
         """
         now, launched = time.monotonic(), batch.launch_ts
         began, self._ended = max(launched or now, self._ended), now
@@ -38,7 +38,7 @@ class PrefillSpeed:
             self._model.observe(tokens, before, now - began)
 
     def seconds(self, begin: int, end: int) -> float:
-        """Return how long the tokens from `begin` to `end` of a prompt take; 0 if not known."""
+        """Return the seconds to compute a prompt's tokens from `begin` to `end`; 0 if unknown."""
         tokens = end - begin
         if self._given:
             return tokens / self._given

@@ -1,4 +1,4 @@
-"""The host pools of a server, each with the namespace that its pages belong to."""
+"""A server's host pools with the namespaces of their pages."""
 
 import logging
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class RegisteredPool(NamedTuple):
-    """A pool and the name of its pages."""
+    """A pool and the namespace of its pages."""
 
     pool: Pool | None
     """None for a pool without memory of its own, see `pools.is_logical`."""
@@ -28,12 +28,12 @@ class RegisteredPool(NamedTuple):
     """Of the namespace."""
 
     def chain(self, hashes: list[bytes]) -> Chain:
-        """Return pages of the pool."""
+        """Return the chain of these pages in the pool's namespace."""
         return Chain(self.digest, hashes)
 
 
 class RegisteredPools:
-    """Filled by SGLang's thread that attaches the storage, read by the others."""
+    """Written by the SGLang thread that attaches the storage, read by the others."""
 
     def __init__(self, client: AgentClient, config: Any) -> None:
         """`config` is SGLang's `HiCacheStorageConfig`."""
@@ -52,41 +52,41 @@ class RegisteredPools:
         return [registered.digest for registered in list(self._pools.values())]
 
     def add(self, name: str, host_pool: Any, model: ModelIdentity) -> None:
-        """Let the agent map a pool; SGLang registers some twice. Raises `UnsuitablePoolError`."""
+        """Let the agent map a pool, unless it has. Raises `UnsuitablePoolError`."""
         if name in self._pools:
             return
         try:
-            pool = None if is_logical(host_pool) else self._reach(host_pool)
+            pool = None if is_logical(host_pool) else self._map(host_pool)
         except UnsuitablePoolError as error:
             raise UnsuitablePoolError(f"pool {name}: {error}") from error
         self._host_pools[name] = host_pool
         self._pools[name] = RegisteredPool(pool, self._describe(name, pool, model))
 
     def rename(self, model: ModelIdentity) -> None:
-        """Go on under the name of these weights."""
+        """Continue in the namespaces of this model."""
         for name, registered in list(self._pools.items()):
             digest = self._describe(name, registered.pool, model)
             self._pools[name] = registered._replace(digest=digest)
 
     def forget(self) -> None:
-        """Drop all pools, and the staging memory once no call uses it."""
+        """Forget all pools. The staging memory is freed once no call uses it."""
         self._pools.clear()
         self._host_pools.clear()
         self._staging = None
 
     def differs_by_rank(self, name: str) -> bool:
-        """Tell whether each rank has to store this pool, see `namespaces.differs_by_rank`."""
+        """Return whether every rank has to store this pool, see `namespaces.differs_by_rank`."""
         host_pool = self._host_pools.get(name)
         return host_pool is not None and differs_by_rank(name, host_pool, self._config)
 
-    def _reach(self, host_pool: Any) -> Pool:
+    def _map(self, host_pool: Any) -> Pool:
         if is_shared(host_pool):
             return SharedPool(host_pool, self._client)
         if self._staging is None:
             self._staging = Staging(self._client)
             log.warning(
-                "memkv: the host pool is not in shared memory, so that each page is copied once "
-                "more; start the server with --enable-memkv to spare that"
+                "memkv: the host pool is not in shared memory, which costs one more copy per page; "
+                "start the server with --enable-memkv to avoid it"
             )
         return StagedPool(host_pool, self._client, self._staging)
 

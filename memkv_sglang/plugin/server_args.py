@@ -1,4 +1,4 @@
-"""The flag on SGLang's command lines, and as an argument of `sglang.Engine`."""
+"""The tier's flags on SGLang's command lines and as arguments of `sglang.Engine`."""
 
 import argparse
 import logging
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def add_cli_args(original: Callable[..., Any], parser: argparse.ArgumentParser) -> None:
-    """Stand around `ServerArgs.add_cli_args`."""
+    """Wrap `ServerArgs.add_cli_args`: add the tier's flags."""
     original(parser)
     add_flags(parser)
 
 
 def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
-    """Stand around `ServerArgs.from_cli_args`; ends the process for settings that cannot work."""
+    """Wrap `ServerArgs.from_cli_args`; settings that cannot work exit with status 2."""
     values = vars(args)
     if is_enabled(values):
         try:
@@ -33,7 +33,7 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
 
 
 def make_engine_args(**values: Any) -> Any:
-    """Stand in for `Engine.server_args_class`. Raises `ConfigError`."""
+    """Replace `Engine.server_args_class`. Raises `ConfigError`."""
     from sglang.srt.server_args import ServerArgs
 
     if is_enabled(values):

@@ -1,4 +1,4 @@
-"""Lookups where a model keeps more than KV: SGLang's v2 interface."""
+"""Lookups for models that keep more than KV, through SGLang's v2 interface."""
 
 import time
 from collections.abc import Sequence
@@ -20,27 +20,27 @@ ALL_PAGES, TRAILING_PAGES, BLOCK_GROUPS = "all_pages", "trailing_pages", "block_
 
 
 class Search:
-    """One question of SGLang, over all pools of a model, within one budget."""
+    """One lookup over all pools of a model, with one time limit."""
 
     def __init__(self, client: AgentClient, hashes: list[bytes], seconds: float) -> None:
-        """Begin to count the time."""
+        """Start the time limit of `seconds`."""
         self._client = client
         self._hashes = hashes
         self._deadline = time.monotonic() + seconds
 
     def prefix(self, registered: RegisteredPool, pages: int, recompute: Recompute = UNKNOWN) -> int:
-        """Return how many of the first `pages` pages can be loaded, without a gap."""
+        """Return how many leading pages, of the first `pages`, can be loaded."""
         if registered.pool is None:
             return pages
         chain = registered.chain(self._hashes[:pages])
         left = self._left()
         return self._client.lookup(chain, left, recompute).length if left else 0
 
-    def ask(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
-        """Return what a side pool says about the first `pages` pages.
+    def hit(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
+        """Return the hit of a side pool for the first `pages` pages.
 
-        `transfer` is SGLang's `PoolTransfer`. None for a pool whose policy never gates the hit and
-        that has nothing to say. Raises `ValueError` for a policy that is not known.
+        `transfer` is SGLang's `PoolTransfer`. None if the pool does not limit the hit. Raises
+        `ValueError` for an unknown policy.
         """
         policy = transfer.hit_policy
         if policy == ALL_PAGES:
@@ -50,17 +50,17 @@ class Search:
             return trailing_window(self._present(registered, range(pages)), window)
         if policy == BLOCK_GROUPS:
             return self._blocks(registered, transfer, pages)
-        raise ValueError(f"SGLang asks by an unknown policy, {policy}")
+        raise ValueError(f"unknown hit policy {policy}")
 
     def _blocks(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
         groups = block_pages(pages, transfer.block_pages, transfer.group_pages)
         asked = [page for group in groups for page in group]
-        there = dict(zip(asked, self._present(registered, asked), strict=True))
-        covered = leading_blocks([[there[p] for p in g] for g in groups], transfer.block_pages)
+        held = dict(zip(asked, self._present(registered, asked), strict=True))
+        covered = leading_blocks([[held[p] for p in g] for g in groups], transfer.block_pages)
         return PoolHit(covered, range(1, pages + 1)) if groups else None
 
     def use_window(self, registered: RegisteredPool, transfer: Any, pages: int) -> None:
-        """Count the window that ends a prefix as used; asking for presence does not."""
+        """Mark the last window of a prefix as used, which a check for presence does not do."""
         if transfer.hit_policy == TRAILING_PAGES and registered.pool is not None and self._left():
             window = max(1, len(transfer.keys or ()))
             chain = registered.chain(self._hashes[max(0, pages - window) : pages])

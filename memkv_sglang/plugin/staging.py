@@ -1,6 +1,6 @@
-"""Pages of host pools that are not shared memory: they go through some that is.
+"""Copy pages through shared memory for host pools that are not in shared memory themselves.
 
-That is so where the storage was attached to a server started without it. It costs a copy a page.
+This happens if the storage was attached to a server started without it. It costs one copy per page.
 """
 
 import ctypes
@@ -13,21 +13,21 @@ from typing import Any
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
-from memkv_sglang.plugin.pools import PAGES_A_CALL, HostPool, Pieces, Pool, UnsuitablePoolError
+from memkv_sglang.plugin.pools import PAGES_PER_CALL, HostPool, Pieces, Pool, UnsuitablePoolError
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 STAGING_BYTES = 256 << 20
-"""Half of it for loads, half for spills; memory that is never used is never taken."""
+"""Half for loads, half for spills. Unused memory is never allocated."""
 
 ALIGNMENT = 4096
-"""Bytes; direct I/O needs it."""
+"""Bytes; required by direct I/O."""
 
 
 class Area:
     """Memory for the pages of one call at a time."""
 
     def __init__(self, pool: int, offset: int, address: int, size: int) -> None:
-        """Cover `size` bytes of the agent's pool `pool`, from `offset`; they lie at `address`."""
+        """Cover `size` bytes at `address`, which are at `offset` of the agent's pool `pool`."""
         self.lock = threading.Lock()
         self.address = address
         self.size = size
@@ -35,13 +35,13 @@ class Area:
         self._offset = offset
 
     def buffers(self, pages: int, page_bytes: int) -> list[list[Buffer]]:
-        """Return a buffer for each page."""
+        """Return the buffer of each page."""
         step = aligned(page_bytes)
         return [[Buffer(self._pool, self._offset + i * step, page_bytes)] for i in range(pages)]
 
 
 class Staging:
-    """The shared memory, for all pools of a server."""
+    """Shared memory for all pools of a server."""
 
     def __init__(self, client: AgentClient, size: int = STAGING_BYTES) -> None:
         """Register `size` bytes with the agent; raises `OSError`."""
@@ -61,21 +61,21 @@ class StagedPool(Pool):
     """A host pool whose pages are copied to and from the staging memory."""
 
     def __init__(self, host_pool: HostPool, client: AgentClient, staging: Staging) -> None:
-        """See how many pages fit. Raises `UnsuitablePoolError`."""
+        """Raise `UnsuitablePoolError` if a page does not fit into the staging memory."""
         super().__init__(host_pool, client)
         self._staging = staging
         fitting = staging.loads.size // aligned(self.page_bytes)
         if not fitting:
             raise UnsuitablePoolError(
-                f"pages of {self.page_bytes} bytes do not fit into the {staging.loads.size} bytes "
-                "for pools outside of shared memory; start the server with --enable-memkv"
+                f"pages of {self.page_bytes} bytes do not fit into the staging memory of "
+                f"{staging.loads.size} bytes; start the server with --enable-memkv"
             )
-        self.pages_a_call = min(PAGES_A_CALL, fitting)
+        self.pages_per_call = min(PAGES_PER_CALL, fitting)
 
     def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
         pieces, area = self.pieces(indices), self._staging.loads
         with area.lock:
-            if self._client.withholding:  # perhaps this very memory
+            if self._client.withholding:  # possibly this memory
                 return [PageLoad(LoadResult.FAILED)] * len(chain.hashes)
             loads = self._client.load(chain, area.buffers(len(chain.hashes), self.page_bytes))
             for page, load in enumerate(loads):
@@ -83,23 +83,23 @@ class StagedPool(Pool):
                     self._copy(area, page, pieces, into_area=False)
         return loads
 
-    def _spill(self, chain: Chain, indices: Any, before: Sequence[bytes]) -> list[SpillResult]:
+    def _spill(self, chain: Chain, indices: Any, prefix: Sequence[bytes]) -> list[SpillResult]:
         pieces, area = self.pieces(indices), self._staging.spills
         with area.lock:
             for page in range(len(chain.hashes)):
                 self._copy(area, page, pieces, into_area=True)
             buffers = area.buffers(len(chain.hashes), self.page_bytes)
-            return self._client.spill(chain, buffers, before)
+            return self._client.spill(chain, buffers, prefix)
 
     def _copy(self, area: Area, page: int, pieces: Pieces, *, into_area: bool) -> None:
         place = area.address + page * aligned(self.page_bytes)
         addresses, lengths = pieces.addresses[page].tolist(), pieces.lengths[page].tolist()
         for address, length in zip(addresses, lengths, strict=True):
             source, target = (address, place) if into_area else (place, address)
-            ctypes.memmove(target, source, length)  # lets other threads run
+            ctypes.memmove(target, source, length)  # releases the GIL
             place += length
 
 
 def aligned(size: int) -> int:
-    """Return how far apart pages of `size` bytes lie."""
+    """Return `size` rounded up to `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,21 +1,126 @@
-"""The tier in this scheduler process, for hooks that have no other way to it."""
+"""State of this plugin in one scheduler process: every module global is here.
 
-from typing import TYPE_CHECKING
+Hooks find the storage here because SGLang passes them no reference to it, and may wrap it.
+"""
 
-if TYPE_CHECKING:
-    from memkv_sglang.plugin.storage import MemKVStorage
+import weakref
+from typing import Any, NamedTuple, Protocol
+
+from memkv_sglang.plugin.launch import uses_memkv
+from memkv_sglang.plugin.namespaces import ModelIdentity
+from memkv_sglang.plugin.traffic import Traffic
+
+
+class AttachedStorage(Protocol):
+    """What the hooks use of `MemKVStorage`."""
+
+    traffic: Traffic
+
+    @property
+    def model(self) -> ModelIdentity | None:
+        """Identity of the model whose pages these are; None while the tier is off."""
+
+    def seal(self) -> None:
+        """Miss every lookup and drop every spill until `unseal`."""
+
+    def unseal(self, model: ModelIdentity) -> None:
+        """Continue in the namespaces of this model."""
+
+    def differs_by_rank(self, pool: Any) -> bool:
+        """Return whether every rank has to store this pool."""
+
+    def record_backup(self, operation: Any, page_size: int) -> None:
+        """Announce the pages of a backup in SGLang's KV events."""
+
+    def record_batch(self, batch: Any) -> None:
+        """Learn this server's prefill speed from a finished batch."""
+
+    def take_events(self) -> list[Any]:
+        """Return the KV events of the tiers since the last call."""
+
+    def disable_after_fork(self) -> None:
+        """Turn the tier off in a forked child."""
+
+
+class Weights(NamedTuple):
+    """Weights that are loaded now."""
+
+    fingerprint: str = ""
+    """Of the files they come from; empty: the files that the server was started with."""
+    revision: str = ""
+    """A unique name for weights that did not come from files."""
+
+    def name(self, model: ModelIdentity) -> ModelIdentity:
+        """Return the model's identity with these weights."""
+        fingerprint = self.fingerprint or model.fingerprint
+        return model._replace(fingerprint=fingerprint, revision=self.revision)
+
+
+class WeightUpdates:
+    """Tracks the weights of this process. Not thread-safe: for the scheduler's thread only."""
+
+    def __init__(self) -> None:
+        """Start with the weights that the server was started with."""
+        self._in_progress = 0
+        """Updates and update sessions that have begun and not ended."""
+        self.loaded: Weights | None = Weights()
+        """None: not known."""
+        self._tree_is_clean = True
+        """Whether the loaded weights computed everything in the radix tree."""
+        self.started_with = ""
+        """Model path that the server was started with; empty before the first update."""
+
+    @property
+    def settled(self) -> Weights | None:
+        """The weights that computed everything in the radix tree; None if that is not certain."""
+        return self.loaded if self._tree_is_clean and not self._in_progress else None
+
+    def begin(self) -> None:
+        """Seal the storage: the weights may change from now on."""
+        self._in_progress += 1
+        self.loaded = None
+        self._tree_is_clean = False
+        if storage is not None:
+            storage.seal()
+
+    def end(self, weights: Weights | None) -> None:
+        """Record the weights that are loaded now; a tree reset since `begin` came after them."""
+        self._in_progress -= 1
+        self.loaded = weights
+        self._unseal()
+
+    def tree_was_reset(self) -> None:
+        """Record that only the loaded weights compute what enters the radix tree from now on."""
+        was_clean, self._tree_is_clean = self._tree_is_clean, True
+        if not was_clean:
+            self._unseal()
+
+    def _unseal(self) -> None:
+        weights = self.settled
+        if storage is not None and storage.model is not None and weights is not None:
+            storage.unseal(weights.name(storage.model))
+
 
 enabled = False
-"""Whether the server was started with the tier; the same on all ranks, also where it is off."""
+"""Whether the server was started with the tier: the same on all ranks, even where it is off."""
 
-storage: "MemKVStorage | None" = None
-"""None while the tier is off here. (SGLang may wrap its backend, so that it cannot be asked.)"""
+storage: AttachedStorage | None = None
+"""None while the tier is off in this process."""
+
+all_storages: "weakref.WeakSet[AttachedStorage]" = weakref.WeakSet()
+"""Every storage of this process, for the fork handler."""
+
+weight_updates = WeightUpdates()
+
+adapter_digests: dict[str, str] = {}
+"""Content digest of each LoRA adapter by its id."""
+
+unfinished_clears: set[bytes] = set()
+"""Namespaces whose removal a detach interrupted; the next attach resumes it."""
 
 
 def wanted() -> bool:
-    """Tell whether this server is to have the tier, before its storage has been made."""
+    """Return whether this server is to have the tier. Works before the storage exists."""
     from sglang.srt.runtime_context import get_memory
 
-    from memkv_sglang.plugin.page_size import is_ours
-
-    return is_ours(get_memory())
+    return uses_memkv(get_memory())

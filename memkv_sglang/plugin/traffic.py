@@ -1,4 +1,4 @@
-"""What the storage has moved: for SGLang's metrics, and by tier for each request."""
+"""Transfer statistics: bandwidth for SGLang's metrics, loaded tokens per tier and request."""
 
 import logging
 import threading
@@ -14,16 +14,17 @@ from memkv_sglang.engine.results import PageLoad
 log = logging.getLogger(__name__)
 
 GIB = 1 << 30
-"""What SGLang's own backends call a GB in these metrics."""
+"""SGLang's own backends report these as GB in these metrics."""
 
 
 class Traffic:
-    """Collects until SGLang asks. Thread-safe, never blocks on anything else."""
+    """Collects statistics until SGLang takes them. Thread-safe; no I/O."""
 
     def __init__(self, *, metrics: bool, count_requests: bool) -> None:
-        """Without `metrics` nobody asks, and nothing is collected; see `of_request` too.
+        """Collect nothing unless `metrics` is true.
 
-        `count_requests` is for one rank only: the others load the same tokens.
+        `count_requests` enables the counter of loaded tokens. Set it on one rank only: all ranks
+        load the same tokens.
         """
         self._metrics = metrics
         self._count_requests = metrics and count_requests
@@ -34,13 +35,13 @@ class Traffic:
 
     @contextmanager
     def load(self) -> Iterator[Counter[int]]:
-        """Time a load; the caller counts pages by their bytes."""
+        """Time a load. The caller adds to the counter: number of pages by page size in bytes."""
         with self._timed(self._loads) as moved:
             yield moved
 
     @contextmanager
     def spill(self) -> Iterator[Counter[int]]:
-        """Time a spill likewise."""
+        """Time a spill, see `load`."""
         with self._timed(self._spills) as moved:
             yield moved
 
@@ -56,7 +57,7 @@ class Traffic:
                 calls.append((pages, size / GIB / max(seconds, 1e-9)))
 
     def take(self) -> Any:
-        """Return SGLang's `StorageMetrics` since the last call; None if there is nothing."""
+        """Return SGLang's `StorageMetrics` since the last call; None without transfers."""
         with self._lock:
             loads, spills = self._loads.copy(), self._spills.copy()
             self._loads.clear()
@@ -74,7 +75,7 @@ class Traffic:
 
     @contextmanager
     def of_request(self, request_id: str, page_size: int) -> Iterator[None]:
-        """Say whose loads those of this thread are; logs at the end what came from which tier."""
+        """Attribute this thread's loads to a request; at the end, count and log tokens by tier."""
         tiers = self._request.tiers = Counter[str]()
         try:
             yield
@@ -87,8 +88,8 @@ class Traffic:
                     for tier, count in tokens.items():
                         _loaded_tokens().labels(tier).inc(count)
 
-    def came_from(self, loads: Sequence[PageLoad]) -> None:
-        """Take note of where pages of the anchor pool came from."""
+    def record_tiers(self, loads: Sequence[PageLoad]) -> None:
+        """Record which tier served each page of the anchor pool."""
         tiers = getattr(self._request, "tiers", None)
         if tiers is not None:
             tiers.update(load.tier for load in loads if load.tier)
@@ -96,7 +97,7 @@ class Traffic:
 
 @cache
 def _loaded_tokens() -> Any:
-    """Return the counter, made in the process that serves (SGLang's metrics are by process)."""
+    """Return the counter. Created on first use, because SGLang's metrics are per process."""
     from prometheus_client import Counter as PrometheusCounter
 
     return PrometheusCounter(

@@ -1,95 +1,40 @@
-"""Weight updates at run time: no page of the old weights is served or stored under the new.
+"""Weight updates at run time: pages of old weights are never served or stored under new ones.
 
-From an update's begin the storage is sealed: lookups and loads miss, spills are dropped. It stays
-so until the radix tree has been reset after the last change of a weight, and goes on in a new
-namespace. SGLang resets the tree itself after most updates, but not while a backup is in flight,
-and would then serve old KV under new weights: so an update waits for backups first.
+An update seals the storage when it begins: lookups and loads miss, spills are dropped. The storage
+stays sealed until SGLang has reset its radix tree after the last change of a weight; then it
+continues in a new namespace. SGLang resets the tree after most updates, but not while a backup is
+in flight. It would then serve old KV with new weights, so an update first waits for backups.
 """
 
 import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from memkv_sglang.plugin import releases
-from memkv_sglang.plugin import state as running
+from memkv_sglang.client.withheld import withheld
+from memkv_sglang.plugin import state
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, tensor_names
 from memkv_sglang.plugin.namespaces import ModelIdentity, find_weights, identify_weights
+from memkv_sglang.plugin.state import Weights
 
 log = logging.getLogger(__name__)
 
 BACKUP_POLLS = 2000
 POLL_SECONDS = 0.005
-"""Together: how long an update waits for backups, longer than a call of the storage lasts. Polls
-are counted, not timed: each one holds collectives, so every rank must make as many."""
+"""Together: how long an update waits for backups, longer than any storage call takes. Polls are
+counted, not timed: each one runs collectives, so every rank must make the same number."""
 
-
-class Weights(NamedTuple):
-    """Which weights these are, beside what else names a model."""
-
-    fingerprint: str = ""
-    """Of the files they come from; empty: those that the server was started with."""
-    revision: str = ""
-    """A name that nobody else has, for weights that are not those of any file."""
-
-    def name(self, model: ModelIdentity) -> ModelIdentity:
-        """Return the model's identity with these weights."""
-        fingerprint = self.fingerprint or model.fingerprint
-        return model._replace(fingerprint=fingerprint, revision=self.revision)
-
-
-class WeightUpdates:
-    """What is loaded in this scheduler process. Used by its main thread alone."""
-
-    def __init__(self) -> None:
-        """Begin with what the server was started with."""
-        self._open = 0
-        """Calls and sessions of updates that have begun and not ended."""
-        self.loaded: Weights | None = Weights()
-        """None: not known."""
-        self._tree_is_clean = True
-        """Whether all of the tree was computed with what is loaded now."""
-        self.started_with = ""
-        """Path of the model that the server was started with, once there has been an update."""
-
-    @property
-    def settled(self) -> Weights | None:
-        """What all of the tree was computed with; None while that is not certain."""
-        return self.loaded if self._tree_is_clean and not self._open else None
-
-    def begin(self) -> None:
-        """Seal the storage; weights may change from now on."""
-        self._open += 1
-        self.loaded = None
-        self._tree_is_clean = False
-        if running.storage is not None:
-            running.storage.seal()
-
-    def end(self, weights: Weights | None) -> None:
-        """Take note of what is loaded now. A reset since `begin` came after the change."""
-        self._open -= 1
-        self.loaded = weights
-        self._unseal()
-
-    def tree_was_reset(self) -> None:
-        """Take note that what the tree gets from now on is computed with what is loaded now."""
-        was_clean, self._tree_is_clean = self._tree_is_clean, True
-        if not was_clean:
-            self._unseal()
-
-    def _unseal(self) -> None:
-        storage, weights = running.storage, self.settled
-        if storage is not None and storage.model is not None and weights is not None:
-            storage.unseal(weights.name(storage.model))
-
-
-_updates = WeightUpdates()
+RESET_LIMIT = 60.0
+"""Seconds that a reset of the pools waits for a disk; SGLang's watchdog waits 300."""
 
 
 def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
-    """Return who the model is now. Raises `NoFingerprintError` if updates make that uncertain."""
-    weights = _updates.settled
+    """Return the identity of the loaded model; `started_with` is the one of the server's start.
+
+    Raises `NoFingerprintError` if updates make the identity uncertain.
+    """
+    weights = state.weight_updates.settled
     if weights is None:
         raise NoFingerprintError(
             "weights were updated before the storage was attached, or are being updated now; "
@@ -99,44 +44,44 @@ def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
 
 
 def update_weights_from_disk(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Stand around the update from files, whose content names the new weights."""
-    if not _updates.started_with:  # SGLang is about to change it
-        _updates.started_with = manager.scheduler.server_args.model_path
-    return _update(original, manager, request, lambda: _of_files(request.model_path))
+    """Wrap an update from files, whose content names the new weights."""
+    if not state.weight_updates.started_with:  # the update changes SGLang's model_path
+        state.weight_updates.started_with = manager.scheduler.server_args.model_path
+    return _update(original, manager, request, lambda: _fingerprint(request.model_path))
 
 
 def update_weights_from_ipc(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Stand around an update whose weights have no name."""
-    return _update(original, manager, request, _nameless)
+    """Wrap an update whose weights do not come from files."""
+    return _update(original, manager, request, _no_fingerprint)
 
 
 def update_weights_from_tensor(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Stand around an update inside a session, which SGLang refuses outside of one."""
+    """Wrap an update inside a session; SGLang refuses it outside of one."""
     if manager._session is None:
         return original(manager, request)
-    return _update(original, manager, request, _nameless)
+    return _update(original, manager, request, _no_fingerprint)
 
 
 update_weights_from_distributed = update_weights_from_tensor
 
 
 def begin_weight_update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Stand around the begin of a session of updates; sealed until it has ended."""
+    """Wrap the start of an update session: seal the storage until the session ends."""
     if manager._session is not None:
         return original(manager, request)
-    _updates.begin()
-    if running.enabled:
+    state.weight_updates.begin()
+    if state.enabled:
         _wait_for_backups(manager)
     return original(manager, request)
 
 
 def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Stand around the end of a session. SGLang does not reset its tree here; this does."""
+    """Wrap the end of an update session: reset the radix tree, which SGLang does not do here."""
     if manager._session is None:
         return original(manager, request)
-    result = _update(original, manager, request, _nameless)
-    _updates.end(_updates.loaded)
-    if running.enabled:
+    result = _update(original, manager, request, _no_fingerprint)
+    state.weight_updates.end(state.weight_updates.loaded)
+    if state.enabled:
         _wait_for_backups(manager)
         if not manager.flush_cache():
             log.warning("memkv: sealed until the cache is flushed (POST /flush_cache)")
@@ -144,33 +89,49 @@ def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) 
 
 
 def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stand around the reset of the radix tree. Raises `RuntimeError` where pages stay withheld."""
-    if running.enabled:
-        releases.wait_before_reset()
+    """Wrap the reset of the radix tree. Raises `RuntimeError` if pages stay withheld."""
+    if state.enabled:
+        _wait_for_withheld_pages()
     result = original(tree, *args, **kwargs)
-    # What SGLang believes to be stored is stored under the name of other weights, perhaps.
-    beliefs = getattr(tree, "storage_existence_cache", None)
-    if running.enabled and beliefs is not None:
-        beliefs.clear()
-    _updates.tree_was_reset()
+    # SGLang remembers which pages are stored, possibly in the namespace of other weights.
+    stored_pages = getattr(tree, "storage_existence_cache", None)
+    if state.enabled and stored_pages is not None:
+        stored_pages.clear()
+    state.weight_updates.tree_was_reset()
     return result
+
+
+def _wait_for_withheld_pages() -> None:
+    """Wait until no pages are withheld, because a reset frees every page of the pools.
+
+    Raises `RuntimeError` after `RESET_LIMIT`, which ends the server: a late disk request could
+    otherwise overwrite whatever the pages hold next.
+    """
+    if withheld.pending:
+        log.warning("memkv: cache reset waits for disk requests of a killed agent")
+    if not withheld.wait(RESET_LIMIT):
+        raise RuntimeError(
+            f"memkv: the disk has not finished a killed agent's requests within {RESET_LIMIT:.0f} "
+            "s, so the cache cannot be reset; check the disk under nvme.directory"
+        )
 
 
 def _update(
     original: Callable[..., Any], manager: Any, request: Any, identify: Callable[[], str]
 ) -> Any:
-    """Call the original; `identify` returns the fingerprint of what it loads, empty for none."""
-    _updates.begin()
-    if running.enabled:
+    """Run an update; `identify` returns the fingerprint of the new weights, empty for none."""
+    state.weight_updates.begin()
+    if state.enabled:
         _wait_for_backups(manager)
     result = original(manager, request)
-    # A failed update may have changed a part of the weights.
-    _updates.end(_agree(manager, identify() if result.success else "") if running.enabled else None)
+    # A failed update may have changed some of the weights.
+    fingerprint = identify() if result.success and state.enabled else ""
+    state.weight_updates.end(_agree(manager, fingerprint) if state.enabled else None)
     return result
 
 
 def _wait_for_backups(manager: Any) -> None:
-    """Let copies in flight end, so that SGLang can reset its tree after the update."""
+    """Wait for copies in flight, so that SGLang can reset its tree after the update."""
     tree = manager.scheduler.tree_cache
     for _ in range(BACKUP_POLLS):
         if not (tree.ongoing_backup or tree.ongoing_write_through or tree.ongoing_load_back):
@@ -180,34 +141,34 @@ def _wait_for_backups(manager: Any) -> None:
     log.warning("memkv: backups still in flight; sealed until the cache is flushed")
 
 
-def _of_files(model_path: str) -> str:
+def _fingerprint(model_path: str) -> str:
     try:
-        _demand_all_tensors(model_path)
+        _require_all_tensors(model_path)
         return identify_weights(model_path)
     except (NoFingerprintError, OSError, ValueError) as error:
-        log.warning("memkv: new weights without a fingerprint (%s); nodes do not share", error)
+        log.warning("memkv: new weights have no fingerprint; nodes do not share them: %s", error)
         return ""
 
 
-def _demand_all_tensors(model_path: str) -> None:
-    """Raise `NoFingerprintError` if the files leave some of the weights as they were.
+def _require_all_tensors(model_path: str) -> None:
+    """Raise `NoFingerprintError` if the files contain only some of the model's tensors.
 
-    SGLang loads what there is. The files alone do not say then what is computed with.
+    SGLang loads those and keeps the other weights, so the files do not identify the result.
     """
-    needed = tensor_names(find_weights(_updates.started_with))
+    needed = tensor_names(find_weights(state.weight_updates.started_with))
     lacking = needed - tensor_names(find_weights(model_path))
     if lacking:
         raise NoFingerprintError(f"{len(lacking)} tensors are not in {model_path}")
 
 
-def _nameless() -> str:
+def _no_fingerprint() -> str:
     return ""
 
 
 def _agree(manager: Any, fingerprint: str) -> Weights:
-    """Return what the server's ranks agree on: the fingerprint all have, or a name of their own.
+    """Return the weights as all ranks name them: by a common fingerprint, or else a unique name.
 
-    A collective call: every rank comes here once an update, also where it failed.
+    A collective: every rank calls this once per update, even if its update failed.
     """
     import torch.distributed as dist
 

@@ -17,8 +17,7 @@ import torch
 from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
 
 from memkv_sglang.client.withheld import withheld
-from memkv_sglang.plugin import observers, releases, weights
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import hooks, state, storage_hooks, weights
 from tests.plugin import host_pools
 from tests.plugin.attached import Node, after, eventually, keys, prepare_process, store
 
@@ -56,7 +55,7 @@ class Controller:
 
     def release(self, indices: torch.Tensor) -> None:
         original = HybridCacheController.append_host_mem_release
-        releases.release(original, self, host_indices=indices)
+        storage_hooks.release(original, self, host_indices=indices)
 
 
 def test_release_waits_for_the_disk(request_in_flight: Request) -> None:
@@ -75,7 +74,7 @@ def test_release_waits_for_the_disk(request_in_flight: Request) -> None:
 def test_reset_waits_for_the_disk(
     request_in_flight: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "enabled", True)
+    monkeypatch.setattr(state, "enabled", True)
     resets: list[bool] = []
     reset = threading.Thread(
         target=weights.reset_tree,
@@ -92,8 +91,8 @@ def test_reset_waits_for_the_disk(
 def test_reset_gives_up_in_the_end(
     request_in_flight: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "enabled", True)
-    monkeypatch.setattr(releases, "RESET_LIMIT", 0.1)
+    monkeypatch.setattr(state, "enabled", True)
+    monkeypatch.setattr(weights, "RESET_LIMIT", 0.1)
     with pytest.raises(RuntimeError, match=r"check the disk under nvme\.directory"):
         weights.reset_tree(lambda tree: pytest.fail("reset"), SimpleNamespace())
 
@@ -121,7 +120,7 @@ def test_load_returns_only_where_the_pages_can_be_withheld(
     hooked: bool,
     stages: int,
 ) -> None:
-    monkeypatch.setattr(observers, "can_withhold", lambda: hooked)
+    monkeypatch.setattr(hooks, "can_withhold", lambda: hooked)
     pool, chain = host_pools.mha(), keys(2)
     storage = node.attach({"kv": pool}, pp_size=stages)
     contents = store(storage, pool, chain)
@@ -141,7 +140,7 @@ def test_load_returns_only_where_the_pages_can_be_withheld(
 def test_staging_memory_is_not_used_meanwhile(
     node: Node, request_in_flight: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observers, "can_withhold", lambda: True)
+    monkeypatch.setattr(hooks, "can_withhold", lambda: True)
     pool, chain = host_pools.mha(shared=False), keys(2)
     storage = node.attach({"kv": pool})
     contents = store(storage, pool, chain)

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import state
 from memkv_sglang.plugin.storage import MemKVStorage
 from tests.agent.agent_harness import environment
 from tests.plugin import host_pools
@@ -49,7 +49,7 @@ def in_child(work: Callable[[], object]) -> None:
 
 def use_everything(storage: MemKVStorage) -> None:
     indices = host_pools.slots(host_pools.mha(), range(4))
-    assert running.storage is None
+    assert state.storage is None
     assert storage.batch_exists(CHAIN) == 0
     assert not storage.exists(CHAIN[0])
     assert storage.batch_get_v1(CHAIN, indices, after([])) == [False] * 4
@@ -67,7 +67,7 @@ def test_forked_child_is_off_and_the_parent_goes_on(node: Node) -> None:
     pool = host_pools.mha()
     storage = node.attach({"kv": pool})
     store(storage, pool, CHAIN)
-    locks = [storage._spilling, storage.traffic._lock]
+    locks = [storage._spill_lock, storage.traffic._lock]
     for lock in locks:  # as another thread may at the fork
         lock.acquire()
     try:
@@ -75,7 +75,7 @@ def test_forked_child_is_off_and_the_parent_goes_on(node: Node) -> None:
     finally:
         for lock in locks:
             lock.release()
-    assert running.storage is storage
+    assert state.storage is storage
     assert storage.batch_exists(CHAIN) == 4
     indices = host_pools.slots(pool, range(8, 12))
     assert storage.batch_get_v1(CHAIN, indices, after([])) == [True] * 4

@@ -101,5 +101,5 @@ def test_stands_in_only_where_the_extension_cannot_be_built(
     assert isinstance(first, HashlibPageHash)
     assert first is second
     assert [record.getMessage() for record in caplog.records] == [
-        "page hashes by hashlib: the extension cannot be built here (no ninja)"
+        "page hashes use hashlib, which is slower: the extension cannot be built: no ninja"
     ]

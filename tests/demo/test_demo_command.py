@@ -108,7 +108,7 @@ def test_sigterm_while_everything_starts_leaves_nothing(tmp_path: Path, temporar
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--json", "no/where.json"], "demo: no/where.json: there is no directory no"),
+        (["--json", "no/where.json"], "demo: no/where.json: no does not exist"),
         (["--nodes", "3"], "No such option"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What people see: the table at common widths, the picture, the JSON."""
+"""The demo's output: the table at common widths, the picture, the JSON."""
 
 import dataclasses
 import io
@@ -34,16 +34,16 @@ def test_the_table_fits_the_terminal_without_cutting_anything(width: int) -> Non
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
 
 
-def test_another_text_is_marked() -> None:
+def test_a_different_answer_is_marked() -> None:
     assert "✗" not in text_of_table(80)
     assert "✗" in text_of_table(80, output_ids=[1])
 
 
-def test_what_is_not_known_yet_is_left_open() -> None:
+def test_unknown_values_are_open() -> None:
     assert "…" in text_of_table(80, reference=None)
 
 
-def test_the_picture_is_a_png_also_where_a_source_is_missing(tmp_path: Path) -> None:
+def test_the_picture_is_a_png_even_without_samples_of_a_source(tmp_path: Path) -> None:
     times = samples(make_run(), PAGE)
     for number, host in enumerate((times["host"], [])):
         path = tmp_path / f"{number}.png"

@@ -1,4 +1,4 @@
-"""An installed SGLang that tests may change: the files that a series touches, alone."""
+"""An installed SGLang that tests may change, with only the files that a series changes."""
 
 import shutil
 from importlib.metadata import distribution
@@ -18,7 +18,7 @@ def series() -> Series:
 
 @pytest.fixture
 def site_packages(tmp_path: Path, series: Series) -> Path:
-    """Real files, so few that a copy takes milliseconds."""
+    """Copies of the real files; few enough to take milliseconds."""
     installed = distribution("sglang")
     root = tmp_path / "site-packages"
     for path, sums in series.manifest.items():

@@ -1,4 +1,4 @@
-"""A SGLang that is patched, without touching the installed one."""
+"""A patched copy of the installed SGLang."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ WANTED = "MEMKV_TEST_PATCHED"
 def copy_sglang(directory: Path) -> Path:
     """Copy the installed package, whole, and its metadata; return the directory.
 
-    By hard links where that works: to patch is to rename new files into place.
+    Uses hard links if possible: patching renames new files into place and leaves the old ones.
     """
     installed = distribution("sglang")
     for name in ("sglang", f"sglang-{installed.version}.dist-info"):
@@ -36,14 +36,14 @@ def make_patched_copy(directory: Path) -> Path:
 
 
 def environment_of(copy: Path) -> dict[str, str]:
-    """Return what makes a server run the copy, and no plugin but the CPU platform's."""
+    """Return variables that make a server run the copy with only the CPU platform's plugin."""
     path = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         "PYTHONPATH": path,
         "SGLANG_PLUGINS": "plain_cpu",
-        # The page hashes' source has another path: in the user's own directory PyTorch would
-        # compile it anew for this copy and for the next server. Without a compiler here, the copy
-        # takes hashlib's, which must be the same.
+        # The page hashes' source has another path here, so PyTorch would recompile it in the user's
+        # cache for this copy and again for the next server. Without a compiler, the copy falls back
+        # to hashlib, whose hashes are the same.
         "TORCH_EXTENSIONS_DIR": str(copy / "extensions"),
         "CXX": str(copy / "no-compiler"),
     }

@@ -37,7 +37,7 @@ def state(root: Path, series: Series) -> State:
     return overall(read_states(root, series))
 
 
-def test_what_is_applied_is_reverted_byte_for_byte(
+def test_revert_restores_every_byte(
     site_packages: Path, patch: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (site_packages / SERVER_ARGS).chmod(0o640)
@@ -68,7 +68,7 @@ def test_a_second_time_changes_nothing(
     assert contents(site_packages) == before
 
 
-def test_the_python_that_runs_next_sees_the_change(site_packages: Path, patch: Run) -> None:
+def test_compiled_files_are_removed(site_packages: Path, patch: Run) -> None:
     module = site_packages / "sglang/srt/mem_cache/storage/mmap/mmap_allocator.py"
     compiled = module.parent / "__pycache__" / "mmap_allocator.cpython-311.pyc"
     other = compiled.with_name("mmap_allocator_of_others.cpython-311.pyc")
@@ -82,7 +82,7 @@ def test_the_python_that_runs_next_sees_the_change(site_packages: Path, patch: R
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])
-def test_an_edited_file_is_named_and_nothing_touched(
+def test_an_edited_file_is_named_and_nothing_changed(
     site_packages: Path, patch: Run, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if verb == "revert":
@@ -100,17 +100,17 @@ def test_an_edited_file_is_named_and_nothing_touched(
     assert contents(site_packages) == before
 
 
-def test_a_file_in_the_new_ones_place_is_not_overwritten(
+def test_an_existing_file_is_not_overwritten_by_the_new_one(
     site_packages: Path, patch: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (site_packages / NEW_FILE).write_text("mine")
     assert patch("apply") == 1
-    assert f"{site_packages / NEW_FILE} is no file of SGLang" in capsys.readouterr().err
+    assert f"{site_packages / NEW_FILE} is not a file of SGLang" in capsys.readouterr().err
     assert (site_packages / NEW_FILE).read_text() == "mine"
 
 
 @pytest.mark.parametrize("verb", ["status", "apply", "revert"])
-def test_an_unknown_version_is_refused_with_those_that_are_known(
+def test_an_unknown_version_is_refused_and_known_ones_are_named(
     site_packages: Path, patch: Run, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metadata = next(site_packages.glob("*.dist-info"))
@@ -119,13 +119,11 @@ def test_an_unknown_version_is_refused_with_those_that_are_known(
     (site_packages / "sglang-0.5.99.dist-info" / "METADATA").write_text(text)
     before = contents(site_packages)
     assert patch(verb) == 1
-    assert "SGLang 0.5.99: there are patches for 0.5.23 only" in capsys.readouterr().err
+    assert "SGLang 0.5.99: patches exist only for 0.5.23" in capsys.readouterr().err
     assert contents(site_packages) == before
 
 
-def test_no_sglang_is_told_with_the_way_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_sglang_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["patch", "status", "--site-packages", str(tmp_path)]) == 1
     assert "--site-packages DIR" in capsys.readouterr().err
 
@@ -186,7 +184,7 @@ def run_until(site_packages: Path, change: str, step: int, how: str) -> int:
 
 
 def importable(site_packages: Path, series: Series) -> bool:
-    """Tell whether patched files find the new one, which they import."""
+    """Return whether the new file exists if any patched file needs it."""
     states = read_states(site_packages, series)
     return FileState.PATCHED not in states.values() or states[NEW_FILE] is FileState.PATCHED
 
@@ -201,7 +199,7 @@ def importable(site_packages: Path, series: Series) -> bool:
         (20, State.INTERRUPTED),
     ],
 )
-def test_the_next_run_completes_or_undoes_what_a_kill_left(
+def test_the_next_run_completes_or_reverts_a_killed_one(
     site_packages: Path, series: Series, step: int, left: State
 ) -> None:
     before = contents(site_packages)
@@ -220,7 +218,7 @@ def test_the_next_run_completes_or_undoes_what_a_kill_left(
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
-def test_ctrl_c_waits_until_all_files_are_changed(
+def test_ctrl_c_is_deferred_until_all_files_are_changed(
     site_packages: Path, series: Series, how: str
 ) -> None:
     assert run_until(site_packages, "apply_series", 15, how) != 0
@@ -228,7 +226,7 @@ def test_ctrl_c_waits_until_all_files_are_changed(
     assert not list(site_packages.rglob("*.memkv-patch"))
 
 
-def test_an_environment_that_shares_files_by_hard_link_keeps_its_own(
+def test_hard_linked_files_of_another_environment_do_not_change(
     site_packages: Path, series: Series, tmp_path: Path
 ) -> None:
     os.link(site_packages / SERVER_ARGS, tmp_path / "shared.py")

@@ -1,4 +1,4 @@
-"""What a patched SGLang is to those who import it. Each import takes seconds: there are two."""
+"""A patched SGLang, with and without this package. Each import takes seconds, so there are two."""
 
 import json
 import os
@@ -19,17 +19,20 @@ WITH_THE_PLUGIN = """
 import json
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from memkv_sglang.plugin.flags import CONFIG, ENABLE, FLAGS
+from memkv_sglang.plugin.flags import CONFIG, ENABLE, EVERYDAY, SETTINGS
 from memkv_sglang.plugin.hooks import HOOKS, missing_hooks
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.server_args import ServerArgs, prepare_server_args
-flags = {ENABLE, CONFIG, *(flag.name for flag in FLAGS)}
+fields = {ENABLE, CONFIG, SETTINGS, *(flag.name for flag in EVERYDAY)}
 print(json.dumps({
     "not called": missing_hooks(),
     "hooked twice": [hook.target for hook in HOOKS if hook.target in HookRegistry._hooks],
     "own engine": Engine.server_args_class is ServerArgs,
-    "no fields": sorted(flags - set(ServerArgs.__struct_fields__)),
+    "no fields": sorted(fields - set(ServerArgs.__struct_fields__)),
+    "settings": prepare_server_args(
+        ["--model-path", "x", "--memkv-endpoint", "http://a", "--memkv-minio-bucket", "pages"]
+    ).memkv_settings,
 }))
 prepare_server_args(["--model-path", "x", "--enable-memkv", "--disable-radix-cache"])
 """
@@ -78,9 +81,13 @@ def report(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def test_the_series_has_every_hook_and_flag(report: dict[str, Any]) -> None:
-    """Where this fails, the plugin has got more: see patches/README.md for how to add it."""
+    """If this fails, the plugin has new hooks or flags: add them as patches/README.md describes."""
     assert report["not called"] == []
     assert report["no fields"] == []
+
+
+def test_every_flag_reaches_the_server_arguments(report: dict[str, Any]) -> None:
+    assert report["settings"] == {"minio.endpoint": "http://a", "minio.bucket": "pages"}
 
 
 def test_the_plugin_leaves_a_patched_sglang_alone(report: dict[str, Any]) -> None:
@@ -88,14 +95,14 @@ def test_the_plugin_leaves_a_patched_sglang_alone(report: dict[str, Any]) -> Non
     assert report["own engine"]
 
 
-def test_settings_that_cannot_work_end_a_command_with_one_line(
+def test_bad_settings_exit_with_one_line(
     result: subprocess.CompletedProcess[str],
 ) -> None:
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: --disable-radix-cache: ")
 
 
-def test_without_the_package_a_patched_sglang_is_as_it_was(run: Run) -> None:
+def test_without_the_package_a_patched_sglang_behaves_as_before(run: Run) -> None:
     result = run(WITHOUT_THE_PACKAGE, plugins="none")
     assert result.stdout.splitlines() == ["None"], result.stderr
     assert "unrecognized arguments: --enable-memkv" in result.stderr

@@ -14,8 +14,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheSt
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
-from memkv_sglang.plugin import clearing, events, host_memory, observers
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import events, hooks, host_memory, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
@@ -31,8 +30,8 @@ def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for what only a running server has: its arguments, its hooks."""
     base = "sglang.srt.mem_cache"
     monkeypatch.setattr(f"{base}.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
-    monkeypatch.setattr(running, "wanted", lambda: True)
-    monkeypatch.setattr(clearing, "_left_over", set())
+    monkeypatch.setattr(state, "wanted", lambda: True)
+    monkeypatch.setattr(state, "unfinished_clears", set())
     monkeypatch.setattr(
         f"{base}.storage.mmap.alloc_shm",
         lambda dims, dtype: host_memory.allocate_shared(_unused, dims, dtype),
@@ -40,8 +39,8 @@ def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: None)
     monkeypatch.setattr(storage_module, "check_server", lambda extra, server_args: None)
     monkeypatch.setattr(storage_module, "identify_model", lambda server_args: MODEL)
-    monkeypatch.setattr(observers, "install", lambda: None)
-    monkeypatch.setattr(events, "are_wanted", lambda: False)
+    monkeypatch.setattr(hooks, "install_optional_hooks", lambda: None)
+    monkeypatch.setattr(events, "are_published", lambda: False)
 
 
 def _unused(*_: Any) -> Any:

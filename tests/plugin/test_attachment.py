@@ -1,4 +1,4 @@
-"""Servers that the storage cannot serve are told so."""
+"""The storage names the reason when it cannot work in a server."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ def server(extra: str | None = None, **arguments: Any) -> Any:
     )
 
 
-def test_what_is_right_passes() -> None:
+def test_suitable_servers_pass() -> None:
     check_server(DYNAMIC, server(enable_lora=False))
     check_server({}, server())  # a patched SGLang names no class
     check_server(DYNAMIC, server('{"backend_name": "memkv"}', enable_lora=True))
@@ -40,12 +40,12 @@ def test_the_copying_interface_is_refused() -> None:
         check_server({"class_name": "MemKVStorage"}, server())
 
 
-def test_adapters_loaded_before_have_no_name() -> None:
+def test_adapters_loaded_before_the_storage_are_refused() -> None:
     with pytest.raises(UnsuitableServerError, match="--enable-memkv"):
         check_server(DYNAMIC, server(enable_lora=True))
 
 
-def test_settings_come_from_entry_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_extra_config_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMKV_MINIO_ENDPOINT", "http://minio:9000")
     monkeypatch.setenv("MEMKV_MINIO_BUCKET", "pages")
     assert read_config({}).minio.endpoint == "http://minio:9000"

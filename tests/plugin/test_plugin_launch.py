@@ -1,5 +1,6 @@
-"""What `--enable-memkv` makes of a server's arguments."""
+"""`--enable-memkv` sets the arguments that HiCache needs and refuses conflicting ones."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.settings import all_settings
+from memkv_sglang.plugin.flags import FLAGS, add_flags, take_flags
 from memkv_sglang.plugin.launch import CONFLICTS, Conflict, prepare
 from memkv_sglang.plugin.page_size import choose_page_size
 
@@ -15,7 +18,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    return {"enable_memkv": True, "memkv_nvme_dir": str(tmp_path), "hicache_mem_layout": None}
+    return {"enable_memkv": True, "memkv_nvme_directory": str(tmp_path), "hicache_mem_layout": None}
 
 
 def extra_config(values: dict[str, Any]) -> dict[str, Any]:
@@ -23,12 +26,31 @@ def extra_config(values: dict[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def test_the_tiers_own_values_do_not_reach_sglang(values: dict[str, Any]) -> None:
+def test_sglang_does_not_get_the_tiers_own_arguments(values: dict[str, Any]) -> None:
     values["hicache_mem_layout"] = "page_first"
     prepare(values)
     assert not [name for name in values if "memkv" in name]
     assert values["enable_hierarchical_cache"]
     assert extra_config(values)["memkv"]["settings"].keys() == {"nvme.directory"}
+
+
+def test_every_setting_but_secrets_has_a_flag(values: dict[str, Any]) -> None:
+    values.update(memkv_minio_bucket="pages", memkv_engine_skip_slow_loads=False)
+    values["memkv_settings"] = {"minio.prefix": "team"}
+    file, settings = take_flags(values)
+    assert file is None
+    expected = {"minio.bucket": "pages", "engine.skip_slow_loads": "false", "minio.prefix": "team"}
+    assert settings.items() > expected.items()
+    keys = {setting.key for setting in all_settings() if not setting.secret}
+    assert {flag.key for flag in FLAGS} == keys
+
+
+@pytest.mark.parametrize("flag", ["--memkv-endpoint", "--memkv-minio-endpoint"])
+def test_the_endpoint_has_a_short_flag(flag: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    _, settings = take_flags(vars(parser.parse_args([flag, "http://minio:9000"])))
+    assert settings == {"minio.endpoint": "http://minio:9000"}
 
 
 def test_secrets_stay_in_the_environment(
@@ -52,7 +74,7 @@ def test_the_users_own_prefetch_settings_win(values: dict[str, Any]) -> None:
 
 
 def test_large_contexts_have_time_to_load(values: dict[str, Any]) -> None:
-    """128 Ki tokens of 40 KB each in a second a GB, and no more than computing them takes."""
+    """128 Ki tokens of 40 KB each at 1 GB/s, and no longer than computing them takes."""
     values["hicache_mem_layout"] = "page_first"
     prepare(values)
     extra = extra_config(values)
@@ -61,21 +83,19 @@ def test_large_contexts_have_time_to_load(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("conflict", CONFLICTS, ids=lambda conflict: conflict.name)
-def test_a_conflict_names_its_flag_and_the_way_out(
-    values: dict[str, Any], conflict: Conflict
-) -> None:
+def test_a_conflict_names_its_flag_and_the_fix(values: dict[str, Any], conflict: Conflict) -> None:
     values["hicache_mem_layout"] = "page_first"
     values[conflict.name] = "something else"
     before = {name: value for name, value in values.items() if "memkv" not in name}
     with pytest.raises(ConfigError) as raised:
         prepare(values)
     assert str(raised.value).startswith("--" + conflict.name.replace("_", "-"))
-    assert conflict.way_out in str(raised.value)
+    assert conflict.fix in str(raised.value)
     assert {name: value for name, value in values.items() if "memkv" not in name} == before
 
 
 @pytest.mark.parametrize("extra", ["@file.json", "{", '["a list"]'])
-def test_an_extra_configuration_that_cannot_be_used(values: dict[str, Any], extra: str) -> None:
+def test_bad_extra_configurations_are_refused(values: dict[str, Any], extra: str) -> None:
     values.update(hicache_mem_layout="page_first", hicache_storage_backend_extra_config=extra)
     with pytest.raises(ConfigError, match="--hicache-storage-backend-extra-config"):
         prepare(values)

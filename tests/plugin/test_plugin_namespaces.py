@@ -46,7 +46,7 @@ def test_a_revision_is_the_model_that_was_downloaded_of_it(cache: Path) -> None:
 def test_what_was_not_downloaded_has_no_fingerprint(
     cache: Path, name: str, revision: str | None
 ) -> None:
-    with pytest.raises(NoFingerprintError, match="is no local model"):
+    with pytest.raises(NoFingerprintError, match="is not a local model"):
         identify_weights(name, revision, str(cache))
 
 

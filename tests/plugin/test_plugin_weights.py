@@ -1,7 +1,7 @@
-"""Any order of updates, sessions, requests, backups and flushes: no page of other weights.
+"""No order of updates, sessions, requests, backups and flushes mixes pages of different weights.
 
-The hooks stand around a model of SGLang: weights are a text, a page is the text of the weights
-that computed it.
+The hooks wrap SGLang's real weight updater; its model runner and cache are fakes. Weights are a
+text, and a page is the text of the weights that computed it.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 pytest.importorskip("torch", reason="needs an environment with SGLang 0.5.23")
 
 import torch.distributed as dist
+from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
-from memkv_sglang.plugin import state as running
-from memkv_sglang.plugin import weights
+from memkv_sglang.plugin import state, weights
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.namespaces import ModelIdentity
 
-Done = SimpleNamespace
 START = ModelIdentity("files one", "", {})
 FILES = ["files one", "files two"]
 TENSORS = {"a part of the files": {"a"}}
@@ -37,13 +36,13 @@ def one_rank() -> Iterator[None]:
         patch.setattr(weights, "find_weights", lambda path: path)
         patch.setattr(weights, "tensor_names", lambda path: TENSORS.get(path, {"a", "b"}))
         patch.setattr(weights, "POLL_SECONDS", 0)
-        patch.setattr(weights, "_updates", weights.WeightUpdates())
+        patch.setattr(state, "weight_updates", state.WeightUpdates())
         yield
     dist.destroy_process_group()
 
 
 class Storage:
-    """What the hooks use of the storage class, and what it holds by namespace."""
+    """The part of the storage that the hooks use, and its pages by namespace."""
 
     pages: dict[tuple[str, str], set[str]]
 
@@ -60,18 +59,41 @@ class Storage:
         return self.pages.setdefault((self.model.fingerprint, self.model.revision), set())
 
 
+class WeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc] # untyped
+    """SGLang's own, in the process group of this test."""
+
+    def __post_init__(self) -> None:
+        self.tp_cpu_group = dist.group.WORLD
+
+
 class Server:
-    """SGLang as far as weights and pages go."""
+    """A fake of SGLang's model runner, cache and scheduler, with the real weight updater."""
 
     def __init__(self) -> None:
         self.loaded = START.fingerprint
         self.tree: set[str] = set()
         self.in_flight = 0
         self.is_busy = False
-        self._session: str | None = None
-        self.tp_cpu_group = dist.group.WORLD
-        arguments = SimpleNamespace(model_path=START.fingerprint)
-        self.scheduler = SimpleNamespace(tree_cache=self, server_args=arguments)
+        self.outcome = "whole"
+        self.updater = WeightUpdater(
+            tp_worker=self,
+            draft_worker=None,
+            memory_saver_adapter=None,
+            flush_cache=self.flush_cache,
+            is_fully_idle=lambda: not self.is_busy,
+            scheduler=self,
+        )
+        self.server_args = SimpleNamespace(model_path=START.fingerprint)
+
+    @property
+    def has_session(self) -> bool:
+        return self.updater._session is not None
+
+    # Of SGLang's scheduler and radix tree:
+
+    @property
+    def tree_cache(self) -> "Server":
+        return self
 
     ongoing_write_through = ongoing_load_back = ()
 
@@ -82,21 +104,65 @@ class Server:
     def check_hicache_events(self) -> None:
         self.in_flight = max(self.in_flight - 1, 0)
 
-    def flush_cache(self) -> bool:
+    def flush_cache(self, empty_cache: bool = True) -> bool:
         if self.is_busy or self.in_flight:
             return False
         weights.reset_tree(lambda tree: tree.tree.clear(), self)
         return True
 
-    def change(self, content: str, request: Any) -> Any:
-        """Load weights as `request` says: wholly, in part, or not at all."""
-        self.loaded = {"whole": content, "part": f"part of {content}"}.get(
-            request.outcome, self.loaded
-        )
-        success = request.outcome == "whole"
-        if success and request.flush_cache:
-            success = self.flush_cache()
-        return Done(success=success)
+    def record_weight_version_change(self, new_version: str | None) -> None:
+        pass
+
+    # Of SGLang's model worker, and its runner's `weight_updater`:
+
+    @property
+    def weight_updater(self) -> "Server":
+        return self
+
+    def weight_update_runners(self) -> list[tuple[str, "Server"]]:
+        return [("target", self)]
+
+    def deserialize_own_rank(self, tensors: str) -> str:
+        return tensors
+
+    def update_weights_from_disk(self, path: str, *_: Any, **__: Any) -> tuple[bool, str]:
+        return self._change(path)
+
+    def update_weights_from_tensor(self, named_tensors: str, **_: Any) -> tuple[bool, str]:
+        return self._change(named_tensors)
+
+    def begin_weight_update(self) -> None:
+        pass
+
+    def end_weight_update(self, run_post_load: bool) -> None:
+        self.loaded += " finished"
+
+    def _change(self, content: str) -> tuple[bool, str]:
+        """Load weights as `outcome` says: all, a part, or none."""
+        changes = {"whole": content, "part": f"part of {content}"}
+        self.loaded = changes.get(self.outcome, self.loaded)
+        return self.outcome == "whole", ""
+
+
+def update(server: Server, kind: str, request: Any) -> Any:
+    """Call SGLang's function of this name through its hook."""
+    server.outcome = getattr(request, "outcome", "whole")
+    original = getattr(SchedulerWeightUpdaterManager, kind)
+    return getattr(weights, kind)(original, server.updater, request)
+
+
+def make_request(outcome: str = "whole", *, flush: bool, **fields: Any) -> Any:
+    """Return a request that sets everything SGLang reads of one."""
+    return SimpleNamespace(
+        outcome=outcome,
+        flush_cache=flush,
+        torch_empty_cache=False,
+        weight_version=None,
+        load_format=None,
+        recapture_cuda_graph=False,
+        selector="all",
+        **fields,
+    )
 
 
 class Updates(RuleBasedStateMachine):
@@ -105,68 +171,43 @@ class Updates(RuleBasedStateMachine):
         self.names = count()
         self.server = Server()
         self.pages: dict[tuple[str, str], set[str]] = {}
-        weights._updates = weights.WeightUpdates()
-        running.enabled = True
-        running.storage = self.storage = Storage(self.pages, START)  # type: ignore[assignment] # a model of it
+        state.weight_updates = state.WeightUpdates()
+        state.enabled = True
+        state.storage = self.storage = Storage(self.pages, START)  # type: ignore[assignment] # a fake
 
     def teardown(self) -> None:
-        running.enabled, running.storage = False, None
+        state.enabled, state.storage = False, None
 
-    request = st.builds(
-        lambda outcome, flush: SimpleNamespace(outcome=outcome, flush_cache=flush),
-        st.sampled_from(["whole", "whole", "part", "none"]),
-        st.booleans(),
-    )
+    outcomes = st.sampled_from(["whole", "whole", "part", "none"])
 
-    @rule(request=request, path=st.sampled_from(FILES))
-    def update_from_files(self, request: Any, path: str) -> None:
-        request.model_path = path
-        weights.update_weights_from_disk(
-            lambda server, r: server.change(r.model_path, r), self.server, request
-        )
+    @rule(outcome=outcomes, flush=st.booleans(), path=st.sampled_from(FILES))
+    def update_from_files(self, outcome: str, flush: bool, path: str) -> None:
+        request = make_request(outcome, flush=flush, model_path=path)
+        update(self.server, "update_weights_from_disk", request)
 
-    @rule(request=request)
-    def update_from_tensors(self, request: Any) -> None:
-        weights.update_weights_from_tensor(
-            lambda server, r: (
-                server.change(f"tensors {next(self.names)}", r)
-                if server._session
-                else Done(success=False)
-            ),
-            self.server,
-            request,
-        )
+    @rule(outcome=outcomes, flush=st.booleans())
+    def update_from_tensors(self, outcome: str, flush: bool) -> None:
+        tensors = f"tensors {next(self.names)}"
+        request = make_request(outcome, flush=flush, serialized_named_tensors=tensors)
+        update(self.server, "update_weights_from_tensor", request)
 
     @rule()
     def begin_session(self) -> None:
-        def begin(server: Server, _: Any) -> Any:
-            if server._session:
-                return Done(success=False)
-            server._session = "open"
-            return Done(success=True)
-
-        weights.begin_weight_update(begin, self.server, None)
+        update(self.server, "begin_weight_update", make_request(flush=False))
 
     @rule()
     def end_session(self) -> None:
-        def end(server: Server, _: Any) -> Any:
-            if not server._session:
-                return Done(success=False)
-            server._session = None
-            server.loaded += f" finished {next(self.names)}"
-            return Done(success=True)
-
-        weights.end_weight_update(end, self.server, None)
+        update(self.server, "end_weight_update", make_request(flush=False))
 
     @rule()
-    def write_weights_from_afar(self) -> None:
-        """What nobody tells SGLang before the session ends."""
-        if self.server._session:
+    def write_weights_remotely(self) -> None:
+        """Change weights by RDMA: SGLang learns of it when the session ends."""
+        if self.server.has_session:
             self.server.loaded = f"written {next(self.names)}"
 
     @rule(is_stored_later=st.booleans())
-    def answer(self, is_stored_later: bool) -> None:
-        """Load what there is, compute the rest, store what the tree holds."""
+    def serve(self, is_stored_later: bool) -> None:
+        """Load stored pages, compute the rest, store the pages of the tree."""
         if not self.storage.is_sealed:
             assert self.storage.stored() <= {self.server.loaded}
             self.server.tree |= self.storage.stored()
@@ -179,34 +220,34 @@ class Updates(RuleBasedStateMachine):
         self.server.in_flight += pages
 
     @rule()
-    def requests_come(self) -> None:
+    def start_requests(self) -> None:
         self.server.is_busy = True
 
     @rule()
-    def requests_have_gone_and_the_cache_is_flushed(self) -> None:
+    def finish_requests_and_flush(self) -> None:
         self.server.is_busy, self.server.in_flight = False, 0
         self.server.flush_cache()
 
     @precondition(lambda self: not self.server.is_busy and not self.server.in_flight)
     @rule()
     def attach_again(self) -> None:
-        """Detach and attach; the tree stays as it is, and its pages are stored."""
-        running.storage = None
+        """Detach and attach; the tree keeps its pages, which are then stored."""
+        state.storage = None
         try:
             self.storage = Storage(self.pages, weights.identify_loaded(START))
         except NoFingerprintError:
             self.storage.seal()  # off
-        running.storage = self.storage  # type: ignore[assignment] # a model of it
+        state.storage = self.storage  # type: ignore[assignment] # a fake
 
     @invariant()
-    def a_namespace_has_the_pages_of_one_content(self) -> None:
+    def namespace_has_pages_of_one_content(self) -> None:
         for (fingerprint, revision), pages in self.pages.items():
             assert len(pages) <= 1
             assert revision or pages <= {fingerprint}
 
     @invariant()
-    def what_is_settled_and_flushed_is_not_sealed(self) -> None:
-        if weights._updates.settled is not None and self.storage is running.storage:
+    def settled_storage_is_not_sealed(self) -> None:
+        if state.weight_updates.settled is not None and state.storage is self.storage:  # type: ignore[comparison-overlap] # a fake
             assert not self.storage.is_sealed
 
 
@@ -214,28 +255,26 @@ TestUpdates = Updates.TestCase
 TestUpdates.settings = settings(max_examples=200, stateful_step_count=40)
 
 
-def test_files_that_hold_a_part_of_the_weights_name_nobody() -> None:
-    """The other part is what this server had before, which another one may not have had."""
-    server, weights._updates = Server(), weights.WeightUpdates()
-    running.enabled = True
+def test_partial_weight_files_get_a_unique_name() -> None:
+    """The other tensors keep their old values, which may differ on another server."""
+    server, state.weight_updates = Server(), state.WeightUpdates()
+    state.enabled = True
     try:
         for path in ("a part of the files", "files two"):
-            request = SimpleNamespace(outcome="whole", flush_cache=True, model_path=path)
-            weights.update_weights_from_disk(
-                lambda s, r: s.change(r.model_path, r), server, request
-            )
-            assert weights._updates.settled is not None
-            assert (weights._updates.settled.fingerprint == path) == (path in FILES)
+            request = make_request(flush=True, model_path=path)
+            update(server, "update_weights_from_disk", request)
+            assert state.weight_updates.settled is not None
+            assert (state.weight_updates.settled.fingerprint == path) == (path in FILES)
     finally:
-        running.enabled = False
+        state.enabled = False
 
 
-def test_without_the_tier_an_update_is_left_alone_and_a_later_attach_refused() -> None:
-    server, weights._updates = Server(), weights.WeightUpdates()
-    running.enabled = False
+def test_updates_without_the_tier_are_untouched_and_a_later_attach_is_refused() -> None:
+    server, state.weight_updates = Server(), state.WeightUpdates()
+    state.enabled = False
     server.in_flight = 1
-    request = SimpleNamespace(outcome="whole", flush_cache=False, model_path=FILES[1])
-    weights.update_weights_from_disk(lambda s, r: s.change(r.model_path, r), server, request)
+    request = make_request(flush=False, model_path=FILES[1])
+    assert update(server, "update_weights_from_disk", request).success
     assert server.in_flight == 1
     with pytest.raises(NoFingerprintError, match="start the server with --enable-memkv"):
         weights.identify_loaded(START)
@@ -249,7 +288,7 @@ def machine() -> Iterator[Updates]:
     machine.teardown()
 
 
-def test_a_session_that_has_ended_goes_on_in_a_new_namespace(machine: Updates) -> None:
+def test_storage_uses_a_new_namespace_after_a_session(machine: Updates) -> None:
     machine.begin_session()
     assert machine.storage.is_sealed
     machine.end_session()
@@ -258,18 +297,17 @@ def test_a_session_that_has_ended_goes_on_in_a_new_namespace(machine: Updates) -
 
 
 def test_an_update_waits_for_backups(machine: Updates) -> None:
-    """Else SGLang would refuse to flush, and serve old pages with the new weights."""
+    """Otherwise SGLang would refuse to flush and serve old pages with the new weights."""
     machine.begin_backups(3)
-    machine.answer(is_stored_later=True)
-    request = SimpleNamespace(outcome="whole", flush_cache=True)
-    machine.update_from_files(request, FILES[1])
+    machine.serve(is_stored_later=True)
+    machine.update_from_files("whole", flush=True, path=FILES[1])
     assert not machine.server.tree
     assert machine.storage.model == ModelIdentity(FILES[1], "", {})
 
 
-def test_a_refused_flush_leaves_the_storage_sealed_until_the_next(machine: Updates) -> None:
-    machine.requests_come()
-    machine.update_from_files(SimpleNamespace(outcome="whole", flush_cache=True), FILES[1])
+def test_storage_stays_sealed_after_a_refused_flush_until_the_next(machine: Updates) -> None:
+    machine.start_requests()
+    machine.update_from_files("whole", flush=True, path=FILES[1])
     assert machine.storage.is_sealed
-    machine.requests_have_gone_and_the_cache_is_flushed()
+    machine.finish_requests_and_flush()
     assert not machine.storage.is_sealed

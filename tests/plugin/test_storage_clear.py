@@ -1,11 +1,11 @@
-"""`clear`: at once for the caller, and for good."""
+"""`clear` hides pages immediately and deletes them in the background."""
 
 import time
 
 from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.plugin import clearing
+from memkv_sglang.plugin import state
 from tests.plugin import host_pools
 from tests.plugin.attached import after, eventually, keys, store
 from tests.plugin.conftest import MakeNode
@@ -59,4 +59,4 @@ def test_the_storage_stays_closed_while_minio_keeps_old_pages(make_node: MakeNod
         server.start()
         eventually(lambda: all(storage.batch_set_v1(new, indices, after([]))))
         assert storage.batch_exists(old) == 0
-        assert not clearing._left_over
+        assert not state.unfinished_clears

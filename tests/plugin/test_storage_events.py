@@ -22,7 +22,7 @@ from tests.plugin.host_pools import PAGE
 
 @pytest.fixture(autouse=True)
 def _published(process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "are_wanted", lambda: True)
+    monkeypatch.setattr(events, "are_published", lambda: True)
     monkeypatch.setattr(events, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(events, "SWEEP_SECONDS", 0.2)
 
@@ -44,8 +44,7 @@ class Subscriber:
         self.events: list[Any] = []
 
     def _take(self) -> None:
-        assert self._storage.announcer is not None
-        self.events += self._storage.announcer.take()
+        self.events += self._storage.take_events()
 
     def names(self, medium: str, kind: str = "BlockStored") -> list[int]:
         self._take()
@@ -71,8 +70,8 @@ def test_pages_are_announced_where_they_are_when_they_are(make_node: MakeNode) -
         node.upload()  # the bucket is there
         server.kill()
         store(storage, pool, chain)
-        storage.backed_up(backup(chain[:4], [], 4), PAGE)
-        storage.backed_up(backup(chain[4:], chain[:4], 60), PAGE)
+        storage.record_backup(backup(chain[:4], [], 4), PAGE)
+        storage.record_backup(backup(chain[4:], chain[:4], 60), PAGE)
         eventually(lambda: subscriber.names("DISK") == names[:64])
         assert subscriber.names("EXTERNAL") == []
         server.start()
@@ -92,9 +91,9 @@ def test_pages_of_other_names_are_left_out(make_node: MakeNode) -> None:
     storage = make_node().attach({"kv": pool})
     subscriber = Subscriber(storage)
     store(storage, pool, chain)
-    storage.backed_up(backup(chain[:1], [], 1, extra_key="adapter"), PAGE)
-    storage.backed_up(backup(chain[1:2], [], 1, cache_salt="tenant"), PAGE)
-    storage.backed_up(backup(chain[2:], [], 1), PAGE)
+    storage.record_backup(backup(chain[:1], [], 1, extra_key="adapter"), PAGE)
+    storage.record_backup(backup(chain[1:2], [], 1, cache_salt="tenant"), PAGE)
+    storage.record_backup(backup(chain[2:], [], 1), PAGE)
     expected = [hash_str_to_int64(chain[2])]
     eventually(lambda: subscriber.names("EXTERNAL") == expected)
     assert subscriber.names("DISK") == expected
@@ -107,7 +106,7 @@ def test_what_the_disk_loses_is_taken_back(make_node: MakeNode) -> None:
     storage = node.attach({"kv": pool})
     subscriber = Subscriber(storage)
     store(storage, pool, chain)
-    storage.backed_up(backup(chain, [], 6), PAGE)
+    storage.record_backup(backup(chain, [], 6), PAGE)
     eventually(lambda: subscriber.names("DISK") == names)
     with node.client() as client:
         assert client.clear(storage._pools.digests()[0]) == 6
@@ -121,7 +120,7 @@ def test_clearing_takes_back_everything(make_node: MakeNode) -> None:
     storage = make_node().attach({"kv": pool})
     subscriber = Subscriber(storage)
     store(storage, pool, chain)
-    storage.backed_up(backup(chain, [], 6), PAGE)
+    storage.record_backup(backup(chain, [], 6), PAGE)
     eventually(lambda: subscriber.names("EXTERNAL") == names)
     storage.clear()
     for medium in ("DISK", "EXTERNAL"):
@@ -131,12 +130,12 @@ def test_clearing_takes_back_everything(make_node: MakeNode) -> None:
 def test_without_a_publisher_nothing_is_collected(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "are_wanted", lambda: False)
+    monkeypatch.setattr(events, "are_published", lambda: False)
     chain, pool = keys(2), host_pools.mha()
     storage = make_node().attach({"kv": pool})
     store(storage, pool, chain)
-    storage.backed_up(backup(chain, [], 2), PAGE)
-    assert storage.announcer is None
+    storage.record_backup(backup(chain, [], 2), PAGE)
+    assert storage.take_events() == []
 
 
 class ClearedMeanwhile:

@@ -12,8 +12,7 @@ import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolTransfer
 
 import memkv_sglang
-from memkv_sglang.plugin import attachment
-from memkv_sglang.plugin import state as running
+from memkv_sglang.plugin import attachment, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.storage import MemKVStorage
@@ -47,8 +46,8 @@ def assert_is_off(storage: MemKVStorage) -> None:
     storage.unseal(MODEL)
     storage.clear()
     storage.close()
-    assert running.storage is None
-    assert running.enabled
+    assert state.storage is None
+    assert state.enabled
 
 
 @pytest.mark.parametrize(
@@ -73,11 +72,11 @@ def test_a_model_without_a_name_turns_it_off(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(server_args: Any) -> None:
-        raise NoFingerprintError("dummy weights are nobody's")
+        raise NoFingerprintError("dummy weights have no identity")
 
     monkeypatch.setattr(storage_module, "identify_model", refuse)
     assert_is_off(make_node().attach({"kv": host_pools.mha()}))
-    assert "dummy weights are nobody's" in caplog.text
+    assert "dummy weights have no identity" in caplog.text
 
 
 def test_page_hashes_are_compiled_before_the_first_lookup(
@@ -106,7 +105,7 @@ def test_an_agent_that_cannot_start_is_not_waited_for(
     begin = time.monotonic()
     storage = node.attach({"kv": host_pools.mha()})
     assert time.monotonic() - begin < 20.0
-    assert running.storage is storage
+    assert state.storage is storage
     assert storage.batch_exists(keys(1)) == 0
 
 
@@ -131,12 +130,12 @@ def test_a_detached_storage_leaves_no_pool_behind(make_node: MakeNode) -> None:
     for shared in (True, False, True):
         pools = {"kv": host_pools.mha(shared=shared), "mamba": host_pools.mamba(shared=shared)}
         storage = node.attach(pools)
-        assert running.storage is storage
+        assert state.storage is storage
         store(storage, pools["kv"], chain)
         assert node.pools() == (4 if shared else 1)
         storage.close()
         storage.close()
-        assert running.storage is None
+        assert state.storage is None
         eventually(lambda: node.pools() == 0)
         assert storage.batch_exists(chain) == 0
     assert "memkv-staging" not in Path("/proc/self/maps").read_text()

@@ -25,7 +25,7 @@ def computed(storage: MemKVStorage, seconds: float) -> None:
             extend_lens=[TOKENS],
         )
         storage._prefill._ended = 0.0
-        storage.computed(batch)
+        storage.record_batch(batch)
 
 
 def load(storage: MemKVStorage, pool: Any) -> None:

@@ -54,7 +54,7 @@ def test_calls_larger_than_the_staging_memory(
     size = 2 * 3 * pool.page_size * pool.size_per_token
     monkeypatch.setattr(registered, "Staging", lambda client: Staging(client, size))
     storage = make_node().attach({"kv": pool})
-    assert _pool(storage).pages_a_call == 3
+    assert _pool(storage).pages_per_call == 3
     chain = keys(20)
     contents = store(storage, pool, chain)
     places = range(30, 50)
@@ -71,7 +71,7 @@ def test_every_call_names_all_that_comes_before(
     """Else the agent cannot tell which pages on its disk this chain goes on from."""
     pool = host_pools.mha(shared=shared)
     storage = make_node().attach({"kv": pool})
-    _pool(storage).pages_a_call = 3
+    _pool(storage).pages_per_call = 3
     calls: list[tuple[list[bytes], list[bytes]]] = []
     spill = AgentClient.spill
 
@@ -133,7 +133,7 @@ def test_a_pool_that_cannot_be_reached_turns_the_storage_off(
         assert storage.batch_exists(chain) == 0
         assert storage.batch_get_v1(chain, indices, after([])) == [False] * 4
     (record,) = [r for r in caplog.records if "memkv: off" in r.getMessage()]
-    assert "pool mamba: MambaPoolHost does not say where its pages lie" in record.getMessage()
+    assert "pool mamba: MambaPoolHost does not name the buffers of its pages" in record.getMessage()
     assert not record.exc_info
 
 
@@ -146,7 +146,7 @@ def test_pages_that_do_not_add_up_are_refused(
     storage = make_node().attach({"kv": pool})
     assert storage.batch_exists(keys(1)) == 0
     (record,) = [r for r in caplog.records if "memkv: off" in r.getMessage()]
-    assert "names 8192 bytes a page, but has 1024 a token and 16 tokens" in record.getMessage()
+    assert "names 8192 bytes per page, but has 1024 per token and 16 tokens" in record.getMessage()
 
 
 def test_slots_that_do_not_fit_the_keys_are_a_miss(make_node: MakeNode) -> None:

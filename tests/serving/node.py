@@ -108,8 +108,8 @@ class Node:
             max_total_tokens=DEVICE_TOKENS,
             extra=[
                 *enable,
-                *("--memkv-endpoint", minio.endpoint, "--memkv-bucket", minio.bucket),
-                *("--memkv-nvme-dir", str(self.pages)),
+                *("--memkv-endpoint", minio.endpoint, "--memkv-minio-bucket", minio.bucket),
+                *("--memkv-nvme-directory", str(self.pages)),
                 *("--memkv-nvme-capacity", str(256 * MIB)),
                 "--enable-metrics",
                 *extra,

@@ -54,7 +54,7 @@ def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, 
         "max_total_tokens": 8192,
         "mem_fraction_static": 0.8,
         "enable_memkv": True,
-        "memkv_nvme_dir": str(home / "engine" / "pages"),
+        "memkv_nvme_directory": str(home / "engine" / "pages"),
         "memkv_nvme_capacity": "64MiB",
     }
     environment = {
@@ -84,7 +84,7 @@ class Asked(NamedTuple):
 
 @pytest.fixture(scope="module")
 def asked(models: Models, home: Path) -> Iterator[Asked]:
-    nvme = ["--memkv-nvme-dir", str(home / "x")]
+    nvme = ["--memkv-nvme-directory", str(home / "x")]
     basic = ["--model-path", str(models.mha), "--enable-memkv", *nvme]
     argvs = [basic[:2], basic]
     argvs += [[*basic, "--" + name.replace("_", "-"), *values] for name, values in CHANGES.items()]
@@ -114,7 +114,7 @@ def answers(asked: Asked) -> dict[str, Any]:
 def test_help_shows_the_flags_with_their_defaults(answers: dict[str, Any]) -> None:
     text = " ".join(answers["help"].split())
     assert "--enable-memkv" in text
-    assert "--memkv-bucket" in text
+    assert "--memkv-minio-bucket" in text
     assert "(default: memkv)" in text
     assert "(default: 100GiB)" in text
 

@@ -1,1 +1,1 @@
-"""`make demo`: SGLang servers behind a router share every prefix."""
+"""`make demo`: two SGLang servers behind a router share every prefix."""

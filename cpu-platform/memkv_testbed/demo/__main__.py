@@ -15,20 +15,20 @@ FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
 @click.command()
-@click.option("--json", "json_path", metavar="FILE", type=FILE, help="Write the figures there.")
+@click.option("--json", "json_path", metavar="FILE", type=FILE, help="Write figures to this file.")
 @click.option(
     "--picture",
     metavar="FILE",
     type=FILE,
     default="memkv-demo.png",
     show_default=True,
-    help="Write the picture (PNG) there.",
+    help="Write the picture (PNG) to this file.",
 )
 @click.option("--keep", is_flag=True, help="Leave the servers running until Ctrl-C.")
 def main(json_path: Path | None, picture: Path, keep: bool) -> None:
-    """Show two SGLang servers behind a router share every prefix.
+    """Show that two SGLang servers behind a router share every prefix.
 
-    Exits with 1 if a claim is not so, or could not be shown. Leaves nothing behind.
+    Exits with status 1 if a claim is false or could not be tested. Leaves nothing behind.
     """
     for number in SIGNALS:
         signal.signal(number, _interrupt)
@@ -50,7 +50,7 @@ def main(json_path: Path | None, picture: Path, keep: bool) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    """End the demo, once: what follows is cleaning up, which nothing interrupts."""
+    """End the demo. Further signals are ignored, so that they do not interrupt the cleanup."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
@@ -58,7 +58,7 @@ def _interrupt(number: int, _: object) -> None:
 
 def _check_directory(path: Path | None) -> None:
     if path is not None and not path.absolute().parent.is_dir():
-        raise DemoError(f"{path}: there is no directory {path.parent}; make it or name another")
+        raise DemoError(f"{path}: {path.parent} does not exist; create it first")
 
 
 def _fail(console: Console, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Everything the demo starts: MinIO, two nodes, the router, and a server without any cache."""
+"""Start and stop everything in the demo: MinIO, two nodes, the router, an uncached server."""
 
 import os
 import tempfile
@@ -17,19 +17,19 @@ from memkv_testbed.demo.server import make_server
 from memkv_testbed.minio_server import MinioServer
 
 PREFIX = "memkv-demo-"
-"""Of the directory that holds everything; short, for the sake of sockets."""
+"""Prefix of the directory with all files; short because socket paths have a length limit."""
 
 ROUTER_SECONDS = 60.0
 
-Tell = Callable[[str], None]
+SetStatus = Callable[[str], None]
 
 
 class Cluster:
-    """A context manager: nothing that was started in it is left after it."""
+    """All processes of the demo. A context manager that stops them and removes their files."""
 
-    def __init__(self, tell: Tell) -> None:
-        """Prepare; `tell` hears what is being done."""
-        self._tell = tell
+    def __init__(self, set_status: SetStatus) -> None:
+        """Start nothing yet; `set_status` is called with the current activity."""
+        self._set_status = set_status
         self._stack = ExitStack()
         self._closed = False
 
@@ -45,39 +45,39 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """End everything and remove its files; idempotent."""
+        """Stop everything and remove its files; idempotent."""
         if not self._closed:
             self._closed = True
-            self._tell("cleaning up")
+            self._set_status("cleaning up")
             self._stack.close()
 
     def start(self) -> None:
-        """Start everything but the server without a cache; returns when requests are served."""
+        """Start everything but the uncached server; returns when the router accepts requests."""
         for name in [name for name in os.environ if name.startswith("MEMKV_")]:
-            del os.environ[name]  # the user's own servers have nothing to do with these
-        self._tell("making the model (once)")
+            del os.environ[name]  # keep the user's own settings out of the demo
+        self._set_status("creating the model (first run only)")
         self.model = cached_model()
         self.home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
-        self._tell("starting MinIO")
+        self._set_status("starting MinIO")
         self.minio = self._stack.enter_context(MinioServer())
         self.nodes = [Node(name, self.home, self.model, self.minio) for name in ("A", "B")]
-        self._tell("starting two SGLang servers with --enable-memkv, and SGLang's router")
+        self._set_status("starting two SGLang servers with --enable-memkv, and SGLang's router")
         for node in self.nodes:
             self._stack.callback(node.close)
             node.server.start()
         urls = [node.server.url for node in self.nodes]
         self.router = Router(urls, log=self.home / "router.log")
         self._stack.callback(self.router.kill)
-        self.router.start()  # it waits for its servers
+        self.router.start()  # waits for its servers
         for node in self.nodes:
             node.server.wait_ready()
             node.connect()
         self.router.wait_until(self.router.has_healthy_workers, timeout_s=ROUTER_SECONDS)
 
     def restart(self, node: Node) -> CpuServer:
-        """Kill and start a node's server, whose agent stays; returns a server without any cache.
+        """Restart a node's server, but not its agent; also start and return an uncached server.
 
-        The two start at the same time: nothing is measured meanwhile.
+        Both start at the same time, because nothing is measured meanwhile.
         """
         reference = make_server(self.model, self.home / "reference", ["--disable-radix-cache"], {})
         self._stack.callback(reference.kill)
@@ -89,6 +89,6 @@ class Cluster:
         return reference
 
     def urls(self) -> dict[str, str]:
-        """Return where everything is reached, by name."""
+        """Return the URL of each process by name."""
         nodes = {f"node {node.name}": node.server.url for node in self.nodes}
         return {"router": self.router.url, **nodes, "MinIO": self.minio.endpoint}

@@ -1,4 +1,4 @@
-"""The figures: what was claimed and is true or not, and medians of the times."""
+"""Compute the figures: whether each claim holds, and median times to first token."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -13,10 +13,10 @@ SOURCES = ("recompute", "minio", "nvme", "host", "top_tier")
 
 
 def source_of(request: Request, page_size: int) -> str | None:
-    """Return where the prompt came from: the farthest tier, if that gave most of it.
+    """Return the farthest tier that served the prompt, if it served most of it.
 
-    None for what is no example of one source: more than a page was computed, or a far tier gave
-    little.
+    None if the request measures no single source: more than a page was computed, or the farthest
+    tier served less than half.
     """
     prompt, reused = len(request.prompt), request.reused
     if reused.total == 0:
@@ -31,7 +31,7 @@ def source_of(request: Request, page_size: int) -> str | None:
 
 
 def samples(requests: Sequence[Request], page_size: int) -> dict[str, list[float]]:
-    """Return the times to first token (s) by source; the reference's too, for the first prompt."""
+    """Return times to first token (s) by source, including the first prompt without a cache."""
     found: dict[str, list[float]] = {source: [] for source in SOURCES}
     for request in requests:
         source = source_of(request, page_size)
@@ -42,7 +42,7 @@ def samples(requests: Sequence[Request], page_size: int) -> dict[str, list[float
 
 
 def compute_figures(requests: Sequence[Request], page_size: int) -> Figures:
-    """Return the flat object of the JSON file; times are seconds, medians, None where unseen."""
+    """Return the JSON file's flat object; times are medians in seconds, None if unmeasured."""
     times = samples(requests, page_size)
     medians = {name: median(values) if values else None for name, values in times.items()}
     recompute = medians["recompute"]
@@ -70,11 +70,11 @@ def compute_figures(requests: Sequence[Request], page_size: int) -> Figures:
 
 
 def _all_of(requests: Sequence[Request], step: str, holds: Callable[[Request], bool]) -> bool:
-    """Tell whether there is such a step, its answers are right, and the condition holds."""
+    """Return whether the step was run, its answers are right and the condition holds for each."""
     chosen = [request for request in requests if request.step == step]
     return bool(chosen) and all(request.identical and holds(request) for request in chosen)
 
 
 def failed(figures: Figures) -> list[str]:
-    """Return the names of what ought to be true and is not."""
+    """Return the names of the claims that are false."""
     return [name for name, value in figures.items() if value is False]

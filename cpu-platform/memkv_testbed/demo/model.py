@@ -1,8 +1,7 @@
-"""The model of the demo: the tiny Llama with more query heads, made once into the user's cache.
+"""The demo's model: the tiny Llama with more query heads, created once in the user's cache.
 
-More query heads are more computing a token at the same bytes of KV a token, which is what large
-models have more of than tiny ones. A layer less than the tiny Llama's saves a quarter of the
-demo's time, most of which is computing prompts anew.
+More query heads mean more compute per token for the same bytes of KV, as in large models. One layer
+less than the tiny Llama saves a quarter of the demo's time, most of which is prefill.
 """
 
 import importlib.metadata
@@ -22,13 +21,13 @@ DESCRIPTION = f"random-weight Llama, {LAYERS} layers, {QUERY_HEADS} query and 2 
 
 
 def cached_model() -> Path:
-    """Return the model's directory, after making it if it is not there. Raises `DemoError`."""
+    """Return the model's directory; create the model if necessary. Raises `DemoError`."""
     version = importlib.metadata.version("transformers")
     models = cache_directory().parent / "models"
     directory = models / f"llama-heads{QUERY_HEADS}-layers{LAYERS}-seed{SEED}-transformers{version}"
     if not directory.exists():
         models.mkdir(parents=True, exist_ok=True)
-        # Made beside its place and renamed, so that an interrupted demo leaves no half model.
+        # Rename the complete model into place: an interrupted demo must not leave half of one.
         with tempfile.TemporaryDirectory(prefix=".model-", dir=models) as temporary:
             made = Path(temporary) / "model"
             _make_in_another_process(made)
@@ -38,12 +37,12 @@ def cached_model() -> Path:
 
 
 def _make_in_another_process(directory: Path) -> None:
-    """Keep PyTorch, and its memory, out of this one."""
+    """Run `make` in another process to keep PyTorch and its memory out of this one."""
     command = [sys.executable, "-m", "memkv_testbed.demo.model", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DemoError(f"the model could not be made: {why}")
+        raise DemoError(f"could not create the model: {why}")
 
 
 def make(directory: Path) -> None:

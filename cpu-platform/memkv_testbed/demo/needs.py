@@ -1,4 +1,4 @@
-"""What the demo cannot do without, looked at before anything is started."""
+"""Check the demo's requirements before anything is started."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 GIB = 1 << 30
 
 MEMORY = 8 * GIB
-"""Bytes that three servers, MinIO and the agents take at most."""
+"""Peak memory of three servers, MinIO and the agents, in bytes."""
 
 MODULES = {
     "sglang": "SGLang 0.5.23",
@@ -17,24 +17,24 @@ MODULES = {
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says in one line why, and the way out."""
+    """The demo cannot continue. The text is one line that says why and what to do."""
 
 
 def check_needs() -> None:
-    """Raise `DemoError` where something is missing."""
+    """Raise `DemoError` if a package or memory is missing."""
     missing = [what for name, what in MODULES.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise DemoError(f"not installed: {', '.join(missing)}; run `make setup`")
     available = available_memory()
     if available < MEMORY:
         raise DemoError(
-            f"{available / GIB:.1f} GiB of memory are available and {MEMORY // GIB} needed; "
-            "end something large"
+            f"the demo needs {MEMORY // GIB} GiB of memory, but only {available / GIB:.1f} GiB are "
+            "available; stop other programs"
         )
 
 
 def available_memory() -> int:
-    """Return the bytes that can be had without swapping: `MemAvailable` of proc(5)."""
+    """Return `MemAvailable` of proc(5) in bytes."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     values = dict(line.split(":", 1) for line in lines)
     return int(values["MemAvailable"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""One node of the demo: an SGLang server with `--enable-memkv`, and the agent that it starts."""
+"""One node of the demo: an SGLang server with `--enable-memkv` and its agent."""
 
 import os
 import select
@@ -24,14 +24,14 @@ _PAUSE = 0.05
 
 
 class LoadedPages(NamedTuple):
-    """How many pages an agent has read from each tier."""
+    """Pages that an agent has read from each tier."""
 
     nvme: int
     minio: int
 
 
 class Loads(NamedTuple):
-    """Pages and bytes, and seconds of the calls that moved them."""
+    """Pages and bytes that were loaded, and the duration of those calls."""
 
     pages: int
     bytes: int
@@ -39,7 +39,7 @@ class Loads(NamedTuple):
 
 
 class Node:
-    """A machine of its own as far as the tier can tell: own agent, own socket, own directory."""
+    """Simulates a separate machine: a server with its own agent, socket and directory."""
 
     def __init__(
         self,
@@ -52,16 +52,23 @@ class Node:
         environment: Mapping[str, str] | None = None,
         extra: Sequence[str] = (),
     ) -> None:
-        """Prepare; `home` gets the node's socket, pages and log.
+        """Start nothing yet.
 
-        `endpoint` is another way to MinIO than its own, `environment` more settings (`MEMKV_*`),
-        `extra` more arguments of the server.
+        Args:
+            name: name of the node and of its directory.
+            home: parent of the directory for socket, pages and log.
+            model: directory of the model.
+            minio: the shared MinIO.
+            endpoint: URL to use instead of MinIO's own, for a proxy.
+            environment: more settings (`MEMKV_*`).
+            extra: more arguments of the server.
+
         """
         self.name = name
         home = home / name
         settings = {
             "MEMKV_AGENT_SOCKET": str(home / "run" / "agent.sock"),
-            # Should this process be killed, its agents end by themselves.
+            # If this process is killed, its agents exit on their own.
             "MEMKV_AGENT_IDLE_TIMEOUT": "30",
             "MEMKV_AGENT_DRAIN_TIMEOUT": "0",
             "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
@@ -76,7 +83,7 @@ class Node:
             [
                 "--enable-memkv",
                 *("--memkv-endpoint", endpoint or minio.endpoint),
-                *("--memkv-nvme-dir", str(home / "nvme")),
+                *("--memkv-nvme-directory", str(home / "nvme")),
                 *("--memkv-nvme-capacity", "2GiB"),
                 "--enable-metrics",
                 *extra,
@@ -85,14 +92,14 @@ class Node:
         )
 
     def connect(self) -> None:
-        """Listen to the agent, once the server is ready. Raises `DemoError`."""
+        """Connect to the agent. The server must be ready. Raises `DemoError`."""
         self._client = AgentClient(self._config, start=False)
         if not self._client.wait(END_SECONDS):
             raise DemoError(f"node {self.name} has no agent: {self._client.problem}")
 
     @property
     def page_size(self) -> int:
-        """Tokens a page, as `--enable-memkv` chose it."""
+        """Tokens per page, as chosen by `--enable-memkv`."""
         return int(self.server.client.get("/get_server_info")["page_size"])
 
     def requests(self) -> int:
@@ -101,7 +108,7 @@ class Node:
         return int(scrape(port).total("sglang:num_requests_total"))
 
     def loaded_pages(self) -> LoadedPages:
-        """Return how many pages the agent has read so far, for servers and for uploads."""
+        """Return how many pages the agent has read, for servers and for uploads."""
         return LoadedPages(nvme=self.loads("nvme").pages, minio=self.loads("minio").pages)
 
     def spilled_pages(self) -> int:
@@ -109,7 +116,7 @@ class Node:
         return int(self._samples().total("memkv_pages_total", tier="nvme", operation="spill"))
 
     def loads(self, tier: str) -> Loads:
-        """Return what the agent's loads from a tier have moved so far, and how long they took."""
+        """Return the totals of the agent's loads from a tier."""
         samples = self._samples()
         return Loads(
             int(samples.total("memkv_pages_total", tier=tier, operation="load", result="loaded")),
@@ -118,11 +125,11 @@ class Node:
         )
 
     def skipped_slow_pages(self) -> int:
-        """Return how many pages lookups left out, since they would take longer to load."""
+        """Return how many pages lookups skipped because recomputing them is faster."""
         return int(self._samples().total("memkv_declined_pages_total"))
 
     def wait_for_spill(self, pages: int) -> None:
-        """Wait until so many pages have been spilled, and MinIO has them. Raises `DemoError`."""
+        """Wait until `pages` pages were spilled and uploaded to MinIO. Raises `DemoError`."""
         wait_until(
             lambda: self.spilled_pages() >= pages,
             SPILL_SECONDS,
@@ -146,20 +153,20 @@ class Node:
         return self._client
 
     def close(self) -> None:
-        """End server and agent; nothing of them runs on return. Idempotent."""
+        """Stop server and agent and wait for their exit. Idempotent."""
         self.server.kill()
         if self._client is not None:
             self._client.close()
             self._client = None
         path = socket_path(self._config.agent)
-        with locked_directory(path):  # an agent that was still being started is ready now, or gone
+        with locked_directory(path):  # wait for an agent that is starting
             peer = serving_peer(path)
         if peer is not None:
             _end_process(peer.pid)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, problem: str) -> None:
-    """Return once the condition holds; raises `DemoError` with `problem` if it does not in time."""
+    """Wait until the condition holds. Raises `DemoError` with `problem` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -168,7 +175,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, problem: str) -> N
 
 
 def _end_process(pid: int) -> None:
-    """End a process, by force if it takes its time; it is gone on return."""
+    """Stop a process, with SIGKILL if necessary, and wait for its exit."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:

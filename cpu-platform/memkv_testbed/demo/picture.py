@@ -1,11 +1,11 @@
-"""The picture: time to first token by where the prefix comes from."""
+"""Draw time to first token by source of the prefix."""
 
 from pathlib import Path
 from statistics import median
 
 LABELS = {
-    "recompute": "nowhere: computed anew",
-    "minio": "MinIO (another node's)",
+    "recompute": "no cache: recomputed",
+    "minio": "MinIO (from another node)",
     "nvme": "NVMe (after a restart)",
     "host": "host pool",
     "top_tier": "top tier",
@@ -20,14 +20,14 @@ COLORS = {
 INK = "#202124"
 FAINT = "#5f6368"
 
-TITLE = "Time to first token, by where the prefix is"
+TITLE = "Time to first token by source of the prefix"
 
 
 def draw(samples: dict[str, list[float]], subtitle: str, path: Path) -> None:
-    """Write a PNG with the medians as bars and each measurement as a point; the scale is log.
+    """Write a PNG with medians as bars and single measurements as points, on a log scale.
 
-    `samples` are seconds by source, slowest first; sources without any are left out. Raises
-    `OSError`.
+    `samples` are seconds by source, slowest source first; sources without samples are omitted.
+    Raises `OSError`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def draw(samples: dict[str, list[float]], subtitle: str, path: Path) -> None:
     everything = [value for values in seen.values() for value in values]
     axes.set_xlim(min(everything) / 2.5, max(everything) * 3)
     axes.xaxis.set_major_formatter(lambda value, _: _seconds(value))
-    axes.set_xlabel("logarithmic; points are single requests, bars their median", color=INK)
+    axes.set_xlabel("logarithmic scale; points are single requests, bars their median", color=INK)
     axes.grid(axis="x", which="major", color="#dadce0", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)

@@ -1,4 +1,4 @@
-"""The conversation: a long shared context, questions about it, and one changed token."""
+"""The prompts of the demo: a long shared context, questions about it, and one changed token."""
 
 import random
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ Tokens = list[int]
 
 CONTEXT_TOKENS = 16384
 FOLLOW_UP_TOKENS = 256
-"""Of a later turn's question: with the answer more than a page, so that each turn adds one."""
+"""Length of a later question. With the answer more than a page, so each turn adds one."""
 
 WORDS = ["amber", "basin", "cedar", "delta", "ember", "fjord", "garnet", "harbor", "island"]
 WORDS += ["juniper", "kelp", "lagoon", "meadow", "nectar", "orchid", "quartz", "river", "zephyr"]
 
 
 def load_tokenizer(model: Path) -> Any:
-    """Return the model's tokenizer: a token a byte."""
+    """Return the model's tokenizer, which has one token per byte."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(model / "tokenizer.json"))
 
 
 class Script:
-    """What the user says. A tokenizer has `encode(text).ids`."""
+    """Creates the prompts; the tokenizer needs `encode(text).ids`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -34,11 +34,11 @@ class Script:
         return self._encode(context[:CONTEXT_TOKENS] + "\n\nQ: Where did it begin?\nA:")
 
     def follow_up(self, number: int) -> Tokens:
-        """Return what turn `number` (from 2) adds behind the last answer."""
+        """Return the question of turn `number` (from 2), which follows the last answer."""
         return self._encode(("\n\nQ: And " + _prose(number, FOLLOW_UP_TOKENS))[:FOLLOW_UP_TOKENS])
 
     def warm_up(self, number: int) -> Tokens:
-        """Return a short prompt that begins like no other."""
+        """Return a short prompt that shares no prefix with others."""
         return self._encode(f"Warm-up {number}. " + _prose(100 + number, 1500))
 
     def _encode(self, text: str) -> Tokens:
@@ -60,25 +60,25 @@ def _prose(seed: int, length: int) -> str:
 
 
 def change_token(tokens: Sequence[int], position: int) -> Tokens:
-    """Return the tokens with another one at `position`."""
+    """Return a copy with a different token at `position`."""
     changed = list(tokens)
     changed[position] = tokens[position] + 1 if tokens[position] < max(tokens) else min(tokens)
     return changed
 
 
 class History:
-    """Every sequence that the nodes have computed: what a perfect shared cache could reuse."""
+    """All sequences that the nodes have computed, to know what a perfect cache could reuse."""
 
     def __init__(self, page_size: int) -> None:
         self._page = page_size
         self._computed: dict[str | None, list[Tokens]] = {}
 
     def add(self, salt: str | None, sequence: Tokens) -> None:
-        """Take note of a prompt and its answer, whose last token has no KV yet."""
+        """Record a prompt with its answer but the last token, which has no KV yet."""
         self._computed.setdefault(salt, []).append(sequence)
 
     def reusable(self, salt: str | None, prompt: Tokens) -> int:
-        """Return the tokens of `prompt` that need no computing: whole pages, never the last token.
+        """Return how many tokens of `prompt` could be reused: whole pages, never the last token.
 
         The longest common prefix with what was computed under the same salt, rounded down.
         """
@@ -89,6 +89,6 @@ class History:
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common from their start."""
+    """Return the length of the longest common prefix."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

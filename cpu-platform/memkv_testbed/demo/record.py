@@ -1,4 +1,4 @@
-"""What a request gave, and where its tokens came from."""
+"""Results of requests and the sources of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Sources(NamedTuple):
-    """Prompt tokens by where their KV was found, nearest first."""
+    """Prompt tokens by source of their KV, nearest first."""
 
     device: int = 0
     host: int = 0
@@ -16,13 +16,13 @@ class Sources(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Prompt tokens that were not computed."""
+        """Prompt tokens that were reused."""
         return sum(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The same prompt on a server without any cache."""
+    """Result of the same prompt on a server without any cache."""
 
     ttft_s: float
     output_ids: list[int]
@@ -30,7 +30,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; several with one `step` are repetitions."""
+    """Result of one request; requests with the same `step` are repetitions."""
 
     step: str
     node: str
@@ -42,24 +42,24 @@ class Request:
     output_ids: list[int]
     ttft_s: float
     reported: int
-    """Tokens that SGLang says it did not compute."""
+    """Tokens that SGLang reports as cached."""
     reused: Sources
     expected: int
-    """Tokens that it need not compute: see `History.reusable`."""
+    """Tokens that could be reused, see `History.reusable`."""
     reference: Reference | None = None
 
     @property
     def identical(self) -> bool:
-        """Tell whether the answer is that of a server without any cache."""
+        """Whether a server without any cache gave the same answer."""
         return self.reference is not None and self.reference.output_ids == self.output_ids
 
     @property
     def exact(self) -> bool:
-        """Tell whether exactly the pages that could be reused were, and their source is known."""
+        """Whether exactly the reusable pages were reused, each from a known source."""
         return self.reported == self.expected == self.reused.total
 
     def as_json(self) -> dict[str, Any]:
-        """Return what the JSON file says of it."""
+        """Return the request's entry in the JSON file."""
         values = asdict(self)
         reference = self.reference
         del values["prompt"], values["reference"]
@@ -73,21 +73,21 @@ class Request:
 
 
 class Row(NamedTuple):
-    """The repetitions of a step as one."""
+    """Summary of the repetitions of a step."""
 
     first: Request
     times: int
     ttft_s: float
     """Median."""
     reused: Sources
-    """Of the first."""
+    """Sources of the first repetition."""
     recompute_s: float | None
-    """None until the reference has answered."""
+    """None before the reference has answered."""
     identical: bool
 
 
 def rows(requests: Sequence[Request]) -> list[Row]:
-    """Return a row a step, in order."""
+    """Return one row per step, in order."""
     steps: dict[str, list[Request]] = {}
     for request in requests:
         steps.setdefault(request.step, []).append(request)

@@ -1,4 +1,4 @@
-"""What the demo says at its end, and its JSON file."""
+"""The demo's final output and its JSON file."""
 
 import importlib.metadata
 import json
@@ -15,28 +15,28 @@ from memkv_testbed.demo.model import DESCRIPTION
 from memkv_testbed.demo.record import Request
 
 CLAIMS = {
-    "identical_text": "every answer is that of a server without any cache",
-    "reuse_page_exact": "every request reused exactly the pages that it could",
-    "changed_token_isolated": "one changed token: nothing behind it was reused",
-    "tenant_isolated": "another tenant's equal text: nothing was reused",
-    "every_source_seen": "MinIO, NVMe, host pool and top tier each served a whole prefix",
+    "identical_text": "every answer equals that of a server without any cache",
+    "reuse_page_exact": "every request reused exactly the pages it could",
+    "changed_token_isolated": "one changed token: nothing after it was reused",
+    "tenant_isolated": "same text from another tenant: nothing was reused",
+    "every_source_seen": "MinIO, NVMe, host pool and top tier each served a prefix",
 }
 
 
 def describe_setup(page_size: int) -> dict[str, Any]:
-    """Return what the figures were measured with."""
+    """Return the setup of the measurements."""
     return {
         "model": DESCRIPTION,
         "page_size": page_size,
         "cores": len(os.sched_getaffinity(0)),
         "sglang": importlib.metadata.version("sglang"),
         "router": importlib.metadata.version("sglang-router"),
-        "measured": "medians; every server had answered short prompts before",
+        "measured": "medians, after every server answered short warm-up prompts",
     }
 
 
 def one_line(setup: dict[str, Any]) -> str:
-    """Return the setup for people."""
+    """Return the setup in one line of text."""
     return (
         f"SGLang {setup['sglang']} on {setup['cores']} CPU cores; pages of {setup['page_size']} "
         f"tokens; {setup['model']}"
@@ -44,17 +44,17 @@ def one_line(setup: dict[str, Any]) -> str:
 
 
 def print_claims(console: Console, figures: Figures) -> None:
-    """Say of each claim whether it came true."""
+    """Print whether each claim holds."""
     for name, claim in CLAIMS.items():
         mark = Text("✓ ", "bold green") if figures[name] else Text("✗ ", "bold red")
         console.print(mark + Text(claim), highlight=False)
 
 
 def print_legend(console: Console) -> None:
-    """Explain the table."""
+    """Print an explanation of the table."""
     console.print(
-        "on: A* is node A, chosen by the router. xN: asked N times, median. anew: the same prompt "
-        "on a server without any cache. What no column has was computed.",
+        "on: A* is node A, chosen by the router. xN: median of N requests. no cache: the same "
+        "prompt on a server without any cache. Tokens in no column were computed.",
         style="dim",
         highlight=False,
     )
@@ -63,7 +63,7 @@ def print_legend(console: Console) -> None:
 def write_json(
     path: Path, figures: Figures, requests: Sequence[Request], setup: dict[str, Any], seconds: float
 ) -> None:
-    """Write everything to `path`; raises `OSError`."""
+    """Write figures, requests and setup to `path`; raises `OSError`."""
     document = {
         "figures": figures,
         "requests": [request.as_json() for request in requests],

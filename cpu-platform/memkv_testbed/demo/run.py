@@ -1,4 +1,4 @@
-"""The demo from start to end."""
+"""Run the demo from start to end."""
 
 import signal
 import time
@@ -34,18 +34,18 @@ FAULTS = (
     RequestFailedError,
     OSError,
 )
-"""Whose text says what is wrong; anything else is a defect and keeps its traceback."""
+"""Errors whose text says what is wrong. Others are bugs and keep their traceback."""
 
 
 def run(console: Console, json_path: Path | None, picture: Path, keep: bool) -> int:
-    """Show everything, return the exit code; nothing is left behind. Raises one of `FAULTS`."""
+    """Run the demo and return the exit status. Leaves nothing behind. Raises one of `FAULTS`."""
     began = time.monotonic()
     screen = Screen(console)
-    with Cluster(screen.tell) as cluster:
+    with Cluster(screen.set_status) as cluster:
         with screen:
             cluster.start()
             scenario = Scenario(
-                cluster, Script(load_tokenizer(cluster.model)), screen.tell, screen.show
+                cluster, Script(load_tokenizer(cluster.model)), screen.set_status, screen.show
             )
             requests = scenario.run()
             if not keep:
@@ -83,7 +83,7 @@ def _wait_for_signal(console: Console, cluster: Cluster) -> None:
     console.print()
     for name, url in cluster.urls().items():
         console.print(f"{name:>8}  {url}", highlight=False)
-    console.print("Ctrl-C, or SIGTERM to this process, stops all of it and removes its files.")
+    console.print("Ctrl-C (or SIGTERM to this process) stops everything and removes its files.")
     try:
         while True:
             signal.pause()

@@ -1,4 +1,4 @@
-"""What is asked of the nodes, in which order, and how each answer is taken down."""
+"""Send the demo's requests to the nodes, in order, and record the results."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,19 +26,19 @@ TENANT_STEP = "tenant 2, same text"
 
 
 class Scenario:
-    """Runs the requests on a cluster. Raises `DemoError`, and what the client raises."""
+    """Runs the requests on a cluster. Raises `DemoError` and the client's errors."""
 
     def __init__(
         self,
         cluster: Cluster,
         script: Script,
-        tell: Callable[[str], None],
+        set_status: Callable[[str], None],
         show: Callable[[list[Request]], None],
     ) -> None:
-        """`show` gets all requests so far whenever there is news."""
+        """`show` is called with all requests so far whenever one changes."""
         self._cluster = cluster
         self._script = script
-        self._tell = tell
+        self._set_status = set_status
         self._show = show
         self._by_name = {node.name: node for node in cluster.nodes}
         self.page_size = cluster.nodes[0].page_size
@@ -46,7 +46,7 @@ class Scenario:
         self.requests: list[Request] = []
 
     def run(self) -> list[Request]:
-        """Ask everything, return the requests with their references."""
+        """Send all requests; return their results with references."""
         self._warm_up_nodes()
         opening = self._converse()
         first = self._by_name[self.requests[0].node]
@@ -57,7 +57,9 @@ class Scenario:
         self._repeat("tenant 2, moved", other, opening, times=2, tenant=TENANT, flush=True)
         self._repeat("turn 1, flushed", other, opening, times=1, flush=True)
         self._repeat(CHANGED_STEP, other, change_token(opening, CHANGED_AT), times=1, flush=True)
-        self._tell(f"restarting node {first.name}; starting a server without any cache to compare")
+        self._set_status(
+            f"restarting node {first.name}; starting a server without any cache for comparison"
+        )
         reference = self._cluster.restart(first)
         for server in (first.server, reference):
             self._warm_up(server, 0)
@@ -67,7 +69,7 @@ class Scenario:
         return self.requests
 
     def _converse(self) -> Tokens:
-        """Hold the conversation through the router, return the first turn's prompt."""
+        """Send the conversation through the router; return the first turn's prompt."""
         opening = prompt = self._script.opening()
         for turn in range(1, TURNS + 1):
             request = self._ask(f"turn {turn}", prompt)
@@ -84,7 +86,7 @@ class Scenario:
         tenant: str | None = None,
         flush: bool = False,
     ) -> None:
-        """Ask the same several times; `flush` empties the node's device and host pools before."""
+        """Send a prompt several times; `flush` first empties the node's device and host pools."""
         for _ in range(times):
             if flush:
                 node.server.client.flush_cache()
@@ -93,9 +95,9 @@ class Scenario:
     def _ask(
         self, step: str, prompt: Tokens, node: Node | None = None, *, tenant: str | None = None
     ) -> Request:
-        """Ask a node, or the router, which chooses one."""
+        """Send a prompt to a node, or to the router, which chooses one."""
         where = f"node {node.name}" if node else "the router"
-        self._tell(f"{step}: {len(prompt):,} tokens to {where}")
+        self._set_status(f"{step}: {len(prompt):,} tokens to {where}")
         nodes = self._cluster.nodes
         client = node.server.client if node else self._cluster.router.client
         answered = [each.requests() for each in nodes]
@@ -103,7 +105,7 @@ class Scenario:
         spilled = [each.spilled_pages() for each in nodes]
         expected = self._history.reusable(tenant, prompt)
         answer = client.generate(prompt, max_new_tokens=ANSWER_TOKENS, cache_salt=tenant)
-        chosen = self._who_answered(answered)
+        chosen = self._answering_node(answered)
         node = nodes[chosen]
         reused = self._sources(answer, loaded[chosen], node.loaded_pages())
         request = Request(
@@ -127,9 +129,9 @@ class Scenario:
         return request
 
     def _sources(self, answer: Answer, before: LoadedPages, after: LoadedPages) -> Sources:
-        """Split what SGLang calls storage, by what the agent has loaded meanwhile.
+        """Split SGLang's count of tokens from storage by tier, with the agent's counters.
 
-        The agent reads its NVMe for uploads too, so that this count is an upper bound.
+        The NVMe counter is an upper bound, because the agent also reads its NVMe for uploads.
         """
         storage = answer.cached_by_source.get("storage", 0)
         minio = (after.minio - before.minio) * self.page_size
@@ -140,19 +142,19 @@ class Scenario:
             minio,
         )
 
-    def _who_answered(self, before: list[int]) -> int:
-        """Return the index of the node whose count of requests has gone up."""
+    def _answering_node(self, before: list[int]) -> int:
+        """Return the index of the node whose request counter has increased."""
         nodes = self._cluster.nodes
 
         def chosen() -> list[int]:
             return [i for i, node in enumerate(nodes) if node.requests() > before[i]]
 
-        wait_until(lambda: bool(chosen()), COUNT_SECONDS, "no node counts the request")
+        wait_until(lambda: bool(chosen()), COUNT_SECONDS, "no node has counted the request")
         return chosen()[0]
 
     def _warm_up_nodes(self) -> None:
         """Let each node compute, spill and load a short prompt."""
-        self._tell("short prompts for each node, before anything is measured")
+        self._set_status("warming up both nodes with short prompts")
         nodes = self._cluster.nodes
         for number, node in enumerate(nodes):
             pages = node.spilled_pages() + self._warm_up(node.server, number) // self.page_size
@@ -162,18 +164,20 @@ class Scenario:
                     self._warm_up(other.server, number)
 
     def _warm_up(self, server: CpuServer, number: int) -> int:
-        """Let a server do once what it does at first use only; returns how many tokens it took."""
+        """Send a short prompt; return how many tokens now have KV."""
         prompt = self._script.warm_up(number)
         answer = server.client.generate(prompt, max_new_tokens=2, cache_salt=WARM_UP)
         return len(prompt) + len(answer.output_ids) - 1
 
     def _compare(self, server: CpuServer) -> None:
-        """Let a server without any cache answer every prompt once."""
+        """Send every prompt once to a server without any cache."""
         answers: dict[tuple[int, ...], Reference] = {}
         for index, request in enumerate(self.requests):
             key = tuple(request.prompt)
             if key not in answers:
-                self._tell(f"{request.step}: recomputing {len(key):,} tokens without any cache")
+                self._set_status(
+                    f"{request.step}: recomputing {len(key):,} tokens without any cache"
+                )
                 answers[key] = self._recompute(server.client, request.prompt)
             self.requests[index] = replace(request, reference=answers[key])
             self._show(self.requests)

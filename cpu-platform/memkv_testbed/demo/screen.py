@@ -1,4 +1,4 @@
-"""What is seen while the demo runs: the growing table, and what is being done."""
+"""Show the growing table and the current activity while the demo runs."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,7 +13,7 @@ from memkv_testbed.demo.table import make_table
 
 
 class Screen:
-    """A context manager. Live on a terminal; elsewhere lines, and the table at the end."""
+    """A context manager. Updates live on a terminal; otherwise prints lines and a final table."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -29,14 +29,14 @@ class Screen:
             vertical_overflow="visible",
         )
 
-    def tell(self, text: str) -> None:
-        """Say what is being done from now on."""
+    def set_status(self, text: str) -> None:
+        """Show the current activity."""
         self._progress.update(self._task, description=text)
         if not (self._live.is_started and self._console.is_terminal):
             self._console.print(text)
 
     def show(self, requests: Sequence[Request]) -> None:
-        """Show these requests."""
+        """Show these requests in the table."""
         self._requests = requests
 
     def _render(self) -> RenderableType:
@@ -60,4 +60,4 @@ class Screen:
         self._progress.update(self._task, total=1, completed=1)
         self._live.stop()
         if not self._console.is_terminal:
-            self._console.line()  # what `Live` does on a terminal only
+            self._console.line()  # `Live` does this only on a terminal

@@ -1,15 +1,15 @@
-"""SGLang servers of the demo."""
+"""Create the demo's SGLang servers."""
 
 from pathlib import Path
 
 from sglang_cpu_platform.server import CpuServer
 
 DEVICE_TOKENS = 24576
-"""Room in the top tier for one conversation and a half; the host pool has twice as much."""
+"""Capacity of the top tier: one and a half conversations. The host pool has twice as much."""
 
 
 def make_server(model: Path, home: Path, extra: list[str], env: dict[str, str]) -> CpuServer:
-    """Return a server that is not started yet, on the CPU also where there is a GPU."""
+    """Return a server, not started yet, that runs on the CPU even if there is a GPU."""
     temporary = home / "tmp"
     temporary.mkdir(parents=True)
     return CpuServer(

@@ -1,4 +1,4 @@
-"""The table of requests, for terminals of 80 columns and more."""
+"""The table of requests, for terminals with at least 80 columns."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ COMPUTED_COLOR = "bright_black"
 
 BAR_CELLS = 24
 WIDE = 112
-"""Columns from which on there is room for the bars."""
+"""Terminal columns from which the bars fit."""
 
 
 def make_table(requests: Sequence[Request], width: int) -> Table:
-    """Return the table as it stands: a row a step, times as medians of its repetitions."""
+    """Return the table: one row per step, with median times of its repetitions."""
     table = Table(
         title="Prompt tokens by source, and seconds to first token",
         box=box.SIMPLE_HEAD,
@@ -32,7 +32,7 @@ def make_table(requests: Sequence[Request], width: int) -> Table:
         table.add_column(name, justify="right", style=SOURCE_COLORS[source])
     if width >= WIDE:
         table.add_column("reused, computed", width=BAR_CELLS)
-    for name in ("first\ntoken", "anew", "gain"):
+    for name in ("first\ntoken", "no\ncache", "gain"):
         table.add_column(name, justify="right")
     table.add_column("same\ntext", justify="right")
     for row in rows(requests):
@@ -51,11 +51,11 @@ def _cells(row: Row, width: int) -> list[str | Text]:
         *(f"{tokens:,}" if tokens else "·" for tokens in row.reused),
         *bars,
         f"{row.ttft_s:.2f}",
-        *_beside_recomputation(row),
+        *_comparison(row),
     ]
 
 
-def _beside_recomputation(row: Row) -> list[str | Text]:
+def _comparison(row: Row) -> list[str | Text]:
     if row.recompute_s is None:
         return ["…", "…", "…"]
     ratio = row.recompute_s / row.ttft_s
@@ -67,7 +67,7 @@ def _beside_recomputation(row: Row) -> list[str | Text]:
 
 
 def _bar(request: Request) -> Text:
-    """Return the prompt as a bar, its parts in the colors of the columns."""
+    """Return a bar that shows the prompt's sources in the colors of the columns."""
     bar, used, tokens = Text(), 0, 0
     for source, part in request.reused._asdict().items():
         tokens += part
