@@ -74,7 +74,7 @@ def _nvme(config: Config, metrics: Metrics, left_out: dict[str, str]) -> "NvmeTi
     except BrokenDiskError as error:
         if not config.minio.endpoint:
             raise
-        metrics.errors.labels(NvmeTier.name, "open").inc()
+        metrics.call_errors.labels(NvmeTier.name, "open").inc()
         log.error("nvme left out", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
         left_out[NvmeTier.name] = f"{error}. The agent tries again at its next start"
         return None

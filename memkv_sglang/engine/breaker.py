@@ -17,14 +17,14 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-class BreakerState(enum.IntEnum):
-    """Numbers as the metric shows them."""
+class BreakerState(enum.Enum):
+    """The three states, named as in metrics and `memkv stats`."""
 
-    CLOSED = 0
-    """Calls go through."""
-    HALF_OPEN = 1
-    """One call goes through; its outcome decides."""
-    OPEN = 2
+    CLOSED = "closed"
+    """All calls go through."""
+    HALF_OPEN = "half_open"
+    """One call, the probe, goes through; its result decides the next state."""
+    OPEN = "open"
     """No call goes through."""
 
 

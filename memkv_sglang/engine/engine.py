@@ -250,14 +250,16 @@ class Engine:
             self._metrics.tier_works.labels(status.name).set(status.problem == "")
             self._metrics.tier_pages.labels(status.name).set(status.pages)
             self._metrics.tier_bytes.labels(status.name).set(status.bytes)
-            self._metrics.evicted.labels(status.name).set(status.evicted)
+            self._metrics.tier_evicted_pages.set(status.name, status.evicted)
+            if status.capacity is not None:
+                self._metrics.tier_capacity_bytes.labels(status.name).set(status.capacity)
         if self._shared is not None:
-            self._metrics.breaker.labels(self._shared.name).set(self._breaker.state)
+            self._metrics.breaker_state.labels(self._shared.name).state(self._breaker.state.value)
         return EngineStatus(
             tiers=statuses,
             queue_pages=self._uploads.pages if self._uploads else 0,
             queue_bytes=self._uploads.bytes if self._uploads else 0,
-            breaker=self._breaker.state.name.lower() if self._shared else "none",
+            breaker=self._breaker.state.value if self._shared else "none",
         )
 
     def _tiers(self) -> list[Tier]:

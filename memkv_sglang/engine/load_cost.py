@@ -108,6 +108,6 @@ class LoadCostPolicy:
         }
         log.warning(
             "loading would take longer than computing: lookups answer with the prefix that pays; "
-            "memkv_declined_pages_total counts, this line appears once",
+            "memkv_skipped_slow_pages_total counts, this line appears once",
             extra={"fields": fields},
         )

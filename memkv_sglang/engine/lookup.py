@@ -41,7 +41,7 @@ class Finder:
         self._metrics.lookup_pages.labels("yes").inc(found.length)
         self._metrics.lookup_pages.labels("no").inc(len(chain.hashes) - found.length)
         if not found.complete:
-            self._metrics.lookups_cut_short.inc()
+            self._metrics.incomplete_lookups.inc()
         if self._costs is None:
             return found
         return found._replace(length=self._costs.limit(chain, parts, recompute))

@@ -84,7 +84,7 @@ class Promoter:
             batch: list[Page] = []
             for page in admitted:
                 if self._held + page.length > self._budget:
-                    self._metrics.promoted.labels("no_room").inc(len(admitted) - len(batch))
+                    self._metrics.promotion_pages.labels("no_space").inc(len(admitted) - len(batch))
                     break
                 self._held += page.length
                 batch.append(page)
@@ -122,7 +122,7 @@ class Promoter:
     def _write(self, batch: Sequence[Page]) -> None:
         intact = [page for page in batch if page_checksum(page.key, page.buffers) == page.checksum]
         if len(intact) < len(batch):
-            self._metrics.promoted.labels("changed").inc(len(batch) - len(intact))
+            self._metrics.promotion_pages.labels("changed").inc(len(batch) - len(intact))
             self._changed_pages.report("promotion", len(batch) - len(intact))
         try:
             results = self._local.spill(intact, time.monotonic() + WRITE_SECONDS)
@@ -130,7 +130,7 @@ class Promoter:
             log.exception("pages not promoted")
             results = [SpillResult.FAILED] * len(intact)
         for result in results:
-            self._metrics.promoted.labels(result.name.lower()).inc()
+            self._metrics.promotion_pages.labels(result.name.lower()).inc()
 
     def _release(self, batch: Sequence[Page]) -> None:
         """Give the memory of a batch back; call with the lock held."""

@@ -93,6 +93,7 @@ class UploadQueue:
         self._metrics = metrics
         self._gate = gate
         self._backlog = backlog
+        metrics.upload_queue_capacity_bytes.set(backlog)
         self._attempts = attempts
         self._changed = threading.Condition()
         self._runs: deque[_Run] = deque()
@@ -191,7 +192,7 @@ class UploadQueue:
 
     def _drop(self, pages: Sequence[PendingPage], reason: str) -> None:
         self._dropped.add(page.key for page in pages)
-        self._metrics.uploads_dropped.labels(reason).inc(len(pages))
+        self._metrics.upload_dropped_pages.labels(reason).inc(len(pages))
         self._unreported[reason] += len(pages)
         if self._limit.admit(reason) is not None:
             fields = {"pages": self._unreported.pop(reason), "reason": reason}
@@ -208,8 +209,8 @@ class UploadQueue:
     def _count(self, pages: int, size: int) -> None:
         self._pages += pages
         self._bytes += size
-        self._metrics.queue_pages.set(self._pages)
-        self._metrics.queue_bytes.set(self._bytes)
+        self._metrics.upload_queue_pages.set(self._pages)
+        self._metrics.upload_queue_bytes.set(self._bytes)
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing waits; False if `timeout` seconds passed first, or `close` did."""
@@ -288,7 +289,7 @@ class UploadQueue:
         run.is_full = SpillResult.REFUSED in stored
         done = _keys(readable, [result <= SpillResult.PRESENT for result in stored])
         gone = _keys(pages, [fetched.result in GONE for fetched in outcomes])
-        self._metrics.uploads_dropped.labels("evicted").inc(len(gone))
+        self._metrics.upload_dropped_pages.labels("evicted").inc(len(gone))
         left = [page for page in lacking if page.key not in done | gone]
         waiting = set(_page_keys(left))
         over = [page.key for page in run.pages if page.key not in waiting]

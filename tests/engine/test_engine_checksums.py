@@ -70,8 +70,8 @@ def test_overwritten_page_is_not_promoted(open_engine: Open) -> None:
     assert engine.flush(60)
     assert local.present(keys, 0) == [False, True, True]
     counted = registry.get_sample_value
-    assert counted("memkv_promoted_pages_total", {"result": "changed"}) == 1
-    assert counted("memkv_promoted_pages_total", {"result": "stored"}) == 2
+    assert counted("memkv_promotion_pages_total", {"result": "changed"}) == 1
+    assert counted("memkv_promotion_pages_total", {"result": "stored"}) == 2
     assert counted("memkv_changed_pages_total", {"copied_for": "promotion"}) == 1
     load(engine, keys)  # which looks at the content
     assert engine.flush(60)

@@ -34,7 +34,7 @@ def test_promotion_beyond_its_memory_is_skipped(open_engine: Open) -> None:
     load(engine, keys)
     assert engine.flush(timeout=60)
     assert sum(local.present(keys, 0)) == 2
-    assert registry.get_sample_value("memkv_promoted_pages_total", {"result": "no_room"}) == 3
+    assert registry.get_sample_value("memkv_promotion_pages_total", {"result": "no_space"}) == 3
 
 
 class DefectiveTier(MemoryTier):

@@ -84,7 +84,7 @@ def test_page_that_can_never_be_uploaded_is_dropped_and_counted(open_engine: Ope
     )
     spill(engine, keys)
     assert engine.flush(timeout=60)
-    dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "failed"})
+    dropped = registry.get_sample_value("memkv_upload_dropped_pages_total", {"reason": "failed"})
     assert dropped == 1
     assert load(engine, keys) == loaded_from(LOCAL, 3)
 
@@ -104,7 +104,7 @@ def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
     spill(engine, keys[8:], hashes[:8])
     assert engine.flush(timeout=60)
     assert inner.present(keys, 0) == [True] * 4 + [False] * 8
-    dropped = registry.get_sample_value("memkv_uploads_dropped_pages_total", {"reason": "backlog"})
+    dropped = registry.get_sample_value("memkv_upload_dropped_pages_total", {"reason": "backlog"})
     assert dropped == 8
     assert load(engine, keys) == loaded_from(LOCAL, 12)
 

@@ -62,7 +62,7 @@ class SlowedNode:
         return self.engine.lookup(chain or self.chain, 10, recompute).length
 
     def declined(self) -> float:
-        return self.registry.get_sample_value("memkv_declined_pages_total") or 0
+        return self.registry.get_sample_value("memkv_skipped_slow_pages_total") or 0
 
 
 @pytest.fixture
