@@ -36,7 +36,7 @@ PAGE_CALLS = (protocol.LoadPages, protocol.SpillPages)
 _decoder = msgspec.msgpack.Decoder(protocol.Request)
 
 
-class Connection:
+class ClientConnection:
     """Serves requests one after the other until the client closes or breaks the protocol."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Connection:
         calls: Calls,
         sessions: Sessions,
         lifetime: Lifetime,
-        ended: Callable[["Connection"], None],
+        ended: Callable[["ClientConnection"], None],
     ) -> None:
         """Own the socket; `ended` is called once, by the connection's own thread, at its end."""
         self._channel: Channel[protocol.Request] = Channel(sock, _decoder)

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 from memkv_sglang.agent.calls import Calls
-from memkv_sglang.agent.connection import Connection
+from memkv_sglang.agent.connection import ClientConnection
 from memkv_sglang.agent.lifetime import Lifetime
 from memkv_sglang.agent.peer import Peer, peer_of
 from memkv_sglang.agent.protocol import Refused
@@ -38,7 +38,7 @@ class Server:
         self._calls = calls
         self._sessions = sessions
         self._lock = threading.Lock()
-        self._connections: set[Connection] = set()
+        self._connections: set[ClientConnection] = set()
         self._refusal = ""
         self._last_busy = time.monotonic()
 
@@ -65,7 +65,7 @@ class Server:
         with self._lock:
             refusal = self._refusal or self._find_too_many(peer)
             if not refusal:
-                connection = Connection(
+                connection = ClientConnection(
                     sock, peer, self._calls, self._sessions, self._lifetime, self._forget
                 )
                 self._connections.add(connection)
@@ -93,7 +93,7 @@ class Server:
             return f"process {peer.pid} has {MAX_CONNECTIONS_OF_PROCESS} connections already"
         return ""
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: ClientConnection) -> None:
         with self._lock:
             self._connections.discard(connection)
             self._last_busy = time.monotonic()

@@ -14,7 +14,7 @@ from memkv_sglang.agent.pools import RequestError
 from memkv_sglang.agent.protocol import PROTOCOL_VERSION
 from memkv_sglang.client import registry
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.client.connection import Connection
+from memkv_sglang.client.connection import AgentConnection
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.engine.results import PageLoad
@@ -211,7 +211,7 @@ def test_without_an_agent_every_call_returns_at_once(tmp_path: Path) -> None:
 
 
 def test_connection_attempts_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memkv_sglang.client import keeper
+    from memkv_sglang.client import reconnector
 
     attempts: list[Path] = []
 
@@ -219,8 +219,8 @@ def test_connection_attempts_are_rare(tmp_path: Path, monkeypatch: pytest.Monkey
         attempts.append(path)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(keeper, "Link", refuse)
-    monkeypatch.setattr(keeper, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(reconnector, "Link", refuse)
+    monkeypatch.setattr(reconnector, "RETRY_PAUSE", 0.2)
     client = AgentClient(make_config(tmp_path), start=False)
     chain = make_chain(NAMESPACE, 1)
     eventually(lambda: [client.lookup(chain) for _ in range(100)] and len(attempts) >= 3)
@@ -244,7 +244,7 @@ def test_new_agent_is_told_the_newest_namespaces(monkeypatch: pytest.MonkeyPatch
     assert all(map(known.add_namespace, (first, *others[:-1])))
     assert not known.add_namespace(first)  # in use again
     assert known.add_namespace(others[-1])
-    known.announce(cast(Connection, None))
+    known.announce(cast(AgentConnection, None))
     assert told == [*others[1:-1], first, others[-1]]
     assert known.add_namespace(others[0])
 

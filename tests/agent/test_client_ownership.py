@@ -14,7 +14,7 @@ import pytest
 
 from memkv_sglang.client import connection
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.client.connection import AgentRefusedError, Connection
+from memkv_sglang.client.connection import AgentConnection, AgentRefusedError
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.testing.pages import make_chain
@@ -259,11 +259,11 @@ def test_agent_of_another_user_is_refused(tmp_path: Path) -> None:
 
     def refused() -> bool:
         try:
-            Connection(path, b"", time.monotonic() + 1)
+            AgentConnection(path, b"", time.monotonic() + 1)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except AgentRefusedError as error:
-            return "belongs to uid 65534" in str(error)
+            return "runs as uid 65534" in str(error)
         return False
 
     try:
@@ -278,8 +278,8 @@ def test_agent_in_another_pid_namespace_is_refused(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from memkv_sglang.client.connection import Connection\n"
-        "Connection(Path(sys.argv[1]), b'', time.monotonic() + 5)\n"
+        "from memkv_sglang.client.connection import AgentConnection\n"
+        "AgentConnection(Path(sys.argv[1]), b'', time.monotonic() + 5)\n"
     )
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
     if os.getuid() == 0:

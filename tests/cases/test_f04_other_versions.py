@@ -166,7 +166,9 @@ GARBAGE = {
 def test_what_is_no_agent_is_left_alone(config: Config, answer: bytes) -> None:
     with answering(Path(config.agent.socket), answer), client_of(config) as client:
         eventually(lambda: client.problem != "no agent yet")
-        eventually(lambda: str(os.getpid()) in client.problem or "no welcome" in client.problem)
+        eventually(
+            lambda: str(os.getpid()) in client.problem or "answered Hello with" in client.problem
+        )
 
 
 @pytest.mark.parametrize(
