@@ -64,7 +64,7 @@ class OtherVersionError(AgentRefusedError):
         age = "older" if self.is_older else "newer"
         place = "for the agent" if self.is_older else "here"
         super().__init__(
-            f"the agent (pid {pid}) is {age}: it uses protocol version {version}, this client uses "
+            f"the agent (pid {pid}) is {age}: it uses protocol version {version}, this client "
             f"{own}; install the {'newer' if self.is_older else 'same'} sglang-memkv {place}"
         )
 

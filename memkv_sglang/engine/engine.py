@@ -45,7 +45,7 @@ CLEAR_PASSES = 3
 CLOSE_SECONDS = 0.5
 """Seconds that closing may take beside the drain."""
 
-NOTHING_LEFT_OUT: Mapping[str, str] = {}
+NONE_DISABLED: Mapping[str, str] = {}
 
 
 class Engine:
@@ -64,14 +64,14 @@ class Engine:
         metrics: Metrics,
         uses: UseNotes | None = None,
         watcher: PinWatcher | None = None,
-        left_out: Mapping[str, str] = NOTHING_LEFT_OUT,
+        disabled: Mapping[str, str] = NONE_DISABLED,
     ) -> None:
         """Own both tiers. `marks` is the local tier's memory of what waits for upload.
 
         `uses` is the shared tier's of what was used, `watcher` tells the local tier what to keep.
         `left_out` are tiers that could not be opened, with the reasons.
         """
-        self._left_out = left_out
+        self._disabled = disabled
         self._watcher = watcher
         self._uses = uses
         self._config = config
@@ -244,7 +244,7 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """Return the state of the moment, and set the gauges by it."""
-        statuses = [_left_out_status(*item) for item in self._left_out.items()]
+        statuses = [_disabled_status(*item) for item in self._disabled.items()]
         statuses += [_tier_status(tier) for tier in self._tiers()]
         for status in statuses:
             self._metrics.tier_works.labels(status.name).set(status.problem == "")
@@ -312,5 +312,5 @@ def _tier_status(tier: Tier) -> TierStatus:
     )
 
 
-def _left_out_status(name: str, problem: str) -> TierStatus:
+def _disabled_status(name: str, problem: str) -> TierStatus:
     return TierStatus(name=name, problem=problem, pages=0, bytes=0, capacity=None, evicted=0)

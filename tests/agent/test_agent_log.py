@@ -31,16 +31,16 @@ def line(event: str, level: int = logging.WARNING) -> logging.LogRecord:
 
 def test_flood_of_one_event_is_cut_and_counted_and_hides_no_other(clock: Clock) -> None:
     flood = FloodFilter()
-    passed = [flood.filter(line("connection broken off")) for _ in range(BURST + 70)]
+    passed = [flood.filter(line("connection aborted")) for _ in range(BURST + 70)]
     assert passed == [True] * BURST + [False] * 70
     assert flood.filter(line("minio load failed"))
     clock.now += PERIOD
-    later = line("connection broken off")
+    later = line("connection aborted")
     assert flood.filter(later)
-    assert "uid=0 left_out=70" in LogfmtFormatter().format(later)
-    assert not flood.filter(line("connection broken off"))
+    assert "uid=0 suppressed=70" in LogfmtFormatter().format(later)
+    assert not flood.filter(line("connection aborted"))
     clock.now += BURST * PERIOD
-    again = [flood.filter(line("connection broken off")) for _ in range(BURST + 1)]
+    again = [flood.filter(line("connection aborted")) for _ in range(BURST + 1)]
     assert again == [True] * BURST + [False]
 
 

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memkv_sglang.agent.pools import MAX_POOLS, SHARES, PoolBudget, Pools, RequestError
+from memkv_sglang.agent.pools import (
+    ALL_PROCESSES_MULTIPLE,
+    MAX_POOLS,
+    PoolBudget,
+    Pools,
+    RequestError,
+)
 from memkv_sglang.page import Buffer
 
 SIZE = 8192
@@ -113,10 +119,10 @@ def test_what_is_no_lasting_memory_is_refused(tmp_path: Path) -> None:
     readable = memory()
     descriptors = {
         "cannot be sealed": memory(flags=0),
-        "in a memory of 4096": memory(4096),
-        "is not one of memory": os.pipe()[0],
+        "in a file of 4096": memory(4096),
+        "is not a memory file": os.pipe()[0],
         "reading and writing": os.open(f"/proc/self/fd/{readable}", os.O_RDONLY),
-        "could be shrunk": os.open(file, os.O_RDWR),
+        "cannot be sealed against": os.open(file, os.O_RDWR),
         "cannot be mapped": sealed,
     }
     for reason, descriptor in descriptors.items():
@@ -188,7 +194,7 @@ def test_bytes_count_until_the_last_call_that_uses_them_has_ended() -> None:
 
 def test_all_processes_together_are_bounded() -> None:
     budget = PoolBudget()
-    everyone = [make_pools(budget, pid) for pid in range(SHARES + 1)]
+    everyone = [make_pools(budget, pid) for pid in range(ALL_PROCESSES_MULTIPLE + 1)]
     for pools in everyone[:-1]:
         sparse(pools, 0, budget.limit)
     with pytest.raises(RequestError, match="all processes"):
@@ -199,7 +205,7 @@ def test_number_of_pools_is_bounded_over_all_sessions_of_a_process() -> None:
     sessions = [make_pools(budget := PoolBudget()), make_pools(budget)]
     for number in range(MAX_POOLS):
         sparse(sessions[number % 2], number, SIZE)
-    with pytest.raises(RequestError, match=f"may have {MAX_POOLS} pools"):
+    with pytest.raises(RequestError, match=f"may have at most {MAX_POOLS} pools"):
         sparse(sessions[0], MAX_POOLS, SIZE)
     sparse(make_pools(budget, pid=2), 0, SIZE)
 

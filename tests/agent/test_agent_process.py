@@ -190,7 +190,7 @@ def test_not_ready_before_the_tiers_have_answered(tmp_path: Path) -> None:
 def refused_as_ending(agent: RunningAgent) -> bool:
     with RawClient(agent.socket) as late:
         reply = late.ask(protocol.Hello(protocol.PROTOCOL_VERSION))
-        return reply == protocol.Refused("the agent is about to end")
+        return reply == protocol.Refused("the agent is stopping")
 
 
 def test_client_can_end_the_agent(tmp_path: Path) -> None:

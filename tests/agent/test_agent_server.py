@@ -61,7 +61,7 @@ def test_other_version_is_told_the_agents_own(agent: RunningAgent) -> None:
 def test_session_of_another_agent_is_refused(agent: RunningAgent, token: object) -> None:
     with RawClient(agent.socket) as raw:
         reply = raw.ask(protocol.Hello(protocol.PROTOCOL_VERSION, token))
-        assert reply == protocol.Refused("there is no such session")
+        assert reply == protocol.Refused("unknown session")
 
 
 @pytest.mark.parametrize(

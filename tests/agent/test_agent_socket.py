@@ -67,7 +67,7 @@ def test_directory_behind_a_link_is_refused(tmp_path: Path) -> None:
 def test_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     path.write_text("precious")
-    with pytest.raises(ConfigError, match="is no socket"):
+    with pytest.raises(ConfigError, match="is not a socket"):
         Listener(path, locked=False)
     assert path.read_text() == "precious"
 

@@ -126,9 +126,9 @@ def test_end_within_a_message_is_an_error(ends: Ends, size: int) -> None:
 def test_too_long_a_message_is_refused_unread(ends: Ends) -> None:
     ours, channel = ends
     ours.sendall((protocol.MAX_MESSAGE + 1).to_bytes(4, "little"))
-    with pytest.raises(ProtocolError, match="over the limit"):
+    with pytest.raises(ProtocolError, match="exceeds the limit"):
         channel.receive(soon())
-    with pytest.raises(ValueError, match="over the limit"):
+    with pytest.raises(ValueError, match="exceeds the limit"):
         encode_frame(protocol.Describe(bytes(protocol.MAX_MESSAGE)))
 
 

@@ -63,7 +63,7 @@ def test_without_its_disk_a_node_goes_on_with_minio(
     assert engine.spill(pages) == [SpillResult.STORED] * 3
     assert engine.lookup(CHAIN).length == 3
     engine.close(drain=0)
-    assert [record.message for record in caplog.records].count("nvme left out") == 1
+    assert [record.message for record in caplog.records].count("nvme tier disabled") == 1
     labels = {"tier": "nvme", "operation": "open"}
     assert registry.get_sample_value("memkv_call_errors_total", labels) == 1
     with pytest.raises(ConfigError, match=r"nvme\.directory: cannot use .*; "):
@@ -93,7 +93,7 @@ def test_a_read_only_file_system_is_a_broken_disk(
     )
     check_environment(LoadedConfig(config, {}))
     build_engine(config, CollectorRegistry()).close(drain=0)
-    assert [record.message for record in caplog.records].count("nvme left out") == 1
+    assert [record.message for record in caplog.records].count("nvme tier disabled") == 1
 
 
 def test_faults_of_minio_are_counted_by_their_kind(minio_config: MinioConfig) -> None:
