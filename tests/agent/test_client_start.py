@@ -135,7 +135,7 @@ def test_why_an_agent_does_not_start_reaches_the_client(config: Config) -> None:
 
 
 def test_agent_that_ends_without_a_word_is_told_of(config: Config) -> None:
-    with pytest.raises(StartError, match=r"without a word; see .*agent\.log"):
+    with pytest.raises(StartError, match=r"before it was ready; see .*agent\.log"):
         start_agent(config, "no_such_module")
 
 
