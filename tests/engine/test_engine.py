@@ -91,8 +91,8 @@ def test_description_waits_for_the_shared_tier(
 
 
 def test_descriptions_are_written_again(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.KEPT_UP_SECONDS", 0.01)
-    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.KEPT_UP", 2)
+    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.RENEW_INTERVAL", 0.01)
+    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.MAX_PUBLISHED", 2)
     shared = MemoryTier(name=SHARED)
     engine = open_engine(None, shared)
     oldest, *newest = [make_namespace(model=f"model {number}") for number in range(3)]
@@ -110,7 +110,7 @@ def test_descriptions_that_wait_are_bounded(
     open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.KEPT_UP", 2)
+    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.MAX_PUBLISHED", 2)
     inner = MemoryTier(name=SHARED)
     shared = ForgetfulTier(inner)
     engine = open_engine(None, shared)

@@ -100,15 +100,15 @@ def test_the_prefix_that_pays_is_the_answer(
 def test_a_tier_found_slow_is_tried_again(
     node: SlowedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "MIN_TRUST", 0.02)
-    monkeypatch.setattr(worth, "VERDICT_SECONDS", 0.02)
+    monkeypatch.setattr(speed, "MIN_HALF_LIFE", 0.02)
+    monkeypatch.setattr(worth, "DECISION_TTL", 0.02)
     node.measure(SLOW)
     node.slow.seconds = 0
     assert node.ask(CHEAP) == 4
     deadline = time.monotonic() + 30
     while node.ask(CHEAP) < 12:
         assert time.monotonic() < deadline, "never tried again"
-    monkeypatch.setattr(speed, "MIN_TRUST", 1e9)
+    monkeypatch.setattr(speed, "MIN_HALF_LIFE", 1e9)
     for _ in range(30):
         node.load(12)
     assert node.ask(Recompute(SLOW, PAGE)) == 12, "fast again, and known to be"

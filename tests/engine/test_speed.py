@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memkv_sglang.engine.speed import MAX_TRUST, MIN_TRUST, TierSpeed
+from memkv_sglang.engine.speed import MAX_HALF_LIFE, MIN_HALF_LIFE, TierSpeed
 from memkv_sglang.time_model import TimeModel
 
 WORK = st.floats(1, 1e4)
@@ -121,7 +121,7 @@ def test_a_slow_minute_is_not_held_against_the_tier_for_good() -> None:
     clock = Clock()
     speed = TierSpeed(clock)
     observed(clock, speed, 1_000_000, 64)
-    clock.now += 6 * MIN_TRUST
+    clock.now += 6 * MIN_HALF_LIFE
     assert speed.seconds(1, 1_000_000) == pytest.approx(1)
     speed.begin(1_000_000)  # someone measures again: others wait for the outcome
     assert speed.seconds(1, 1_000_000) == pytest.approx(64)
@@ -146,11 +146,11 @@ def test_what_measuring_again_confirms_is_trusted_longer() -> None:
     for _ in range(10):
         observed(clock, speed, 1_000_000, 64)
         waits.append(trusted())
-    assert waits[0] == pytest.approx(MIN_TRUST, abs=1)
+    assert waits[0] == pytest.approx(MIN_HALF_LIFE, abs=1)
     assert waits == sorted(waits)
-    assert waits[-1] == pytest.approx(MAX_TRUST, abs=1)
+    assert waits[-1] == pytest.approx(MAX_HALF_LIFE, abs=1)
     observed(clock, speed, 1_000_000, 1)
-    assert trusted() == pytest.approx(MIN_TRUST, abs=1)
+    assert trusted() == pytest.approx(MIN_HALF_LIFE, abs=1)
 
 
 def test_loads_that_bring_nothing_say_nothing_of_the_speed() -> None:
