@@ -121,9 +121,8 @@ class BreakerTier(WrapperTier):
         if not pages or not self.breaker.admit():
             return [SpillResult.FAILED] * len(pages)
         results = super().spill(pages, deadline)
-        if (
-            SpillResult.FAILED in results
-        ):  # once, because pages after the first failure were not tried
+        if SpillResult.FAILED in results:
+            # Count one failure, because the tier did not try the pages after it.
             self.breaker.record(False)
         else:
             maybe_cached = set(results) == {SpillResult.PRESENT}
