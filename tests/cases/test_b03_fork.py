@@ -299,7 +299,7 @@ def test_subprocesses_leave_the_client_as_it_is(client: AgentClient, pool: HostP
 
 def test_client_is_neither_pickled_nor_copied(client: AgentClient) -> None:
     for take in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="make one in each process"):
+        with pytest.raises(TypeError, match="create one in each process"):
             take(client)
 
 
@@ -334,7 +334,7 @@ def test_multiprocessing(
         other.join(LIMIT)
         assert results.get() == 0
     else:
-        with pytest.raises(TypeError, match="make one in each process"):
+        with pytest.raises(TypeError, match="create one in each process"):
             other.start()
     assert client.lookup(STORED).length == PAGES
 
