@@ -1,151 +1,239 @@
-"""Every metric the agent exposes, by name, in one place."""
+"""Every metric that the agent exposes. `docs/metrics.md` is generated from this module."""
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Seconds; from an index lookup to the deadline of a batch."""
+from memkv_sglang import __version__
+from memkv_sglang.tiers.base import LoadResult, SpillResult
+
+CALL_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds, from an index lookup to the deadline of a batch."""
+
+COLLECTION_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+"""Seconds, from a small bucket to one with millions of pages."""
+
+BREAKER_STATES = ("closed", "half_open", "open")
+
+_LOAD_RESULTS = tuple(result.name.lower() for result in LoadResult)
+_SPILL_RESULTS = tuple(result.name.lower() for result in SpillResult)
+_RESULTS = {"lookup": ("found", "missing"), "load": _LOAD_RESULTS, "spill": _SPILL_RESULTS}
+"""Every result that a page can have, by operation."""
+
+
+class TotalsCounter(Collector):
+    """A counter whose totals are kept elsewhere and copied here. Thread-safe."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._totals: dict[str, int] = {}
+        registry.register(self)
+
+    def set(self, tier: str, total: int) -> None:
+        """Expose the tier's current total. Totals must never decrease."""
+        self._totals[tier] = total
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the totals of all tiers."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=["tier"])
+        for tier, total in list(self._totals.items()):
+            family.add_metric([tier], total)
+        yield family
 
 
 class Metrics:
-    """The agent's metrics, registered in a registry of their own so that tests do not share them.
+    """The agent's metrics. Each instance registers its own set in the given registry.
 
-    `operation` is lookup, load or spill; `result` is a `LoadResult` or `SpillResult` in lower
-    case. Corruption is `memkv_pages_total{operation="load",result="corrupt"}`.
+    Series whose labels are known in advance exist from the start, with value 0, so that rates and
+    alerts work before the first event. `initialize_tier` adds the series of one tier.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register everything in `registry`."""
+        """Register every metric. Raises `ValueError` if the registry has them already."""
+        self.build = Info("memkv_build", "Version of the agent", registry=registry)
+        self.build.info({"version": __version__})
         self.pages = Counter(
             "memkv_pages",
-            "Pages by what became of them",
+            "Pages processed by a tier, by operation and result",
             ["tier", "operation", "result"],
             registry=registry,
         )
         self.bytes = Counter(
             "memkv_bytes",
-            "Bytes of content moved",
+            "Page bytes loaded from or stored in a tier",
             ["tier", "operation"],
             registry=registry,
         )
-        self.seconds = Histogram(
-            "memkv_call_seconds",
-            "Time of a call to a tier",
+        self.call_duration = Histogram(
+            "memkv_call_duration_seconds",
+            "Duration of calls to a tier. One call processes many pages",
             ["tier", "operation"],
-            buckets=LATENCY_BUCKETS,
+            buckets=CALL_BUCKETS,
             registry=registry,
         )
-        self.errors = Counter(
+        self.call_errors = Counter(
             "memkv_call_errors",
-            "Calls that a tier could not answer",
+            "Calls to a tier that failed as a whole",
             ["tier", "operation"],
             registry=registry,
         )
         self.lookup_pages = Counter(
             "memkv_lookup_pages",
-            "Pages of chains looked up, by whether they could be loaded",
+            "Pages that clients looked up, by whether any tier can load them",
             ["found"],
             registry=registry,
         )
-        self.lookups_cut_short = Counter(
-            "memkv_lookups_cut_short",
-            "Lookups that ran out of time and answered a lower bound",
+        self.incomplete_lookups = Counter(
+            "memkv_incomplete_lookups",
+            "Lookups that ran out of time or met a failing tier, and returned a lower bound",
             registry=registry,
         )
         self.skipped_slow_pages = Counter(
-            "memkv_declined_pages",
-            "Pages that were there but would take longer to load than to compute",
+            "memkv_skipped_slow_pages",
+            "Pages found but not offered for loading, because recomputing them is faster",
             registry=registry,
         )
         self.merged_pages = Counter(
             "memkv_merged_pages",
-            "Pages that were copied from an equal load in flight",
+            "Pages copied from a concurrent load of the same page instead of from a tier",
             registry=registry,
         )
         self.changed_pages = Counter(
             "memkv_changed_pages",
-            "Copies discarded because a client changed the page while the agent read it",
+            "Page copies discarded because the client changed the page while the agent read it",
             ["copied_for"],
             registry=registry,
         )
-        self.uploads_dropped = Counter(
-            "memkv_uploads_dropped_pages",
-            "Pages that stay on this node alone",
+        self.upload_dropped_pages = Counter(
+            "memkv_upload_dropped_pages",
+            "Pages dropped from the upload queue; the shared tier will not get them",
             ["reason"],
             registry=registry,
         )
-        self.promoted = Counter(
-            "memkv_promoted_pages",
-            "Pages copied from the shared tier to this node's disk, by result",
+        self.promotion_pages = Counter(
+            "memkv_promotion_pages",
+            "Pages to be copied from the shared tier to this node's disk, by result",
             ["result"],
             registry=registry,
         )
-        self.queue_pages = Gauge(
-            "memkv_upload_queue_pages", "Pages that wait for upload", registry=registry
+        self.upload_queue_pages = Gauge(
+            "memkv_upload_queue_pages", "Pages waiting for upload", registry=registry
         )
-        self.queue_bytes = Gauge(
-            "memkv_upload_queue_bytes", "Bytes that wait for upload", registry=registry
+        self.upload_queue_bytes = Gauge(
+            "memkv_upload_queue_bytes", "Page bytes waiting for upload", registry=registry
         )
-        self.breaker = Gauge(
+        self.upload_queue_capacity_bytes = Gauge(
+            "memkv_upload_queue_capacity_bytes",
+            "Limit of the upload queue (engine.upload_backlog); 0 if this node does not upload",
+            registry=registry,
+        )
+        self.breaker_state = Enum(
             "memkv_breaker_state",
-            "Circuit breaker: 0 closed, 1 half-open, 2 open",
+            "Circuit breaker of a tier: 1 for the current state, 0 for the others",
             ["tier"],
+            states=list(BREAKER_STATES),
             registry=registry,
         )
         self.tier_works = Gauge(
             "memkv_tier_works",
-            "Whether a tier works: 1, or 0 with the reason in `memkv stats`",
+            "1 if the tier works, otherwise 0; `memkv stats` shows the reason",
             ["tier"],
             registry=registry,
         )
-        self.tier_pages = Gauge("memkv_tier_pages", "Pages held", ["tier"], registry=registry)
-        self.tier_bytes = Gauge("memkv_tier_bytes", "Bytes held", ["tier"], registry=registry)
-        self.evicted = Gauge(
-            "memkv_tier_evicted_pages",
-            "Pages removed to make room since the start",
+        self.tier_pages = Gauge(
+            "memkv_tier_pages",
+            "Pages stored in a tier; 0 for MinIO, whose pages no node counts",
             ["tier"],
             registry=registry,
+        )
+        self.tier_bytes = Gauge(
+            "memkv_tier_bytes",
+            "Bytes used by a tier; 0 for MinIO, whose bytes no node counts",
+            ["tier"],
+            registry=registry,
+        )
+        self.tier_capacity_bytes = Gauge(
+            "memkv_tier_capacity_bytes",
+            "Capacity of a tier; absent if the tier has no limit of its own",
+            ["tier"],
+            registry=registry,
+        )
+        self.tier_evicted_pages = TotalsCounter(
+            "memkv_tier_evicted_pages", "Pages evicted from a tier to free space", registry
         )
         self.collections = Counter(
             "memkv_collections",
-            "Collections of the shared tier by this node, by result",
+            "Collections of the shared tier that this node ran, by result",
             ["result"],
             registry=registry,
         )
         self.collected_pages = Counter(
             "memkv_collected_pages",
-            "Pages that this node removed from the shared tier to keep its limits",
+            "Pages that this node deleted from the shared tier to enforce its limits",
             registry=registry,
         )
         self.collected_bytes = Counter(
-            "memkv_collected_bytes", "Bytes of those pages", registry=registry
-        )
-        self.collection_seconds = Gauge(
-            "memkv_collection_seconds",
-            "How long this node's last collection took",
+            "memkv_collected_bytes",
+            "Page bytes that this node deleted from the shared tier to enforce its limits",
             registry=registry,
         )
+        self.collection_duration = Histogram(
+            "memkv_collection_duration_seconds",
+            "Duration of this node's successful collections",
+            buckets=COLLECTION_BUCKETS,
+            registry=registry,
+        )
+        self.collection_last_success = Gauge(
+            "memkv_collection_last_success_timestamp_seconds",
+            "Unix time of this node's last successful collection; 0 before the first. "
+            "Nodes share the work, so take the maximum over all nodes",
+            registry=registry,
+        )
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for found in ("yes", "no"):
+            self.lookup_pages.labels(found)
+        for purpose in ("promotion", "equal_load"):
+            self.changed_pages.labels(purpose)
+        for reason in ("backlog", "evicted", "failed"):
+            self.upload_dropped_pages.labels(reason)
+        for result in ("changed", "no_space", *_SPILL_RESULTS):
+            self.promotion_pages.labels(result)
+        for result in ("done", "failed"):
+            self.collections.labels(result)
+
+    def initialize_tier(self, tier: str) -> None:
+        """Create the series of a tier's calls, with value 0."""
+        for operation, results in _RESULTS.items():
+            for result in results:
+                self.pages.labels(tier, operation, result)
+            self.call_duration.labels(tier, operation)
+            self.call_errors.labels(tier, operation)
+        for operation in ("load", "spill"):
+            self.bytes.labels(tier, operation)
 
 
 class TierEvents(Collector):
-    """What a tier counts itself, as `memkv_tier_events_total`: faults by kind, lookups' rounds, ...
+    """Exposes a tier's own event counts as `memkv_tier_events_total`.
 
-    An event is there from the first time it happens.
+    A series exists from the first occurrence of its event.
     """
 
+    NAME = "memkv_tier_events"
+    HELP = "Faults and other events inside a tier; a series appears with its first event"
+
     def __init__(self, tier: str, counts: Callable[[], Mapping[str, int]]) -> None:
-        """Read `counts`, by the event's name, whenever the metrics are read."""
+        """Call `counts`, which returns totals by event, at each scrape."""
         self._tier = tier
         self._counts = counts
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the events that have happened."""
-        family = CounterMetricFamily(
-            "memkv_tier_events", "Faults and other events of a tier", labels=["tier", "event"]
-        )
+        """Yield the totals of all events so far."""
+        family = CounterMetricFamily(self.NAME, self.HELP, labels=["tier", "event"])
         for event, count in self._counts().items():
             family.add_metric([self._tier, event], count)
         yield family

@@ -111,7 +111,7 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
     agent, engine = report.agent, report.engine
     found = samples.total("memkv_lookup_pages_total", found="yes")
     asked = samples.total("memkv_lookup_pages_total")
-    dropped = samples.total("memkv_uploads_dropped_pages_total")
+    dropped = samples.total("memkv_upload_dropped_pages_total")
     return Group(
         f"agent {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}",
         f"  socket  {agent.socket}",
@@ -164,8 +164,8 @@ def _operations(report: "StatusReport", samples: Samples) -> "Table":
         for operation, success in OPERATIONS.items():
             labels: dict[str, Any] = {"tier": tier.name, "operation": operation}
             pages = samples.total("memkv_pages_total", **labels)
-            calls = samples.total("memkv_call_seconds_count", **labels)
-            seconds = samples.total("memkv_call_seconds_sum", **labels)
+            calls = samples.total("memkv_call_duration_seconds_count", **labels)
+            seconds = samples.total("memkv_call_duration_seconds_sum", **labels)
             table.add_row(
                 tier.name,
                 operation,

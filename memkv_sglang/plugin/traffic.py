@@ -13,6 +13,9 @@ from memkv_sglang.engine.results import PageLoad
 
 log = logging.getLogger(__name__)
 
+TIERS = ("nvme", "minio")
+"""Tiers that a page can come from."""
+
 GIB = 1 << 30
 """SGLang's own backends report these as GB in these metrics."""
 
@@ -97,9 +100,26 @@ class Traffic:
 
 @cache
 def _loaded_tokens() -> Any:
-    """Return the counter. Created on first use, because SGLang's metrics are per process."""
+    """Return this process's counter.
+
+    SGLang sets up multiprocess metrics before anything may import prometheus_client, so the
+    counter is created on first use.
+    """
+    from prometheus_client import REGISTRY
+
+    return make_loaded_tokens_counter(REGISTRY)
+
+
+def make_loaded_tokens_counter(registry: Any) -> Any:
+    """Register `memkv_loaded_tokens_total`, with a series for each tier."""
     from prometheus_client import Counter as PrometheusCounter
 
-    return PrometheusCounter(
-        "memkv_loaded_tokens", "Tokens whose KV this server loaded, by tier", ["tier"]
+    counter = PrometheusCounter(
+        "memkv_loaded_tokens",
+        "Tokens whose KV cache this server loaded from a tier",
+        ["tier"],
+        registry=registry,
     )
+    for tier in TIERS:
+        counter.labels(tier)
+    return counter

@@ -190,7 +190,7 @@ class Node:
         counts: Counter[tuple[str, str, str]] = Counter()
         for name, labels, value in scrape(self.agent_port()).values:
             result = {
-                "memkv_call_seconds_count": "calls",
+                "memkv_call_duration_seconds_count": "calls",
                 "memkv_pages_total": labels.get("result"),
             }.get(name)
             if result and labels["operation"] != "spill":

@@ -121,12 +121,12 @@ class Node:
         return Loads(
             int(samples.total("memkv_pages_total", tier=tier, operation="load", result="loaded")),
             int(samples.total("memkv_bytes_total", tier=tier, operation="load")),
-            samples.total("memkv_call_seconds_sum", tier=tier, operation="load"),
+            samples.total("memkv_call_duration_seconds_sum", tier=tier, operation="load"),
         )
 
     def skipped_slow_pages(self) -> int:
         """Return how many pages lookups skipped because recomputing them is faster."""
-        return int(self._samples().total("memkv_declined_pages_total"))
+        return int(self._samples().total("memkv_skipped_slow_pages_total"))
 
     def wait_for_spill(self, pages: int) -> None:
         """Wait until `pages` pages were spilled and uploaded to MinIO. Raises `DemoError`."""

@@ -18,6 +18,7 @@ class MeasuredTier(WrapperTier):
         """Report under the name of `inner`."""
         super().__init__(inner)
         self._metrics = metrics
+        metrics.initialize_tier(inner.name)
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Look up, and report."""
@@ -49,11 +50,11 @@ class MeasuredTier(WrapperTier):
         try:
             yield
         except Exception:
-            self._metrics.errors.labels(self.name, operation).inc()
+            self._metrics.call_errors.labels(self.name, operation).inc()
             raise
         finally:
             elapsed = time.perf_counter() - began
-            self._metrics.seconds.labels(self.name, operation).observe(elapsed)
+            self._metrics.call_duration.labels(self.name, operation).observe(elapsed)
 
     def _count(self, operation: str, results: dict[str, int]) -> None:
         for result, count in results.items():

@@ -120,7 +120,8 @@ class CollectorWorker:
         report = self._last = collection.report
         self._removed += report.removed_pages
         self._metrics.collections.labels("done").inc()
-        self._metrics.collection_seconds.set(seconds)
+        self._metrics.collection_duration.observe(seconds)
+        self._metrics.collection_last_success.set_to_current_time()
         self._metrics.collected_pages.inc(report.removed_pages)
         self._metrics.collected_bytes.inc(report.removed_bytes)
         fields = {
