@@ -26,13 +26,13 @@ from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
+    AccessRecorder,
     LoadResult,
     Lookup,
+    PendingUploads,
     SpillResult,
     Tier,
     TierError,
-    UploadMarks,
-    UseNotes,
 )
 from memkv_sglang.tiers.wrappers import MeasuredTier
 
@@ -59,10 +59,10 @@ class Engine:
         self,
         local: Tier | None,
         shared: Tier | None,
-        marks: UploadMarks | None,
+        marks: PendingUploads | None,
         config: EngineConfig,
         metrics: Metrics,
-        uses: UseNotes | None = None,
+        uses: AccessRecorder | None = None,
         watcher: PinWatcher | None = None,
         left_out: Mapping[str, str] = NOTHING_LEFT_OUT,
     ) -> None:
@@ -114,7 +114,7 @@ class Engine:
         """Tell whether spills pass the local tier by."""
         return self._config.admission == "second_use" and self._shared is not None
 
-    def _make_uploads(self, local: Tier | None, marks: UploadMarks | None) -> UploadQueue | None:
+    def _make_uploads(self, local: Tier | None, marks: PendingUploads | None) -> UploadQueue | None:
         if local is None or self._shared is None or marks is None:
             return None
         return UploadQueue(
@@ -151,7 +151,7 @@ class Engine:
                 return NOTHING
             found = self._finder.lookup(chain, seconds, recompute)
         if self._uses is not None and found.length:
-            self._uses.note_use(Chain(chain.namespace, chain.hashes[: found.length]))
+            self._uses.record_access(Chain(chain.namespace, chain.hashes[: found.length]))
         return found
 
     def present(

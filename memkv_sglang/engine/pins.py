@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from memkv_sglang.tiers.base import Keeps, Pins, TierError
+from memkv_sglang.tiers.base import EvictionExemptions, PinReader, TierError
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,9 @@ LOOK_SECONDS = 30.0
 class PinWatcher:
     """Tells `keeper` what `pins` has, in a thread that nobody waits for."""
 
-    def __init__(self, pins: Pins, keeper: Keeps, *, every: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self, pins: PinReader, keeper: EvictionExemptions, *, every: float = LOOK_SECONDS
+    ) -> None:
         """Begin at once; look again after so many seconds."""
         self._pins = pins
         self._keeper = keeper
@@ -29,7 +31,7 @@ class PinWatcher:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self._keeper.keep(self._pins.pinned())
+                self._keeper.exempt(self._pins.read_pins())
             except TierError as error:  # what is kept stays so until it is known better
                 log.debug("pins not read", extra={"fields": {"reason": str(error)}})
             except Exception:  # a defect; the thread must go on

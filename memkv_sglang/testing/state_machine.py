@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.pages import holds_content, make_hashes, make_namespace, make_page
-from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, UploadMarks
+from memkv_sglang.tiers.base import LoadResult, PendingUploads, SpillResult, Tier
 
 TREE_DEPTH = 12
 
@@ -57,7 +57,7 @@ class TierMachine(RuleBasedStateMachine):
     """
 
     evicts = False
-    marks: UploadMarks | None = None
+    marks: PendingUploads | None = None
     """The tier's, if it has them: what waits for upload stays, with eviction, too."""
 
     @abstractmethod

@@ -36,7 +36,7 @@ class _Copy:
 
 
 class MemoryTier(Tier):
-    """Keeps pages in this process, least recently used first; has `UploadMarks` too."""
+    """Keeps pages in this process, least recently used first; has `PendingUploads` too."""
 
     def __init__(self, capacity: int | None = None, name: str = "memory") -> None:
         """Hold at most `capacity` bytes of content; without a bound if None."""

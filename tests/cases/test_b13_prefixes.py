@@ -225,7 +225,7 @@ def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
     """Pinned chains are the last to leave, and do so from their ends as well."""
     kept = frozenset(chain.keys()[i] for _, chain in sessions.chains[:4] for i in range(3))
     kept &= sessions.present()
-    sessions.tier.keep(kept)
+    sessions.tier.exempt(kept)
     capacity = CAPACITY // 2
     # A start knows no pins yet: shrink as a running tier does.
     sessions.tier._segments._capacity = capacity
@@ -234,7 +234,7 @@ def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
     assert kept <= sessions.present()
     assert sessions.holes(kept) == []
     assert sessions.intact()
-    sessions.tier.keep(frozenset(sessions.size))
+    sessions.tier.exempt(frozenset(sessions.size))
     sessions.tier._segments._capacity = capacity // 2
     sessions.tier._room.shrink()
     assert sessions.file_bytes() <= capacity // 2

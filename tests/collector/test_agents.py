@@ -89,7 +89,7 @@ def test_pinned_pages_are_kept_on_disk_too(bucketful: Bucketful, tmp_path: Path)
             _fill(nvme, chain)
         assert nvme.usage().evicted > 0
         assert all(nvme.present(pinned.keys(), time.monotonic() + LIMIT))
-        nvme.keep(frozenset())
+        nvme.exempt(frozenset())
         for chain in others:
             _fill(nvme, chain)
         assert not all(nvme.present(pinned.keys(), time.monotonic() + LIMIT))

@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class NvmeTier(Tier):
-    """Pages in slots of preallocated files; has `UploadMarks` and `Keeps` too.
+    """Pages in slots of preallocated files; has `PendingUploads` and `EvictionExemptions` too.
 
     `STORED` and `PRESENT` pages survive a kill of the process. Removals do so as well, unless the
     journal is lost: what was removed but not yet written over is then there again.
@@ -247,7 +247,7 @@ class NvmeTier(Tier):
         self._segments.close()
         self._directory.close()
 
-    def keep(self, keys: Collection[PageKey]) -> None:
+    def exempt(self, keys: Collection[PageKey]) -> None:
         """Let none of these be evicted from now on, and only these."""
         self._catalog.kept = keys
 

@@ -116,10 +116,10 @@ def test_disk_of_waiting_and_kept_pages_is_not_searched_for_room(full: Disk) -> 
     spill(full.tier, waiting)
     spill(full.tier, kept)
     full.tier.mark_pending([*waiting, kept[0]])
-    full.tier.keep(frozenset([*kept, *elsewhere]))
+    full.tier.exempt(frozenset([*kept, *elsewhere]))
     assert spill(full.tier, new.keys()) == [REFUSED]
     assert list(full.tier._room._entries(SLOT)) == []
-    full.tier.keep(frozenset([*kept[:2], *elsewhere]))
+    full.tier.exempt(frozenset([*kept[:2], *elsewhere]))
     assert list(full.tier._room._entries(SLOT))
     assert spill(full.tier, new.keys()) == [STORED]
     load(full.tier, kept[:2])

@@ -10,7 +10,7 @@ import pytest
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import load, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.base import TierError, UploadMarks
+from memkv_sglang.tiers.base import PendingUploads, TierError
 from memkv_sglang.tiers.nvme import VerifyReport
 from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present
 
@@ -96,7 +96,7 @@ def test_closed_tier_is_not_verified(nvme: Disk) -> None:
 
 
 def test_pages_can_be_found(nvme: Disk) -> None:
-    marks: UploadMarks = nvme.tier
+    marks: PendingUploads = nvme.tier
     marks.mark_pending(KEYS[4:5])
     other = make_chain(make_namespace(model="other"), 2).keys()
     spill(nvme.tier, other, (100,))
