@@ -24,8 +24,8 @@ class TestMemoryTier(TierConformance):
 
     def corrupt(self, tier: Tier, key: PageKey) -> None:
         assert isinstance(tier, MemoryTier)
-        copy = tier._copies[key]
-        copy.content = bytes([copy.content[0] ^ 1]) + copy.content[1:]
+        page = tier._pages[key]
+        page.content = bytes([page.content[0] ^ 1]) + page.content[1:]
 
 
 class UnboundedMachine(TierMachine):
