@@ -165,7 +165,7 @@ class Catalog:
 
         A page that came to be there meanwhile is answered False, and its new slot given back.
         """
-        self.order.settle()  # lest it be done under the lock
+        self.order.flush()  # lest it be done under the lock
         with self.changes:
             with self.lock:
                 fresh = [self.index.find(page.key) is None for page in pages]
@@ -173,7 +173,7 @@ class Catalog:
             if put:
                 self.journal.append(Kind.PUT, b"".join(map(_put_record, put)))
             with self.lock:
-                self.order.enter([(page.key, self.adopt(page)) for page in put])
+                self.order.add([(page.key, self.adopt(page)) for page in put])
         self.release(p.place for p, is_fresh in zip(pages, fresh, strict=True) if not is_fresh)
         return fresh
 
@@ -184,7 +184,7 @@ class Catalog:
         """
         segment, slot = page.place
         entry = self.index.add(page.key, segment.number, slot, page.length)
-        self.order.set(entry, page.tick)
+        self.order.set_tick(entry, page.tick)
         segment.slots.entries[slot] = entry
         self.index.link(entry)  # last, as lookups take no lock
         return entry
@@ -229,7 +229,7 @@ class Catalog:
         for upload by now, is not. Who reads a page at its old place goes on: that is free when it
         is unpinned.
         """
-        self.order.settle()
+        self.order.flush()
         with self.changes:
             with self.lock:
                 able = [
@@ -243,17 +243,17 @@ class Catalog:
             with self.lock:
                 for entry, page in able:
                     successors[entry] = successor = self.adopt(page)
-                    self.order.succeed(entry, successor)
+                    self.order.copy_uses(entry, successor)
                     self.index.retire(entry)
                     self._condemned.add(entry)
         return successors
 
     def remember(self, entries: Iterable[int]) -> None:
         """Let the order of eviction remember pages that are about to make room."""
-        self.order.settle()
+        self.order.flush()
         with self.lock:
             keys = ((self.index.key(entry), entry) for entry in entries)
-            self.order.leave((key, entry) for key, entry in keys if key is not None)
+            self.order.remember_evicted((key, entry) for key, entry in keys if key is not None)
 
     def drop_keys(self, keys: Iterable[PageKey]) -> int:
         """Forget the pages, those that cannot be read at present too; return how many."""

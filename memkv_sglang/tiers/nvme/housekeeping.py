@@ -45,7 +45,7 @@ class Housekeeper:
 
     def wake(self) -> None:
         """Have the thread do what has become due; does not block."""
-        if self._catalog.order.is_behind or self._room.is_short() or self._is_journal_long():
+        if self._catalog.order.needs_flush or self._room.is_short() or self._is_journal_long():
             self._due.set()
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Housekeeper:
             if self._closed:
                 return
             try:
-                self._catalog.order.settle()
+                self._catalog.order.flush()
                 if not self._gate.is_open:
                     continue
                 self._room.shrink()

@@ -86,7 +86,7 @@ class _Replay:
                 self._free(payload)
             elif kind in (Kind.PENDING, Kind.UPLOADED):
                 self._mark(payload, pending=kind == Kind.PENDING)
-        self._catalog.order.advance_past(self._catalog.order.newest() + _UNRECORDED)
+        self._catalog.order.advance_past(self._catalog.order.newest_tick() + _UNRECORDED)
         return self._lost
 
     def _put(self, payload: bytes) -> None:

@@ -283,7 +283,7 @@ class SpaceReclaimer:
             moved = self._catalog.move((e, p) for e, p in moves if e not in unreadable)
             places = [place for entry, place in moves if entry not in moved]
             for victims in self._victims_of.values():
-                victims.follow(moved)
+                victims.replace(moved)
             self._catalog.drop([e for e in unreadable if e not in self._catalog.pending])
         finally:
             self._catalog.release(places)
@@ -367,7 +367,7 @@ class SpaceReclaimer:
                 self._catalog.order,
                 partial(self._entries, slot_size),
                 self._may_leave,
-                at_once=_SCAN_LIMIT if slot_size else None,
+                max_batch=_SCAN_LIMIT if slot_size else None,
             )
         return self._victims_of[slot_size]
 
@@ -392,7 +392,7 @@ class SpaceReclaimer:
         return len(pending) + others >= len(index)
 
     def _may_leave(self, entry: int) -> bool:
-        return not self._catalog.order.is_growing(entry) and self._may_leave_growing(entry)
+        return not self._catalog.order.is_being_spilled(entry) and self._may_leave_growing(entry)
 
     def _may_leave_growing(self, entry: int) -> bool:
         return self._may_leave_kept(entry) and not self._catalog.is_kept(entry)

@@ -61,7 +61,9 @@ class Spiller:
         places: list[Place] = []
         try:
             failure = self._reserve(pages, places, deadline)
-            ticks = range(first := self._catalog.order.take(len(places)), first + len(places))
+            ticks = range(
+                first := self._catalog.order.reserve_ticks(len(places)), first + len(places)
+            )
             new = [
                 NewPage(page.key, place, page.length, tick)
                 for page, place, tick in zip(pages, places, reversed(ticks), strict=False)

@@ -140,7 +140,7 @@ class NvmeTier(Tier):
         """Walk the index; page-exact, waits for nothing."""
         entries = self._catalog.walk(chain)
         self._catalog.order.use(chain.namespace, chain.hashes, entries)
-        if self._catalog.order.is_behind:
+        if self._catalog.order.needs_flush:
             self._housekeeper.wake()
         return Lookup(len(entries), complete=True)
 
