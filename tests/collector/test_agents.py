@@ -82,7 +82,7 @@ def test_pinned_pages_are_kept_on_disk_too(bucketful: Bucketful, tmp_path: Path)
     )
     watcher = PinWatcher(bucketful.tier, nvme)
     try:
-        wait_until(lambda: bool(nvme._catalog.kept))
+        wait_until(lambda: bool(nvme._catalog.exempt))
         _fill(nvme, pinned)
         others = [make_chain(NAMESPACE, 200, str(i)) for i in range(6)]
         for chain in others:

@@ -36,7 +36,7 @@ class Descriptions:
         self._in_use = in_use
         self._lock = threading.Lock()
 
-    def keep(self, namespace: Namespace) -> None:
+    def store(self, namespace: Namespace) -> None:
         """Write a description unless it is there and intact. Raises `OSError`.
 
         Where there are too many, those of namespaces without pages make room.
@@ -46,9 +46,9 @@ class Descriptions:
             if self._content(name) == namespace.description:
                 return
             size = len(namespace.description)
-            if not self._has_room(name, size):
+            if not self._has_capacity(name, size):
                 self.remove_all_but(self._in_use())
-                if not self._has_room(name, size):
+                if not self._has_capacity(name, size):
                     raise OSError(errno.EDQUOT, "too many descriptions")
             self._folder.write_durably(name, namespace.description)
 
@@ -59,7 +59,7 @@ class Descriptions:
         except OSError:
             return None
 
-    def _has_room(self, name: str, size: int) -> bool:
+    def _has_capacity(self, name: str, size: int) -> bool:
         others = set(self._own()) - {name}
         return self._folder.disk_usage(others) + pad_to_block(size) <= self._limit
 

@@ -202,7 +202,7 @@ def read_journal(folder: Folder) -> tuple[list[Frame], int]:
         file.seek(size)
         # Read on only so far: a sparse file may seem to be larger than any memory.
         rest = file.read(_TORN_LIMIT + 1)
-    if len(rest) > _TORN_LIMIT or _has_frame_behind(rest):
+    if len(rest) > _TORN_LIMIT or _contains_frame(rest):
         raise JournalDamagedError(f"is damaged at offset {size}")
     return frames, size
 
@@ -252,7 +252,7 @@ def _parse_head(block: bytes) -> _Head | None:
     return _Head(Kind(kind), length, block[: _HEAD.size], seal)
 
 
-def _has_frame_behind(rest: bytes) -> bool:
+def _contains_frame(rest: bytes) -> bool:
     """Tell whether a whole frame follows somewhere: then `rest` does not begin with a torn end."""
     found = rest.find(_MAGIC, 1)
     while found >= 0:

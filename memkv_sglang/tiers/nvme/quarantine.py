@@ -23,7 +23,7 @@ class Quarantine:
         self._folder = folder
         self._limit = limit
 
-    def keep(self, key: PageKey, place: Place, content: memoryview) -> str | None:
+    def save(self, key: PageKey, place: Place, content: memoryview) -> str | None:
         """Write down what was in a slot, return the path.
 
         Returns None if there are enough copies, or none can be made.
@@ -31,8 +31,8 @@ class Quarantine:
         name = f"{key.namespace.hex()}-{key.hash.hex()}-{place.segment.number}-{place.slot}.slot"
         try:
             own = self._own()
-            room = self._limit - self._folder.disk_usage(own)
-            if len(own) >= FILES_KEPT or len(content) > room:
+            free = self._limit - self._folder.disk_usage(own)
+            if len(own) >= FILES_KEPT or len(content) > free:
                 return None
             self._folder.write(name, content)
         except OSError:

@@ -56,7 +56,7 @@ def recover(catalog: Catalog, folder: Folder) -> None:
             fields = {"path": str(folder.path / JOURNAL), "reason": str(error)}
             _log.warning("no journal, reading footers", extra={"fields": fields})
         scan_footers(catalog)
-        catalog.begin_journal(folder)
+        catalog.start_journal(folder)
         return
     lost = _Replay(catalog).run(frames)
     catalog.journal = Journal.resume(folder, size)
@@ -182,7 +182,7 @@ def _read_batch(stopping: threading.Event, batch: tuple[Segment, range]) -> list
         if stopping.is_set():
             return found
         try:
-            segment.read_footer(block, slot).carry_out()
+            segment.read_footer(block, slot).execute()
         except (OSError, EOFError):
             continue
         footer = Footer.unpack(block)

@@ -40,9 +40,9 @@ class Segment:
         "direct",
         "fd",
         "intact_slots",
-        "leaving",
         "number",
         "path",
+        "retiring",
         "slot_size",
         "slots",
     )
@@ -57,7 +57,7 @@ class Segment:
         self.slot_size = slot_size
         self.slots = SlotMap(slots)
         self.direct = direct
-        self.leaving = False
+        self.retiring = False
         """Whether it is about to be removed: no page comes to lie in it any more."""
         self.intact_slots = slots
         """Slots that lay within the file when it was opened; more are lost to truncation."""

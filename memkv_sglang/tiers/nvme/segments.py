@@ -70,7 +70,7 @@ class Segments:
         """Bytes of all slots that are taken."""
         self.unopened: set[int] = set()
         """Numbers of files that the disk did not let be opened; they may well be whole."""
-        self.stray_bytes = 0
+        self.unusable_bytes = 0
         """Bytes on disk of files that are named as segments but were not opened."""
         self._folder = folder
         self._capacity = divide(capacity).segments
@@ -101,16 +101,16 @@ class Segments:
                 except (DamagedSegmentError, *_NO_SEGMENT) as error:
                     fields = {"path": path, "error": str(error)}
                     _log.warning("segment left alone", extra={"fields": fields})
-                    self.stray_bytes += self._folder.disk_usage([name])
+                    self.unusable_bytes += self._folder.disk_usage([name])
                 except OSError as error:
                     refused.append(error)
                     self.unopened.add(int(name.removesuffix(".seg")))
-                    self.stray_bytes += self._folder.disk_usage([name])
+                    self.unusable_bytes += self._folder.disk_usage([name])
         if refused:
             reason = {"segments": len(refused), "error": str(refused[0])}
             _log.error("segments cannot be opened", extra={"fields": reason})
-        if self.stray_bytes:
-            stray = {"path": str(self._folder.path), "bytes": self.stray_bytes}
+        if self.unusable_bytes:
+            stray = {"path": str(self._folder.path), "bytes": self.unusable_bytes}
             _log.warning("files that serve no pages take capacity", extra={"fields": stray})
 
     def _open(self, name: str, deadline: float) -> None:
@@ -165,7 +165,7 @@ class Segments:
     def free_slots(self, slot_size: int) -> int:
         """Return how many slots of this size can be reserved."""
         segments = self.of_size(slot_size)
-        return sum(segment.slots.free for segment in segments if not segment.leaving)
+        return sum(segment.slots.free for segment in segments if not segment.retiring)
 
     def accepts(self, slot_size: int) -> bool:
         """Tell whether a slot of this size fits into the largest segment there may be."""
@@ -181,7 +181,7 @@ class Segments:
         A file system that does not tell is one to leave as it is.
         """
         journal = self._slots * JOURNAL_BYTES_PER_SLOT
-        spare = self._capacity - self.total - journal - self.stray_bytes
+        spare = self._capacity - self.total - journal - self.unusable_bytes
         if not self._keep_free:
             return spare
         try:
@@ -190,7 +190,7 @@ class Segments:
             return min(spare, 0)
         return min(spare, system.f_bavail * system.f_frsize - self._keep_free)
 
-    def slots_to_come(self, slot_size: int) -> int:
+    def potential_slots(self, slot_size: int) -> int:
         """Return how many slots of this size the space that is left may still give."""
         return max(self.spare(), 0) // _cost(slot_size)
 
@@ -261,7 +261,7 @@ class Segments:
 
     def _take_run(self, slot_size: int, count: int) -> list[Place]:
         for segment in self.by_slot_size.get(slot_size, ()):
-            if segment.leaving:
+            if segment.retiring:
                 continue
             first = segment.slots.find_run(count)
             if first >= 0:
@@ -277,7 +277,7 @@ class Segments:
 
     def release(self, place: Place) -> None:
         """Give a taken slot back."""
-        place.segment.slots.give_back(place.slot)
+        place.segment.slots.release(place.slot)
         self.taken -= place.segment.slot_size
 
     def close(self) -> None:

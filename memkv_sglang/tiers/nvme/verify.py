@@ -7,7 +7,7 @@ from typing import NamedTuple
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
-from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, IoTask
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
@@ -61,11 +61,11 @@ class Verifier:
     """Reads everything. See `verify`."""
 
     def __init__(
-        self, catalog: Catalog, movers: IoExecutor, loader: Loader, descriptions: Descriptions
+        self, catalog: Catalog, executor: IoExecutor, loader: Loader, descriptions: Descriptions
     ) -> None:
-        """Read with `movers`; `loader` sets bad pages aside as it does on a load."""
+        """Read with `executor`; `loader` sets bad pages aside as it does on a load."""
         self._catalog = catalog
-        self._movers = movers
+        self._executor = executor
         self._loader = loader
         self._descriptions = descriptions
 
@@ -77,7 +77,7 @@ class Verifier:
         """
         index = self._catalog.index
         keys = [key for entry in list(index) if (key := index.key(entry)) is not None]
-        step = self._movers.depth * _BATCH
+        step = self._executor.depth * _BATCH
         pages = read_bytes = repaired = 0
         bad: dict[_State, list[SlotDescription]] = {_State.CORRUPT: [], _State.UNREADABLE: []}
         for first in range(0, len(keys), step):
@@ -104,22 +104,22 @@ class Verifier:
         pinned = self._catalog.pin(keys)
         try:
             there = [(k, e) for k, e in zip(keys, pinned, strict=True) if e is not None]
-            checked = self._movers.run(self._check_page(key, entry) for key, entry in there)
+            checked = self._executor.run(self._check_page(key, entry) for key, entry in there)
             for (key, entry), page in zip(there, checked, strict=True):
                 if repair and page.state is not _State.INTACT:
-                    self._loader.set_aside(key, entry)
+                    self._loader.quarantine_page(key, entry)
         finally:
             self._catalog.unpin(pinned)
         return checked
 
-    def _check_page(self, key: PageKey, entry: int) -> Move[_Checked]:
+    def _check_page(self, key: PageKey, entry: int) -> IoTask[_Checked]:
         length = self._catalog.index.lengths[entry]
-        with self._movers.scratches.lend() as scratch:
+        with self._executor.scratches.borrow() as scratch:
             state = yield from self._state(key, entry, scratch)
         place = None if state is _State.INTACT else self._catalog.describe(key)
         return _Checked(key, length, state, place)
 
-    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> Move[_State]:
+    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> IoTask[_State]:
         segment, slot = self._catalog.place(entry)
         length = self._catalog.index.lengths[entry]
         content = scratch.bounce(segment.slot_size)

@@ -72,7 +72,7 @@ def test_slot_that_is_being_read_is_not_written_over(
 ) -> None:
     old, new = chain("old", 32).keys(), chain("new", 32).keys()
     spill(nvme.tier, old)
-    # Two pages in consecutive slots: one system call, so that the other movers can write.
+    # Two pages in consecutive slots: one system call, so that the other executor can write.
     pages = [make_page(key, (4096, 4096), filled=False) for key in old[:2]]
     held = HeldCall(os.preadv)
     monkeypatch.setattr(os, "preadv", held)

@@ -84,7 +84,7 @@ def test_page_marked_after_it_was_chosen_to_leave_stays(full: Disk) -> None:
     catalog = full.tier._catalog
     victims = catalog.walk(chosen)
     full.tier.mark_pending(chosen.keys()[1:3])
-    assert catalog.drop(victims, to_make_room=True) == 2
+    assert catalog.drop(victims, evicting=True) == 2
     assert present(full.tier, chosen.keys()) == [False, True, True, False]
     assert [page.key for page in full.tier.pending()] == chosen.keys()[1:3]
     load(full.reopen(), chosen.keys()[1:3])
@@ -99,7 +99,7 @@ def test_disk_full_of_waiting_pages_refuses_spills_until_one_is_uploaded(
     for key in new:
         assert spill(full.tier, [key]) == [REFUSED]
     assert [record.message for record in caplog.records] == [
-        "disk is full of pages that wait for upload"
+        "disk is full of pages waiting for upload"
     ]
     load(full.tier, waiting)
     assert full.tier.usage().evicted == 0
@@ -118,9 +118,9 @@ def test_disk_of_waiting_and_kept_pages_is_not_searched_for_room(full: Disk) -> 
     full.tier.mark_pending([*waiting, kept[0]])
     full.tier.exempt(frozenset([*kept, *elsewhere]))
     assert spill(full.tier, new.keys()) == [REFUSED]
-    assert list(full.tier._room._entries(SLOT)) == []
+    assert list(full.tier._reclaimer._entries(SLOT)) == []
     full.tier.exempt(frozenset([*kept[:2], *elsewhere]))
-    assert list(full.tier._room._entries(SLOT))
+    assert list(full.tier._reclaimer._entries(SLOT))
     assert spill(full.tier, new.keys()) == [STORED]
     load(full.tier, kept[:2])
     assert present(full.tier, kept[2:]) == [False]

@@ -80,7 +80,7 @@ def test_failed_write_stops_writing_but_not_reading(
     assert not any(present(nvme.tier, MORE))
     assert nvme.tier.usage()[:2] == (12, 12 * SLOT)
     assert nvme.tier.check_integrity() == []
-    assert [record.message for record in caplog.records] == ["disk takes no pages"]
+    assert [record.message for record in caplog.records] == ["disk accepts no pages"]
     failing.on = False
     wait_until_writing_resumes(nvme)
     assert set(spill(nvme.tier, MORE)) == {STORED}
@@ -153,7 +153,7 @@ def test_full_disk_uses_the_segments_there_are(
         load(nvme.tier, MORE[:4])
         assert not any(present(nvme.tier, KEYS))
         assert spill(nvme.tier, MORE[4:9]) == [STORED] * 4 + [REFUSED]
-        assert [r.message for r in caplog.records] == ["no room on disk for another segment"]
+        assert [r.message for r in caplog.records] == ["cannot create another segment"]
         assert len(list((nvme.path / "segments").iterdir())) == 1
 
 
@@ -229,7 +229,7 @@ def test_corrupt_slots_are_copied_until_there_are_enough(
     assert set(nvme.tier.load(pages, soon())) == {LoadResult.CORRUPT}
     assert nvme.tier.corrupt == len(keys)
     assert nvme.tier.usage().pages == 0
-    assert [r.message for r in caplog.records] == ["page corrupt, set aside"]
+    assert [r.message for r in caplog.records] == ["corrupt page quarantined"]
     assert len(nvme.quarantined()) == FILES_KEPT
     copy = next(path for path in nvme.quarantined() if keys[0].hash.hex() in path.name)
     content = copy.read_bytes()

@@ -47,7 +47,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedDisk:
         os, "statvfs", lambda p: shared.statvfs(p) if "pages" in str(p) else real(p)
     )
     monkeypatch.setattr(os, "fstatvfs", shared.statvfs)
-    monkeypatch.setattr(nvme_tier, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(nvme_tier, "_CHECK_INTERVAL", 0.05)
     return shared
 
 

@@ -412,7 +412,7 @@ def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -
     for number in range(count // per_segment):
         segments.add(create_segment(folder, number, 8192, per_segment, direct=False))
     written = Catalog(segments)
-    written.begin_journal(folder)
+    written.start_journal(folder)
     keys = Chain(NAMESPACE.digest, make_hashes(count)).keys()
     for first in range(0, count, 1000):
         written.publish(

@@ -20,27 +20,27 @@ class AioQueue(RequestQueue):
         """Open a context. Raises `OSError` where there is none to be had."""
         self._context = Context(depth)
         self._in_flight: dict[int, DiskRequest] = {}
-        self._landed: list[Completion] = []
+        self._completions: list[Completion] = []
 
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
         """Send it to the disk; what AIO does not take is carried out here."""
         if time.monotonic() >= deadline:
-            self._landed.append(Completion(number, OutOfTimeError()))
+            self._completions.append(Completion(number, OutOfTimeError()))
             return
         try:
             self._context.submit(number, request)
         except OSError:
-            self._landed.append(Completion(number, request.outcome()))
+            self._completions.append(Completion(number, request.try_execute()))
         else:
             self._in_flight[number] = request
 
     def wait(self) -> Sequence[Completion]:
         """Collect what has landed."""
-        while not self._landed:
+        while not self._completions:
             for number, result in self._context.collect():
                 request = self._in_flight.pop(number)
-                self._landed.append(Completion(number, _error(request, result)))
-        landed, self._landed = self._landed, []
+                self._completions.append(Completion(number, _error(request, result)))
+        landed, self._completions = self._completions, []
         return landed
 
     def close(self) -> None:
@@ -53,5 +53,5 @@ def _error(request: DiskRequest, result: int) -> Exception | None:
     if result < 0:
         return OSError(-result, os.strerror(-result))
     if result < request.length:
-        return request.outcome()  # moves the rest, or finds the file's end
+        return request.try_execute()  # moves the rest, or finds the file's end
     return None

@@ -21,15 +21,15 @@ class DiskRequest(NamedTuple):
         """Bytes of all vectors."""
         return sum(map(len, self.vectors))
 
-    def carry_out(self) -> None:
+    def execute(self) -> None:
         """Do it here and now; blocks. Raises `OSError`, `EOFError` where a read file ends."""
         transfer = write_fully if self.writes else read_fully
         transfer(self.fd, self.vectors, self.offset)
 
-    def outcome(self) -> Exception | None:
+    def try_execute(self) -> Exception | None:
         """Carry it out and return what was raised."""
         try:
-            self.carry_out()
+            self.execute()
         except Exception as error:  # for the move to deal with, whatever it is
             return error
         return None

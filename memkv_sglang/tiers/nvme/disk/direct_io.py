@@ -71,10 +71,10 @@ def _transfer(
         if moved == 0 and any(batch):
             raise EOFError(f"nothing at offset {offset}")
         offset += moved
-        vectors = [*_behind(batch, moved), *vectors[MAX_VECTORS:]]
+        vectors = [*_remaining(batch, moved), *vectors[MAX_VECTORS:]]
 
 
-def _behind(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
+def _remaining(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
     """Return what is left of the vectors after their first `moved` bytes."""
     for i, vector in enumerate(vectors):
         if moved < len(vector):

@@ -13,7 +13,7 @@ from memkv_sglang.tiers.nvme.disk.threads import DiskThreads
 
 Result = TypeVar("Result")
 
-Move = Generator[DiskRequest, None, Result]
+IoTask = Generator[DiskRequest, None, Result]
 """Yields what it asks of the disk, and is told there of the error; does all else between."""
 
 _LEAST = 2
@@ -35,7 +35,7 @@ class IoExecutor:
 
     def run(
         self,
-        moves: Iterable[Move[Result]],
+        moves: Iterable[IoTask[Result]],
         deadline: float = math.inf,
         in_flight: float = math.inf,
     ) -> list[Result]:
@@ -47,7 +47,7 @@ class IoExecutor:
         """
         queue = self._take_queue()
         try:
-            results = _Run[Result](queue, self.depth, deadline, in_flight).carry_out(moves)
+            results = _Run[Result](queue, self.depth, deadline, in_flight).execute(moves)
         except BaseException:
             queue.close()
             raise
@@ -80,31 +80,31 @@ class _Run(Generic[Result]):
         self._depth = depth
         self._deadline = deadline
         self._limit = limit
-        self._upcoming: Iterator[tuple[int, Move[Result]]] = iter(())
-        self._in_flight: dict[int, tuple[Move[Result], int]] = {}
+        self._upcoming: Iterator[tuple[int, IoTask[Result]]] = iter(())
+        self._in_flight: dict[int, tuple[IoTask[Result], int]] = {}
         self._bytes = 0
         self._results: dict[int, Result] = {}
 
-    def carry_out(self, moves: Iterable[Move[Result]]) -> list[Result]:
+    def execute(self, moves: Iterable[IoTask[Result]]) -> list[Result]:
         self._upcoming = enumerate(moves)
-        self._begin_more()
+        self._start_more()
         while self._in_flight:
             for number, error in self._queue.wait():
                 move, size = self._in_flight.pop(number)
                 self._bytes -= size
-                self._begin_more()  # first, so that the disk does not wait for what follows here
-                self._go_on(number, move, error)
+                self._start_more()  # first, so that the disk does not wait for what follows here
+                self._advance(number, move, error)
         return [self._results[number] for number in sorted(self._results)]
 
-    def _begin_more(self) -> None:
-        while self._has_room() and (turn := next(self._upcoming, None)):
-            self._go_on(*turn)
+    def _start_more(self) -> None:
+        while self._has_capacity() and (turn := next(self._upcoming, None)):
+            self._advance(*turn)
 
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         requests = len(self._in_flight)
         return requests < self._depth and (requests < _LEAST or self._bytes < self._limit)
 
-    def _go_on(self, number: int, move: Move[Result], error: Exception | None = None) -> None:
+    def _advance(self, number: int, move: IoTask[Result], error: Exception | None = None) -> None:
         try:
             request = next(move) if error is None else move.throw(error)
         except StopIteration as end:

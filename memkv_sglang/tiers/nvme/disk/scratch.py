@@ -43,7 +43,7 @@ class ScratchPool:
         self._idle: list[Scratch] = []
 
     @contextmanager
-    def lend(self) -> Iterator[Scratch]:
+    def borrow(self) -> Iterator[Scratch]:
         """Lend one that nobody else has meanwhile."""
         try:
             scratch = self._idle.pop()

@@ -13,7 +13,7 @@ class _Flight(NamedTuple):
     number: int
     request: DiskRequest
     deadline: float
-    landed: SimpleQueue[Completion]
+    completions: SimpleQueue[Completion]
 
 
 class DiskThreads:
@@ -51,17 +51,17 @@ class ThreadQueue(RequestQueue):
     def __init__(self, flights: "SimpleQueue[_Flight | None]") -> None:
         """Put requests into the threads' queue."""
         self._flights = flights
-        self._landed: SimpleQueue[Completion] = SimpleQueue()
+        self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._in_flight = 0
 
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
         """Queue it behind everybody's."""
         self._in_flight += 1
-        self._flights.put(_Flight(number, request, deadline, self._landed))
+        self._flights.put(_Flight(number, request, deadline, self._completions))
 
     def wait(self) -> Sequence[Completion]:
         """Return the next one."""
-        landed = self._landed.get()
+        landed = self._completions.get()
         self._in_flight -= 1
         return [landed]
 
@@ -74,6 +74,6 @@ class ThreadQueue(RequestQueue):
 def _work(flights: "SimpleQueue[_Flight | None]") -> None:
     while (flight := flights.get()) is not None:
         late = time.monotonic() >= flight.deadline
-        error = OutOfTimeError() if late else flight.request.outcome()
-        flight.landed.put(Completion(flight.number, error))
+        error = OutOfTimeError() if late else flight.request.try_execute()
+        flight.completions.put(Completion(flight.number, error))
         del flight, error  # the buffers are their caller's again, not to be kept until the next one
