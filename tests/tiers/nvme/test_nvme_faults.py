@@ -295,7 +295,7 @@ def test_file_system_without_direct_io(
         spill(nvme.tier, KEYS, (4096, 100))
         load(nvme.reopen(), KEYS, (4096, 100))
         messages = [r.message for r in caplog.records]
-        assert messages == ["no O_DIRECT, using ordinary I/O"] * 2  # one a start
+        assert messages == ["no O_DIRECT, using buffered I/O"] * 2  # one per start
     with pytest.raises(ConfigError, match=r"nvme\.direct_io"):
         Disk(tmp_path / "other", direct_io="always")
 
