@@ -61,9 +61,9 @@ class Loader:
                 places[i] = self._catalog.place(entry)
 
         runs = into_runs(places, self._executor.depth)
-        moves = (self._read(run, pages) for run in runs)
-        moved = self._executor.run(moves, deadline, IN_FLIGHT)
-        for run, run_outcomes in zip(runs, moved, strict=True):
+        tasks = (self._read(run, pages) for run in runs)
+        results = self._executor.run(tasks, deadline, IN_FLIGHT)
+        for run, run_outcomes in zip(runs, results, strict=True):
             for member, fetched in zip(run.members, run_outcomes, strict=True):
                 outcomes[member] = fetched
         return outcomes
