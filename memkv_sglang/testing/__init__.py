@@ -1,1 +1,1 @@
-"""What tests and benchmarks of this project, and of tiers built elsewhere, share."""
+"""Helpers for the tests of this project and of third-party tiers."""

@@ -1,4 +1,4 @@
-"""Random histories of a tier against a model: subclass `TierMachine` and say how to open one."""
+"""Compare random histories of a tier with a model: subclass `TierMachine`."""
 
 import time
 from abc import abstractmethod
@@ -19,7 +19,7 @@ def _soon() -> float:
 
 
 def _tree() -> list[list[bytes]]:
-    """Return chains that share prefixes of several lengths, as conversations do."""
+    """Return chains that share prefixes of different lengths, as conversations do."""
     trunk = make_hashes(TREE_DEPTH, "trunk")
     chains = [trunk]
     for depth in range(0, TREE_DEPTH, 3):
@@ -30,11 +30,11 @@ def _tree() -> list[list[bytes]]:
 
 CHAINS = _tree()
 SHAPES = ((4096, 4096), (1000, 24), (3 * 4096,))
-"""Buffer lengths of pages; each shape has a namespace of its own."""
+"""Buffer lengths of pages. Each shape has its own namespace."""
 
 
 class Prefix(NamedTuple):
-    """Some chain's first pages, in some shape."""
+    """The first `length` pages of a chain, in one of the shapes."""
 
     shape: int
     chain: int
@@ -50,15 +50,15 @@ PREFIXES = st.builds(
 
 
 class TierMachine(RuleBasedStateMachine):
-    """Spills, loads, lookups, removals and restarts; nothing wrong may ever come back.
+    """Spills, loads, looks up and removes pages and restarts the tier.
 
-    Without eviction (`evicts = False`) presence must equal the model exactly; with it a page may
-    be gone, but what is there must be right and must have been spilled.
+    Without eviction (`evicts = False`), presence must equal the model exactly. With eviction, pages
+    may be missing, but every page loaded must be correct and have been spilled.
     """
 
     evicts = False
     marks: PendingUploads | None = None
-    """The tier's, if it has them: what waits for upload stays, with eviction, too."""
+    """The tier, if it supports pending uploads: pending pages must stay, even with eviction."""
 
     @abstractmethod
     def open(self) -> Tier:
@@ -66,7 +66,7 @@ class TierMachine(RuleBasedStateMachine):
 
     @abstractmethod
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
-        """End the tier, by `close` or as a kill would, and open the same medium again."""
+        """Close the tier, or end it as a kill would, and open it again on the same medium."""
 
     @initialize()
     def begin(self) -> None:
@@ -121,31 +121,31 @@ class TierMachine(RuleBasedStateMachine):
 
     @rule(where=PREFIXES)
     def remove_leaf(self, where: Prefix) -> None:
-        """Remove a page and all that follow it in any chain, so that presence stays monotone."""
+        """Remove a page and its descendants in all chains, so that no chain has a gap."""
         keys = self._chain(where).keys()
         if not keys:
             return
-        gone = {
+        keys_to_remove = {
             PageKey(keys[0].namespace, page_hash)
             for hashes in CHAINS
             if keys[-1].hash in hashes
             for page_hash in hashes[hashes.index(keys[-1].hash) :]
         }
-        removed = self.tier.remove(sorted(gone))
-        held = len(gone & self.stored)
+        removed = self.tier.remove(sorted(keys_to_remove))
+        held = len(keys_to_remove & self.stored)
         assert removed <= held if self.evicts else removed == held
-        self.stored -= gone
-        self.waiting -= gone
+        self.stored -= keys_to_remove
+        self.waiting -= keys_to_remove
 
     @precondition(lambda self: self.marks is not None)
     @rule(where=PREFIXES, pending=st.booleans())
     def mark(self, where: Prefix, pending: bool) -> None:
-        """Let pages wait for upload from now on, or no more."""
+        """Set or clear the pages' pending marks."""
         assert self.marks is not None
         keys = self._chain(where).keys()
         if pending:
-            there = self.tier.present(keys, _soon())
-            marked = there.index(False) if False in there else len(keys)
+            present = self.tier.present(keys, _soon())
+            marked = present.index(False) if False in present else len(keys)
             assert self.marks.mark_pending(keys) == marked
             self.waiting.update(keys[:marked])
         else:
@@ -163,7 +163,7 @@ class TierMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.marks is not None)
     @invariant()
-    def what_waits_is_there(self) -> None:
+    def pending_pages_are_present(self) -> None:
         assert self.marks is not None
         assert {page.key for page in self.marks.pending()} == self.waiting
         assert all(self.tier.present(list(self.waiting), _soon()))

@@ -70,7 +70,7 @@ def test_tier_on_disk_decides_like_the_replay(
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1 << 32), pages=st.integers(8, 60))
-def test_leaves_leave_before_their_roots_under_every_valuation(seed: int, pages: int) -> None:
+def test_leaves_are_evicted_before_their_roots(seed: int, pages: int) -> None:
     rng = random.Random(seed)
     trees = [_tree(rng, first=i << 16) for i in range(6)]
     cache = ProductCache(pages)

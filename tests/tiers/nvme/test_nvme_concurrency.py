@@ -1,4 +1,4 @@
-"""Calls that meet: on one key, on one slot, and with the end of the tier."""
+"""Concurrent calls: on one key, on one slot, and during `close`."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ def chain(name: str, count: int) -> Chain:
 
 
 class HeldCall:
-    """A system call that waits inside until `go` is set; `entered` tells that one is there."""
+    """A system call that blocks until `go` is set; sets `entered` when it is called."""
 
     def __init__(self, real: SystemCall) -> None:
         self.entered = threading.Event()
@@ -49,7 +49,7 @@ def beside() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_equal_spills_at_once_leave_one_slot_each(
+def test_concurrent_spills_of_a_page_take_one_slot(
     nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = chain("chain", 4).keys()
@@ -67,12 +67,12 @@ def test_equal_spills_at_once_leave_one_slot_each(
 
 
 @pytest.mark.parametrize("by", ["eviction", "removal"])
-def test_slot_that_is_being_read_is_not_written_over(
+def test_slot_being_read_is_not_overwritten(
     nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     old, new = chain("old", 32).keys(), chain("new", 32).keys()
     spill(nvme.tier, old)
-    # Two pages in consecutive slots: one system call, so that the other executor can write.
+    # Two pages in consecutive slots take one system call, so that other threads can write.
     pages = [make_page(key, (4096, 4096), filled=False) for key in old[:2]]
     held = HeldCall(os.preadv)
     monkeypatch.setattr(os, "preadv", held)
@@ -87,7 +87,7 @@ def test_slot_that_is_being_read_is_not_written_over(
     assert loading.result() == [LoadResult.LOADED] * 2
     assert all(map(holds_content, pages))
     assert present(nvme.tier, old[:2]) == [by == "eviction"] * 2
-    if by == "removal":  # the slots came free with the end of the load
+    if by == "removal":  # the end of the load freed the slots
         assert spill(nvme.tier, new) == [SpillResult.PRESENT] * 30 + [SpillResult.STORED] * 2
     assert nvme.tier.check_integrity() == []
 
@@ -113,7 +113,7 @@ def test_close_waits_for_calls_in_flight(
     load(nvme.open(), keys if call == "load" else more)
 
 
-def test_closed_tier_moves_nothing(nvme: Disk) -> None:
+def test_closed_tier_transfers_nothing(nvme: Disk) -> None:
     keys = chain("chain", 2).keys()
     spill(nvme.tier, keys)
     nvme.tier.close()
@@ -125,8 +125,8 @@ def test_closed_tier_moves_nothing(nvme: Disk) -> None:
     load(nvme.open(), keys)
 
 
-def test_everything_at_once_in_too_little_room(tmp_path: Path, beside: ThreadPoolExecutor) -> None:
-    """Chains and sizes compete for the room; whatever is delivered is right."""
+def test_concurrent_calls_on_a_small_disk(tmp_path: Path, beside: ThreadPoolExecutor) -> None:
+    """Chains and page sizes compete for space; every loaded page is correct."""
     sizes = [(4096, 4096), (1000,), (12288, 4096, 4096)]
     settings = {"capacity": room_for(48), "high_watermark": 0.9, "low_watermark": 0.7}
     with disk(tmp_path / "nvme", **settings) as nvme:

@@ -1,4 +1,4 @@
-"""What keeps requests to the disk in flight: AIO and threads do the same."""
+"""The I/O executor behaves the same with AIO and with threads."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ DEPTH = 4
 
 @pytest.fixture
 def fd(tmp_path: Path) -> Iterator[int]:
-    """A file whose blocks are filled with their numbers, open with O_DIRECT."""
+    """A file opened with O_DIRECT, in which each block is filled with its number."""
     path = tmp_path / "file"
     path.write_bytes(b"".join(bytes([number]) * BLOCK for number in range(BLOCKS)))
     opened = os.open(path, os.O_RDWR | os.O_DIRECT)
@@ -30,10 +30,10 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture(params=["aio", "threads"])
 def executor(request: pytest.FixtureRequest) -> Iterator[IoExecutor]:
-    how: Literal["aio", "threads"] = request.param
-    made = IoExecutor(DEPTH, how, direct=True)
-    yield made
-    made.close()
+    engine: Literal["aio", "threads"] = request.param
+    executor = IoExecutor(DEPTH, engine, direct=True)
+    yield executor
+    executor.close()
 
 
 def read(fd: int, memory: memoryview, number: int) -> IoTask[memoryview]:
@@ -49,14 +49,14 @@ def error_of(fd: int, memory: memoryview, offset: int) -> IoTask[Exception | Non
     return None
 
 
-def test_results_come_in_order_and_each_buffer_has_its_bytes(fd: int, executor: IoExecutor) -> None:
+def test_results_are_in_order_and_each_buffer_has_its_bytes(fd: int, executor: IoExecutor) -> None:
     memory = aligned_memory(BLOCKS * BLOCK)
     buffers = [memory[i * BLOCK : (i + 1) * BLOCK] for i in range(BLOCKS)]
     filled = executor.run(read(fd, buffer, number) for number, buffer in enumerate(buffers))
     assert [bytes(each) for each in filled] == [bytes([n]) * BLOCK for n in range(BLOCKS)]
 
 
-def test_a_move_asks_again(fd: int, executor: IoExecutor) -> None:
+def test_task_may_make_several_requests(fd: int, executor: IoExecutor) -> None:
     def copy(source: int, target: int) -> IoTask[None]:
         memory = aligned_memory(BLOCK)
         yield DiskRequest(fd, [memory], source * BLOCK, writes=False)
@@ -69,9 +69,9 @@ def test_a_move_asks_again(fd: int, executor: IoExecutor) -> None:
     assert content[32 * BLOCK :] == content[: 32 * BLOCK]
 
 
-def test_a_move_is_told_what_is_wrong(fd: int, executor: IoExecutor) -> None:
+def test_errors_are_raised_in_the_task(fd: int, executor: IoExecutor) -> None:
     memory = aligned_memory(2 * BLOCK)
-    behind, across, closed, fine = executor.run(
+    after_end, across_end, closed, intact = executor.run(
         [
             error_of(fd, memory[:BLOCK], BLOCKS * BLOCK),
             error_of(fd, memory, (BLOCKS - 1) * BLOCK),
@@ -79,20 +79,20 @@ def test_a_move_is_told_what_is_wrong(fd: int, executor: IoExecutor) -> None:
             error_of(fd, memory, 0),
         ]
     )
-    assert isinstance(behind, EOFError)
-    assert isinstance(across, EOFError)
+    assert isinstance(after_end, EOFError)
+    assert isinstance(across_end, EOFError)
     assert isinstance(closed, OSError)
-    assert fine is None
+    assert intact is None
 
 
-def test_nothing_begins_after_the_deadline(fd: int, executor: IoExecutor) -> None:
+def test_no_request_starts_after_the_deadline(fd: int, executor: IoExecutor) -> None:
     memory = aligned_memory(BLOCK)
     [error] = executor.run([error_of(fd, memory, BLOCK)], deadline=0)
     assert isinstance(error, OutOfTimeError)
     assert bytes(memory) == bytes(BLOCK)
 
 
-def test_failing_moves_end_the_run_when_all_have_landed(
+def test_failing_tasks_end_the_run_after_all_requests_completed(
     tmp_path: Path, executor: IoExecutor
 ) -> None:
     size, count = 2 << 20, 8
@@ -104,18 +104,16 @@ def test_failing_moves_end_the_run_when_all_have_landed(
 
     def fail(number: int) -> IoTask[None]:
         yield DiskRequest(fd, [buffers[number]], number * size, writes=False)
-        raise ValueError("of the move")
+        raise ValueError("raised by the task")
 
     executor.depth = count
-    with pytest.raises(ValueError, match="of the move"):
+    with pytest.raises(ValueError, match="raised by the task"):
         executor.run(map(fail, range(count)))
     assert [buffer[-1] for buffer in buffers] == [number + 1 for number in range(count)]
     os.close(fd)
 
 
-def test_failing_move_waits_for_a_thread_that_is_held(
-    fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_task_waits_for_a_blocked_thread(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     go, held, failed = threading.Event(), threading.Event(), threading.Event()
     real = os.preadv
 
@@ -129,23 +127,23 @@ def test_failing_move_waits_for_a_thread_that_is_held(
         yield DiskRequest(fd, [aligned_memory(BLOCK)], 0, writes=False)
         assert held.wait(20)
         failed.set()
-        raise ValueError("of the move")
+        raise ValueError("raised by the task")
 
     monkeypatch.setattr(os, "preadv", hold)
     executor, slow = IoExecutor(DEPTH, "threads", direct=True), aligned_memory(BLOCK)
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(executor.run, [fail(), read(fd, slow, 1)])
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(executor.run, [fail(), read(fd, slow, 1)])
         assert failed.wait(20)
         with pytest.raises(TimeoutError):
             running.result(0.2)
         go.set()
-        with pytest.raises(ValueError, match="of the move"):
+        with pytest.raises(ValueError, match="raised by the task"):
             running.result(20)
     assert bytes(slow) == bytes([1]) * BLOCK
     executor.close()
 
 
-def test_what_aio_does_not_take_is_read_all_the_same(
+def test_request_rejected_by_aio_is_executed_synchronously(
     fd: int, executor: IoExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Context, "submit", refuse)
@@ -153,7 +151,7 @@ def test_what_aio_does_not_take_is_read_all_the_same(
     assert bytes(memory) == bytes([5]) * BLOCK
 
 
-def test_without_aio_threads_ask(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_replace_unavailable_aio(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "__init__", refuse)
     executor = IoExecutor(DEPTH, "aio", direct=True)
     [memory] = executor.run([read(fd, aligned_memory(BLOCK), 7)])
