@@ -184,15 +184,17 @@ def test_shrinking_while_running_for_others(
     """What others fill of the file system is given back in the same order."""
     others, real, root = [0], os.statvfs, tmp_path / "nvme"
 
-    def statvfs(path: Any) -> Any:
-        if "nvme" not in str(path):
-            return real(path)
+    def nvme_statvfs(_: Any) -> Any:
         own = file_bytes(root.rglob("*.seg"))
         free = max(2 * CAPACITY - own - others[0], 0)
         return SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=1 << 40, f_flag=0)
 
+    def statvfs(path: Any) -> Any:
+        return nvme_statvfs(path) if "nvme" in str(path) else real(path)
+
     monkeypatch.setattr(os, "statvfs", statvfs)
-    monkeypatch.setattr(nvme_tier, "_FREE_SPACE_SECONDS", 0.05)
+    monkeypatch.setattr(os, "fstatvfs", nvme_statvfs)
+    monkeypatch.setattr(nvme_tier, "_CHECK_INTERVAL", 0.05)
     with disk(root, capacity=CAPACITY, keep_free=MIB) as opened:
         sessions = Sessions(opened, [8192, 40960], seed=1)
         sessions.run(120)

@@ -21,9 +21,9 @@ LIMIT = 30.0
 
 
 class SharedDisk:
-    """A file system of `SPACE` bytes, as `statvfs` tells of it: nothing else can be had unmounted.
+    """Simulates, in `statvfs`, a file system of `SPACE` bytes that others fill.
 
-    What the tier's files take is counted as it is.
+    A real one would have to be mounted. The sizes of the tier's own files are real.
     """
 
     def __init__(self, directory: Path) -> None:
