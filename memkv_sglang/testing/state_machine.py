@@ -57,7 +57,7 @@ class TierMachine(RuleBasedStateMachine):
     """
 
     evicts = False
-    marks: PendingUploads | None = None
+    pending_uploads: PendingUploads | None = None
     """The tier, if it supports pending uploads: pending pages must stay, even with eviction."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class TierMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.tier = self.open()
         self.stored: set[PageKey] = set()
-        self.waiting: set[PageKey] = set()
+        self.pending: set[PageKey] = set()
         self.namespaces = [
             make_namespace(page_bytes=sum(shape), model=f"shape {shape}") for shape in SHAPES
         ]
@@ -80,8 +80,8 @@ class TierMachine(RuleBasedStateMachine):
     def _chain(self, where: Prefix) -> Chain:
         return Chain(self.namespaces[where.shape].digest, CHAINS[where.chain][: where.length])
 
-    @rule(where=PREFIXES, waits=st.booleans())
-    def spill(self, where: Prefix, waits: bool) -> None:
+    @rule(where=PREFIXES, is_pending=st.booleans())
+    def spill(self, where: Prefix, is_pending: bool) -> None:
         keys = self._chain(where).keys()
         pages = [make_page(key, SHAPES[where.shape], filled=True) for key in keys]
         results = self.tier.spill(pages, _soon())
@@ -93,7 +93,7 @@ class TierMachine(RuleBasedStateMachine):
         for key, result in zip(keys, results, strict=True):
             if result <= SpillResult.PRESENT:
                 self.stored.add(key)
-        if self.marks is not None and waits:
+        if self.pending_uploads is not None and is_pending:
             self.mark(where, pending=True)
 
     @rule(where=PREFIXES)
@@ -135,22 +135,22 @@ class TierMachine(RuleBasedStateMachine):
         held = len(keys_to_remove & self.stored)
         assert removed <= held if self.evicts else removed == held
         self.stored -= keys_to_remove
-        self.waiting -= keys_to_remove
+        self.pending -= keys_to_remove
 
-    @precondition(lambda self: self.marks is not None)
+    @precondition(lambda self: self.pending_uploads is not None)
     @rule(where=PREFIXES, pending=st.booleans())
     def mark(self, where: Prefix, pending: bool) -> None:
         """Set or clear the pages' pending marks."""
-        assert self.marks is not None
+        assert self.pending_uploads is not None
         keys = self._chain(where).keys()
         if pending:
             present = self.tier.present(keys, _soon())
             marked = present.index(False) if False in present else len(keys)
-            assert self.marks.mark_pending(keys) == marked
-            self.waiting.update(keys[:marked])
+            assert self.pending_uploads.mark_pending(keys) == marked
+            self.pending.update(keys[:marked])
         else:
-            self.marks.mark_uploaded(keys)
-            self.waiting.difference_update(keys)
+            self.pending_uploads.mark_uploaded(keys)
+            self.pending.difference_update(keys)
 
     @rule(cleanly=st.booleans())
     def restart(self, cleanly: bool) -> None:
@@ -161,12 +161,12 @@ class TierMachine(RuleBasedStateMachine):
     def structures_agree(self) -> None:
         assert self.tier.check_integrity() == []
 
-    @precondition(lambda self: self.marks is not None)
+    @precondition(lambda self: self.pending_uploads is not None)
     @invariant()
     def pending_pages_are_present(self) -> None:
-        assert self.marks is not None
-        assert {page.key for page in self.marks.pending()} == self.waiting
-        assert all(self.tier.present(list(self.waiting), _soon()))
+        assert self.pending_uploads is not None
+        assert {page.key for page in self.pending_uploads.pending()} == self.pending
+        assert all(self.tier.present(list(self.pending), _soon()))
 
     def teardown(self) -> None:
         if hasattr(self, "tier"):

@@ -78,6 +78,7 @@ class MemoryTier(Tier):
         with self._lock:
             return [key in self._pages for key in keys]
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """See `Tier.fetch`. Fails the pages that are not started by the deadline."""
         return [
@@ -97,6 +98,7 @@ class MemoryTier(Tier):
         scatter(content, page.buffers)
         return Fetched(LoadResult.LOADED, stored.checksum)
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """See `Tier.spill`. Stores pages in order and stops at the first failure."""
         results: list[SpillResult] = []
@@ -145,6 +147,7 @@ class MemoryTier(Tier):
         with self._lock:
             return sum(self._remove(key) for key in keys)
 
+    @override
     def clear(self, namespace: bytes) -> int:
         """Remove every page of the namespace, and its description."""
         with self._lock:
@@ -195,5 +198,6 @@ class MemoryTier(Tier):
             ]
         return iter(pending)
 
+    @override
     def close(self, deadline: float = math.inf) -> None:
         """Do nothing; the pages stay, so that tests can treat a close as a restart."""

@@ -39,8 +39,8 @@ class UnboundedMachine(TierMachine):
     capacity: int | None = None
 
     def open(self) -> Tier:
-        self.marks = MemoryTier(self.capacity)
-        return self.marks
+        self.pending_uploads = MemoryTier(self.capacity)
+        return self.pending_uploads
 
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         return tier
@@ -69,15 +69,15 @@ def test_leaves_are_evicted_before_roots() -> None:
 def test_pending_pages_are_not_evicted() -> None:
     namespace = make_namespace()
     tier = MemoryTier(capacity=4 * 8192)
-    waiting = make_chain(namespace, 2, "waiting").keys()
-    spill(tier, waiting)
-    tier.mark_pending(waiting)
+    pending = make_chain(namespace, 2, "pending").keys()
+    spill(tier, pending)
+    tier.mark_pending(pending)
     newcomer = make_chain(namespace, 3, "newcomer").keys()
     assert spill(tier, newcomer[:2]) == [SpillResult.STORED] * 2
     tier.mark_pending(newcomer[:2])
     assert spill(tier, newcomer[2:]) == [SpillResult.REFUSED]
-    load(tier, waiting)
-    assert [page.key for page in tier.pending()] == [*waiting, *newcomer[:2]]
-    tier.mark_uploaded(waiting)
+    load(tier, pending)
+    assert [page.key for page in tier.pending()] == [*pending, *newcomer[:2]]
+    tier.mark_uploaded(pending)
     assert spill(tier, newcomer[2:]) == [SpillResult.STORED]
     assert [page.key for page in tier.pending()] == newcomer[:2]

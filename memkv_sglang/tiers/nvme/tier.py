@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+from typing_extensions import override
+
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
@@ -138,6 +140,7 @@ class NvmeTier(Tier):
         """Descriptor of the segments directory, without a lock, so other processes may keep it."""
         return self._directory.segments_descriptor
 
+    @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """See `Tier.lookup`. Exact; does not block."""
         entries = self._catalog.walk(chain)
@@ -146,11 +149,13 @@ class NvmeTier(Tier):
             self._housekeeper.wake()
         return Lookup(len(entries), complete=True)
 
+    @override
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """See `Tier.present`. Does not block."""
         find = self._catalog.index.find
         return [find(key) is not None for key in keys]
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """See `Tier.fetch`. Reads consecutive slots with one system call; skips no page."""
         with self._calls.enter() as entered:
@@ -158,6 +163,7 @@ class NvmeTier(Tier):
                 return [Fetched(LoadResult.FAILED)] * len(pages)
             return self._loader.fetch(pages, deadline)
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """See `Tier.spill`. Writes to consecutive slots where possible."""
         with self._calls.enter() as entered:
@@ -167,18 +173,22 @@ class NvmeTier(Tier):
             self._housekeeper.wake()
             return results
 
+    @override
     def touch(self, chain: Chain) -> None:
         """See `Tier.touch`. Does not block."""
         self._catalog.order.touch(self._catalog.walk(chain))
 
+    @override
     def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Do nothing: no other node changes this disk."""
 
+    @override
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Remove the pages from the journal, then free their slots."""
         with self._calls.enter() as entered:
             return self._drop_keys(keys) if entered else 0
 
+    @override
     def clear(self, namespace: bytes) -> int:
         """Remove the namespace's pages in batches; its description stays."""
         with self._calls.enter() as entered:
@@ -195,6 +205,7 @@ class NvmeTier(Tier):
             self._gate.close(error)
             raise TierError(f"cannot write to the journal ({error})") from error
 
+    @override
     def describe(self, namespace: Namespace) -> None:
         """Write the description unless it is already stored."""
         try:
@@ -202,6 +213,7 @@ class NvmeTier(Tier):
         except OSError as error:
             raise TierError(f"cannot write the description ({error})") from error
 
+    @override
     def namespaces(self) -> dict[bytes, Namespace]:
         """Read every description."""
         try:
@@ -209,6 +221,7 @@ class NvmeTier(Tier):
         except OSError as error:
             raise TierError(f"cannot read the descriptions ({error})") from error
 
+    @override
     def usage(self) -> TierUsage:
         """Return the pages and the bytes of their slots, including footers."""
         pages = len(self._catalog.index)
@@ -219,14 +232,17 @@ class NvmeTier(Tier):
         """Pages found corrupt since the tier was opened."""
         return self._loader.corrupt
 
+    @override
     def problem(self) -> str:
         """Return why the disk did not accept the last spill, or empty."""
         return self._gate.problem and f"the disk accepts no pages ({self._gate.problem})"
 
+    @override
     def check_integrity(self) -> list[str]:
         """Check index, slots, pending marks and counts against each other."""
         return disagreements(self._catalog)
 
+    @override
     def close(self, deadline: float = math.inf) -> None:
         """Wait for calls in flight, then compact the journal to preserve the eviction order.
 

@@ -44,19 +44,19 @@ def nvme(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture
-def beside() -> Iterator[ThreadPoolExecutor]:
+def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
         yield pool
 
 
 def test_concurrent_spills_of_a_page_take_one_slot(
-    nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    nvme: Disk, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = chain("chain", 4).keys()
     held = HeldCall(os.pwritev)
     monkeypatch.setattr(os, "pwritev", held)
-    first = beside.submit(spill, nvme.tier, keys)
-    second = beside.submit(spill, nvme.tier, keys[::-1])
+    first = threads.submit(spill, nvme.tier, keys)
+    second = threads.submit(spill, nvme.tier, keys[::-1])
     assert held.entered.wait(20)
     held.go.set()
     results = sorted([*first.result(), *second.result()])
@@ -68,7 +68,7 @@ def test_concurrent_spills_of_a_page_take_one_slot(
 
 @pytest.mark.parametrize("by", ["eviction", "removal"])
 def test_slot_being_read_is_not_overwritten(
-    nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, by: str
+    nvme: Disk, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     old, new = chain("old", 32).keys(), chain("new", 32).keys()
     spill(nvme.tier, old)
@@ -76,7 +76,7 @@ def test_slot_being_read_is_not_overwritten(
     pages = [make_page(key, (4096, 4096), filled=False) for key in old[:2]]
     held = HeldCall(os.preadv)
     monkeypatch.setattr(os, "preadv", held)
-    loading = beside.submit(nvme.tier.load, pages, soon())
+    loading = threads.submit(nvme.tier.load, pages, soon())
     assert held.entered.wait(20)
     if by == "removal":
         assert nvme.tier.remove(old[:2]) == 2
@@ -94,7 +94,7 @@ def test_slot_being_read_is_not_overwritten(
 
 @pytest.mark.parametrize("call", ["load", "spill"])
 def test_close_waits_for_calls_in_flight(
-    nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, call: str
+    nvme: Disk, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     keys = chain("chain", 4).keys()
     spill(nvme.tier, keys)
@@ -102,9 +102,9 @@ def test_close_waits_for_calls_in_flight(
     monkeypatch.setattr(os, "preadv" if call == "load" else "pwritev", held)
     more = chain("more", 4).keys()
     act = load if call == "load" else spill
-    in_flight = beside.submit(act, nvme.tier, keys if call == "load" else more)
+    in_flight = threads.submit(act, nvme.tier, keys if call == "load" else more)
     assert held.entered.wait(20)
-    closing = beside.submit(nvme.tier.close)
+    closing = threads.submit(nvme.tier.close)
     time.sleep(0.05)
     assert not closing.done()
     held.go.set()
@@ -125,7 +125,7 @@ def test_closed_tier_transfers_nothing(nvme: Disk) -> None:
     load(nvme.open(), keys)
 
 
-def test_concurrent_calls_on_a_small_disk(tmp_path: Path, beside: ThreadPoolExecutor) -> None:
+def test_concurrent_calls_on_a_small_disk(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     """Chains and page sizes compete for space; every loaded page is correct."""
     sizes = [(4096, 4096), (1000,), (12288, 4096, 4096)]
     settings = {"capacity": room_for(48), "high_watermark": 0.9, "low_watermark": 0.7}
@@ -146,7 +146,7 @@ def test_concurrent_calls_on_a_small_disk(tmp_path: Path, beside: ThreadPoolExec
                 if turn % 7 == seed:
                     nvme.tier.remove(keys[3:])
 
-        for talk in [beside.submit(converse, seed) for seed in range(6)]:
+        for talk in [threads.submit(converse, seed) for seed in range(6)]:
             talk.result()
         assert nvme.tier.check_integrity() == []
         assert nvme.tier.corrupt == 0

@@ -28,16 +28,16 @@ class NvmeMachine(TierMachine):
             queue_depth=2,
             io_engine="aio",
         )
-        self.marks = self.disk.tier
+        self.pending_uploads = self.disk.tier
         return self.disk.tier
 
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         if cleanly:
-            self.marks = self.disk.reopen()
+            self.pending_uploads = self.disk.reopen()
         else:
             self.disk.kill()
-            self.marks = self.disk.open()
-        return self.marks
+            self.pending_uploads = self.disk.open()
+        return self.pending_uploads
 
     @rule(where=PREFIXES, part=st.integers(0, 10**9))
     def flip_a_bit(self, where: Prefix, part: int) -> None:
@@ -51,7 +51,7 @@ class NvmeMachine(TierMachine):
             assert self.tier.load([page], soon()) == [LoadResult.CORRUPT]
             assert self.tier.load([page], soon()) == [LoadResult.MISSING]
             self.stored.discard(key)
-            self.waiting.discard(key)
+            self.pending.discard(key)
 
     @staticmethod
     def _damaged_byte(length: int, part: int) -> int:

@@ -96,8 +96,8 @@ def test_closed_tier_cannot_be_verified(nvme: Disk) -> None:
 
 
 def test_describe_locates_pages(nvme: Disk) -> None:
-    marks: PendingUploads = nvme.tier
-    marks.mark_pending(KEYS[4:5])
+    pending_uploads: PendingUploads = nvme.tier
+    pending_uploads.mark_pending(KEYS[4:5])
     other = make_chain(make_namespace(model="other"), 2).keys()
     spill(nvme.tier, other, (100,))
     pages = {key: nvme.find(key) for key in KEYS}

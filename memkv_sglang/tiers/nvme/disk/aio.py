@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from memkv_sglang.tiers.nvme.disk.base import Completion, DiskRequest, OutOfTimeError, RequestQueue
 from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
@@ -22,6 +24,7 @@ class AioQueue(RequestQueue):
         self._in_flight: dict[int, DiskRequest] = {}
         self._completions: list[Completion] = []
 
+    @override
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
         """See `RequestQueue.submit`. Executes the request synchronously if AIO rejects it."""
         if time.monotonic() >= deadline:
@@ -34,8 +37,8 @@ class AioQueue(RequestQueue):
         else:
             self._in_flight[number] = request
 
+    @override
     def wait(self) -> Sequence[Completion]:
-        """See `RequestQueue.wait`."""
         while not self._completions:
             for number, result in self._context.collect():
                 request = self._in_flight.pop(number)
@@ -43,6 +46,7 @@ class AioQueue(RequestQueue):
         completions, self._completions = self._completions, []
         return completions
 
+    @override
     def close(self) -> None:
         """Release the context; the kernel waits for requests in flight."""
         self._context.close()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from typing_extensions import override
+
 from memkv_sglang.tiers.nvme.disk.base import Completion, DiskRequest, OutOfTimeError, RequestQueue
 
 
@@ -54,17 +56,19 @@ class ThreadQueue(RequestQueue):
         self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._in_flight = 0
 
+    @override
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
         """See `RequestQueue.submit`. Queues the request after those of other calls."""
         self._in_flight += 1
         self._flights.put(_Flight(number, request, deadline, self._completions))
 
+    @override
     def wait(self) -> Sequence[Completion]:
-        """See `RequestQueue.wait`."""
         completion = self._completions.get()
         self._in_flight -= 1
         return [completion]
 
+    @override
     def close(self) -> None:
         """Wait for requests in flight; the threads keep running."""
         while self._in_flight:
