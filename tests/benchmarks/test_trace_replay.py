@@ -15,7 +15,7 @@ from benchmarks.trace.requests import Requests, Workload, mooncake, page_hash
 from benchmarks.trace.workloads import MAKERS, conversations, popular_documents
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import soon, spill
-from tests.tiers.nvme.nvme_support import disk, present, room_for
+from tests.tiers.nvme.nvme_support import capacity_for, disk, present
 
 
 def test_trace_is_the_published_one() -> None:
@@ -56,7 +56,7 @@ def test_tier_on_disk_decides_like_the_replay(
     requests = make(5).requests[:150]
     pages = 160
     cache = ProductCache(pages)
-    with disk(tmp_path / "nvme", capacity=room_for(pages)) as opened:
+    with disk(tmp_path / "nvme", capacity=capacity_for(pages)) as opened:
         for request in requests:
             hashes = [page_hash(page) for page in request]
             found = opened.tier.lookup(Chain(NAMESPACE, hashes), soon()).length

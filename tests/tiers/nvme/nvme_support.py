@@ -94,7 +94,7 @@ def disk(path: Path, **settings: Any) -> Iterator[Disk]:
         opened.close()
 
 
-def room_for(pages: int, slot_size: int = SLOT, *, segments: int = 16) -> int:
+def capacity_for(pages: int, slot_size: int = SLOT, *, segments: int = 16) -> int:
     """Return a capacity for exactly this many pages of one slot size."""
     assert pages % segments == 0
     needed = segments * (4096 + pages // segments * (slot_size + JOURNAL_BYTES_PER_SLOT))

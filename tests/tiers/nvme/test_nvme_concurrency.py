@@ -13,7 +13,7 @@ from memkv_sglang.page import Chain
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 SystemCall = Callable[[int, Sequence[memoryview], int], int]
@@ -39,7 +39,7 @@ class HeldCall:
 
 @pytest.fixture
 def nvme(tmp_path: Path) -> Iterator[Disk]:
-    with disk(tmp_path / "nvme", capacity=room_for(32)) as opened:
+    with disk(tmp_path / "nvme", capacity=capacity_for(32)) as opened:
         yield opened
 
 
@@ -128,7 +128,7 @@ def test_closed_tier_transfers_nothing(nvme: Disk) -> None:
 def test_concurrent_calls_on_a_small_disk(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     """Chains and page sizes compete for space; every loaded page is correct."""
     sizes = [(4096, 4096), (1000,), (12288, 4096, 4096)]
-    settings = {"capacity": room_for(48), "high_watermark": 0.9, "low_watermark": 0.7}
+    settings = {"capacity": capacity_for(48), "high_watermark": 0.9, "low_watermark": 0.7}
     with disk(tmp_path / "nvme", **settings) as nvme:
 
         def converse(seed: int) -> None:

@@ -12,7 +12,7 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 STORED, PRESENT, REFUSED = SpillResult.STORED, SpillResult.PRESENT, SpillResult.REFUSED
@@ -34,7 +34,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Disk]:
     """A directory that holds exactly 32 pages of the default size."""
-    with disk(tmp_path / "nvme", capacity=room_for(32)) as opened:
+    with disk(tmp_path / "nvme", capacity=capacity_for(32)) as opened:
         yield opened
 
 
@@ -66,15 +66,15 @@ def test_evicted_pages_are_misses_and_the_others_are_intact(full: Disk) -> None:
 
 
 def test_pending_pages_are_not_evicted(full: Disk) -> None:
-    waiting, others = chain("waiting", 8), chain("others", 24)
-    spill(full.tier, waiting.keys())
-    full.tier.mark_pending(waiting.keys())
+    pending, others = chain("pending", 8), chain("others", 24)
+    spill(full.tier, pending.keys())
+    full.tier.mark_pending(pending.keys())
     spill(full.tier, others.keys())
     spill(full.tier, chain("new", 24).keys())
     assert full.tier.lookup(others, soon()) == (0, True)
     assert spill(full.tier, chain("all", 32).keys()) == [STORED] * 24 + [REFUSED] * 8
-    assert full.tier.lookup(waiting, soon()) == (8, True)
-    assert [page.key for page in full.tier.pending()] == waiting.keys()
+    assert full.tier.lookup(pending, soon()) == (8, True)
+    assert [page.key for page in full.tier.pending()] == pending.keys()
     assert full.tier.check_integrity() == []
 
 
@@ -93,37 +93,37 @@ def test_page_marked_pending_after_it_was_chosen_as_a_victim_stays(full: Disk) -
 def test_disk_full_of_pending_pages_refuses_spills_until_one_is_uploaded(
     full: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waiting, new = chain("waiting", 32).keys(), chain("new", 3).keys()
-    spill(full.tier, waiting)
-    full.tier.mark_pending(waiting)
+    pending, new = chain("pending", 32).keys(), chain("new", 3).keys()
+    spill(full.tier, pending)
+    full.tier.mark_pending(pending)
     for key in new:
         assert spill(full.tier, [key]) == [REFUSED]
     assert [record.message for record in caplog.records] == [
         "disk is full of pages waiting for upload"
     ]
-    load(full.tier, waiting)
+    load(full.tier, pending)
     assert full.tier.usage().evicted == 0
     assert segment_bytes(full) <= full.config.capacity
-    full.tier.mark_uploaded(waiting[-1:])
+    full.tier.mark_uploaded(pending[-1:])
     assert spill(full.tier, new) == [STORED, REFUSED, REFUSED]
-    load(full.reopen(), waiting[:-1])
-    assert [page.key for page in full.tier.pending()] == waiting[:-1]
+    load(full.reopen(), pending[:-1])
+    assert [page.key for page in full.tier.pending()] == pending[:-1]
 
 
 def test_disk_of_pending_and_exempt_pages_is_not_scanned_for_victims(full: Disk) -> None:
-    waiting, kept, new = chain("waiting", 29).keys(), chain("kept", 3).keys(), chain("new", 1)
+    pending, exempt, new = chain("pending", 29).keys(), chain("exempt", 3).keys(), chain("new", 1)
     elsewhere = chain("elsewhere", 2).keys()
-    spill(full.tier, waiting)
-    spill(full.tier, kept)
-    full.tier.mark_pending([*waiting, kept[0]])
-    full.tier.exempt(frozenset([*kept, *elsewhere]))
+    spill(full.tier, pending)
+    spill(full.tier, exempt)
+    full.tier.mark_pending([*pending, exempt[0]])
+    full.tier.exempt(frozenset([*exempt, *elsewhere]))
     assert spill(full.tier, new.keys()) == [REFUSED]
     assert list(full.tier._reclaimer._entries(SLOT)) == []
-    full.tier.exempt(frozenset([*kept[:2], *elsewhere]))
+    full.tier.exempt(frozenset([*exempt[:2], *elsewhere]))
     assert list(full.tier._reclaimer._entries(SLOT))
     assert spill(full.tier, new.keys()) == [STORED]
-    load(full.tier, kept[:2])
-    assert present(full.tier, kept[2:]) == [False]
+    load(full.tier, exempt[:2])
+    assert present(full.tier, exempt[2:]) == [False]
 
 
 def test_eviction_order_survives_a_restart(full: Disk) -> None:
@@ -149,7 +149,7 @@ def test_spill_does_not_evict_the_start_of_its_own_chain(full: Disk) -> None:
 
 
 def test_background_eviction_ends_at_the_low_watermark(tmp_path: Path) -> None:
-    settings = {"capacity": room_for(160), "high_watermark": 0.9, "low_watermark": 0.5}
+    settings = {"capacity": capacity_for(160), "high_watermark": 0.9, "low_watermark": 0.5}
     with disk(tmp_path / "nvme", **settings) as opened:
         spill(opened.tier, chain("below", 140).keys())
         assert opened.tier.usage() == (140, 140 * 12288, opened.config.capacity, 0)
@@ -179,21 +179,21 @@ def test_cold_pages_of_another_size_are_evicted(full: Disk) -> None:
     assert full.tier.check_integrity() == []
 
 
-@pytest.mark.parametrize("why", ["used", "waiting"])
+@pytest.mark.parametrize("why", ["used", "pending"])
 def test_pages_of_another_size_stay_if_recent_or_pending(full: Disk, why: str) -> None:
     small, large = chain("small", 32), chain("large", 3).keys()
     spill(full.tier, small.keys(), SMALL)
     spill(full.tier, large[:1], LARGE)
-    kept = [key for key in small.keys() if present(full.tier, [key])[0]]
-    assert len(kept) == 28
-    if why == "waiting":
-        full.tier.mark_pending(kept)
+    stored = [key for key in small.keys() if present(full.tier, [key])[0]]
+    assert len(stored) == 28
+    if why == "pending":
+        full.tier.mark_pending(stored)
     for key in large[1:]:
         if why == "used":
             assert full.tier.lookup(small, soon()) == (28, True)
         assert spill(full.tier, [key], LARGE) == [STORED]
     assert present(full.tier, large) == [False, False, True]
-    assert all(present(full.tier, kept))
+    assert all(present(full.tier, stored))
 
 
 def test_new_size_gets_a_segment_once_pages_are_uploaded(full: Disk) -> None:
@@ -223,7 +223,7 @@ def test_lowered_capacity_keeps_the_most_recently_used_pages(full: Disk) -> None
     old, new = chain("old", 16), chain("new", 16)
     spill(full.tier, old.keys())
     spill(full.tier, new.keys())
-    capacity = room_for(16, segments=8)
+    capacity = capacity_for(16, segments=8)
     full.reopen(capacity=capacity)
     assert segment_bytes(full) <= capacity
     assert full.tier.lookup(new, soon()) == (16, True)
@@ -231,14 +231,14 @@ def test_lowered_capacity_keeps_the_most_recently_used_pages(full: Disk) -> None
 
 
 def test_lowered_capacity_is_met_once_pages_are_uploaded(full: Disk) -> None:
-    waiting = chain("waiting", 24).keys()
-    spill(full.tier, waiting)
-    full.tier.mark_pending(waiting)
+    pending = chain("pending", 24).keys()
+    spill(full.tier, pending)
+    full.tier.mark_pending(pending)
     capacity = full.config.capacity // 2
     full.reopen(capacity=capacity)
     assert spill(full.tier, chain("new", 1).keys()) == [REFUSED]
-    load(full.tier, waiting)
-    full.tier.mark_uploaded(waiting)
+    load(full.tier, pending)
+    full.tier.mark_uploaded(pending)
     eventually(lambda: segment_bytes(full) <= capacity)
     assert full.tier.check_integrity() == []
 

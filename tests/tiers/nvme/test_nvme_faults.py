@@ -26,7 +26,7 @@ from memkv_sglang.testing.pages import (
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.nvme import faults, transfer
 from memkv_sglang.tiers.nvme.quarantine import FILES_KEPT
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 KEYS = make_chain(NAMESPACE, 12).keys()
@@ -126,7 +126,7 @@ def test_uploaded_pages_can_be_evicted_although_the_journal_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "PAUSE", 0.1)
-    with disk(tmp_path / "nvme", capacity=room_for(16)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(16)) as nvme:
         keys = make_chain(NAMESPACE, 16).keys()
         spill(nvme.tier, keys)
         nvme.tier.mark_pending(keys)
@@ -142,7 +142,7 @@ def test_uploaded_pages_can_be_evicted_although_the_journal_failed(
 def test_full_disk_uses_the_existing_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         spill(nvme.tier, KEYS[:4])  # fills a segment of four
         FailingCall(monkeypatch, "posix_fallocate", errno.ENOSPC)
         assert spill(nvme.tier, MORE[:4]) == [STORED] * 4
@@ -157,7 +157,7 @@ def test_segments_that_cannot_be_removed_cause_no_more_evictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "PAUSE", 0.0)
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys, small = make_chain(NAMESPACE, 60, "cold").keys(), (100,)
         spill(nvme.tier, keys)  # four in each of 15 segments
         spill(nvme.tier, KEYS[:5], small)  # the sixteenth has no slots left

@@ -22,7 +22,7 @@ from memkv_sglang.tiers.nvme.journal import Journal
 from memkv_sglang.tiers.nvme.recovery import recover
 from memkv_sglang.tiers.nvme.segment import Place, create_segment
 from memkv_sglang.tiers.nvme.segments import Segments
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 
@@ -146,7 +146,7 @@ def test_every_page_is_pending_when_the_marks_are_lost(nvme: Disk) -> None:
 
 
 def test_order_by_age_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
-    with disk(tmp_path / "nvme", capacity=room_for(32)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(32)) as nvme:
         old, young = chain("old", 16), chain("young", 16)
         spill(nvme.tier, old.keys())
         spill(nvme.tier, young.keys())
@@ -161,7 +161,7 @@ def test_order_by_age_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
 def test_pages_of_truncated_and_lost_segments_are_misses(
     tmp_path: Path, with_journal: bool
 ) -> None:
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys = chain("chain", 12).keys()
         spill(nvme.tier, keys)  # four in each of three segments
         nvme.kill()
@@ -185,7 +185,7 @@ def test_pages_return_with_a_segment_that_could_not_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even next to a lost segment. Pages stored in the meantime take none of their slots."""
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys, more = chain("chain", 12).keys(), chain("more", 12).keys()
         spill(nvme.tier, keys)  # four in each of three segments
         nvme.tier.mark_pending(keys)
@@ -295,7 +295,7 @@ def test_directories_named_like_unfinished_files_are_kept(
     nvme: Disk, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     keys, more = chain("chain", 4).keys(), chain("more", 4).keys()
-    nvme.reopen(capacity=room_for(64))
+    nvme.reopen(capacity=capacity_for(64))
     spill(nvme.tier, keys)
     nvme.tier.close()
     foreign = nvme.path / name
