@@ -57,20 +57,30 @@ class ProductCache(Cache):
         lacking = min(count, self._capacity) - (self._capacity - held)
         if lacking <= 0:
             return count
-        self.order.adapt(held)
-        while lacking > 0 and (victims := self._victims.take(held, lacking)):
-            lacking -= len(victims)
-            self.order.remember_evicted((self._key(entry), entry) for entry in victims)
-            for entry in victims:
-                self._drop(entry)
+        while lacking > 0 and (evicted := self._evict(lacking)):
+            lacking -= evicted
         return self._capacity - len(self._entries)
 
-    def _drop(self, entry: int) -> None:
-        page = self._pages[entry]
-        assert page is not None
-        del self._entries[page]
-        self._pages[entry] = None
-        self._unused.append(entry)
+    def _evict(self, count: int) -> int:
+        """Do the same as `SpaceReclaimer._evict`."""
+        evicted, held = 0, len(self._entries)
+        self.order.adapt(held)
+        while evicted < count and (victims := self._victims.take(held, count - evicted)):
+            evicted += self._drop(victims)
+        if not evicted:
+            coldest = self.order.coldest(self._chunks(), self._is_unpinned, count, by_age=True)
+            evicted = self._drop([entry for _, entry in coldest])
+        return evicted
+
+    def _drop(self, victims: Sequence[int]) -> int:
+        self.order.remember_evicted((self._key(entry), entry) for entry in victims)
+        for entry in victims:
+            page = self._pages[entry]
+            assert page is not None
+            del self._entries[page]
+            self._pages[entry] = None
+            self._unused.append(entry)
+        return len(victims)
 
     def _publish(self, pages: Sequence[int]) -> None:
         tick = self.order.reserve_ticks(len(pages)) + len(pages)
@@ -99,4 +109,7 @@ class ProductCache(Cache):
         return (entries[first : first + _CHUNK] for first in range(0, len(entries), _CHUNK))
 
     def _is_evictable(self, entry: int) -> bool:
+        return self._is_unpinned(entry) and not self.order.is_being_spilled(entry)
+
+    def _is_unpinned(self, entry: int) -> bool:
         return self._pages[entry] is not None and entry not in self._pinned
