@@ -35,25 +35,25 @@ def run(options: Options) -> Report:
     """Measure the loop alone and during transfers. Raises `MissingToolError` on a single core."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise MissingToolError("interference needs two cores: one for the loop, one for transfers")
+        raise MissingToolError("interference needs two cores to pin the loop and the transfers to")
     report = Report("interference", "steps/ms")
     seconds = QUICK_SECONDS if options.quick else SECONDS
     repetitions = min(options.repetitions, 3) if options.quick else options.repetitions
     try:
         with ExitStack() as stack:
             os.sched_setaffinity(0, {cores[1]})  # for all that is started from here
-            movers = _movers(stack, report, options.directory)
+            transfers = _transfers(stack, report, options.directory)
             os.sched_setaffinity(0, {cores[0]})
             for _ in range(repetitions):
                 report.record(CASE, "alone", _loop(seconds))
-                for name, move in movers.items():
+                for name, move in transfers.items():
                     with _moving(move, cores[1]) as moves:
                         report.record(CASE, name, _loop(seconds))
                     moved = sum(moves) * PAGES * MIB / 1e9 / seconds
                     report.record(MOVED, name, moved)
     finally:
         os.sched_setaffinity(0, cores)
-    for name in movers:
+    for name in transfers:
         key = f"scheduler_speed_kept_{name.removeprefix('memkv ')}"
         report.figures[key] = report.ratio(CASE, name, "alone")
     report.panels = [
@@ -63,21 +63,23 @@ def run(options: Options) -> Report:
     return report
 
 
-def _movers(stack: ExitStack, report: Report, directory: Path) -> dict[str, Callable[[], object]]:
-    """Return by name functions that spill and load all pages of a pool."""
+def _transfers(
+    stack: ExitStack, report: Report, directory: Path
+) -> dict[str, Callable[[], object]]:
+    """Return, by name, functions that spill all pages of a pool and load them again."""
     server = stack.enter_context(minio(directory))
     scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory))
     pool = stack.enter_context(HostPool(PAGES, MIB, huge=True))
     nvme = NvmeConfig(directory=scratch, capacity=2 * GIB)
     config = server.config("interference")
-    movers = {
+    transfers = {
         "memkv nvme": _through_agent(stack, pool, nvme=nvme),
         "memkv minio": _through_agent(stack, pool, minio=config),
     }
     for name, peer in open_on_minio(report, ("seaweedfs",), config, pool).items():
         stack.callback(peer.close)
-        movers[name] = _in_process(peer, pool)
-    return movers
+        transfers[name] = _in_process(peer, pool)
+    return transfers
 
 
 def _through_agent(

@@ -1,4 +1,4 @@
-"""What a page is: its key, where its bytes lie, and the checksum that binds the two together."""
+"""Pages: their keys, buffers and checksums."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ CHECKSUM_SIZE = 16
 
 
 class PageKey(NamedTuple):
-    """What identifies a page: two pages with one key hold the same bytes."""
+    """Identifies a page. Two pages with the same key hold the same bytes."""
 
     namespace: bytes
     """Namespace digest, `NAMESPACE_DIGEST_SIZE` bytes."""
@@ -25,7 +25,7 @@ class PageKey(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """The page hashes of a sequence, in order. Need not begin at the sequence's first page."""
+    """Consecutive page hashes of a token sequence. Need not start at its first page."""
 
     namespace: bytes
     hashes: Sequence[bytes]
@@ -36,7 +36,7 @@ class Chain(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """A piece of a page as messages name it: bytes `[offset, offset + length)` of a pool."""
+    """Part of a page, as named in messages: bytes `[offset, offset + length)` of a pool."""
 
     pool: int
     offset: int
@@ -44,25 +44,25 @@ class Buffer(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page with the memory that holds it: the buffers follow one another in stored form.
+    """A page and the memory for its content, which is stored as the concatenation of its buffers.
 
-    A tier reads from the buffers when it spills and writes into them when it loads. They must be
-    C-contiguous byte views, and writable for a load.
+    A tier reads the buffers when it spills and writes to them when it loads. They must be
+    C-contiguous byte views, and writable for a load. The caller owns them.
     """
 
     key: PageKey
     buffers: tuple[memoryview, ...]
     checksum: bytes | None = None
-    """The checksum that the content was verified against when it was read; None if it is new."""
+    """The checksum verified when the content was read; None for a new page."""
 
     @property
     def length(self) -> int:
-        """Bytes of content, over all buffers."""
+        """Bytes of content in all buffers."""
         return sum(map(len, self.buffers))
 
 
 def gather(parts: Iterable[memoryview], whole: memoryview) -> None:
-    """Copy buffers one after the other into one."""
+    """Copy several buffers, in order, into one."""
     for part in parts:
         whole[: len(part)] = part
         whole = whole[len(part) :]
@@ -76,13 +76,13 @@ def scatter(whole: memoryview, parts: Iterable[memoryview]) -> None:
 
 
 class ChangedPageError(Exception):
-    """A page's content does not have the checksum that came with it."""
+    """A page's content does not match the checksum that came with it."""
 
 
 def page_checksum(key: PageKey, buffers: Iterable[memoryview]) -> bytes:
     """Return the XXH3-128 digest of a page's content, seeded with its key.
 
-    The seed makes the checksum fail as well for intact content that is stored under another key.
+    Because of the seed, intact content stored under the wrong key fails verification, too.
     """
     hasher = xxhash.xxh3_128(seed=checksum_seed(key))
     for buffer in buffers:
@@ -93,8 +93,7 @@ def page_checksum(key: PageKey, buffers: Iterable[memoryview]) -> bytes:
 def spill_checksum(page: Page, content: Iterable[memoryview]) -> bytes:
     """Return the checksum to store with a page's `content`.
 
-    Computes one only for a page that has none yet. Raises `ChangedPageError` if the content does
-    not have the page's own.
+    Raises `ChangedPageError` if the page already has a checksum and the content does not match it.
     """
     checksum = page_checksum(page.key, content)
     if page.checksum not in (None, checksum):
@@ -103,5 +102,5 @@ def spill_checksum(page: Page, content: Iterable[memoryview]) -> bytes:
 
 
 def checksum_seed(key: PageKey) -> int:
-    """Return the seed of a page's checksum, 64 bits."""
+    """Return the 64-bit seed of a page's checksum."""
     return int.from_bytes(key.namespace[:8], "little") ^ int.from_bytes(key.hash[:8], "little")

@@ -1,7 +1,7 @@
-"""SGLang's page hashes of token ids, for who names a prompt's pages without a server's memory.
+"""Compute SGLang's page hashes from token ids, without a running server.
 
-The format is that of SGLang 0.5.23, `mem_cache/cpp_utils/hash_binding.cpp` and, for the seed,
-`mem_cache/utils.py: storage_namespace_seed`; a test compares both.
+The format is that of SGLang 0.5.23: `mem_cache/cpp_utils/hash_binding.cpp` and, for the seed,
+`mem_cache/utils.py: storage_namespace_seed`. A test compares both.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ UINT32_MAX = 2**32 - 1
 
 
 def page_hashes(tokens: Sequence[int], page_size: int, seed: bytes = b"") -> list[bytes]:
-    """Return the hash of every whole page of the tokens, from the first on.
+    """Return the hash of every complete page of the tokens, in order.
 
-    Each covers the one before (at first `seed`) and the page's tokens as little-endian 32-bit
-    integers; if one needs more, a byte 0xff and all of them in 64 bits. Raises `ValueError` for a
-    token that is negative or larger than that.
+    Each hash covers the previous one (`seed` for the first page) and the page's tokens as
+    little-endian 32-bit integers. If a token does not fit, the page is encoded as the byte 0xff
+    followed by 64-bit integers. Raises `ValueError` for a negative token or one that needs more.
     """
-    hashes, before = [], seed
+    hashes, previous = [], seed
     for first in range(0, len(tokens) - page_size + 1, page_size):
-        before = hashlib.sha256(before + _encode(tokens[first : first + page_size])).digest()
-        hashes.append(before)
+        previous = hashlib.sha256(previous + _encode(tokens[first : first + page_size])).digest()
+        hashes.append(previous)
     return hashes
 
 
 def chain_seed(extra_key: str | None, salt: str | None) -> bytes:
-    """Return what seeds the chain of a request with an `extra_key` (LoRA) or a cache salt."""
+    """Return the hash seed for a request with an `extra_key` (LoRA) or a cache salt."""
     if extra_key is None and salt is None:
         return b""
     digest = hashlib.sha256(b"sglang-cache-namespace-v1")
@@ -43,4 +43,4 @@ def _encode(tokens: Sequence[int]) -> bytes:
             return b"\xff" + struct.pack(f"<{len(tokens)}q", *tokens)
         return struct.pack(f"<{len(tokens)}I", *tokens)
     except struct.error as error:
-        raise ValueError(f"no token ids: {error}") from None
+        raise ValueError(f"invalid token ids: {error}") from None

@@ -1,7 +1,7 @@
-"""Text from outside, made safe to print: escaped and bounded.
+"""Make untrusted text safe to print: escape it and limit its length.
 
-Names, notes and reasons come from the bucket, the disk, the network and other clients. All output
-passes through here, so that none of it can move a cursor, forge a line or fill a screen.
+Names, notes and reasons come from the bucket, the disk, the network and other clients. Escaping
+them all here keeps them from moving the cursor, forging a line or filling the screen.
 """
 
 import json
@@ -9,17 +9,17 @@ import math
 from typing import Any
 
 LIMIT = 500
-"""Characters of a value that are printed."""
+"""Maximum characters printed per value."""
 
 LINE_LIMIT = 4000
-"""Characters of a line that are printed."""
+"""Maximum characters printed per line."""
 
 
 def printable(value: object, limit: int = LIMIT) -> str:
     r"""Return the value's text on one line.
 
-    Control, format and other invisible characters become `\uXXXX`. The middle of a text longer
-    than `limit` is left out.
+    Control, format and other invisible characters become `\uXXXX`. If the text is longer than
+    `limit`, its middle is omitted.
     """
     return _escape(_shorten(str(value), limit))
 
@@ -30,7 +30,7 @@ def quoted(value: object, limit: int = LIMIT) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Return indented JSON: infinite numbers and NaN as null, bytes that are not UTF-8 escaped."""
+    """Return indented JSON, with infinity and NaN as null and invalid UTF-8 escaped."""
     return json.dumps(_valid(value), indent=2, allow_nan=False)
 
 
@@ -48,7 +48,7 @@ def _escape(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    # Surrogates are written as they are, characters beyond 16 bits as a pair of them, as in JSON.
+    # As in JSON: a character beyond 16 bits becomes two surrogates; lone surrogates stay.
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 

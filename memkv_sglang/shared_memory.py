@@ -1,7 +1,7 @@
-"""Memory that two processes map: of huge pages where the kernel has them, since those decide.
+"""Map memory shared between two processes, in huge pages if the kernel provides them.
 
-The kernel looks each 4 KiB page of a direct read's target up by itself; with pages of 2 MiB the
-same reads reach up to twice the speed. Best effort: without huge pages all works, only slower.
+For direct I/O the kernel pins every page of the buffer separately, so 2 MiB pages make reads up to
+twice as fast as 4 KiB pages. Best effort: without huge pages everything works, only slower.
 """
 
 import ctypes
@@ -11,23 +11,23 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 HUGE_PAGE = 2 << 20
-"""Bytes of a huge page on x86-64, and on 64-bit Arm with 4 KiB pages."""
+"""Bytes per huge page on x86-64, and on 64-bit Arm with 4 KiB pages."""
 
 MADV_POPULATE_WRITE = 23
-"""Linux 5.14: have every page there, writable."""
+"""Linux 5.14: allocate every page of a range, writable."""
 
 MADV_COLLAPSE = 25
-"""Linux 6.1: make huge pages of what is there now, also where the system's policy is `never`."""
+"""Linux 6.1: turn the pages of a range into huge pages, even if the system's policy is `never`."""
 
 CHUNK = 64 << 20
-"""Bytes that one thread populates at a time."""
+"""Bytes that a thread populates per task."""
 
 THREADS = 8
-"""Threads at most: the kernel zeroes and copies about 1 GiB/s in each."""
+"""Maximum number of threads. In each, the kernel zeroes and copies about 1 GiB/s."""
 
 _TMPFS_MAGIC = 0x01021994
 _STATFS_SIZE = 256
-"""More than `struct statfs` has; the file system's type is its first word."""
+"""More than the size of `struct statfs`, whose first word is the file system's type."""
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -49,9 +49,9 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def is_ordinary_memory(descriptor: int) -> bool:
-    """Tell whether a file is memory of ordinary pages: not of huge ones only, not a file on disk.
+    """Return whether the file is tmpfs memory, as opposed to hugetlbfs or a file on disk.
 
-    Missing pages of such memory are always filled with zeros when they are touched.
+    The kernel fills missing pages of such memory with zeros on first access.
     """
     status = ctypes.create_string_buffer(_STATFS_SIZE)
     if _libc.fstatfs(descriptor, status):
@@ -60,44 +60,47 @@ def is_ordinary_memory(descriptor: int) -> bool:
 
 
 def map_memory(descriptor: int, length: int) -> memoryview:
-    """Map the first `length` bytes of a memory file, shared, where huge pages fit.
+    """Map the first `length` bytes of a memory file, shared, aligned for huge pages.
 
-    Huge pages need an address that agrees with the file's offset, which Python's `mmap` cannot ask
-    for: so it reserves a little more, and the file is mapped over the part that is aligned. Memory
-    of huge pages only (MFD_HUGETLB) is mapped up to the end of the last of these, whatever the
-    length (mmap(2)): room for that, too, or it would be mapped over what lies behind.
-    Unmapped with the last view. Does not touch the memory. Raises `OSError`.
+    The mapping is removed when the last view of it is freed. Does not touch the memory. Raises
+    `OSError`.
+
+    Huge pages need an aligned address, which Python's `mmap` cannot request. So this reserves a
+    larger range and maps the file over its aligned part. The kernel maps hugetlb memory
+    (MFD_HUGETLB) up to the end of its last huge page, whatever the length (mmap(2)); the reserved
+    range includes that, so that no other mapping is overwritten.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    page = max(HUGE_PAGE, os.fstat(descriptor).st_blksize)  # that of the memory, if it is huge
+    page = max(HUGE_PAGE, os.fstat(descriptor).st_blksize)  # the page size, for hugetlb memory
     reserved = mmap.mmap(-1, -(-length // page) * page + page, flags=flags)
     begin = -_address(memoryview(reserved)) % page
     memory = memoryview(reserved)[begin : begin + length]
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    where = _address(memory)
-    mapped = _libc.mmap(where, length, protection, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
-    if mapped != where:
+    address = _address(memory)
+    mapped = _libc.mmap(address, length, protection, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+    if mapped != address:
         raise _error("map memory")
     return memory
 
 
 def map_until_exit(descriptor: int, length: int) -> None:
-    """Map a file, read-only, until the process's memory map goes. Raises `OSError`.
+    """Map a file, read-only, until the kernel tears down the process's memory map.
 
-    Nothing unmaps it earlier, and forked children do not inherit it.
+    Nothing unmaps it earlier, and forked children do not inherit it. Raises `OSError`.
     """
     address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     if address == _MAP_FAILED:
         raise _error("map file")
     if _libc.madvise(address, length, mmap.MADV_DONTFORK):
-        raise _error("keep a mapping from children")
+        raise _error("exclude a mapping from forked children")
 
 
 def populate(memory: memoryview) -> bool:
-    """Have every page of mapped memory there, in huge pages where the kernel grants them.
+    """Allocate every page of mapped memory, in huge pages if the kernel provides them.
 
-    Blocks, for about two seconds a GiB and thread. Returns whether all are huge that can be. Raises
-    `OSError` where there is not enough memory. A kernel before 5.14 gives the pages at first use.
+    Returns whether all memory that can be in huge pages is. Blocks for about two seconds per GiB
+    and thread. Raises `OSError` if there is not enough memory. A kernel before 5.14 allocates the
+    pages on first access instead.
     """
     begin = _address(memory)
     chunks = [
@@ -111,7 +114,7 @@ def populate(memory: memoryview) -> bool:
 
 def _populate_chunk(chunk: tuple[int, int]) -> bool:
     address, length = chunk
-    # Where the policy lets shared memory have huge pages, they come at once.
+    # If the system's policy allows huge pages for shared memory, populating allocates them.
     _libc.madvise(address, length, mmap.MADV_HUGEPAGE)
     if _libc.madvise(address, length, MADV_POPULATE_WRITE):
         if ctypes.get_errno() == errno.EINVAL:

@@ -1,27 +1,28 @@
-"""How long work takes, learnt from how long it took: for loads and for prefills alike."""
+"""Predict how long loads and prefills take from how long earlier ones took."""
 
 import threading
 
 MEMORY = 0.9
-"""Weight of an observation against the one after it: the last ten or so decide."""
+"""Weight of an observation relative to the next one: about the last ten count."""
 
 _SINGULAR = 1e-9
-"""Determinant over the product of the diagonal, below which two quantities tell one thing."""
+"""Determinant relative to the product of the diagonal below which `x` and `y` are collinear."""
 
 
 class TimeModel:
-    """Seconds as `a * x + b * y` with `a, b >= 0`, by least squares over what was observed.
+    """Fits seconds as `a * x + b * y`, with `a, b >= 0`, to observations. Thread-safe.
 
-    Normal equations with exponential forgetting: see "recursive least squares". Thread-safe.
+    Least squares by the normal equations with exponential forgetting: see "recursive least
+    squares".
     """
 
     def __init__(self) -> None:
-        """Know nothing."""
+        """Create a model without observations."""
         self._lock = threading.Lock()
         self._xx = self._xy = self._yy = self._xt = self._yt = 0.0
 
     def observe(self, x: float, y: float, seconds: float) -> None:
-        """Take note of work that has been done."""
+        """Record that the work `x`, `y` took so many seconds."""
         with self._lock:
             self._xx = MEMORY * self._xx + x * x
             self._xy = MEMORY * self._xy + x * y
@@ -30,15 +31,15 @@ class TimeModel:
             self._yt = MEMORY * self._yt + y * seconds
 
     def predict(self, x: float, y: float) -> float | None:
-        """Return the seconds for so much work, the lower end of `bounds`; None if not known."""
+        """Return the predicted seconds: the lower of the `bounds`, None without observations."""
         bounds = self.bounds(x, y)
         return None if bounds is None else bounds[0]
 
     def bounds(self, x: float, y: float) -> tuple[float, float] | None:
-        """Return the seconds for so much work, at least and at most; None if not known.
+        """Return the lower and upper bound of the predicted seconds; None without observations.
 
-        The two differ where `x` and `y` have always gone together, so that nobody can say which of
-        them costs the time.
+        They differ if `x` and `y` were always proportional, so that the observations do not show
+        which of them costs the time.
         """
         with self._lock:
             if not self._xx:

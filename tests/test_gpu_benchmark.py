@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: skipped in one line, and its copies into memory instead."""
+"""The GPU benchmark on a machine without a GPU: it is skipped, or copies to host memory."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from benchmarks.report import Report
 from memkv_sglang.config.schema import MIB
 
 
-def test_without_a_gpu_it_is_skipped_in_one_line() -> None:
+def test_without_a_gpu_the_benchmark_is_skipped() -> None:
     command = [sys.executable, "-m", "benchmarks", "gpu"]
     done = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 2
@@ -23,8 +23,8 @@ def test_without_a_gpu_it_is_skipped_in_one_line() -> None:
 
 
 @pytest.mark.skipif(shutil.which("fio") is None, reason="needs fio")
-def test_every_contestant_gives_the_pages_that_were_spilled(tmp_path: Path) -> None:
-    """To memory in the place of a device's: `measure` compares it with what the tiers loaded."""
+def test_every_contestant_loads_the_spilled_pages(tmp_path: Path) -> None:
+    """Copy to host memory instead of a GPU; `measure` compares it with the loaded pages."""
     report = Report("gpu", "GB/s")
     measure(report, Options(tmp_path, repetitions=1, quick=True), "cpu", 16 * MIB)
     assert set(report.runs) == set(PAGE_SIZES)

@@ -1,4 +1,4 @@
-"""Hashes of token ids as SGLang computes them."""
+"""Page hashes equal those that SGLang computes."""
 
 from array import array
 
@@ -13,7 +13,7 @@ tokens_of = st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 2**40), max_size
 
 
 @given(tokens_of, st.integers(1, 8), st.binary(min_size=32, max_size=32) | st.just(b""))
-def test_whole_pages_have_the_hashes_of_sglang(tokens: list[int], size: int, seed: bytes) -> None:
+def test_hashes_equal_those_of_sglang(tokens: list[int], size: int, seed: bytes) -> None:
     whole = len(tokens) // size * size
     expected = HashlibPageHash().get_hash(
         array("q", tokens),
@@ -28,13 +28,13 @@ def test_whole_pages_have_the_hashes_of_sglang(tokens: list[int], size: int, see
 
 @pytest.mark.parametrize("extra_key", [None, "", "lora"])
 @pytest.mark.parametrize("salt", [None, "", "tenant"])
-def test_the_seed_is_that_of_sglang(extra_key: str | None, salt: str | None) -> None:
+def test_seed_equals_that_of_sglang(extra_key: str | None, salt: str | None) -> None:
     from sglang.srt.mem_cache.utils import storage_namespace_seed
 
     expected = storage_namespace_seed(extra_key, salt)
     assert chain_seed(extra_key, salt) == (bytes.fromhex(expected) if expected else b"")
 
 
-def test_token_ids_that_cannot_be_are_refused() -> None:
+def test_invalid_token_ids_are_refused() -> None:
     with pytest.raises(ValueError, match="token"):
         page_hashes([-1], 1)

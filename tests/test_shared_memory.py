@@ -1,4 +1,4 @@
-"""Memory as the agent and the servers map it."""
+"""Shared memory as the agent and the servers map it."""
 
 import mmap
 import os
@@ -38,7 +38,7 @@ def test_two_mappings_share_the_bytes(descriptor: int) -> None:
     assert bytes(theirs[4:-4]).count(0) == SIZE - 8
 
 
-def test_populating_keeps_what_is_there_and_takes_every_page(descriptor: int) -> None:
+def test_populating_keeps_the_content_and_allocates_every_page(descriptor: int) -> None:
     os.pwrite(descriptor, b"kept", HUGE_PAGE)
     memory = map_memory(descriptor, SIZE)
     populate(memory)
@@ -46,7 +46,7 @@ def test_populating_keeps_what_is_there_and_takes_every_page(descriptor: int) ->
     assert os.fstat(descriptor).st_blocks * 512 >= SIZE
 
 
-def test_is_unmapped_with_the_last_view(descriptor: int) -> None:
+def test_memory_is_unmapped_with_the_last_view(descriptor: int) -> None:
     memory = map_memory(descriptor, SIZE)
     piece = memory[HUGE_PAGE : 2 * HUGE_PAGE]
     del memory
@@ -56,7 +56,7 @@ def test_is_unmapped_with_the_last_view(descriptor: int) -> None:
     assert mappings(descriptor) == []
 
 
-def test_lies_where_huge_pages_fit(descriptor: int) -> None:
+def test_memory_is_aligned_for_huge_pages(descriptor: int) -> None:
     memory = map_memory(descriptor, SIZE)
     (line,) = mappings(descriptor)
     begin = int(line.split("-")[0], 16)
@@ -65,10 +65,10 @@ def test_lies_where_huge_pages_fit(descriptor: int) -> None:
 
 
 @pytest.mark.parametrize("page", [HUGE_PAGE, 1 << 30])
-def test_what_the_kernel_maps_in_huge_pages_fits_the_reservation(
+def test_hugetlb_mapping_fits_in_the_reserved_range(
     descriptor: int, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    """Stands in for memory of MFD_HUGETLB, which only a node with such pages set aside can map."""
+    """Uses a stand-in for MFD_HUGETLB memory, which only nodes with reserved huge pages can map."""
     status = SimpleNamespace(st_blksize=page)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", lambda _: status)
@@ -81,7 +81,7 @@ def test_what_the_kernel_maps_in_huge_pages_fits_the_reservation(
 
 
 @pytest.mark.parametrize("flags", [os.MFD_HUGETLB, os.MFD_HUGETLB | os.MFD_HUGE_1GB])
-def test_memory_of_huge_pages_tells_their_size(flags: int) -> None:
+def test_hugetlb_memory_reports_its_page_size(flags: int) -> None:
     try:
         descriptor = os.memfd_create("huge", flags)
     except OSError as error:
@@ -91,6 +91,6 @@ def test_memory_of_huge_pages_tells_their_size(flags: int) -> None:
     os.close(descriptor)
 
 
-def test_refuses_what_is_no_descriptor() -> None:
+def test_invalid_descriptor_is_refused() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         map_memory(-1, SIZE)

@@ -1,4 +1,4 @@
-"""What the NVMe tier's eviction order is compared with. Each holds `pages` pages."""
+"""Other eviction policies, to compare the NVMe tier's with. Each cache holds `pages` pages."""
 
 import heapq
 from abc import ABC, abstractmethod
@@ -12,20 +12,20 @@ class Cache(ABC):
     """A cache of pages."""
 
     def __init__(self, pages: int) -> None:
-        """Begin empty."""
-        self._room = pages
+        """Create an empty cache that holds `pages` pages."""
+        self._capacity = pages
 
     @abstractmethod
     def __contains__(self, page: int) -> bool:
-        """Tell whether a page is there."""
+        """Return whether a page is cached."""
 
     @abstractmethod
     def request(self, pages: Sequence[int]) -> int:
-        """Serve a prompt; return how many pages of its prefix were there when it came."""
+        """Serve a prompt; return how many pages of its prefix were cached before."""
 
 
 class PeerCache(Cache):
-    """A peer knows no chains: it takes a prompt's pages one by one."""
+    """A cache that knows no chains and takes a prompt's pages one by one."""
 
     leaf_first = True
     """Whether the prompt's last page comes first, so that its first one is the most recent."""
@@ -39,11 +39,11 @@ class PeerCache(Cache):
 
     @abstractmethod
     def use(self, page: int) -> None:
-        """Take note of a use; let others leave for a page that was not there."""
+        """Record a use; store the page if it is missing, evicting others if necessary."""
 
 
 class Lru(PeerCache):
-    """The least recently used page leaves."""
+    """Evicts the least recently used page."""
 
     def __init__(self, pages: int) -> None:
         """See `Cache`."""
@@ -57,24 +57,25 @@ class Lru(PeerCache):
         """See `PeerCache`."""
         self._held[page] = None
         self._held.move_to_end(page)
-        if len(self._held) > self._room:
+        if len(self._held) > self._capacity:
             self._held.popitem(last=False)
 
 
 class S3Fifo(PeerCache):
     """Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023.
 
-    A tenth of the room is for new pages; those used there move to the main queue, others are
-    remembered for as many pages as the main queue holds, and come back into the main queue.
+    A tenth of the capacity is a queue for new pages. Pages used there move to the main queue; the
+    others are evicted to a ghost list as long as the main queue, and if they are used again, go to
+    the main queue.
     """
 
     promoted_at = 1
-    """Uses in the small queue that bring a page to the main one; the authors' code has 1 or 2."""
+    """Uses that promote a page from the small to the main queue; the authors' code has 1 or 2."""
 
     def __init__(self, pages: int) -> None:
         """See `Cache`."""
         super().__init__(pages)
-        self._small_room = max(1, pages // 10)
+        self._small_capacity = max(1, pages // 10)
         self._small: deque[int] = deque()
         self._main: deque[int] = deque()
         self._uses: dict[int, int] = {}
@@ -88,7 +89,7 @@ class S3Fifo(PeerCache):
         if page in self._uses:
             self._uses[page] = min(3, self._uses[page] + 1)
             return
-        while len(self._uses) >= self._room:
+        while len(self._uses) >= self._capacity:
             self._evict()
         if page in self._ghosts:
             del self._ghosts[page]
@@ -98,7 +99,7 @@ class S3Fifo(PeerCache):
         self._uses[page] = 0
 
     def _evict(self) -> None:
-        if len(self._small) >= self._small_room or not self._main:
+        if len(self._small) >= self._small_capacity or not self._main:
             while self._small:
                 page = self._small.popleft()
                 if self._uses[page] < self.promoted_at:
@@ -106,7 +107,7 @@ class S3Fifo(PeerCache):
                     return
                 self._uses[page] = 0
                 self._main.append(page)
-                if len(self._main) > self._room - self._small_room:
+                if len(self._main) > self._capacity - self._small_capacity:
                     break
         while self._main:
             page = self._main.popleft()
@@ -119,12 +120,12 @@ class S3Fifo(PeerCache):
     def _forget(self, page: int) -> None:
         del self._uses[page]
         self._ghosts[page] = None
-        if len(self._ghosts) > self._room - self._small_room:
+        if len(self._ghosts) > self._capacity - self._small_capacity:
             self._ghosts.popitem(last=False)
 
 
 class S3FifoTwo(S3Fifo):
-    """The variant that wants two uses."""
+    """The variant that promotes a page after two uses."""
 
     promoted_at = 2
 
@@ -151,7 +152,7 @@ class Lru2(PeerCache):
         self._tick += 1
         _, last = self._last_two.get(page, (0, 0))
         self._last_two[page] = last, self._tick
-        while page not in self._held and len(self._held) >= self._room:
+        while page not in self._held and len(self._held) >= self._capacity:
             uses, coldest = heapq.heappop(self._heap)
             if self._last_two[coldest] == uses:
                 self._held.discard(coldest)
@@ -181,7 +182,7 @@ class Belady(PeerCache):
         ahead.popleft()
         self._held[page] = ahead[0] if ahead else 1 << 62
         heapq.heappush(self._heap, (-self._held[page], page))
-        while len(self._held) > self._room:
+        while len(self._held) > self._capacity:
             farthest, candidate = heapq.heappop(self._heap)
             if self._held.get(candidate) == -farthest:
                 del self._held[candidate]

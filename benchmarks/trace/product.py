@@ -1,4 +1,4 @@
-"""The NVMe tier's decisions without its files: the same order and victims, on numbers."""
+"""A simulation of the NVMe tier's eviction, without files: pages are numbers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ _CHUNK = 4096
 
 
 class ProductCache(Cache):
-    """Does with `EvictionOrder` what the NVMe tier does; a test compares the two."""
+    """Uses `EvictionOrder` like the NVMe tier does; a test compares the two."""
 
     def __init__(self, pages: int) -> None:
         """See `Cache`."""
@@ -24,56 +24,66 @@ class ProductCache(Cache):
         self._pages: list[int | None] = []
         self._unused: list[int] = []
         self._pinned: set[int] = set()
-        self._victims = Victims(self.order, self._chunks, self._may_leave)
+        self._victims = Victims(self.order, self._chunks, self._is_evictable)
 
     def __contains__(self, page: int) -> bool:
         return page in self._entries
 
     def request(self, pages: Sequence[int]) -> int:
-        """See `Cache`: a lookup, and a spill of what was not there."""
+        """Look the prompt up, then spill its missing pages."""
         hits = self.lookup(pages)
         self.spill(pages)
         return hits
 
     def lookup(self, pages: Sequence[int]) -> int:
-        """Return the length of the prefix, which is used by that."""
+        """Return the length of the cached prefix, and record its use."""
         length = next((i for i, page in enumerate(pages) if page not in self), len(pages))
         found = [self._entries[page] for page in pages[:length]]
         self.order.use(NAMESPACE, [page_hash(page) for page in pages[:length]], found)
         return length
 
     def spill(self, pages: Sequence[int]) -> None:
-        """Store those that are not there, as far as there is room beside the others."""
+        """Store the missing pages, as many as fit without evicting the prompt's other pages."""
         present = [self._entries[page] for page in pages if page in self]
         self._pinned = set(present)
         fresh = [page for page in pages if page not in self]
-        room = self._make_room(len(fresh))
+        free = self._free_space(len(fresh))
         self._pinned.clear()
-        self._publish(fresh[:room])
+        self._publish(fresh[:free])
         self.order.touch(present)
 
-    def _make_room(self, count: int) -> int:
+    def _free_space(self, count: int) -> int:
         held = len(self._entries)
-        lacking = min(count, self._room) - (self._room - held)
+        lacking = min(count, self._capacity) - (self._capacity - held)
         if lacking <= 0:
             return count
-        self.order.adapt(held)
-        while lacking > 0 and (victims := self._victims.take(held, lacking)):
-            lacking -= len(victims)
-            self.order.leave((self._key(entry), entry) for entry in victims)
-            for entry in victims:
-                self._drop(entry)
-        return self._room - len(self._entries)
+        while lacking > 0 and (evicted := self._evict(lacking)):
+            lacking -= evicted
+        return self._capacity - len(self._entries)
 
-    def _drop(self, entry: int) -> None:
-        page = self._pages[entry]
-        assert page is not None
-        del self._entries[page]
-        self._pages[entry] = None
-        self._unused.append(entry)
+    def _evict(self, count: int) -> int:
+        """Do the same as `SpaceReclaimer._evict`."""
+        evicted, held = 0, len(self._entries)
+        self.order.adapt(held)
+        while evicted < count and (victims := self._victims.take(held, count - evicted)):
+            evicted += self._drop(victims)
+        if not evicted:
+            coldest = self.order.coldest(self._chunks(), self._is_unpinned, count, by_age=True)
+            evicted = self._drop([entry for _, entry in coldest])
+        return evicted
+
+    def _drop(self, victims: Sequence[int]) -> int:
+        self.order.remember_evicted((self._key(entry), entry) for entry in victims)
+        for entry in victims:
+            page = self._pages[entry]
+            assert page is not None
+            del self._entries[page]
+            self._pages[entry] = None
+            self._unused.append(entry)
+        return len(victims)
 
     def _publish(self, pages: Sequence[int]) -> None:
-        tick = self.order.take(len(pages)) + len(pages)
+        tick = self.order.reserve_ticks(len(pages)) + len(pages)
         self.written += len(pages)
         added = []
         for page in pages:
@@ -85,9 +95,9 @@ class ProductCache(Cache):
                 entry = len(self._pages)
                 self._pages.append(page)
             self._entries[page] = entry
-            self.order.set(entry, tick)
+            self.order.set_tick(entry, tick)
             added.append((self._key(entry), entry))
-        self.order.enter(added)
+        self.order.add(added)
 
     def _key(self, entry: int) -> PageKey:
         page = self._pages[entry]
@@ -98,5 +108,8 @@ class ProductCache(Cache):
         entries = list(self._entries.values())
         return (entries[first : first + _CHUNK] for first in range(0, len(entries), _CHUNK))
 
-    def _may_leave(self, entry: int) -> bool:
+    def _is_evictable(self, entry: int) -> bool:
+        return self._is_unpinned(entry) and not self.order.is_being_spilled(entry)
+
+    def _is_unpinned(self, entry: int) -> bool:
         return self._pages[entry] is not None and entry not in self._pinned

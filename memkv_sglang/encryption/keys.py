@@ -1,12 +1,12 @@
-"""The keys that pages are encrypted with: one writes, all read.
+"""The encryption keys: new pages are encrypted with one, and any of them can decrypt.
 
-The key file is TOML. An id names a key for good, in the file and beside every page that it wrote:
+The key file is TOML. Every stored page names the id of its key, so never reuse an id:
 
     write = "2026-11"
 
     [keys]
-    2026-11 = "64 hexadecimal digits, as from: openssl rand -hex 32"
-    2026-05 = "the key before it, kept as long as pages of it are to be read"
+    2026-11 = "64 hexadecimal digits, as printed by: openssl rand -hex 32"
+    2026-05 = "the previous key, kept as long as its pages should be readable"
 """
 
 import re
@@ -18,7 +18,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.private import parse_toml, read_private
 
 KEY_SIZE = 32
-"""Bytes of a key (AES-256)."""
+"""Bytes per key (AES-256)."""
 
 SETTING = "minio.encryption_key_file"
 
@@ -28,26 +28,26 @@ _DIGITS = re.compile(rf"[0-9A-Fa-f]{{{2 * KEY_SIZE}}}")
 
 @dataclass(frozen=True)
 class KeyRing:
-    """Keys by id. Its `repr` shows none."""
+    """The keys of a key file. Its `repr` shows none of them."""
 
     write: str
-    """Id of the key that new pages are encrypted with."""
+    """Id of the key that encrypts new pages."""
     keys: Mapping[str, bytes] = field(repr=False)
 
 
 def load_key_ring(path: str) -> KeyRing:
-    """Read a key file. Raises `ConfigError`, whose line repeats no content of the file."""
+    """Read a key file. Raises `ConfigError`, whose message quotes no key."""
     content = read_private(path, SETTING)
     try:
         document = parse_toml(content)
-    except ValueError:  # whose text may quote a key
+    except ValueError:  # not chained: its message may quote a key
         raise ConfigError(
             f"{SETTING}: {path} is not TOML; write it as docs/security.md shows"
         ) from None
-    return KeyRing(_write(document, path), _keys(document, path))
+    return KeyRing(_parse_write(document, path), _parse_keys(document, path))
 
 
-def _keys(document: Mapping[str, Any], path: str) -> dict[str, bytes]:
+def _parse_keys(document: Mapping[str, Any], path: str) -> dict[str, bytes]:
     table = document.get("keys")
     if not isinstance(table, dict) or not table:
         raise ConfigError(f"{SETTING}: {path} has no keys; add a table [keys]")
@@ -60,20 +60,20 @@ def _keys(document: Mapping[str, Any], path: str) -> dict[str, bytes]:
         if not isinstance(digits, str) or not _DIGITS.fullmatch(digits):
             raise ConfigError(
                 f"{SETTING}: key {name!r} in {path} is not {2 * KEY_SIZE} hexadecimal digits in "
-                "quotes; make one by: openssl rand -hex 32"
+                "quotes; make one with: openssl rand -hex 32"
             )
     return {name: bytes.fromhex(digits) for name, digits in table.items()}
 
 
-def _write(document: Mapping[str, Any], path: str) -> str:
+def _parse_write(document: Mapping[str, Any], path: str) -> str:
     write, known = document.get("write"), document.get("keys")
     if unknown := document.keys() - {"write", "keys"}:
         raise ConfigError(
-            f"{SETTING}: {path} has {len(unknown)} entries beside `write` and [keys]; remove them"
+            f"{SETTING}: {path} has {len(unknown)} entries besides `write` and [keys]; remove them"
         )
     if not isinstance(write, str) or not isinstance(known, dict) or write not in known:
         raise ConfigError(
-            f'{SETTING}: {path} does not say which key writes; add write = "ID" above [keys], '
-            "with the id of one of them"
+            f"{SETTING}: {path} does not say which key encrypts new pages; add "
+            'write = "ID" above [keys], with the id of one of the keys'
         )
     return write

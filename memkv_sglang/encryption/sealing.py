@@ -1,10 +1,10 @@
-"""A page as a secret: AES-256-GCM with a key of the page's own (NIST SP 800-38D).
+"""Encrypt pages with AES-256-GCM, under a separate key for each page (NIST SP 800-38D).
 
-A sealed page is a nonce, the encrypted content and its checksum, and a tag. The checksum is the one
-that the content has on every other medium. The encryption key is derived from a master key and the
-page's key by HKDF-Expand (RFC 5869), and the page's key is the associated data as well, so that a
-sealed page opens in no other page's place. Nonces are random: 2**32 messages a key are safe with
-those, and a key encrypts no more than the few times that its one page is stored.
+A sealed page consists of a nonce, the encrypted content and checksum, and a tag. The checksum is
+the same one that other tiers store with the content. The encryption key is derived from a master
+key and the page's key by HKDF-Expand (RFC 5869). The page's key is also the associated data, so
+that a sealed page cannot be passed off as another page. Nonces are random, which is safe for 2**32
+messages per key; each key encrypts only one page, the few times that page is stored.
 """
 
 import os
@@ -22,21 +22,21 @@ NONCE_SIZE = 12
 TAG_SIZE = 16
 
 OVERHEAD = NONCE_SIZE + CHECKSUM_SIZE + TAG_SIZE
-"""Bytes by which a sealed page is longer than the page."""
+"""Bytes that sealing adds to a page."""
 
 CONTEXT = b"sglang-memkv page 1"
-"""Keeps keys and associated data apart from those of any other format or use."""
+"""Separates keys and associated data from those of any other format or use."""
 
 
 class ForgedError(Exception):
-    """No holder of the key sealed these bytes for this page."""
+    """The bytes were not sealed with this key for this page."""
 
 
 def seal(master: bytes, page: Page, sealed: memoryview) -> None:
-    """Encrypt a page's buffers into `sealed`, which is `OVERHEAD` bytes longer.
+    """Encrypt a page into `sealed`, which is `OVERHEAD` bytes longer than the page.
 
-    Reads the buffers once, so that the checksum is that of the content whatever a client does to
-    them meanwhile. Raises `ChangedPageError`.
+    Reads the buffers only once, so that content and checksum agree even if a client writes to the
+    buffers at the same time. Raises `ChangedPageError`.
     """
     content = sealed[NONCE_SIZE : -TAG_SIZE - CHECKSUM_SIZE]
     gather(page.buffers, content)
@@ -45,16 +45,16 @@ def seal(master: bytes, page: Page, sealed: memoryview) -> None:
     encryptor = Cipher(AES256(_page_key(master, page.key)), GCM(nonce)).encryptor()
     encryptor.authenticate_additional_data(_associated_data(page.key))
     sealed[:NONCE_SIZE] = nonce
-    secret = sealed[NONCE_SIZE:-TAG_SIZE]
-    encryptor.update_into(secret, secret)
+    plaintext = sealed[NONCE_SIZE:-TAG_SIZE]
+    encryptor.update_into(plaintext, plaintext)
     encryptor.finalize()
     sealed[-TAG_SIZE:] = encryptor.tag
 
 
 def unseal(master: bytes, sealed: memoryview, page: Page) -> bytes:
-    """Decrypt into a page's buffers and return the checksum that was sealed with the content.
+    """Decrypt into the page's buffers and return the checksum that was sealed with the content.
 
-    Raises `ForgedError`; the buffers hold nothing of value then.
+    Raises `ForgedError`; the buffers' content is then undefined.
     """
     nonce, tag = bytes(sealed[:NONCE_SIZE]), bytes(sealed[-TAG_SIZE:])
     decryptor = Cipher(AES256(_page_key(master, page.key)), GCM(nonce, tag)).decryptor()
@@ -67,7 +67,7 @@ def unseal(master: bytes, sealed: memoryview, page: Page) -> bytes:
     try:
         decryptor.finalize()
     except InvalidTag:
-        raise ForgedError("the authentication tag does not fit") from None
+        raise ForgedError("the authentication tag does not match") from None
     return checksum
 
 

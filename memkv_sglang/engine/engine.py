@@ -26,13 +26,13 @@ from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
+    AccessRecorder,
     LoadResult,
     Lookup,
+    PendingUploads,
     SpillResult,
     Tier,
     TierError,
-    UploadMarks,
-    UseNotes,
 )
 from memkv_sglang.tiers.wrappers import MeasuredTier
 
@@ -61,10 +61,10 @@ class Engine:
         self,
         local: Tier | None,
         shared: Tier | None,
-        marks: UploadMarks | None,
+        marks: PendingUploads | None,
         config: EngineConfig,
         metrics: Metrics,
-        uses: UseNotes | None = None,
+        uses: AccessRecorder | None = None,
         watcher: PinWatcher | None = None,
         disabled: Mapping[str, str] = NONE_DISABLED,
     ) -> None:
@@ -126,7 +126,7 @@ class Engine:
         """Return whether spills go to the shared tier first."""
         return self._config.admission == "second_use" and self._shared is not None
 
-    def _make_uploads(self, local: Tier | None, marks: UploadMarks | None) -> UploadQueue | None:
+    def _make_uploads(self, local: Tier | None, marks: PendingUploads | None) -> UploadQueue | None:
         if local is None or self._shared is None or marks is None:
             return None
         return UploadQueue(
@@ -162,7 +162,7 @@ class Engine:
                 return NOTHING
             found = self._finder.lookup(chain, seconds, recompute)
         if self._uses is not None and found.length:
-            self._uses.note_use(Chain(chain.namespace, chain.hashes[: found.length]))
+            self._uses.record_access(Chain(chain.namespace, chain.hashes[: found.length]))
         return found
 
     def present(

@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from memkv_sglang.tiers.base import Keeps, Pins, TierError
+from memkv_sglang.tiers.base import EvictionExemptions, PinReader, TierError
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,9 @@ REFRESH_INTERVAL = 30.0
 class PinWatcher:
     """Copies the set of pins to the local tier, in a daemon thread."""
 
-    def __init__(self, pins: Pins, local: Keeps, *, interval: float = REFRESH_INTERVAL) -> None:
+    def __init__(
+        self, pins: PinReader, local: EvictionExemptions, *, interval: float = REFRESH_INTERVAL
+    ) -> None:
         """Start at once, then refresh every `interval` seconds."""
         self._pins = pins
         self._local = local
@@ -29,8 +31,8 @@ class PinWatcher:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self._local.keep(self._pins.pinned())
-            except TierError as error:  # pages stay kept until the pins can be read
+                self._local.exempt(self._pins.read_pins())
+            except TierError as error:  # pages stay exempt until the pins can be read
                 log.debug("pins not read", extra={"fields": {"reason": str(error)}})
             except Exception:  # a bug, but the thread must go on
                 log.exception("pins not read")

@@ -17,10 +17,10 @@ from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
     LoadResult,
     PendingPage,
+    PendingUploads,
     SpillResult,
     Tier,
     TierError,
-    UploadMarks,
     loaded_pages,
 )
 
@@ -77,7 +77,7 @@ class UploadQueue:
         self,
         local: Tier,
         shared: Tier,
-        marks: UploadMarks,
+        marks: PendingUploads,
         breaker: CircuitBreaker,
         metrics: Metrics,
         gate: NamespaceGate,

@@ -1,4 +1,4 @@
-"""What every tier must pass: subclass `TierConformance` and give it the tier."""
+"""Tests that every tier must pass: subclass `TierConformance` and implement its hooks."""
 
 import threading
 import time
@@ -14,25 +14,26 @@ from memkv_sglang.testing.pages import (
     make_hashes,
     make_namespace,
     make_page,
+    page_content,
 )
-from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
+from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, TierUsage
 
 LENGTHS = (4096, 4096)
-"""Buffers of the usual test page: aligned, as SGLang's pools are."""
+"""Buffer lengths of the default test page. They are aligned, like SGLang's pools."""
 
 
 def soon() -> float:
-    """Return a deadline that no working tier misses."""
+    """Return a deadline that every working tier meets."""
     return time.monotonic() + 60
 
 
 def spill(tier: Tier, keys: Sequence[PageKey], lengths: Sequence[int] = LENGTHS) -> list[int]:
-    """Spill pages with their right content."""
+    """Spill pages with their correct content."""
     return [*tier.spill([make_page(key, lengths, filled=True) for key in keys], soon())]
 
 
 def load(tier: Tier, keys: Sequence[PageKey], lengths: Sequence[int] = LENGTHS) -> list[Page]:
-    """Load pages, assert that each is there and holds what it must."""
+    """Load pages; assert that each is loaded with its correct content."""
     pages = [make_page(key, lengths, filled=False) for key in keys]
     assert tier.load(pages, soon()) == [LoadResult.LOADED] * len(keys)
     assert all(map(holds_content, pages))
@@ -40,34 +41,111 @@ def load(tier: Tier, keys: Sequence[PageKey], lengths: Sequence[int] = LENGTHS) 
 
 
 class TierConformance(ABC):
-    """The contract of `memkv_sglang.tiers.base`, as tests.
+    """Tests of the contract in `memkv_sglang.tiers.base`.
 
-    A subclass gives a fixture `tier` with room for 16 MiB, and the two abilities below.
+    A subclass provides a fixture `tier` with a capacity of at least 16 MiB, and implements the
+    hooks below. The hooks for the medium (files, objects, ...) must bypass the tier.
     """
 
     namespace = make_namespace()
 
-    @abstractmethod
-    def reopen(self, tier: Tier) -> Tier:
-        """Close the tier and open it again over the same medium; the test's fixture closes both."""
+    page_overhead = 0
+    """Maximum bytes that `usage` counts per page beyond its content."""
 
     @abstractmethod
+    def reopen(self, tier: Tier) -> Tier:
+        """Close the tier and open it again on the same medium. The fixture closes both."""
+
+    @abstractmethod
+    def stored_keys(self, tier: Tier) -> set[PageKey]:
+        """Return the keys of all pages on the medium."""
+
+    @abstractmethod
+    def read_stored(self, tier: Tier, key: PageKey) -> bytes:
+        """Return the content of a page on the medium."""
+
+    @abstractmethod
+    def write_stored(self, tier: Tier, key: PageKey, content: bytes) -> None:
+        """Overwrite the content of a page on the medium, but not its metadata or checksum."""
+
+    def usage(self, tier: Tier) -> TierUsage:
+        """Return the current usage; override it if `Tier.usage` lags behind."""
+        return tier.usage()
+
     def corrupt(self, tier: Tier, key: PageKey) -> None:
-        """Change a byte of the stored copy behind the tier's back."""
+        """Flip a bit of the page on the medium."""
+        content = bytearray(self.read_stored(tier, key))
+        content[len(content) // 2] ^= 1
+        self.write_stored(tier, key, content=bytes(content))
+
+    def assert_usage_matches_medium(self, tier: Tier) -> None:
+        """Compare the tier's usage with the pages on the medium."""
+        keys, usage = self.stored_keys(tier), self.usage(tier)
+        stored = sum(len(self.read_stored(tier, key)) for key in keys)
+        assert usage.pages == len(keys)
+        assert stored <= usage.bytes <= stored + len(keys) * self.page_overhead
+
+    @pytest.mark.parametrize("lengths", [(4096, 4096), (6000, 100)], ids=str)
+    def test_medium_holds_exactly_the_spilled_pages(
+        self, tier: Tier, lengths: tuple[int, ...]
+    ) -> None:
+        keys = make_chain(make_namespace(page_bytes=sum(lengths)), 5).keys()
+        spill(tier, keys, lengths)
+        assert self.stored_keys(tier) == set(keys)
+        for key in keys:
+            assert self.read_stored(tier, key) == page_content(key, sum(lengths))
+
+    def test_load_returns_the_content_on_the_medium_at_that_time(self, tier: Tier) -> None:
+        key = make_chain(self.namespace, 1).keys()[0]
+        spill(tier, [key])
+        content = self.read_stored(tier, key)
+        self.write_stored(tier, key, bytes(len(content)))
+        assert self.read_stored(tier, key) == bytes(len(content))
+        self.write_stored(tier, key, content)
+        load(tier, [key])
+
+    def test_content_of_another_page_is_corrupt(self, tier: Tier) -> None:
+        keys = make_chain(self.namespace, 2).keys()
+        spill(tier, keys)
+        self.write_stored(tier, keys[1], self.read_stored(tier, keys[0]))
+        page = make_page(keys[1], LENGTHS, filled=False)
+        assert tier.load([page], soon()) == [LoadResult.CORRUPT]
+        assert self.stored_keys(tier) == {keys[0]}
+        load(tier, keys[:1])
+
+    def test_usage_matches_the_medium(self, tier: Tier) -> None:
+        small = make_namespace(model="small")
+        tier.describe(self.namespace)
+        tier.describe(small)
+        chain = make_chain(self.namespace, 9)
+        spill(tier, chain.keys())
+        spill(tier, make_chain(small, 4).keys(), (1000,))
+        self.assert_usage_matches_medium(tier)
+        tier.remove(chain.keys()[6:])
+        assert len(self.stored_keys(tier)) == 10
+        self.assert_usage_matches_medium(tier)
+        tier.clear(small.digest)
+        assert self.stored_keys(tier) == set(chain.keys()[:6])
+        self.assert_usage_matches_medium(tier)
+        reopened = self.reopen(tier)
+        assert self.stored_keys(reopened) == set(chain.keys()[:6])
+        self.assert_usage_matches_medium(reopened)
 
     @pytest.mark.parametrize(
         "lengths",
         [(4096,), (4096, 4096), (1, 2, 3), (6000, 100), (4096, 512, 7), (1 << 20, 1 << 20)],
         ids=str,
     )
-    def test_page_comes_back_bit_for_bit(self, tier: Tier, lengths: tuple[int, ...]) -> None:
+    def test_loaded_pages_equal_the_spilled_ones(
+        self, tier: Tier, lengths: tuple[int, ...]
+    ) -> None:
         keys = make_chain(make_namespace(page_bytes=sum(lengths)), 5).keys()
         assert spill(tier, keys, lengths) == [SpillResult.STORED] * 5
         load(tier, keys, lengths)
         load(tier, keys[::-1], lengths)
         load(tier, keys[1::2], lengths)
 
-    def test_what_was_never_spilled_is_missing(self, tier: Tier) -> None:
+    def test_page_never_spilled_is_missing(self, tier: Tier) -> None:
         chain = make_chain(self.namespace, 3)
         pages = [make_page(key, LENGTHS, filled=False) for key in chain.keys()]
         results = tier.load(pages, soon())
@@ -76,27 +154,27 @@ class TierConformance(ABC):
         assert tier.lookup(chain, soon()) == (0, True)
         assert tier.present(chain.keys(), soon()) == [False] * 3
 
-    def test_empty_calls_are_answered(self, tier: Tier) -> None:
+    def test_empty_arguments_are_valid(self, tier: Tier) -> None:
         assert tier.load([], soon()) == []
         assert tier.spill([], soon()) == []
         assert tier.present([], soon()) == []
         assert tier.remove([]) == 0
         assert tier.lookup(Chain(self.namespace.digest, []), soon()) == (0, True)
 
-    def test_second_spill_is_present(self, tier: Tier) -> None:
+    def test_page_spilled_before_is_present(self, tier: Tier) -> None:
         keys = make_chain(self.namespace, 4).keys()
         spill(tier, keys[:2])
         assert spill(tier, keys) == [SpillResult.PRESENT] * 2 + [SpillResult.STORED] * 2
         load(tier, keys)
 
-    def test_page_twice_in_one_spill(self, tier: Tier) -> None:
+    def test_spill_may_contain_a_page_twice(self, tier: Tier) -> None:
         key = make_chain(self.namespace, 1).keys()[0]
         results = spill(tier, [key, key, key])
         assert set(results) <= {SpillResult.STORED, SpillResult.PRESENT}
         load(tier, [key, key])
         assert tier.check_integrity() == []
 
-    def test_lookup_is_page_exact_wherever_chains_diverge(self, tier: Tier) -> None:
+    def test_lookup_finds_the_exact_page_where_chains_diverge(self, tier: Tier) -> None:
         stored = make_chain(self.namespace, 33)
         spill(tier, stored.keys())
         for shared in range(34):
@@ -104,7 +182,7 @@ class TierConformance(ABC):
             chain = Chain(stored.namespace, [*stored.hashes[:shared], *diverging])
             assert tier.lookup(chain, soon()) == (shared, True)
 
-    def test_lookup_may_begin_within_a_chain(self, tier: Tier) -> None:
+    def test_lookup_may_start_within_a_chain(self, tier: Tier) -> None:
         stored = make_chain(self.namespace, 10)
         spill(tier, stored.keys()[:7])
         assert tier.lookup(Chain(stored.namespace, stored.hashes[3:]), soon()) == (4, True)
@@ -116,7 +194,7 @@ class TierConformance(ABC):
         tier.invalidate(keys)
         assert tier.present(keys, soon()) == [2 <= i < 5 for i in range(9)]
 
-    def test_namespaces_do_not_meet(self, tier: Tier) -> None:
+    def test_namespaces_are_separate(self, tier: Tier) -> None:
         mine, theirs = self.namespace, make_namespace(model="another-model")
         hashes = make_hashes(3)
         spill(tier, Chain(mine.digest, hashes).keys())
@@ -126,7 +204,7 @@ class TierConformance(ABC):
         assert tier.load([page], soon()) == [LoadResult.MISSING]
 
     @pytest.mark.parametrize("lengths", [(4096,), (4096, 4095), (4096, 4097), (8192, 4096)])
-    def test_page_of_another_length_is_not_delivered_and_stays(
+    def test_load_with_another_length_is_a_miss_and_keeps_the_page(
         self, tier: Tier, lengths: tuple[int, ...]
     ) -> None:
         key = make_chain(self.namespace, 1).keys()[0]
@@ -135,7 +213,7 @@ class TierConformance(ABC):
         assert tier.load([page], soon()) == [LoadResult.MISSING]
         load(tier, [key])
 
-    def test_corrupt_copy_is_set_aside_and_can_be_replaced(self, tier: Tier) -> None:
+    def test_corrupt_page_is_removed_and_can_be_replaced(self, tier: Tier) -> None:
         keys = make_chain(self.namespace, 3).keys()
         spill(tier, keys)
         self.corrupt(tier, keys[1])
@@ -146,7 +224,7 @@ class TierConformance(ABC):
         assert spill(tier, keys)[1] == SpillResult.STORED
         load(tier, keys)
 
-    def test_loaded_pages_come_with_their_checksum(self, tier: Tier) -> None:
+    def test_fetch_returns_the_checksums_of_loaded_pages(self, tier: Tier) -> None:
         keys = make_chain(self.namespace, 3).keys()
         spill(tier, keys[:2])
         pages = [make_page(key, LENGTHS, filled=False) for key in keys]
@@ -155,7 +233,7 @@ class TierConformance(ABC):
             assert fetched == (LoadResult.LOADED, page_checksum(page.key, page.buffers))
         assert outcomes[2].checksum is None
 
-    def test_corrupt_page_comes_without_checksum(self, tier: Tier) -> None:
+    def test_fetch_returns_no_checksum_for_a_corrupt_page(self, tier: Tier) -> None:
         key = make_chain(self.namespace, 1).keys()[0]
         spill(tier, [key])
         self.corrupt(tier, key)
@@ -163,7 +241,7 @@ class TierConformance(ABC):
         assert tier.fetch([page], soon()) == [(LoadResult.CORRUPT, None)]
 
     @pytest.mark.parametrize("lengths", [(4096, 4096), (6000, 100)], ids=str)
-    def test_page_is_stored_with_the_checksum_it_has(
+    def test_page_is_stored_with_its_own_checksum(
         self, tier: Tier, lengths: tuple[int, ...]
     ) -> None:
         key = make_chain(make_namespace(page_bytes=sum(lengths)), 1).keys()[0]
@@ -174,7 +252,7 @@ class TierConformance(ABC):
         assert tier.fetch([copy], soon()) == [(LoadResult.LOADED, checksum)]
 
     @pytest.mark.parametrize("lengths", [(4096, 4096), (6000, 100)], ids=str)
-    def test_page_that_changed_after_its_checksum_is_not_stored(
+    def test_page_changed_since_its_checksum_is_not_stored(
         self, tier: Tier, lengths: tuple[int, ...]
     ) -> None:
         key = make_chain(make_namespace(page_bytes=sum(lengths)), 1).keys()[0]
@@ -184,6 +262,7 @@ class TierConformance(ABC):
         assert tier.spill([read], soon()) == [SpillResult.FAILED]
         tier.invalidate([key])
         assert tier.present([key], soon()) == [False]
+        assert self.stored_keys(tier) == set()
         assert spill(tier, [key], lengths) == [SpillResult.STORED]
         load(tier, [key], lengths)
         assert tier.check_integrity() == []
@@ -197,8 +276,8 @@ class TierConformance(ABC):
         assert spill(tier, chain.keys()[4:]) == [SpillResult.STORED] * 2
         assert tier.lookup(chain, soon()) == (6, True)
 
-    def test_clear_takes_one_namespace_only(self, tier: Tier) -> None:
-        other = make_namespace(model="stays")
+    def test_clear_removes_only_one_namespace(self, tier: Tier) -> None:
+        other = make_namespace(model="other")
         hashes = make_hashes(5)
         for namespace in (self.namespace, other):
             tier.describe(namespace)
@@ -208,7 +287,7 @@ class TierConformance(ABC):
         assert tier.lookup(Chain(self.namespace.digest, hashes), soon()).length == 0
         load(tier, Chain(other.digest, hashes).keys())
 
-    def test_descriptions_are_kept(self, tier: Tier) -> None:
+    def test_descriptions_survive_reopening(self, tier: Tier) -> None:
         other = make_namespace(model="another", details={"quantisation": "fp8"})
         for namespace in (self.namespace, other, self.namespace):
             tier.describe(namespace)
@@ -236,6 +315,7 @@ class TierConformance(ABC):
         fresh = make_page(chain.keys()[3], LENGTHS, filled=True)
         assert tier.spill([fresh], past) == [SpillResult.FAILED]
         assert tier.present(chain.keys()[3:], soon()) == [False]
+        assert self.stored_keys(tier) == set(chain.keys()[:2])
         late = tier.lookup(chain, past)
         assert late.length == 2 or not late.complete
 
@@ -250,7 +330,7 @@ class TierConformance(ABC):
                     results = spill(tier, keys)
                     assert set(results) <= {SpillResult.STORED, SpillResult.PRESENT}
                     load(tier, keys)
-            except BaseException as error:  # handed to the main thread
+            except BaseException as error:  # reported in the main thread
                 errors.append(error)
 
         threads = [threading.Thread(target=converse, args=(seed,)) for seed in range(8)]
@@ -260,8 +340,9 @@ class TierConformance(ABC):
             thread.join()
         assert errors == []
         assert tier.check_integrity() == []
+        self.assert_usage_matches_medium(tier)
 
-    def test_usage_and_integrity_hold_their_form(self, tier: Tier) -> None:
+    def test_usage_is_within_capacity_and_structures_agree(self, tier: Tier) -> None:
         spill(tier, make_chain(self.namespace, 3).keys())
         usage = tier.usage()
         assert usage.pages >= 0

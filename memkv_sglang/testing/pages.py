@@ -1,4 +1,4 @@
-"""Pages whose content follows from their key, so that any wrong byte shows."""
+"""Test pages whose content is derived from their key, so that any wrong byte is detected."""
 
 import hashlib
 import random
@@ -11,7 +11,7 @@ BLOCK = 4096
 
 
 def make_namespace(page_bytes: int = 8 * BLOCK, **fields: object) -> Namespace:
-    """Return a namespace for tests; `fields` override its description's."""
+    """Return a namespace for tests; `fields` override its fields."""
     values: dict[str, object] = {
         "model": "test-model",
         "kv_dtype": "float32",
@@ -21,11 +21,11 @@ def make_namespace(page_bytes: int = 8 * BLOCK, **fields: object) -> Namespace:
         "layers": (0, 2),
         **fields,
     }
-    return Namespace(**values)  # type: ignore[arg-type]  # checked by msgspec where it is parsed
+    return Namespace(**values)  # type: ignore[arg-type]  # msgspec checks the types on parsing
 
 
 def make_hashes(count: int, seed: str = "", parent: bytes = b"") -> list[bytes]:
-    """Return `count` chained page hashes that follow `parent`; equal arguments, equal hashes."""
+    """Return `count` chained page hashes after `parent`, always the same for the same arguments."""
     hashes: list[bytes] = []
     for position in range(count):
         previous = hashes[-1] if hashes else parent
@@ -39,12 +39,12 @@ def make_chain(namespace: Namespace, count: int, seed: str = "") -> Chain:
 
 
 def page_content(key: PageKey, length: int) -> bytes:
-    """Return the content that a page of this key must have."""
+    """Return the correct content of the page with this key."""
     return random.Random(key.namespace + key.hash).randbytes(length)  # noqa: S311 - not a secret
 
 
 def make_page(key: PageKey, lengths: Sequence[int], *, filled: bool) -> Page:
-    """Return a page in buffers of its own: with its content, or with bytes that are never right."""
+    """Return a page in new buffers, filled with its content or else with all bytes wrong."""
     content = page_content(key, sum(lengths))
     if not filled:
         content = bytes(byte ^ 0xFF for byte in content)
@@ -56,5 +56,5 @@ def make_page(key: PageKey, lengths: Sequence[int], *, filled: bool) -> Page:
 
 
 def holds_content(page: Page) -> bool:
-    """Tell whether the buffers hold what the key demands, byte for byte."""
+    """Return whether the buffers hold the page's correct content."""
     return b"".join(page.buffers) == page_content(page.key, page.length)

@@ -1,4 +1,4 @@
-"""Random histories of a tier against a model: subclass `TierMachine` and say how to open one."""
+"""Compare random histories of a tier with a model: subclass `TierMachine`."""
 
 import time
 from abc import abstractmethod
@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.pages import holds_content, make_hashes, make_namespace, make_page
-from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, UploadMarks
+from memkv_sglang.tiers.base import LoadResult, PendingUploads, SpillResult, Tier
 
 TREE_DEPTH = 12
 
@@ -19,7 +19,7 @@ def _soon() -> float:
 
 
 def _tree() -> list[list[bytes]]:
-    """Return chains that share prefixes of several lengths, as conversations do."""
+    """Return chains that share prefixes of different lengths, as conversations do."""
     trunk = make_hashes(TREE_DEPTH, "trunk")
     chains = [trunk]
     for depth in range(0, TREE_DEPTH, 3):
@@ -30,11 +30,11 @@ def _tree() -> list[list[bytes]]:
 
 CHAINS = _tree()
 SHAPES = ((4096, 4096), (1000, 24), (3 * 4096,))
-"""Buffer lengths of pages; each shape has a namespace of its own."""
+"""Buffer lengths of pages. Each shape has its own namespace."""
 
 
 class Prefix(NamedTuple):
-    """Some chain's first pages, in some shape."""
+    """The first `length` pages of a chain, in one of the shapes."""
 
     shape: int
     chain: int
@@ -50,15 +50,15 @@ PREFIXES = st.builds(
 
 
 class TierMachine(RuleBasedStateMachine):
-    """Spills, loads, lookups, removals and restarts; nothing wrong may ever come back.
+    """Spills, loads, looks up and removes pages and restarts the tier.
 
-    Without eviction (`evicts = False`) presence must equal the model exactly; with it a page may
-    be gone, but what is there must be right and must have been spilled.
+    Without eviction (`evicts = False`), presence must equal the model exactly. With eviction, pages
+    may be missing, but every page loaded must be correct and have been spilled.
     """
 
     evicts = False
-    marks: UploadMarks | None = None
-    """The tier's, if it has them: what waits for upload stays, with eviction, too."""
+    pending_uploads: PendingUploads | None = None
+    """The tier, if it supports pending uploads: pending pages must stay, even with eviction."""
 
     @abstractmethod
     def open(self) -> Tier:
@@ -66,13 +66,13 @@ class TierMachine(RuleBasedStateMachine):
 
     @abstractmethod
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
-        """End the tier, by `close` or as a kill would, and open the same medium again."""
+        """Close the tier, or end it as a kill would, and open it again on the same medium."""
 
     @initialize()
     def begin(self) -> None:
         self.tier = self.open()
         self.stored: set[PageKey] = set()
-        self.waiting: set[PageKey] = set()
+        self.pending: set[PageKey] = set()
         self.namespaces = [
             make_namespace(page_bytes=sum(shape), model=f"shape {shape}") for shape in SHAPES
         ]
@@ -80,8 +80,8 @@ class TierMachine(RuleBasedStateMachine):
     def _chain(self, where: Prefix) -> Chain:
         return Chain(self.namespaces[where.shape].digest, CHAINS[where.chain][: where.length])
 
-    @rule(where=PREFIXES, waits=st.booleans())
-    def spill(self, where: Prefix, waits: bool) -> None:
+    @rule(where=PREFIXES, is_pending=st.booleans())
+    def spill(self, where: Prefix, is_pending: bool) -> None:
         keys = self._chain(where).keys()
         pages = [make_page(key, SHAPES[where.shape], filled=True) for key in keys]
         results = self.tier.spill(pages, _soon())
@@ -93,7 +93,7 @@ class TierMachine(RuleBasedStateMachine):
         for key, result in zip(keys, results, strict=True):
             if result <= SpillResult.PRESENT:
                 self.stored.add(key)
-        if self.marks is not None and waits:
+        if self.pending_uploads is not None and is_pending:
             self.mark(where, pending=True)
 
     @rule(where=PREFIXES)
@@ -121,36 +121,36 @@ class TierMachine(RuleBasedStateMachine):
 
     @rule(where=PREFIXES)
     def remove_leaf(self, where: Prefix) -> None:
-        """Remove a page and all that follow it in any chain, so that presence stays monotone."""
+        """Remove a page and its descendants in all chains, so that no chain has a gap."""
         keys = self._chain(where).keys()
         if not keys:
             return
-        gone = {
+        keys_to_remove = {
             PageKey(keys[0].namespace, page_hash)
             for hashes in CHAINS
             if keys[-1].hash in hashes
             for page_hash in hashes[hashes.index(keys[-1].hash) :]
         }
-        removed = self.tier.remove(sorted(gone))
-        held = len(gone & self.stored)
+        removed = self.tier.remove(sorted(keys_to_remove))
+        held = len(keys_to_remove & self.stored)
         assert removed <= held if self.evicts else removed == held
-        self.stored -= gone
-        self.waiting -= gone
+        self.stored -= keys_to_remove
+        self.pending -= keys_to_remove
 
-    @precondition(lambda self: self.marks is not None)
+    @precondition(lambda self: self.pending_uploads is not None)
     @rule(where=PREFIXES, pending=st.booleans())
     def mark(self, where: Prefix, pending: bool) -> None:
-        """Let pages wait for upload from now on, or no more."""
-        assert self.marks is not None
+        """Set or clear the pages' pending marks."""
+        assert self.pending_uploads is not None
         keys = self._chain(where).keys()
         if pending:
-            there = self.tier.present(keys, _soon())
-            marked = there.index(False) if False in there else len(keys)
-            assert self.marks.mark_pending(keys) == marked
-            self.waiting.update(keys[:marked])
+            present = self.tier.present(keys, _soon())
+            marked = present.index(False) if False in present else len(keys)
+            assert self.pending_uploads.mark_pending(keys) == marked
+            self.pending.update(keys[:marked])
         else:
-            self.marks.mark_uploaded(keys)
-            self.waiting.difference_update(keys)
+            self.pending_uploads.mark_uploaded(keys)
+            self.pending.difference_update(keys)
 
     @rule(cleanly=st.booleans())
     def restart(self, cleanly: bool) -> None:
@@ -161,12 +161,12 @@ class TierMachine(RuleBasedStateMachine):
     def structures_agree(self) -> None:
         assert self.tier.check_integrity() == []
 
-    @precondition(lambda self: self.marks is not None)
+    @precondition(lambda self: self.pending_uploads is not None)
     @invariant()
-    def what_waits_is_there(self) -> None:
-        assert self.marks is not None
-        assert {page.key for page in self.marks.pending()} == self.waiting
-        assert all(self.tier.present(list(self.waiting), _soon()))
+    def pending_pages_are_present(self) -> None:
+        assert self.pending_uploads is not None
+        assert {page.key for page in self.pending_uploads.pending()} == self.pending
+        assert all(self.tier.present(list(self.pending), _soon()))
 
     def teardown(self) -> None:
         if hasattr(self, "tier"):

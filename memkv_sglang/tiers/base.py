@@ -1,9 +1,9 @@
-"""The tier contract: what every place that keeps spilled pages must do.
+"""The tier contract: what every storage tier for spilled pages must do.
 
-All calls block, may come from any number of threads at once, and take an absolute deadline on
-`time.monotonic`. A call is over when it returns: no thread of the tier touches a page's buffers
-after that, whatever went wrong. Faults are results, not exceptions, so that each one becomes a
-miss where it happens.
+All calls block, may run on any number of threads at once, and take an absolute deadline on
+`time.monotonic`. When a call returns, no thread of the tier touches the pages' buffers any more,
+even after an error. I/O faults are returned as results, not raised, so the caller can treat the
+affected page as a miss.
 """
 
 import enum
@@ -17,136 +17,137 @@ from memkv_sglang.page import Chain, Page, PageKey
 
 
 class TierError(Exception):
-    """A tier cannot answer at all: unreachable, refused, out of order."""
+    """The tier cannot answer at all: it is unreachable, denies access or is closed."""
 
 
 class LoadResult(enum.IntEnum):
-    """What became of one page of a load. Unless `LOADED`, its buffers hold nothing of value."""
+    """The outcome of loading one page. The buffers are valid only if it is `LOADED`."""
 
     LOADED = 0
-    """Namespace, hash, length and checksum agreed."""
+    """Namespace, hash, length and checksum all match."""
     MISSING = 1
-    """The tier does not hold the page, or holds it with another length."""
+    """The tier does not hold the page, or holds it with a different length."""
     CORRUPT = 2
-    """The copy disagreed with its key or checksum; the tier has set it aside."""
+    """The stored copy does not match its key or checksum. The tier has removed it."""
     FAILED = 3
-    """The medium failed or the deadline came first."""
+    """An I/O error occurred or the deadline passed."""
     SKIPPED = 4
-    """Not tried, because an earlier page of the prefix was not loaded."""
+    """Not attempted, because an earlier page of the prefix was not loaded."""
 
 
 class Fetched(NamedTuple):
-    """What became of one page of `Tier.fetch`."""
+    """The outcome of fetching one page."""
 
     result: LoadResult
     checksum: bytes | None = None
-    """The stored checksum that the content was verified against; None unless `LOADED`."""
+    """The stored checksum, which the content matches; None unless `LOADED`."""
 
 
 class SpillResult(enum.IntEnum):
-    """What became of one page of a spill."""
+    """The outcome of spilling one page."""
 
     STORED = 0
-    """The page can be loaded from now on, also after a restart."""
+    """The page was written. It can be loaded from now on, including after a restart."""
     PRESENT = 1
-    """It was there already; nothing was written."""
+    """The tier already held the page; nothing was written."""
     REFUSED = 2
-    """The tier takes no more: full, read-only, or too long a page. Nothing is left behind."""
+    """The tier is full or read-only, or the page is too long. Nothing was stored."""
     FAILED = 3
-    """The medium failed or the deadline came first. Nothing is left behind."""
+    """An I/O error occurred or the deadline passed. Nothing was stored."""
 
 
 class Lookup(NamedTuple):
     """How much of a chain can be loaded."""
 
     length: int
-    """Pages from the chain's start."""
+    """Number of pages from the start of the chain."""
     complete: bool
-    """False if time ran out first: `length` is then a lower bound."""
+    """False if the deadline passed first: `length` is then a lower bound."""
 
 
 class TierUsage(NamedTuple):
-    """What a tier holds, as far as it knows without asking anyone."""
+    """What a tier holds, as far as it knows without I/O."""
 
     pages: int
     bytes: int
     capacity: int | None
-    """Bytes; None where the tier has no bound of its own."""
+    """Bytes; None if the tier has no limit of its own."""
     evicted: int = 0
-    """Pages removed to make room, since the tier was opened."""
+    """Pages evicted since the tier was opened."""
 
 
 class Tier(ABC):
-    """A place that keeps pages. See the module's text for blocking, threads and deadlines."""
+    """Stores pages. The module docstring covers blocking, threads and deadlines."""
 
     name: str
-    """Label for metrics, logs and replies: `nvme`, `minio`, ..."""
+    """Label for metrics, logs and responses: `nvme`, `minio`, ..."""
 
     @abstractmethod
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Return how many pages from the chain's start can be loaded from this tier.
+        """Return how many pages from the start of the chain can be loaded from this tier.
 
-        Counts as use: what is found moves to the young end of the eviction order, the chain's
-        last page before its first, so that eviction takes leaves before roots. Presence is taken
-        as monotone along the chain; where it is not, the answer may be too long or too short, and
-        `load` finds out. Raises `TierError` if the tier cannot answer.
+        Counts as an access: the pages found become the most recently used ones, with the first page
+        of the chain more recent than the last, so that leaves are evicted before roots. The tier
+        may assume that if it holds a page, it holds all earlier pages of the chain. If that is not
+        so, the length may be wrong, and `load` reports the missing page. Raises `TierError` if the
+        tier cannot answer.
         """
 
     @abstractmethod
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Tell for each page whether it is there; not a use. Raises `TierError`."""
+        """Return for each page whether the tier holds it. Not an access. Raises `TierError`."""
 
     @abstractmethod
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Fill the pages' buffers, in parallel; return one outcome per page, in order.
+        """Load the pages into their buffers in parallel; return one outcome per page, in order.
 
-        Pages after the first that is not loaded may be `SKIPPED`. Never raises for faults of the
-        medium. The buffers may be a client's memory, which can change right after it was verified:
-        check any copy of the content against the checksum returned here.
+        Once a page was not loaded, the pages after it may be `SKIPPED`. Never raises for I/O
+        faults. The buffers may be memory that a client can write to at any time, even right after
+        the tier verified it: compare any copy of the content with the returned checksum.
         """
 
     @final
     def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        """Call `fetch` and return the results alone, for callers that do not pass the pages on."""
+        """Do the same as `fetch`, but return only the results."""
         return [fetched.result for fetched in self.fetch(pages, deadline)]
 
     @abstractmethod
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Store the pages, in parallel; one result a page, in order.
+        """Store the pages in parallel; return one result per page, in order.
 
-        The pages of one chain are given in chain order; once a page could not be stored, no page
-        behind it is begun (some that were under way may yet be stored, and say so). Never raises
-        for faults of the medium.
+        Pages of one chain come in chain order. After a failure no further page of the chain is
+        started, but writes already in flight may still succeed and are reported as `STORED`. Never
+        raises for I/O faults.
 
-        A page that has a checksum is stored with that one. If its content does not match, the page
-        is not stored and the result is `FAILED`.
+        A page that has a checksum is stored with it. If the content does not match the checksum,
+        the page is not stored and its result is `FAILED`.
         """
 
     @abstractmethod
     def touch(self, chain: Chain) -> None:
-        """Take pages of a chain, up to the first that is not there, as used just now.
+        """Make the pages of a chain, up to the first missing one, the most recently used.
 
-        That is no repeated use: it tells where in the order of eviction the pages of one chain
-        stand, of which `spill` sees but a part. Does nothing where a tier keeps no such order.
+        Does not count as reuse. A caller that spills a chain in parts uses it to put the pages of
+        the whole chain next to each other in the eviction order. Does nothing in a tier without an
+        eviction order.
         """
 
     @abstractmethod
     def invalidate(self, keys: Sequence[PageKey]) -> None:
-        """Ask anew for these pages the next time: others may have removed what was seen there.
+        """Discard cached presence of these pages, because another node may have removed them.
 
-        Does not block. Does nothing where a tier remembers no answers.
+        Does not block. Does nothing in a tier that caches no presence.
         """
 
     @abstractmethod
     def remove(self, keys: Sequence[PageKey]) -> int:
-        """Forget the pages, return how many were there. Raises `TierError`."""
+        """Remove the pages and return how many the tier held. Raises `TierError`."""
 
     @abstractmethod
     def describe(self, namespace: Namespace) -> None:
-        """Keep the namespace's description beside its pages; idempotent. Raises `TierError`.
+        """Store the namespace's description next to its pages. Idempotent. Raises `TierError`.
 
-        As long as it has any: a tier may drop the description of a namespace without pages when
-        it is opened.
+        When it opens, a tier may delete the description of a namespace that has no pages.
         """
 
     @abstractmethod
@@ -155,36 +156,39 @@ class Tier(ABC):
 
     @abstractmethod
     def clear(self, namespace: bytes) -> int:
-        """Remove every page of a namespace, return how many; its description may go too."""
+        """Remove every page of a namespace and return how many there were. Raises `TierError`.
+
+        May delete the namespace's description as well.
+        """
 
     @abstractmethod
     def usage(self) -> TierUsage:
-        """Return what the tier holds; does not block on the medium."""
+        """Return what the tier holds, without I/O."""
 
     def problem(self) -> str | None:
-        """Say why the tier does not work; empty while it does, None until that is known.
+        """Return why the tier does not work, empty if it works, None if that is not known yet.
 
-        As the last calls found it; asks nobody.
+        Reports what recent calls met; does no I/O.
         """
         return ""
 
     @abstractmethod
     def check_integrity(self) -> list[str]:
-        """Compare the tier's own structures with each other, one line for each disagreement.
+        """Check the tier's internal data structures; return one line per inconsistency.
 
-        Reads no page content. For tests and `memkv verify`.
+        Does not read page content. For tests and `memkv verify`.
         """
 
     @abstractmethod
     def close(self, deadline: float = math.inf) -> None:
-        """Release threads, descriptors and locks; idempotent. Calls in flight end first.
+        """Release threads, descriptors and locks. Idempotent; waits for calls in flight.
 
-        At the deadline (`time.monotonic`) whatever else is only useful is left undone.
+        Skips optional work that cannot finish by the deadline (on `time.monotonic`).
         """
 
 
 def loaded_pages(pages: Sequence[Page], outcomes: Sequence[Fetched]) -> list[Page]:
-    """Return the pages that `Tier.fetch` loaded, with the checksums it verified."""
+    """Return the pages that `Tier.fetch` loaded, each with its verified checksum."""
     return [
         page._replace(checksum=fetched.checksum)
         for page, fetched in zip(pages, outcomes, strict=True)
@@ -193,55 +197,55 @@ def loaded_pages(pages: Sequence[Page], outcomes: Sequence[Fetched]) -> list[Pag
 
 
 class PendingPage(NamedTuple):
-    """A page that waits for its copy to the next tier."""
+    """A page that waits to be uploaded to the next tier."""
 
     key: PageKey
     length: int
 
 
-class UploadMarks(Protocol):
-    """Optional ability of a tier: remember, over restarts, which pages wait for upload.
+class PendingUploads(Protocol):
+    """Optional ability of a local tier: remember across restarts which pages await upload.
 
-    Pages that wait are not evicted: a tier full of them refuses spills. None of the calls raises
-    for pages that are gone.
+    Pending pages are not evicted, so a tier full of them refuses spills. No call raises because a
+    page is missing.
     """
 
     def mark_pending(self, keys: Sequence[PageKey]) -> int:
-        """Remember that the pages wait; survives a kill of the process once returned.
+        """Mark the pages as pending; once this returns, the marks survive a kill of the process.
 
-        Returns how many of them, from the first on, are there and marked: until then a page may
-        leave. None behind a page that has left is marked.
+        Stops at the first missing page and returns how many pages precede it: those are marked. A
+        page may be evicted until it is marked.
         """
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
-        """Forget that they wait."""
+        """Clear the pages' pending marks."""
 
     def pending(self) -> Iterator[PendingPage]:
-        """Yield the pages that wait, oldest first, as of the call."""
+        """Yield the pages pending at the time of the call, oldest mark first."""
 
 
-class UseNotes(Protocol):
-    """Optional ability of a shared tier: know when pages were used, for whoever makes room there.
+class AccessRecorder(Protocol):
+    """Optional ability of a shared tier: record when pages were used, to order its evictions.
 
-    The tier's own lookups do not see the uses that a nearer tier serves.
+    The tier's own lookups miss the accesses that a nearer tier serves.
     """
 
-    def note_use(self, chain: Chain) -> None:
-        """Take note that a chain's pages are used now, given root first; returns at once."""
+    def record_access(self, chain: Chain) -> None:
+        """Record that the chain's pages, root first, were used now. Does not block."""
 
 
-class Pins(Protocol):
-    """Optional ability of a shared tier: know which pages no node may remove to make room."""
+class PinReader(Protocol):
+    """Optional ability of a shared tier: know which pages are pinned, so no node evicts them."""
 
-    def pinned(self) -> Collection[PageKey]:
-        """Read them; blocks. Raises `TierError`."""
+    def read_pins(self) -> Collection[PageKey]:
+        """Return the pinned pages. Blocks. Raises `TierError`."""
 
 
-class Keeps(Protocol):
-    """Optional ability of a tier: keep some pages whatever the order of eviction."""
+class EvictionExemptions(Protocol):
+    """Optional ability of a tier: exempt some pages from eviction."""
 
-    def keep(self, keys: Collection[PageKey]) -> None:
-        """Evict none of these from now on, and only these; they need not be there.
+    def exempt(self, keys: Collection[PageKey]) -> None:
+        """Exempt exactly these pages from now on, whether or not the tier holds them.
 
-        They leave nevertheless where the tier itself has to shrink.
+        They are evicted nevertheless when the tier's capacity shrinks.
         """

@@ -1,4 +1,4 @@
-"""The reference tier: a bounded dictionary, written to be read; the others must do the same."""
+"""The reference tier: a bounded dictionary that implements the contract in the simplest way."""
 
 import math
 import threading
@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from typing_extensions import override
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import (
@@ -29,50 +31,56 @@ from memkv_sglang.tiers.base import (
 
 
 @dataclass(slots=True)
-class _Copy:
+class _StoredPage:
     content: bytes
     checksum: bytes
     pending: bool = False
 
 
 class MemoryTier(Tier):
-    """Keeps pages in this process, least recently used first; has `UploadMarks` too."""
+    """Stores pages in this process's memory and evicts the least recently used ones.
+
+    Also implements `PendingUploads`.
+    """
 
     def __init__(self, capacity: int | None = None, name: str = "memory") -> None:
-        """Hold at most `capacity` bytes of content; without a bound if None."""
+        """Store at most `capacity` bytes of content; None means no limit."""
         self.name = name
         self._capacity = capacity
         self._bytes = 0
-        self._copies: OrderedDict[PageKey, _Copy] = OrderedDict()
+        self._evicted = 0
+        self._pages: OrderedDict[PageKey, _StoredPage] = OrderedDict()
         self._namespaces: dict[bytes, Namespace] = {}
         self._lock = threading.Lock()
 
+    @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Walk the chain to the first page that is not there."""
         return Lookup(self._use(chain), complete=True)
 
+    @override
     def touch(self, chain: Chain) -> None:
-        """Walk likewise."""
         self._use(chain)
 
+    @override
     def invalidate(self, keys: Sequence[PageKey]) -> None:
-        """There is nothing to do: nobody else has these pages in hand."""
+        pass  # no cached presence: the dictionary itself is consulted on every call
 
     def _use(self, chain: Chain) -> int:
         keys = chain.keys()
         with self._lock:
-            length = next((i for i, key in enumerate(keys) if key not in self._copies), len(keys))
+            length = next((i for i, key in enumerate(keys) if key not in self._pages), len(keys))
             for key in reversed(keys[:length]):
-                self._copies.move_to_end(key)
+                self._pages.move_to_end(key)
         return length
 
+    @override
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Ask the dictionary."""
         with self._lock:
-            return [key in self._copies for key in keys]
+            return [key in self._pages for key in keys]
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Copy out; stop at the deadline."""
+        """See `Tier.fetch`. Fails the pages that are not started by the deadline."""
         return [
             self._fetch_one(page) if time.monotonic() < deadline else Fetched(LoadResult.FAILED)
             for page in pages
@@ -80,22 +88,23 @@ class MemoryTier(Tier):
 
     def _fetch_one(self, page: Page) -> Fetched:
         with self._lock:
-            copy = self._copies.get(page.key)
-        if copy is None or len(copy.content) != page.length:
+            stored = self._pages.get(page.key)
+        if stored is None or len(stored.content) != page.length:
             return Fetched(LoadResult.MISSING)
-        content = memoryview(copy.content)
-        if page_checksum(page.key, [content]) != copy.checksum:
+        content = memoryview(stored.content)
+        if page_checksum(page.key, [content]) != stored.checksum:
             self.remove([page.key])
             return Fetched(LoadResult.CORRUPT)
         scatter(content, page.buffers)
-        return Fetched(LoadResult.LOADED, copy.checksum)
+        return Fetched(LoadResult.LOADED, stored.checksum)
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Copy in, in order, up to the first page that finds no room or no time."""
+        """See `Tier.spill`. Stores pages in order and stops at the first failure."""
         results: list[SpillResult] = []
         for page in pages:
-            late = time.monotonic() >= deadline
-            results.append(SpillResult.FAILED if late else self._spill_one(page))
+            is_late = time.monotonic() >= deadline
+            results.append(SpillResult.FAILED if is_late else self._spill_one(page))
             if results[-1] > SpillResult.PRESENT:
                 break
         return results + [SpillResult.FAILED] * (len(pages) - len(results))
@@ -105,86 +114,90 @@ class MemoryTier(Tier):
             return SpillResult.REFUSED
         content = b"".join(page.buffers)
         try:
-            copy = _Copy(content, spill_checksum(page, [memoryview(content)]))
+            stored = _StoredPage(content, spill_checksum(page, [memoryview(content)]))
         except ChangedPageError:
             return SpillResult.FAILED
         with self._lock:
-            if page.key in self._copies:
-                self._copies.move_to_end(page.key)
+            if page.key in self._pages:
+                self._pages.move_to_end(page.key)
                 return SpillResult.PRESENT
-            if not self._make_room(page.length):
+            if not self._free_space(page.length):
                 return SpillResult.REFUSED
-            self._copies[page.key] = copy
+            self._pages[page.key] = stored
             self._bytes += page.length
         return SpillResult.STORED
 
-    def _make_room(self, length: int) -> bool:
+    def _free_space(self, length: int) -> bool:
+        """Evict pages until `length` more bytes fit; return False if only pending pages remain."""
         while self._capacity is not None and self._bytes + length > self._capacity:
-            coldest = next((key for key, copy in self._copies.items() if not copy.pending), None)
-            if coldest is None:
+            victim = next((key for key, page in self._pages.items() if not page.pending), None)
+            if victim is None:
                 return False
-            self._drop(coldest)
+            self._remove(victim)
+            self._evicted += 1
         return True
 
-    def _drop(self, key: PageKey) -> bool:
-        copy = self._copies.pop(key, None)
-        self._bytes -= len(copy.content) if copy else 0
-        return copy is not None
+    def _remove(self, key: PageKey) -> bool:
+        stored = self._pages.pop(key, None)
+        self._bytes -= len(stored.content) if stored else 0
+        return stored is not None
 
+    @override
     def remove(self, keys: Sequence[PageKey]) -> int:
-        """Drop from the dictionary."""
         with self._lock:
-            return sum(self._drop(key) for key in keys)
+            return sum(self._remove(key) for key in keys)
 
+    @override
     def clear(self, namespace: bytes) -> int:
-        """Drop every page of the namespace, and its description."""
+        """Remove every page of the namespace, and its description."""
         with self._lock:
             self._namespaces.pop(namespace, None)
-            return sum(self._drop(key) for key in list(self._copies) if key.namespace == namespace)
+            return sum(self._remove(key) for key in list(self._pages) if key.namespace == namespace)
 
+    @override
     def describe(self, namespace: Namespace) -> None:
-        """Remember the description."""
         self._namespaces[namespace.digest] = namespace
 
+    @override
     def namespaces(self) -> dict[bytes, Namespace]:
-        """Return a copy of what was described."""
         return dict(self._namespaces)
 
+    @override
     def usage(self) -> TierUsage:
-        """Count what is there."""
-        return TierUsage(len(self._copies), self._bytes, self._capacity)
+        return TierUsage(len(self._pages), self._bytes, self._capacity, self._evicted)
 
+    @override
     def check_integrity(self) -> list[str]:
-        """Compare the byte count with the copies."""
         with self._lock:
-            held = sum(len(copy.content) for copy in self._copies.values())
-        return [] if held == self._bytes else [f"{self._bytes} bytes counted, {held} held"]
+            stored = sum(len(page.content) for page in self._pages.values())
+        return [] if stored == self._bytes else [f"{self._bytes} bytes counted, {stored} stored"]
 
     def mark_pending(self, keys: Sequence[PageKey]) -> int:
-        """Set the mark on the pages that are there."""
+        """See `PendingUploads.mark_pending`."""
         return self._mark(keys, pending=True)
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
-        """Take the mark off the pages that are there."""
+        """See `PendingUploads.mark_uploaded`."""
         self._mark(keys, pending=False)
 
     def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._lock:
-            found = [self._copies.get(key) for key in keys]
-            there = found.index(None) if None in found else len(found)
-            for copy in filter(None, found[:there] if pending else found):
-                copy.pending = pending
-        return there
+            found = [self._pages.get(key) for key in keys]
+            length = found.index(None) if None in found else len(found)
+            for page in filter(None, found[:length] if pending else found):
+                page.pending = pending
+        return length
 
     def pending(self) -> Iterator[PendingPage]:
-        """Yield the marked pages, least recently used first."""
+        """Yield the pending pages, least recently used first."""
         with self._lock:
-            marked = [
-                PendingPage(key, len(copy.content))
-                for key, copy in self._copies.items()
-                if copy.pending
+            pending = [
+                PendingPage(key, len(page.content))
+                for key, page in self._pages.items()
+                if page.pending
             ]
-        return iter(marked)
+        return iter(pending)
 
+    @override
     def close(self, deadline: float = math.inf) -> None:
-        """Keep the content: a closed memory tier stands for a restart in tests."""
+        """Do nothing; the pages stay, so that tests can treat a close as a restart."""

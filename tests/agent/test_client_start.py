@@ -31,7 +31,7 @@ from tests.agent.agent_harness import (
     make_config,
     maps,
 )
-from tests.tiers.nvme.nvme_support import room_for
+from tests.tiers.nvme.nvme_support import capacity_for
 
 CHAIN = make_chain(NAMESPACE, 2)
 
@@ -236,7 +236,7 @@ def test_pages_spilled_in_several_calls_are_evicted_leaf_first(
         agent=config.agent,
         nvme=NvmeConfig(
             directory=str(tmp_path / "pages"),
-            capacity=room_for(96),
+            capacity=capacity_for(96),
             high_watermark=1.0,
         ),
     )

@@ -15,7 +15,7 @@ from benchmarks.trace.requests import Requests, Workload, mooncake, page_hash
 from benchmarks.trace.workloads import MAKERS, conversations, popular_documents
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import soon, spill
-from tests.tiers.nvme.nvme_support import disk, present, room_for
+from tests.tiers.nvme.nvme_support import capacity_for, disk, present
 
 
 def test_trace_is_the_published_one() -> None:
@@ -56,7 +56,7 @@ def test_tier_on_disk_decides_like_the_replay(
     requests = make(5).requests[:150]
     pages = 160
     cache = ProductCache(pages)
-    with disk(tmp_path / "nvme", capacity=room_for(pages)) as opened:
+    with disk(tmp_path / "nvme", capacity=capacity_for(pages)) as opened:
         for request in requests:
             hashes = [page_hash(page) for page in request]
             found = opened.tier.lookup(Chain(NAMESPACE, hashes), soon()).length
@@ -70,7 +70,7 @@ def test_tier_on_disk_decides_like_the_replay(
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1 << 32), pages=st.integers(8, 60))
-def test_leaves_leave_before_their_roots_under_every_valuation(seed: int, pages: int) -> None:
+def test_leaves_are_evicted_before_their_roots(seed: int, pages: int) -> None:
     rng = random.Random(seed)
     trees = [_tree(rng, first=i << 16) for i in range(6)]
     cache = ProductCache(pages)

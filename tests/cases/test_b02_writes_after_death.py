@@ -333,7 +333,7 @@ def test_segment_with_requests_that_do_not_end_is_left_alone(
     with request_in_flight(tmp_path / "pages"):
         assert load_all(tmp_path / "pages") == [LoadResult.MISSING] * PAGES
         fields = [getattr(record, "fields", {}) for record in caplog.records]
-        assert any("requests of an ended agent" in one.get("error", "") for one in fields)
+        assert any("I/O of an ended agent" in one.get("error", "") for one in fields)
     assert load_all(tmp_path / "pages") == [LoadResult.LOADED] * PAGES
 
 

@@ -125,7 +125,7 @@ def test_one_wrong_date_causes_no_touches(tier: MinioTier, proxy: HttpFaultProxy
     for fault in (proxy.fault, NO_FAULT):
         proxy.fault = fault
         for _ in range(3):
-            tier.note_use(CHAIN)
+            tier.record_access(CHAIN)
             assert tier._toucher is not None
             assert tier._toucher.flush(LIMIT)
     assert "touched" not in tier.telemetry.counts()

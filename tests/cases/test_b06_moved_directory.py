@@ -68,7 +68,7 @@ def test_two_agents_at_one_path_keep_all_they_acknowledged(
             assert [second.loaded(chain) for chain in theirs] == [PAGES] * 5
             found = [second.client.lookup(chain) for chain in (*ours, *late)]
             assert {lookup.length for lookup in found if lookup is not None} == {0}
-    lines = [line for line in first.log.read_text().splitlines() if "takes no pages" in line]
+    lines = [line for line in first.log.read_text().splitlines() if "accepts no pages" in line]
     assert len(lines) == 1
     assert str(path) in lines[0]
 
@@ -140,7 +140,7 @@ def test_a_directory_that_was_removed(nvme: Disk, caplog: pytest.LogCaptureFixtu
     load(nvme.tier, KEYS)
     nvme.tier.close()
     assert not nvme.path.exists()
-    assert sum("takes no pages" in record.message for record in caplog.records) <= 2
+    assert sum("accepts no pages" in record.message for record in caplog.records) <= 2
     assert results(nvme.open()) == STORED
 
 
@@ -161,7 +161,7 @@ def test_a_directory_that_cannot_be_looked_at(nvme: Disk, monkeypatch: pytest.Mo
 def test_a_lost_journal_is_written_again(
     tmp_path: Path, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memkv_sglang.tiers.nvme.tier._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("memkv_sglang.tiers.nvme.tier._CHECK_INTERVAL", 0.05)
     with disk(tmp_path / "nvme") as nvme:
         spill(nvme.tier, KEYS)
         before = nvme.tier._catalog.journal

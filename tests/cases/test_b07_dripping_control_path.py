@@ -269,7 +269,7 @@ def test_close_waits_for_no_touch_under_way(
         tier.keep_limits(CollectorConfig(), Metrics(CollectorRegistry()), delay=0.0)
         proxy.fault = HttpFault(answer=b"")  # the server is silent
         before = proxy.requests
-        tier.note_use(make_chain(make_namespace(4096), 1))
+        tier.record_access(make_chain(make_namespace(4096), 1))
         while proxy.requests == before:
             time.sleep(0.01)
         begin = time.monotonic()

@@ -148,7 +148,7 @@ def test_what_is_no_pin_is_passed_over_and_told(full: Bucketful, run: Run) -> No
     assert "\x1b" not in told.out + told.err
     doctor = run("doctor")
     assert "keep nothing" in doctor.out.replace("\n", " ")
-    assert full.tier.pinned()
+    assert full.tier.read_pins()
     assert full.tier.telemetry.counts()["odd_pins"] == 13
     assert run("unpin", "odd0").status == 0
     assert run("unpin", "../odd1").status == 1
@@ -165,7 +165,7 @@ def test_a_small_pin_that_names_millions_of_pages_takes_little(full: Bucketful) 
     ).encode()
     put(full, "pins/explode.json", content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    kept = full.tier.pinned()
+    kept = full.tier.read_pins()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10
     assert len(kept) == count * count
     assert PageKey(bytes(15) + b"\x01", bytes(31) + b"\x02") in kept
@@ -212,7 +212,7 @@ def test_huge_pins_do_not_crowd_out_small_ones(
         put(full, f"pins/000{i}.json", b" " * 9_000)
     chain = full.spill("chain", 3)
     pin(full, chain, 3600)
-    assert set(chain.keys()) <= set(full.tier.pinned())
+    assert set(chain.keys()) <= set(full.tier.read_pins())
 
 
 LEASES = [

@@ -16,8 +16,7 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_hashes, make_namespace
 from memkv_sglang.tiers.base import SpillResult
-from memkv_sglang.tiers.nvme import NvmeTier
-from memkv_sglang.tiers.nvme import space_reclaimer as room
+from memkv_sglang.tiers.nvme import NvmeTier, space_reclaimer
 from memkv_sglang.tiers.nvme import tier as nvme_tier
 from tests.tiers.nvme.nvme_support import Disk, disk, present
 
@@ -185,15 +184,17 @@ def test_shrinking_while_running_for_others(
     """What others fill of the file system is given back in the same order."""
     others, real, root = [0], os.statvfs, tmp_path / "nvme"
 
-    def statvfs(path: Any) -> Any:
-        if "nvme" not in str(path):
-            return real(path)
+    def nvme_statvfs(_: Any) -> Any:
         own = file_bytes(root.rglob("*.seg"))
         free = max(2 * CAPACITY - own - others[0], 0)
         return SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=1 << 40, f_flag=0)
 
+    def statvfs(path: Any) -> Any:
+        return nvme_statvfs(path) if "nvme" in str(path) else real(path)
+
     monkeypatch.setattr(os, "statvfs", statvfs)
-    monkeypatch.setattr(nvme_tier, "_FREE_SPACE_SECONDS", 0.05)
+    monkeypatch.setattr(os, "fstatvfs", nvme_statvfs)
+    monkeypatch.setattr(nvme_tier, "_CHECK_INTERVAL", 0.05)
     with disk(root, capacity=CAPACITY, keep_free=MIB) as opened:
         sessions = Sessions(opened, [8192, 40960], seed=1)
         sessions.run(120)
@@ -213,7 +214,7 @@ def test_watermarks_leave_prefixes(tmp_path: Path) -> None:
             sessions.run(60)
             before = len(sessions.present())
             opened.reopen(high_watermark=0.5, low_watermark=0.3)  # with nobody at work meanwhile
-            eventually(lambda: not opened.tier._room.is_short())
+            eventually(lambda: not opened.tier._reclaimer.has_work())
             assert sessions.holes() == []
             opened.reopen(high_watermark=1.0, low_watermark=1.0)
             assert len(sessions.present()) < before
@@ -225,18 +226,18 @@ def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
     """Pinned chains are the last to leave, and do so from their ends as well."""
     kept = frozenset(chain.keys()[i] for _, chain in sessions.chains[:4] for i in range(3))
     kept &= sessions.present()
-    sessions.tier.keep(kept)
+    sessions.tier.exempt(kept)
     capacity = CAPACITY // 2
     # A start knows no pins yet: shrink as a running tier does.
     sessions.tier._segments._capacity = capacity
-    sessions.tier._room.shrink()
+    sessions.tier._reclaimer.shrink()
     assert sessions.file_bytes() <= capacity
     assert kept <= sessions.present()
     assert sessions.holes(kept) == []
     assert sessions.intact()
-    sessions.tier.keep(frozenset(sessions.size))
+    sessions.tier.exempt(frozenset(sessions.size))
     sessions.tier._segments._capacity = capacity // 2
-    sessions.tier._room.shrink()
+    sessions.tier._reclaimer.shrink()
     assert sessions.file_bytes() <= capacity // 2
     assert sessions.holes() == []
 
@@ -260,7 +261,7 @@ def test_page_that_is_read_while_it_moves_is_right(sessions: Sessions) -> None:
     place = sessions.tier._catalog.place(pinned[0])  # type: ignore[arg-type]
     capacity = CAPACITY // 2
     sessions.tier._segments._capacity = capacity
-    sessions.tier._room.shrink()
+    sessions.tier._reclaimer.shrink()
     assert place.segment.slots.is_taken(place.slot), "a reader is at it"
     sessions.tier._catalog.unpin(pinned)
     sessions.tier._housekeeper.wake()
@@ -273,7 +274,7 @@ def test_page_that_is_read_while_it_moves_is_right(sessions: Sessions) -> None:
 def test_another_page_size_gets_room_though_no_call_waits_for_moves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_MOVED_IN_A_CALL", 0)
+    monkeypatch.setattr(space_reclaimer, "_MAX_MOVED_PER_CALL", 0)
     with disk(tmp_path / "nvme", capacity=CAPACITY) as opened:
         sessions = Sessions(opened, [8192], seed=3)
         sessions.run(120)
@@ -287,9 +288,9 @@ def test_kill_while_pages_move_loses_none(sessions: Sessions) -> None:
     """The journal knows each page at its old or its new place, and both hold it."""
     tier = sessions.tier
     segment = min(tier._segments, key=lambda s: s.taken_bytes)
-    tier._room._evict(segment.slot_size, len(segment.slots))
+    tier._reclaimer._evict(segment.slot_size, len(segment.slots))
     before = sessions.present()
-    tier._room._move(segment, range(len(segment.slots)))
+    tier._reclaimer._move(segment, range(len(segment.slots)))
     sessions.disk.kill()
     sessions.disk.open()
     assert sessions.present() == before

@@ -189,7 +189,7 @@ def test_a_touch_never_copies_the_metadata_of_a_lie(
     past = b"Last-Modified: Sun, 06 Nov 2022 08:49:37 GMT\r\n"
     dated = b"Date: %b\r\n" % time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
     proxy.fault = HttpFault(methods=("HEAD",), answer=OK + fields + past + dated + b"\r\n")
-    tier.note_use(CHAIN)
+    tier.record_access(CHAIN)
     assert tier._toucher is not None
     assert tier._toucher.flush(LIMIT)
     proxy.fault = NO_FAULT

@@ -153,7 +153,7 @@ def opens(name: str) -> Callable[[Start], bool]:
 def test_start_ends_within_a_second(tmp_path: Path, phase: str, number: int) -> None:
     make_directory(tmp_path, 8, journal=phase != "footers")
     capacity = 40 << 30 if phase != "shrink" else 4 << 30
-    begun = logged("reading footers") if phase == "footers" else opens("00000007.seg")
+    begun = logged("scanning footers") if phase == "footers" else opens("00000007.seg")
     with starting(tmp_path, capacity) as start:
         eventually(lambda: begun(start))
         if phase == "shrink":

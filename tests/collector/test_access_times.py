@@ -41,7 +41,7 @@ def test_a_use_moves_the_time_of_root_and_leaf_and_keeps_all_else(
     chain = bucketful.spill("chain", 5)
     before = [bucketful.modified(key) for key in chain.keys()]
     bucketful.wait_for_next_period(1, chain.keys())
-    toucher.note_use(chain)
+    toucher.record_access(chain)
     assert toucher.flush(LIMIT)
     after = [bucketful.modified(key) for key in chain.keys()]
     assert min(after) > max(before)
@@ -71,7 +71,7 @@ def test_metadata_survives_letter_by_letter(
     )
     bucketful.wait_for_next_period(1, chain.keys())
     before = bucketful.admin.stat_object(bucketful.config.bucket, name)
-    toucher.note_use(chain)
+    toucher.record_access(chain)
     assert toucher.flush(LIMIT)
     after = bucketful.admin.stat_object(bucketful.config.bucket, name)
     assert before.metadata is not None
@@ -96,7 +96,7 @@ def test_one_use_a_period_is_noted(bucketful: Bucketful) -> None:
     )
     try:
         for _ in range(3):
-            toucher.note_use(chain)
+            toucher.record_access(chain)
             assert toucher.flush(LIMIT)
         assert "touched" not in telemetry.counts()  # they were written in this period
     finally:
@@ -110,7 +110,7 @@ def test_pages_that_are_not_there_are_passed_over(
     bucketful.wait_for_next_period(1, chain.keys())
     before = bucketful.modified(chain.keys()[2])
     bucketful.tier.remove(chain.keys()[1:2])
-    toucher.note_use(chain)
+    toucher.record_access(chain)
     assert toucher.flush(LIMIT)
     assert bucketful.there(chain) == [True, False, True]
     assert bucketful.modified(chain.keys()[2]) > before
@@ -119,7 +119,7 @@ def test_pages_that_are_not_there_are_passed_over(
 def test_used_pages_outlive_unused_ones(bucketful: Bucketful, toucher: AccessTimeUpdater) -> None:
     used, unused = bucketful.spill("used", 4), bucketful.spill("unused", 4)
     bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
-    toucher.note_use(used)
+    toucher.record_access(used)
     assert toucher.flush(LIMIT)
     bucketful.wait_for_next_period(1, used.keys())
     bucketful.collect(capacity=5 * PAGE, use_period=1)
@@ -134,7 +134,7 @@ def test_a_tier_with_limits_notes_its_uses(bucketful: Bucketful) -> None:
     tier = MinioTier(bucketful.config)
     try:
         tier.keep_limits(limits(use_period=1), Metrics(CollectorRegistry()), delay=0)
-        tier.note_use(chain)
+        tier.record_access(chain)
         assert tier._toucher is not None
         assert tier._toucher.flush(LIMIT)
     finally:

@@ -82,14 +82,14 @@ def test_pinned_pages_are_kept_on_disk_too(bucketful: Bucketful, tmp_path: Path)
     )
     watcher = PinWatcher(bucketful.tier, nvme)
     try:
-        wait_until(lambda: bool(nvme._catalog.kept))
+        wait_until(lambda: bool(nvme._catalog.exempt))
         _fill(nvme, pinned)
         others = [make_chain(NAMESPACE, 200, str(i)) for i in range(6)]
         for chain in others:
             _fill(nvme, chain)
         assert nvme.usage().evicted > 0
         assert all(nvme.present(pinned.keys(), time.monotonic() + LIMIT))
-        nvme.keep(frozenset())
+        nvme.exempt(frozenset())
         for chain in others:
             _fill(nvme, chain)
         assert not all(nvme.present(pinned.keys(), time.monotonic() + LIMIT))

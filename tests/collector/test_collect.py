@@ -145,7 +145,7 @@ def test_pinned_pages_stay_and_the_command_says_that_the_limit_is_missed(
 def test_a_pin_that_has_ended_keeps_nothing_and_is_removed(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 3)
     pin(bucketful, chain, 0)
-    assert not bucketful.tier.pinned()
+    assert not bucketful.tier.read_pins()
     bucketful.collect(capacity=1)
     assert not any(bucketful.there(chain))
     assert PinStore(*bucketful.tier.control()).all() == []

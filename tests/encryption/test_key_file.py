@@ -1,4 +1,4 @@
-"""The key file: read only where nobody else could, and never repeated in what is said about it."""
+"""The key file is read only if it is private, and its keys never appear in errors."""
 
 import hashlib
 import os
@@ -20,14 +20,14 @@ def write(path: Path, content: str, mode: int = 0o600) -> str:
     return str(path)
 
 
-def test_one_key_writes_and_all_read(tmp_path: Path) -> None:
+def test_one_key_encrypts_and_all_decrypt(tmp_path: Path) -> None:
     ring = load_key_ring(write(tmp_path / "keys.toml", GOOD))
     assert ring.write == "new-1"
     assert ring.keys == {"new-1": bytes.fromhex(NEW), "2026_05": bytes.fromhex(OLD)}
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o620, 0o777])
-def test_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
+def test_file_readable_by_others_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(ConfigError, match=r"^minio\.encryption_key_file: .* chmod 600"):
         load_key_ring(write(tmp_path / "keys.toml", GOOD, mode))
 
@@ -40,7 +40,7 @@ def test_file_of_another_user_is_refused(tmp_path: Path) -> None:
         load_key_ring(path)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing"):
         with pytest.raises(ConfigError, match=r"^minio\.encryption_key_file: "):
@@ -64,7 +64,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         f'write = "new"\nkeys = "{NEW}"',
     ],
 )
-def test_malformed_file_is_one_line_that_repeats_no_key(tmp_path: Path, content: str) -> None:
+def test_malformed_file_gives_one_line_without_keys(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError, match=r"^minio\.encryption_key_file: ") as refused:
         load_key_ring(write(tmp_path / "keys.toml", content))
     assert "\n" not in str(refused.value)
@@ -72,7 +72,7 @@ def test_malformed_file_is_one_line_that_repeats_no_key(tmp_path: Path, content:
     assert refused.value.__cause__ is None
 
 
-def test_ring_shows_no_key(tmp_path: Path) -> None:
+def test_repr_shows_no_key(tmp_path: Path) -> None:
     ring = load_key_ring(write(tmp_path / "keys.toml", GOOD))
     assert "new-1" in repr(ring)
     for key in ring.keys.values():

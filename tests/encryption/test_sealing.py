@@ -1,4 +1,4 @@
-"""Sealed pages: what goes in comes out, for its key and place alone, and nothing else does."""
+"""A sealed page opens only with its master key and as the page that was sealed."""
 
 import hashlib
 import hmac
@@ -26,21 +26,21 @@ def sealed(lengths: tuple[int, ...] = LENGTHS) -> memoryview:
 
 
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=6).map(tuple))
-def test_page_comes_back_whatever_its_buffers(lengths: tuple[int, ...]) -> None:
+def test_unsealing_restores_pages_with_any_buffers(lengths: tuple[int, ...]) -> None:
     page = make_page(CHAIN[0], lengths[::-1], filled=False)
     checksum = unseal(MASTER, sealed(lengths), page)
     assert holds_content(page)
     assert checksum == page_checksum(page.key, page.buffers)
 
 
-def test_page_that_does_not_have_its_checksum_is_not_sealed() -> None:
+def test_changed_page_is_not_sealed() -> None:
     page = make_page(CHAIN[0], LENGTHS, filled=True)._replace(checksum=bytes(CHECKSUM_SIZE))
     with pytest.raises(ChangedPageError):
         seal(MASTER, page, memoryview(bytearray(page.length + OVERHEAD)))
 
 
-def test_format_is_the_documented_one() -> None:
-    """By other functions than the implementation's: HKDF-Expand by hand, one-shot GCM."""
+def test_format_matches_its_documentation() -> None:
+    """Unseal it independently: HKDF-Expand by hand, GCM with the one-shot function."""
     content = sealed()
     context = CONTEXT + CHAIN[0].namespace + CHAIN[0].hash
     key = hmac.digest(MASTER, context + b"\x01", hashlib.sha256)
@@ -49,7 +49,7 @@ def test_format_is_the_documented_one() -> None:
     assert plain == b"".join(page.buffers) + page_checksum(page.key, page.buffers)
 
 
-def test_no_sealing_equals_another() -> None:
+def test_sealing_twice_gives_different_bytes() -> None:
     first, second = bytes(sealed()), bytes(sealed())
     assert first[:12] != second[:12]
     assert all(first[i : i + 16] != second[i : i + 16] for i in range(12, len(first) - 16))
@@ -58,18 +58,18 @@ def test_no_sealing_equals_another() -> None:
 @pytest.mark.parametrize(
     "key", [CHAIN[1], PageKey(make_namespace(model="another").digest, CHAIN[0].hash)]
 )
-def test_page_in_another_ones_place_is_forged(key: PageKey) -> None:
+def test_sealed_page_does_not_open_as_another_page(key: PageKey) -> None:
     with pytest.raises(ForgedError):
         unseal(MASTER, sealed(), make_page(key, LENGTHS, filled=False))
 
 
-def test_another_master_key_opens_nothing() -> None:
+def test_another_master_key_does_not_open_the_page() -> None:
     with pytest.raises(ForgedError):
         unseal(secrets.token_bytes(32), sealed(), make_page(CHAIN[0], LENGTHS, filled=False))
 
 
 @given(st.integers(0, sum(LENGTHS) + OVERHEAD - 1), st.integers(0, 7))
-def test_any_flipped_bit_is_forged(place: int, bit: int) -> None:
+def test_flipped_bit_is_detected(place: int, bit: int) -> None:
     content = sealed()
     content[place] ^= 1 << bit
     with pytest.raises(ForgedError):

@@ -146,7 +146,7 @@ def test_uploads_warming_and_promotion_pass_the_checksum_on(open_engine: Open) -
     engine.describe(NAMESPACE)
     spill(engine, keys)
     assert engine.flush(60)
-    checksums = [shared._copies[key].checksum for key in keys]
+    checksums = [shared._pages[key].checksum for key in keys]
     assert local.given == [None] * 4  # new from the client
     assert shared.given == checksums
     local.remove(keys)

@@ -16,7 +16,7 @@ from memkv_sglang.testing.pages import make_hashes
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.engine.engines import NAMESPACE, spill
-from tests.tiers.nvme.nvme_support import room_for
+from tests.tiers.nvme.nvme_support import capacity_for
 
 CONVERSATIONS, LONGEST, TURN, ROOM = 5, 20, 5, 48
 """All of them together have more pages than there is room for; one and a turn have not."""
@@ -33,7 +33,7 @@ class Growing(RuleBasedStateMachine):
         self.tier = NvmeTier(
             NvmeConfig(
                 directory=str(Path(self.directory.name, "nvme")),
-                capacity=room_for(ROOM),
+                capacity=capacity_for(ROOM),
                 high_watermark=1.0,
                 low_watermark=1.0,
             )

@@ -32,7 +32,7 @@ def test_page_lost_on_disk_comes_from_the_shared_tier(open_engine: Open) -> None
     keys = make_chain(NAMESPACE, 9).keys()
     put(local, keys)
     put(shared, keys)
-    local._copies[keys[4]].content = bytes(8192)
+    local._pages[keys[4]].content = bytes(8192)
     loads = load(open_engine(local, shared), keys)
     assert loads[:4] == loaded_from(LOCAL, 4)
     assert loads[4] == PageLoad(LoadResult.LOADED, SHARED)

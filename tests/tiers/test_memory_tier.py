@@ -1,4 +1,4 @@
-"""The reference tier passes the suite that all tiers pass."""
+"""The reference tier passes the conformance tests and evicts in the right order."""
 
 from collections.abc import Iterator
 
@@ -22,18 +22,25 @@ class TestMemoryTier(TierConformance):
         tier.close()
         return tier
 
-    def corrupt(self, tier: Tier, key: PageKey) -> None:
+    def stored_keys(self, tier: Tier) -> set[PageKey]:
         assert isinstance(tier, MemoryTier)
-        copy = tier._copies[key]
-        copy.content = bytes([copy.content[0] ^ 1]) + copy.content[1:]
+        return set(tier._pages)
+
+    def read_stored(self, tier: Tier, key: PageKey) -> bytes:
+        assert isinstance(tier, MemoryTier)
+        return tier._pages[key].content
+
+    def write_stored(self, tier: Tier, key: PageKey, content: bytes) -> None:
+        assert isinstance(tier, MemoryTier)
+        tier._pages[key].content = content
 
 
 class UnboundedMachine(TierMachine):
     capacity: int | None = None
 
     def open(self) -> Tier:
-        self.marks = MemoryTier(self.capacity)
-        return self.marks
+        self.pending_uploads = MemoryTier(self.capacity)
+        return self.pending_uploads
 
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         return tier
@@ -59,18 +66,18 @@ def test_leaves_are_evicted_before_roots() -> None:
     assert tier.lookup(chain, soon()) == (4, True)
 
 
-def test_waiting_pages_are_not_evicted() -> None:
+def test_pending_pages_are_not_evicted() -> None:
     namespace = make_namespace()
     tier = MemoryTier(capacity=4 * 8192)
-    waiting = make_chain(namespace, 2, "waiting").keys()
-    spill(tier, waiting)
-    tier.mark_pending(waiting)
+    pending = make_chain(namespace, 2, "pending").keys()
+    spill(tier, pending)
+    tier.mark_pending(pending)
     newcomer = make_chain(namespace, 3, "newcomer").keys()
     assert spill(tier, newcomer[:2]) == [SpillResult.STORED] * 2
     tier.mark_pending(newcomer[:2])
     assert spill(tier, newcomer[2:]) == [SpillResult.REFUSED]
-    load(tier, waiting)
-    assert [page.key for page in tier.pending()] == [*waiting, *newcomer[:2]]
-    tier.mark_uploaded(waiting)
+    load(tier, pending)
+    assert [page.key for page in tier.pending()] == [*pending, *newcomer[:2]]
+    tier.mark_uploaded(pending)
     assert spill(tier, newcomer[2:]) == [SpillResult.STORED]
     assert [page.key for page in tier.pending()] == newcomer[:2]

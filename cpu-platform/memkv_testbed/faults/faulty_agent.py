@@ -14,7 +14,7 @@ from typing import Any
 
 from memkv_sglang.agent.__main__ import main
 from memkv_sglang.tiers.nvme import faults as nvme_faults
-from memkv_sglang.tiers.nvme import space_reclaimer as room
+from memkv_sglang.tiers.nvme import space_reclaimer
 from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
 DISK_FAULT = "MEMKV_TEST_DISK_FAULT"
@@ -41,6 +41,6 @@ if __name__ == "__main__":
             setattr(os, name, failing(getattr(os, name), fault))
         Context.submit = failing(Context.submit, fault)  # type: ignore[method-assign]
     # A disk that failed is tried again after 30 s, which would be a round's whole length.
-    for module in (nvme_faults, room):
+    for module in (nvme_faults, space_reclaimer):
         vars(module)["PAUSE"] = 1.0
     main()

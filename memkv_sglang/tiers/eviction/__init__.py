@@ -1,4 +1,4 @@
-"""Which pages leave a tier first. Memory only: no files, no sockets, nothing that blocks."""
+"""Choose which pages a tier evicts. Pure computation in memory: no files, no sockets."""
 
 from memkv_sglang.tiers.eviction.order import EvictionOrder
 from memkv_sglang.tiers.eviction.victims import Victims

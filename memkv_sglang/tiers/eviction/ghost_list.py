@@ -1,18 +1,18 @@
-"""What is remembered of pages that left."""
+"""A compact memory of recently evicted pages."""
 
 from array import array
 
 _TAG = 0xFFFF_FF00
 _WAYS = 8
-"""Pages that share a bucket; the one that left it first is forgotten for a new one."""
+"""Pages per bucket. A full bucket forgets the page that was evicted first."""
 
 
 class GhostList:
-    """How often pages were used that left lately, 4 bytes each. Not thread-safe.
+    """Remembers how often recently evicted pages were used, in 4 bytes each. Not thread-safe.
 
-    A table of buckets: a page's fingerprint names its bucket, and 24 bits of it are kept there
-    beside the number of uses. Pages are confused with a chance of 2^-21 for each look, which then
-    counts a use too many.
+    A hash table of buckets: a page's fingerprint selects its bucket, which stores 24 bits of the
+    fingerprint and the number of uses. A lookup finds the wrong page with a probability of 2^-21,
+    which only credits that page with an extra use.
     """
 
     def __init__(self, pages: int) -> None:
@@ -21,18 +21,18 @@ class GhostList:
         self._words = array("I", bytes(4 * _WAYS * self._buckets))
 
     def __len__(self) -> int:
-        """Return how many pages there is room for."""
+        """Return how many pages the list can hold."""
         return len(self._words)
 
     def add(self, fingerprint: int, uses: int) -> None:
-        """Remember a page that leaves."""
+        """Remember an evicted page and its number of uses."""
         first, tag = self._find(fingerprint)
         bucket = self._words[first : first + _WAYS - 1]
         bucket.insert(0, tag | uses)
         self._words[first : first + _WAYS] = bucket
 
-    def take(self, fingerprint: int) -> int | None:
-        """Forget a page that is back; return its uses, None if it was not remembered."""
+    def pop(self, fingerprint: int) -> int | None:
+        """Forget a page; return its number of uses, or None if it was not remembered."""
         first, tag = self._find(fingerprint)
         for i in range(first, first + _WAYS):
             word = self._words[i]
@@ -42,6 +42,6 @@ class GhostList:
         return None
 
     def _find(self, fingerprint: int) -> tuple[int, int]:
-        """Return where the bucket begins, and the tag, which is never 0."""
+        """Return the start of the bucket and the tag, which is never 0."""
         rest, bucket = divmod(fingerprint, self._buckets)
         return bucket * _WAYS, (rest << 8 & _TAG) or _TAG

@@ -1,4 +1,4 @@
-"""The order in which pages leave: by their last use and by repeated uses, as it proves right."""
+"""The eviction order: by last use and by reuse, under the policy that proves best."""
 
 import heapq
 import threading
@@ -10,136 +10,133 @@ from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.eviction.ghost_list import GhostList
-from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, VALUATIONS
+from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, REUSE_POLICIES, ReusePolicy
 from memkv_sglang.tiers.eviction.shadow import Shadow
 
 NO_ENTRY = 0xFFFF_FFFF
-"""In place of an entry: nothing."""
+"""Marks an unused slot."""
 
-_NO_BONUSES = VALUATIONS[0].bonuses(0)
-_GHOSTS = 8
-"""Pages that left and are remembered, as a multiple of those that are there."""
+_NO_BONUSES = [0] * (MOST_USES + 1)
+_GHOSTS_PER_PAGE = 8
+"""Evicted pages that are remembered, as a multiple of the pages in the tier."""
 _ONE_MORE = bytes(min(uses + 1, MOST_USES) for uses in range(MOST_USES + 1))
-_CALLS_KEPT = 256
-"""Calls whose uses wait to be learned from; of more than these the oldest are passed over."""
-_GROWING = 32
-"""Touches that are the last ones: a spill makes up to three, and some run at a time."""
-_UNSETTLED = 1 << 16
-"""Pages whose use may wait to be settled."""
+_MAX_SAMPLES = 256
+"""Chains kept for the next `adapt`; beyond these, the oldest are discarded."""
+_RECENT_TOUCHES = 32
+"""How many touches count as recent: a spill makes up to three, and several run concurrently."""
+_MAX_QUEUED = 1 << 16
+"""Pages whose use may be queued."""
 
 
 class _Use(NamedTuple):
-    """A use that was noted: pages of a chain, root first."""
+    """A queued use of a chain's pages, root first."""
 
     tick: int
-    """Of the last page; those before it follow."""
+    """Tick of the last page; each earlier page has the next tick."""
     entries: Sequence[int]
     namespace: bytes
     hashes: Sequence[bytes] | None
-    """None for what is no repeated use."""
+    """None if the use does not count as reuse."""
 
 
 class EvictionOrder:
-    """When each entry was used last, in ticks of a counter, and how often it was used again.
+    """Tracks when each entry was last used, in ticks of a counter, and how often it was reused.
 
     An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
-    oldest tick, so that leaves leave before roots, see `valuation`. `take`, `touch`, `use` and
-    `settle` may be called by any thread; who changes what is there calls `set`, `enter`
-    and `leave` one at a time, who makes room the others.
+    oldest tick, so that leaves are evicted before roots (see `reuse_policy`).
 
-    Uses are noted at first, as lookups wait for that, and settled before anything depends on them.
+    Uses are queued, because lookups wait for that, and applied before anything depends on them.
+
+    Any thread may call `reserve_ticks`, `touch`, `use` and `flush`. The thread that changes the
+    catalog calls `set_tick`, `add` and `remember_evicted`; the thread that evicts calls the rest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policies: tuple[ReusePolicy, ...] = REUSE_POLICIES) -> None:
+        """Choose among `policies`, starting with the first."""
         self._ticks = array("Q")
         self._uses = bytearray()
-        """Repeated uses, by entry."""
-        self._bonuses = VALUATIONS[0].bonuses(0)
-        self._ghosts = GhostList(0)
-        self._shadow = Shadow()
-        self._learned_for = 0
-        self._heard: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_CALLS_KEPT)
-        self._noted: deque[_Use] = deque()
-        self._touches: deque[int] = deque(maxlen=_GROWING)
-        """First ticks of the last touches."""
-        self._unsettled = 0
-        self._settling = threading.Lock()
-        self._next = 1
+        """Number of reuses by entry."""
+        self._bonuses = policies[0].bonuses(0)
+        self._ghost_list = GhostList(0)
+        self._shadow = Shadow(policies)
+        self._adapted_pages = 0
+        self._samples: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_MAX_SAMPLES)
+        self._queue: deque[_Use] = deque()
+        self._recent_touches: deque[int] = deque(maxlen=_RECENT_TOUCHES)
+        """First ticks of the most recent touches."""
+        self._queued_pages = 0
+        self._flushing = threading.Lock()
+        self._next_tick = 1
         self._lock = threading.Lock()
 
-    @property
-    def valuation(self) -> str:
-        """Name of the valuation that is followed."""
-        return self._shadow.best.valuation.name
-
-    def take(self, count: int) -> int:
-        """Return the first of `count` ticks that are later than all before."""
+    def reserve_ticks(self, count: int) -> int:
+        """Reserve `count` consecutive ticks, later than all earlier ones; return the first."""
         with self._lock:
-            first = self._next
-            self._next += count
+            first = self._next_tick
+            self._next_tick += count
         return first
 
     def advance_past(self, tick: int) -> None:
-        """Make all ticks to come later than this one."""
+        """Make all future ticks later than this one."""
         with self._lock:
-            self._next = max(self._next, tick + 1)
+            self._next_tick = max(self._next_tick, tick + 1)
 
     def touch(self, entries: Sequence[int]) -> None:
-        """Move pages of a chain to the young end, which is no repeated use; given root first.
+        """Make a chain's pages, root first, the most recently used, without counting a reuse.
 
-        They may have come to be there in parts: none ranks below its next from then on.
+        Afterwards no page ranks below its child, even if the pages were added in parts.
         """
-        first = self._note(entries, b"", None)
+        first = self._enqueue(entries, b"", None)
         if first:
-            self._touches.append(first)
+            self._recent_touches.append(first)
 
-    def is_growing(self, entry: int) -> bool:
-        """Tell whether the page is of a chain that is being spilled, or was just now.
+    def is_being_spilled(self, entry: int) -> bool:
+        """Return whether the page belongs to a chain that is being or was just spilled.
 
-        What is spilled next comes behind it, so it must not leave for that, however little it is
-        worth. Along a chain this holds up to some page and for none behind that.
+        Such a page must not be evicted to store its own descendants, even if its rank is low. If
+        this holds for a page, it holds for all its ancestors.
         """
-        if not self._touches:
+        if not self._recent_touches:
             return False
-        first = max(
-            self._touches[0], self._next - self._learned_for // 2
-        )  # not all, in a small tier
+        # In a small tier, at most half of the pages count as being spilled.
+        first = max(self._recent_touches[0], self._next_tick - self._adapted_pages // 2)
         return self._ticks[entry] >= first
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
-        """Note that pages of a chain are used again; `entries` are those of the first `hashes`."""
-        self._note(entries, namespace, hashes[: len(entries)])
+        """Record that pages of a chain were reused; `entries` are those of the first `hashes`."""
+        self._enqueue(entries, namespace, hashes[: len(entries)])
 
-    def _note(
+    def _enqueue(
         self, entries: Sequence[int], namespace: bytes, hashes: Sequence[bytes] | None
     ) -> int:
-        """Return the first tick of the use; 0 if nothing was used."""
+        """Return the first tick of the use; 0 if there are no entries."""
         if not entries:
             return 0
         with self._lock:
-            first = self._next
-            self._noted.append(_Use(self._next, entries, namespace, hashes))
-            self._next += len(entries)
-            self._unsettled += len(entries)
-        if self._unsettled > _UNSETTLED:
-            self.settle()
+            first = self._next_tick
+            self._queue.append(_Use(first, entries, namespace, hashes))
+            self._next_tick += len(entries)
+            self._queued_pages += len(entries)
+        if self._queued_pages > _MAX_QUEUED:
+            self.flush()
         return first
 
     @property
-    def is_behind(self) -> bool:
-        """Whether it is time to call `settle`, lest a use has to."""
-        return self._unsettled > _UNSETTLED // 2
+    def needs_flush(self) -> bool:
+        """Whether to call `flush` soon, before a lookup has to."""
+        return self._queued_pages > _MAX_QUEUED // 2
 
-    def settle(self) -> None:
-        """Work in the uses that were noted; when it is called makes no difference to the order."""
-        with self._settling:
-            while self._noted:
-                # Others see that something is noted, and wait for the lock, until it is settled.
-                self._settle(self._noted[0])
+    def flush(self) -> None:
+        """Apply all queued uses. The resulting order does not depend on when this is called."""
+        with self._flushing:
+            while self._queue:
+                # Removed only once applied: until then other threads see a use in the queue, and
+                # wait for the lock.
+                self._apply(self._queue[0])
                 with self._lock:
-                    self._unsettled -= len(self._noted.popleft().entries)
+                    self._queued_pages -= len(self._queue.popleft().entries)
 
-    def _settle(self, use: _Use) -> None:
+    def _apply(self, use: _Use) -> None:
         ticks, uses, tick, entries = self._ticks, self._uses, use.tick, use.entries
         for entry in reversed(entries):
             ticks[entry] = tick
@@ -151,25 +148,25 @@ class EvictionOrder:
         else:
             for entry in entries:
                 uses[entry] = _ONE_MORE[uses[entry]]
-            self._hear(use.namespace, use.hashes)
+            self._sample(use.namespace, use.hashes)
 
-    def newest(self) -> int:
-        """Return the latest tick of any entry, 0 if there is none."""
-        self.settle()
+    def newest_tick(self) -> int:
+        """Return the latest tick of any entry, 0 if there is no entry."""
+        self.flush()
         return max(self._ticks, default=0)
 
     def tick(self, entry: int) -> int:
-        """Return the tick of the last use."""
-        if self._noted:
-            self.settle()
+        """Return the tick of the entry's last use."""
+        if self._queue:
+            self.flush()
         return self._ticks[entry]
 
-    # Coming and going
+    # Adding and evicting pages
 
-    def set(self, entry: int, tick: int) -> None:
-        """Say when the page of an entry, which may be a new one, was used; it counts as new."""
-        if self._noted:
-            self.settle()
+    def set_tick(self, entry: int, tick: int) -> None:
+        """Set the tick of an entry, which may be a new one, and reset its reuses."""
+        if self._queue:
+            self.flush()
         if entry == len(self._ticks):
             self._uses.append(0)
             self._ticks.append(tick)
@@ -177,80 +174,80 @@ class EvictionOrder:
             self._uses[entry] = 0
             self._ticks[entry] = tick
 
-    def succeed(self, entry: int, successor: int) -> None:
-        """Count an entry's uses for another, which stands for the same page from now on."""
+    def copy_uses(self, entry: int, successor: int) -> None:
+        """Copy an entry's reuses to the entry that its page has moved to."""
         self._uses[successor] = self._uses[entry]
 
-    def enter(self, pages: Sequence[tuple[PageKey, int]]) -> None:
-        """Note that pages of a chain came to be there, root first; call after `set`.
+    def add(self, pages: Sequence[tuple[PageKey, int]]) -> None:
+        """Record that a chain's pages, root first, were stored; call after `set_tick`.
 
-        Those that were there not long ago are used again by that.
+        Storing a recently evicted page counts as reuse.
         """
-        self.settle()
-        with self._settling:
+        self.flush()
+        with self._flushing:
             most = 0
             for key, entry in reversed(pages):
-                ghost = self._ghosts.take(_fingerprint(key))
+                ghost = self._ghost_list.pop(_fingerprint(key))
                 if ghost is not None:
-                    most = 1  # one repeated use, no more than those before it are sure to have
-                self._uses[entry] = most  # not less than those behind it, which need it
+                    most = 1  # not its former count, which its ancestors may not reach
+                self._uses[entry] = most  # an ancestor counts at least as many as a descendant
         if pages:
-            self._hear(pages[0][0].namespace, [key.hash for key, _ in pages])
+            self._sample(pages[0][0].namespace, [key.hash for key, _ in pages])
 
-    def leave(self, pages: Iterable[tuple[PageKey, int]]) -> None:
-        """Remember pages that are about to leave to make room."""
-        self.settle()
+    def remember_evicted(self, pages: Iterable[tuple[PageKey, int]]) -> None:
+        """Remember the reuses of pages that are about to be evicted."""
+        self.flush()
         for key, entry in pages:
-            self._ghosts.add(_fingerprint(key), self._uses[entry])
+            self._ghost_list.add(_fingerprint(key), self._uses[entry])
 
-    # Learning
+    # Choosing the policy
 
     def adapt(self, pages: int) -> None:
-        """Learn from the uses since the last call; the tier is full with about `pages` pages."""
-        self.settle()
-        is_new_size = abs(pages - self._learned_for) * 10 > self._learned_for
+        """Choose the policy by the uses since the last call; a full tier holds about `pages`."""
+        self.flush()
+        is_new_size = abs(pages - self._adapted_pages) * 10 > self._adapted_pages
         if is_new_size:
-            self._learned_for = pages
+            self._adapted_pages = pages
             self._shadow.resize(pages)
-        if len(self._ghosts) < _GHOSTS * pages // 2:
-            self._ghosts = GhostList(_GHOSTS * pages)
+        if len(self._ghost_list) < _GHOSTS_PER_PAGE * pages // 2:
+            self._ghost_list = GhostList(_GHOSTS_PER_PAGE * pages)
         before = self._shadow.best
-        while self._heard:
-            namespace, hashes = self._heard.popleft()
+        while self._samples:
+            namespace, hashes = self._samples.popleft()
             self._shadow.use(_fingerprint(PageKey(namespace, h)) for h in reversed(hashes))
-        valuation = self._shadow.choose()
+        policy = self._shadow.choose()
         if is_new_size or self._shadow.best is not before:
-            self._bonuses = valuation.bonuses(pages)
+            self._bonuses = policy.bonuses(pages)
 
-    def _hear(self, namespace: bytes, hashes: Sequence[bytes]) -> None:
-        """Keep a use for `adapt`, as far as the sample goes."""
+    def _sample(self, namespace: bytes, hashes: Sequence[bytes]) -> None:
+        """Keep the pages of the shadow's sample for `adapt`."""
         if mask := self._shadow.mask & 0xFF:
             hashes = [page_hash for page_hash in hashes if not page_hash[0] & mask]
         if hashes:
-            self._heard.append((namespace, hashes))
+            self._samples.append((namespace, hashes))
 
-    # Who leaves
+    # Choosing victims
 
     def rank(self, entry: int) -> int:
-        """Return the entry's place in the order: the lowest leaves first."""
-        if self._noted:
-            self.settle()
+        """Return the entry's rank. The entry with the lowest rank is evicted first."""
+        if self._queue:
+            self.flush()
         return self._ticks[entry] + self._bonuses[self._uses[entry]]
 
     def coldest(
         self,
         chunks: Iterable[Sequence[int]],
-        may_leave: Callable[[int], bool],
+        is_evictable: Callable[[int], bool],
         count: int,
         *,
         by_age: bool = False,
     ) -> list[tuple[int, int]]:
-        """Return rank and id of the `count` entries that leave first of those that may, in order.
+        """Return rank and entry of the `count` evictable entries to evict first, in order.
 
-        `by_age`: whatever repeated uses are worth. Lets other threads run between the chunks, so
-        these should be short.
+        With `by_age`, reuses do not count. Lets other threads run between chunks, so keep the
+        chunks short.
         """
-        self.settle()
+        self.flush()
         ticks, uses = self._ticks, self._uses
         bonuses = _NO_BONUSES if by_age else self._bonuses
         coldest: list[tuple[int, int]] = []
@@ -261,7 +258,7 @@ class EvictionOrder:
                 for entry in chunk
                 if entry != NO_ENTRY
                 and (rank := ticks[entry] + bonuses[uses[entry]]) < bound
-                and may_leave(entry)
+                and is_evictable(entry)
             ]
             if len(coldest) >= 2 * count:
                 coldest = heapq.nsmallest(count, coldest)
@@ -271,5 +268,5 @@ class EvictionOrder:
 
 
 def _fingerprint(key: PageKey) -> int:
-    """Return 64 bits that tell a page from others, the lowest 16 those of its hash, a SHA-256."""
+    """Return a 64-bit fingerprint of a page, whose lowest 16 bits are those of the page hash."""
     return int.from_bytes(key.hash[:8], "little") ^ int.from_bytes(key.namespace[:6], "big") << 16

@@ -1,40 +1,39 @@
-"""What a repeated use is worth: the family of eviction orders to choose from.
+"""The eviction policies to choose from. They differ in how much they value reuse.
 
-A page's rank is the tick of its last use plus what its repeated uses are worth, in ticks; the
-lowest rank leaves first. Whoever uses a page uses its chain's earlier pages as well, a tick later
-each towards the root. So no page ranks below one that follows it in a chain, whatever a use is
-worth: every member of the family takes leaves before roots.
+A page's rank is the tick of its last use plus a bonus for its reuses, in ticks. The page with the
+lowest rank is evicted first. Using a page also uses all its ancestors, each one tick later than its
+child. So a parent never ranks below its child, and every policy evicts leaves before roots.
 """
 
 from typing import NamedTuple
 
 MOST_USES = 255
-"""Repeated uses of a page are counted up to here."""
+"""The count of a page's reuses stops here."""
 
-ALWAYS = 1 << 48
-"""Worth of a use that outweighs any difference in age."""
+DOMINANT = 1 << 48
+"""A bonus larger than any difference in age."""
 
 
 class ReusePolicy(NamedTuple):
-    """How repeated uses count."""
+    """How much a page's reuses raise its rank."""
 
     name: str
     lifetimes: float | None
-    """Worth of one, in lifetimes: as many ticks as the tier holds pages. None for `ALWAYS`."""
+    """Bonus per reuse, in lifetimes (as many ticks as the tier holds pages); None: `DOMINANT`."""
     most: int
-    """Uses beyond these count nothing."""
+    """Maximum number of reuses that count."""
 
     def bonuses(self, pages: int) -> list[int]:
-        """Return what is added to the tick of a page, by its repeated uses, 0 to `MOST_USES`."""
-        worth = ALWAYS if self.lifetimes is None else round(self.lifetimes * pages)
-        return [worth * min(uses, self.most) for uses in range(MOST_USES + 1)]
+        """Return the bonus by number of reuses, 0 to `MOST_USES`, for a tier of `pages` pages."""
+        bonus = DOMINANT if self.lifetimes is None else round(self.lifetimes * pages)
+        return [bonus * min(uses, self.most) for uses in range(MOST_USES + 1)]
 
 
-VALUATIONS = (
+REUSE_POLICIES = (
     ReusePolicy("recency", lifetimes=0, most=0),
     ReusePolicy("reuse_delays", lifetimes=1, most=1),
     ReusePolicy("reuse_first", lifetimes=None, most=1),
     ReusePolicy("frequency", lifetimes=None, most=MOST_USES),
 )
-"""Least recently used; a page used again lives a lifetime longer; pages used once leave first;
-least frequently used. The first is followed until another one proves better."""
+"""Least recently used; reused pages live one lifetime longer; pages used only once are evicted
+first; least frequently used. The first one applies until another proves better."""

@@ -1,115 +1,116 @@
-"""Which valuation keeps the pages that are wanted: each is tried on a sample of the pages.
+"""Choose the reuse policy by simulating each one on a sample of this node's requests.
 
 Miniature simulation (Waldspurger et al., "Cache Modeling and Optimization using Miniature
-Simulations", USENIX ATC 2017): a cache of a k-th of the size that sees a k-th of the pages, chosen
-by their hash, has about the hit rate of the whole. So what each valuation would have brought is
-counted, not guessed, on this node's own requests, and nothing has to be tuned for them.
+Simulations", USENIX ATC 2017): a cache of 1/k of the size that sees 1/k of the pages, sampled by
+hash, has about the hit rate of the full cache. So the hits of each policy are measured rather than
+estimated, and there is nothing to tune.
 """
 
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, VALUATIONS, ReusePolicy
+from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, REUSE_POLICIES, ReusePolicy
 
 SAMPLE_PAGES = 4096
-"""Pages that each simulated cache holds at most."""
+"""Capacity of a simulated cache, in pages."""
 HISTORY = 9
-"""Pages whose uses are remembered, as a multiple of those that are held."""
+"""Pages whose number of uses is remembered, as a multiple of the capacity."""
 HALF_LIFE = 4
-"""Uses after which a hit counts half, as a multiple of the pages that are held."""
+"""Uses after which a hit counts half, as a multiple of the capacity."""
 _LARGEST_WEIGHT = 1e100
 
 
 class Shadow:
-    """Simulated caches side by side. Not thread-safe."""
+    """One simulated cache per policy. Not thread-safe."""
 
-    def __init__(self, valuations: tuple[ReusePolicy, ...] = VALUATIONS) -> None:
-        """Begin empty, and without a bound: until `resize` nothing has to leave."""
+    def __init__(self, policies: tuple[ReusePolicy, ...] = REUSE_POLICIES) -> None:
+        """Create empty caches, which are unbounded until the first `resize`."""
         self.mask = 0
-        """Pages take part whose fingerprint has none of these bits."""
-        self.caches = [_Cache(valuation) for valuation in valuations]
+        """Only pages whose fingerprint has none of these bits are simulated."""
+        self.caches = [_Cache(policy) for policy in policies]
         self.best = self.caches[0]
-        """The one with the most hits, recent ones weighing more."""
+        """The cache with the most hits, where recent hits weigh more."""
         self._history: OrderedDict[int, int] = OrderedDict()
-        self._room: int | None = None
+        self._capacity: int | None = None
         self._tick = 0
         self._weight = self._growth = 1.0
 
     def resize(self, pages: int) -> None:
-        """Simulate a tier that holds so many pages."""
+        """Simulate a tier that holds this many pages."""
         while pages > SAMPLE_PAGES * (self.mask + 1):
-            self._thin()
-        self._room = max(1, pages // (self.mask + 1))
-        self._growth = 0.5 ** (-1 / (HALF_LIFE * self._room))
+            self._halve_sample()
+        self._capacity = max(1, pages // (self.mask + 1))
+        self._growth = 0.5 ** (-1 / (HALF_LIFE * self._capacity))
         for cache in self.caches:
-            cache.value(pages)
+            cache.resize(pages)
 
     def use(self, fingerprints: Iterable[int]) -> None:
-        """Note the use of pages in the sample, in the order of their ticks."""
+        """Simulate the use of pages, in the order of their ticks."""
         for fingerprint in fingerprints:
             if not fingerprint & self.mask:
                 self._use(fingerprint)
         while len(self._history) > HISTORY * SAMPLE_PAGES:
-            self._thin()
+            self._halve_sample()
 
     def choose(self) -> ReusePolicy:
-        """Return the valuation that has proved best; on a tie the one that was best before."""
+        """Return the policy with the most hits; on a tie, the one that was best before."""
         leader = max(self.caches, key=lambda cache: cache.hits)
         if leader.hits > self.best.hits:
             self.best = leader
-        return self.best.valuation
+        return self.best.policy
 
     def _use(self, fingerprint: int) -> None:
         self._tick += self.mask + 1
         uses = min(self._history.pop(fingerprint, -1) + 1, MOST_USES)
         self._history[fingerprint] = uses
-        if self._room is not None and len(self._history) > HISTORY * self._room:
+        if self._capacity is not None and len(self._history) > HISTORY * self._capacity:
             self._history.popitem(last=False)
         self._weight *= self._growth
         for cache in self.caches:
-            cache.use(fingerprint, self._tick, uses, self._weight, self._room)
+            cache.use(fingerprint, self._tick, uses, self._weight, self._capacity)
         if self._weight > _LARGEST_WEIGHT:
             for cache in self.caches:
                 cache.hits /= self._weight
             self._weight = 1.0
 
-    def _thin(self) -> None:
-        """Go on with half of the sample."""
+    def _halve_sample(self) -> None:
         self.mask = 2 * self.mask + 1
         self._history = OrderedDict((f, n) for f, n in self._history.items() if not f & self.mask)
         for cache in self.caches:
-            cache.thin(self.mask)
+            cache.keep_sample(self.mask)
 
 
 class _Cache:
-    """A simulated cache under one valuation."""
+    """A simulated cache with one policy."""
 
-    def __init__(self, valuation: ReusePolicy) -> None:
-        self.valuation = valuation
+    def __init__(self, policy: ReusePolicy) -> None:
+        self.policy = policy
         self.hits = 0.0
-        """Weighted."""
-        self._bonuses = valuation.bonuses(0)
+        """Weighted number of hits."""
+        self._bonuses = policy.bonuses(0)
         self._ranks: dict[int, int] = {}
         self._heap: list[tuple[int, int]] = []
-        """Rank and fingerprint; also ranks of earlier uses, which are passed over."""
+        """Ranks and fingerprints, including outdated ranks, which are skipped."""
 
-    def value(self, pages: int) -> None:
-        self._bonuses = self.valuation.bonuses(pages)
+    def resize(self, pages: int) -> None:
+        self._bonuses = self.policy.bonuses(pages)
 
-    def use(self, fingerprint: int, tick: int, uses: int, weight: float, room: int | None) -> None:
+    def use(
+        self, fingerprint: int, tick: int, uses: int, weight: float, capacity: int | None
+    ) -> None:
         if fingerprint in self._ranks:
             self.hits += weight
         self._ranks[fingerprint] = rank = tick + self._bonuses[uses]
         heapq.heappush(self._heap, (rank, fingerprint))
-        while room is not None and len(self._ranks) > room:
+        while capacity is not None and len(self._ranks) > capacity:
             rank, coldest = heapq.heappop(self._heap)
             if self._ranks.get(coldest) == rank:
                 del self._ranks[coldest]
         if len(self._heap) > 4 * len(self._ranks):
             self._rebuild()
 
-    def thin(self, mask: int) -> None:
+    def keep_sample(self, mask: int) -> None:
         self._ranks = {f: rank for f, rank in self._ranks.items() if not f & mask}
         self._rebuild()
 

@@ -1,4 +1,4 @@
-"""The next pages to leave, found by a scan now and then."""
+"""A queue of the next pages to evict, refilled by scanning all pages."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,47 +6,50 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from memkv_sglang.tiers.eviction.order import EvictionOrder
 
 _SCAN_SHARE = 32
-"""A scan finds this part of the pages, so that a page costs a look at so many others."""
-_FEWEST = 8
+"""A scan selects one in so many pages, so evicting a page costs a look at that many others."""
+_MIN_BATCH = 8
 
 
 class Victims:
-    """A queue of the entries that leave first. Not thread-safe."""
+    """A queue of the entries to evict first. Not thread-safe."""
 
     def __init__(
         self,
         order: EvictionOrder,
         entries: Callable[[], Iterable[Sequence[int]]],
-        may_leave: Callable[[int], bool],
-        at_once: int | None = 4096,
+        is_evictable: Callable[[int], bool],
+        max_batch: int | None = 4096,
     ) -> None:
-        """Choose among `entries`, given in chunks, those that `may_leave`.
+        """Choose from the `entries`, given in chunks, for which `is_evictable` is true.
 
-        A scan, which callers wait for, finds `at_once` of them at most.
+        A scan blocks the caller; it selects at most `max_batch` entries.
         """
-        self._at_once = at_once
+        self._max_batch = max_batch
         self._order = order
         self._entries = entries
-        self._may_leave = may_leave
+        self._is_evictable = is_evictable
         self._queue: deque[tuple[int, int]] = deque()
-        self._found: set[int] = set()
-        """Entries that may be in the queue."""
+        self._queued: set[int] = set()
+        """The entries of the last scan, some of which may have left the queue."""
 
     def peek(self, pages: int) -> int | None:
-        """Return the rank of the first to leave, None if there is none; `pages`: how many exist."""
+        """Return the rank of the next victim, None if no entry can be evicted.
+
+        `pages` is the number of pages in the tier.
+        """
         if (rank := self._first_valid()) is None:
-            count = max(pages // _SCAN_SHARE, _FEWEST)
-            if self._at_once is not None:
-                count = min(count, self._at_once)
-            self._queue.extend(self._order.coldest(self._entries(), self._may_leave, count))
-            self._found = {entry for _, entry in self._queue}
+            count = max(pages // _SCAN_SHARE, _MIN_BATCH)
+            if self._max_batch is not None:
+                count = min(count, self._max_batch)
+            self._queue.extend(self._order.coldest(self._entries(), self._is_evictable, count))
+            self._queued = {entry for _, entry in self._queue}
             rank = self._first_valid()
         return rank
 
     def take(self, pages: int, count: int) -> list[int]:
-        """Return up to `count` entries, in the order in which they leave; none only if none may.
+        """Return up to `count` entries in eviction order; empty if no entry can be evicted.
 
-        What is returned must leave, or be used, before the next call.
+        The caller must evict or use each returned entry before the next call.
         """
         victims: list[int] = []
         rank = self.peek(pages)
@@ -55,17 +58,17 @@ class Victims:
             rank = self._first_valid()
         return victims
 
-    def follow(self, successors: Mapping[int, int]) -> None:
-        """Note that other entries stand for some pages from now on: else these would stay."""
-        if not self._found.isdisjoint(successors):
+    def replace(self, successors: Mapping[int, int]) -> None:
+        """Replace queued entries whose page has moved to another entry, or it would be skipped."""
+        if not self._queued.isdisjoint(successors):
             self._queue = deque((rank, successors.get(e, e)) for rank, e in self._queue)
-            self._found = {entry for _, entry in self._queue}
+            self._queued = {entry for _, entry in self._queue}
 
     def _first_valid(self) -> int | None:
-        """Drop from the queue what was used or left since the scan; return its first rank then."""
+        """Skip entries used or evicted since the scan; return the rank of the first valid one."""
         while self._queue:
             rank, entry = self._queue[0]
-            if self._order.rank(entry) == rank and self._may_leave(entry):
+            if self._order.rank(entry) == rank and self._is_evictable(entry):
                 return rank
             self._queue.popleft()
         return None

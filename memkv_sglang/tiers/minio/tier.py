@@ -95,7 +95,7 @@ class MinioTier(Tier):
     """Pages as objects of a bucket that any number of nodes share.
 
     What this node knows of the bucket may be out of date; `load` finds out. Lookups move nothing in
-    the order in which pages leave: `note_use` does, and nothing leaves but by `keep_limits`.
+    the order in which pages leave: `record_access` does, and nothing leaves but by `keep_limits`.
     """
 
     name = "minio"
@@ -247,7 +247,7 @@ class MinioTier(Tier):
         return results
 
     def touch(self, chain: Chain) -> None:
-        """There is nothing to do: see `note_use`."""
+        """There is nothing to do: see `record_access`."""
 
     def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Forget that they were seen."""
@@ -339,10 +339,10 @@ class MinioTier(Tier):
             self._limit = config.capacity or None
             self._collector = CollectorWorker(lambda: self.collector(config), config, metrics)
 
-    def note_use(self, chain: Chain) -> None:
+    def record_access(self, chain: Chain) -> None:
         """Have the present use of a chain's pages, given from its root, noted in the bucket."""
         if self._toucher is not None:
-            self._toucher.note_use(chain)
+            self._toucher.record_access(chain)
 
     def collector(self, config: CollectorConfig) -> tuple[Collector, Lease]:
         """Return who removes pages, and the lease to hold meanwhile. Raises `TierError`."""
@@ -364,7 +364,7 @@ class MinioTier(Tier):
             self._pins = PinStore(*control, count_odd=partial(self.telemetry.count, "odd_pins"))
         return self._pins
 
-    def pinned(self) -> KeptPages:
+    def read_pins(self) -> KeptPages:
         """Read which pages nobody may remove. Raises `TierError`."""
         return self.pins().kept()
 

@@ -1,4 +1,4 @@
-"""The tier on this node's disk: preallocated segments, slots with footers, a journal."""
+"""The NVMe tier: preallocated segment files, slots with footers, and a journal."""
 
 from memkv_sglang.tiers.nvme.catalog import SlotDescription
 from memkv_sglang.tiers.nvme.tier import NvmeTier

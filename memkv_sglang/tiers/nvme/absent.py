@@ -1,4 +1,4 @@
-"""Pages whose segment could not be opened: unreachable until a later start opens it."""
+"""Pages in segments that could not be opened; a later start may open them."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,12 +10,12 @@ _Slot = tuple[int, int]
 
 
 class AbsentPages:
-    """What the journal knows of such pages. Not thread-safe: callers hold the catalog's locks."""
+    """The journal's records of such pages. The caller must hold the catalog's locks."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Create an empty collection."""
         self.pending: dict[_Slot, None] = {}
-        """Slots whose pages wait for upload, in the order in which they were marked."""
+        """Slots whose pages are pending upload, oldest mark first."""
         self._puts: dict[_Slot, Put] = {}
         self._slots: dict[PageKey, _Slot] = {}
 
@@ -26,7 +26,7 @@ class AbsentPages:
         return iter(self._puts.values())
 
     def put(self, page: Put) -> None:
-        """Add a page, in the place of another in its slot."""
+        """Add a page, replacing any other page in its slot and any other copy of it."""
         slot = (page.segment, page.slot)
         self.free(slot)
         if (elsewhere := self._slots.get(page.key)) is not None:
@@ -35,13 +35,13 @@ class AbsentPages:
         self._slots[page.key] = slot
 
     def free(self, slot: _Slot) -> None:
-        """Forget the page in a slot, if there is one."""
+        """Remove the page in a slot, if any."""
         if (page := self._puts.pop(slot, None)) is not None:
             del self._slots[page.key]
             self.pending.pop(slot, None)
 
     def mark(self, slot: _Slot, *, pending: bool) -> None:
-        """Note whether the page in a slot waits for upload, if there is one."""
+        """Set or clear the pending mark of the page in a slot, if any."""
         if slot not in self._puts:
             return
         if pending:
@@ -50,11 +50,11 @@ class AbsentPages:
             self.pending.pop(slot, None)
 
     def find(self, keys: Iterable[PageKey]) -> list[_Slot]:
-        """Return the slots of those pages that are here."""
+        """Return the slots of the pages that are absent; other pages are skipped."""
         if not self._puts:
             return []
         return [self._slots[key] for key in keys if key in self._slots]
 
     def of_namespace(self, namespace: bytes) -> list[PageKey]:
-        """Return the pages of a namespace."""
+        """Return the absent pages of a namespace."""
         return [key for key in self._slots if key.namespace == namespace]

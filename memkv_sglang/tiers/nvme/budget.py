@@ -1,4 +1,4 @@
-"""How the capacity is divided among everything that the tier keeps on the disk."""
+"""Divide the capacity among everything that the tier stores on disk."""
 
 from typing import NamedTuple
 
@@ -7,32 +7,32 @@ from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
 KIB, MIB = 1 << 10, 1 << 20
 
 JOURNAL_BYTES_PER_SLOT = 512
-"""What the journal may take for a slot beyond its smallest size. A page's records have 80 bytes;
-the journal grows to four times that before it is rewritten, and then exists twice."""
+"""Journal bytes budgeted per slot, beyond the journal's smallest size. A page's records take 80
+bytes; the journal grows to four times that before it is compacted, and then exists twice."""
 
 SMALLEST_JOURNAL = 4 * MIB
-"""Bytes below which a journal is read so fast that it is not rewritten, at most."""
+"""Upper limit of `Budget.journal`: a journal this short is read quickly without compaction."""
 
 _SHARE = 128
-"""Each kind of small file may take the capacity divided by this."""
+"""Each kind of small file may take 1/128 of the capacity."""
 _SMALLEST_SHARE = 32 * KIB
 _FORMAT = 2 * BLOCK
-"""The file `format`, and its successor while it is written."""
+"""The `format` file, and its replacement while that is written."""
 
 
 class Budget(NamedTuple):
-    """Bytes on disk by purpose; they add up to the capacity."""
+    """Bytes on disk by purpose. They add up to the capacity."""
 
     segments: int
-    """Segment files, `JOURNAL_BYTES_PER_SLOT` for each of their slots, and damaged segments."""
+    """Segment files, including damaged ones, and `JOURNAL_BYTES_PER_SLOT` for each slot."""
     descriptions: int
     quarantine: int
     journal: int
-    """The journal is not rewritten while it is shorter than this."""
+    """The journal is not compacted while it is shorter than this."""
 
 
 def divide(capacity: int) -> Budget:
-    """Return how a capacity is used."""
+    """Return the budget for a capacity in bytes."""
     share = max(capacity // _SHARE, _SMALLEST_SHARE)
     descriptions, quarantine = min(share, 16 * MIB), min(share, 64 * MIB)
     journal = min(share, SMALLEST_JOURNAL)

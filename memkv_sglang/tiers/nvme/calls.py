@@ -1,4 +1,4 @@
-"""Calls in flight, for a close that waits for them."""
+"""Count calls in flight, so that `close` can wait for them."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class CallsInFlight:
-    """Counts calls, and lets none begin once closed."""
+    """Counts calls in flight, and admits no new ones once closed."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -15,7 +15,7 @@ class CallsInFlight:
 
     @contextmanager
     def enter(self) -> Iterator[bool]:
-        """Count a call; yields False if it must not begin."""
+        """Count a call; yield False if it must not start because of `close`."""
         with self._changed:
             entered = not self._closed
             self._count += entered
@@ -27,7 +27,7 @@ class CallsInFlight:
                 self._changed.notify_all()
 
     def close(self) -> bool:
-        """Let no call begin any more and wait for those that have; False if done before."""
+        """Admit no more calls and wait for those in flight; return False if already closed."""
         with self._changed:
             first = not self._closed
             self._closed = True

@@ -1,8 +1,8 @@
-"""What the tier holds and where: index, slots, order of use, marks and journal, kept in step.
+"""Keep index, slots, eviction order, pending marks and journal consistent with each other.
 
-Two locks. `changes` is held through a whole change, the write to the journal included, so that the
-journal has changes in the order in which they happened. `lock` is held for moments only and never
-while anything blocks. Looking pages up takes neither.
+There are two locks. A change holds `changes` from start to end, including the journal write, so
+that the journal has the changes in order. `lock` is held only briefly and never while blocking.
+Lookups take neither lock.
 """
 
 import threading
@@ -23,7 +23,7 @@ from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.segments import Segments
 
 _SNAPSHOT_BATCH = 512
-"""Entries that a snapshot reads in one hold of the lock: a fraction of a millisecond."""
+"""Entries that a snapshot reads per hold of the lock, which takes a fraction of a millisecond."""
 
 
 class NewPage(NamedTuple):
@@ -36,64 +36,64 @@ class NewPage(NamedTuple):
 
 
 class SlotDescription(NamedTuple):
-    """Where a page lies and in what state, for `memkv inspect`."""
+    """The location and state of a stored page, for `memkv inspect`."""
 
     key: PageKey
     segment: int
     slot: int
     slot_size: int
-    """Bytes on disk, footer included."""
+    """Bytes on disk, including the footer."""
     offset: int
-    """Where in the segment file the slot begins."""
+    """Offset of the slot in the segment file."""
     length: int
     """Bytes of content."""
     pending: bool
-    """Whether it waits for upload."""
+    """Whether the page is pending upload."""
 
 
 class CompactionGivenUpError(Exception):
-    """There was no time to write the journal anew."""
+    """Rewriting the journal was abandoned for lack of time."""
 
 
 class Catalog:
-    """Thread-safe. Calls that change it block on the journal and raise its `OSError`."""
+    """The stored pages. Thread-safe. Changes block on the journal and raise its `OSError`."""
 
     def __init__(self, segments: Segments) -> None:
-        """Begin empty, without a journal: recovery fills it and sets `journal`."""
+        """Create an empty catalog. Recovery fills it and sets `journal`."""
         self.journal: Journal
         self.segments = segments
         self.index = Index()
         self.order = EvictionOrder()
         self.pending: dict[int, None] = {}
-        """Entries that wait for upload, those that were marked first before the others."""
-        self.waiting: Counter[int] = Counter()
-        """How many of them each segment has, by its number."""
-        self.kept: Collection[PageKey] = frozenset()
-        """Pages that are not evicted, whether they are there or not."""
+        """Entries pending upload, oldest mark first."""
+        self.pending_by_segment: Counter[int] = Counter()
+        """Number of pending entries by segment number."""
+        self.exempt: Collection[PageKey] = frozenset()
+        """Pages exempt from eviction, whether or not they are stored."""
         self.absent = AbsentPages()
         """Pages in segments that could not be opened. They stay in the journal."""
         self.changes = threading.RLock()
         self.lock = threading.Lock()
         self._pins: dict[int, int] = {}
-        self._condemned: set[int] = set()
+        self._released_on_unpin: set[int] = set()
 
     @property
     def is_partial(self) -> bool:
-        """Whether some segments could not be opened: their pages are `absent`."""
+        """Whether some segments could not be opened, so that their pages are `absent`."""
         return bool(self.segments.unopened)
 
     # Finding pages
 
     def walk(self, chain: Chain) -> list[int]:
-        """Return the entries of the chain's pages up to the first that is not there."""
+        """Return the entries of the chain's pages, up to the first missing page."""
         pages = self.index.of_namespace(chain.namespace)
         entries: list[int] = []
-        with suppress(KeyError):  # what came before the first missing page has been appended
+        with suppress(KeyError):  # `extend` has appended the pages before the missing one
             entries.extend(map(pages.__getitem__, chain.hashes))
         return entries
 
     def pin(self, keys: Iterable[PageKey]) -> list[int | None]:
-        """Return the pages' entries, None for what is not there.
+        """Return the pages' entries, None for a missing page.
 
         Until `unpin`, their slots keep their content, even if the pages are dropped.
         """
@@ -105,7 +105,7 @@ class Catalog:
         return entries
 
     def unpin(self, entries: Iterable[int | None]) -> None:
-        """Undo `pin`, with its answer."""
+        """Unpin the entries that `pin` returned."""
         with self.lock:
             for entry in entries:
                 if entry is None:
@@ -113,25 +113,25 @@ class Catalog:
                 self._pins[entry] -= 1
                 if not self._pins[entry]:
                     del self._pins[entry]
-                    if entry in self._condemned:
-                        self._condemned.remove(entry)
+                    if entry in self._released_on_unpin:
+                        self._released_on_unpin.remove(entry)
                         self._release(entry)
 
     def is_pinned(self, entry: int) -> bool:
-        """Tell whether somebody reads the page; call with `lock` held."""
+        """Return whether the entry is pinned; call with `lock` held."""
         return entry in self._pins
 
-    def is_kept(self, entry: int) -> bool:
-        """Tell whether the page is one that is not evicted."""
-        return bool(self.kept) and self.index.key(entry) in self.kept
+    def is_exempt(self, entry: int) -> bool:
+        """Return whether the page is exempt from eviction."""
+        return bool(self.exempt) and self.index.key(entry) in self.exempt
 
     def place(self, entry: int) -> Place:
-        """Return where the page lies; the entry must be pinned, or `lock` held."""
+        """Return the slot of an entry, which must be pinned unless `lock` is held."""
         number = self.index.segments[entry]
         return Place(self.segments.by_number[number], self.index.slots[entry])
 
     def describe(self, key: PageKey) -> SlotDescription | None:
-        """Tell where a page lies and in what state."""
+        """Return the location and state of a page, None if it is missing."""
         with self.lock:
             entry = self.index.find(key)
             if entry is None:
@@ -147,25 +147,25 @@ class Catalog:
                 pending=entry in self.pending,
             )
 
-    # Changing what is there
+    # Changing the set of pages
 
     def reserve(self, slot_size: int, count: int) -> list[Place]:
-        """Take up to `count` free slots, consecutive ones as far as there are any."""
+        """Reserve up to `count` free slots, consecutive ones where possible."""
         with self.lock:
             return self.segments.reserve(slot_size, count)
 
     def release(self, places: Iterable[Place]) -> None:
-        """Give reserved slots back that were not published."""
+        """Free reserved slots that were not published."""
         with self.lock:
             for place in places:
                 self.segments.release(place)
 
     def publish(self, pages: Sequence[NewPage]) -> list[bool]:
-        """Make the pages part of the catalog, in order, all or none of them.
+        """Add pages to the catalog, in order, either all of them or none.
 
-        A page that came to be there meanwhile is answered False, and its new slot given back.
+        Returns False for a page that another call has published first; its slot is freed.
         """
-        self.order.settle()  # lest it be done under the lock
+        self.order.flush()  # now, so that it does not happen under the lock
         with self.changes:
             with self.lock:
                 fresh = [self.index.find(page.key) is None for page in pages]
@@ -173,38 +173,38 @@ class Catalog:
             if put:
                 self.journal.append(Kind.PUT, b"".join(map(_put_record, put)))
             with self.lock:
-                self.order.enter([(page.key, self.adopt(page)) for page in put])
+                self.order.add([(page.key, self.adopt(page)) for page in put])
         self.release(p.place for p, is_fresh in zip(pages, fresh, strict=True) if not is_fresh)
         return fresh
 
     def adopt(self, page: NewPage) -> int:
-        """Enter a page whose slot is taken, return its entry.
+        """Add a page whose slot is taken to the index; return its entry.
 
         Call with `lock` held, or as the only thread.
         """
         segment, slot = page.place
         entry = self.index.add(page.key, segment.number, slot, page.length)
-        self.order.set(entry, page.tick)
+        self.order.set_tick(entry, page.tick)
         segment.slots.entries[slot] = entry
-        self.index.link(entry)  # last, as lookups take no lock
+        self.index.link(entry)  # last, because lookups take no lock
         return entry
 
     def forget(self, entry: int) -> None:
-        """Take a page out of the index; call with `lock` held, or as the only thread.
+        """Remove a page from the index; call with `lock` held, or as the only thread.
 
-        Its slot is free once nobody reads it: the last one to unpin it gives it back.
+        Its slot is freed at once, or when the entry is no longer pinned.
         """
         self.index.unlink(entry)
         self.set_mark(entry, pending=False)
         if entry in self._pins:
-            self._condemned.add(entry)
+            self._released_on_unpin.add(entry)
         else:
             self._release(entry)
 
-    def drop(self, entries: Collection[int], *, to_make_room: bool = False) -> int:
-        """Forget pages, return how many.
+    def drop(self, entries: Collection[int], *, evicting: bool = False) -> int:
+        """Remove pages and return how many were removed.
 
-        Those that are pinned or wait for upload do not leave to make room.
+        When `evicting`, pinned and pending pages stay.
         """
         with self.changes:
             with self.lock:
@@ -212,7 +212,7 @@ class Catalog:
                     entry
                     for entry in dict.fromkeys(entries)
                     if self.index.key(entry)
-                    and not (to_make_room and (entry in self._pins or entry in self.pending))
+                    and not (evicting and (entry in self._pins or entry in self.pending))
                 ]
                 records = b"".join(map(self._slot_record, entries))
             if entries:
@@ -223,40 +223,39 @@ class Catalog:
         return len(entries)
 
     def move(self, moves: Iterable[tuple[int, Place]]) -> dict[int, int]:
-        """Let pages lie in reserved slots that hold a copy of them; the entries are pinned.
+        """Move pages, whose entries are pinned, to reserved slots that hold a copy of them.
 
-        Returns the new entries of those that were moved. A page that has left meanwhile, or waits
-        for upload by now, is not. Who reads a page at its old place goes on: that is free when it
-        is unpinned.
+        Returns the new entry by old entry. Pages dropped or marked pending in the meantime are not
+        moved. Readers of the old slot can continue: it is freed when it is unpinned.
         """
-        self.order.settle()
+        self.order.flush()
         with self.changes:
             with self.lock:
-                able = [
+                movable = [
                     (entry, NewPage(key, place, self.index.lengths[entry], self.order.tick(entry)))
                     for entry, place in moves
                     if entry not in self.pending and (key := self.index.key(entry)) is not None
                 ]
-            if able:
-                self.journal.append(Kind.PUT, b"".join(_put_record(page) for _, page in able))
+            if movable:
+                self.journal.append(Kind.PUT, b"".join(_put_record(page) for _, page in movable))
             successors: dict[int, int] = {}
             with self.lock:
-                for entry, page in able:
+                for entry, page in movable:
                     successors[entry] = successor = self.adopt(page)
-                    self.order.succeed(entry, successor)
+                    self.order.copy_uses(entry, successor)
                     self.index.retire(entry)
-                    self._condemned.add(entry)
+                    self._released_on_unpin.add(entry)
         return successors
 
-    def remember(self, entries: Iterable[int]) -> None:
-        """Let the order of eviction remember pages that are about to make room."""
-        self.order.settle()
+    def remember_evicted(self, entries: Iterable[int]) -> None:
+        """Remember in the eviction order how often pages about to be evicted were used."""
+        self.order.flush()
         with self.lock:
             keys = ((self.index.key(entry), entry) for entry in entries)
-            self.order.leave((key, entry) for key, entry in keys if key is not None)
+            self.order.remember_evicted((key, entry) for key, entry in keys if key is not None)
 
     def drop_keys(self, keys: Iterable[PageKey]) -> int:
-        """Forget the pages, those that cannot be read at present too; return how many."""
+        """Remove pages, including `absent` ones; return how many were removed."""
         with self.changes:
             keys = list(keys)
             found = [self.index.find(key) for key in keys]
@@ -268,7 +267,7 @@ class Catalog:
             return self.drop([entry for entry in found if entry is not None]) + len(absent)
 
     def keys_of(self, namespace: bytes) -> list[PageKey]:
-        """Return the pages of a namespace, those that cannot be read at present too."""
+        """Return the pages of a namespace, including `absent` ones."""
         with self.changes:
             absent = self.absent.of_namespace(namespace)
         hashes = list(self.index.of_namespace(namespace))
@@ -278,21 +277,21 @@ class Catalog:
         self.segments.release(self.place(entry))
         self.index.free(entry)
 
-    # Marks
+    # Pending uploads
 
     def mark(self, keys: Iterable[PageKey], *, pending: bool) -> int:
-        """Set or clear the mark of pages that wait for upload, where it is not so already.
+        """Set or clear the pending mark of pages.
 
-        Returns how many of them, from the first on, are there; none behind these is set. A mark is
-        cleared even if the journal takes no more: pages that are uploaded may leave, and after a
-        restart are uploaded once more at worst.
+        Returns the number of leading pages that are stored; marks are set only on these. Marks are
+        cleared even if the journal write fails: uploaded pages can then be evicted, and at worst
+        are uploaded again after a restart.
         """
         with self.changes:
             found = [self.index.find(key) for key in keys]
-            there = found.index(None) if None in found else len(found)
+            length = found.index(None) if None in found else len(found)
             changed = [
                 entry
-                for entry in dict.fromkeys(found[:there] if pending else found)
+                for entry in dict.fromkeys(found[:length] if pending else found)
                 if entry is not None and (entry in self.pending) != pending
             ]
             records = b"".join(map(self._slot_record, changed))
@@ -303,40 +302,40 @@ class Catalog:
                     self.set_mark(entry, pending=pending)
             if changed and not pending:
                 self.journal.append(Kind.UPLOADED, records)
-        return there
+        return length
 
     def set_mark(self, entry: int, *, pending: bool) -> None:
-        """Note a mark; call with `lock` held, or as the only thread."""
+        """Set or clear one mark; call with `lock` held, or as the only thread."""
         if pending != (entry in self.pending):
-            self.waiting[self.index.segments[entry]] += 1 if pending else -1
+            self.pending_by_segment[self.index.segments[entry]] += 1 if pending else -1
         if pending:
             self.pending[entry] = None
         else:
             self.pending.pop(entry, None)
 
     def pending_pages(self) -> list[PendingPage]:
-        """Return the pages that wait, those that were marked first before the others."""
+        """Return the pages pending upload, oldest mark first."""
         with self.lock:
-            waiting = [(self.index.key(e), self.index.lengths[e]) for e in self.pending]
-        return [PendingPage(key, length) for key, length in waiting if key is not None]
+            pending = [(self.index.key(e), self.index.lengths[e]) for e in self.pending]
+        return [PendingPage(key, length) for key, length in pending if key is not None]
 
     def _slot_record(self, entry: int) -> bytes:
         return SLOT.pack(self.index.segments[entry], self.index.slots[entry])
 
-    # The journal's beginning and its successors
+    # Writing journals
 
-    def begin_journal(self, folder: Folder) -> None:
-        """Write a journal of what is there, over whatever journal there was."""
+    def start_journal(self, folder: Folder) -> None:
+        """Write a journal of all pages, replacing any earlier journal."""
         self.journal = self._new_journal(folder)
         self.journal.take_over()
         folder.sync()
 
     def compact(self, give_up: Callable[[], bool] = lambda: False) -> None:
-        """Write a new journal of what is there now, with the order of use, and change over to it.
+        """Replace the journal with a snapshot of all pages, including when they were last used.
 
-        Other calls go on meanwhile: the snapshot is taken in pieces, and what changes from its
-        begin on is appended behind it, where it is replayed over whatever the snapshot caught.
-        Raises `CompactionGivenUpError` once it is to `give_up`; the journal is then as before.
+        Does not block other calls: it takes the snapshot in batches and appends all changes made
+        since its start, which a replay applies on top of the snapshot. Raises
+        `CompactionGivenUpError` once `give_up` returns True; the journal is then unchanged.
         """
         journal = self.journal
         with self.changes:
@@ -351,30 +350,30 @@ class Catalog:
                     successor.discard()
                     raise
                 self.journal = successor
-            journal.folder.sync()  # not above, where it would hold up spills
+            journal.folder.sync()  # after releasing `changes`, so that spills do not wait for it
         finally:
             journal.copies = None
             if self.journal is not journal:
                 journal.close()
 
     def journal_size_if_new(self) -> int:
-        """Return the bytes that a new journal would have, but for pages that wait for upload."""
+        """Return the size in bytes of a new journal, without its pending marks."""
         return (len(self.index) + len(self.absent)) * PUT.size
 
     def _new_journal(self, folder: Folder, give_up: Callable[[], bool] = lambda: False) -> Journal:
-        """Write a snapshot beside the journal it is to replace."""
+        """Write a snapshot to a new file next to the journal that it will replace."""
         journal = Journal.begin_successor(folder)
         try:
             self._write_snapshot(journal, give_up)
             journal.append(Kind.SNAPSHOT_END, b"")
             journal.sync()
-        except BaseException:  # a signal may end the start here
+        except BaseException:  # including a signal during startup
             journal.discard()
             raise
         return journal
 
     def _write_snapshot(self, journal: Journal, give_up: Callable[[], bool]) -> None:
-        self._write_absent(journal)  # first: a page that was stored again since takes its place
+        self._write_absent(journal)  # first, so that a copy stored since then overrides it
         for first in range(0, self.index.entries, _SNAPSHOT_BATCH):
             if give_up():
                 raise CompactionGivenUpError
@@ -384,18 +383,18 @@ class Catalog:
             if records:
                 journal.append(Kind.PUT, b"".join(records))
         with self.lock:
-            waiting = b"".join(map(self._slot_record, self.pending))
-        if waiting:
-            journal.append(Kind.PENDING, waiting)
+            pending = b"".join(map(self._slot_record, self.pending))
+        if pending:
+            journal.append(Kind.PENDING, pending)
 
     def _write_absent(self, journal: Journal) -> None:
         with self.changes:
             records = b"".join(map(_absent_record, self.absent))
-            waiting = b"".join(starmap(SLOT.pack, self.absent.pending))
+            pending = b"".join(starmap(SLOT.pack, self.absent.pending))
         if records:
             journal.append(Kind.PUT, records)
-        if waiting:
-            journal.append(Kind.PENDING, waiting)
+        if pending:
+            journal.append(Kind.PENDING, pending)
 
     def _snapshot_record(self, entry: int) -> bytes:
         key = self.index.key(entry)

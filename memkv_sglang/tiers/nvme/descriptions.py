@@ -1,4 +1,4 @@
-"""Descriptions of namespaces, a readable file each, beside the pages they describe."""
+"""Store namespace descriptions next to the pages, one readable file each."""
 
 import errno
 import logging
@@ -14,7 +14,7 @@ from memkv_sglang.tiers.nvme.disk.direct_io import pad_to_block
 from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
 
 SIZE_LIMIT = 64 << 10
-"""Bytes of a description; SGLang's have less than 1 KiB."""
+"""Maximum bytes of a description. Those for SGLang are shorter than 1 KiB."""
 
 _SUFFIX = ".json"
 _NAME = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}{re.escape(_SUFFIX)}")
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Descriptions:
-    """A directory of `DIGEST.json` files, of `limit` bytes on disk altogether."""
+    """A directory of `DIGEST.json` files that take at most `limit` bytes on disk."""
 
     def __init__(
         self,
@@ -36,19 +36,19 @@ class Descriptions:
         self._in_use = in_use
         self._lock = threading.Lock()
 
-    def keep(self, namespace: Namespace) -> None:
-        """Write a description unless it is there and intact. Raises `OSError`.
+    def store(self, namespace: Namespace) -> None:
+        """Write a description unless an intact copy is stored already. Raises `OSError`.
 
-        Where there are too many, those of namespaces without pages make room.
+        If there are too many, first removes those of namespaces without pages.
         """
         name = namespace.digest.hex() + _SUFFIX
         with self._lock:
             if self._content(name) == namespace.description:
                 return
             size = len(namespace.description)
-            if not self._has_room(name, size):
+            if not self._fits(name, size):
                 self.remove_all_but(self._in_use())
-                if not self._has_room(name, size):
+                if not self._fits(name, size):
                     raise OSError(errno.EDQUOT, "too many descriptions")
             self._folder.write_durably(name, namespace.description)
 
@@ -59,7 +59,7 @@ class Descriptions:
         except OSError:
             return None
 
-    def _has_room(self, name: str, size: int) -> bool:
+    def _fits(self, name: str, size: int) -> bool:
         others = set(self._own()) - {name}
         return self._folder.disk_usage(others) + pad_to_block(size) <= self._limit
 
@@ -67,9 +67,9 @@ class Descriptions:
         return [name for name in self._folder.names() if _NAME.fullmatch(name)]
 
     def remove_all_but(self, namespaces: Collection[bytes]) -> None:
-        """Remove other namespaces' descriptions without reading them. Raises `OSError`.
+        """Remove the descriptions of all other namespaces. Raises `OSError`.
 
-        Files of other names stay.
+        Goes by file name without reading the files, and keeps files with other names.
         """
         wanted = {digest.hex() + _SUFFIX for digest in namespaces}
         for name in self._own():
@@ -77,7 +77,7 @@ class Descriptions:
                 self._folder.remove(name)
 
     def remove_unfinished(self) -> None:
-        """Remove what interrupted writes left. Raises `OSError`."""
+        """Remove the leftovers of interrupted writes. Raises `OSError`."""
         for name in self._folder.names():
             base = name.removesuffix(UNFINISHED_SUFFIX)
             if base != name and _NAME.fullmatch(base):
@@ -86,7 +86,7 @@ class Descriptions:
     def read_all(self) -> dict[bytes, Namespace]:
         """Return every description by digest. Raises `OSError`.
 
-        A file that is not the description its name says is left alone and logged.
+        Skips and logs files that are not valid descriptions.
         """
         found: dict[bytes, Namespace] = {}
         for name in self._folder.names():
@@ -96,7 +96,7 @@ class Descriptions:
                 namespace = Namespace.parse(self._folder.read(name, SIZE_LIMIT))
             except (OSError, msgspec.MsgspecError, RecursionError) as error:
                 fields = {"path": str(self._folder.path / name), "error": str(error)}
-                _log.warning("not a description of a namespace", extra={"fields": fields})
+                _log.warning("skipped an invalid namespace description", extra={"fields": fields})
                 continue
             if namespace.digest.hex() + _SUFFIX == name:
                 found[namespace.digest] = namespace

@@ -1,6 +1,7 @@
-"""The directory of one agent: its layout, its owner, its lock.
+"""Open and lock the directory of one agent.
 
-`format` (version), `journal`, `segments/NNNNNNNN.seg`, `namespaces/DIGEST.json`, `quarantine/`.
+It contains `format` (the version), `journal`, `segments/NNNNNNNN.seg`, `namespaces/DIGEST.json` and
+`quarantine/`.
 """
 
 import errno
@@ -24,20 +25,20 @@ from memkv_sglang.tiers.nvme.journal import JOURNAL
 FORMAT = "memkv nvme 1\n"
 _FORMAT_FILE = "format"
 _FORMAT_LIMIT = 64
-"""Bytes; a `format` file of any version has fewer."""
+"""Maximum bytes of a `format` file of any version."""
 _ANY_FORMAT = re.compile(rb"memkv nvme \d{1,9}\n")
 _SUBFOLDERS = ("segments", "namespaces", "quarantine")
 _log = logging.getLogger(__name__)
 
 
 class Directory:
-    """An open directory, locked until `close`.
+    """The open directory, locked until `close`.
 
-    Everything in it is reached from its descriptor, never by path.
+    Its files are opened relative to its descriptor, never by path.
     """
 
     def __init__(self, config: NvmeConfig) -> None:
-        """Make the directory if need be and lock it; raises `ConfigError`."""
+        """Create the directory if necessary and lock it. Raises `ConfigError`."""
         self.path = Path(config.directory).absolute()
         with ExitStack() as opened:
             try:
@@ -65,11 +66,11 @@ class Directory:
 
     @property
     def segments_descriptor(self) -> int:
-        """The open directory of the segment files; carries no lock, so that others may keep it."""
+        """Descriptor of the segments directory, without a lock, so other processes may keep it."""
         return self.segments.descriptor
 
     def displacement(self) -> str:
-        """Return why the path no longer leads to this directory, empty if it still does."""
+        """Return why the path no longer leads to this directory, or empty if it does."""
         for folder in (self.root, self.segments, self.namespaces, self.quarantine):
             if reason := folder.displacement():
                 return reason
@@ -86,18 +87,18 @@ class Directory:
         self.path.mkdir(mode=0o700, exist_ok=True)
 
     def _lock(self, folder: Folder) -> None:
-        """Lock a directory itself: the lock goes with its holder and leaves no file."""
+        """Lock the directory itself, so that the lock ends with the process and leaves no file."""
         try:
             fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = describe_holder(folder.descriptor)
             raise ConfigError(
-                f"nvme.directory: {folder.path} is in use by another agent{holder}; stop that one "
-                "or name another directory"
+                f"nvme.directory: {folder.path} is in use by another agent{holder}; stop that "
+                "agent or name another directory"
             ) from None
 
     def _check_place(self, config: NvmeConfig) -> None:
-        """Check again what has been opened: another user may have made or moved it meanwhile."""
+        """Check the opened directory again, as another user may have replaced it in between."""
         check_directory(config, str)
         if reason := self.root.displacement():
             raise OSError(errno.ESTALE, reason)
@@ -117,19 +118,19 @@ class Directory:
             return
         if _ANY_FORMAT.fullmatch(found):
             raise ConfigError(
-                f"nvme.directory: {self.path} was made by another version (format "
-                f"{found.decode().strip()!r}, this one reads {FORMAT.strip()!r}); empty it or name "
-                "another"
+                f"nvme.directory: {self.path} was created by another version (it has format "
+                f"{found.decode().strip()!r}, this version reads {FORMAT.strip()!r}); empty it or "
+                "name another directory"
             )
-        # A power failure leaves a file that was not yet written out short, or ending in zeros.
+        # After a power failure, an unsynced file may be short or end in zeros.
         if not FORMAT.encode().startswith(found.rstrip(b"\0")):
             raise self._foreign()
         self.root.write_durably(_FORMAT_FILE, FORMAT.encode())
 
     def _foreign(self) -> ConfigError:
         return ConfigError(
-            f"nvme.directory: {self.path} is not a directory of memkv, as its file "
-            f"{_FORMAT_FILE!r} is of something else; name another directory"
+            f"nvme.directory: {self.path} is not a memkv directory, because its file "
+            f"{_FORMAT_FILE!r} belongs to another program; name another directory"
         )
 
     def _open_subfolders(self, opened: ExitStack) -> Iterable[Folder]:
@@ -137,26 +138,26 @@ class Directory:
             folder = self.root.make_subfolder(name)
             opened.callback(folder.close)
             yield folder
-        # Two directories may share their segments by a mount. The lock is on a descriptor that
-        # stays here: one that a client keeps open would keep the lock, too.
+        # Lock the segments as well, because a mount may share them between two directories. Use a
+        # separate descriptor, because clients keep the other one open, and with it its lock.
         lock = self.root.subfolder("segments")
         opened.callback(lock.close)
         self._lock(lock)
         self.root.sync()
 
-    def _choose_direct_io(self, wish: str) -> bool:
-        if wish == "never" or supports_direct_io(self.segments):
-            return wish != "never"
-        if wish == "always":
+    def _choose_direct_io(self, setting: str) -> bool:
+        if setting == "never" or supports_direct_io(self.segments):
+            return setting != "never"
+        if setting == "always":
             raise ConfigError(
-                f"nvme.direct_io: the file system of {self.path} has no O_DIRECT; write auto, or "
-                "name a directory on a local disk with ext4 or XFS"
+                f"nvme.direct_io: the file system of {self.path} does not support O_DIRECT; set "
+                "auto, or name a directory on a local disk with ext4 or XFS"
             )
-        _log.warning("no O_DIRECT, using ordinary I/O", extra={"fields": {"path": str(self.path)}})
+        _log.warning("no O_DIRECT, using buffered I/O", extra={"fields": {"path": str(self.path)}})
         return False
 
     def _report_foreign_files(self) -> None:
         foreign = sorted(set(self.root.names()) - {*_SUBFOLDERS, JOURNAL, _FORMAT_FILE})
         if foreign:
             fields = {"path": str(self.path), "files": foreign[:10]}
-            _log.warning("foreign files left alone", extra={"fields": fields})
+            _log.warning("ignored unknown files", extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""Why a directory cannot be opened: a wrong setting, or a disk that does not work."""
+"""Errors for a directory that cannot be opened: a wrong setting or a broken disk."""
 
 import errno
 from pathlib import Path
@@ -17,12 +17,12 @@ _WRONG_SETTING = frozenset(
         errno.EINVAL,
     }
 )
-"""Errors of a path that cannot be reached or made; all others are the disk's."""
+"""Errors caused by the configured path; all others are disk faults."""
 
-_OTHER_REMEDY = "see what the kernel's log says of its disk, or name another directory"
+_OTHER_REMEDY = "check the kernel log for disk errors, or name another directory"
 _TOO_FEW_DESCRIPTORS = "raise the limit of open files (ulimit -n)"
 _FULL = "free space there, or name another directory"
-_FOREIGN = "move the file or symbolic link of this name away, or name another directory"
+_FOREIGN = "move the file or symbolic link with this name away, or name another directory"
 _REMEDIES: dict[int | None, str] = {
     errno.EMFILE: _TOO_FEW_DESCRIPTORS,
     errno.ENFILE: _TOO_FEW_DESCRIPTORS,
@@ -38,13 +38,13 @@ _REMEDIES: dict[int | None, str] = {
 
 
 def unusable(directory: Path, error: OSError, way_out: str) -> ConfigError:
-    """Return the error for a directory that could not be reached or made."""
+    """Return the error for a directory that cannot be reached or created; `way_out` is the fix."""
     kind = ConfigError if error.errno in _WRONG_SETTING else BrokenDiskError
     return kind(_line(directory, error, way_out))
 
 
 def broken(directory: Path, error: OSError) -> BrokenDiskError:
-    """Return the error for a directory whose content could not be opened."""
+    """Return the error for a directory whose content cannot be opened."""
     return BrokenDiskError(_line(directory, error, _REMEDIES.get(error.errno, _OTHER_REMEDY)))
 
 

@@ -1,4 +1,4 @@
-"""Directories by descriptor, and small files in them that are complete or absent."""
+"""Access directories by descriptor, and write small files that are either complete or absent."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 UNFINISHED_SUFFIX = ".new"
-"""Ends the name of a file that is still being written."""
+"""File name suffix of a file that is still being written."""
 
 _ALLOCATION_UNIT = 512
 """Unit of `st_blocks`."""
@@ -17,37 +17,37 @@ _ALLOCATION_UNIT = 512
 class Folder:
     """An open directory.
 
-    Every call is relative to its descriptor, so it stays in this directory even after the path was
-    moved, removed or mounted over. Names are single path components, and symbolic links are not
+    Calls are relative to its descriptor, so they reach this directory even after its path was
+    moved, removed or mounted over. Names are single path components. Symbolic links are not
     followed. Calls raise `OSError`.
     """
 
     def __init__(self, path: Path, descriptor: int, parent: "Folder | None" = None) -> None:
-        """Take over an open descriptor."""
+        """Own an open descriptor."""
         self.path = path
-        """Where the directory was when it was opened; for messages."""
+        """The path at the time of opening; for messages."""
         self.descriptor = descriptor
         self._parent = parent
         self._identity = _identity(os.fstat(descriptor))
 
     @classmethod
     def at(cls, path: Path) -> "Folder":
-        """Open a directory that exists."""
+        """Open an existing directory."""
         return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
     def subfolder(self, name: str) -> "Folder":
-        """Open a directory in this one."""
+        """Open a subdirectory."""
         flags = os.O_RDONLY | os.O_DIRECTORY
         return Folder(self.path / name, self.open(name, flags), self)
 
     def make_subfolder(self, name: str) -> "Folder":
-        """Open a directory in this one, creating it first if it does not exist."""
+        """Open a subdirectory, creating it if it does not exist."""
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.descriptor)
         return self.subfolder(name)
 
     def displacement(self) -> str:
-        """Return why the path no longer leads to this directory, empty if it still does."""
+        """Return why the path no longer leads to this directory, or empty if it does."""
         try:
             if self._parent is None:
                 found = self.path.stat()
@@ -60,8 +60,8 @@ class Folder:
         return ""
 
     def names(self) -> list[str]:
-        """Return the names of everything in the directory, sorted."""
-        # A descriptor of its own: a duplicate would share its read position with other threads.
+        """Return the sorted names of all entries."""
+        # Open it again, because a duplicate descriptor shares its read position with other threads.
         descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(descriptor) as entries:
@@ -74,7 +74,7 @@ class Folder:
         return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is an entry of this name, whatever it is."""
+        """Return whether there is an entry of any type with this name."""
         try:
             self.status(name)
         except FileNotFoundError:
@@ -82,13 +82,13 @@ class Folder:
         return True
 
     def is_file(self, name: str) -> bool:
-        """Tell whether the entry is a regular file."""
+        """Return whether the entry is a regular file."""
         with suppress(OSError):
             return stat.S_ISREG(self.status(name).st_mode)
         return False
 
     def disk_usage(self, names: Iterable[str]) -> int:
-        """Return the bytes on disk of these files; what is not a regular file counts nothing."""
+        """Return the bytes on disk of these files, ignoring entries that are not regular files."""
         total = 0
         for name in names:
             with suppress(OSError):
@@ -98,11 +98,11 @@ class Folder:
         return total
 
     def open(self, name: str, flags: int, mode: int = 0o600) -> int:
-        """Return a descriptor of an entry."""
+        """Open an entry and return its descriptor."""
         return os.open(name, flags | os.O_NOFOLLOW, mode, dir_fd=self.descriptor)
 
     def open_to_read(self, name: str) -> int:
-        """Return a descriptor of a regular file; does not block on anything else."""
+        """Open a regular file for reading; raise without blocking if it is anything else."""
         descriptor = self.open(name, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -118,7 +118,7 @@ class Folder:
         return content
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file, mode 0600. After a failure nothing is left of it."""
+        """Write a file with mode 0600. Leaves no file behind on failure."""
         descriptor = self.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -132,14 +132,14 @@ class Folder:
             raise
 
     def write_durably(self, name: str, content: bytes) -> None:
-        """Replace a file: after a power failure it has the old or the new content, all of it."""
+        """Replace a file atomically: after a power failure it has the old or the new content."""
         unfinished = name + UNFINISHED_SUFFIX
         self.write(unfinished, content)
         self.rename(unfinished, name)
         self.sync()
 
     def rename(self, old: str, new: str) -> None:
-        """Rename an entry, over another file if need be."""
+        """Rename an entry, replacing any existing file."""
         os.rename(old, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:
@@ -148,12 +148,12 @@ class Folder:
             os.unlink(name, dir_fd=self.descriptor)
 
     def remove_unfinished(self, name: str) -> None:
-        """Remove what an interrupted write left, unless it is not a file."""
+        """Remove the leftover of an interrupted write, if it is a regular file."""
         if self.is_file(name):
             self.remove(name)
 
     def sync(self) -> None:
-        """Wait until the disk has the directory's entries."""
+        """Wait until the directory's entries are on disk."""
         os.fsync(self.descriptor)
 
     def close(self) -> None:

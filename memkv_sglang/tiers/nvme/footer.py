@@ -1,8 +1,8 @@
-"""The block behind every page on disk that says which page it is: the truth about its slot.
+"""The footer: the block after every page on disk that identifies the page in the slot.
 
 Format, little-endian, one block: magic (8), format version (4), zero (4), content length (8),
-sequence (8), namespace digest (16), page hash (32), page checksum (16), XXH3-128 of all before it
-(16), zeros to the end of the block.
+sequence (8), namespace digest (16), page hash (32), page checksum (16), XXH3-128 of the preceding
+bytes (16), zeros to the end of the block.
 """
 
 import struct
@@ -16,9 +16,9 @@ from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, pad_to_block
 FOOTER_SIZE = BLOCK
 FORMAT_VERSION = 1
 MAX_LENGTH = 1 << 36
-"""Bytes of a page: no segment is larger."""
+"""Maximum bytes of a page, because no segment is larger."""
 MAX_TICK = 1 << 62
-"""Sequence numbers begin at 0 and count pages; a higher one was not written by us."""
+"""Maximum sequence number. They start at 0 and count pages, so a higher one is invalid."""
 MAGIC = b"MKVPAGE\0"
 _FIELDS = struct.Struct("<8sI4xQQ16s32s16s")
 _SEAL_SIZE = 16
@@ -26,18 +26,18 @@ _END = _FIELDS.size + _SEAL_SIZE
 
 
 class Footer(NamedTuple):
-    """What a slot holds."""
+    """Identifies the content of a slot."""
 
     key: PageKey
     length: int
     """Bytes of content, before padding."""
     sequence: int
-    """Of two footers with one key the higher is the newer. Older pages have lower ones."""
+    """Order of writing: of two footers with the same key, the higher one is newer."""
     checksum: bytes
     """`page_checksum` of key and content."""
 
     def pack_into(self, block: memoryview) -> None:
-        """Write the footer over a block."""
+        """Write the footer to a block."""
         fields = _FIELDS.pack(
             MAGIC,
             FORMAT_VERSION,
@@ -51,7 +51,7 @@ class Footer(NamedTuple):
 
     @classmethod
     def unpack(cls, block: memoryview) -> "Footer | None":
-        """Read a footer; None for a block that is none, is damaged or has impossible values."""
+        """Parse a footer; return None if the block is not a valid one."""
         magic, version, length, sequence, namespace, page_hash, checksum = _FIELDS.unpack_from(
             block
         )
@@ -65,5 +65,5 @@ class Footer(NamedTuple):
 
 
 def slot_size_of(length: int) -> int:
-    """Return the bytes that a page of this content length takes on disk, footer included."""
+    """Return the bytes on disk for a page of this content length, including the footer."""
     return pad_to_block(length) + FOOTER_SIZE

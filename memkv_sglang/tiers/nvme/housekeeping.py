@@ -1,4 +1,4 @@
-"""What goes on behind the calls: uses settled, the watermark kept, the journal compacted."""
+"""Background work: apply queued uses, keep the watermark, shrink files, compact the journal."""
 
 import logging
 import threading
@@ -8,66 +8,69 @@ from memkv_sglang.tiers.nvme.faults import WriteGate
 from memkv_sglang.tiers.nvme.space_reclaimer import SpaceReclaimer
 
 _GROWTH = 4
-"""A journal is compacted when it is so many times as long as its snapshot would be."""
+"""A journal is compacted when it is this many times as long as its snapshot would be."""
 
 _RETRY_SECONDS = 1.0
-"""How often files are tried again that are too large, but cannot be removed yet."""
+"""Interval between attempts to shrink files that are over capacity but cannot shrink yet."""
 
 _log = logging.getLogger(__name__)
 
 
 class Housekeeper:
-    """One thread, which sleeps until `wake` finds something to do."""
+    """A background thread that sleeps until there is work."""
 
     def __init__(
         self,
         catalog: Catalog,
-        room: SpaceReclaimer,
+        reclaimer: SpaceReclaimer,
         gate: WriteGate,
         *,
         smallest_journal: int,
-        look_every: float,
+        check_interval: float,
     ) -> None:
-        """Start the thread; it also looks every so many seconds, as others change the disk too.
+        """Start the thread.
 
-        The journal is rewritten once it is longer than `smallest_journal`.
+        It also checks for work every `check_interval` seconds, because other processes fill the
+        file system, too. A journal of up to `smallest_journal` bytes is not compacted.
         """
         self._smallest_journal = smallest_journal
-        self._look_every = look_every
+        self._check_interval = check_interval
         self._catalog = catalog
-        self._room = room
+        self._reclaimer = reclaimer
         self._gate = gate
-        self._due = threading.Event()
+        self._wake_event = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="memkv-nvme-housekeeping")
         self._thread.daemon = True
         self._thread.start()
 
     def wake(self) -> None:
-        """Have the thread do what has become due; does not block."""
-        if self._catalog.order.is_behind or self._room.is_short() or self._is_journal_long():
-            self._due.set()
+        """Wake the thread if there is work. Does not block."""
+        if self._catalog.order.needs_flush or self._reclaimer.has_work() or self._is_journal_long():
+            self._wake_event.set()
 
     def close(self) -> None:
-        """End the thread soon."""
+        """Stop the thread and wait for it to finish its current step."""
         self._closed = True
-        self._room.stop()
-        self._due.set()
+        self._reclaimer.stop()
+        self._wake_event.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._closed:
-            self._due.wait(_RETRY_SECONDS if self._room.is_too_large() else self._look_every)
-            self._due.clear()
+            self._wake_event.wait(
+                _RETRY_SECONDS if self._reclaimer.is_over_capacity() else self._check_interval
+            )
+            self._wake_event.clear()
             if self._closed:
                 return
             try:
-                self._catalog.order.settle()
+                self._catalog.order.flush()
                 if not self._gate.is_open:
                     continue
-                self._room.shrink()
-                self._room.reclaim()
-                self._room.trim()
+                self._reclaimer.shrink()
+                self._reclaimer.reclaim_segments()
+                self._reclaimer.trim()
                 if self._is_journal_long() or not self._catalog.journal.is_in_place():
                     self._catalog.compact(lambda: self._closed)
             except CompactionGivenUpError:

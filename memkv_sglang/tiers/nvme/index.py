@@ -1,8 +1,8 @@
-"""The pages of a directory, in memory: from key to entry, and from entry to place.
+"""The in-memory index: from page keys to entries, and from entries to slots.
 
-An entry is a small integer; what is known of it lies in columns, which keeps a page to some 220
-bytes altogether. Reading one dictionary or column is atomic; callers hold the catalog's lock for
-whatever must fit together.
+An entry is a small integer. Its data is stored in columns, so that a page takes only about 220
+bytes of memory. A read of one dictionary or column is atomic; hold the catalog's lock for anything
+that must be consistent.
 """
 
 from array import array
@@ -34,11 +34,11 @@ class Index:
 
     @property
     def entries(self) -> int:
-        """One more than the highest entry there ever was."""
+        """One more than the highest entry ever used."""
         return len(self._hashes)
 
     def of_namespace(self, namespace: bytes) -> Mapping[bytes, int]:
-        """Return the live mapping from page hash to entry; empty for an unknown namespace."""
+        """Return a live mapping from page hash to entry; empty for an unknown namespace."""
         return self._by_namespace.get(namespace, _NOTHING)
 
     def namespaces(self) -> list[bytes]:
@@ -46,16 +46,16 @@ class Index:
         return list(self._by_namespace)
 
     def find(self, key: PageKey) -> int | None:
-        """Return the page's entry."""
+        """Return the page's entry, None if the page is not linked."""
         return self.of_namespace(key.namespace).get(key.hash)
 
     def key(self, entry: int) -> PageKey | None:
-        """Return the key of the entry's page; None for an entry that has none (any more)."""
+        """Return the key of the entry's page, None if the entry is unlinked."""
         page_hash = self._hashes[entry]
         return None if page_hash is None else PageKey(self._namespaces[entry], page_hash)
 
     def add(self, key: PageKey, segment: int, slot: int, length: int) -> int:
-        """Make an entry for a page that has none; nobody finds it before `link`."""
+        """Create an entry for a page. Lookups do not find it until `link`."""
         namespace, page_hash = key
         namespace = self._interned.setdefault(namespace, namespace)
         if self._unused:
@@ -73,13 +73,13 @@ class Index:
         return entry
 
     def link(self, entry: int) -> None:
-        """Let everybody find the entry."""
+        """Make the entry visible to lookups."""
         page_hash = self._hashes[entry]
         assert page_hash is not None
         self._by_namespace.setdefault(self._namespaces[entry], {})[page_hash] = entry
 
     def unlink(self, entry: int) -> None:
-        """Forget the entry's key, so that nobody finds it any more; its place stays known."""
+        """Hide the entry from lookups; it keeps its slot until `free`."""
         key = self.key(entry)
         assert key is not None
         pages = self._by_namespace[key.namespace]
@@ -89,13 +89,13 @@ class Index:
         self._hashes[entry] = None
 
     def retire(self, entry: int) -> None:
-        """Forget an entry's key where another entry has been linked under that."""
+        """Unlink an entry whose key already maps to another entry."""
         self._hashes[entry] = None
 
     def free(self, entry: int) -> None:
-        """Give an unlinked entry back for reuse."""
+        """Allow reuse of an unlinked entry."""
         self._unused.append(entry)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the entries that have a page."""
+        """Yield the linked entries."""
         return (entry for entry, page_hash in enumerate(self._hashes) if page_hash is not None)

@@ -1,4 +1,4 @@
-"""The catalog's structures against each other."""
+"""Check the catalog's data structures against each other."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from memkv_sglang.tiers.nvme.catalog import Catalog
 
 
 def disagreements(catalog: Catalog) -> list[str]:
-    """Compare index, slots, marks and counts, one line for each disagreement."""
+    """Check index, slots, pending marks and counts; return one line per disagreement."""
     with catalog.changes, catalog.lock:
         return [
             *_misplaced_entries(catalog),
@@ -20,15 +20,15 @@ def _misplaced_entries(catalog: Catalog) -> Iterator[str]:
         number, slot = catalog.index.segments[entry], catalog.index.slots[entry]
         segment = catalog.segments.by_number.get(number)
         if segment is None or slot >= len(segment.slots):
-            yield f"entry {entry} lies in segment {number}, slot {slot}, which is not there"
+            yield f"entry {entry} is in segment {number}, slot {slot}, which does not exist"
         elif segment.slots.entries[slot] != entry or not segment.slots.is_taken(slot):
-            yield f"segment {number}, slot {slot} does not know its entry {entry}"
+            yield f"segment {number}, slot {slot} does not refer to its entry {entry}"
 
 
 def _marks_without_page(catalog: Catalog) -> Iterator[str]:
     for entry in catalog.pending:
         if catalog.index.key(entry) is None:
-            yield f"entry {entry} waits for upload but has no page"
+            yield f"entry {entry} is pending upload but has no page"
 
 
 def _wrong_counts(catalog: Catalog) -> Iterator[str]:

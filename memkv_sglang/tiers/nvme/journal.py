@@ -1,10 +1,10 @@
-"""The append-only record of what became of slots, so that a restart need not read the disk.
+"""The journal: an append-only log of slot changes, so that a restart need not scan the disk.
 
-A frame, little-endian: magic (4), kind (1), zero (3), payload length (8), XXH3-64 of the 16 bytes
-before and the payload (8), payload. The first frame of a journal is `START`. A frame is appended
-with one write, and is in the kernel's hands when the call returns: it survives a kill of the
-process. The payload is a sequence of records of one kind, fixed in size, `MAX_PAYLOAD` bytes at
-most: more records take several frames.
+A frame, little-endian: magic (4), kind (1), zero (3), payload length (8), XXH3-64 of the preceding
+16 bytes and the payload (8), payload. The first frame of a journal is `START`. The payload is a
+sequence of fixed-size records of one kind, at most `MAX_PAYLOAD` bytes; more records take several
+frames. A frame is appended with one write. Once the call returns, the kernel has it, so it survives
+a kill of the process.
 """
 
 import enum
@@ -21,7 +21,7 @@ from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
 from memkv_sglang.tiers.nvme.footer import MAX_LENGTH, MAX_TICK
 
 JOURNAL = "journal"
-"""The journal's name in its directory."""
+"""The journal's file name."""
 
 _MAGIC = b"MKVJ"
 _HEAD = struct.Struct("<4sB3xQ")
@@ -35,27 +35,27 @@ SLOT = struct.Struct("<II")
 
 
 MAX_PAYLOAD = (1 << 20) // PUT.size * PUT.size
-"""Bytes; a multiple of both records' sizes."""
+"""Maximum bytes of a payload; a multiple of both record sizes."""
 
 _TORN_LIMIT = 64 << 20
-"""Bytes behind the last whole frame that one interrupted write may have left."""
+"""Maximum bytes that an interrupted write may leave after the last complete frame."""
 
 
 class Kind(enum.IntEnum):
-    """What a frame's records say."""
+    """What a frame's records mean."""
 
     START = 0
-    """Nothing: the journal begins here."""
+    """No records: the journal starts here."""
     PUT = 1
-    """Pages lie in slots. Takes the place of whatever lay there, or of the page elsewhere."""
+    """Pages are stored in these slots, replacing earlier content and earlier copies."""
     FREE = 2
-    """Slots hold no page. Written before a slot is written over."""
+    """These slots are free. Written before a slot is overwritten."""
     PENDING = 3
-    """The pages in these slots wait for upload."""
+    """The pages in these slots are pending upload."""
     UPLOADED = 4
-    """They wait no more."""
+    """The pages in these slots are no longer pending."""
     SNAPSHOT_END = 5
-    """Nothing: the snapshot that the journal begins with ends here."""
+    """No records: the snapshot at the start of the journal ends here."""
 
 
 _RECORD_SIZES = {
@@ -69,14 +69,14 @@ _RECORD_SIZES = {
 
 
 class Frame(NamedTuple):
-    """One batch of records: a known kind, and as many bytes as make whole records."""
+    """One batch of records of the same kind; the payload has only complete records."""
 
     kind: Kind
     payload: bytes
 
 
 class Put(NamedTuple):
-    """A page in a slot, as a `PUT` record has it."""
+    """One `PUT` record: a page in a slot."""
 
     key: PageKey
     segment: int
@@ -86,28 +86,28 @@ class Put(NamedTuple):
 
 
 def read_puts(payload: bytes) -> Iterator[tuple[PageKey, int, int, int, int]]:
-    """Yield the fields of a `PUT` frame's records, without those that no page can have."""
+    """Yield the fields of a `PUT` frame's records, skipping records with impossible values."""
     for namespace, page_hash, segment, slot, length, tick in PUT.iter_unpack(payload):
         if length <= MAX_LENGTH and tick <= MAX_TICK:
             yield PageKey(namespace, page_hash), segment, slot, length, tick
 
 
 class Journal:
-    """An open journal. Not thread-safe: callers hold the catalog's lock for changes."""
+    """An open journal. The caller must hold the catalog's `changes` lock."""
 
     def __init__(self, folder: Folder, name: str, fd: int, size: int) -> None:
-        """Take over an open file whose first `size` bytes are whole frames."""
+        """Own an open file whose first `size` bytes are complete frames."""
         self.size = size
-        """Bytes of whole frames."""
+        """Bytes of complete frames."""
         self.copies: list[bytes] | None = None
-        """While a list: frames appended are added to it as well, for the journal's successor."""
+        """If not None, appended frames are also added to this list, for the successor journal."""
         self.folder = folder
         self._name = name
         self._fd = fd
 
     @classmethod
     def create(cls, folder: Folder, name: str = JOURNAL) -> "Journal":
-        """Begin a journal, over the file of this name. Raises `OSError`; then no file is left."""
+        """Create a journal, replacing any file of this name. Raises `OSError`, leaving no file."""
         fd = folder.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         journal = cls(folder, name, fd, 0)
         try:
@@ -119,12 +119,12 @@ class Journal:
 
     @classmethod
     def begin_successor(cls, folder: Folder) -> "Journal":
-        """Begin a journal beside the one that it is to replace. Raises `OSError`."""
+        """Create a journal that will replace the current one. Raises `OSError`."""
         return cls.create(folder, JOURNAL + UNFINISHED_SUFFIX)
 
     @classmethod
     def resume(cls, folder: Folder, size: int) -> "Journal":
-        """Go on behind the whole frames of a journal; what follows them is cut off."""
+        """Open an existing journal for appending; truncate it after `size` bytes."""
         fd = folder.open(JOURNAL, os.O_RDWR)
         try:
             os.ftruncate(fd, size)
@@ -134,7 +134,7 @@ class Journal:
         return cls(folder, JOURNAL, fd, size)
 
     def append(self, kind: Kind, payload: bytes) -> None:
-        """Append records, with one write. Raises `OSError`; the journal is then as before."""
+        """Append records with one write. If it raises `OSError`, the journal is unchanged."""
         starts = range(0, max(len(payload), 1), MAX_PAYLOAD)
         frames = b"".join(_encode(kind, payload[i : i + MAX_PAYLOAD]) for i in starts)
         self._write(frames)
@@ -142,23 +142,23 @@ class Journal:
             self.copies.append(frames)
 
     def append_frames(self, frames: Sequence[bytes]) -> None:
-        """Append the `copies` that another journal took."""
+        """Append frames that another journal collected in `copies`."""
         self._write(b"".join(frames))
 
     def _write(self, frames: bytes) -> None:
-        # At a known offset: what a failed write leaves is written over by the next one.
+        # At a known offset, so that the next write overwrites the leftovers of a failed one.
         written = 0
         while written < len(frames):
             written += os.pwrite(self._fd, frames[written:], self.size + written)
         self.size += len(frames)
 
     def take_over(self) -> None:
-        """Replace the journal of which this is the successor. Raises `OSError`."""
+        """Rename this journal over the one that it succeeds. Raises `OSError`."""
         self.folder.rename(self._name, JOURNAL)
         self._name = JOURNAL
 
     def is_in_place(self) -> bool:
-        """Tell whether the next start would read this journal: nobody removed or replaced it."""
+        """Return whether the next start would read this journal: it was not removed or replaced."""
         try:
             found = self.folder.status(self._name)
         except OSError:
@@ -166,7 +166,7 @@ class Journal:
         return os.path.samestat(found, os.fstat(self._fd))
 
     def sync(self) -> None:
-        """Wait until the disk has everything."""
+        """Wait until all frames are on disk."""
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -181,13 +181,13 @@ class Journal:
 
 
 class JournalDamagedError(Exception):
-    """A journal that is missing, has no beginning, or is damaged before its end."""
+    """The journal is missing, has no start frame, or is damaged before its end."""
 
 
 def read_journal(folder: Folder) -> tuple[list[Frame], int]:
-    """Return the frames and their bytes altogether, without a torn frame at the end.
+    """Return the frames and their total bytes, ignoring a torn frame at the end.
 
-    Raises `JournalDamagedError`, `OSError`.
+    Raises `JournalDamagedError` and `OSError`.
     """
     try:
         descriptor = folder.open_to_read(JOURNAL)
@@ -196,13 +196,13 @@ def read_journal(folder: Folder) -> tuple[list[Frame], int]:
     with os.fdopen(descriptor, "rb", buffering=1 << 20) as file:
         frames, size = _read_frames(file)
         if not frames or frames[0].kind != Kind.START:
-            raise JournalDamagedError("has no beginning")
+            raise JournalDamagedError("has no start frame")
         if all(frame.kind != Kind.SNAPSHOT_END for frame in frames):
             raise JournalDamagedError("ends within its snapshot")
         file.seek(size)
-        # Read on only so far: a sparse file may seem to be larger than any memory.
+        # Limit the read, because a sparse file may appear larger than memory.
         rest = file.read(_TORN_LIMIT + 1)
-    if len(rest) > _TORN_LIMIT or _has_frame_behind(rest):
+    if len(rest) > _TORN_LIMIT or _contains_frame(rest):
         raise JournalDamagedError(f"is damaged at offset {size}")
     return frames, size
 
@@ -213,7 +213,7 @@ def _encode(kind: Kind, payload: bytes) -> bytes:
 
 
 def _read_frames(file: BinaryIO) -> tuple[list[Frame], int]:
-    """Return the frames before the first that is not whole, and where that is."""
+    """Return the frames before the first incomplete or damaged one, and its offset."""
     frames: list[Frame] = []
     size = 0
     while (head := _parse_head(file.read(_FRAME_SIZE))) is not None:
@@ -232,14 +232,14 @@ class _Head(NamedTuple):
     seal: int
 
     def confirms(self, payload: bytes) -> bool:
-        """Tell whether this is the frame's whole payload, undamaged."""
+        """Return whether this is the frame's complete and intact payload."""
         if len(payload) != self.length:
             return False
         return xxhash.xxh3_64_intdigest(self.fields + payload) == self.seal
 
 
 def _parse_head(block: bytes) -> _Head | None:
-    """Read what a frame begins with; None unless its kind and its length are possible."""
+    """Parse the head of a frame; return None if its kind or length is impossible."""
     if len(block) != _FRAME_SIZE:
         return None
     magic, kind, length = _HEAD.unpack_from(block)
@@ -252,8 +252,8 @@ def _parse_head(block: bytes) -> _Head | None:
     return _Head(Kind(kind), length, block[: _HEAD.size], seal)
 
 
-def _has_frame_behind(rest: bytes) -> bool:
-    """Tell whether a whole frame follows somewhere: then `rest` does not begin with a torn end."""
+def _contains_frame(rest: bytes) -> bool:
+    """Return whether a complete frame follows, which means that `rest` is not just a torn end."""
     found = rest.find(_MAGIC, 1)
     while found >= 0:
         payload = found + _FRAME_SIZE

@@ -1,4 +1,4 @@
-"""Loads: pin the slots, read them, believe only what the footer and the checksum confirm."""
+"""Load pages: pin their slots, read them, and verify footers and checksums."""
 
 from collections.abc import Sequence
 
@@ -7,44 +7,44 @@ from memkv_sglang.tiers.base import Fetched, LoadResult
 from memkv_sglang.tiers.nvme.catalog import Catalog
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
 from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
-from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, IoTask
 from memkv_sglang.tiers.nvme.faults import FaultLog, WriteGate
 from memkv_sglang.tiers.nvme.quarantine import Quarantine
 from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.transfer import Run, holds_page, into_runs, read_run
 
 IN_FLIGHT = 16 << 20
-"""Bytes that a load asks of the disk at a time: what comes last is checked while the disk idles."""
+"""Maximum bytes a load has in flight. The disk is idle while the last of them are verified."""
 
 
 class Loader:
-    """Fills pages. See `load`."""
+    """Reads pages from disk."""
 
     def __init__(
         self,
         catalog: Catalog,
-        movers: IoExecutor,
+        executor: IoExecutor,
         quarantine: Quarantine,
         gate: WriteGate,
         faults: FaultLog,
     ) -> None:
-        """Read with `movers`; copies that disagree go to `quarantine`."""
+        """Read through `executor`; copy corrupt pages to `quarantine`."""
         self.corrupt = 0
-        """Pages that disagreed with their key, length or checksum."""
+        """Pages found corrupt so far: their key, length or checksum did not match."""
         self._catalog = catalog
-        self._movers = movers
+        self._executor = executor
         self._quarantine = quarantine
         self._gate = gate
         self._faults = faults
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Fill pages as `Tier.fetch` does; none is skipped."""
+        """Load pages, see `Tier.fetch`. Skips none."""
         pinned = self._catalog.pin(page.key for page in pages)
         try:
             outcomes = self._fetch(pages, pinned, deadline)
             for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
                 if outcomes[i].result is LoadResult.CORRUPT and entry is not None:
-                    is_corrupt = self.set_aside(page.key, entry)
+                    is_corrupt = self.quarantine_page(page.key, entry)
                     outcomes[i] = Fetched(LoadResult.CORRUPT if is_corrupt else LoadResult.FAILED)
         finally:
             self._catalog.unpin(pinned)
@@ -56,26 +56,26 @@ class Loader:
         outcomes = [Fetched(LoadResult.MISSING)] * len(pages)
         places: dict[int, Place] = {}
         for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
-            # A request for another length is at fault itself: the page stays for the others.
+            # If the length differs, the request is at fault, so the page stays.
             if entry is not None and self._catalog.index.lengths[entry] == page.length:
                 places[i] = self._catalog.place(entry)
 
-        runs = into_runs(places, self._movers.depth)
-        moves = (self._read(run, pages) for run in runs)
-        moved = self._movers.run(moves, deadline, IN_FLIGHT)
-        for run, run_outcomes in zip(runs, moved, strict=True):
+        runs = into_runs(places, self._executor.depth)
+        tasks = (self._read(run, pages) for run in runs)
+        results = self._executor.run(tasks, deadline, IN_FLIGHT)
+        for run, run_outcomes in zip(runs, results, strict=True):
             for member, fetched in zip(run.members, run_outcomes, strict=True):
                 outcomes[member] = fetched
         return outcomes
 
-    def _read(self, run: Run, pages: Sequence[Page]) -> Move[list[Fetched]]:
+    def _read(self, run: Run, pages: Sequence[Page]) -> IoTask[list[Fetched]]:
         try:
-            with self._movers.scratches.lend() as scratch:
+            with self._executor.scratches.borrow() as scratch:
                 checksums = yield from read_run(run, pages, scratch)
         except OutOfTimeError:
             return [Fetched(LoadResult.FAILED)] * len(run.members)
         except (OSError, EOFError) as error:
-            if len(run.members) > 1:  # one bad sector, or the file's end: save the other pages
+            if len(run.members) > 1:  # a bad sector or a truncated file: try each page separately
                 outcomes: list[Fetched] = []
                 for i, member in enumerate(run.members):
                     single = Run(run.segment, run.first + i, [member])
@@ -90,21 +90,21 @@ class Loader:
             for checksum in checksums
         ]
 
-    def set_aside(self, key: PageKey, entry: int) -> bool:
-        """Keep a copy of a pinned page's slot and forget the page; False if it is intact after all.
+    def quarantine_page(self, key: PageKey, entry: int) -> bool:
+        """Copy a pinned page's slot to the quarantine and drop the page.
 
-        It is read once more, into memory of one's own: a client that writes into its buffers during
-        a load makes any page look corrupt.
+        First reads the page again, into private memory, because a page looks corrupt if a client
+        writes to its buffers during the load. Returns False if the page is intact.
         """
         fields = {"namespace": key.namespace.hex(), "hash": key.hash.hex()}
         place = self._catalog.place(entry)
         slot = _read_slot(place)
         if slot is not None and holds_page(slot, key, self._catalog.index.lengths[entry]):
-            self._faults.report("page intact, but not in the memory it was loaded into", **fields)
+            self._faults.report("page intact on disk but not in the client's memory", **fields)
             return False
         self.corrupt += 1
-        copy = self._quarantine.keep(key, place, slot) if slot is not None else None
-        self._faults.report("page corrupt, set aside", **fields, copy=str(copy))
+        copy = self._quarantine.save(key, place, slot) if slot is not None else None
+        self._faults.report("corrupt page quarantined", **fields, copy=str(copy))
         try:
             self._catalog.drop([entry])
         except OSError as error:
@@ -113,10 +113,10 @@ class Loader:
 
 
 def _read_slot(place: Place) -> memoryview | None:
-    """Return what lies in a slot, footer included; None if it cannot be read."""
+    """Return the content of a slot, including the footer; None if it cannot be read."""
     content = aligned_memory(place.segment.slot_size)
     try:
-        place.segment.read([content], place.slot).carry_out()
+        place.segment.read([content], place.slot).execute()
     except (OSError, EOFError):
         return None
     return content

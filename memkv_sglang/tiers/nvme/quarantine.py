@@ -1,4 +1,4 @@
-"""Copies of corrupt slots, kept to find out what went wrong."""
+"""Keep copies of corrupt slots for diagnosis."""
 
 import logging
 import re
@@ -16,23 +16,23 @@ _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """A directory of at most `FILES_KEPT` files; the first ones stay, as they show the cause."""
+    """A directory of at most `FILES_KEPT` copies. Keeps the first ones, which show the cause."""
 
     def __init__(self, folder: Folder, limit: int) -> None:
-        """Use an open directory, up to `limit` bytes on disk."""
+        """Use an open directory; store at most `limit` bytes on disk."""
         self._folder = folder
         self._limit = limit
 
-    def keep(self, key: PageKey, place: Place, content: memoryview) -> str | None:
-        """Write down what was in a slot, return the path.
+    def save(self, key: PageKey, place: Place, content: memoryview) -> str | None:
+        """Write the content of a slot to a file and return its path.
 
-        Returns None if there are enough copies, or none can be made.
+        Returns None if the quarantine is full or the write fails.
         """
         name = f"{key.namespace.hex()}-{key.hash.hex()}-{place.segment.number}-{place.slot}.slot"
         try:
             own = self._own()
-            room = self._limit - self._folder.disk_usage(own)
-            if len(own) >= FILES_KEPT or len(content) > room:
+            free = self._limit - self._folder.disk_usage(own)
+            if len(own) >= FILES_KEPT or len(content) > free:
                 return None
             self._folder.write(name, content)
         except OSError:
@@ -40,7 +40,7 @@ class Quarantine:
         return str(self._folder.path / name)
 
     def trim(self) -> None:
-        """Remove the newest copies beyond the limit, as it may have been lowered.
+        """Remove the newest copies above the limit, which may have been lowered.
 
         Raises `OSError`.
         """

@@ -1,4 +1,4 @@
-"""The catalog of a directory as it was left: from the journal, or without one from the footers."""
+"""Restore the catalog of a directory from the journal, or else from the footers."""
 
 import errno
 import logging
@@ -31,21 +31,21 @@ from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 
 _SCAN_THREADS = 16
 _SCAN_BATCH = 512
-"""Footers that one thread reads in a row: handing one over would cost more than to read it."""
+"""Footers per task, because handing over a single footer costs more than reading it."""
 _UNRECORDED = 1 << 20
-"""Ticks left out at a restart: sequence numbers that a kill left unrecorded do not come again."""
+"""Ticks skipped at a restart, so that sequence numbers written before a kill are not reused."""
 
 _UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
-"""Errors of a disk that lost the journal. Others may pass: nothing is written over then."""
+"""Errors of a disk that lost the journal. Other errors may be temporary: keep the journal then."""
 
 _log = logging.getLogger(__name__)
 
 
 def recover(catalog: Catalog, folder: Folder) -> None:
-    """Fill an empty catalog, whose segments are open, and give it its journal.
+    """Fill an empty catalog, whose segments are open, and set its journal.
 
-    Pages of a segment that only could not be opened stay in the journal, for a start to come.
-    Raises `OSError` if the journal can neither be resumed nor written anew.
+    Pages of segments that exist but could not be opened stay in the journal for a later start.
+    Raises `OSError` if the journal can neither be resumed nor rewritten.
     """
     try:
         frames, size = read_journal(folder)
@@ -54,21 +54,22 @@ def recover(catalog: Catalog, folder: Folder) -> None:
             raise
         if catalog.segments.by_number:
             fields = {"path": str(folder.path / JOURNAL), "reason": str(error)}
-            _log.warning("no journal, reading footers", extra={"fields": fields})
+            _log.warning("journal unusable, scanning footers", extra={"fields": fields})
         scan_footers(catalog)
-        catalog.begin_journal(folder)
+        catalog.start_journal(folder)
         return
     lost = _Replay(catalog).run(frames)
     catalog.journal = Journal.resume(folder, size)
     if lost:
         _log.warning("pages lost with their segments", extra={"fields": {"pages": len(lost)}})
-        # Or they would haunt segments to come; on a full disk they may, until one is loaded.
+        # Otherwise a future segment of the same number would seem to have these pages. If the disk
+        # is full that can happen; loading such a page detects it.
         with suppress(OSError):
             catalog.journal.append(Kind.FREE, b"".join(starmap(SLOT.pack, lost)))
 
 
 class _Replay:
-    """Goes through a journal's frames."""
+    """Applies a journal's frames to a catalog."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -78,7 +79,7 @@ class _Replay:
         self._lost: set[tuple[int, int]] = set()
 
     def run(self, frames: Iterable[Frame]) -> set[tuple[int, int]]:
-        """Return the segments and slots of pages that are not there any more."""
+        """Apply the frames; return segment and slot of the pages that are lost."""
         for kind, payload in frames:
             if kind == Kind.PUT:
                 self._put(payload)
@@ -86,7 +87,7 @@ class _Replay:
                 self._free(payload)
             elif kind in (Kind.PENDING, Kind.UPLOADED):
                 self._mark(payload, pending=kind == Kind.PENDING)
-        self._catalog.order.advance_past(self._catalog.order.newest() + _UNRECORDED)
+        self._catalog.order.advance_past(self._catalog.order.newest_tick() + _UNRECORDED)
         return self._lost
 
     def _put(self, payload: bytes) -> None:
@@ -140,11 +141,11 @@ class _Found(NamedTuple):
 
 
 def scan_footers(catalog: Catalog) -> None:
-    """Fill a catalog from the footers on disk, several threads at once.
+    """Fill a catalog from the footers on disk, using several threads.
 
-    Of two footers with one key the newer wins. What was freed but not yet written over is there
-    again: the content is right, and eviction goes by age. What waited for upload is not known any
-    more, so every page waits: the queue finds out what is there already.
+    Of two footers with the same key, the newer one wins. Removed pages that were not yet
+    overwritten reappear, with correct content and their old age. The pending marks are lost, so
+    every page is marked: the upload queue finds out which ones are uploaded already.
     """
     newest: dict[PageKey, _Found] = {}
     for page in read_footers(catalog.segments):
@@ -159,7 +160,7 @@ def scan_footers(catalog: Catalog) -> None:
 
 
 def read_footers(segments: Iterable[Segment]) -> Iterator[_Found]:
-    """Yield all valid footers with their places; what cannot be read is left out."""
+    """Yield all valid footers with their slots, skipping unreadable ones."""
     batches = [
         (segment, range(first, min(first + _SCAN_BATCH, segment.intact_slots)))
         for segment in segments
@@ -182,7 +183,7 @@ def _read_batch(stopping: threading.Event, batch: tuple[Segment, range]) -> list
         if stopping.is_set():
             return found
         try:
-            segment.read_footer(block, slot).carry_out()
+            segment.read_footer(block, slot).execute()
         except (OSError, EOFError):
             continue
         footer = Footer.unpack(block)

@@ -1,7 +1,7 @@
-"""Segment files: preallocated, one block of header, then slots of one size.
+"""Segment files: preallocated files with a header block followed by slots of one size.
 
 Header, little-endian, one block: magic (8), format version (4), segment number (4), slot size (8),
-slots (8), XXH3-128 of all before it (16), zeros.
+slots (8), XXH3-128 of the preceding bytes (16), zeros.
 """
 
 import errno
@@ -26,7 +26,7 @@ from memkv_sglang.tiers.nvme.slots import SlotMap
 HEADER_SIZE = BLOCK
 FORMAT_VERSION = 1
 MAX_SIZE = 1 << 36
-"""Bytes; `nvme.segment_size` is at most that."""
+"""Maximum bytes of a segment, and of `nvme.segment_size`."""
 _MAGIC = b"MKVSEGM\0"
 _FIELDS = struct.Struct("<8sIIQQ")
 _SEAL_SIZE = 16
@@ -40,9 +40,9 @@ class Segment:
         "direct",
         "fd",
         "intact_slots",
-        "leaving",
         "number",
         "path",
+        "retiring",
         "slot_size",
         "slots",
     )
@@ -50,17 +50,17 @@ class Segment:
     def __init__(
         self, path: Path, fd: int, number: int, slot_size: int, slots: int, *, direct: bool
     ) -> None:
-        """Take over an open file; `direct` if it was opened with O_DIRECT."""
+        """Own an open file. `direct` tells whether it was opened with O_DIRECT."""
         self.path = path
         self.fd = fd
         self.number = number
         self.slot_size = slot_size
         self.slots = SlotMap(slots)
         self.direct = direct
-        self.leaving = False
-        """Whether it is about to be removed: no page comes to lie in it any more."""
+        self.retiring = False
+        """Whether the segment is being removed, so that its free slots must not be used."""
         self.intact_slots = slots
-        """Slots that lay within the file when it was opened; more are lost to truncation."""
+        """Slots within the file when it was opened. The others were lost to truncation."""
 
     @property
     def size(self) -> int:
@@ -73,23 +73,23 @@ class Segment:
         return (len(self.slots) - self.slots.free) * self.slot_size
 
     def offset(self, slot: int) -> int:
-        """Return where in the file a slot begins."""
+        """Return the file offset of a slot."""
         return HEADER_SIZE + slot * self.slot_size
 
     def takes(self, buffers: Sequence[memoryview]) -> bool:
-        """Tell whether the file reads and writes these buffers without a bounce."""
+        """Return whether I/O can use these buffers directly, without a bounce buffer."""
         return not self.direct or is_aligned(buffers)
 
     def read(self, vectors: Sequence[memoryview], slot: int) -> DiskRequest:
-        """Ask for the vectors to be filled from a slot's begin on."""
+        """Return a request that fills the vectors from the start of a slot."""
         return DiskRequest(self.fd, vectors, self.offset(slot), writes=False)
 
     def read_footer(self, block: memoryview, slot: int) -> DiskRequest:
-        """Ask for a block to be filled with what a slot ends with."""
+        """Return a request that fills a block from the end of a slot."""
         return DiskRequest(self.fd, [block], self.offset(slot + 1) - len(block), writes=False)
 
     def write(self, vectors: Sequence[memoryview], slot: int) -> DiskRequest:
-        """Ask for the vectors to be written from a slot's begin on."""
+        """Return a request that writes the vectors to the start of a slot."""
         return DiskRequest(self.fd, vectors, self.offset(slot), writes=True)
 
     def close(self) -> None:
@@ -109,11 +109,11 @@ class DamagedSegmentError(Exception):
 
 
 class LostHeaderError(DamagedSegmentError):
-    """The header is damaged, so that what the rest is cannot be told from it."""
+    """The header is damaged, so it does not show what the file contains."""
 
 
 class Header(NamedTuple):
-    """What a segment file begins with."""
+    """The header of a segment file."""
 
     number: int
     slot_size: int
@@ -125,7 +125,7 @@ class Header(NamedTuple):
         return HEADER_SIZE + self.slots * self.slot_size
 
     def is_possible(self) -> bool:
-        """Tell whether a segment can be like this."""
+        """Return whether the values are valid for a segment."""
         return (
             self.slot_size >= BLOCK
             and self.slot_size % BLOCK == 0
@@ -135,28 +135,28 @@ class Header(NamedTuple):
 
 
 def segment_name(number: int) -> str:
-    """Return the name of a segment file by its number."""
+    """Return the file name of a segment."""
     return f"{number:08d}.seg"
 
 
 def unfinished_name(number: int) -> str:
-    """Return the name of a segment file that is still being made."""
+    """Return the file name of a segment that is still being created."""
     return segment_name(number) + UNFINISHED_SUFFIX
 
 
 def lock_segment(fd: int, deadline: float) -> None:
-    """Wait until no request of an earlier agent is on the file, and lock it for this one.
+    """Wait until no I/O of an earlier agent is in flight on the file, and lock the file.
 
-    An agent's requests in flight hold the open file, and with it its lock, even after the process
-    has ended. A write among them would land on top of a page that is stored there later. Raises
-    `OSError` (EBUSY) if some are left at the deadline (`time.monotonic()`).
+    Requests in flight keep the file open, and thus locked, even after the agent's process has
+    ended. One of their writes could overwrite a page stored later. Raises `OSError` (EBUSY) if some
+    are left at the deadline (`time.monotonic()`).
     """
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise OSError(errno.EBUSY, "requests of an ended agent are still on it") from None
+                raise OSError(errno.EBUSY, "I/O of an ended agent is still in flight") from None
             time.sleep(_LOCK_PAUSE)
         else:
             return
@@ -165,9 +165,9 @@ def lock_segment(fd: int, deadline: float) -> None:
 def create_segment(
     folder: Folder, number: int, slot_size: int, slots: int, *, direct: bool
 ) -> Segment:
-    """Make and preallocate a segment file. Raises `OSError`; then no file is left.
+    """Create and preallocate a segment file. Leaves no file if it raises `OSError`.
 
-    Its header survives a power failure: without it the file would be lost space.
+    Syncs the header, because after a power failure the file would be useless without it.
     """
     name, unfinished = segment_name(number), unfinished_name(number)
     fd = folder.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct))
@@ -190,11 +190,11 @@ def create_segment(
 def open_segment(
     folder: Folder, name: str, *, largest: int, direct: bool, deadline: float = 0.0
 ) -> Segment:
-    """Open a segment file as it is, see `lock_segment`. Raises `OSError`, `DamagedSegmentError`.
+    """Open and lock a segment file. Raises `OSError` and `DamagedSegmentError`.
 
-    A file that is too short is made long enough again, or by later writes where the disk is full;
-    `intact_slots` tells what it had. No file is made longer than `largest`. What is behind the last
-    slot is cut off.
+    A truncated file is extended to its full size, up to `largest`, or if the disk is full, by later
+    writes; `intact_slots` tells how many slots it had. Bytes after the last slot are cut off.
+    Waits for the lock until the deadline, see `lock_segment`.
     """
     fd = folder.open(name, os.O_RDWR | os.O_NONBLOCK | _direct_flag(direct))
     try:
@@ -250,7 +250,7 @@ def _read_header(fd: int, name: str, largest: int) -> Header:
     if not header.is_possible() or header.size > largest:
         raise LostHeaderError("has an impossible header")
     if name != segment_name(header.number):
-        raise DamagedSegmentError(f"is segment {header.number} by its header")
+        raise DamagedSegmentError(f"is segment {header.number} according to its header")
     return header
 
 

@@ -1,4 +1,4 @@
-"""All segments of a directory: which there are, how many more may be made, and their free slots."""
+"""Manage all segments of a directory: open, create and remove them, and reserve their slots."""
 
 import errno
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from memkv_sglang.tiers.nvme.budget import JOURNAL_BYTES_PER_SLOT, divide
 from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
-from memkv_sglang.tiers.nvme.mending import Mended, mend
+from memkv_sglang.tiers.nvme.header_repair import RepairResult, repair_header
 from memkv_sglang.tiers.nvme.segment import (
     HEADER_SIZE,
     DamagedSegmentError,
@@ -24,20 +24,20 @@ from memkv_sglang.tiers.nvme.segment import (
 )
 
 SEGMENTS_OF_A_CAPACITY = 16
-"""At least so many segments share the capacity, so that several slot sizes can."""
+"""Minimum number of segments that share the capacity, so that several slot sizes fit."""
 
 RUN_SIZE = (2 << 20) + (1 << 16)
-"""Bytes of consecutive slots that one system call moves at most: about two megabytes of content and
-its footers. Less costs calls, more costs overlap between checksums and the disk."""
+"""Maximum bytes of consecutive slots per system call: about 2 MiB of content and its footers.
+Smaller runs cost more system calls; larger ones overlap less of the checksums with the I/O."""
 
 WRITES_LIMIT = 5.0
-"""Seconds that the start waits for requests that an earlier agent still has on the disk."""
+"""Seconds that startup waits for I/O that an earlier agent still has in flight."""
 
 _SMALLEST_PART = 4
-"""A segment is made smaller to fit what capacity is left, but not below this part of full size."""
+"""A segment may be smaller to fit the remaining capacity, but at least 1/4 of the full size."""
 
 _DESCRIPTORS_LEFT = 256
-"""Descriptors that segments leave to the rest of the process, or a quarter where there are few."""
+"""File descriptors reserved for the rest of the process, or a quarter if the limit is low."""
 
 _NAME = re.compile(r"\d{8}\.seg")
 _UNFINISHED_NAME = re.compile(_NAME.pattern + re.escape(UNFINISHED_SUFFIX))
@@ -46,7 +46,10 @@ _log = logging.getLogger(__name__)
 
 
 class Segments:
-    """Not thread-safe: callers hold the catalog's lock, but for making and removing files."""
+    """The segments of a directory and their free slots.
+
+    The caller must hold the catalog's lock, except while creating and removing files.
+    """
 
     def __init__(
         self,
@@ -57,21 +60,21 @@ class Segments:
         direct: bool,
         keep_free: int = 0,
     ) -> None:
-        """Begin without segments; `open_all` finds those that are there.
+        """Start without segments; `open_all` opens the existing ones.
 
-        `capacity` is the whole tier's; segments take their part of it. `keep_free` bytes of the
-        file system are left to others.
+        `capacity` is that of the tier, of which segments use a part. At least `keep_free` bytes of
+        the file system are left unused.
         """
         self.by_number: dict[int, Segment] = {}
         self.by_slot_size: dict[int, list[Segment]] = {}
         self.total = 0
         """Bytes of all segment files."""
         self.taken = 0
-        """Bytes of all slots that are taken."""
+        """Bytes of all taken slots."""
         self.unopened: set[int] = set()
-        """Numbers of files that the disk did not let be opened; they may well be whole."""
-        self.stray_bytes = 0
-        """Bytes on disk of files that are named as segments but were not opened."""
+        """Numbers of the files that could not be opened because of I/O errors; may be intact."""
+        self.unusable_bytes = 0
+        """Bytes on disk of files that are named like segments but were not opened."""
         self._folder = folder
         self._capacity = divide(capacity).segments
         self._segment_size = segment_size
@@ -81,11 +84,11 @@ class Segments:
         self._next_number = 0
 
     def open_all(self) -> None:
-        """Open every segment file; leave foreign and damaged files alone, with a line for each.
+        """Open every segment file; skip and log unknown and damaged files.
 
-        Waits `WRITES_LIMIT` for requests of an earlier agent, and leaves alone what has some then.
-        Files named as segments count against the capacity, whatever they are; others do not.
-        Raises `OSError`.
+        Waits up to `WRITES_LIMIT` for an earlier agent's I/O, then skips files that still have
+        some. Skipped files that are named like segments count towards the capacity. Raises
+        `OSError`.
         """
         refused: list[OSError] = []
         deadline = time.monotonic() + WRITES_LIMIT
@@ -94,39 +97,39 @@ class Segments:
             if _UNFINISHED_NAME.fullmatch(name) and self._folder.is_file(name):
                 self._folder.remove(name)
             elif not _NAME.fullmatch(name):
-                _log.warning("foreign file left alone", extra={"fields": {"path": path}})
+                _log.warning("ignored an unknown file", extra={"fields": {"path": path}})
             else:
                 try:
                     self._open(name, deadline)
                 except (DamagedSegmentError, *_NO_SEGMENT) as error:
                     fields = {"path": path, "error": str(error)}
-                    _log.warning("segment left alone", extra={"fields": fields})
-                    self.stray_bytes += self._folder.disk_usage([name])
+                    _log.warning("ignored a damaged segment", extra={"fields": fields})
+                    self.unusable_bytes += self._folder.disk_usage([name])
                 except OSError as error:
                     refused.append(error)
                     self.unopened.add(int(name.removesuffix(".seg")))
-                    self.stray_bytes += self._folder.disk_usage([name])
+                    self.unusable_bytes += self._folder.disk_usage([name])
         if refused:
             reason = {"segments": len(refused), "error": str(refused[0])}
-            _log.error("segments cannot be opened", extra={"fields": reason})
-        if self.stray_bytes:
-            stray = {"path": str(self._folder.path), "bytes": self.stray_bytes}
-            _log.warning("files that serve no pages take capacity", extra={"fields": stray})
+            _log.error("cannot open segments", extra={"fields": reason})
+        if self.unusable_bytes:
+            unusable = {"path": str(self._folder.path), "bytes": self.unusable_bytes}
+            _log.warning("unusable segment files take up capacity", extra={"fields": unusable})
 
     def _open(self, name: str, deadline: float) -> None:
         try:
             segment = self._open_intact(name, deadline)
         except LostHeaderError:
-            mended = mend(self._folder, name)
-            if mended is Mended.NOTHING:
+            repair = repair_header(self._folder, name)
+            if repair is RepairResult.UNKNOWN:
                 raise
             path = {"path": str(self._folder.path / name)}
-            if mended is Mended.EMPTY:
+            if repair is RepairResult.EMPTY:
                 self._folder.remove(name)
-                _log.warning("segment without content removed", extra={"fields": path})
+                _log.warning("removed an empty segment without a header", extra={"fields": path})
                 return
             segment = self._open_intact(name, deadline)
-            _log.warning("segment header restored from its pages", extra={"fields": path})
+            _log.warning("restored a segment header from its pages", extra={"fields": path})
         if segment.intact_slots < len(segment.slots):
             _log.warning("segment was truncated", extra={"fields": {"path": str(segment.path)}})
         self._next_number = max(self._next_number, segment.number + 1)
@@ -143,7 +146,7 @@ class Segments:
         )
 
     def _spare_descriptors(self) -> None:
-        """Raise `OSError` if another segment would leave too few descriptors to clients."""
+        """Raise `OSError` if another segment would leave too few descriptors for clients."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         next_descriptor = os.dup(self._folder.descriptor)
         os.close(next_descriptor)
@@ -154,34 +157,34 @@ class Segments:
         return iter(list(self.by_number.values()))
 
     def orphans(self) -> list[str]:
-        """Return the names of files beside the segments that are none of them."""
+        """Return the names of files in the segments directory that are not open segments."""
         own = {segment.path.name for segment in self}
         return sorted(set(self._folder.names()) - own)
 
     def of_size(self, slot_size: int) -> list[Segment]:
-        """Return the segments of a slot size, those that were made first before the others."""
+        """Return the segments of a slot size, oldest first."""
         return list(self.by_slot_size.get(slot_size, ()))
 
     def free_slots(self, slot_size: int) -> int:
-        """Return how many slots of this size can be reserved."""
+        """Return how many slots of this size can be reserved now."""
         segments = self.of_size(slot_size)
-        return sum(segment.slots.free for segment in segments if not segment.leaving)
+        return sum(segment.slots.free for segment in segments if not segment.retiring)
 
     def accepts(self, slot_size: int) -> bool:
-        """Tell whether a slot of this size fits into the largest segment there may be."""
+        """Return whether a slot of this size fits in the largest possible segment."""
         return (
             HEADER_SIZE + slot_size <= self._segment_size
             and HEADER_SIZE + _cost(slot_size) <= self._capacity
         )
 
     def spare(self) -> int:
-        """Return by how many bytes the files may grow; negative where they have to shrink.
+        """Return by how many bytes the files may grow; negative if they have to shrink.
 
-        That is so where the capacity has been lowered, or others have filled the file system.
-        A file system that does not tell is one to leave as it is.
+        They have to shrink if the capacity was lowered or other programs filled the file system.
+        If the file system's free space is unknown, they must not grow.
         """
         journal = self._slots * JOURNAL_BYTES_PER_SLOT
-        spare = self._capacity - self.total - journal - self.stray_bytes
+        spare = self._capacity - self.total - journal - self.unusable_bytes
         if not self._keep_free:
             return spare
         try:
@@ -190,12 +193,12 @@ class Segments:
             return min(spare, 0)
         return min(spare, system.f_bavail * system.f_frsize - self._keep_free)
 
-    def slots_to_come(self, slot_size: int) -> int:
-        """Return how many slots of this size the space that is left may still give."""
+    def potential_slots(self, slot_size: int) -> int:
+        """Return how many slots of this size the unused capacity has space for."""
         return max(self.spare(), 0) // _cost(slot_size)
 
     def create(self, slot_size: int) -> Segment | None:
-        """Make another segment file, not yet one of these; None where no capacity is left.
+        """Create a segment file; the caller must `add` it. Return None if no capacity is left.
 
         Blocks on the disk. Raises `OSError`.
         """
@@ -217,7 +220,7 @@ class Segments:
         return max(min(of_file, (part - HEADER_SIZE) // _cost(slot_size)), 1)
 
     def _unused_number(self) -> int:
-        """Return the next number that no file has, be it a foreign or a damaged one."""
+        """Return the next number that no file has, including damaged files."""
         number = self._next_number
         exists = self._folder.exists
         while exists(segment_name(number)) or exists(unfinished_name(number)):
@@ -225,14 +228,14 @@ class Segments:
         return number
 
     def add(self, segment: Segment) -> None:
-        """Give out the segment's slots from now on."""
+        """Allow the segment's slots to be reserved."""
         self.by_number[segment.number] = segment
         self.by_slot_size.setdefault(segment.slot_size, []).append(segment)
         self.total += segment.size
         self._slots += len(segment.slots)
 
     def discard(self, segment: Segment) -> None:
-        """Give out none of the segment's slots any more; none is taken. The file stays."""
+        """Stop using a segment, none of whose slots is taken. The file stays."""
         assert segment.slots.free == len(segment.slots)
         del self.by_number[segment.number]
         self.by_slot_size[segment.slot_size].remove(segment)
@@ -246,7 +249,7 @@ class Segments:
         self._folder.remove(segment.path.name)
 
     def reserve(self, slot_size: int, count: int) -> list[Place]:
-        """Take up to `count` free slots, consecutive ones as far as there are any."""
+        """Reserve up to `count` free slots, consecutive ones where possible."""
         places: list[Place] = []
         longest = max(RUN_SIZE // slot_size, 1)
         run = min(count, longest)
@@ -261,7 +264,7 @@ class Segments:
 
     def _take_run(self, slot_size: int, count: int) -> list[Place]:
         for segment in self.by_slot_size.get(slot_size, ()):
-            if segment.leaving:
+            if segment.retiring:
                 continue
             first = segment.slots.find_run(count)
             if first >= 0:
@@ -271,13 +274,13 @@ class Segments:
         return []
 
     def take(self, place: Place) -> None:
-        """Take one certain slot, as recovery finds it."""
+        """Mark a particular slot as taken, for recovery."""
         place.segment.slots.take(place.slot)
         self.taken += place.segment.slot_size
 
     def release(self, place: Place) -> None:
-        """Give a taken slot back."""
-        place.segment.slots.give_back(place.slot)
+        """Free a taken slot."""
+        place.segment.slots.release(place.slot)
         self.taken -= place.segment.slot_size
 
     def close(self) -> None:
@@ -287,5 +290,5 @@ class Segments:
 
 
 def _cost(slot_size: int) -> int:
-    """Return what a slot takes of the capacity."""
+    """Return the bytes of capacity that a slot takes."""
     return slot_size + JOURNAL_BYTES_PER_SLOT

@@ -1,18 +1,18 @@
-"""Which slots of a segment are taken, and by which entry of the index."""
+"""The slots of a segment and the index entries in them."""
 
 from array import array
 
 NO_ENTRY = 0xFFFF_FFFF
-"""In place of an entry: the slot is free, or reserved for a page that is still being written."""
+"""Marks a slot that is free, or reserved for a page that is still being written."""
 
 
 class SlotMap:
-    """The slots of one segment. Not thread-safe: callers hold the catalog's lock."""
+    """Tracks which slots of one segment are taken. The caller must hold the catalog's lock."""
 
     __slots__ = ("_taken", "entries", "free")
 
     def __init__(self, count: int) -> None:
-        """Begin with `count` free slots."""
+        """Create a map of `count` free slots."""
         self.entries = array("I", [NO_ENTRY]) * count
         """Entry id by slot."""
         self.free = count
@@ -22,7 +22,7 @@ class SlotMap:
         return len(self._taken)
 
     def is_taken(self, slot: int) -> bool:
-        """Tell whether the slot holds a page or is reserved for one."""
+        """Return whether the slot holds a page or is reserved for one."""
         return self._taken[slot] != 0
 
     def find_run(self, count: int) -> int:
@@ -34,7 +34,7 @@ class SlotMap:
         self._taken[first : first + count] = b"\1" * count
         self.free -= count
 
-    def give_back(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         """Make a taken slot free."""
         self._taken[slot] = 0
         self.entries[slot] = NO_ENTRY

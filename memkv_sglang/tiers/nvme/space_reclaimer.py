@@ -1,4 +1,4 @@
-"""Room for more pages: another segment, one of another slot size, or the coldest pages' slots."""
+"""Free slots for new pages: create a segment, remove one of another slot size, or evict pages."""
 
 import math
 import threading
@@ -15,143 +15,142 @@ from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 
 _SCAN_CHUNK = 4096
-"""Entries looked at between two chances for other threads to run."""
+"""Entries scanned before other threads get to run."""
 _TRIM_BATCH = 256
-"""Pages that leave with one frame in the journal when nobody waits for the room."""
+"""Pages evicted with one journal frame in the background."""
 _SHRINK_BATCH = 4096
-"""The same when the files have to shrink."""
+"""Pages evicted with one journal frame when the files have to shrink."""
 _MOVE_BATCH = 64
-"""Slots of which the pages move before other threads get their turn."""
-_MOVED_IN_A_CALL = 64 << 20
-"""Bytes of pages that a spill may have to wait for while they move."""
-_SCAN_LIMIT = 4096
-"""Victims looked for at once by a spill that waits."""
+"""Slots whose pages are moved before other threads get to run."""
+_MAX_MOVED_PER_CALL = 64 << 20
+"""Maximum bytes of pages that a spill waits for while they are moved."""
+_MAX_VICTIMS_PER_SCAN = 4096
+"""Maximum victims selected by a scan that a spill waits for."""
 
 
-class _Vacancy(NamedTuple):
-    """A segment that may be made empty."""
+class _EmptyingCost(NamedTuple):
+    """What it takes to empty a segment."""
 
     segment: Segment
     excess: int
-    """Pages of it for which there is no free slot elsewhere."""
+    """Pages to evict because no other segment has a free slot for them."""
 
 
 class SpaceReclaimer:
-    """Decides what leaves. Its calls block on the disk and raise the journal's `OSError`."""
+    """Frees space by evicting pages. Calls block on the disk and raise the journal's `OSError`."""
 
     def __init__(self, catalog: Catalog, high: float, low: float, faults: FaultLog) -> None:
-        """Begin to trim a slot size where its use is above `high`, and end at `low` (shares)."""
+        """Trim each slot size from above the watermark `high` down to `low` (0 to 1)."""
         self.evicted = 0
-        """Pages that had to leave."""
+        """Pages evicted so far."""
         self._catalog = catalog
         self._high = high
         self._low = low
         self._faults = faults
         self._victims_of: dict[int | None, Victims] = {}
-        """By slot size; None for all."""
+        """By slot size; None stands for all sizes."""
         self._no_segments_until = 0.0
-        self._no_segments_why = "nvme.capacity is too small"
-        self._one_at_a_time = threading.RLock()
+        self._no_segments_reason = "nvme.capacity is too small"
+        self._reclaiming = threading.RLock()
         self._scratch = memoryview(b"")
         self._stopped = False
-        self._wanted: set[int] = set()
-        """Slot sizes for which a segment of another size is to go."""
+        self._requested_sizes: set[int] = set()
+        """Slot sizes that need a segment of another size to be removed in the background."""
 
-    def make(self, slot_size: int, count: int) -> bool:
-        """Make room for some of `count` more pages; False if nothing more can leave.
+    def reclaim_slots(self, slot_size: int, count: int) -> bool:
+        """Free at least one slot, up to `count`; return False if that is impossible.
 
-        Pages that wait for upload never do: no other place has them yet.
+        Never evicts pages pending upload, as no other tier has them yet.
         """
-        with self._one_at_a_time:
+        with self._reclaiming:
             if self._catalog.segments.free_slots(slot_size):
-                return True  # somebody else made it meanwhile
+                return True  # another thread has freed some
             if self._add_segment(slot_size):
                 return True
             while self._reclaim_segment(slot_size):
                 if self._add_segment(slot_size):
                     return True
-            is_made = self._evict(slot_size, count) > 0
-            if not is_made and (waiting := len(self._catalog.pending)):
-                self._faults.report("disk is full of pages that wait for upload", pages=waiting)
-            return is_made
+            is_reclaimed = self._evict(slot_size, count) > 0
+            if not is_reclaimed and (waiting := len(self._catalog.pending)):
+                self._faults.report("disk is full of pages waiting for upload", pages=waiting)
+            return is_reclaimed
 
-    def why_none(self) -> str:
-        """Say why `make` found no room."""
+    def refusal_reason(self) -> str:
+        """Return why `reclaim_slots` could not free a slot."""
         if waiting := len(self._catalog.pending):
-            return f"{waiting} pages that wait for upload take all the room"
-        return self._no_segments_why
+            return f"it is full of {waiting} pages waiting for upload"
+        return self._no_segments_reason
 
-    def is_short(self) -> bool:
-        """Tell whether there is something for `shrink`, `reclaim` or `trim` to do."""
+    def has_work(self) -> bool:
+        """Return whether `shrink`, `reclaim_segments` or `trim` has work to do."""
         segments = self._catalog.segments
         return (
-            self.is_too_large()
-            or bool(self._wanted)
+            self.is_over_capacity()
+            or bool(self._requested_sizes)
             or any(self._use(size) > self._high for size in list(segments.by_slot_size))
         )
 
-    def is_too_large(self) -> bool:
-        """Tell whether the files have to shrink."""
+    def is_over_capacity(self) -> bool:
+        """Return whether the files have to shrink."""
         return self._catalog.segments.spare() < 0
 
     def trim(self) -> None:
-        """Let the coldest pages of every slot size above the high watermark leave."""
+        """Evict the coldest pages of every slot size that is above the high watermark."""
         for slot_size in list(self._catalog.segments.by_slot_size):
             if self._use(slot_size) > self._high:
                 while (
-                    self._goes_on()
+                    self._may_continue()
                     and self._use(slot_size) > self._low
                     and self._trim_batch(slot_size)
                 ):
                     pass
 
     def _trim_batch(self, slot_size: int) -> bool:
-        with self._one_at_a_time:
+        with self._reclaiming:
             if self._reclaim_segment(slot_size):
                 return True
             excess = int((self._use(slot_size) - self._low) * self._slots(slot_size))
             return self._evict(slot_size, min(max(excess, 1), _TRIM_BATCH), must=False) > 0
 
     def shrink(self, until: float = math.inf) -> None:
-        """Remove segments until the files fit into the capacity and leave `keep_free`.
+        """Remove segments until the files fit the capacity and leave `keep_free` bytes.
 
-        The coldest pages of all leave, as many as there are too many, so chains lose their ends.
-        Then whole segments become empty: what is left in them moves to free slots of others.
-        Segments with pages that wait for upload stay until these wait no more. Gives up at `until`
-        (`time.monotonic`) or after `stop`; another call goes on.
+        Evicts the coldest excess pages of all sizes, then moves the other pages of a segment to
+        free slots elsewhere and removes its file. Keeps segments that have pages pending upload.
+        Stops early at `until` (`time.monotonic`) or after `stop`; call it again to continue.
         """
-        self._victims_of.pop(None, None)  # from an earlier time
-        while self._goes_on(until) and self._shrink_once(until):
+        self._victims_of.pop(None, None)  # left over from an earlier call
+        while self._may_continue(until) and self._shrink_once(until):
             pass
 
     def stop(self) -> None:
-        """Let `shrink` and `trim` end soon, now and from now on."""
+        """Make running and future calls of `shrink` and `trim` return early."""
         self._stopped = True
 
-    def _goes_on(self, until: float = math.inf) -> bool:
+    def _may_continue(self, until: float = math.inf) -> bool:
         return not self._stopped and time.monotonic() < until
 
     def _shrink_once(self, until: float) -> bool:
-        """Do a part of what `shrink` has to do; False if there is nothing (more) to be done."""
-        with self._one_at_a_time:
+        """Evict a batch or empty one segment; return False if there is nothing left to do."""
+        with self._reclaiming:
             segments = self._catalog.segments
             if not segments.total or segments.spare() >= 0:
                 return False
-            easiest = self._easiest(segments)
-            if easiest is None:
+            cheapest = self._cheapest_to_empty(segments)
+            if cheapest is None:
                 return False
-            if easiest.excess:
-                count = min(easiest.excess, _SHRINK_BATCH)
-                return self._evict(None, count) > 0 or self._evict_kept(count) > 0
-        return self._vacate(easiest.segment, until)
+            if cheapest.excess:
+                count = min(cheapest.excess, _SHRINK_BATCH)
+                return self._evict(None, count) > 0 or self._evict_exempt(count) > 0
+        return self._remove_with_moves(cheapest.segment, until)
 
     def _slots(self, slot_size: int) -> int:
         segments = self._catalog.segments
         own = sum(len(segment.slots) for segment in segments.of_size(slot_size))
-        return own + segments.slots_to_come(slot_size)
+        return own + segments.potential_slots(slot_size)
 
     def _use(self, slot_size: int) -> float:
-        """Return the share of taken slots in those that there are and may yet be."""
+        """Return the fraction of slots in use, counting those of segments yet to be created."""
         own = self._catalog.segments.of_size(slot_size)
         taken = sum(len(segment.slots) - segment.slots.free for segment in own)
         return taken / max(self._slots(slot_size), 1)
@@ -166,8 +165,8 @@ class SpaceReclaimer:
             segment = segments.create(slot_size)
         except OSError as error:
             self._no_segments_until = time.monotonic() + PAUSE
-            self._no_segments_why = str(error)
-            self._faults.report("no room on disk for another segment", error=str(error))
+            self._no_segments_reason = str(error)
+            self._faults.report("cannot create another segment", error=str(error))
             return False
         if segment is None:
             return False
@@ -176,102 +175,105 @@ class SpaceReclaimer:
         return True
 
     def _reclaim_segment(self, slot_size: int) -> bool:
-        """Remove a segment of another slot size, if that size has the coldest pages of all.
+        """Remove a segment of another slot size, if that size has the coldest pages.
 
-        Not if many pages would have to move: `reclaim` does that.
+        Leaves a segment whose removal would move many pages to `reclaim_segments`.
         """
         segment = self._find_removable(slot_size)
-        if segment is not None and segment.taken_bytes > _MOVED_IN_A_CALL:
-            self._wanted.add(slot_size)
+        if segment is not None and segment.taken_bytes > _MAX_MOVED_PER_CALL:
+            self._requested_sizes.add(slot_size)
             return False
-        return segment is not None and self._vacate(segment)
+        return segment is not None and self._remove_with_moves(segment)
 
-    def reclaim(self) -> None:
-        """Remove segments of other sizes for which no call could wait."""
-        while self._wanted and self._goes_on():
-            slot_size = self._wanted.pop()
-            with self._one_at_a_time:
+    def reclaim_segments(self) -> None:
+        """Remove the segments whose removal would have taken a spill too long."""
+        while self._requested_sizes and self._may_continue():
+            slot_size = self._requested_sizes.pop()
+            with self._reclaiming:
                 segment = self._find_removable(slot_size)
             if segment is not None:
-                self._vacate(segment)
+                self._remove_with_moves(segment)
 
     def _find_removable(self, slot_size: int) -> Segment | None:
-        """Let pages of another size leave, as long as it has the coldest, until a segment can go.
+        """Find a segment of another slot size whose pages all fit in other segments.
 
-        Returns one whose pages have room elsewhere; None if those of this size are colder.
+        Evicts pages of the other size as long as they are the coldest. Returns None if the pages of
+        this size are colder.
         """
         others = [s for s in self._catalog.segments if s.slot_size != slot_size]
         empty = next(filter(_is_empty, others), None)
         if empty is not None or not others:
             return empty
         while (size := self._coldest_size()) is not None and size != slot_size:
-            easiest = self._easiest(s for s in others if s.slot_size == size)
-            if easiest is None:
+            cheapest = self._cheapest_to_empty(s for s in others if s.slot_size == size)
+            if cheapest is None:
                 return None
-            if not easiest.excess:
-                return easiest.segment
-            if not self._evict(size, min(easiest.excess, _TRIM_BATCH), must=False):
+            if not cheapest.excess:
+                return cheapest.segment
+            if not self._evict(size, min(cheapest.excess, _TRIM_BATCH), must=False):
                 return None
         return None
 
     def _coldest_size(self) -> int | None:
-        """Return the slot size of the page that leaves first of all; None if none may leave."""
+        """Return the slot size of the coldest page; None if no page can be evicted."""
         pages = len(self._catalog.index)
         ranks = {
             size: rank
             for size in list(self._catalog.segments.by_slot_size)
-            if not self._all_wait(size) and (rank := self._victims(size).peek(pages)) is not None
+            if not self._are_all_pending(size)
+            and (rank := self._victims(size).peek(pages)) is not None
         }
         return min(ranks, key=ranks.__getitem__, default=None)
 
-    def _all_wait(self, slot_size: int) -> bool:
-        """Tell whether all pages of a size wait for upload: then there is nothing to search."""
-        segments, waiting = self._catalog.segments.of_size(slot_size), self._catalog.waiting
-        return all(waiting[s.number] >= len(s.slots) - s.slots.free for s in segments)
+    def _are_all_pending(self, slot_size: int) -> bool:
+        """Return whether all pages of a size are pending upload, so a scan would find nothing."""
+        pending = self._catalog.pending_by_segment
+        segments = self._catalog.segments.of_size(slot_size)
+        return all(pending[s.number] >= len(s.slots) - s.slots.free for s in segments)
 
-    def _easiest(self, segments: Iterable[Segment]) -> _Vacancy | None:
-        """Return the segment that can be made empty with the fewest bytes lost, then moved.
+    def _cheapest_to_empty(self, segments: Iterable[Segment]) -> _EmptyingCost | None:
+        """Return the segment that loses the fewest bytes when emptied, then moves the fewest.
 
-        None where each has pages that wait for upload.
+        Returns None if every segment has pages pending upload.
         """
-        waiting, free = self._catalog.waiting, self._catalog.segments.free_slots
-        free_slots = {size: free(size) for size in list(self._catalog.segments.by_slot_size)}
-        vacancies = []
+        pending, free = self._catalog.pending_by_segment, self._catalog.segments.free_slots
+        free_by_size = {size: free(size) for size in list(self._catalog.segments.by_slot_size)}
+        costs = []
         for segment in segments:
-            if not waiting[segment.number]:
+            if not pending[segment.number]:
                 taken = len(segment.slots) - segment.slots.free
-                elsewhere = free_slots[segment.slot_size] - segment.slots.free
-                vacancies.append(_Vacancy(segment, max(taken - elsewhere, 0)))
+                elsewhere = free_by_size[segment.slot_size] - segment.slots.free
+                costs.append(_EmptyingCost(segment, max(taken - elsewhere, 0)))
         return min(
-            vacancies,
+            costs,
             key=lambda v: (v.excess * v.segment.slot_size, v.segment.taken_bytes, v.segment.number),
             default=None,
         )
 
-    def _vacate(self, segment: Segment, until: float = math.inf) -> bool:
-        """Move a segment's pages to free slots of others, then remove its file.
+    def _remove_with_moves(self, segment: Segment, until: float = math.inf) -> bool:
+        """Move a segment's pages to other segments and remove its file.
 
-        False if some have to stay for now, or at `until`.
+        Returns False if some pages cannot be moved now, or if interrupted at `until`.
         """
-        segment.leaving = True
+        segment.retiring = True
         try:
             for first in range(0, len(segment.slots), _MOVE_BATCH):
-                if not self._goes_on(until):
+                if not self._may_continue(until):
                     return False
-                with self._one_at_a_time:
+                with self._reclaiming:
                     slots = range(first, min(first + _MOVE_BATCH, len(segment.slots)))
                     if not self._move(segment, slots):
                         return False
-            with self._one_at_a_time:
+            with self._reclaiming:
                 return self._remove_segment(segment)
         finally:
-            segment.leaving = False
+            segment.retiring = False
 
     def _move(self, segment: Segment, slots: range) -> bool:
-        """Move the pages in these slots elsewhere; False if there is no room for them."""
+        """Move the pages in these slots to other segments; False if those lack free slots."""
         entries = [segment.slots.entries[slot] for slot in slots]
         keys = [key for e in entries if e != NO_ENTRY and (key := self._catalog.index.key(e))]
-        pinned = self._catalog.pin(keys)  # until then a page may come to lie elsewhere
+        pinned = self._catalog.pin(keys)  # a page may have moved before it was pinned
         places: list[Place] = []
         try:
             pages = [e for e in pinned if e is not None and self._lies_in(segment, e)]
@@ -283,7 +285,7 @@ class SpaceReclaimer:
             moved = self._catalog.move((e, p) for e, p in moves if e not in unreadable)
             places = [place for entry, place in moves if entry not in moved]
             for victims in self._victims_of.values():
-                victims.follow(moved)
+                victims.replace(moved)
             self._catalog.drop([e for e in unreadable if e not in self._catalog.pending])
         finally:
             self._catalog.release(places)
@@ -294,7 +296,7 @@ class SpaceReclaimer:
         return self._catalog.index.segments[entry] == segment.number
 
     def _copy(self, entry: int, place: Place) -> bool:
-        """Copy a page with its footer, so that its checksum goes with it; False if unreadable."""
+        """Copy a page with its footer, which has the checksum; return False if unreadable."""
         source = self._catalog.place(entry)
         size = place.segment.slot_size
         if len(self._scratch) < size:
@@ -303,21 +305,21 @@ class SpaceReclaimer:
         try:
             read_fully(source.segment.fd, content, source.segment.offset(source.slot))
         except (OSError, EOFError) as error:
-            self._faults.report("page that was to be moved cannot be read", error=str(error))
+            self._faults.report("cannot read a page to move it", error=str(error))
             return False
         write_fully(place.segment.fd, content, place.segment.offset(place.slot))
         return True
 
     def _remove_segment(self, segment: Segment) -> bool:
-        """Remove an empty segment's file; False if the segment is not empty.
+        """Remove a segment's file; return False if the segment is not empty.
 
-        Raises `OSError` where the file cannot be removed: it stays a segment then.
+        Raises `OSError` if the file cannot be removed; the segment then stays in use.
         """
         catalog = self._catalog
         with catalog.lock:
             if not _is_empty(segment):
                 return False
-            catalog.segments.discard(segment)  # first, lest a spill reserve slots of it
+            catalog.segments.discard(segment)  # first, so that no spill reserves its slots
         try:
             catalog.segments.remove_file(segment)
         except OSError:
@@ -330,9 +332,10 @@ class SpaceReclaimer:
     # Pages
 
     def _evict(self, slot_size: int | None, count: int, *, must: bool = True) -> int:
-        """Let the `count` coldest pages of a slot size leave, or of all; return how many did.
+        """Evict up to `count` of the coldest pages of a slot size (None: all sizes).
 
-        Pages of chains that are being spilled leave only if some page `must`.
+        Returns how many were evicted. With `must`, evicts pages of chains being spilled if there
+        are no others.
         """
         evicted, pages = 0, len(self._catalog.index)
         self._catalog.order.adapt(pages)
@@ -342,22 +345,22 @@ class SpaceReclaimer:
                 break
             evicted += self._drop(victims)
         if must and not evicted:
-            # By age: the youngest chain waits for this room, though its end may be worth least.
+            # By age, because the newest chain is being spilled, though its end may rank lowest.
             coldest = self._catalog.order.coldest(
-                self._entries(slot_size), self._may_leave_growing, count, by_age=True
+                self._entries(slot_size), self._is_evictable_during_spill, count, by_age=True
             )
             evicted = self._drop([entry for _, entry in coldest])
         return evicted
 
-    def _evict_kept(self, count: int) -> int:
-        """Let the coldest pages leave that are to be kept: the capacity comes before them."""
+    def _evict_exempt(self, count: int) -> int:
+        """Evict the coldest pages even if exempt, because the capacity takes precedence."""
         chunks = self._chunks(self._catalog.segments)
-        coldest = self._catalog.order.coldest(chunks, self._may_leave_kept, count)
+        coldest = self._catalog.order.coldest(chunks, self._is_evictable_if_exempt, count)
         return self._drop([entry for _, entry in coldest])
 
     def _drop(self, victims: list[int]) -> int:
-        self._catalog.remember(victims)
-        dropped = self._catalog.drop(victims, to_make_room=True)
+        self._catalog.remember_evicted(victims)
+        dropped = self._catalog.drop(victims, evicting=True)
         self.evicted += dropped
         return dropped
 
@@ -366,14 +369,14 @@ class SpaceReclaimer:
             self._victims_of[slot_size] = Victims(
                 self._catalog.order,
                 partial(self._entries, slot_size),
-                self._may_leave,
-                at_once=_SCAN_LIMIT if slot_size else None,
+                self._is_evictable,
+                max_batch=_MAX_VICTIMS_PER_SCAN if slot_size else None,
             )
         return self._victims_of[slot_size]
 
     def _entries(self, slot_size: int | None) -> Iterator[Sequence[int]]:
-        if self._all_stay():
-            return iter(())  # every spill would look at all of them in vain
+        if self._is_nothing_evictable():
+            return iter(())  # otherwise every spill would scan all entries in vain
         segments = self._catalog.segments
         return self._chunks(segments.of_size(slot_size) if slot_size else segments)
 
@@ -382,22 +385,24 @@ class SpaceReclaimer:
             for first in range(0, len(segment.slots), _SCAN_CHUNK):
                 yield segment.slots.entries[first : first + _SCAN_CHUNK]
 
-    def _all_stay(self) -> bool:
-        """Tell whether every page waits for upload or is to be kept."""
-        index, pending, kept = self._catalog.index, self._catalog.pending, self._catalog.kept
-        if len(pending) + len(kept) < len(index) or len(kept) > len(index):
-            return False  # in the second case a look at all pages takes less time than this
-        entries = (index.find(key) for key in kept)
+    def _is_nothing_evictable(self) -> bool:
+        """Return whether every page is pending upload or exempt from eviction."""
+        index, pending, exempt = self._catalog.index, self._catalog.pending, self._catalog.exempt
+        if len(pending) + len(exempt) < len(index) or len(exempt) > len(index):
+            return False  # in the second case a scan of all pages is faster than this check
+        entries = (index.find(key) for key in exempt)
         others = sum(entry is not None and entry not in pending for entry in entries)
         return len(pending) + others >= len(index)
 
-    def _may_leave(self, entry: int) -> bool:
-        return not self._catalog.order.is_growing(entry) and self._may_leave_growing(entry)
+    def _is_evictable(self, entry: int) -> bool:
+        return not self._catalog.order.is_being_spilled(entry) and self._is_evictable_during_spill(
+            entry
+        )
 
-    def _may_leave_growing(self, entry: int) -> bool:
-        return self._may_leave_kept(entry) and not self._catalog.is_kept(entry)
+    def _is_evictable_during_spill(self, entry: int) -> bool:
+        return self._is_evictable_if_exempt(entry) and not self._catalog.is_exempt(entry)
 
-    def _may_leave_kept(self, entry: int) -> bool:
+    def _is_evictable_if_exempt(self, entry: int) -> bool:
         catalog = self._catalog
         return (
             entry not in catalog.pending

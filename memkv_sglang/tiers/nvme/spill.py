@@ -1,4 +1,4 @@
-"""Spills: reserve slots, write them, and only then make the pages known."""
+"""Spill pages: reserve slots, write them, then publish the pages in the catalog."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from memkv_sglang.page import ChangedPageError, Page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme.catalog import Catalog, NewPage
 from memkv_sglang.tiers.nvme.disk.base import OutOfTimeError
-from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, IoTask
 from memkv_sglang.tiers.nvme.faults import WriteGate
 from memkv_sglang.tiers.nvme.footer import slot_size_of
 from memkv_sglang.tiers.nvme.segment import Place
@@ -16,52 +16,52 @@ from memkv_sglang.tiers.nvme.transfer import Run, into_runs, write_run
 
 
 class Spiller:
-    """Stores pages. See `spill`."""
+    """Writes pages to disk."""
 
     def __init__(
-        self, catalog: Catalog, room: SpaceReclaimer, movers: IoExecutor, gate: WriteGate
+        self, catalog: Catalog, reclaimer: SpaceReclaimer, executor: IoExecutor, gate: WriteGate
     ) -> None:
-        """Write with `movers` while `gate` is open."""
+        """Write through `executor` while `gate` is open."""
         self._catalog = catalog
-        self._room = room
-        self._movers = movers
+        self._reclaimer = reclaimer
+        self._executor = executor
         self._gate = gate
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Store pages as `Tier.spill` has it; those behind the first not stored share its fate."""
+        """Store pages, see `Tier.spill`. All pages after a failed one get the same result."""
         if time.monotonic() >= deadline:
             return [SpillResult.FAILED] * len(pages)
-        # Pinned, so that the call does not evict the chain's begin to make room for its end.
+        # Pin them, or the call might evict the start of the chain to store its end.
         pinned = self._catalog.pin(page.key for page in pages)
         try:
             missing = {p.key: p for p, entry in zip(pages, pinned, strict=True) if entry is None}
             stored, failure = self._store(list(missing.values()), deadline)
-            # After the new pages have their ticks: these follow the others in the chain.
+            # Last, because earlier pages of a chain need later ticks than the new ones.
             self._catalog.order.touch([entry for entry in pinned if entry is not None])
         finally:
             self._catalog.unpin(pinned)
         by_key = dict(zip(missing, stored, strict=False))
         results = [by_key.pop(page.key, SpillResult.PRESENT) for page in pages]
         if len(stored) < len(missing):
-            first = list(missing)[len(stored)]
-            kept = next(i for i, page in enumerate(pages) if page.key == first)
-            results[kept:] = [failure] * (len(pages) - kept)
+            first_failed = list(missing)[len(stored)]
+            failed_at = next(i for i, page in enumerate(pages) if page.key == first_failed)
+            results[failed_at:] = [failure] * (len(pages) - failed_at)
         return results
 
     def _store(
         self, pages: Sequence[Page], deadline: float
     ) -> tuple[list[SpillResult], SpillResult]:
-        """Store pages that are not there, of different keys.
+        """Store missing pages with distinct keys.
 
-        Returns the results of those from the first on that are there now, and the result of the
-        others.
+        Returns the results of the leading pages that are stored now, and the result of all others.
         """
         if not pages:
             return [], SpillResult.FAILED
         places: list[Place] = []
         try:
             failure = self._reserve(pages, places, deadline)
-            ticks = range(first := self._catalog.order.take(len(places)), first + len(places))
+            first = self._catalog.order.reserve_ticks(len(places))
+            ticks = range(first, first + len(places))
             new = [
                 NewPage(page.key, place, page.length, tick)
                 for page, place, tick in zip(pages, places, reversed(ticks), strict=False)
@@ -69,7 +69,7 @@ class Spiller:
             written = self._write(pages, new, deadline)
             fresh = self._catalog.publish(new[:written])
             if fresh:
-                self._gate.succeed()
+                self._gate.record_success()
             del places[:written]
         except OSError as error:
             self._gate.close(error)
@@ -82,7 +82,7 @@ class Spiller:
         return stored, failure
 
     def _reserve(self, pages: Sequence[Page], places: list[Place], deadline: float) -> SpillResult:
-        """Add a slot for each page from the first on; returns the result of those without one."""
+        """Append a slot for each page in order; return the result of the pages left without one."""
         if not self._gate.is_open:
             return SpillResult.REFUSED
         begin = 0
@@ -98,21 +98,21 @@ class Spiller:
                     return SpillResult.FAILED
                 found = self._catalog.reserve(slot_size, end - len(places))
                 places += found
-                if not found and not self._room.make(slot_size, end - len(places)):
-                    self._gate.refuse(self._room.why_none())
+                if not found and not self._reclaimer.reclaim_slots(slot_size, end - len(places)):
+                    self._gate.record_refusal(self._reclaimer.refusal_reason())
                     return SpillResult.REFUSED
             begin = end
         return SpillResult.REFUSED
 
     def _write(self, pages: Sequence[Page], new: Sequence[NewPage], deadline: float) -> int:
-        """Write pages to their slots, return how many from the first on are on disk."""
+        """Write the pages to their slots; return how many leading pages are on disk."""
         ticks = [page.tick for page in new]
 
-        def write(run: Run) -> Move[bool]:
-            if time.monotonic() >= deadline:  # before the checksums
+        def write(run: Run) -> IoTask[bool]:
+            if time.monotonic() >= deadline:  # before computing checksums
                 return False
             try:
-                with self._movers.scratches.lend() as scratch:
+                with self._executor.scratches.borrow() as scratch:
                     yield from write_run(run, pages, ticks, scratch)
             except (OutOfTimeError, ChangedPageError):
                 return False
@@ -122,7 +122,7 @@ class Spiller:
             return True
 
         places = {i: page.place for i, page in enumerate(new)}
-        runs = into_runs(places, self._movers.depth)
-        done = self._movers.run(map(write, runs), deadline)
+        runs = into_runs(places, self._executor.depth)
+        done = self._executor.run(map(write, runs), deadline)
         failed = [min(run.members) for run, is_done in zip(runs, done, strict=True) if not is_done]
         return min(failed, default=len(new))

@@ -1,9 +1,11 @@
-"""The tier on this node's disk."""
+"""The NVMe tier: stores pages on this node's disk."""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+
+from typing_extensions import override
 
 from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.namespace import Namespace
@@ -37,31 +39,32 @@ from memkv_sglang.tiers.nvme.spill import Spiller
 from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 
 _CLEAR_BATCH = 4096
-"""Pages that `clear` forgets at a time, so that spills are not held up for long."""
+"""Pages that `clear` removes per batch, so that spills do not wait long."""
 
 SHRINK_SECONDS = 5.0
-"""How long a start waits for files that are larger than the capacity; the rest is done behind."""
+"""How long startup may take to shrink files to the capacity; the rest happens in the background."""
 
-_LOOK_EVERY = 5.0
-"""Seconds after which the directory and its file system are looked at again."""
+_CHECK_INTERVAL = 5.0
+"""Seconds between checks of the directory and its file system."""
 
 _log = logging.getLogger(__name__)
 
 
 class NvmeTier(Tier):
-    """Pages in slots of preallocated files; has `UploadMarks` and `Keeps` too.
+    """Stores pages in slots of preallocated files.
 
-    `STORED` and `PRESENT` pages survive a kill of the process. Removals do so as well, unless the
-    journal is lost: what was removed but not yet written over is then there again.
+    Also implements `PendingUploads` and `EvictionExemptions`. Stored pages survive a kill of the
+    process. So do removals, unless the journal is lost: then pages that were removed but not yet
+    overwritten reappear.
     """
 
     name = "nvme"
 
     def __init__(self, config: NvmeConfig, *, maintain: bool = True) -> None:
-        """Open the directory, making it if need be; raises `ConfigError`.
+        """Open the directory, creating it if necessary. Raises `ConfigError`.
 
-        Without `maintain` no page leaves unasked, even where the files exceed the capacity: whoever
-        only looks may have another one set than the agent.
+        Without `maintain`, nothing is evicted even if the files exceed the capacity. Inspection
+        commands use this, because their configured capacity may differ from the agent's.
         """
         self._capacity = config.capacity
         self._directory = Directory(config)
@@ -75,7 +78,7 @@ class NvmeTier(Tier):
         faults = FaultLog()
         self._gate = WriteGate(faults, self._directory.displacement)
         self._catalog = Catalog(self._segments)
-        self._room = SpaceReclaimer(
+        self._reclaimer = SpaceReclaimer(
             self._catalog, config.high_watermark, config.low_watermark, faults
         )
         budget = divide(config.capacity)
@@ -86,78 +89,83 @@ class NvmeTier(Tier):
         try:
             self._segments.open_all()
             recover(self._catalog, self._directory.root)
-        except BaseException as error:  # a signal may end the start here
+        except BaseException as error:  # including a signal during startup
             self._segments.close()
             self._directory.close()
             if not isinstance(error, OSError):
                 raise
             raise broken(self._directory.path, error) from error
         if maintain:
-            self._tidy(quarantine)
-        self._movers = IoExecutor(
+            self._fit_into_capacity(quarantine)
+        self._executor = IoExecutor(
             config.queue_depth, config.io_engine, direct=self._directory.direct_io
         )
-        self._loader = Loader(self._catalog, self._movers, quarantine, self._gate, faults)
-        self._spiller = Spiller(self._catalog, self._room, self._movers, self._gate)
-        self._verifier = Verifier(self._catalog, self._movers, self._loader, self._descriptions)
+        self._loader = Loader(self._catalog, self._executor, quarantine, self._gate, faults)
+        self._spiller = Spiller(self._catalog, self._reclaimer, self._executor, self._gate)
+        self._verifier = Verifier(self._catalog, self._executor, self._loader, self._descriptions)
         self._housekeeper = Housekeeper(
             self._catalog,
-            self._room,
+            self._reclaimer,
             self._gate,
             smallest_journal=budget.journal,
-            look_every=_LOOK_EVERY,
+            check_interval=_CHECK_INTERVAL,
         )
         if maintain:
             self._housekeeper.wake()
         else:
             self._housekeeper.close()
         self._calls = CallsInFlight()
-        self._keeps_journal = True
+        self._keep_journal = True
         fields = {"directory": config.directory, "pages": len(self._catalog.index)}
         _log.info("nvme tier open", extra={"fields": fields})
 
-    def _tidy(self, quarantine: Quarantine) -> None:
-        """Fit everything into the capacity, which may be smaller than it was."""
+    def _fit_into_capacity(self, quarantine: Quarantine) -> None:
+        """Shrink everything to the capacity, which may have been lowered."""
         try:
-            self._room.shrink(time.monotonic() + SHRINK_SECONDS)
-        except OSError as error:  # what is there can be loaded all the same
+            self._reclaimer.shrink(time.monotonic() + SHRINK_SECONDS)
+        except OSError as error:  # the stored pages can still be loaded
             self._gate.close(error)
         try:
             quarantine.trim()
             self._descriptions.remove_unfinished()
-            # Each update of weights leaves a namespace without pages.
-            if not self._catalog.is_partial:  # what cannot be opened now may have pages of any
+            # Every weight update leaves a namespace that will have no pages. Unopened segments may
+            # have pages of any namespace.
+            if not self._catalog.is_partial:
                 self._descriptions.remove_all_but(self._catalog.index.namespaces())
         except OSError as error:
-            _log.warning("small files left on disk", extra={"fields": {"error": str(error)}})
+            _log.warning("cannot remove old files", extra={"fields": {"error": str(error)}})
 
     @property
     def segments_descriptor(self) -> int:
-        """The open directory of the segment files; carries no lock, so that others may keep it."""
+        """Descriptor of the segments directory, without a lock, so other processes may keep it."""
         return self._directory.segments_descriptor
 
+    @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Walk the index; page-exact, waits for nothing."""
+        """See `Tier.lookup`. Exact; does not block."""
         entries = self._catalog.walk(chain)
         self._catalog.order.use(chain.namespace, chain.hashes, entries)
-        if self._catalog.order.is_behind:
+        if self._catalog.order.needs_flush:
             self._housekeeper.wake()
         return Lookup(len(entries), complete=True)
 
+    @override
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Ask the index; waits for nothing."""
+        """See `Tier.present`. Does not block."""
         find = self._catalog.index.find
         return [find(key) is not None for key in keys]
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Read and check the pages, consecutive slots at once; none is skipped."""
+        """See `Tier.fetch`. Reads consecutive slots with one system call; skips no page."""
         with self._calls.enter() as entered:
             if not entered:
                 return [Fetched(LoadResult.FAILED)] * len(pages)
             return self._loader.fetch(pages, deadline)
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Write the pages, into consecutive slots as far as there are any."""
+        """See `Tier.spill`. Writes to consecutive slots where possible."""
         with self._calls.enter() as entered:
             if not entered:
                 return [SpillResult.FAILED] * len(pages)
@@ -165,20 +173,24 @@ class NvmeTier(Tier):
             self._housekeeper.wake()
             return results
 
+    @override
     def touch(self, chain: Chain) -> None:
-        """Walk the index; waits for nothing."""
+        """See `Tier.touch`. Does not block."""
         self._catalog.order.touch(self._catalog.walk(chain))
 
+    @override
     def invalidate(self, keys: Sequence[PageKey]) -> None:
-        """There is nothing to do: the index knows."""
+        """Do nothing: no other node changes this disk."""
 
+    @override
     def remove(self, keys: Sequence[PageKey]) -> int:
-        """Free the pages' slots, in the journal first."""
+        """Remove the pages from the journal, then free their slots."""
         with self._calls.enter() as entered:
             return self._drop_keys(keys) if entered else 0
 
+    @override
     def clear(self, namespace: bytes) -> int:
-        """Free the slots of all its pages, in batches; the description stays."""
+        """Remove the namespace's pages in batches; its description stays."""
         with self._calls.enter() as entered:
             if not entered:
                 return 0
@@ -191,15 +203,17 @@ class NvmeTier(Tier):
             return self._catalog.drop_keys(keys)
         except OSError as error:
             self._gate.close(error)
-            raise TierError(f"the journal takes no more ({error})") from error
+            raise TierError(f"cannot write to the journal ({error})") from error
 
+    @override
     def describe(self, namespace: Namespace) -> None:
-        """Write the description, unless it is there."""
+        """Write the description unless it is already stored."""
         try:
-            self._descriptions.keep(namespace)
+            self._descriptions.store(namespace)
         except OSError as error:
-            raise TierError(f"cannot keep the description ({error})") from error
+            raise TierError(f"cannot write the description ({error})") from error
 
+    @override
     def namespaces(self) -> dict[bytes, Namespace]:
         """Read every description."""
         try:
@@ -207,39 +221,43 @@ class NvmeTier(Tier):
         except OSError as error:
             raise TierError(f"cannot read the descriptions ({error})") from error
 
+    @override
     def usage(self) -> TierUsage:
-        """Count slots, footers included."""
+        """Return the pages and the bytes of their slots, including footers."""
         pages = len(self._catalog.index)
-        return TierUsage(pages, self._segments.taken, self._capacity, self._room.evicted)
+        return TierUsage(pages, self._segments.taken, self._capacity, self._reclaimer.evicted)
 
     @property
     def corrupt(self) -> int:
-        """Pages set aside since the tier was opened."""
+        """Pages found corrupt since the tier was opened."""
         return self._loader.corrupt
 
+    @override
     def problem(self) -> str:
-        """Say why the disk took no pages when it was last asked to."""
-        return self._gate.problem and f"the disk takes no pages ({self._gate.problem})"
+        """Return why the disk did not accept the last spill, or empty."""
+        return self._gate.problem and f"the disk accepts no pages ({self._gate.problem})"
 
+    @override
     def check_integrity(self) -> list[str]:
-        """Compare index, slots, marks and counts."""
+        """Check index, slots, pending marks and counts against each other."""
         return disagreements(self._catalog)
 
+    @override
     def close(self, deadline: float = math.inf) -> None:
-        """Wait for calls in flight, then write the journal anew with the order of use.
+        """Wait for calls in flight, then compact the journal to preserve the eviction order.
 
-        Where that is not done by the deadline the journal stays as it is.
+        Keeps the journal unchanged if compaction cannot finish by the deadline.
         """
         if not self._calls.close():
             return
         self._housekeeper.close()
-        self._movers.close()
-        if self._keeps_journal:
+        self._executor.close()
+        if self._keep_journal:
             try:
                 self._catalog.compact(lambda: time.monotonic() >= deadline)
             except CompactionGivenUpError:
-                _log.info("no time to keep the order of use")
-            except OSError as error:  # the journal as it is will do, but for the order of use
+                _log.info("not enough time to save the eviction order")
+            except OSError as error:  # only the eviction order is lost
                 self._gate.close(error)
             self._catalog.journal.close()
         else:
@@ -247,20 +265,20 @@ class NvmeTier(Tier):
         self._segments.close()
         self._directory.close()
 
-    def keep(self, keys: Collection[PageKey]) -> None:
-        """Let none of these be evicted from now on, and only these."""
-        self._catalog.kept = keys
+    def exempt(self, keys: Collection[PageKey]) -> None:
+        """See `EvictionExemptions.exempt`."""
+        self._catalog.exempt = keys
 
-    # Upload marks
+    # Pending uploads
 
     def mark_pending(self, keys: Sequence[PageKey]) -> int:
-        """Note in the journal that the pages wait."""
+        """See `PendingUploads.mark_pending`. Writes the marks to the journal."""
         return self._mark(keys, pending=True)
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
-        """Note in the journal that they wait no more."""
+        """See `PendingUploads.mark_uploaded`. Clears the marks in the journal."""
         self._mark(keys, pending=False)
-        self._housekeeper.wake()  # they may leave now
+        self._housekeeper.wake()  # the pages can be evicted now
 
     def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._calls.enter() as entered:
@@ -272,16 +290,16 @@ class NvmeTier(Tier):
         return 0
 
     def pending(self) -> Iterator[PendingPage]:
-        """Yield the pages that wait, those that were marked first before the others."""
+        """See `PendingUploads.pending`."""
         return iter(self._catalog.pending_pages())
 
     # For `memkv verify`
 
     def verify(self, repair: bool, progress: Callable[[int, int], None]) -> VerifyReport:
-        """Read every page and check it, while other calls go on; blocks for as long as that takes.
+        """Read and verify every page. Blocks until done, but does not block other calls.
 
-        With `repair` the pages that are not intact are set aside and freed. `progress` is called
-        with the pages done and their number altogether. Raises `TierError`.
+        With `repair`, quarantines and removes corrupt and unreadable pages. Calls `progress` with
+        the number of pages done and the total. Raises `TierError`.
         """
         with self._calls.enter() as entered:
             if not entered:
@@ -292,5 +310,5 @@ class NvmeTier(Tier):
                 raise TierError(f"cannot read the directory ({error})") from error
 
     def discard_journal(self) -> None:
-        """Let `close` remove the journal, so that the next start makes one from the footers."""
-        self._keeps_journal = False
+        """Make `close` remove the journal, so that the next start rebuilds it from the footers."""
+        self._keep_journal = False

@@ -1,22 +1,22 @@
-"""Pages to and from runs of consecutive slots, one system call a run."""
+"""Transfer pages to and from runs of consecutive slots, with one system call per run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from memkv_sglang.page import Page, PageKey, gather, page_checksum, scatter, spill_checksum
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
-from memkv_sglang.tiers.nvme.disk.io_executor import Move
+from memkv_sglang.tiers.nvme.disk.io_executor import IoTask
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.footer import FOOTER_SIZE, Footer
 from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.segments import RUN_SIZE
 
 _SMALL_RUN = 256 << 10
-"""Bytes that are not worth another request."""
+"""Bytes below which a run is not split further to get more requests in flight."""
 
 
 class Run(NamedTuple):
-    """Pages in consecutive slots, from `first` on; `members` are their positions in the call."""
+    """Pages in consecutive slots from `first` on; `members` are their positions in the call."""
 
     segment: Segment
     first: int
@@ -24,10 +24,10 @@ class Run(NamedTuple):
 
 
 def into_runs(places: dict[int, Place], depth: int) -> list[Run]:
-    """Gather pages whose slots follow one another, as far as `depth` requests come of it.
+    """Group pages with consecutive slots into runs, but make about `depth` runs if possible.
 
-    `places` is by position in the call; a run is moved by one system call if it has no more buffers
-    than that takes.
+    `places` maps positions in the call to slots. A run takes one system call, unless it has more
+    buffers than a system call accepts.
     """
     total = sum(place.segment.slot_size for place in places.values())
     limit = min(max(total // depth, _SMALL_RUN), RUN_SIZE)
@@ -55,11 +55,12 @@ def _address(place: Place) -> tuple[int, int]:
 
 def write_run(
     run: Run, pages: Sequence[Page], ticks: Sequence[int], scratch: Scratch
-) -> Move[None]:
-    """Write a run's pages with their footers; `ticks` are by position too.
+) -> IoTask[None]:
+    """Write a run's pages with their footers. `ticks` is indexed by position in the call.
 
-    The disk reads a client's buffers after the checksum has: a page that the client changes in
-    between fails its checksum when it is loaded. Raises `OSError` and `ChangedPageError`.
+    The disk reads a client's buffers after the checksum was computed. If the client changes the
+    page in between, the page fails verification when it is loaded. Raises `OSError` and
+    `ChangedPageError`.
     """
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
@@ -73,10 +74,10 @@ def write_run(
     yield run.segment.write(image.vectors, run.first)
 
 
-def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> Move[list[bytes | None]]:
-    """Read a run's pages; return each one's verified checksum, None if it is not intact.
+def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> IoTask[list[bytes | None]]:
+    """Read a run's pages; return the verified checksum of each, None for a corrupt page.
 
-    Raises `OSError`, and `EOFError` where the segment is truncated.
+    Raises `OSError`, and `EOFError` if the segment is truncated.
     """
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
@@ -92,24 +93,24 @@ def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> Move[list[byt
 def verify(
     key: PageKey, length: int, content: Sequence[memoryview], footer: Footer | None
 ) -> bytes | None:
-    """Return the footer's checksum if it names this page and confirms its content, else None."""
+    """Return the footer's checksum if the footer matches the page and its content, else None."""
     if footer is None or (footer.key, footer.length) != (key, length):
         return None
     return footer.checksum if footer.checksum == page_checksum(key, content) else None
 
 
 def holds_page(slot: memoryview, key: PageKey, length: int) -> bool:
-    """Tell whether a whole slot, as it was read, is intact and holds this page."""
+    """Return whether the content of a slot is an intact copy of this page."""
     footer = Footer.unpack(slot[-FOOTER_SIZE:])
     return verify(key, length, [slot[:length]], footer) is not None
 
 
 class _Image(NamedTuple):
-    """A run as it lies on disk, in memory."""
+    """The layout of a run on disk, in memory."""
 
     vectors: list[memoryview]
     contents: Sequence[tuple[memoryview, ...]]
-    """By page, where its content lies: in its own buffers unless they had to be bounced."""
+    """The memory of each page's content: the page's own buffers, or a bounce buffer."""
     footers: list[memoryview]
 
 

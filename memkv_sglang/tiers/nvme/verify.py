@@ -1,4 +1,4 @@
-"""Every page on disk against its checksum, and the index against the disk."""
+"""Verify every page on disk against its checksum, and the index against the disk."""
 
 import enum
 from collections.abc import Callable, Sequence
@@ -7,14 +7,14 @@ from typing import NamedTuple
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.catalog import Catalog, SlotDescription
 from memkv_sglang.tiers.nvme.descriptions import Descriptions
-from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, IoTask
 from memkv_sglang.tiers.nvme.disk.scratch import Scratch
 from memkv_sglang.tiers.nvme.integrity import disagreements
 from memkv_sglang.tiers.nvme.load import Loader
 from memkv_sglang.tiers.nvme.transfer import holds_page
 
 _BATCH = 8
-"""Pages a request in flight that are pinned at a time."""
+"""Pages pinned at the same time, per request in flight."""
 
 
 class VerifyReport(NamedTuple):
@@ -23,23 +23,23 @@ class VerifyReport(NamedTuple):
     pages: int
     """Pages read."""
     read_bytes: int
-    """Their content."""
+    """Bytes of their content."""
     corrupt: list[SlotDescription]
-    """Pages whose slot disagrees with the index or with its own checksum."""
+    """Pages whose slot does not match the index or its own checksum."""
     unreadable: list[SlotDescription]
-    """Pages that the disk would not give back."""
+    """Pages that the disk failed to read."""
     orphans: list[str]
-    """Files among the segments that are none, or are damaged: they take space and serve nothing."""
+    """Unknown or damaged files in the segments directory, which take up space."""
     disagreements: list[str]
-    """As `Tier.check_integrity` has it."""
+    """The result of `Tier.check_integrity`."""
     undescribed: list[bytes]
     """Namespaces that have pages but no description."""
     repaired: int
-    """Pages that were freed because they were corrupt or unreadable."""
+    """Pages removed because they were corrupt or unreadable."""
 
     @property
     def is_clean(self) -> bool:
-        """Tell whether every page can be loaded and all structures agree."""
+        """Whether every page can be loaded and all data structures agree."""
         return not (self.corrupt or self.unreadable or self.disagreements)
 
 
@@ -54,30 +54,30 @@ class _Checked(NamedTuple):
     length: int
     state: _State
     place: SlotDescription | None
-    """None if the page is intact, or was dropped while it was read."""
+    """None if the page is intact, or was removed while it was read."""
 
 
 class Verifier:
-    """Reads everything. See `verify`."""
+    """Reads and verifies all pages."""
 
     def __init__(
-        self, catalog: Catalog, movers: IoExecutor, loader: Loader, descriptions: Descriptions
+        self, catalog: Catalog, executor: IoExecutor, loader: Loader, descriptions: Descriptions
     ) -> None:
-        """Read with `movers`; `loader` sets bad pages aside as it does on a load."""
+        """Read through `executor`; `loader` quarantines bad pages."""
         self._catalog = catalog
-        self._movers = movers
+        self._executor = executor
         self._loader = loader
         self._descriptions = descriptions
 
     def verify(self, *, repair: bool, progress: Callable[[int, int], None]) -> VerifyReport:
-        """Read every page there is at the call; pages that leave meanwhile are left out.
+        """Read and verify every page, except those removed in the meantime.
 
-        With `repair` the pages that are not intact are set aside and freed. `progress` is called
-        with the pages done and their number altogether. Raises `OSError`.
+        With `repair`, quarantines and removes corrupt and unreadable pages. Calls `progress` with
+        the number of pages done and the total. Raises `OSError`.
         """
         index = self._catalog.index
         keys = [key for entry in list(index) if (key := index.key(entry)) is not None]
-        step = self._movers.depth * _BATCH
+        step = self._executor.depth * _BATCH
         pages = read_bytes = repaired = 0
         bad: dict[_State, list[SlotDescription]] = {_State.CORRUPT: [], _State.UNREADABLE: []}
         for first in range(0, len(keys), step):
@@ -103,23 +103,23 @@ class Verifier:
     def _check(self, keys: Sequence[PageKey], *, repair: bool) -> list[_Checked]:
         pinned = self._catalog.pin(keys)
         try:
-            there = [(k, e) for k, e in zip(keys, pinned, strict=True) if e is not None]
-            checked = self._movers.run(self._check_page(key, entry) for key, entry in there)
-            for (key, entry), page in zip(there, checked, strict=True):
+            present = [(k, e) for k, e in zip(keys, pinned, strict=True) if e is not None]
+            checked = self._executor.run(self._check_page(key, entry) for key, entry in present)
+            for (key, entry), page in zip(present, checked, strict=True):
                 if repair and page.state is not _State.INTACT:
-                    self._loader.set_aside(key, entry)
+                    self._loader.quarantine_page(key, entry)
         finally:
             self._catalog.unpin(pinned)
         return checked
 
-    def _check_page(self, key: PageKey, entry: int) -> Move[_Checked]:
+    def _check_page(self, key: PageKey, entry: int) -> IoTask[_Checked]:
         length = self._catalog.index.lengths[entry]
-        with self._movers.scratches.lend() as scratch:
+        with self._executor.scratches.borrow() as scratch:
             state = yield from self._state(key, entry, scratch)
         place = None if state is _State.INTACT else self._catalog.describe(key)
         return _Checked(key, length, state, place)
 
-    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> Move[_State]:
+    def _state(self, key: PageKey, entry: int, scratch: Scratch) -> IoTask[_State]:
         segment, slot = self._catalog.place(entry)
         length = self._catalog.index.lengths[entry]
         content = scratch.bounce(segment.slot_size)

@@ -1,4 +1,4 @@
-"""Tiers around a tier: what cuts across all of them is composed, not built in."""
+"""Wrappers that add one cross-cutting concern to any tier, such as metrics or injected faults."""
 
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 from memkv_sglang.tiers.wrappers.counting import CountingTier

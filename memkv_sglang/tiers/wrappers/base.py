@@ -1,7 +1,9 @@
-"""A tier that hands every call on; a wrapper overrides the calls it cares for."""
+"""Base class of tier wrappers: forwards every call to the wrapped tier."""
 
 import math
 from collections.abc import Sequence
+
+from typing_extensions import override
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
@@ -9,65 +11,65 @@ from memkv_sglang.tiers.base import Fetched, Lookup, SpillResult, Tier, TierUsag
 
 
 class WrapperTier(Tier):
-    """Has the contract, the name and the behaviour of the tier inside."""
+    """Forwards every call; subclasses override the calls they change."""
 
     def __init__(self, inner: Tier) -> None:
-        """Own `inner`: closing the wrapper closes it."""
+        """Wrap `inner`. Closing the wrapper closes `inner`."""
         self.inner = inner
         self.name = inner.name
 
+    @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Hand on."""
         return self.inner.lookup(chain, deadline)
 
+    @override
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Hand on."""
         return self.inner.present(keys, deadline)
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Hand on."""
         return self.inner.fetch(pages, deadline)
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Hand on."""
         return self.inner.spill(pages, deadline)
 
+    @override
     def touch(self, chain: Chain) -> None:
-        """Hand on."""
         self.inner.touch(chain)
 
+    @override
     def invalidate(self, keys: Sequence[PageKey]) -> None:
-        """Hand on."""
         self.inner.invalidate(keys)
 
+    @override
     def remove(self, keys: Sequence[PageKey]) -> int:
-        """Hand on."""
         return self.inner.remove(keys)
 
+    @override
     def clear(self, namespace: bytes) -> int:
-        """Hand on."""
         return self.inner.clear(namespace)
 
+    @override
     def describe(self, namespace: Namespace) -> None:
-        """Hand on."""
         self.inner.describe(namespace)
 
+    @override
     def namespaces(self) -> dict[bytes, Namespace]:
-        """Hand on."""
         return self.inner.namespaces()
 
+    @override
     def usage(self) -> TierUsage:
-        """Hand on."""
         return self.inner.usage()
 
+    @override
     def problem(self) -> str | None:
-        """Hand on."""
         return self.inner.problem()
 
+    @override
     def check_integrity(self) -> list[str]:
-        """Hand on."""
         return self.inner.check_integrity()
 
+    @override
     def close(self, deadline: float = math.inf) -> None:
-        """Hand on."""
         self.inner.close(deadline)

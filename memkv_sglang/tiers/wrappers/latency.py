@@ -1,7 +1,9 @@
-"""A tier that takes its time."""
+"""A wrapper that adds latency, for tests."""
 
 import time
 from collections.abc import Sequence
+
+from typing_extensions import override
 
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import Fetched, Lookup, SpillResult, Tier
@@ -9,29 +11,29 @@ from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 
 class SlowTier(WrapperTier):
-    """Waits `seconds` before each call that moves pages or asks for them, deadline or not."""
+    """Sleeps before every lookup, `present`, load and spill, even past the deadline."""
 
     def __init__(self, inner: Tier, seconds: float) -> None:
-        """Delay every call by `seconds`."""
+        """Wrap `inner`, delaying each of these calls by `seconds`."""
         super().__init__(inner)
         self.seconds = seconds
 
+    @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Wait, then look up."""
         time.sleep(self.seconds)
         return super().lookup(chain, deadline)
 
+    @override
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Wait, then ask."""
         time.sleep(self.seconds)
         return super().present(keys, deadline)
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Wait, then load."""
         time.sleep(self.seconds)
         return super().fetch(pages, deadline)
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Wait, then spill."""
         time.sleep(self.seconds)
         return super().spill(pages, deadline)

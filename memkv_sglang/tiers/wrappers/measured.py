@@ -1,9 +1,11 @@
-"""A tier that reports what it does to the metrics."""
+"""A wrapper that reports a tier's calls to the metrics."""
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from typing_extensions import override
 
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page
@@ -12,23 +14,23 @@ from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 
 class MeasuredTier(WrapperTier):
-    """Times lookups, loads and spills and counts pages and bytes by result."""
+    """Times lookups, loads and spills, and counts their pages by result and the bytes moved."""
 
     def __init__(self, inner: Tier, metrics: Metrics) -> None:
-        """Report under the name of `inner`."""
+        """Wrap `inner` and report under its name."""
         super().__init__(inner)
         self._metrics = metrics
         metrics.initialize_tier(inner.name)
 
+    @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Look up, and report."""
         with self._timed("lookup"):
             found = super().lookup(chain, deadline)
         self._count("lookup", {"found": found.length, "missing": len(chain.hashes) - found.length})
         return found
 
+    @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Load, and report."""
         with self._timed("load"):
             outcomes = super().fetch(pages, deadline)
         results = [fetched.result for fetched in outcomes]
@@ -36,8 +38,8 @@ class MeasuredTier(WrapperTier):
         self._count_bytes("load", pages, [result == LoadResult.LOADED for result in results])
         return outcomes
 
+    @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Spill, and report."""
         with self._timed("spill"):
             results = super().spill(pages, deadline)
         self._count("spill", _tally(results))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 import pytest
 from minio import Minio
 
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import TierConformance
-from memkv_sglang.tiers.base import Tier
+from memkv_sglang.tiers.base import Tier, TierUsage
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
 
@@ -28,17 +28,38 @@ class TestMinioTier(TierConformance):
         tier.close()
         return self.open_tier(self.config)
 
-    def corrupt(self, tier: Tier, key: PageKey) -> None:
-        name = ObjectNames(self.config.prefix).page(key)
-        response = self.admin.get_object(self.config.bucket, name)
-        content = bytearray(response.read())
-        response.release_conn()
-        content[len(content) // 2] ^= 1
+    def stored_keys(self, tier: Tier) -> set[PageKey]:
+        objects = self.admin.list_objects(self.config.bucket, recursive=True)
+        names = [item.object_name or "" for item in objects]
+        return {key for name in names if (key := self._names.page_key(name)) is not None}
+
+    def read_stored(self, tier: Tier, key: PageKey) -> bytes:
+        response = self.admin.get_object(self.config.bucket, self._names.page(key))
+        try:
+            return response.read()
+        finally:
+            response.close()
+            response.release_conn()
+
+    def write_stored(self, tier: Tier, key: PageKey, content: bytes) -> None:
+        name = self._names.page(key)
+        fields = self.admin.stat_object(self.config.bucket, name).metadata or {}
         metadata: dict[str, str | list[str] | tuple[str]] = {
             field.lower().removeprefix(METADATA): value
-            for field, value in response.headers.items()
+            for field, value in fields.items()
             if field.lower().startswith(METADATA)
         }
         self.admin.put_object(
             self.config.bucket, name, io.BytesIO(content), len(content), metadata=metadata
         )
+
+    def usage(self, tier: Tier) -> TierUsage:
+        """Return what a collection counts, as `MinioTier.usage` reports the last collection."""
+        assert isinstance(tier, MinioTier)
+        collector, _ = tier.collector(CollectorConfig())
+        report = collector.collect(lambda *_: None, dry_run=True).report
+        return TierUsage(report.pages, report.bytes, None)
+
+    @property
+    def _names(self) -> ObjectNames:
+        return ObjectNames(self.config.prefix)

@@ -1,4 +1,4 @@
-"""An NVMe directory of a test: opens tiers on it, damages it, and shows how a kill leaves it."""
+"""An NVMe directory for tests: open tiers on it, damage it, and simulate kills."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,18 +14,18 @@ from memkv_sglang.tiers.nvme import NvmeTier, SlotDescription
 from memkv_sglang.tiers.nvme.budget import JOURNAL_BYTES_PER_SLOT, divide
 
 SLOT = 12 * 1024
-"""Bytes on disk of a page in two buffers of a block each: the suite's usual one."""
+"""Bytes on disk of the default test page, which has two buffers of one block each."""
 
 
 class Disk:
-    """A directory with its settings; `tier` is open until `close`."""
+    """A directory with its settings and an open `tier`."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
         values = {
             "capacity": 32 * MIB,
             "high_watermark": 1.0,
             "low_watermark": 1.0,
-            "requests": "threads",  # their system calls are what tests let fail
+            "io_engine": "threads",  # so that tests can make their system calls fail
             **settings,
         }
         self.config = NvmeConfig(directory=str(path), **values)
@@ -51,19 +51,19 @@ class Disk:
         return found
 
     def reopen(self, **settings: Any) -> NvmeTier:
-        """Close and open again, perhaps with other settings."""
+        """Close the tier and open it again, optionally with changed settings."""
         self.tier.close()
         return self.open(**settings)
 
     def open(self, **settings: Any) -> NvmeTier:
-        """Open after a close."""
+        """Open the tier after a close."""
         self.config = msgspec.structs.replace(self.config, **settings)
         self.tier = NvmeTier(self.config)
         return self.tier
 
     def kill(self) -> None:
-        """Leave the directory as a kill of the process at this moment would."""
-        self.tier._housekeeper.close()  # or it would change what is being copied
+        """Leave the directory in the state that a kill of the process would leave now."""
+        self.tier._housekeeper.close()  # so that it does not change the files being copied
         moved = self.path.with_name(self.path.name + ".before")
         shutil.copytree(self.path, moved)
         self.tier.close()
@@ -71,7 +71,7 @@ class Disk:
         moved.rename(self.path)
 
     def flip(self, key: PageKey, offset: int = 0) -> None:
-        """Change a bit of a stored page, `offset` bytes into its slot."""
+        """Flip a bit of a stored page, `offset` bytes into its slot."""
         place = self.find(key)
         path = self.path / "segments" / f"{place.segment:08d}.seg"
         with path.open("r+b") as file:
@@ -94,8 +94,8 @@ def disk(path: Path, **settings: Any) -> Iterator[Disk]:
         opened.close()
 
 
-def room_for(pages: int, slot_size: int = SLOT, *, segments: int = 16) -> int:
-    """Return a capacity that holds exactly so many pages of one slot size."""
+def capacity_for(pages: int, slot_size: int = SLOT, *, segments: int = 16) -> int:
+    """Return a capacity for exactly this many pages of one slot size."""
     assert pages % segments == 0
     needed = segments * (4096 + pages // segments * (slot_size + JOURNAL_BYTES_PER_SLOT))
     capacity = needed

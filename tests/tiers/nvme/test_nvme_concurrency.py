@@ -1,4 +1,4 @@
-"""Calls that meet: on one key, on one slot, and with the end of the tier."""
+"""Concurrent calls: on one key, on one slot, and during `close`."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from memkv_sglang.page import Chain
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 SystemCall = Callable[[int, Sequence[memoryview], int], int]
@@ -24,7 +24,7 @@ def chain(name: str, count: int) -> Chain:
 
 
 class HeldCall:
-    """A system call that waits inside until `go` is set; `entered` tells that one is there."""
+    """A system call that blocks until `go` is set; sets `entered` when it is called."""
 
     def __init__(self, real: SystemCall) -> None:
         self.entered = threading.Event()
@@ -39,24 +39,24 @@ class HeldCall:
 
 @pytest.fixture
 def nvme(tmp_path: Path) -> Iterator[Disk]:
-    with disk(tmp_path / "nvme", capacity=room_for(32)) as opened:
+    with disk(tmp_path / "nvme", capacity=capacity_for(32)) as opened:
         yield opened
 
 
 @pytest.fixture
-def beside() -> Iterator[ThreadPoolExecutor]:
+def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
         yield pool
 
 
-def test_equal_spills_at_once_leave_one_slot_each(
-    nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+def test_concurrent_spills_of_a_page_take_one_slot(
+    nvme: Disk, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = chain("chain", 4).keys()
     held = HeldCall(os.pwritev)
     monkeypatch.setattr(os, "pwritev", held)
-    first = beside.submit(spill, nvme.tier, keys)
-    second = beside.submit(spill, nvme.tier, keys[::-1])
+    first = threads.submit(spill, nvme.tier, keys)
+    second = threads.submit(spill, nvme.tier, keys[::-1])
     assert held.entered.wait(20)
     held.go.set()
     results = sorted([*first.result(), *second.result()])
@@ -67,16 +67,16 @@ def test_equal_spills_at_once_leave_one_slot_each(
 
 
 @pytest.mark.parametrize("by", ["eviction", "removal"])
-def test_slot_that_is_being_read_is_not_written_over(
-    nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, by: str
+def test_slot_being_read_is_not_overwritten(
+    nvme: Disk, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     old, new = chain("old", 32).keys(), chain("new", 32).keys()
     spill(nvme.tier, old)
-    # Two pages in consecutive slots: one system call, so that the other movers can write.
+    # Two pages in consecutive slots take one system call, so that other threads can write.
     pages = [make_page(key, (4096, 4096), filled=False) for key in old[:2]]
     held = HeldCall(os.preadv)
     monkeypatch.setattr(os, "preadv", held)
-    loading = beside.submit(nvme.tier.load, pages, soon())
+    loading = threads.submit(nvme.tier.load, pages, soon())
     assert held.entered.wait(20)
     if by == "removal":
         assert nvme.tier.remove(old[:2]) == 2
@@ -87,14 +87,14 @@ def test_slot_that_is_being_read_is_not_written_over(
     assert loading.result() == [LoadResult.LOADED] * 2
     assert all(map(holds_content, pages))
     assert present(nvme.tier, old[:2]) == [by == "eviction"] * 2
-    if by == "removal":  # the slots came free with the end of the load
+    if by == "removal":  # the end of the load freed the slots
         assert spill(nvme.tier, new) == [SpillResult.PRESENT] * 30 + [SpillResult.STORED] * 2
     assert nvme.tier.check_integrity() == []
 
 
 @pytest.mark.parametrize("call", ["load", "spill"])
 def test_close_waits_for_calls_in_flight(
-    nvme: Disk, beside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, call: str
+    nvme: Disk, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     keys = chain("chain", 4).keys()
     spill(nvme.tier, keys)
@@ -102,9 +102,9 @@ def test_close_waits_for_calls_in_flight(
     monkeypatch.setattr(os, "preadv" if call == "load" else "pwritev", held)
     more = chain("more", 4).keys()
     act = load if call == "load" else spill
-    in_flight = beside.submit(act, nvme.tier, keys if call == "load" else more)
+    in_flight = threads.submit(act, nvme.tier, keys if call == "load" else more)
     assert held.entered.wait(20)
-    closing = beside.submit(nvme.tier.close)
+    closing = threads.submit(nvme.tier.close)
     time.sleep(0.05)
     assert not closing.done()
     held.go.set()
@@ -113,7 +113,7 @@ def test_close_waits_for_calls_in_flight(
     load(nvme.open(), keys if call == "load" else more)
 
 
-def test_closed_tier_moves_nothing(nvme: Disk) -> None:
+def test_closed_tier_transfers_nothing(nvme: Disk) -> None:
     keys = chain("chain", 2).keys()
     spill(nvme.tier, keys)
     nvme.tier.close()
@@ -125,10 +125,10 @@ def test_closed_tier_moves_nothing(nvme: Disk) -> None:
     load(nvme.open(), keys)
 
 
-def test_everything_at_once_in_too_little_room(tmp_path: Path, beside: ThreadPoolExecutor) -> None:
-    """Chains and sizes compete for the room; whatever is delivered is right."""
+def test_concurrent_calls_on_a_small_disk(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """Chains and page sizes compete for space; every loaded page is correct."""
     sizes = [(4096, 4096), (1000,), (12288, 4096, 4096)]
-    settings = {"capacity": room_for(48), "high_watermark": 0.9, "low_watermark": 0.7}
+    settings = {"capacity": capacity_for(48), "high_watermark": 0.9, "low_watermark": 0.7}
     with disk(tmp_path / "nvme", **settings) as nvme:
 
         def converse(seed: int) -> None:
@@ -146,7 +146,7 @@ def test_everything_at_once_in_too_little_room(tmp_path: Path, beside: ThreadPoo
                 if turn % 7 == seed:
                     nvme.tier.remove(keys[3:])
 
-        for talk in [beside.submit(converse, seed) for seed in range(6)]:
+        for talk in [threads.submit(converse, seed) for seed in range(6)]:
             talk.result()
         assert nvme.tier.check_integrity() == []
         assert nvme.tier.corrupt == 0

@@ -1,6 +1,8 @@
-"""The NVMe tier passes the suite that all tiers pass."""
+"""The NVMe tier passes the conformance tests, with both I/O engines."""
 
+import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -9,16 +11,21 @@ import pytest
 from memkv_sglang.config.schema import MIB, NvmeConfig
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import TierConformance
+from memkv_sglang.testing.pages import BLOCK
 from memkv_sglang.tiers.base import Tier
 from memkv_sglang.tiers.nvme import NvmeTier
+from memkv_sglang.tiers.nvme.files import Folder
+from memkv_sglang.tiers.nvme.journal import SLOT, Kind, read_journal, read_puts
 
 
-@pytest.mark.parametrize("requests", ["aio", "threads"])
+@pytest.mark.parametrize("io_engine", ["aio", "threads"])
 class TestNvmeTier(TierConformance):
+    page_overhead = 2 * BLOCK  # padding and footer
+
     @pytest.fixture
-    def tier(self, tmp_path: Path, requests: Literal["aio", "threads"]) -> Iterator[Tier]:
+    def tier(self, tmp_path: Path, io_engine: Literal["aio", "threads"]) -> Iterator[Tier]:
         self.config = NvmeConfig(
-            directory=str(tmp_path / "nvme"), capacity=32 * MIB, io_engine=requests
+            directory=str(tmp_path / "nvme"), capacity=32 * MIB, io_engine=io_engine
         )
         self.opened: list[NvmeTier] = [NvmeTier(self.config)]
         yield self.opened[0]
@@ -30,13 +37,40 @@ class TestNvmeTier(TierConformance):
         self.opened.append(NvmeTier(self.config))
         return self.opened[-1]
 
-    def corrupt(self, tier: Tier, key: PageKey) -> None:
-        assert isinstance(tier, NvmeTier)
-        found = tier._catalog.describe(key)
-        assert found is not None
-        path = Path(self.config.directory, "segments", f"{found.segment:08d}.seg")
+    def stored_keys(self, tier: Tier) -> set[PageKey]:
+        return set(self._replay_journal())
+
+    def read_stored(self, tier: Tier, key: PageKey) -> bytes:
+        path, offset, length = self._replay_journal()[key]
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def write_stored(self, tier: Tier, key: PageKey, content: bytes) -> None:
+        path, offset, _ = self._replay_journal()[key]
         with path.open("r+b") as file:
-            file.seek(found.offset + found.length // 2)
-            byte = file.read(1)
-            file.seek(-1, 1)
-            file.write(bytes([byte[0] ^ 1]))
+            file.seek(offset)
+            file.write(content)
+
+    def _replay_journal(self) -> dict[PageKey, tuple[Path, int, int]]:
+        """Return the file, offset and length of every page according to the journal file."""
+        with closing(Folder.at(Path(self.config.directory))) as folder:
+            frames, _ = read_journal(folder)
+        slots: dict[tuple[int, int], tuple[PageKey, int]] = {}
+        for kind, payload in frames:
+            if kind == Kind.PUT:
+                for key, segment, slot, length, _ in read_puts(payload):
+                    slots[segment, slot] = (key, length)
+            elif kind == Kind.FREE:
+                for freed in SLOT.iter_unpack(payload):
+                    del slots[freed]
+        return {
+            key: (*self._locate(segment, slot), length)
+            for (segment, slot), (key, length) in slots.items()
+        }
+
+    def _locate(self, segment: int, slot: int) -> tuple[Path, int]:
+        path = Path(self.config.directory, "segments", f"{segment:08d}.seg")
+        with path.open("rb") as file:
+            (slot_size,) = struct.unpack_from("<Q", file.read(BLOCK), 16)
+        return path, BLOCK + slot * slot_size

@@ -1,4 +1,4 @@
-"""Who may use a directory, and what a bad setting is answered."""
+"""Locking and permissions of the directory, and errors for bad settings."""
 
 import errno
 import os
@@ -27,10 +27,10 @@ def assert_one_line(error: pytest.ExceptionInfo[ConfigError], setting: str) -> N
     text = str(error.value)
     assert text.startswith(setting)
     assert "\n" not in text
-    assert ";" in text  # what is wrong; the way out
+    assert ";" in text  # the problem; the fix
 
 
-def test_everything_is_the_owner_s_alone(tmp_path: Path) -> None:
+def test_files_are_private_to_the_owner(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         with disk(tmp_path / "a" / "nvme") as nvme:
@@ -47,7 +47,7 @@ def test_everything_is_the_owner_s_alone(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_descriptions_without_pages_go_at_the_next_start(tmp_path: Path) -> None:
+def test_descriptions_without_pages_are_removed_at_the_next_start(tmp_path: Path) -> None:
     with disk(tmp_path / "nvme") as nvme:
         old, new = make_namespace(revision="old"), make_namespace(revision="new")
         for namespace in (old, new):
@@ -58,7 +58,7 @@ def test_descriptions_without_pages_go_at_the_next_start(tmp_path: Path) -> None
         assert nvme.reopen().namespaces() == {new.digest: new}
 
 
-def test_description_that_cannot_be_removed_does_not_end_the_start(tmp_path: Path) -> None:
+def test_start_succeeds_if_a_description_cannot_be_removed(tmp_path: Path) -> None:
     with disk(tmp_path / "nvme") as nvme:
         spill(nvme.tier, KEYS)
         foreign = nvme.path / "namespaces" / f"{'0' * 32}.json"
@@ -91,7 +91,7 @@ def test_two_agents_on_one_directory(tmp_path: Path) -> None:
         load(nvme.reopen(), KEYS)
 
 
-def test_directory_of_a_killed_agent_is_free(tmp_path: Path) -> None:
+def test_directory_of_a_killed_agent_is_unlocked(tmp_path: Path) -> None:
     directory = tmp_path / "nvme"
     code = (
         "import sys, time\n"
@@ -154,12 +154,12 @@ def test_directory_of_another_version(tmp_path: Path) -> None:
         Disk(tmp_path)
     assert_one_line(error, "nvme.directory")
     (tmp_path / "format").unlink()
-    with disk(tmp_path) as nvme:  # the failed start let go of the lock
+    with disk(tmp_path) as nvme:  # the failed start released the lock
         spill(nvme.tier, KEYS)
 
 
-def test_segments_have_the_size_that_is_set(tmp_path: Path) -> None:
-    """Where the capacity is large enough; and there is none before there are pages."""
+def test_segments_have_the_configured_size(tmp_path: Path) -> None:
+    """If the capacity is large enough. There are no segments before the first spill."""
     size = 64 * MIB
     with disk(tmp_path / "nvme", capacity=2048 * MIB, segment_size=size) as nvme:
         assert nvme.segments() == []

@@ -1,4 +1,4 @@
-"""What keeps requests to the disk in flight: AIO and threads do the same."""
+"""The I/O executor behaves the same with AIO and with threads."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ import pytest
 
 from memkv_sglang.tiers.nvme.disk.base import DiskRequest, OutOfTimeError
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
-from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, Move
+from memkv_sglang.tiers.nvme.disk.io_executor import IoExecutor, IoTask
 from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
 BLOCKS = 64
@@ -20,7 +20,7 @@ DEPTH = 4
 
 @pytest.fixture
 def fd(tmp_path: Path) -> Iterator[int]:
-    """A file whose blocks are filled with their numbers, open with O_DIRECT."""
+    """A file opened with O_DIRECT, in which each block is filled with its number."""
     path = tmp_path / "file"
     path.write_bytes(b"".join(bytes([number]) * BLOCK for number in range(BLOCKS)))
     opened = os.open(path, os.O_RDWR | os.O_DIRECT)
@@ -29,19 +29,19 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture(params=["aio", "threads"])
-def movers(request: pytest.FixtureRequest) -> Iterator[IoExecutor]:
-    how: Literal["aio", "threads"] = request.param
-    made = IoExecutor(DEPTH, how, direct=True)
-    yield made
-    made.close()
+def executor(request: pytest.FixtureRequest) -> Iterator[IoExecutor]:
+    engine: Literal["aio", "threads"] = request.param
+    executor = IoExecutor(DEPTH, engine, direct=True)
+    yield executor
+    executor.close()
 
 
-def read(fd: int, memory: memoryview, number: int) -> Move[memoryview]:
+def read(fd: int, memory: memoryview, number: int) -> IoTask[memoryview]:
     yield DiskRequest(fd, [memory[:1024], memory[1024:]], number * BLOCK, writes=False)
     return memory
 
 
-def error_of(fd: int, memory: memoryview, offset: int) -> Move[Exception | None]:
+def error_of(fd: int, memory: memoryview, offset: int) -> IoTask[Exception | None]:
     try:
         yield DiskRequest(fd, [memory], offset, writes=False)
     except Exception as error:
@@ -49,29 +49,29 @@ def error_of(fd: int, memory: memoryview, offset: int) -> Move[Exception | None]
     return None
 
 
-def test_results_come_in_order_and_each_buffer_has_its_bytes(fd: int, movers: IoExecutor) -> None:
+def test_results_are_in_order_and_each_buffer_has_its_bytes(fd: int, executor: IoExecutor) -> None:
     memory = aligned_memory(BLOCKS * BLOCK)
     buffers = [memory[i * BLOCK : (i + 1) * BLOCK] for i in range(BLOCKS)]
-    filled = movers.run(read(fd, buffer, number) for number, buffer in enumerate(buffers))
+    filled = executor.run(read(fd, buffer, number) for number, buffer in enumerate(buffers))
     assert [bytes(each) for each in filled] == [bytes([n]) * BLOCK for n in range(BLOCKS)]
 
 
-def test_a_move_asks_again(fd: int, movers: IoExecutor) -> None:
-    def copy(source: int, target: int) -> Move[None]:
+def test_task_may_make_several_requests(fd: int, executor: IoExecutor) -> None:
+    def copy(source: int, target: int) -> IoTask[None]:
         memory = aligned_memory(BLOCK)
         yield DiskRequest(fd, [memory], source * BLOCK, writes=False)
         yield DiskRequest(fd, [memory], target * BLOCK, writes=True)
 
-    movers.run(copy(number, number + 32) for number in range(32))
+    executor.run(copy(number, number + 32) for number in range(32))
     content = b"".join(
-        map(bytes, movers.run(read(fd, aligned_memory(BLOCK), n) for n in range(64)))
+        map(bytes, executor.run(read(fd, aligned_memory(BLOCK), n) for n in range(64)))
     )
     assert content[32 * BLOCK :] == content[: 32 * BLOCK]
 
 
-def test_a_move_is_told_what_is_wrong(fd: int, movers: IoExecutor) -> None:
+def test_errors_are_raised_in_the_task(fd: int, executor: IoExecutor) -> None:
     memory = aligned_memory(2 * BLOCK)
-    behind, across, closed, fine = movers.run(
+    after_end, across_end, closed, intact = executor.run(
         [
             error_of(fd, memory[:BLOCK], BLOCKS * BLOCK),
             error_of(fd, memory, (BLOCKS - 1) * BLOCK),
@@ -79,20 +79,22 @@ def test_a_move_is_told_what_is_wrong(fd: int, movers: IoExecutor) -> None:
             error_of(fd, memory, 0),
         ]
     )
-    assert isinstance(behind, EOFError)
-    assert isinstance(across, EOFError)
+    assert isinstance(after_end, EOFError)
+    assert isinstance(across_end, EOFError)
     assert isinstance(closed, OSError)
-    assert fine is None
+    assert intact is None
 
 
-def test_nothing_begins_after_the_deadline(fd: int, movers: IoExecutor) -> None:
+def test_no_request_starts_after_the_deadline(fd: int, executor: IoExecutor) -> None:
     memory = aligned_memory(BLOCK)
-    [error] = movers.run([error_of(fd, memory, BLOCK)], deadline=0)
+    [error] = executor.run([error_of(fd, memory, BLOCK)], deadline=0)
     assert isinstance(error, OutOfTimeError)
     assert bytes(memory) == bytes(BLOCK)
 
 
-def test_failing_moves_end_the_run_when_all_have_landed(tmp_path: Path, movers: IoExecutor) -> None:
+def test_failing_tasks_end_the_run_after_all_requests_completed(
+    tmp_path: Path, executor: IoExecutor
+) -> None:
     size, count = 2 << 20, 8
     path = tmp_path / "large"
     path.write_bytes(b"".join(bytes([number + 1]) * size for number in range(count)))
@@ -100,20 +102,18 @@ def test_failing_moves_end_the_run_when_all_have_landed(tmp_path: Path, movers: 
     memory = aligned_memory(count * size)
     buffers = [memory[i * size : (i + 1) * size] for i in range(count)]
 
-    def fail(number: int) -> Move[None]:
+    def fail(number: int) -> IoTask[None]:
         yield DiskRequest(fd, [buffers[number]], number * size, writes=False)
-        raise ValueError("of the move")
+        raise ValueError("raised by the task")
 
-    movers.depth = count
-    with pytest.raises(ValueError, match="of the move"):
-        movers.run(map(fail, range(count)))
+    executor.depth = count
+    with pytest.raises(ValueError, match="raised by the task"):
+        executor.run(map(fail, range(count)))
     assert [buffer[-1] for buffer in buffers] == [number + 1 for number in range(count)]
     os.close(fd)
 
 
-def test_failing_move_waits_for_a_thread_that_is_held(
-    fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_task_waits_for_a_blocked_thread(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     go, held, failed = threading.Event(), threading.Event(), threading.Event()
     real = os.preadv
 
@@ -123,40 +123,40 @@ def test_failing_move_waits_for_a_thread_that_is_held(
             go.wait(20)
         return real(file, buffers, offset)
 
-    def fail() -> Move[None]:
+    def fail() -> IoTask[None]:
         yield DiskRequest(fd, [aligned_memory(BLOCK)], 0, writes=False)
         assert held.wait(20)
         failed.set()
-        raise ValueError("of the move")
+        raise ValueError("raised by the task")
 
     monkeypatch.setattr(os, "preadv", hold)
-    movers, slow = IoExecutor(DEPTH, "threads", direct=True), aligned_memory(BLOCK)
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(movers.run, [fail(), read(fd, slow, 1)])
+    executor, slow = IoExecutor(DEPTH, "threads", direct=True), aligned_memory(BLOCK)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(executor.run, [fail(), read(fd, slow, 1)])
         assert failed.wait(20)
         with pytest.raises(TimeoutError):
             running.result(0.2)
         go.set()
-        with pytest.raises(ValueError, match="of the move"):
+        with pytest.raises(ValueError, match="raised by the task"):
             running.result(20)
     assert bytes(slow) == bytes([1]) * BLOCK
-    movers.close()
+    executor.close()
 
 
-def test_what_aio_does_not_take_is_read_all_the_same(
-    fd: int, movers: IoExecutor, monkeypatch: pytest.MonkeyPatch
+def test_request_rejected_by_aio_is_executed_synchronously(
+    fd: int, executor: IoExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Context, "submit", refuse)
-    [memory] = movers.run([read(fd, aligned_memory(BLOCK), 5)])
+    [memory] = executor.run([read(fd, aligned_memory(BLOCK), 5)])
     assert bytes(memory) == bytes([5]) * BLOCK
 
 
-def test_without_aio_threads_ask(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_replace_unavailable_aio(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "__init__", refuse)
-    movers = IoExecutor(DEPTH, "aio", direct=True)
-    [memory] = movers.run([read(fd, aligned_memory(BLOCK), 7)])
+    executor = IoExecutor(DEPTH, "aio", direct=True)
+    [memory] = executor.run([read(fd, aligned_memory(BLOCK), 7)])
     assert bytes(memory) == bytes([7]) * BLOCK
-    movers.close()
+    executor.close()
 
 
 def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the disk, and in which order, when slots run out."""
+"""Which pages are evicted, and in which order, when the disk is full."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +12,12 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 STORED, PRESENT, REFUSED = SpillResult.STORED, SpillResult.PRESENT, SpillResult.REFUSED
 SMALL, LARGE = (4096, 4096), (16384, 16384)
-"""Pages whose slots have 12 and 36 KiB: a segment of small ones has no room for a large one."""
+"""Pages with slots of 12 and 36 KiB: a segment of small slots cannot hold a large one."""
 
 
 def chain(name: str, count: int) -> Chain:
@@ -33,12 +33,12 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Disk]:
-    """A directory with room for exactly 32 pages of the usual size."""
-    with disk(tmp_path / "nvme", capacity=room_for(32)) as opened:
+    """A directory that holds exactly 32 pages of the default size."""
+    with disk(tmp_path / "nvme", capacity=capacity_for(32)) as opened:
         yield opened
 
 
-def test_leaves_of_a_used_chain_leave_before_its_root(full: Disk) -> None:
+def test_leaves_of_a_used_chain_are_evicted_before_its_root(full: Disk) -> None:
     used, idle = chain("used", 16), chain("idle", 16)
     spill(full.tier, used.keys())
     spill(full.tier, idle.keys())
@@ -49,14 +49,14 @@ def test_leaves_of_a_used_chain_leave_before_its_root(full: Disk) -> None:
     assert full.tier.usage().evicted == 20
 
 
-def test_leaves_of_a_chain_that_was_never_used_leave_first_too(full: Disk) -> None:
+def test_leaves_of_an_unused_chain_are_evicted_first_too(full: Disk) -> None:
     old = chain("old", 32)
     spill(full.tier, old.keys())
     spill(full.tier, chain("new", 7).keys())
     assert present(full.tier, old.keys()) == [True] * 25 + [False] * 7
 
 
-def test_load_of_what_was_evicted_is_a_miss_and_the_rest_is_right(full: Disk) -> None:
+def test_evicted_pages_are_misses_and_the_others_are_intact(full: Disk) -> None:
     old, new = chain("old", 32).keys(), chain("new", 9).keys()
     spill(full.tier, old)
     assert spill(full.tier, new) == [STORED] * 9
@@ -65,68 +65,68 @@ def test_load_of_what_was_evicted_is_a_miss_and_the_rest_is_right(full: Disk) ->
     assert full.tier.check_integrity() == []
 
 
-def test_pages_that_wait_for_upload_do_not_leave(full: Disk) -> None:
-    waiting, others = chain("waiting", 8), chain("others", 24)
-    spill(full.tier, waiting.keys())
-    full.tier.mark_pending(waiting.keys())
+def test_pending_pages_are_not_evicted(full: Disk) -> None:
+    pending, others = chain("pending", 8), chain("others", 24)
+    spill(full.tier, pending.keys())
+    full.tier.mark_pending(pending.keys())
     spill(full.tier, others.keys())
     spill(full.tier, chain("new", 24).keys())
     assert full.tier.lookup(others, soon()) == (0, True)
     assert spill(full.tier, chain("all", 32).keys()) == [STORED] * 24 + [REFUSED] * 8
-    assert full.tier.lookup(waiting, soon()) == (8, True)
-    assert [page.key for page in full.tier.pending()] == waiting.keys()
+    assert full.tier.lookup(pending, soon()) == (8, True)
+    assert [page.key for page in full.tier.pending()] == pending.keys()
     assert full.tier.check_integrity() == []
 
 
-def test_page_marked_after_it_was_chosen_to_leave_stays(full: Disk) -> None:
+def test_page_marked_pending_after_it_was_chosen_as_a_victim_stays(full: Disk) -> None:
     chosen = chain("chosen", 4)
     spill(full.tier, chosen.keys())
     catalog = full.tier._catalog
     victims = catalog.walk(chosen)
     full.tier.mark_pending(chosen.keys()[1:3])
-    assert catalog.drop(victims, to_make_room=True) == 2
+    assert catalog.drop(victims, evicting=True) == 2
     assert present(full.tier, chosen.keys()) == [False, True, True, False]
     assert [page.key for page in full.tier.pending()] == chosen.keys()[1:3]
     load(full.reopen(), chosen.keys()[1:3])
 
 
-def test_disk_full_of_waiting_pages_refuses_spills_until_one_is_uploaded(
+def test_disk_full_of_pending_pages_refuses_spills_until_one_is_uploaded(
     full: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waiting, new = chain("waiting", 32).keys(), chain("new", 3).keys()
-    spill(full.tier, waiting)
-    full.tier.mark_pending(waiting)
+    pending, new = chain("pending", 32).keys(), chain("new", 3).keys()
+    spill(full.tier, pending)
+    full.tier.mark_pending(pending)
     for key in new:
         assert spill(full.tier, [key]) == [REFUSED]
     assert [record.message for record in caplog.records] == [
-        "disk is full of pages that wait for upload"
+        "disk is full of pages waiting for upload"
     ]
-    load(full.tier, waiting)
+    load(full.tier, pending)
     assert full.tier.usage().evicted == 0
     assert segment_bytes(full) <= full.config.capacity
-    full.tier.mark_uploaded(waiting[-1:])
+    full.tier.mark_uploaded(pending[-1:])
     assert spill(full.tier, new) == [STORED, REFUSED, REFUSED]
-    load(full.reopen(), waiting[:-1])
-    assert [page.key for page in full.tier.pending()] == waiting[:-1]
+    load(full.reopen(), pending[:-1])
+    assert [page.key for page in full.tier.pending()] == pending[:-1]
 
 
-def test_disk_of_waiting_and_kept_pages_is_not_searched_for_room(full: Disk) -> None:
-    waiting, kept, new = chain("waiting", 29).keys(), chain("kept", 3).keys(), chain("new", 1)
+def test_disk_of_pending_and_exempt_pages_is_not_scanned_for_victims(full: Disk) -> None:
+    pending, exempt, new = chain("pending", 29).keys(), chain("exempt", 3).keys(), chain("new", 1)
     elsewhere = chain("elsewhere", 2).keys()
-    spill(full.tier, waiting)
-    spill(full.tier, kept)
-    full.tier.mark_pending([*waiting, kept[0]])
-    full.tier.keep(frozenset([*kept, *elsewhere]))
+    spill(full.tier, pending)
+    spill(full.tier, exempt)
+    full.tier.mark_pending([*pending, exempt[0]])
+    full.tier.exempt(frozenset([*exempt, *elsewhere]))
     assert spill(full.tier, new.keys()) == [REFUSED]
-    assert list(full.tier._room._entries(SLOT)) == []
-    full.tier.keep(frozenset([*kept[:2], *elsewhere]))
-    assert list(full.tier._room._entries(SLOT))
+    assert list(full.tier._reclaimer._entries(SLOT)) == []
+    full.tier.exempt(frozenset([*exempt[:2], *elsewhere]))
+    assert list(full.tier._reclaimer._entries(SLOT))
     assert spill(full.tier, new.keys()) == [STORED]
-    load(full.tier, kept[:2])
-    assert present(full.tier, kept[2:]) == [False]
+    load(full.tier, exempt[:2])
+    assert present(full.tier, exempt[2:]) == [False]
 
 
-def test_order_of_use_survives_a_restart(full: Disk) -> None:
+def test_eviction_order_survives_a_restart(full: Disk) -> None:
     first, second = chain("first", 16), chain("second", 16)
     spill(full.tier, first.keys())
     spill(full.tier, second.keys())
@@ -140,7 +140,7 @@ def test_order_of_use_survives_a_restart(full: Disk) -> None:
     assert present(full.tier, new.keys()) == [True] * 15 + [False] * 3
 
 
-def test_call_does_not_evict_the_begin_of_its_own_chain(full: Disk) -> None:
+def test_spill_does_not_evict_the_start_of_its_own_chain(full: Disk) -> None:
     long = chain("long", 40)
     spill(full.tier, long.keys()[:10])
     results = spill(full.tier, long.keys())
@@ -149,7 +149,7 @@ def test_call_does_not_evict_the_begin_of_its_own_chain(full: Disk) -> None:
 
 
 def test_background_eviction_ends_at_the_low_watermark(tmp_path: Path) -> None:
-    settings = {"capacity": room_for(160), "high_watermark": 0.9, "low_watermark": 0.5}
+    settings = {"capacity": capacity_for(160), "high_watermark": 0.9, "low_watermark": 0.5}
     with disk(tmp_path / "nvme", **settings) as opened:
         spill(opened.tier, chain("below", 140).keys())
         assert opened.tier.usage() == (140, 140 * 12288, opened.config.capacity, 0)
@@ -162,41 +162,41 @@ def test_background_eviction_ends_at_the_low_watermark(tmp_path: Path) -> None:
 def segment_bytes(opened: Disk) -> int:
     total = 0
     for path in opened.segments():
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(FileNotFoundError):  # removed in the meantime
             total += path.stat().st_size
     return total
 
 
-def test_cold_pages_of_another_size_make_room(full: Disk) -> None:
+def test_cold_pages_of_another_size_are_evicted(full: Disk) -> None:
     small, large = chain("small", 32), chain("large", 5)
     spill(full.tier, small.keys(), SMALL)
     for key in large.keys():
         assert spill(full.tier, [key], LARGE) == [STORED]
     load(full.tier, large.keys(), LARGE)
     left = sum(present(full.tier, small.keys()))
-    assert 16 <= left < 32  # 5 x 40 KiB of segments took the place of some of 16 x 28 KiB
+    assert 16 <= left < 32  # five segments of 40 KiB replaced some of the 16 segments of 28 KiB
     assert segment_bytes(full) <= full.config.capacity
     assert full.tier.check_integrity() == []
 
 
-@pytest.mark.parametrize("why", ["used", "waiting"])
-def test_pages_of_another_size_stay_if_they_are_wanted(full: Disk, why: str) -> None:
+@pytest.mark.parametrize("why", ["used", "pending"])
+def test_pages_of_another_size_stay_if_recent_or_pending(full: Disk, why: str) -> None:
     small, large = chain("small", 32), chain("large", 3).keys()
     spill(full.tier, small.keys(), SMALL)
     spill(full.tier, large[:1], LARGE)
-    kept = [key for key in small.keys() if present(full.tier, [key])[0]]
-    assert len(kept) == 28
-    if why == "waiting":
-        full.tier.mark_pending(kept)
+    stored = [key for key in small.keys() if present(full.tier, [key])[0]]
+    assert len(stored) == 28
+    if why == "pending":
+        full.tier.mark_pending(stored)
     for key in large[1:]:
         if why == "used":
             assert full.tier.lookup(small, soon()) == (28, True)
         assert spill(full.tier, [key], LARGE) == [STORED]
     assert present(full.tier, large) == [False, False, True]
-    assert all(present(full.tier, kept))
+    assert all(present(full.tier, stored))
 
 
-def test_size_without_any_segment_gets_one_once_some_pages_wait_no_more(full: Disk) -> None:
+def test_new_size_gets_a_segment_once_pages_are_uploaded(full: Disk) -> None:
     small = chain("small", 32).keys()
     spill(full.tier, small, SMALL)
     full.tier.mark_pending(small)
@@ -219,26 +219,26 @@ def test_page_longer_than_a_segment_is_refused(tmp_path: Path) -> None:
         assert opened.segments() == []
 
 
-def test_lowered_capacity_keeps_the_pages_used_last(full: Disk) -> None:
+def test_lowered_capacity_keeps_the_most_recently_used_pages(full: Disk) -> None:
     old, new = chain("old", 16), chain("new", 16)
     spill(full.tier, old.keys())
     spill(full.tier, new.keys())
-    capacity = room_for(16, segments=8)
+    capacity = capacity_for(16, segments=8)
     full.reopen(capacity=capacity)
     assert segment_bytes(full) <= capacity
     assert full.tier.lookup(new, soon()) == (16, True)
     assert full.tier.lookup(old, soon()) == (0, True)
 
 
-def test_lowered_capacity_is_kept_once_pages_wait_no_more(full: Disk) -> None:
-    waiting = chain("waiting", 24).keys()
-    spill(full.tier, waiting)
-    full.tier.mark_pending(waiting)
+def test_lowered_capacity_is_met_once_pages_are_uploaded(full: Disk) -> None:
+    pending = chain("pending", 24).keys()
+    spill(full.tier, pending)
+    full.tier.mark_pending(pending)
     capacity = full.config.capacity // 2
     full.reopen(capacity=capacity)
     assert spill(full.tier, chain("new", 1).keys()) == [REFUSED]
-    load(full.tier, waiting)
-    full.tier.mark_uploaded(waiting)
+    load(full.tier, pending)
+    full.tier.mark_uploaded(pending)
     eventually(lambda: segment_bytes(full) <= capacity)
     assert full.tier.check_integrity() == []
 

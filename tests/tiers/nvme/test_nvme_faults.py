@@ -1,4 +1,4 @@
-"""Disks that fail, fill up, or do less than asked: misses and one log line, never wrong bytes."""
+"""Disk faults, full disks and short transfers: misses and one log line, never wrong bytes."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ from memkv_sglang.testing.pages import (
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.nvme import faults, transfer
 from memkv_sglang.tiers.nvme.quarantine import FILES_KEPT
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 KEYS = make_chain(NAMESPACE, 12).keys()
@@ -48,7 +48,7 @@ def wait_until_writing_resumes(nvme: Disk) -> None:
 
 
 class FailingCall:
-    """Stands for a system call on segments: fails with `code` while `on`."""
+    """Replaces a system call on segments; fails with `code` while `on`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
         self.on = True
@@ -63,8 +63,8 @@ class FailingCall:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("call", ["pwritev", "pwrite"])  # pages, and the journal
-def test_failed_write_stops_writing_but_not_reading(
+@pytest.mark.parametrize("call", ["pwritev", "pwrite"])  # pages and journal
+def test_failed_write_pauses_spills_but_not_loads(
     nvme: Disk,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -80,17 +80,15 @@ def test_failed_write_stops_writing_but_not_reading(
     assert not any(present(nvme.tier, MORE))
     assert nvme.tier.usage()[:2] == (12, 12 * SLOT)
     assert nvme.tier.check_integrity() == []
-    assert [record.message for record in caplog.records] == ["disk takes no pages"]
+    assert [record.message for record in caplog.records] == ["disk accepts no pages"]
     failing.on = False
     wait_until_writing_resumes(nvme)
     assert set(spill(nvme.tier, MORE)) == {STORED}
     load(nvme.reopen(), [*KEYS, *MORE])
 
 
-def test_failed_write_in_the_middle_publishes_nothing_behind_it(
-    nvme: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pages too long to share a system call; the one at the third slot fails."""
+def test_failed_write_publishes_no_later_page(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages are too long to share a system call; the write of the third slot fails."""
     size, real = (1 << 20,), os.pwritev
     third = 4096 + 2 * ((1 << 20) + 4096)
 
@@ -111,9 +109,7 @@ def test_failed_write_in_the_middle_publishes_nothing_behind_it(
     assert nvme.tier.check_integrity() == []
 
 
-def test_journal_that_takes_no_more_refuses_removals(
-    nvme: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_journal_refuses_removals(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     spill(nvme.tier, KEYS)
     failing = FailingCall(monkeypatch, "pwrite", errno.ENOSPC)
     with pytest.raises(TierError, match="journal"):
@@ -126,11 +122,11 @@ def test_journal_that_takes_no_more_refuses_removals(
     assert nvme.tier.remove(KEYS[:3]) == 3
 
 
-def test_uploaded_pages_may_leave_though_the_journal_did_not_take_it(
+def test_uploaded_pages_can_be_evicted_although_the_journal_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "PAUSE", 0.1)
-    with disk(tmp_path / "nvme", capacity=room_for(16)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(16)) as nvme:
         keys = make_chain(NAMESPACE, 16).keys()
         spill(nvme.tier, keys)
         nvme.tier.mark_pending(keys)
@@ -143,28 +139,28 @@ def test_uploaded_pages_may_leave_though_the_journal_did_not_take_it(
         load(nvme.reopen(), MORE)
 
 
-def test_full_disk_uses_the_segments_there_are(
+def test_full_disk_uses_the_existing_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         spill(nvme.tier, KEYS[:4])  # fills a segment of four
         FailingCall(monkeypatch, "posix_fallocate", errno.ENOSPC)
         assert spill(nvme.tier, MORE[:4]) == [STORED] * 4
         load(nvme.tier, MORE[:4])
         assert not any(present(nvme.tier, KEYS))
         assert spill(nvme.tier, MORE[4:9]) == [STORED] * 4 + [REFUSED]
-        assert [r.message for r in caplog.records] == ["no room on disk for another segment"]
+        assert [r.message for r in caplog.records] == ["cannot create another segment"]
         assert len(list((nvme.path / "segments").iterdir())) == 1
 
 
-def test_segments_that_cannot_be_removed_cost_no_further_pages(
+def test_segments_that_cannot_be_removed_cause_no_more_evictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "PAUSE", 0.0)
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys, small = make_chain(NAMESPACE, 60, "cold").keys(), (100,)
         spill(nvme.tier, keys)  # four in each of 15 segments
-        spill(nvme.tier, KEYS[:5], small)  # the sixteenth has room for no more
+        spill(nvme.tier, KEYS[:5], small)  # the sixteenth has no slots left
         files, held = nvme.segments(), nvme.tier._segments.total
 
         def refuse(path: str, *, dir_fd: int) -> None:
@@ -182,7 +178,9 @@ def test_segments_that_cannot_be_removed_cost_no_further_pages(
         load(nvme.tier, [*KEYS[:5], *MORE], small)
 
 
-def test_unreadable_page_fails_alone(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_page_does_not_fail_its_neighbours(
+    nvme: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spill(nvme.tier, KEYS)
     bad, real = nvme.find(KEYS[5]), os.preadv
 
@@ -217,9 +215,7 @@ def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest.Monke
         load(nvme.reopen(), KEYS, (4096, 5, 4096))
 
 
-def test_corrupt_slots_are_copied_until_there_are_enough(
-    nvme: Disk, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_quarantine_is_bounded(nvme: Disk, caplog: pytest.LogCaptureFixture) -> None:
     keys = make_chain(NAMESPACE, FILES_KEPT + 3).keys()
     spill(nvme.tier, keys)
     place = nvme.find(keys[0])
@@ -229,7 +225,7 @@ def test_corrupt_slots_are_copied_until_there_are_enough(
     assert set(nvme.tier.load(pages, soon())) == {LoadResult.CORRUPT}
     assert nvme.tier.corrupt == len(keys)
     assert nvme.tier.usage().pages == 0
-    assert [r.message for r in caplog.records] == ["page corrupt, set aside"]
+    assert [r.message for r in caplog.records] == ["corrupt page quarantined"]
     assert len(nvme.quarantined()) == FILES_KEPT
     copy = next(path for path in nvme.quarantined() if keys[0].hash.hex() in path.name)
     content = copy.read_bytes()
@@ -254,7 +250,7 @@ def test_corrupt_page_on_a_read_only_file_system_is_a_miss(
     assert present(nvme.tier, KEYS).count(False) == 1
 
 
-def test_page_stays_that_a_client_writes_over_while_it_is_loaded(
+def test_page_overwritten_by_a_client_during_the_load_stays(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spill(nvme.tier, KEYS)
@@ -276,7 +272,7 @@ def test_page_stays_that_a_client_writes_over_while_it_is_loaded(
 
 
 class _NoDirectIo:
-    """`os.open` of a file system without O_DIRECT."""
+    """Behave like `os.open` on a file system without O_DIRECT."""
 
     def __init__(self) -> None:
         self._open = os.open
@@ -295,14 +291,12 @@ def test_file_system_without_direct_io(
         spill(nvme.tier, KEYS, (4096, 100))
         load(nvme.reopen(), KEYS, (4096, 100))
         messages = [r.message for r in caplog.records]
-        assert messages == ["no O_DIRECT, using ordinary I/O"] * 2  # one a start
+        assert messages == ["no O_DIRECT, using buffered I/O"] * 2  # one per start
     with pytest.raises(ConfigError, match=r"nvme\.direct_io"):
         Disk(tmp_path / "other", direct_io="always")
 
 
-def test_full_disk_has_the_direct_io_that_it_had(
-    nvme: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_direct_io_is_detected_on_a_full_disk(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     spill(nvme.tier, KEYS)
     nvme.tier.close()
     FailingCall(monkeypatch, "pwritev", errno.ENOSPC)
@@ -331,7 +325,7 @@ def test_memory_file_system(direct_io: str) -> None:
 
 
 class Shape(NamedTuple):
-    """Two buffers, so many bytes off a page boundary each; the first has `first` of 16 KiB."""
+    """Return a 16 KiB page in two buffers, each with this offset from a page boundary."""
 
     shifts: tuple[int, int]
     first: int = 8192
@@ -360,8 +354,8 @@ def page_of_shape(key: PageKey, shape: Shape, *, filled: bool) -> Page:
 
 
 @pytest.mark.parametrize("direct_io", ["auto", "never"])
-def test_buffers_on_any_address(tmp_path: Path, direct_io: str) -> None:
-    """Aligned and odd neighbours in one call, spilled from one kind and loaded into another."""
+def test_buffers_may_have_any_alignment(tmp_path: Path, direct_io: str) -> None:
+    """Mix aligned and unaligned pages in one call; spill from one kind, load into the other."""
     keys = KEYS[: len(SHAPES)]
     with disk(tmp_path / "nvme", direct_io=direct_io) as nvme:
         pages = [page_of_shape(*page, filled=True) for page in zip(keys, SHAPES, strict=True)]
@@ -385,7 +379,7 @@ def test_read_only_memory_can_be_spilled(nvme: Disk) -> None:
     load(nvme.tier, KEYS[:1])
 
 
-def test_page_of_more_buffers_than_a_system_call_takes(nvme: Disk) -> None:
+def test_page_with_more_buffers_than_a_system_call_accepts(nvme: Disk) -> None:
     lengths = (16,) * 3000
     spill(nvme.tier, KEYS[:3], lengths)
     load(nvme.tier, KEYS[:3], lengths)
@@ -400,10 +394,10 @@ def test_page_of_more_buffers_than_a_system_call_takes(nvme: Disk) -> None:
     assert all(map(holds_content, pages))
 
 
-def test_what_has_not_begun_by_the_deadline_is_not_begun(
+def test_requests_not_started_by_the_deadline_are_dropped(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One mover, held up past the deadline in its first read; the buffers of the others stay."""
+    """The only thread blocks in its first read past the deadline; other buffers do not change."""
     size = (512 * 1024,)
     nvme.reopen(queue_depth=1, capacity=128 * MIB)
     spill(nvme.tier, KEYS[::2], size)
@@ -428,13 +422,13 @@ def test_what_has_not_begun_by_the_deadline_is_not_begun(
         assert holds_content(page) if result is LoadResult.LOADED else page.buffers[0] == content
 
 
-def test_spill_checks_nothing_after_the_deadline(
+def test_spill_computes_no_checksum_after_the_deadline(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (512 * 1024,)
     nvme.reopen(queue_depth=1, capacity=128 * MIB)
     monkeypatch.setattr("memkv_sglang.tiers.nvme.transfer.RUN_SIZE", 1)
-    spill(nvme.tier, make_chain(NAMESPACE, 1, "first").keys(), size)  # there is a segment
+    spill(nvme.tier, make_chain(NAMESPACE, 1, "first").keys(), size)  # creates a segment
     real, checked = os.pwritev, []
     pages = [make_page(key, size, filled=True) for key in KEYS]
     deadline = time.monotonic() + 0.2
@@ -457,10 +451,10 @@ def test_spill_checks_nothing_after_the_deadline(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("a bug")])
-def test_loads_return_only_when_no_thread_is_at_the_buffers(
+def test_load_returns_only_when_no_thread_uses_its_buffers(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The first read fails at once while the others are still at it."""
+    """The first read fails at once while the others are still in flight."""
     size = (512 * 1024,)
     nvme.reopen(capacity=128 * MIB, queue_depth=4)
     spill(nvme.tier, KEYS[:4], size)

@@ -1,4 +1,4 @@
-"""A disk shared with others: what they fill, the tier gives back."""
+"""A disk shared with other programs: the tier leaves the configured space free."""
 
 import os
 import time
@@ -21,9 +21,9 @@ LIMIT = 30.0
 
 
 class SharedDisk:
-    """A file system of `SPACE` bytes, as `statvfs` tells of it: nothing else can be had unmounted.
+    """Simulates, in `statvfs`, a file system of `SPACE` bytes that others fill.
 
-    What the tier's files take is counted as it is.
+    A real one would have to be mounted. The sizes of the tier's own files are real.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,7 +47,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedDisk:
         os, "statvfs", lambda p: shared.statvfs(p) if "pages" in str(p) else real(p)
     )
     monkeypatch.setattr(os, "fstatvfs", shared.statvfs)
-    monkeypatch.setattr(nvme_tier, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(nvme_tier, "_CHECK_INTERVAL", 0.05)
     return shared
 
 
@@ -67,17 +67,15 @@ def spill(tier: NvmeTier, seed: str, count: int) -> list[SpillResult]:
     return tier.spill(pages, time.monotonic() + LIMIT)
 
 
-def test_the_tier_leaves_others_their_space_under_full_rate_spill(
-    tier: NvmeTier, disk: SharedDisk
-) -> None:
-    for i in range(8):  # twice what there is room for
+def test_spills_leave_the_configured_space_free(tier: NvmeTier, disk: SharedDisk) -> None:
+    for i in range(8):  # twice the space available
         assert set(spill(tier, str(i), 100)) == {SpillResult.STORED}
         assert disk.free >= KEEP
     assert tier.usage().evicted > 0
     assert tier.check_integrity() == []
 
 
-def test_what_others_fill_the_tier_gives_back(tier: NvmeTier, disk: SharedDisk) -> None:
+def test_tier_shrinks_when_others_fill_the_disk(tier: NvmeTier, disk: SharedDisk) -> None:
     spill(tier, "chain", 300)
     held = tier.usage().pages
     disk.taken_by_others = 12 * MIB
@@ -91,9 +89,7 @@ def test_what_others_fill_the_tier_gives_back(tier: NvmeTier, disk: SharedDisk) 
     assert tier.check_integrity() == []
 
 
-def test_without_any_space_left_nothing_is_stored_and_nothing_breaks(
-    tier: NvmeTier, disk: SharedDisk
-) -> None:
+def test_spills_are_refused_without_free_space(tier: NvmeTier, disk: SharedDisk) -> None:
     disk.taken_by_others = SPACE
     assert set(spill(tier, "chain", 4)) <= {SpillResult.REFUSED, SpillResult.FAILED}
     disk.taken_by_others = 0

@@ -1,4 +1,4 @@
-"""The index stays small, whatever it has been through."""
+"""The index uses little memory per page."""
 
 import tracemalloc
 from pathlib import Path
@@ -12,10 +12,10 @@ from memkv_sglang.tiers.nvme.segment import create_segment
 from memkv_sglang.tiers.nvme.segments import Segments
 
 PAGES = 45_000
-"""Just over the size at which a dictionary has grown: its most wasteful one."""
+"""Just above the size at which a dictionary grows, where it wastes the most memory."""
 
 
-def test_bytes_a_page(tmp_path: Path) -> None:
+def test_memory_per_page(tmp_path: Path) -> None:
     hashes = make_hashes(PAGES)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]

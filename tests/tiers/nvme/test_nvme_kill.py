@@ -1,4 +1,4 @@
-"""A real process, killed with SIGKILL in mid-spill: what it acknowledged is there, and right."""
+"""A process killed with SIGKILL during a spill: acknowledged pages are present and correct."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def chain(turn: int) -> Chain:
 
 @pytest.mark.parametrize("journal", ["kept", "lost"])
 def test_kill_in_mid_spill(tmp_path: Path, journal: str) -> None:
-    """Three times on one directory; the capacity is large enough that nothing is evicted."""
+    """Three kills on one directory, whose capacity is large enough to avoid evictions."""
     directory = tmp_path / "nvme"
     command = [sys.executable, "-c", SPILLER, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as spiller:

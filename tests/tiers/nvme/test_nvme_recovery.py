@@ -1,4 +1,4 @@
-"""What is there again after a kill, a torn or lost journal, and lost or foreign files."""
+"""Recovery after a kill, with a torn or lost journal, and with lost or unknown files."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ from memkv_sglang.tiers.nvme.journal import Journal
 from memkv_sglang.tiers.nvme.recovery import recover
 from memkv_sglang.tiers.nvme.segment import Place, create_segment
 from memkv_sglang.tiers.nvme.segments import Segments
-from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
+from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, present
 
 NAMESPACE = make_namespace()
 
@@ -88,7 +88,7 @@ def test_journal_torn_at_every_byte_of_its_last_frame(nvme: Disk, tmp_path: Path
     load(nvme.open(), keys)
 
 
-def test_frames_appended_behind_a_torn_one_count(nvme: Disk) -> None:
+def test_frames_appended_after_a_torn_one_are_read(nvme: Disk) -> None:
     keys = chain("chain", 6).keys()
     spill(nvme.tier, keys[:4])
     nvme.kill()
@@ -100,7 +100,7 @@ def test_frames_appended_behind_a_torn_one_count(nvme: Disk) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "a bit in the middle"])
-def test_unreadable_journal_means_reading_footers(nvme: Disk, damage: str) -> None:
+def test_unreadable_journal_is_rebuilt_from_footers(nvme: Disk, damage: str) -> None:
     keys = chain("chain", 7).keys()
     odd = chain("odd", 3).keys()
     for i in range(7):
@@ -123,8 +123,8 @@ def test_unreadable_journal_means_reading_footers(nvme: Disk, damage: str) -> No
 
 
 @pytest.mark.parametrize("newer_slot", [0, 5])
-def test_newest_copy_counts_without_a_journal(nvme: Disk, newer_slot: int) -> None:
-    """Of two slots with one key the older is damaged, so that only the newer can be right."""
+def test_newest_copy_wins_without_a_journal(nvme: Disk, newer_slot: int) -> None:
+    """The older of two slots with the same key is damaged, so only the newer one is correct."""
     a, b, key, c, d = chain("pages", 5).keys()
     spill(nvme.tier, [a, b, key, c])
     nvme.flip(key)
@@ -133,25 +133,25 @@ def test_newest_copy_counts_without_a_journal(nvme: Disk, newer_slot: int) -> No
         nvme.tier.remove([a])
         spill(nvme.tier, [key])
     else:
-        spill(nvme.tier, [d, key])  # two at a time go where two slots are free
+        spill(nvme.tier, [d, key])  # two pages go to two consecutive free slots
     assert nvme.find(key).slot == newer_slot
     load(restart_without_journal(nvme), [key])
 
 
-def test_every_page_waits_for_upload_when_the_marks_are_lost(nvme: Disk) -> None:
+def test_every_page_is_pending_when_the_marks_are_lost(nvme: Disk) -> None:
     keys = chain("acknowledged", 5).keys()
     spill(nvme.tier, keys)
     waiting = [page.key for page in restart_without_journal(nvme).pending()]
     assert sorted(waiting) == sorted(keys)
 
 
-def test_age_order_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
-    with disk(tmp_path / "nvme", capacity=room_for(32)) as nvme:
+def test_order_by_age_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
+    with disk(tmp_path / "nvme", capacity=capacity_for(32)) as nvme:
         old, young = chain("old", 16), chain("young", 16)
         spill(nvme.tier, old.keys())
         spill(nvme.tier, young.keys())
         tier = restart_without_journal(nvme)
-        tier.mark_uploaded([*old.keys(), *young.keys()])  # without a journal every page waits
+        tier.mark_uploaded([*old.keys(), *young.keys()])  # without a journal every page is pending
         spill(tier, chain("new", 12).keys())
         assert nvme.tier.lookup(young, soon()) == (16, True)
         assert nvme.tier.lookup(old, soon()) == (4, True)
@@ -161,7 +161,7 @@ def test_age_order_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
 def test_pages_of_truncated_and_lost_segments_are_misses(
     tmp_path: Path, with_journal: bool
 ) -> None:
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys = chain("chain", 12).keys()
         spill(nvme.tier, keys)  # four in each of three segments
         nvme.kill()
@@ -181,11 +181,11 @@ def test_pages_of_truncated_and_lost_segments_are_misses(
         load(nvme.reopen(), keys)
 
 
-def test_pages_of_a_segment_that_once_cannot_be_opened_come_back(
+def test_pages_return_with_a_segment_that_could_not_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also beside one that is lost; what is stored meanwhile takes none of their slots."""
-    with disk(tmp_path / "nvme", capacity=room_for(64)) as nvme:
+    """Even next to a lost segment. Pages stored in the meantime take none of their slots."""
+    with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys, more = chain("chain", 12).keys(), chain("more", 12).keys()
         spill(nvme.tier, keys)  # four in each of three segments
         nvme.tier.mark_pending(keys)
@@ -211,7 +211,7 @@ def test_pages_of_a_segment_that_once_cannot_be_opened_come_back(
         assert tier.check_integrity() == []
 
 
-def test_truncated_segment_serves_what_it_has_on_a_full_disk(
+def test_truncated_segment_serves_its_remaining_pages_on_a_full_disk(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = chain("chain", 8).keys()
@@ -231,7 +231,7 @@ def test_truncated_segment_serves_what_it_has_on_a_full_disk(
     load(nvme.reopen(), keys)
 
 
-def test_segment_truncated_while_open_is_never_wrong(nvme: Disk) -> None:
+def test_segment_truncated_while_open_gives_no_wrong_page(nvme: Disk) -> None:
     keys = chain("chain", 8).keys()
     spill(nvme.tier, keys)
     with nvme.segments()[0].open("r+b") as file:
@@ -243,9 +243,7 @@ def test_segment_truncated_while_open_is_never_wrong(nvme: Disk) -> None:
     load(nvme.tier, keys)
 
 
-def test_foreign_and_damaged_files_are_left_alone(
-    nvme: Disk, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_and_damaged_files_are_kept(nvme: Disk, caplog: pytest.LogCaptureFixture) -> None:
     keys = chain("chain", 3).keys()
     spill(nvme.tier, keys)
     nvme.tier.close()
@@ -269,7 +267,7 @@ def test_foreign_and_damaged_files_are_left_alone(
 
 
 @pytest.mark.parametrize("name", ["99999999.seg", "00000001.seg"])
-def test_segments_made_beside_a_foreign_one_are_found_again(nvme: Disk, name: str) -> None:
+def test_segments_created_next_to_an_unknown_file_are_reopened(nvme: Disk, name: str) -> None:
     nvme.tier.close()
     foreign = nvme.path / "segments" / name
     foreign.write_bytes(b"mine")
@@ -280,7 +278,7 @@ def test_segments_made_beside_a_foreign_one_are_found_again(nvme: Disk, name: st
     assert foreign.read_bytes() == b"mine"
 
 
-def test_unfinished_files_of_a_kill_are_removed(nvme: Disk) -> None:
+def test_unfinished_files_are_removed_after_a_kill(nvme: Disk) -> None:
     spill(nvme.tier, chain("chain", 3).keys())
     nvme.tier.close()
     left = [nvme.path / "segments" / "00000001.seg.new", nvme.path / "journal.new"]
@@ -293,24 +291,24 @@ def test_unfinished_files_of_a_kill_are_removed(nvme: Disk) -> None:
 @pytest.mark.parametrize(
     "name", ["segments/00000001.seg.new", "segments/.direct-io-probe", "journal.new"]
 )
-def test_foreign_directories_named_as_unfinished_files_are_left_alone(
+def test_directories_named_like_unfinished_files_are_kept(
     nvme: Disk, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     keys, more = chain("chain", 4).keys(), chain("more", 4).keys()
-    nvme.reopen(capacity=room_for(64))
+    nvme.reopen(capacity=capacity_for(64))
     spill(nvme.tier, keys)
     nvme.tier.close()
     foreign = nvme.path / name
     foreign.mkdir()
     tier = nvme.open()
     assert sum(foreign.name in str(getattr(r, "fields", "")) for r in caplog.records) == 1
-    spill(tier, more)  # into another segment
+    spill(tier, more)  # to another segment
     load(nvme.reopen(), [*keys, *more])
     assert foreign.is_dir()
 
 
-def test_compaction_goes_on_beside_changes(nvme: Disk) -> None:
-    """The journal is rewritten over and over while pages come, go and are marked."""
+def test_compaction_runs_during_changes(nvme: Disk) -> None:
+    """Compact repeatedly while other threads spill, remove and mark pages."""
     kept: dict[PageKey, bool] = {}
     done = threading.Event()
     errors: list[BaseException] = []
@@ -348,8 +346,8 @@ def test_compaction_goes_on_beside_changes(nvme: Disk) -> None:
     assert tier.check_integrity() == []
 
 
-def test_changes_in_mid_compaction_are_kept(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All kinds of changes, after the snapshot is written and before it takes over."""
+def test_changes_during_compaction_are_kept(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kinds of changes between the snapshot and the switch to the new journal."""
     old, new = chain("old", 8).keys(), chain("new", 8).keys()
     spill(nvme.tier, old)
     nvme.tier.mark_pending(old[:4])
@@ -385,12 +383,12 @@ def test_failed_compaction_changes_nothing(nvme: Disk, monkeypatch: pytest.Monke
         nvme.tier._catalog.compact()
     assert not (nvme.path / "journal.new").exists()
     spill(nvme.tier, keys[4:])
-    nvme.kill()  # which closes the tier beside the copy: no new journal there either
+    nvme.kill()  # closing the tier fails to compact the journal as well
     monkeypatch.undo()
     load(nvme.open(), keys)
 
 
-def test_journal_does_not_grow_without_end(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_is_bounded(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memkv_sglang.tiers.nvme.budget.SMALLEST_JOURNAL", 20_000)
     nvme.reopen()
     keys = chain("chain", 20).keys()
@@ -405,14 +403,14 @@ def test_journal_does_not_grow_without_end(nvme: Disk, monkeypatch: pytest.Monke
     load(nvme.open(), keys)
 
 
-def test_a_hundred_thousand_entries_come_back_from_the_journal(tmp_path: Path) -> None:
+def test_journal_restores_a_hundred_thousand_entries(tmp_path: Path) -> None:
     count, per_segment = 100_000, 12_500
     folder = Folder.at(tmp_path)
     segments = Segments(folder, 1 << 40, 1 << 30, direct=False)
     for number in range(count // per_segment):
         segments.add(create_segment(folder, number, 8192, per_segment, direct=False))
     written = Catalog(segments)
-    written.begin_journal(folder)
+    written.start_journal(folder)
     keys = Chain(NAMESPACE.digest, make_hashes(count)).keys()
     for first in range(0, count, 1000):
         written.publish(

@@ -1,4 +1,4 @@
-"""Random histories of the NVMe tier, with kills and flipped bits, against a model."""
+"""Compare random histories of the NVMe tier, with kills and bit flips, with a model."""
 
 import tempfile
 from pathlib import Path
@@ -28,20 +28,20 @@ class NvmeMachine(TierMachine):
             queue_depth=2,
             io_engine="aio",
         )
-        self.marks = self.disk.tier
+        self.pending_uploads = self.disk.tier
         return self.disk.tier
 
     def reopen(self, tier: Tier, *, cleanly: bool) -> Tier:
         if cleanly:
-            self.marks = self.disk.reopen()
+            self.pending_uploads = self.disk.reopen()
         else:
             self.disk.kill()
-            self.marks = self.disk.open()
-        return self.marks
+            self.pending_uploads = self.disk.open()
+        return self.pending_uploads
 
     @rule(where=PREFIXES, part=st.integers(0, 10**9))
     def flip_a_bit(self, where: Prefix, part: int) -> None:
-        """Change a bit of content or footer: the page is corrupt once, and then a miss."""
+        """Flip a bit of content or footer: the first load is corrupt, the second a miss."""
         keys = self._chain(where).keys()[-1:]
         for key in keys:
             if not present(self.disk.tier, [key])[0]:
@@ -51,11 +51,11 @@ class NvmeMachine(TierMachine):
             assert self.tier.load([page], soon()) == [LoadResult.CORRUPT]
             assert self.tier.load([page], soon()) == [LoadResult.MISSING]
             self.stored.discard(key)
-            self.waiting.discard(key)
+            self.pending.discard(key)
 
     @staticmethod
     def _damaged_byte(length: int, part: int) -> int:
-        """Return an offset into the content or the fields of the footer, which all count."""
+        """Return an offset in the content or in the footer's fields, not in the padding."""
         footer = -(-length // 4096) * 4096
         offset = part % (length + 100)
         return offset if offset < length else footer + offset - length

@@ -1,4 +1,4 @@
-"""Verification and inspection: what is where, and whether it is right."""
+"""Verification and inspection of a directory."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import pytest
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import load, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.base import TierError, UploadMarks
+from memkv_sglang.tiers.base import PendingUploads, TierError
 from memkv_sglang.tiers.nvme import VerifyReport
 from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present
 
@@ -40,7 +40,7 @@ def test_clean_directory(nvme: Disk) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 8191, 8192, 8192 + 24, 8192 + 60])  # content and footer
-def test_corrupt_pages_are_named_and_repaired(nvme: Disk, offset: int) -> None:
+def test_corrupt_pages_are_reported_and_repaired(nvme: Disk, offset: int) -> None:
     bad = [KEYS[3], KEYS[50]]
     for key in bad:
         nvme.flip(key, offset)
@@ -57,7 +57,7 @@ def test_corrupt_pages_are_named_and_repaired(nvme: Disk, offset: int) -> None:
 
 
 def test_slot_that_holds_another_page_is_corrupt(nvme: Disk) -> None:
-    """As a stale index would have it: the checksum of what is there is right."""
+    """As with a stale index: the slot's content matches its own checksum."""
     a, b = nvme.find(KEYS[1]), nvme.find(KEYS[2])
     with nvme.segments()[0].open("r+b") as file:
         file.seek(a.offset)
@@ -67,7 +67,7 @@ def test_slot_that_holds_another_page_is_corrupt(nvme: Disk) -> None:
     assert verify(nvme).corrupt == [nvme.find(KEYS[2])]
 
 
-def test_unreadable_pages_are_named(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_pages_are_reported(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, real = nvme.find(KEYS[7]), os.preadv
 
     def fail_bad(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
@@ -89,15 +89,15 @@ def test_orphans_and_undescribed_namespaces(nvme: Disk) -> None:
     assert report.is_clean
 
 
-def test_closed_tier_is_not_verified(nvme: Disk) -> None:
+def test_closed_tier_cannot_be_verified(nvme: Disk) -> None:
     nvme.tier.close()
     with pytest.raises(TierError):
         verify(nvme)
 
 
-def test_pages_can_be_found(nvme: Disk) -> None:
-    marks: UploadMarks = nvme.tier
-    marks.mark_pending(KEYS[4:5])
+def test_describe_locates_pages(nvme: Disk) -> None:
+    pending_uploads: PendingUploads = nvme.tier
+    pending_uploads.mark_pending(KEYS[4:5])
     other = make_chain(make_namespace(model="other"), 2).keys()
     spill(nvme.tier, other, (100,))
     pages = {key: nvme.find(key) for key in KEYS}
@@ -109,7 +109,7 @@ def test_pages_can_be_found(nvme: Disk) -> None:
     assert nvme.tier._catalog.describe(PageKey(NAMESPACE.digest, bytes(32))) is None
 
 
-def test_integrity_check_sees_what_is_wrong(nvme: Disk) -> None:
+def test_integrity_check_reports_inconsistencies(nvme: Disk) -> None:
     catalog = nvme.tier._catalog
     assert nvme.tier.check_integrity() == []
     entry = catalog.index.find(KEYS[0])

@@ -69,7 +69,7 @@ class AccessTimeUpdater:
         self._thread = threading.Thread(target=self._run, name="memkv-touch", daemon=True)
         self._thread.start()
 
-    def note_use(self, chain: Chain) -> None:
+    def record_access(self, chain: Chain) -> None:
         """Queue the pages of a chain, given root first, that are used now; returns at once."""
         fresh = [page for page in chain.hashes if not self._noted.has(PageKey(chain[0], page))]
         if not fresh:

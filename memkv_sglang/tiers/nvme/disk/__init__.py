@@ -1,1 +1,1 @@
-"""Pages' bytes to and from the disk: many requests in flight, straight from and to buffers."""
+"""Disk I/O with many requests in flight, directly from and to the pages' buffers."""

@@ -1,4 +1,4 @@
-"""What is asked of a disk, and the contract of what keeps several such requests in flight."""
+"""Disk requests, and the interface of queues that keep several of them in flight."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from memkv_sglang.tiers.nvme.disk.direct_io import read_fully, write_fully
 
 
 class DiskRequest(NamedTuple):
-    """Bytes to be read from a file, or written over it, in one go."""
+    """A vectored read from or write to a file."""
 
     fd: int
     vectors: Sequence[memoryview]
     offset: int
-    """Where in the file they begin."""
+    """Offset in the file."""
     writes: bool
 
     @property
@@ -21,46 +21,46 @@ class DiskRequest(NamedTuple):
         """Bytes of all vectors."""
         return sum(map(len, self.vectors))
 
-    def carry_out(self) -> None:
-        """Do it here and now; blocks. Raises `OSError`, `EOFError` where a read file ends."""
+    def execute(self) -> None:
+        """Execute synchronously. Raises `OSError`, and `EOFError` at the end of a file read."""
         transfer = write_fully if self.writes else read_fully
         transfer(self.fd, self.vectors, self.offset)
 
-    def outcome(self) -> Exception | None:
-        """Carry it out and return what was raised."""
+    def try_execute(self) -> Exception | None:
+        """Execute synchronously and return the exception, if any."""
         try:
-            self.carry_out()
-        except Exception as error:  # for the move to deal with, whatever it is
+            self.execute()
+        except Exception as error:  # raised in the task instead
             return error
         return None
 
 
 class Completion(NamedTuple):
-    """A request that is on the disk no more: nobody touches its buffers."""
+    """A completed request, whose buffers are no longer in use."""
 
     number: int
     error: Exception | None
-    """What went wrong; after a write, what lies on the disk is then undefined."""
+    """The error, if any. After a failed write, the content on disk is undefined."""
 
 
 class OutOfTimeError(Exception):
-    """The deadline had passed before the disk was asked."""
+    """The deadline passed before the request was sent to the disk."""
 
 
 class RequestQueue(ABC):
-    """Requests of one call in flight. Used by one thread at a time."""
+    """Keeps the requests of one call in flight. Not thread-safe."""
 
     @abstractmethod
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
-        """Send a request on its way; it lands with its number.
+        """Start a request; `wait` returns its completion with the same number.
 
-        If it has not begun by the deadline (`time.monotonic()`), it lands with `OutOfTimeError`.
+        If it is not started by the deadline (`time.monotonic()`), it fails with `OutOfTimeError`.
         """
 
     @abstractmethod
     def wait(self) -> Sequence[Completion]:
-        """Return requests that have landed, blocking until one has; call with some in flight."""
+        """Return completed requests; block until there is one. Some must be in flight."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the queue takes, after waiting for what is in flight."""
+        """Wait for requests in flight and release the queue's resources."""

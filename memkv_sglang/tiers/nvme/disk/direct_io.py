@@ -1,4 +1,4 @@
-"""Vectored I/O that bypasses the page cache where the file system can, whole or not at all."""
+"""Complete vectored reads and writes that bypass the page cache where the file system allows it."""
 
 import ctypes
 import errno
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from memkv_sglang.tiers.nvme.files import Folder
 
 BLOCK = 4096
-"""Bytes to which O_DIRECT needs memory, lengths and file offsets aligned, at most, on any disk."""
+"""Alignment of memory, lengths and file offsets that is sufficient for O_DIRECT on any disk."""
 
 MAX_VECTORS: int = os.sysconf("SC_IOV_MAX")
-"""Buffers that one system call takes."""
+"""Maximum number of buffers per system call."""
 
 _PROBE = ".direct-io-probe"
 _NO_DIRECT_IO = (errno.EINVAL, errno.EOPNOTSUPP)
@@ -26,9 +26,9 @@ def pad_to_block(length: int) -> int:
 
 
 def is_aligned(buffers: Iterable[memoryview]) -> bool:
-    """Tell whether O_DIRECT takes these buffers as they are.
+    """Return whether O_DIRECT can use these buffers directly.
 
-    Read-only memory is answered False: its address cannot be had, so it has to be copied.
+    Returns False for read-only memory, whose address is not available, so it has to be copied.
     """
     return all(
         len(buffer) % BLOCK == 0
@@ -38,7 +38,7 @@ def is_aligned(buffers: Iterable[memoryview]) -> bool:
 
 
 def address_of(buffer: memoryview) -> int:
-    """Return where a writable buffer lies, 0 for an empty one."""
+    """Return the address of a writable buffer, 0 for an empty one."""
     if not buffer:
         return 0
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
@@ -50,12 +50,12 @@ def aligned_memory(size: int) -> memoryview:
 
 
 def read_fully(fd: int, vectors: Sequence[memoryview], offset: int) -> None:
-    """Fill the vectors from `offset` on. Raises `OSError`, or `EOFError` where the file ends."""
+    """Fill the vectors from `offset` on. Raises `OSError`, or `EOFError` at the end of the file."""
     _transfer(os.preadv, fd, vectors, offset)
 
 
 def write_fully(fd: int, vectors: Sequence[memoryview], offset: int) -> None:
-    """Write the vectors from `offset` on. Raises `OSError`; what lies there is then undefined."""
+    """Write the vectors at `offset`. If it raises `OSError`, the content there is undefined."""
     _transfer(os.pwritev, fd, vectors, offset)
 
 
@@ -71,11 +71,11 @@ def _transfer(
         if moved == 0 and any(batch):
             raise EOFError(f"nothing at offset {offset}")
         offset += moved
-        vectors = [*_behind(batch, moved), *vectors[MAX_VECTORS:]]
+        vectors = [*_remaining(batch, moved), *vectors[MAX_VECTORS:]]
 
 
-def _behind(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
-    """Return what is left of the vectors after their first `moved` bytes."""
+def _remaining(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
+    """Return the vectors without their first `moved` bytes."""
     for i, vector in enumerate(vectors):
         if moved < len(vector):
             return [vector[moved:], *vectors[i + 1 :]]
@@ -84,10 +84,10 @@ def _behind(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
 
 
 def supports_direct_io(folder: Folder) -> bool:
-    """Tell whether files in the directory can be written with O_DIRECT, by doing it.
+    """Return whether files in the directory can be written with O_DIRECT, by writing one.
 
-    Where the probe cannot be made the segments there are tell, as a full disk still serves what it
-    has; without any it is assumed.
+    If the probe file cannot be created, for example on a full disk, opens the existing segments
+    instead; if there are none, assumes that it is supported.
     """
     try:
         _write_probe(folder)

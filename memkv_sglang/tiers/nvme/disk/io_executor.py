@@ -1,4 +1,4 @@
-"""Moves: what is done for pages around the requests to the disk, several of them in flight."""
+"""Run the I/O tasks of a call with several disk requests in flight."""
 
 import logging
 import math
@@ -13,41 +13,41 @@ from memkv_sglang.tiers.nvme.disk.threads import DiskThreads
 
 Result = TypeVar("Result")
 
-Move = Generator[DiskRequest, None, Result]
-"""Yields what it asks of the disk, and is told there of the error; does all else between."""
+IoTask = Generator[DiskRequest, None, Result]
+"""Yields disk requests. An error of a request is raised at its `yield`. Returns its result."""
 
-_LEAST = 2
-"""Requests in flight however large they are: one that the disk is at, and the next one."""
+_MIN_REQUESTS = 2
+"""Requests in flight however large they are: one that the disk processes, and the next one."""
 
 _log = logging.getLogger(__name__)
 
 
 class IoExecutor:
-    """Carries moves out, for several calls at once."""
+    """Runs I/O tasks. Thread-safe: several calls may run at the same time."""
 
-    def __init__(self, depth: int, how: Literal["aio", "threads"], *, direct: bool) -> None:
-        """Keep about `depth` requests of a call in flight; AIO only where files are `direct`."""
+    def __init__(self, depth: int, engine: Literal["aio", "threads"], *, direct: bool) -> None:
+        """Keep about `depth` requests per call in flight. Uses AIO only for `direct` files."""
         self.depth = depth
         self.scratches = ScratchPool()
         self._threads = DiskThreads(depth)
-        self._aio = how == "aio" and direct
+        self._aio = engine == "aio" and direct
         self._idle: list[RequestQueue] = []
 
     def run(
         self,
-        moves: Iterable[Move[Result]],
+        tasks: Iterable[IoTask[Result]],
         deadline: float = math.inf,
         in_flight: float = math.inf,
     ) -> list[Result]:
-        """Carry the moves out; return their results, in order, when none is on the disk any more.
+        """Run the tasks and return their results, in order. No request is in flight afterwards.
 
-        A request that has not begun by the deadline (`time.monotonic()`) raises `OutOfTimeError`
-        into its move. With `in_flight` bytes on their way no more than a second request is begun.
-        Whatever a move raises is raised here, then.
+        A request not started by the deadline (`time.monotonic()`) raises `OutOfTimeError` in its
+        task. Once `in_flight` bytes are in flight, starts no more than a second request. Raises
+        any exception that a task raises, after all requests have completed.
         """
         queue = self._take_queue()
         try:
-            results = _Run[Result](queue, self.depth, deadline, in_flight).carry_out(moves)
+            results = _Run[Result](queue, self.depth, deadline, in_flight).execute(tasks)
         except BaseException:
             queue.close()
             raise
@@ -62,54 +62,54 @@ class IoExecutor:
                 return AioQueue(self.depth)
             except OSError as error:
                 fields = {"error": str(error)}
-                _log.warning("no AIO, threads ask the disk instead", extra={"fields": fields})
+                _log.warning("no AIO, using threads for disk I/O", extra={"fields": fields})
         return self._threads.queue()
 
     def close(self) -> None:
-        """Give threads and queues back; no call is running."""
+        """Release threads and queues. Call it only when no call is running."""
         for queue in self._idle:
             queue.close()
         self._threads.close()
 
 
 class _Run(Generic[Result]):
-    """The moves of one call."""
+    """Runs the tasks of one call."""
 
     def __init__(self, queue: RequestQueue, depth: int, deadline: float, limit: float) -> None:
         self._queue = queue
         self._depth = depth
         self._deadline = deadline
         self._limit = limit
-        self._upcoming: Iterator[tuple[int, Move[Result]]] = iter(())
-        self._in_flight: dict[int, tuple[Move[Result], int]] = {}
+        self._upcoming: Iterator[tuple[int, IoTask[Result]]] = iter(())
+        self._in_flight: dict[int, tuple[IoTask[Result], int]] = {}
         self._bytes = 0
         self._results: dict[int, Result] = {}
 
-    def carry_out(self, moves: Iterable[Move[Result]]) -> list[Result]:
-        self._upcoming = enumerate(moves)
-        self._begin_more()
+    def execute(self, tasks: Iterable[IoTask[Result]]) -> list[Result]:
+        self._upcoming = enumerate(tasks)
+        self._start_more()
         while self._in_flight:
             for number, error in self._queue.wait():
-                move, size = self._in_flight.pop(number)
+                task, size = self._in_flight.pop(number)
                 self._bytes -= size
-                self._begin_more()  # first, so that the disk does not wait for what follows here
-                self._go_on(number, move, error)
+                self._start_more()  # first, so that the disk does not idle during `_advance`
+                self._advance(number, task, error)
         return [self._results[number] for number in sorted(self._results)]
 
-    def _begin_more(self) -> None:
-        while self._has_room() and (turn := next(self._upcoming, None)):
-            self._go_on(*turn)
+    def _start_more(self) -> None:
+        while self._has_capacity() and (started := next(self._upcoming, None)):
+            self._advance(*started)
 
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         requests = len(self._in_flight)
-        return requests < self._depth and (requests < _LEAST or self._bytes < self._limit)
+        return requests < self._depth and (requests < _MIN_REQUESTS or self._bytes < self._limit)
 
-    def _go_on(self, number: int, move: Move[Result], error: Exception | None = None) -> None:
+    def _advance(self, number: int, task: IoTask[Result], error: Exception | None = None) -> None:
         try:
-            request = next(move) if error is None else move.throw(error)
+            request = next(task) if error is None else task.throw(error)
         except StopIteration as end:
             self._results[number] = end.value
         else:
-            self._in_flight[number] = (move, request.length)
+            self._in_flight[number] = (task, request.length)
             self._bytes += request.length
             self._queue.submit(number, request, self._deadline)

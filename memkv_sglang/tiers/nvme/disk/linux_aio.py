@@ -1,4 +1,4 @@
-"""The system calls of Linux AIO, which the C library has no wrapper for (linux/aio_abi.h)."""
+"""Linux AIO system calls, for which the C library has no wrappers (linux/aio_abi.h)."""
 
 import ctypes
 import errno
@@ -33,12 +33,12 @@ _system_call.restype = ctypes.c_long
 
 
 class Context:
-    """Requests in flight, and those that have landed. Not thread-safe."""
+    """An AIO context. Not thread-safe."""
 
     def __init__(self, depth: int) -> None:
-        """Make room for `depth` requests.
+        """Create a context for `depth` requests.
 
-        Raises `OSError`: no AIO in this kernel, or its contexts are used up (fs.aio-max-nr).
+        Raises `OSError` if the kernel has no AIO or all contexts are in use (fs.aio-max-nr).
         """
         if _NUMBERS is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -51,9 +51,9 @@ class Context:
         _call(self._numbers.setup, depth, ctypes.byref(self._id))
 
     def submit(self, number: int, request: DiskRequest) -> None:
-        """Send a request. Raises `OSError` if it is not taken: too many buffers, none left, ...
+        """Submit a request. Raises `OSError` if it is rejected, e.g. for too many buffers.
 
-        Its buffers must stay until it has landed. Blocks where there is no O_DIRECT.
+        The caller must keep its buffers until it has completed. Blocks without O_DIRECT.
         """
         vectors = b"".join([_VECTOR.pack(address_of(v), len(v)) for v in request.vectors])
         address = ctypes.cast(ctypes.c_char_p(vectors), ctypes.c_void_p).value
@@ -61,13 +61,13 @@ class Context:
             *(self._block, 0, number, 0, 0, _PWRITEV if request.writes else _PREADV, 0),
             *(request.fd, address, len(request.vectors), request.offset, 0, 0, 0),
         )
-        # The kernel has copied the block and the vectors when this returns.
+        # By the time this returns, the kernel has copied the control block and the vectors.
         _call(self._numbers.submit, self._id, 1, self._blocks)
 
     def collect(self) -> list[tuple[int, int]]:
-        """Return number and result (bytes, or a negative errno) of what has landed.
+        """Return number and result (bytes, or a negative errno) of the completed requests.
 
-        Blocks until something has; empty if a signal came first.
+        Blocks until one completes; returns an empty list if interrupted by a signal.
         """
         try:
             count = _call(self._numbers.get_events, self._id, 1, self._depth, self._events, None)
@@ -77,7 +77,7 @@ class Context:
         return [(number, result) for number, _, result, _ in events]
 
     def close(self) -> None:
-        """Wait for what is in flight, and give the context back."""
+        """Wait for requests in flight and release the context."""
         _call(self._numbers.destroy, self._id)
 
 

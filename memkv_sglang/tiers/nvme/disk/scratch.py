@@ -1,4 +1,4 @@
-"""Aligned memory of a move's own: footers, and a bounce buffer for what is not aligned."""
+"""Aligned scratch memory for I/O tasks: footers, and a bounce buffer for unaligned pages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,28 +6,28 @@ from contextlib import contextmanager
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
 
 _KEPT = 8 << 20
-"""Bytes of a bounce buffer beyond which it is not kept for the next time."""
+"""Maximum bytes of a bounce buffer that is kept for reuse."""
 _TAIL = 2 * BLOCK
 _IDLE = 32
-"""Scratches that are kept for the next time."""
+"""Maximum number of scratches kept for reuse."""
 
 
 class Scratch:
-    """Not thread-safe; what it gives out is good until the next call of the same method."""
+    """The scratch memory of one task. Memory stays valid until the next call of the same method."""
 
     def __init__(self) -> None:
         self._tails: list[memoryview] = []
         self._bounce = memoryview(b"")
 
     def tails(self, count: int) -> list[memoryview]:
-        """Return `count` times two blocks: the first for padding, the second for a footer."""
+        """Return `count` pairs of blocks: the first for padding, the second for a footer."""
         if len(self._tails) < count:
             memory = aligned_memory(count * _TAIL)
             self._tails = [memory[i * _TAIL : (i + 1) * _TAIL] for i in range(count)]
         return self._tails[:count]
 
     def bounce(self, size: int) -> memoryview:
-        """Return `size` bytes that begin on a page boundary."""
+        """Return `size` bytes aligned to a page boundary."""
         if len(self._bounce) >= size:
             return self._bounce[:size]
         memory = aligned_memory(size)
@@ -37,14 +37,14 @@ class Scratch:
 
 
 class ScratchPool:
-    """Thread-safe."""
+    """A pool of scratches. Thread-safe."""
 
     def __init__(self) -> None:
         self._idle: list[Scratch] = []
 
     @contextmanager
-    def lend(self) -> Iterator[Scratch]:
-        """Lend one that nobody else has meanwhile."""
+    def borrow(self) -> Iterator[Scratch]:
+        """Provide a scratch for exclusive use within the `with` block."""
         try:
             scratch = self._idle.pop()
         except IndexError:

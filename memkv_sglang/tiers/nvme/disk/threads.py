@@ -1,10 +1,12 @@
-"""Requests carried out by threads: for file systems without O_DIRECT, where AIO blocks."""
+"""A request queue on threads, for file systems without O_DIRECT, where AIO blocks."""
 
 import threading
 import time
 from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
+
+from typing_extensions import override
 
 from memkv_sglang.tiers.nvme.disk.base import Completion, DiskRequest, OutOfTimeError, RequestQueue
 
@@ -13,32 +15,32 @@ class _Flight(NamedTuple):
     number: int
     request: DiskRequest
     deadline: float
-    landed: SimpleQueue[Completion]
+    completions: SimpleQueue[Completion]
 
 
 class DiskThreads:
-    """A fixed number of threads, which all calls share."""
+    """A fixed number of I/O threads that all calls share."""
 
     def __init__(self, count: int) -> None:
-        """Start the threads when there is work for them."""
+        """Use `count` threads, which are started on first use."""
         self._count = count
         self._flights: SimpleQueue[_Flight | None] = SimpleQueue()
         self._started: list[threading.Thread] = []
         self._starting = threading.Lock()
 
     def queue(self) -> "ThreadQueue":
-        """Return a queue whose requests these threads carry out."""
+        """Return a queue whose requests these threads execute."""
         with self._starting:
             while len(self._started) < self._count:
                 name = f"memkv-nvme-{len(self._started)}"
                 thread = threading.Thread(target=_work, args=(self._flights,), name=name)
-                thread.daemon = True  # a disk that never answers does not keep the process
+                thread.daemon = True  # a disk that never responds must not keep the process alive
                 thread.start()
                 self._started.append(thread)
         return ThreadQueue(self._flights)
 
     def close(self) -> None:
-        """End the threads after the work that is queued."""
+        """Stop the threads once they have executed all queued requests."""
         for _ in self._started:
             self._flights.put(None)
         for thread in self._started:
@@ -46,34 +48,36 @@ class DiskThreads:
 
 
 class ThreadQueue(RequestQueue):
-    """See `DiskThreads.queue`."""
+    """A queue that `DiskThreads` serves."""
 
     def __init__(self, flights: "SimpleQueue[_Flight | None]") -> None:
-        """Put requests into the threads' queue."""
+        """Put requests in the threads' queue `flights`."""
         self._flights = flights
-        self._landed: SimpleQueue[Completion] = SimpleQueue()
+        self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._in_flight = 0
 
+    @override
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
-        """Queue it behind everybody's."""
+        """See `RequestQueue.submit`. Queues the request after those of other calls."""
         self._in_flight += 1
-        self._flights.put(_Flight(number, request, deadline, self._landed))
+        self._flights.put(_Flight(number, request, deadline, self._completions))
 
+    @override
     def wait(self) -> Sequence[Completion]:
-        """Return the next one."""
-        landed = self._landed.get()
+        completion = self._completions.get()
         self._in_flight -= 1
-        return [landed]
+        return [completion]
 
+    @override
     def close(self) -> None:
-        """Wait; the threads stay."""
+        """Wait for requests in flight; the threads keep running."""
         while self._in_flight:
             self.wait()
 
 
 def _work(flights: "SimpleQueue[_Flight | None]") -> None:
     while (flight := flights.get()) is not None:
-        late = time.monotonic() >= flight.deadline
-        error = OutOfTimeError() if late else flight.request.outcome()
-        flight.landed.put(Completion(flight.number, error))
-        del flight, error  # the buffers are their caller's again, not to be kept until the next one
+        is_late = time.monotonic() >= flight.deadline
+        error = OutOfTimeError() if is_late else flight.request.try_execute()
+        flight.completions.put(Completion(flight.number, error))
+        del flight, error  # release the caller's buffers before waiting for the next request

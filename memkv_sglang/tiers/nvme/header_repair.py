@@ -1,4 +1,4 @@
-"""Segment files whose header is lost: the footers in them tell what it was."""
+"""Restore the lost header of a segment file from the footers in the file."""
 
 import enum
 import errno
@@ -12,41 +12,41 @@ from memkv_sglang.tiers.nvme.segment import HEADER_SIZE, Header, pack_header
 
 _CHUNK = 1 << 20
 _SEARCH_LIMIT = 256 << 20
-"""Bytes of data that are searched; the first footer is usually in the first slot."""
+"""Maximum bytes of data to search. The first footer is usually in the first slot."""
 
 
-class Mended(enum.Enum):
-    """What became of a file."""
+class RepairResult(enum.Enum):
+    """The outcome of a repair."""
 
-    HEADER = enum.auto()
-    """It has a header again."""
+    RESTORED = enum.auto()
+    """The header was restored."""
     EMPTY = enum.auto()
-    """It holds nothing but zeros: a segment that no page was written to."""
-    NOTHING = enum.auto()
-    """It may be anything, and is as before."""
+    """The file contains only zeros: no page was ever written to it."""
+    UNKNOWN = enum.auto()
+    """The file may not be a segment and was left unchanged."""
 
 
-def mend(folder: Folder, name: str) -> Mended:
-    """Give a file named as a segment its header back. Raises `OSError`.
+def repair_header(folder: Folder, name: str) -> RepairResult:
+    """Restore the header of a file that is named like a segment. Raises `OSError`.
 
-    Only a file with a valid footer where such a segment would have it is certainly ours.
+    Only touches a file with a valid footer at an offset where a segment would have it.
     """
     number = int(name.removesuffix(".seg"))
     with os.fdopen(folder.open(name, os.O_RDWR), "r+b", buffering=0) as file:
         slot_size, is_empty = _search(file)
         if slot_size is None:
-            return Mended.EMPTY if is_empty else Mended.NOTHING
+            return RepairResult.EMPTY if is_empty else RepairResult.UNKNOWN
         slots = (os.fstat(file.fileno()).st_size - HEADER_SIZE) // slot_size
         header = Header(number, slot_size, slots)
         if not header.is_possible():
-            return Mended.NOTHING
+            return RepairResult.UNKNOWN
         os.pwrite(file.fileno(), pack_header(header), 0)
         os.fsync(file.fileno())
-    return Mended.HEADER
+    return RepairResult.RESTORED
 
 
 def _search(file: BinaryIO) -> tuple[int | None, bool]:
-    """Return the slot size by the first footer, and whether there are only zeros."""
+    """Return the slot size according to the first footer, and whether there are only zeros."""
     searched = 0
     is_empty = True
     position = _next_data(file.fileno(), 0)
@@ -65,18 +65,18 @@ def _search(file: BinaryIO) -> tuple[int | None, bool]:
 
 
 def _next_data(descriptor: int, position: int) -> int | None:
-    """Return where the next block with data begins; unwritten space is skipped."""
+    """Return the offset of the next block with data, skipping holes; None at the end."""
     try:
         found = os.lseek(descriptor, position, os.SEEK_DATA)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing more
+        if error.errno == errno.ENXIO:  # no more data
             return None
         raise
     return max(found // BLOCK * BLOCK, position)
 
 
 def _slot_size_in(chunk: bytes, start: int) -> int | None:
-    """Return the slot size by the first valid footer in data that begins at `start`."""
+    """Return the slot size according to the first valid footer in data from offset `start`."""
     at = chunk.find(MAGIC)
     while at >= 0:
         block = memoryview(chunk)[at : at + BLOCK]
