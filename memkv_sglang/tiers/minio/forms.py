@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.http.errors import UnreadableError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.http import ResponseHead, UnreadableError
 
 if TYPE_CHECKING:
     from memkv_sglang.encryption.keys import KeyRing

@@ -12,8 +12,7 @@ from memkv_sglang.page import (
     PageKey,
     spill_checksum,
 )
-from memkv_sglang.tiers.minio.http.errors import ProtocolError, UnreadableError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.http import Framing, ProtocolError, ResponseHead, UnreadableError
 
 _FORMAT_VERSION = b"%d" % FORMAT_VERSION
 
@@ -124,11 +123,19 @@ def stores_page(head: ResponseHead) -> bool:
         return (
             head.status == HTTPStatus.OK
             and head.field(FORMAT.encode()) == _FORMAT_VERSION
-            and head.field(LENGTH.encode()) == b"%d" % head.length
+            and _length_agrees(head)
             and _CHECKSUM.fullmatch(head.field(CHECKSUM.encode()) or b"") is not None
         )
     except ProtocolError:  # a repeated field
         return False
+
+
+def _length_agrees(head: ResponseHead) -> bool:
+    """Return whether the stored length is that of the body, if the head declares one."""
+    stored = head.field(LENGTH.encode()) or b""
+    if head.framing is Framing.LENGTH:
+        return stored == b"%d" % head.length
+    return stored.isdigit()
 
 
 def is_foreign(head: ResponseHead) -> bool:
@@ -155,11 +162,11 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
     version = head.field(FORMAT.encode())
     if version != _FORMAT_VERSION:
         return f"format version {version!r}"
-    declared, length = head.field(LENGTH.encode()), page.length
-    if declared != b"%d" % head.length:
-        return f"{head.length} bytes, stored as {declared!r}"
-    if head.length != length:
-        raise UnreadableError(f"{head.length} bytes, asked for as {length}")
+    stored = head.field(LENGTH.encode())
+    if not _length_agrees(head):
+        return f"{head.length} bytes, stored as {stored!r}"
+    if stored != b"%d" % page.length:
+        raise UnreadableError(f"{stored!r} bytes, asked for as {page.length}")
     return None
 
 

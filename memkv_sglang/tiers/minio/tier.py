@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -23,34 +24,43 @@ from memkv_sglang.tiers.base import (
     TierError,
     TierUsage,
 )
-from memkv_sglang.tiers.minio.admin.bucket import REMOVED_AT_ONCE, Bucket
-from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
-from memkv_sglang.tiers.minio.auth.signing import Signer, credential_provider
+from memkv_sglang.tiers.minio.admin import REMOVED_AT_ONCE, Bucket
+from memkv_sglang.tiers.minio.auth import Signer, credential_provider, read_credentials
 from memkv_sglang.tiers.minio.forms import page_form
-from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
-from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, StatusError, TransferError
-from memkv_sglang.tiers.minio.http.opening import Opening
-from memkv_sglang.tiers.minio.http.pool import ConnectionPool
-from memkv_sglang.tiers.minio.http.times import ServerClock
-from memkv_sglang.tiers.minio.http.tls import tls_context
+from memkv_sglang.tiers.minio.http import (
+    BackgroundCall,
+    ConnectionPool,
+    OutOfTimeError,
+    ServerClock,
+    StatusError,
+    TransferError,
+    parse_endpoints,
+    tls_context,
+)
 from memkv_sglang.tiers.minio.names import ObjectNames, is_ours, server_side_encryption
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkReader
-from memkv_sglang.tiers.minio.objects.client import ObjectClient
-from memkv_sglang.tiers.minio.objects.telemetry import (
+from memkv_sglang.tiers.minio.objects import (
     LOAD_FAILED,
     LOOKUP_FAILED,
     SPILL_FAILED,
+    BulkReader,
+    Guard,
+    ObjectClient,
     Telemetry,
 )
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
-from memkv_sglang.tiers.minio.retention.access_time_updater import DELAY, AccessTimeUpdater
-from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
-from memkv_sglang.tiers.minio.retention.collector import Collector, Lease
-from memkv_sglang.tiers.minio.retention.collector.worker import CollectorWorker
-from memkv_sglang.tiers.minio.retention.pins import KeptPages, PinStore
-from memkv_sglang.tiers.minio.retention.records import Records
+from memkv_sglang.tiers.minio.retention import (
+    DELAY,
+    AccessTimeCache,
+    AccessTimeUpdater,
+    Collector,
+    CollectorWorker,
+    KeptPages,
+    Lease,
+    PinStore,
+    Records,
+)
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
-from memkv_sglang.tiers.minio.transfer_pool import Guard, TransferPool
+from memkv_sglang.tiers.minio.transfer_pool import TransferPool
 from memkv_sglang.tiers.minio.transfers import PageTransfers
 
 log = logging.getLogger(__name__)
@@ -129,19 +139,19 @@ class MinioTier(Tier):
             idle_timeout=config.idle_timeout,
             keep=2,
         )
-        self._bulk = BulkReader(self._pool, connections=config.connections)
         self._limit: int | None = None
         self._clock = ServerClock()
         self._noted: AccessTimeCache | None = None
         self._toucher: AccessTimeUpdater | None = None
         self._collector: CollectorWorker | None = None
         self._pins: PinStore | None = None
-        self._opening = Opening(self._open, lambda opened: opened.bucket.close())
+        self._opening = BackgroundCall(self._open, lambda opened: opened.bucket.close())
+        self._opening.begin()
 
     def check(self, deadline: float) -> None:
         """Return once the bucket is there and may be used; raises `ConfigError`, `TierError`."""
         try:
-            self._opening.outcome(deadline)
+            self._opening.result(deadline)
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
 
@@ -416,7 +426,7 @@ class MinioTier(Tier):
             raise
         transfers = PageTransfers(
             client,
-            partial(self._bulk.read, signer),
+            BulkReader(self._pool, signer, self.telemetry, connections=ways),
             self._config.bucket,
             self._names,
             self._knowledge,
@@ -434,11 +444,12 @@ class MinioTier(Tier):
             raise TierError("minio.role is `reader`: this node does not change the bucket")
 
     def _bucket_lost(self) -> None:
-        self._opening.again()
+        with suppress(TierError):  # closed meanwhile
+            self._opening.begin()
 
     def _opened(self, deadline: float) -> _Opened:
         try:
-            return self._opening.outcome(deadline)
+            return self._opening.result(deadline)
         except (TierError, OutOfTimeError):
             raise
         except Exception as error:

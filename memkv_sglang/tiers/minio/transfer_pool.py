@@ -5,16 +5,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
-from memkv_sglang.tiers.minio.http.errors import OutOfTimeError
+from memkv_sglang.tiers.minio.http import OutOfTimeError
+from memkv_sglang.tiers.minio.objects import Guard
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Guard = AbstractContextManager[None]
-"""Encloses each use of a page's buffers; raises `OutOfTimeError` once the call is over."""
 
 
 class TransferPool:
@@ -134,7 +132,7 @@ class _Batch(Generic[Result]):
     def __enter__(self) -> None:
         with self._lock:
             if self._over:
-                raise OutOfTimeError("the deadline came first")
+                raise OutOfTimeError("the deadline passed")
             self._guarded += 1
 
     def __exit__(self, *_: object) -> None:

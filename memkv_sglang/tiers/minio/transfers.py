@@ -10,15 +10,18 @@ from urllib.parse import quote
 from memkv_sglang.page import ChangedPageError, Page, PageKey, page_checksum, scatter
 from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult
 from memkv_sglang.tiers.minio.forms import PageForm
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import (
+from memkv_sglang.tiers.minio.http import (
+    Connection,
     ProtocolError,
+    Response,
+    ResponseHead,
     StatusError,
     TransferError,
     UnreadableError,
+    framed_head,
+    parse_head,
+    unusable_answer,
 )
-from memkv_sglang.tiers.minio.http.explain import unusable_answer
-from memkv_sglang.tiers.minio.http.framing import ResponseHead, framed_head, parse_head
 from memkv_sglang.tiers.minio.names import (
     ObjectNames,
     checksum_matches,
@@ -28,13 +31,19 @@ from memkv_sglang.tiers.minio.names import (
     metadata_mismatch,
     page_fields,
 )
-from memkv_sglang.tiers.minio.objects.bulk import Response
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer
-from memkv_sglang.tiers.minio.objects.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
-from memkv_sglang.tiers.minio.objects.telemetry import LOAD_FAILED, SPILL_FAILED, Telemetry
+from memkv_sglang.tiers.minio.objects import (
+    LOAD_FAILED,
+    NO_FIELDS,
+    SPILL_FAILED,
+    UNGUARDED,
+    BulkReader,
+    Guard,
+    ObjectClient,
+    Telemetry,
+    refuse,
+)
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
-from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
-from memkv_sglang.tiers.minio.transfer_pool import Guard
+from memkv_sglang.tiers.minio.retention import AccessTimeCache
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
 """Answers to the copy of an object that is not, or no longer, the one that was read."""
@@ -75,8 +84,7 @@ class PageTransfers(NamedTuple):
     """Moves pages of one bucket and keeps what it learns. Faults are results and a log line."""
 
     client: ObjectClient
-    bulk: Callable[[Sequence[tuple[str, Page]], float], BulkAnswer]
-    """`BulkReader.read` with a signer."""
+    bulk: BulkReader
     bucket: str
     names: ObjectNames
     knowledge: PresenceCache
@@ -96,7 +104,7 @@ class PageTransfers(NamedTuple):
         if not self.form.in_place:
             return FetchedPages(checksums, faults, None)
         objects = [(self.names.page(page.key), page) for page in pages]
-        responses, failure = self.bulk(objects, deadline)
+        responses, failure = self.bulk.read(objects, deadline)
         for response in responses:
             page = pages[response.number]
             try:

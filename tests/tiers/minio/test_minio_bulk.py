@@ -22,7 +22,7 @@ from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.auth.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
-from memkv_sglang.tiers.minio.objects.bulk_requests import Requests
+from memkv_sglang.tiers.minio.objects.bulk_reader import Requests
 
 KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
 

@@ -12,11 +12,11 @@ import pytest
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.minio.http.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.http.connection import Connection
 from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, StallError
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
-from memkv_sglang.tiers.minio.objects.bulk import Request, Response, Source
 
 loop = pytest.importorskip(
     "memkv_sglang.tiers.minio.http.receive_loop",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.minio.http.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.http.connection import Connection
 from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 from memkv_sglang.tiers.minio.http.errors import ProtocolError, TransferError, UnreadableError
@@ -26,7 +27,6 @@ from memkv_sglang.tiers.minio.names import (
     metadata_mismatch,
     stores_page,
 )
-from memkv_sglang.tiers.minio.objects.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.objects.client import demand_printable
 from memkv_sglang.tiers.minio.retention.access_time_updater import kept_fields
 

@@ -13,8 +13,8 @@ from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.answers import shown
-from memkv_sglang.tiers.minio.http.explain import PERMISSIONS, control_error
+from memkv_sglang.tiers.minio.auth import REFUSED
+from memkv_sglang.tiers.minio.http import PERMISSIONS, control_error, shown
 
 if TYPE_CHECKING:
     from minio import Minio
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.http.control import ControlHttp
 
 Answer = TypeVar("Answer")
-
-REFUSED = frozenset({400, 401, 403})
-"""Statuses after which credentials may be wrong, withdrawn or expired (400)."""
 
 LISTED_AT_ONCE = 1000
 """Objects of one answer, as many as S3 allows."""

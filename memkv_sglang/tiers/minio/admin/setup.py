@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.explain import control_error
+from memkv_sglang.tiers.minio.http import control_error
 from memkv_sglang.tiers.minio.names import ObjectNames
 
 if TYPE_CHECKING:

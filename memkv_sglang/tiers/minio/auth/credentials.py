@@ -17,8 +17,8 @@ from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.minio.auth.credentials_file import FileCredentials, read_credentials
+from memkv_sglang.tiers.minio.http import tls_context
 from memkv_sglang.tiers.minio.http.control import ControlHttp
-from memkv_sglang.tiers.minio.http.tls import tls_context
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,15 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.auth.sigv4 import UNSIGNED, Template, request_date, template
-from memkv_sglang.tiers.minio.http.background import BackgroundCall
-from memkv_sglang.tiers.minio.http.endpoints import Endpoint
-from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, TransferError
+from memkv_sglang.tiers.minio.http import BackgroundCall, Endpoint, OutOfTimeError, TransferError
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
 
     from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
+
+REFUSED = frozenset({400, 401, 403})
+"""Statuses that can mean that the credentials are wrong, withdrawn or expired (400)."""
 
 RENEW_PAUSE = 5.0
 """Seconds between two times that refused credentials are read again."""

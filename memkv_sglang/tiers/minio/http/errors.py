@@ -26,7 +26,11 @@ class ConnectError(TransferError):
     """No connection could be opened."""
 
 
-class StaleError(TransferError):
+class ClosedError(TransferError):
+    """The server closed the connection."""
+
+
+class StaleError(ClosedError):
     """A kept-alive connection was closed, or stayed silent, before a byte of the response came.
 
     A balancer may have forgotten it; the server is not at fault. Retry on a fresh connection.

@@ -215,7 +215,7 @@ class ConnectionPool:
     def _connect(self, server: Server, deadline: float) -> Connection:
         endpoint, begin = server.endpoint, time.monotonic()
         if begin >= deadline:
-            raise OutOfTimeError("the deadline came first")
+            raise OutOfTimeError("the deadline passed")
         timeout = min(self._connect_timeout, deadline - begin)
         context = self._context if endpoint.scheme == "https" else None
         try:
@@ -224,7 +224,7 @@ class ConnectionPool:
             transport = connect(addresses, endpoint.host, left, context)
         except OSError as error:
             if time.monotonic() >= deadline:
-                raise OutOfTimeError("the deadline came first") from error
+                raise OutOfTimeError("the deadline passed") from error
             raise ConnectError(str(unreachable(endpoint.url, error))) from error
         took = time.monotonic() - begin
         server.round_trip = min(took, server.round_trip or took)

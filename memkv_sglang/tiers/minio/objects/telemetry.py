@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 
 from memkv_sglang.log_limit import LogLimit
+from memkv_sglang.tiers.minio.http import FALLBACK_REASONS
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Telemetry:
     def __init__(self) -> None:
         """Begin with nothing counted."""
         self._counts: Counter[str] = Counter()
+        self._fallbacks = dict.fromkeys(FALLBACK_REASONS, 0)
         self._limit = LogLimit(QUIET)
         self._failing: dict[str, tuple[str, int]] = {}
         """Of each operation that fails: the last reason, and how often in a row it failed."""
@@ -40,6 +42,16 @@ class Telemetry:
         """Return all counts so far by name; what never happened is not there."""
         with self._lock:
             return dict(self._counts)
+
+    def count_fallback(self, reason: str) -> None:
+        """Count a page that the fast path left to the slow path."""
+        with self._lock:
+            self._fallbacks[reason] += 1
+
+    def fallbacks(self) -> dict[str, int]:
+        """Return the number of pages left to the slow path, by reason; 0 for unseen reasons."""
+        with self._lock:
+            return dict(self._fallbacks)
 
     def fault(self, event: str, error: Exception) -> None:
         """Count a fault; log the first of its kind, and the next one after `QUIET` seconds.

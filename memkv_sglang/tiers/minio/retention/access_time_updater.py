@@ -15,13 +15,16 @@ from urllib.parse import quote
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import StatusError, TransferError
-from memkv_sglang.tiers.minio.http.explain import refused, unusable_answer
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.http import (
+    Connection,
+    ResponseHead,
+    StatusError,
+    TransferError,
+    refused,
+    unusable_answer,
+)
 from memkv_sglang.tiers.minio.names import ObjectNames, is_stored, stores_page
-from memkv_sglang.tiers.minio.objects.client import ObjectClient, refuse
-from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
+from memkv_sglang.tiers.minio.objects import ObjectClient, Telemetry, refuse
 from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,7 @@ import time
 from contextlib import suppress
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.minio.http.errors import ProtocolError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
-from memkv_sglang.tiers.minio.http.times import ServerClock, modified_time
+from memkv_sglang.tiers.minio.http import ProtocolError, ResponseHead, ServerClock, modified_time
 
 LIMIT = 500_000
 """Pages that are remembered; some 60 MB."""

@@ -16,8 +16,8 @@ import msgspec
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.admin.bucket import Bucket, ObjectInfo
-from memkv_sglang.tiers.minio.http.answers import shown
+from memkv_sglang.tiers.minio.admin import Bucket, ObjectInfo
+from memkv_sglang.tiers.minio.http import shown
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.retention.records import LIMIT, Records
 

@@ -11,11 +11,15 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import StatusError, TransferError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
-from memkv_sglang.tiers.minio.http.times import ServerClock, modified_time
-from memkv_sglang.tiers.minio.objects.client import ObjectClient, refuse
+from memkv_sglang.tiers.minio.http import (
+    Connection,
+    ResponseHead,
+    ServerClock,
+    StatusError,
+    TransferError,
+    modified_time,
+)
+from memkv_sglang.tiers.minio.objects import ObjectClient, refuse
 
 LIMIT = 4 << 20
 """Bytes of a record at most: the hashes of a chain of 60,000 pages."""
@@ -62,11 +66,7 @@ class Records:
             if head.status != HTTPStatus.OK:
                 refuse(connection, head, deadline)
             age = self._clock.now(head) - modified_time(head)
-            if head.length > limit:  # which is left unread, so that the connection is closed
-                return Record(None, _etag(head), age)
-            content = bytearray(head.length)
-            connection.receive_body([memoryview(content)], deadline)
-            return Record(bytes(content), _etag(head), age)
+            return Record(connection.read_body(limit, deadline), _etag(head), age)
 
         try:
             return self._client.exchange("GET", name, deadline, receive)

@@ -12,11 +12,14 @@ from typing import NamedTuple, TypeVar
 
 from memkv_sglang.config.schema import CollectorConfig
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.minio.admin.bucket import REMOVED_AT_ONCE, Bucket
-from memkv_sglang.tiers.minio.http.background import BackgroundCall
-from memkv_sglang.tiers.minio.http.errors import ProtocolError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
-from memkv_sglang.tiers.minio.http.times import is_plausible, modified_time
+from memkv_sglang.tiers.minio.admin import REMOVED_AT_ONCE, Bucket
+from memkv_sglang.tiers.minio.http import (
+    BackgroundCall,
+    ProtocolError,
+    ResponseHead,
+    is_plausible,
+    modified_time,
+)
 from memkv_sglang.tiers.minio.names import ObjectNames, is_ours
 from memkv_sglang.tiers.minio.retention.collector.lease import RENEWALS, Report
 from memkv_sglang.tiers.minio.retention.collector.order import (

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.answers import shown
+from memkv_sglang.tiers.minio.http import shown
 from memkv_sglang.tiers.minio.retention.records import Record, Records, Written
 
 RENEWALS = 3
