@@ -126,8 +126,8 @@ def test_one_wrong_date_causes_no_touches(tier: MinioTier, proxy: HttpFaultProxy
         proxy.fault = fault
         for _ in range(3):
             tier.note_use(CHAIN)
-            assert tier._toucher is not None
-            assert tier._toucher.flush(LIMIT)
+            assert tier._access_time_updater is not None
+            assert tier._access_time_updater.flush(LIMIT)
     assert "touched" not in tier.telemetry.counts()
 
 

@@ -135,8 +135,8 @@ def test_a_tier_with_limits_notes_its_uses(bucketful: Bucketful) -> None:
     try:
         tier.keep_limits(limits(use_period=1), Metrics(CollectorRegistry()), delay=0)
         tier.note_use(chain)
-        assert tier._toucher is not None
-        assert tier._toucher.flush(LIMIT)
+        assert tier._access_time_updater is not None
+        assert tier._access_time_updater.flush(LIMIT)
     finally:
         tier.close()
     assert bucketful.modified(chain.keys()[0]) > before

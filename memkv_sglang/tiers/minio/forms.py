@@ -30,12 +30,12 @@ class PageForm(ABC):
     """Whether the stored form is the page's own bytes."""
 
     @abstractmethod
-    def room(self, page: Page) -> AbstractContextManager[Page]:
+    def stored_page(self, page: Page) -> AbstractContextManager[Page]:
         """Lend the page over memory for its stored form, which may be the page itself."""
 
     @abstractmethod
     def store(self, page: Page, stored: Page) -> None:
-        """Fill `stored`, which came from `room`, from the page. Raises `ChangedPageError`."""
+        """Fill `stored`, a result of `stored_page`. Raises `ChangedPageError`."""
 
     @abstractmethod
     def check(self, head: ResponseHead) -> str | None:
@@ -60,7 +60,7 @@ class PlainForm(PageForm):
     fields: Mapping[str, str] = {}
     in_place = True
 
-    def room(self, page: Page) -> AbstractContextManager[Page]:
+    def stored_page(self, page: Page) -> AbstractContextManager[Page]:
         """Lend the page itself."""
         return nullcontext(page)
 
@@ -98,7 +98,7 @@ class SealedForm(PageForm):
         self.fields = {KEY_ID: ring.write}
 
     @contextmanager
-    def room(self, page: Page) -> Iterator[Page]:
+    def stored_page(self, page: Page) -> Iterator[Page]:
         """Lend memory that is used again: fresh memory costs as much as the encryption."""
         size = page.length + self._sealing.OVERHEAD
         memory = self._idle.pop() if self._idle else bytearray()

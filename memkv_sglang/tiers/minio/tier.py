@@ -4,10 +4,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -42,8 +42,6 @@ from memkv_sglang.tiers.minio.objects import (
     LOAD_FAILED,
     LOOKUP_FAILED,
     SPILL_FAILED,
-    BulkReader,
-    Guard,
     ObjectClient,
     Telemetry,
 )
@@ -61,7 +59,7 @@ from memkv_sglang.tiers.minio.retention import (
 )
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.transfer_pool import TransferPool
-from memkv_sglang.tiers.minio.transfers import PageTransfers
+from memkv_sglang.tiers.minio.transfers import PageTransfers, stopped
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +77,6 @@ LARGEST_PAGE = 1 << 30
 
 NAMES_SHOWN = 5
 """Objects that a log line names."""
-
-Result = TypeVar("Result")
 
 SKIPPED = Fetched(LoadResult.SKIPPED)
 
@@ -120,9 +116,9 @@ class MinioTier(Tier):
         if config.credentials_file:
             read_credentials(config.credentials_file)  # to say now what is wrong with it
         self._names = ObjectNames(config.prefix)
-        self._knowledge = PresenceCache(config.presence_cache_pages, config.negative_ttl)
+        self._presence = PresenceCache(config.presence_cache_pages, config.negative_ttl)
         self.telemetry = Telemetry()
-        self._movers = TransferPool(config.connections)
+        self._threads = TransferPool(config.connections)
         self._pool = ConnectionPool(
             endpoints,
             context=self._context,
@@ -141,8 +137,8 @@ class MinioTier(Tier):
         )
         self._limit: int | None = None
         self._clock = ServerClock()
-        self._noted: AccessTimeCache | None = None
-        self._toucher: AccessTimeUpdater | None = None
+        self._access_times: AccessTimeCache | None = None
+        self._access_time_updater: AccessTimeUpdater | None = None
         self._collector: CollectorWorker | None = None
         self._pins: PinStore | None = None
         self._opening = BackgroundCall(self._open, lambda opened: opened.bucket.close())
@@ -157,7 +153,7 @@ class MinioTier(Tier):
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Bound the answer by what is known, then search with several HEAD requests a round."""
-        low, high = self._knowledge.bounds(chain)
+        low, high = self._presence.bounds(chain)
 
         def probe(positions: Sequence[int]) -> list[bool] | None:
             try:
@@ -169,90 +165,61 @@ class MinioTier(Tier):
 
         width = best_width(high - low, self._pool.round_trip)
         found, bound = longest_prefix(low, high, probe, width)
-        self._knowledge.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
+        self._presence.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
             # What was seen behind a page that is not there is not there any more either.
             absent = [PageKey(chain.namespace, h) for h in chain.hashes[found:]]
-            self._knowledge.discard(*absent)
-            self._knowledge.add_missing(absent[0])
+            self._presence.discard(*absent)
+            self._presence.add_missing(absent[0])
         return Lookup(found, complete=found == bound)
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """Ask for the pages that are not known to be present."""
-        unknown = [key for key in dict.fromkeys(keys) if not self._knowledge.has(key)]
+        unknown = [key for key in dict.fromkeys(keys) if not self._presence.has(key)]
         try:
             found = dict(zip(unknown, self._ask(unknown, deadline), strict=True))
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
-        self._knowledge.add(key for key, there in found.items() if there)
+        self._presence.add(key for key, there in found.items() if there)
         return [found.get(key, True) for key in keys]
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Receive each page straight into its buffers.
-
-        All at once first, in a loop for what is as it should be; then one by one what was not.
-        """
-        outcomes = [fetched or SKIPPED for fetched in self._fetch(pages, deadline)]
-        self._knowledge.add(
-            page.key for page, fetched in zip(pages, outcomes, strict=True) if fetched.checksum
-        )
-        if any(fetched.checksum for fetched in outcomes):
-            self.telemetry.over(LOAD_FAILED)
-        if Fetched(LoadResult.MISSING) in outcomes:
-            # Pages behind the missing one were not begun and are likely to be missing too.
-            skipped = [
-                p.key for p, fetched in zip(pages, outcomes, strict=True) if fetched is SKIPPED
-            ]
-            self._knowledge.discard(*skipped)
-        return outcomes
-
-    def _fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched | None]:
-        failed = Fetched(LoadResult.FAILED)
+        """Receive pages straight into their buffers; see `PageTransfers.load`."""
         transfers = self._transfers(deadline) if pages else None
-        if transfers is None:
-            return _stopped(failed, len(pages))
-        checksums, faults, failure = transfers.fetch_all(pages, deadline)
-        rest = [i for i, checksum in enumerate(checksums) if checksum is None]
-        if failure is None:
-            moved = self._move_all(
-                partial(transfers.fetch, seen=faults),
-                [pages[i] for i in rest],
-                deadline,
-                goes_on=lambda fetched: fetched.result is LoadResult.LOADED,
-                failed=failed,
-            )
-        else:
-            self.telemetry.fault(LOAD_FAILED, failure)
-            moved = _stopped(failed, len(rest))
-        outcomes: list[Fetched | None] = [Fetched(LoadResult.LOADED, c) for c in checksums]
-        for index, fetched in zip(rest, moved, strict=True):
-            outcomes[index] = fetched
+        fetched = (
+            stopped(Fetched(LoadResult.FAILED), len(pages))
+            if transfers is None
+            else transfers.load(pages, deadline)
+        )
+        outcomes = [outcome or SKIPPED for outcome in fetched]
+        self._presence.add(
+            page.key for page, outcome in zip(pages, outcomes, strict=True) if outcome.checksum
+        )
+        if any(outcome.checksum for outcome in outcomes):
+            self.telemetry.succeeded(LOAD_FAILED)
+        if Fetched(LoadResult.MISSING) in outcomes:
+            # The pages after a missing one were not tried, and are probably missing as well.
+            skipped = [
+                p.key for p, outcome in zip(pages, outcomes, strict=True) if outcome is SKIPPED
+            ]
+            self._presence.discard(*skipped)
         return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Send each page that is not known to be present straight from its buffers.
-
-        Several are on their way at once: where one fails, a few behind it may yet be stored.
-        """
+        """Send pages that are not known to be present straight from their buffers."""
         if self._read_only:
             return [SpillResult.REFUSED] * len(pages)
-        unknown = [i for i, page in enumerate(pages) if not self._knowledge.has(page.key)]
+        unknown = [i for i, page in enumerate(pages) if not self._presence.has(page.key)]
         transfers = self._transfers(deadline) if unknown else None
-        moved = (
-            _stopped(SpillResult.FAILED, len(unknown))
+        spilled = (
+            stopped(SpillResult.FAILED, len(unknown))
             if transfers is None
-            else self._move_all(
-                transfers.store,
-                [pages[i] for i in unknown],
-                deadline,
-                goes_on=lambda result: result is SpillResult.STORED,
-                failed=SpillResult.FAILED,
-            )
+            else transfers.spill([pages[i] for i in unknown], deadline)
         )
-        if SpillResult.STORED in moved:
-            self.telemetry.over(SPILL_FAILED)
+        if SpillResult.STORED in spilled:
+            self.telemetry.succeeded(SPILL_FAILED)
         results = [SpillResult.PRESENT] * len(pages)
-        for index, result in zip(unknown, moved, strict=True):
+        for index, result in zip(unknown, spilled, strict=True):
             results[index] = SpillResult.FAILED if result is None else result
         return results
 
@@ -261,14 +228,14 @@ class MinioTier(Tier):
 
     def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Forget that they were seen."""
-        self._knowledge.discard(*keys)
+        self._presence.discard(*keys)
 
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Ask which are there, remove them through the control path."""
         self._demand_writer()
-        self._knowledge.discard(*keys)
+        self._presence.discard(*keys)
         removed = self._remove_ours([self._names.page(key) for key in dict.fromkeys(keys)])
-        self._knowledge.discard(*keys)
+        self._presence.discard(*keys)
         return removed
 
     def _remove_ours(self, names: Sequence[str]) -> int:
@@ -323,7 +290,7 @@ class MinioTier(Tier):
         names = [item.name for item in bucket.objects(prefix) if self._names.page_key(item.name)]
         removed = self._remove_ours(names)
         bucket.remove([self._names.description(namespace)])
-        self._knowledge.forget(namespace)
+        self._presence.forget(namespace)
         return removed
 
     def keep_limits(
@@ -336,12 +303,12 @@ class MinioTier(Tier):
         """
         if self._read_only:
             return
-        self._noted = AccessTimeCache(config.use_period, self._clock)
-        self._toucher = AccessTimeUpdater(
+        self._access_times = AccessTimeCache(config.use_period, self._clock)
+        self._access_time_updater = AccessTimeUpdater(
             lambda: self._opened(time.monotonic() + OPENING_TIME).control,
             self._config.bucket,
             self._names,
-            self._noted,
+            self._access_times,
             self.telemetry,
             delay=delay,
         )
@@ -351,8 +318,8 @@ class MinioTier(Tier):
 
     def note_use(self, chain: Chain) -> None:
         """Have the present use of a chain's pages, given from its root, noted in the bucket."""
-        if self._toucher is not None:
-            self._toucher.note_use(chain)
+        if self._access_time_updater is not None:
+            self._access_time_updater.note_use(chain)
 
     def collector(self, config: CollectorConfig) -> tuple[Collector, Lease]:
         """Return who removes pages, and the lease to hold meanwhile. Raises `TierError`."""
@@ -379,7 +346,7 @@ class MinioTier(Tier):
         return self.pins().kept()
 
     def _forget(self, keys: Sequence[PageKey]) -> None:
-        self._knowledge.discard(*keys)
+        self._presence.discard(*keys)
 
     def usage(self) -> TierUsage:
         """Return what the last collection saw, whichever node made it; zeros before the first."""
@@ -395,7 +362,7 @@ class MinioTier(Tier):
 
     def check_integrity(self) -> list[str]:
         """Compare what is known present with what is known missing."""
-        return self._knowledge.check_integrity()
+        return self._presence.check_integrity()
 
     def close(self, deadline: float = math.inf) -> None:
         """Wait for pages in flight, then close threads and connections.
@@ -407,9 +374,9 @@ class MinioTier(Tier):
         self._control_pool.break_off()
         if self._collector is not None:
             self._collector.close()
-        if self._toucher is not None:
-            self._toucher.close()
-        self._movers.close()
+        if self._access_time_updater is not None:
+            self._access_time_updater.close()
+        self._threads.close()
         self._pool.close()
 
     def _open(self) -> _Opened:
@@ -425,17 +392,13 @@ class MinioTier(Tier):
             bucket.close()
             raise
         transfers = PageTransfers(
+            self._config,
             client,
-            BulkReader(self._pool, signer, self.telemetry, connections=ways),
-            self._config.bucket,
-            self._names,
-            self._knowledge,
-            self.telemetry,
+            self._threads,
             self._form,
-            server_side_encryption(self._config),
+            self._presence,
+            access_times=lambda: self._access_times,
             on_bucket_lost=self._bucket_lost,
-            read_only=self._read_only,
-            noted=lambda: self._noted,
         )
         return _Opened(bucket, client, control, transfers)
 
@@ -475,7 +438,7 @@ class MinioTier(Tier):
         except (TransferError, StatusError) as error:
             self.telemetry.fault(LOOKUP_FAILED, error)
             raise TierError(f"MinIO does not answer: {error}") from error
-        self.telemetry.over(LOOKUP_FAILED)
+        self.telemetry.succeeded(LOOKUP_FAILED)
         return found
 
     def _transfers(self, deadline: float) -> PageTransfers | None:
@@ -485,31 +448,6 @@ class MinioTier(Tier):
         except (TierError, OutOfTimeError) as error:
             self.telemetry.fault("is not usable", error)
             return None
-
-    def _move_all(
-        self,
-        move: Callable[[Page, float, Guard], Result],
-        pages: Sequence[Page],
-        deadline: float,
-        *,
-        goes_on: Callable[[Result], bool],
-        failed: Result,
-    ) -> list[Result | None]:
-        """Move pages in order; None for those that were not begun."""
-        if not pages:
-            return []
-        return self._movers.run(
-            lambda index, guard: move(pages[index], deadline, guard),
-            len(pages),
-            deadline,
-            goes_on=goes_on,
-            failed=failed,
-        )
-
-
-def _stopped(failed: Result, count: int) -> list[Result | None]:
-    """Return the results of pages of which the first failed and no other was begun."""
-    return [failed, *[None] * (count - 1)] if count else []
 
 
 def _digest(folder: str) -> bytes | None:

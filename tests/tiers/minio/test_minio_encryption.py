@@ -68,7 +68,7 @@ def test_memory_of_large_pages_is_not_kept_without_bound() -> None:
     page = Page(KEYS[0], (memoryview(bytearray(24 << 20)),))
     with ExitStack() as pages:
         for _ in range(8):
-            pages.enter_context(form.room(page))
+            pages.enter_context(form.stored_page(page))
     assert 0 < sum(map(len, form._idle)) <= 64 << 20
 
 

@@ -1,6 +1,6 @@
 """Signed requests for objects: one at a time, pipelined, and in bulk."""
 
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer, BulkReader
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer
 from memkv_sglang.tiers.minio.objects.client import (
     NO_FIELDS,
     UNGUARDED,
@@ -22,7 +22,6 @@ __all__ = [
     "SPILL_FAILED",
     "UNGUARDED",
     "BulkAnswer",
-    "BulkReader",
     "Guard",
     "ObjectClient",
     "Telemetry",

@@ -24,7 +24,6 @@ from memkv_sglang.tiers.minio.http import (
     Source,
     TransferError,
 )
-from memkv_sglang.tiers.minio.objects.client import NO_FIELDS
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
 # Why there is no compiled loop; empty if there is one.
@@ -92,7 +91,7 @@ class Requests:
 
     def _head(self, endpoint: Endpoint, path: str) -> bytes:
         target = endpoint.base_path + path
-        return self._signer.head(self._credentials, "GET", endpoint, target, NO_FIELDS)
+        return self._signer.head(self._credentials, "GET", endpoint, target, {})
 
 
 class BulkReader:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
+from memkv_sglang.page import Page
 from memkv_sglang.tiers.minio.auth import REFUSED, Signer
 from memkv_sglang.tiers.minio.http import (
     ClosedError,
@@ -22,6 +23,7 @@ from memkv_sglang.tiers.minio.http import (
     unusable_answer,
 )
 from memkv_sglang.tiers.minio.names import stores_page
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer, BulkReader
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class ObjectClient:
         self._pool = pool
         self._signer = signer
         self._ways = ways
-        self._telemetry = telemetry
+        self.telemetry = telemetry
+        self._bulk = BulkReader(pool, signer, telemetry, connections=ways)
 
     def exchange(
         self,
@@ -97,6 +100,10 @@ class ObjectClient:
             if error.status not in REFUSED or not self._signer.renew(credentials, deadline):
                 raise
             return attempt(self._signer.credentials(deadline))
+
+    def read_bulk(self, objects: Sequence[tuple[str, Page]], deadline: float) -> BulkAnswer:
+        """Read objects on the fast path; see `BulkReader.read`."""
+        return self._bulk.read(objects, deadline)
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
         """Return which names belong to stored pages, judged by their metadata; see `heads`."""
@@ -158,7 +165,7 @@ class ObjectClient:
         """
         ways = min(ways, len(names))
         found: list[ResponseHead | None] = []
-        self._telemetry.count("lookup_round_trips")
+        self.telemetry.count("lookup_round_trips")
         with ExitStack() as lent:
             lanes: list[Connection | None] = [
                 lent.enter_context(self._pool.lend(deadline, fresh=fresh)) for _ in range(ways)
@@ -204,7 +211,7 @@ class ObjectClient:
         """
         there = stores_page(head)
         if head.status == HTTPStatus.OK and not there:
-            self._telemetry.fault("answer is no page", unusable_answer(head))
+            self.telemetry.fault("answer is no page", unusable_answer(head))
         if head.status == HTTPStatus.NOT_FOUND and is_html(head):
             raise unusable_answer(head)
         return there

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 LOOKUP_FAILED, LOAD_FAILED, SPILL_FAILED = "lookup failed", "load failed", "spill failed"
 
 OPERATIONS = frozenset({LOOKUP_FAILED, LOAD_FAILED, SPILL_FAILED})
-"""Faults that end with the next call of their kind that succeeds: see `over`."""
+"""Faults that end with the next call of their kind that succeeds: see `succeeded`."""
 
 LASTING = 3
 """How often in a row one of them means that the tier does not work."""
@@ -70,8 +70,8 @@ class Telemetry:
             fields = {"reason": str(error), "count": left_out + 1}
             logger.warning(f"minio {event}", extra={"fields": fields})
 
-    def over(self, event: str) -> None:
-        """Take note that the operation went well."""
+    def succeeded(self, event: str) -> None:
+        """End the fault of an operation that has just succeeded."""
         if event in self._failing:
             with self._lock:
                 self._failing.pop(event, None)
