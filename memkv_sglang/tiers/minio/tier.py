@@ -338,7 +338,9 @@ class MinioTier(Tier):
         """Return the bucket's pins, once it is open. Raises `TierError`."""
         control = self.control()
         if self._pins is None:  # two of them, made at once, do no harm
-            self._pins = PinStore(*control, count_odd=partial(self.telemetry.count, "odd_pins"))
+            self._pins = PinStore(
+                *control, count_unusable=partial(self.telemetry.count, "odd_pins")
+            )
         return self._pins
 
     def pinned(self) -> KeptPages:
@@ -371,7 +373,7 @@ class MinioTier(Tier):
         under way ends by itself within seconds, and then leaves nothing open.
         """
         self._opening.close()
-        self._control_pool.break_off()
+        self._control_pool.abort()
         if self._collector is not None:
             self._collector.close()
         if self._access_time_updater is not None:

@@ -1,4 +1,4 @@
-"""XXH3-128 piece by piece, without the interpreter's lock."""
+"""Incremental XXH3-128 without the GIL."""
 
 cdef void *new_state() except NULL
 cdef void free_state(void *state) noexcept nogil

@@ -1,7 +1,7 @@
-"""See xxh3.pxd. The functions are those of the xxHash library inside the `xxhash` package.
+"""See xxh3.pxd. Calls the xxHash library inside the `xxhash` package directly.
 
-Its extension exports them (stable since xxHash 0.8). Through its Python objects each piece would
-take the interpreter's lock, for which several receiving threads then queue.
+Its extension exports the C functions, which are stable since xxHash 0.8. The package's Python
+objects would take the GIL for each piece, and receiving threads would wait for each other.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ cdef void (*_canonical)(unsigned char *, Checksum) noexcept nogil
 
 
 cdef void *_function(library, str name) except NULL:
-    # What is called `dispatch` picks the vector instructions that this processor has.
+    # The `_dispatch` functions use the vector instructions of this processor.
     for exported in (f"{name}_dispatch", name):
         if hasattr(library, exported):
             pointer = ctypes.cast(getattr(library, exported), ctypes.c_void_p)

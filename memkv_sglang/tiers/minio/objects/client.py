@@ -1,4 +1,4 @@
-"""Requests for objects, on pooled connections, each answered or failed by its deadline."""
+"""Signed requests for objects on pooled connections. Each one succeeds or fails by its deadline."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -40,16 +40,16 @@ UNGUARDED: Guard = nullcontext()
 """For buffers that outlive the call."""
 
 PIPELINE = 16
-"""HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
+"""Maximum number of HEAD requests in flight per connection; the responses fit socket buffers."""
 
 
 class ObjectClient:
-    """Speaks for one bucket. Safe for any number of threads."""
+    """Sends requests for the objects of one bucket. Thread-safe."""
 
     def __init__(
         self, pool: ConnectionPool, signer: Signer, telemetry: Telemetry, *, ways: int
     ) -> None:
-        """Send requests over the pool's connections; ask for presence over `ways` at once."""
+        """Use the pool's connections, up to `ways` of them at once for one call."""
         self._pool = pool
         self._signer = signer
         self._ways = ways
@@ -68,11 +68,11 @@ class ObjectClient:
         guard: Guard = UNGUARDED,
         bodiless: bool = False,
     ) -> Answer:
-        """Send a request for an object and let `receive` read the response.
+        """Send a request for an object, and return what `receive` makes of the response.
 
-        `bodiless`: the method is HEAD. `fields`, `body` and `receive` are used within the guard
-        only. A kept-alive connection that the server had closed is replaced once. Raises
-        `TransferError`, and what `receive` raises.
+        `bodiless` means that the method is HEAD. `fields`, `body` and `receive` are used only
+        within the guard. A stale connection is replaced once. Blocks until the deadline at most.
+        Raises `TransferError`, and what `receive` raises.
         """
         path = quote(name)
 
@@ -92,8 +92,8 @@ class ObjectClient:
         return self._signed(attempt, deadline)
 
     def _signed(self, attempt: Callable[["Credentials"], Answer], deadline: float) -> Answer:
-        """Make an attempt, and a second one where the credentials were refused and are new now."""
-        credentials = self._signer.credentials(deadline)  # which may take long: not in the guard
+        """Make an attempt, and a second one if the credentials were refused and have changed."""
+        credentials = self._signer.credentials(deadline)  # may block, so not within the guard
         try:
             return attempt(credentials)
         except StatusError as error:
@@ -205,16 +205,16 @@ class ObjectClient:
         return head
 
     def _stores_page(self, head: ResponseHead) -> bool:
-        """Return whether an answer to HEAD is a stored page's; count one that only looks so.
+        """Return whether a response to HEAD is that of a stored page; count any other 200.
 
         Raises `ProtocolError` for a 404 that is not an object store's.
         """
-        there = stores_page(head)
-        if head.status == HTTPStatus.OK and not there:
+        stored = stores_page(head)
+        if head.status == HTTPStatus.OK and not stored:
             self.telemetry.fault("answer is no page", unusable_answer(head))
         if head.status == HTTPStatus.NOT_FOUND and is_html(head):
             raise unusable_answer(head)
-        return there
+        return stored
 
     def _request(
         self,
@@ -230,19 +230,19 @@ class ObjectClient:
 
 
 def demand_printable(fields: Mapping[str, str]) -> None:
-    """Raise `ProtocolError` for a field that would break the request's head.
+    """Raise `ProtocolError` for a field that would break the head of a request.
 
-    ETags and metadata come from a server's answer and go back to it.
+    ETags and metadata are copied from responses into requests.
     """
     if not "".join((*fields, *fields.values())).isprintable():
-        raise ProtocolError("the server's answer has control characters in a field")
+        raise ProtocolError("the response has control characters in a field")
 
 
 def refuse(
     connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
 ) -> NoReturn:
-    """Raise the `StatusError` for a response; reads its body so that the connection can be kept."""
+    """Raise the `StatusError` for a response; read its body so that the connection is reusable."""
     body = connection.discard_body(deadline)
     if head.status == HTTPStatus.NOT_FOUND and is_html(head):
-        raise unusable_answer(head)  # which says nothing about the object
+        raise unusable_answer(head)  # a proxy's 404 says nothing about the object
     raise refused(head, body, method)
