@@ -1,4 +1,4 @@
-"""The MinIO tier: transfers, search and knowledge put together under the tier contract."""
+"""The MinIO tier: implements the tier contract on top of the transfers and the caches."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import msgspec
+from typing_extensions import override
 
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.metrics import Metrics
@@ -64,25 +65,25 @@ from memkv_sglang.tiers.minio.transfers import PageTransfers, stopped
 log = logging.getLogger(__name__)
 
 OPENING_TIME = 8.0
-"""Seconds that calls of the control path, which have no deadline of their own, wait at first."""
+"""How long calls of the control path wait for the bucket to open, in seconds."""
 
 CONTROL_TIME = 60.0
-"""Seconds for asking which of the pages to be removed are there."""
+"""Maximum time, in seconds, to check which of a batch of pages exist before deleting them."""
 
 NAMESPACES_LIMIT = 4096
-"""Namespaces whose descriptions are read."""
+"""Maximum number of namespaces whose descriptions are read."""
 
 LARGEST_PAGE = 1 << 30
-"""Bytes of a page; a description that tells of more, or of none, is not believed."""
+"""Maximum size of a page, in bytes; descriptions with larger or empty pages are ignored."""
 
 NAMES_SHOWN = 5
-"""Objects that a log line names."""
+"""Maximum number of objects that a log line names."""
 
 SKIPPED = Fetched(LoadResult.SKIPPED)
 
 
 class ControlPath(NamedTuple):
-    """What lists, collects and pins need. The tier closes it."""
+    """What listings, the collector and pins need. The tier closes it."""
 
     bucket: Bucket
     records: Records
@@ -93,28 +94,28 @@ class _Opened(NamedTuple):
     bucket: Bucket
     client: ObjectClient
     control: ObjectClient
-    """For small requests that nobody waits for at the end."""
+    """For small requests, which `close` aborts."""
     transfers: PageTransfers
 
 
 class MinioTier(Tier):
-    """Pages as objects of a bucket that any number of nodes share.
+    """Stores pages as objects in a bucket that any number of nodes share.
 
-    What this node knows of the bucket may be out of date; `load` finds out. Lookups move nothing in
-    the order in which pages leave: `note_use` does, and nothing leaves but by `keep_limits`.
+    This node's presence cache may be stale; `load` reports missing pages. Lookups do not affect the
+    eviction order, only `note_use` does, and only `keep_limits` evicts pages.
     """
 
     name = "minio"
 
     def __init__(self, config: MinioConfig) -> None:
-        """Begin to open the bucket in the background; raises `ConfigError` for bad settings."""
+        """Start to open the bucket in the background. Raises `ConfigError` for invalid settings."""
         endpoints = parse_endpoints(config)
         self._config = config
         self._read_only = config.role == "reader"
         self._context = tls_context(config)
         self._form = page_form(config.encryption_key_file)
         if config.credentials_file:
-            read_credentials(config.credentials_file)  # to say now what is wrong with it
+            read_credentials(config.credentials_file)  # raises now if the file is invalid
         self._names = ObjectNames(config.prefix)
         self._presence = PresenceCache(config.presence_cache_pages, config.negative_ttl)
         self.telemetry = Telemetry()
@@ -145,14 +146,14 @@ class MinioTier(Tier):
         self._opening.begin()
 
     def check(self, deadline: float) -> None:
-        """Return once the bucket is there and may be used; raises `ConfigError`, `TierError`."""
+        """Wait until the bucket exists and is usable. Raises `ConfigError`, `TierError`."""
         try:
             self._opening.result(deadline)
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Bound the answer by what is known, then search with several HEAD requests a round."""
+        """Narrow the result by the presence cache, then search with several HEADs per round."""
         low, high = self._presence.bounds(chain)
 
         def probe(positions: Sequence[int]) -> list[bool] | None:
@@ -167,20 +168,20 @@ class MinioTier(Tier):
         found, bound = longest_prefix(low, high, probe, width)
         self._presence.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
-            # What was seen behind a page that is not there is not there any more either.
+            # A page is useless without its ancestors, so the pages after the missing one are too.
             absent = [PageKey(chain.namespace, h) for h in chain.hashes[found:]]
             self._presence.discard(*absent)
             self._presence.add_missing(absent[0])
         return Lookup(found, complete=found == bound)
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Ask for the pages that are not known to be present."""
+        """Send a HEAD for each page that is not cached as present."""
         unknown = [key for key in dict.fromkeys(keys) if not self._presence.has(key)]
         try:
             found = dict(zip(unknown, self._ask(unknown, deadline), strict=True))
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
-        self._presence.add(key for key, there in found.items() if there)
+        self._presence.add(key for key, exists in found.items() if exists)
         return [found.get(key, True) for key in keys]
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
@@ -223,15 +224,16 @@ class MinioTier(Tier):
             results[index] = SpillResult.FAILED if result is None else result
         return results
 
+    @override
     def touch(self, chain: Chain) -> None:
-        """There is nothing to do: see `note_use`."""
+        pass  # see `note_use`
 
+    @override
     def invalidate(self, keys: Sequence[PageKey]) -> None:
-        """Forget that they were seen."""
         self._presence.discard(*keys)
 
     def remove(self, keys: Sequence[PageKey]) -> int:
-        """Ask which are there, remove them through the control path."""
+        """Delete the pages that exist; return how many there were. Raises `TierError`."""
         self._demand_writer()
         self._presence.discard(*keys)
         removed = self._remove_ours([self._names.page(key) for key in dict.fromkeys(keys)])
@@ -239,7 +241,7 @@ class MinioTier(Tier):
         return removed
 
     def _remove_ours(self, names: Sequence[str]) -> int:
-        """Remove those objects that are there and were stored as pages; return how many."""
+        """Delete the objects that exist and were stored as pages; return their number."""
         bucket, records, _ = self.control()
         removed = 0
         for first in range(0, len(names), REMOVED_AT_ONCE):
@@ -251,19 +253,19 @@ class MinioTier(Tier):
         return removed
 
     def describe(self, namespace: Namespace) -> None:
-        """Store the description as an object beside the namespace's pages; a reader does not."""
+        """Store the description next to the namespace's pages; a no-op for a reader."""
         if not self._read_only:
             self._bucket().write(self._names.description(namespace.digest), namespace.description)
 
     def namespaces(self) -> dict[bytes, Namespace]:
-        """List the prefixes, read their descriptions; what is not one is left out, with a line."""
+        """Read the descriptions of all namespaces; invalid ones are skipped and logged."""
         bucket = self._bucket()
         found: dict[bytes, Namespace] = {}
-        odd: list[str] = []
+        invalid: list[str] = []
         digests = dict.fromkeys(filter(None, map(_digest, bucket.folders(self._names.root))))
         for count, digest in enumerate(digests):
             if count == NAMESPACES_LIMIT:
-                odd.append(f"all beyond {NAMESPACES_LIMIT} namespaces")
+                invalid.append(f"all beyond {NAMESPACES_LIMIT} namespaces")
                 break
             name = self._names.description(digest)
             content = bucket.read(name)
@@ -271,17 +273,17 @@ class MinioTier(Tier):
             if namespace and namespace.digest == digest:
                 found[digest] = namespace
             elif content is not None:
-                odd.append(name)
-        if odd:
-            self.telemetry.count("odd_descriptions", len(odd))
-            fields = {"count": len(odd), "examples": odd[:NAMES_SHOWN]}
-            log.warning("no descriptions of namespaces", extra={"fields": fields})
+                invalid.append(name)
+        if invalid:
+            self.telemetry.count("odd_descriptions", len(invalid))
+            fields = {"count": len(invalid), "examples": invalid[:NAMES_SHOWN]}
+            log.warning("invalid namespace descriptions skipped", extra={"fields": fields})
         return found
 
     def clear(self, namespace: bytes) -> int:
-        """List the namespace's pages and remove them, its description too; a reader does not.
+        """Delete the namespace's pages and description; a no-op for a reader.
 
-        Objects of others that lie among them stay.
+        Keeps foreign objects under the namespace's prefix.
         """
         if self._read_only:
             return 0
@@ -296,9 +298,9 @@ class MinioTier(Tier):
     def keep_limits(
         self, config: CollectorConfig, metrics: Metrics, *, delay: float = DELAY
     ) -> None:
-        """Note uses in the bucket, and collect what is beyond the limits, from now on; call once.
+        """Start to record uses in the bucket, and to collect pages beyond the limits; call once.
 
-        A use is noted after `delay` seconds. Does nothing for a reader; without limits, nothing is
+        A use is recorded after `delay` seconds. A no-op for a reader. Without limits, no pages are
         collected.
         """
         if self._read_only:
@@ -317,60 +319,60 @@ class MinioTier(Tier):
             self._collector = CollectorWorker(lambda: self.collector(config), config, metrics)
 
     def note_use(self, chain: Chain) -> None:
-        """Have the present use of a chain's pages, given from its root, noted in the bucket."""
+        """Record the use of a chain's pages, given from the root, in the background."""
         if self._access_time_updater is not None:
             self._access_time_updater.note_use(chain)
 
     def collector(self, config: CollectorConfig) -> tuple[Collector, Lease]:
-        """Return who removes pages, and the lease to hold meanwhile. Raises `TierError`."""
+        """Return the collector, and the lease that its caller must hold. Raises `TierError`."""
         self._demand_writer()
         bucket, records, names = self.control()
         collector = Collector(bucket, records, names, config, self._forget, self.pins())
         return collector, Lease(records, names.lease, config.lease)
 
     def control(self) -> ControlPath:
-        """Return the bucket's control path, once the bucket is open. Raises `TierError`."""
+        """Wait until the bucket is open, and return its control path. Raises `TierError`."""
         bucket = self._bucket()
         client, storage_fields = self._opened(0.0).control, server_side_encryption(self._config)
         return ControlPath(bucket, Records(client, storage_fields, self._clock), self._names)
 
     def pins(self) -> PinStore:
-        """Return the bucket's pins, once it is open. Raises `TierError`."""
+        """Wait until the bucket is open, and return its pins. Raises `TierError`."""
         control = self.control()
-        if self._pins is None:  # two of them, made at once, do no harm
+        if self._pins is None:  # creating two at once is harmless
             self._pins = PinStore(
                 *control, count_unusable=partial(self.telemetry.count, "odd_pins")
             )
         return self._pins
 
     def pinned(self) -> KeptPages:
-        """Read which pages nobody may remove. Raises `TierError`."""
+        """Read which pages are pinned. Raises `TierError`."""
         return self.pins().kept()
 
     def _forget(self, keys: Sequence[PageKey]) -> None:
         self._presence.discard(*keys)
 
     def usage(self) -> TierUsage:
-        """Return what the last collection saw, whichever node made it; zeros before the first."""
+        """Return the result of the last collection by any node; zeros before the first."""
         worker = self._collector
         if worker is None or worker.last is None:
             return TierUsage(pages=0, bytes=0, capacity=self._limit)
         return TierUsage(worker.last.pages, worker.last.bytes, self._limit, worker.removed)
 
     def problem(self) -> str | None:
-        """Say what the opening, or else the last calls of a kind, met."""
+        """Return why the bucket could not be opened, or which operations keep failing."""
         opening = self._opening.problem
         return opening if opening is None or opening else self.telemetry.problem()
 
     def check_integrity(self) -> list[str]:
-        """Compare what is known present with what is known missing."""
+        """Check the presence cache."""
         return self._presence.check_integrity()
 
     def close(self, deadline: float = math.inf) -> None:
         """Wait for pages in flight, then close threads and connections.
 
-        Not for the control path: its requests are ended, whatever the server does. An opening
-        under way ends by itself within seconds, and then leaves nothing open.
+        Aborts requests of the control path. If the bucket is still being opened, that ends by
+        itself within seconds and then closes its connections.
         """
         self._opening.close()
         self._control_pool.abort()
@@ -427,7 +429,7 @@ class MinioTier(Tier):
             raise TierError(str(error)) from error
 
     def _ask(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Ask the server for pages; raises `TierError`, `OutOfTimeError`."""
+        """Return which pages the server has. Raises `TierError`, `OutOfTimeError`."""
         if not keys:
             return []
         client = self._opened(deadline).client
@@ -444,7 +446,7 @@ class MinioTier(Tier):
         return found
 
     def _transfers(self, deadline: float) -> PageTransfers | None:
-        """Return what moves pages, None if it cannot be had in time."""
+        """Wait until the bucket is open; return the transfers, None if that fails."""
         try:
             return self._opened(deadline).transfers
         except (TierError, OutOfTimeError) as error:
@@ -453,7 +455,7 @@ class MinioTier(Tier):
 
 
 def _digest(folder: str) -> bytes | None:
-    """Return the namespace digest that a folder is named by."""
+    """Return the namespace digest in the name of a folder, None if it is not one."""
     if not re.fullmatch(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}", folder):
         return None
     return bytes.fromhex(folder)
