@@ -35,7 +35,7 @@ def toucher(bucketful: Bucketful) -> Iterator[AccessTimeUpdater]:
     toucher.close()
 
 
-def test_a_use_moves_the_time_of_root_and_leaf_and_keeps_all_else(
+def test_a_use_updates_root_and_leaf_and_keeps_all_metadata(
     bucketful: Bucketful, toucher: AccessTimeUpdater
 ) -> None:
     chain = bucketful.spill("chain", 5)
@@ -54,9 +54,7 @@ def test_a_use_moves_the_time_of_root_and_leaf_and_keeps_all_else(
         fresh.close()
 
 
-def test_metadata_survives_letter_by_letter(
-    bucketful: Bucketful, toucher: AccessTimeUpdater
-) -> None:
+def test_metadata_survives_unchanged(bucketful: Bucketful, toucher: AccessTimeUpdater) -> None:
     chain = bucketful.spill("chain", 1)
     name = ObjectNames("").page(chain.keys()[0])
     stored = {"memkv-format": "1", "memkv-length": "7", "memkv-checksum": "0" * 32}
@@ -83,7 +81,7 @@ def test_metadata_survives_letter_by_letter(
     assert after.last_modified > before.last_modified
 
 
-def test_one_use_a_period_is_noted(bucketful: Bucketful) -> None:
+def test_one_use_per_period_is_recorded(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 3)
     telemetry = Telemetry()
     toucher = AccessTimeUpdater(
@@ -103,9 +101,7 @@ def test_one_use_a_period_is_noted(bucketful: Bucketful) -> None:
         toucher.close()
 
 
-def test_pages_that_are_not_there_are_passed_over(
-    bucketful: Bucketful, toucher: AccessTimeUpdater
-) -> None:
+def test_missing_pages_are_skipped(bucketful: Bucketful, toucher: AccessTimeUpdater) -> None:
     chain = bucketful.spill("chain", 3)
     bucketful.wait_for_next_period(1, chain.keys())
     before = bucketful.modified(chain.keys()[2])
@@ -127,7 +123,7 @@ def test_used_pages_outlive_unused_ones(bucketful: Bucketful, toucher: AccessTim
     assert not any(bucketful.there(unused))
 
 
-def test_a_tier_with_limits_notes_its_uses(bucketful: Bucketful) -> None:
+def test_a_tier_with_limits_records_uses(bucketful: Bucketful) -> None:
     chain: Chain = bucketful.spill("chain", 3)
     bucketful.wait_for_next_period(1, chain.keys())
     before = bucketful.modified(chain.keys()[0])

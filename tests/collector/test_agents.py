@@ -47,9 +47,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_the_bucket_stays_within_its_capacity_whoever_fills_it(
-    bucketful: Bucketful, tmp_path: Path
-) -> None:
+def test_the_bucket_stays_within_its_capacity(bucketful: Bucketful, tmp_path: Path) -> None:
     chains = [make_chain(NAMESPACE, 40, str(i)) for i in range(4)]
     with (
         CollectingNode("one", tmp_path, bucketful.config, 50 * PAGE) as one,

@@ -42,7 +42,7 @@ def modified_times(history: Sequence[tuple[float, Path]]) -> tuple[dict[Path, fl
 
 
 @given(uses)
-def test_no_page_leaves_before_one_behind_it(history: Sequence[tuple[float, Path]]) -> None:
+def test_no_page_is_removed_before_its_descendants(history: Sequence[tuple[float, Path]]) -> None:
     times, now = modified_times(history)
     order = eviction_order(PERIOD, now + PERIOD)
     for page, modified in times.items():
@@ -51,7 +51,7 @@ def test_no_page_leaves_before_one_behind_it(history: Sequence[tuple[float, Path
 
 
 @given(uses, st.integers(1, 10))
-def test_the_first_ones_are_kept_in_order(
+def test_the_queue_keeps_the_first_pages_in_order(
     history: Sequence[tuple[float, Path]], limit: int
 ) -> None:
     times, now = modified_times(history)
@@ -67,6 +67,6 @@ def test_the_first_ones_are_kept_in_order(
     assert first.overflowed == (len(pages) > limit)
 
 
-def test_pages_of_the_present_period_leave_last_and_the_oldest_first() -> None:
+def test_pages_of_the_current_period_are_removed_last_and_oldest_first() -> None:
     order = eviction_order(PERIOD, 25.0)
     assert sorted([3.0, 8.0, 12.0, 18.0, 21.0, 24.0], key=order) == [8, 3, 18, 12, 21, 24]

@@ -130,7 +130,7 @@ def test_credentials_from_the_environment(
     assert_works(tier)
 
 
-def test_refused_credentials_are_not_told(
+def test_refused_credentials_are_not_logged(
     minio_config: MinioConfig, open_tier: OpenTier, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "a-secret-that-is-wrong"

@@ -53,7 +53,7 @@ def test_response_that_was_altered_once_is_read_again(
     assert quarantined(admin, minio_config.bucket) == 0
 
 
-def test_object_is_not_set_aside_while_each_response_differs(
+def test_object_is_not_quarantined_while_each_response_differs(
     tier: MinioTier, proxy: HttpFaultProxy, admin: Minio, minio_config: MinioConfig
 ) -> None:
     proxy.fault = HttpFault(methods=("GET",), edit_content=Altering(1000))
@@ -67,7 +67,7 @@ def test_object_is_not_set_aside_while_each_response_differs(
     assert quarantined(admin, minio_config.bucket) == 0
 
 
-def test_object_that_was_stored_anew_meanwhile_is_not_set_aside(
+def test_object_that_was_rewritten_meanwhile_is_not_quarantined(
     tier: MinioTier, proxy: HttpFaultProxy, admin: Minio, minio_config: MinioConfig
 ) -> None:
     """Another node found the same copy corrupt, set it aside and stored the page again."""

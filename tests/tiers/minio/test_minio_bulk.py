@@ -96,7 +96,7 @@ def test_requests_are_in_order_and_end_when_told_to(minio_config: MinioConfig) -
     assert requests.take(endpoint) is None
 
 
-def test_connections_that_end_are_no_failures(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_closed_connections_do_not_fail_a_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     met = threading.Event()
 
     def once(head: bytes) -> bytes:
@@ -125,7 +125,7 @@ def test_one_server_that_stalls_ends_the_load(tier: MinioTier, proxy: HttpFaultP
     assert LoadResult.FAILED in results
 
 
-def test_date_that_is_none_is_no_failure(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_invalid_date_does_not_fail_a_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     tier.keep_limits(CollectorConfig(), Metrics(CollectorRegistry()))
     proxy.fault = HttpFault(
         edit_response=lambda head: re.sub(
@@ -189,7 +189,7 @@ def test_several_calls_at_once(tier: MinioTier) -> None:
     assert set(results) == {LoadResult.LOADED}
 
 
-def test_a_call_that_waits_keeps_no_other_waiting(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_a_blocked_call_does_not_block_others(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     held, hold = threading.Event(), threading.Event()
 
     def wait(head: bytes) -> bytes:

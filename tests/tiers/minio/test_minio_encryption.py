@@ -63,7 +63,7 @@ class TestEncryptedTier(test_minio_conformance.TestMinioTier):
         return open_tier(sealing)
 
 
-def test_memory_of_large_pages_is_not_kept_without_bound() -> None:
+def test_memory_kept_for_reuse_is_bounded() -> None:
     form = SealedForm(KeyRing("old", {"old": bytes.fromhex(OLD)}))
     page = Page(KEYS[0], (memoryview(bytearray(24 << 20)),))
     with ExitStack() as pages:
@@ -182,7 +182,7 @@ def test_rotation_reads_the_old_key_and_writes_the_new(
 
 
 @pytest.mark.parametrize("reader", ["without any key", "without this key"])
-def test_page_of_a_key_that_is_not_there_is_a_miss_and_stays(
+def test_page_of_an_unknown_key_is_a_miss_and_stays(
     sealing: MinioConfig,
     open_tier: OpenTier,
     tmp_path: Path,
@@ -210,7 +210,7 @@ def test_wrong_key_under_the_same_id_is_not_delivered(
     assert outcome(tier, KEYS[0]) == LoadResult.CORRUPT
 
 
-def test_memory_is_used_again_and_never_shared(sealing: MinioConfig, open_tier: OpenTier) -> None:
+def test_buffers_are_reused_and_never_shared(sealing: MinioConfig, open_tier: OpenTier) -> None:
     """Pages of many sizes, many at a time: each gets its own bytes."""
     tier = open_tier(sealing)
     for size in (1, 40_000, 7, 300_000, 4096):

@@ -222,7 +222,7 @@ def test_request_that_crosses_the_end_of_an_idle_connection_is_sent_again(
 
 @pytest.mark.parametrize("after", [0, 300, 30_000])
 @pytest.mark.parametrize("action", ["close", "reset", "stall"])
-def test_spill_that_breaks_off_leaves_nothing(
+def test_interrupted_spill_leaves_nothing(
     tier: MinioTier,
     proxy: TcpProxy,
     minio_config: MinioConfig,

@@ -155,7 +155,7 @@ def test_metadata_is_judged_without_tripping(head: bytes) -> None:
 
 @settings(max_examples=120)
 @given(heads())
-def test_the_short_look_accepts_no_more_than_the_long_one(head: bytes) -> None:
+def test_the_fast_match_accepts_no_more_than_the_full_check(head: bytes) -> None:
     page = Page(KEY, (memoryview(bytearray(CONTENT)),))
     if not fast_match(framed_head(head, SIZE), page, CHECKSUM):
         return
@@ -207,7 +207,7 @@ def test_a_refusal_of_the_control_path_is_one_short_line(
         ),
     )
 )
-def test_a_date_is_a_time_or_refused(value: bytes) -> None:
+def test_a_date_is_parsed_or_rejected(value: bytes) -> None:
     try:
         seconds = parse_date(value)
     except ProtocolError:

@@ -39,7 +39,7 @@ def load(tier: MinioTier) -> list[LoadResult]:
 
 
 @pytest.mark.parametrize("status", ["503 Service Unavailable", "429 Too Many Requests"])
-def test_no_request_while_the_server_rests(
+def test_no_request_during_back_off(
     tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     monkeypatch.setattr(pool, "LONGEST_REST", 60.0)
@@ -54,7 +54,7 @@ def test_no_request_while_the_server_rests(
     assert proxy.requests == asked
 
 
-def test_a_rest_is_never_long(
+def test_back_off_is_bounded(
     tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "LONGEST_REST", 0.2)

@@ -127,7 +127,7 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
         assert time.monotonic() - begin < 10
 
 
-def test_a_call_that_got_no_thread_is_made_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_is_retried_after_a_thread_failed_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     call = BackgroundCall(lambda: 7)
     with monkeypatch.context() as patch:
 

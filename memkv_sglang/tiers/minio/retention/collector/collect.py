@@ -106,15 +106,15 @@ class Collector:
             over = over or found.bytes > (self._config.capacity or found.bytes)
             target = LOW_WATERMARK * self._config.capacity if over else None
             if dry_run:
-                gone = _Removed.of(found.victims(target))
+                outcome = _Removed.of(found.victims(target))
             else:
-                gone = self._remove(found, target, step, hold)
-            removed += gone.pages
-            removed_bytes += gone.bytes
-            foreign |= gone.foreign
-            pages = found.pages - gone.pages - gone.others
-            size = found.bytes - gone.bytes - gone.other_bytes
-            if dry_run or not found.overflowed or not gone.all or len(foreign) >= ROUND_LIMIT:
+                outcome = self._remove(found, target, step, hold)
+            removed += outcome.pages
+            removed_bytes += outcome.bytes
+            foreign |= outcome.foreign
+            pages = found.pages - outcome.pages - outcome.others
+            size = found.bytes - outcome.bytes - outcome.other_bytes
+            if dry_run or not found.overflowed or not outcome.all or len(foreign) >= ROUND_LIMIT:
                 break
         if foreign:
             fields = {"objects": len(foreign), "example": self._names.page(next(iter(foreign)))}
@@ -174,11 +174,11 @@ class Collector:
 
     def _remove(self, found: "_Found", target: float | None, step: Step, hold: Hold) -> "_Removed":
         """Remove pages in order until at most `target` bytes are left."""
-        gone = _Removed()
+        outcome = _Removed()
         waiting = deque(found.first)
         wanted = len(found.victims(target))
-        while batch := found.next_victims(waiting, target, gone):
-            step("removed", gone.pages, wanted)
+        while batch := found.next_victims(waiting, target, outcome):
+            step("removed", outcome.pages, wanted)
             # After the step, which may take long: pages may have been pinned meanwhile.
             kept = self._pins.look(found.clock.now()).kept
             deadline = time.monotonic() + min(
@@ -192,22 +192,22 @@ class Collector:
             ]
             wait(calls)
             for call in calls:
-                gone.add(call.result())
-        gone.all = not waiting
-        step("removed", gone.pages, wanted)
-        return gone
+                outcome.add(call.result())
+        outcome.all = not waiting
+        step("removed", outcome.pages, wanted)
+        return outcome
 
     def _remove_some(self, pages: Sequence[StoredPage], deadline: float) -> "_Removed":
         heads = self._records.heads([self._names.page(page.key) for page in pages], deadline)
         looked_at = list(zip(pages, heads, strict=True))
-        gone = _Removed.of(page for page, head in looked_at if _may_leave(page, head))
+        outcome = _Removed.of(page for page, head in looked_at if _may_leave(page, head))
         others = [page for page, head in looked_at if not is_ours(head)]
-        gone.others, gone.other_bytes = len(others), sum(page.size for page in others)
-        gone.foreign = {page.key for page, head in looked_at if _is_foreign(head)}
+        outcome.others, outcome.other_bytes = len(others), sum(page.size for page in others)
+        outcome.foreign = {page.key for page, head in looked_at if _is_foreign(head)}
         left = deadline - time.monotonic()
-        self._bucket.remove((self._names.page(key) for key in gone.keys), left)
-        self._forget(gone.keys)
-        return gone
+        self._bucket.remove((self._names.page(key) for key in outcome.keys), left)
+        self._forget(outcome.keys)
+        return outcome
 
 
 def _may_leave(page: StoredPage, head: ResponseHead) -> bool:
@@ -253,12 +253,12 @@ class _Removed:
 
     @classmethod
     def of(cls, pages: Iterable[StoredPage]) -> "_Removed":
-        gone = cls()
+        outcome = cls()
         for page in pages:
-            gone.keys.append(page.key)
-            gone.bytes += page.size
-        gone.pages = len(gone.keys)
-        return gone
+            outcome.keys.append(page.key)
+            outcome.bytes += page.size
+        outcome.pages = len(outcome.keys)
+        return outcome
 
     def add(self, other: "_Removed") -> None:
         """Add the counts; the keys are not needed any more."""
@@ -288,10 +288,10 @@ class _Found(NamedTuple):
         return list(self._until(self.first, 0.0 if target is None else self.bytes - target))
 
     def next_victims(
-        self, waiting: deque[StoredPage], target: float | None, gone: _Removed
+        self, waiting: deque[StoredPage], target: float | None, outcome: _Removed
     ) -> list[StoredPage]:
         """Take the next pages to remove from `waiting`, at most one round of requests."""
-        left = self.bytes - gone.bytes - gone.other_bytes
+        left = self.bytes - outcome.bytes - outcome.other_bytes
         excess = 0.0 if target is None else left - target
         victims = self._until(waiting, excess)
         taken = list(islice(victims, REMOVERS * REMOVED_AT_ONCE))
