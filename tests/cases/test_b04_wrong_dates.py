@@ -128,7 +128,7 @@ def test_one_wrong_date_causes_no_touches(tier: MinioTier, proxy: HttpFaultProxy
             tier.note_use(CHAIN)
             assert tier._access_time_updater is not None
             assert tier._access_time_updater.flush(LIMIT)
-    assert "touched" not in tier.telemetry.counts()
+    assert "access_times_updated" not in tier.telemetry.counts()
 
 
 @pytest.mark.parametrize("methods", [("GET",), ALL], ids=str)

@@ -69,7 +69,7 @@ class AccessTimeUpdater:
         self._waiting = 0
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memkv-touch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="memkv-access-times", daemon=True)
         self._thread.start()
 
     def note_use(self, chain: Chain) -> None:
@@ -81,7 +81,7 @@ class AccessTimeUpdater:
             return
         with self._changed:
             if self._waiting + len(unrecorded) > WAITING_LIMIT:
-                self._telemetry.count("uses_not_noted", len(unrecorded))
+                self._telemetry.count("uses_not_recorded", len(unrecorded))
                 return
             self._waiting += len(unrecorded)
             due = time.monotonic() + self._delay
@@ -105,9 +105,9 @@ class AccessTimeUpdater:
             try:
                 self._update_chain(chain)
             except (TierError, TransferError, StatusError) as error:
-                self._telemetry.fault("use not noted", error)
+                self._telemetry.fault("use not recorded", error)
             except Exception:  # a bug must not end the thread
-                log.exception("use not noted")
+                log.exception("use not recorded")
             with self._changed:
                 self._waiting -= len(chain.hashes)
                 self._changed.notify_all()
@@ -162,7 +162,7 @@ class AccessTimeUpdater:
                 raise
         else:
             self._access_times.stored(key)
-            self._telemetry.count("touched")
+            self._telemetry.count("access_times_updated")
 
     def _copy_fields(self, name: str, head: ResponseHead) -> Mapping[str, str]:
         etag = (head.field(b"etag") or b"").decode("latin-1")
