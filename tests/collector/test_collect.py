@@ -201,7 +201,7 @@ def test_one_of_two_concurrent_nodes_gets_the_lease(
         return record
 
     monkeypatch.setattr(Records, "read", other_is_faster)
-    with pytest.raises(LeaseHeldError, match="taken"):
+    with pytest.raises(LeaseHeldError, match="took over"):
         one.acquire()
 
 

@@ -1,4 +1,4 @@
-"""A server that asks to be left alone (`Retry-After`) is left alone, within reason."""
+"""Back off from a server that asks for it (`Retry-After`), for a bounded time."""
 
 import time
 
@@ -48,7 +48,7 @@ def test_no_request_during_back_off(
     asked, began = proxy.requests, time.monotonic()
     for _ in range(10):
         assert load(tier)[0] == LoadResult.FAILED
-        with pytest.raises(TierError, match="left alone"):
+        with pytest.raises(TierError, match="back off"):
             tier.lookup(STRANGER, soon())
     assert time.monotonic() - began < 30, "waited for the server instead of giving up"
     assert proxy.requests == asked
