@@ -1,6 +1,6 @@
-"""Compiles what is compiled of this project, where there is a C compiler with Python's headers.
+"""Compiles the extensions if there is a C compiler with Python's headers.
 
-Elsewhere the project is installed without: pages are then read from MinIO one by one, see
+Without them, pages are read from MinIO one by one; see
 `memkv_sglang.tiers.minio.objects.bulk_reader`.
 """
 
@@ -18,10 +18,10 @@ MODULES = ("receive_loop", "xxh3")
 
 
 class CompileLoop(BuildHookInterface):
-    """Builds the extensions beside their sources, and says so to the wheel."""
+    """Builds the extensions next to their sources, and adds them to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a failure is told, and no more. What older sources gave goes in any case."""
+        """Remove old extensions and compile new ones; a failure is only a warning."""
         folder = Path(self.root, *PACKAGE.split("."))
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         targets = [folder / f"{module}{suffix}" for module in MODULES]

@@ -1,4 +1,4 @@
-"""Uses noted in a real bucket."""
+"""Access times in a real bucket."""
 
 import io
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.collector.bucket import LIMIT, PAGE, Bucketful, deadline, limits
 
 @pytest.fixture
 def toucher(bucketful: Bucketful) -> Iterator[AccessTimeUpdater]:
-    """Notes uses at once, in periods of one second."""
+    """Records uses without delay, in periods of one second."""
     bucketful.tier.control()
     toucher = AccessTimeUpdater(
         lambda: bucketful.tier._opened(deadline()).client,

@@ -1,4 +1,4 @@
-"""A collection of a real bucket, by a node that may do no more than `deploy/` allows."""
+"""Collections of a real bucket, by a node with the permissions in `deploy/`."""
 
 import io
 import os
@@ -53,7 +53,7 @@ def test_nothing_is_removed_below_the_capacity(bucketful: Bucketful) -> None:
 
 
 def test_limits_apply_to_the_own_prefix(bucketful: Bucketful) -> None:
-    """A quota a tenant: each agent collects its own prefix, whatever others store beside it."""
+    """A quota per tenant: each agent collects only its own prefix."""
     config = msgspec.structs.replace(bucketful.config, prefix="another")
     another = bucketful._replace(config=config, tier=MinioTier(config))
     try:
@@ -227,7 +227,7 @@ def test_wrong_node_clock_has_no_effect(
     one, two = lease(bucketful), lease(bucketful)
     one.acquire()
     right = time.time
-    # More than a lease, and less than the quarter of an hour that MinIO allows signatures.
+    # More than a lease, and less than the 15 minutes of skew that MinIO allows.
     monkeypatch.setattr(time, "time", lambda: right() + 600)
     assert two.state().holder
     with pytest.raises(LeaseHeldError):

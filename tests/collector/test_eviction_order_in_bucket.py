@@ -1,4 +1,4 @@
-"""Leaves leave before roots, whatever was used when; by simulation of the bucket's times."""
+"""Leaves are evicted before roots for any history of uses, in a simulated bucket."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ Path = tuple[int, ...]
 
 uses = st.lists(
     st.tuples(
-        st.integers(0, 7).map(float),  # seconds since the use before
+        st.integers(0, 7).map(float),  # seconds since the previous use
         st.lists(st.integers(0, 1), min_size=1, max_size=5).map(tuple),  # a chain in a binary tree
     ),
     min_size=1,

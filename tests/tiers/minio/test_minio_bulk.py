@@ -1,4 +1,4 @@
-"""Pages of one call are read at once; what is not as it should be is then read by itself."""
+"""The fast path reads the pages of a call at once; the slow path reads the rest one by one."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ def tier(
     open_tier: Callable[[MinioConfig], MinioTier],
     monkeypatch: pytest.MonkeyPatch,
 ) -> MinioTier:
-    """A tier that holds the pages, on a machine of two cores and on one of many."""
+    """A tier that holds the pages, on a machine with two cores and on one with many."""
     monkeypatch.setattr("os.cpu_count", lambda: request.param)
     tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url, stall_timeout=20.0))
     spill(tier, KEYS)
@@ -43,7 +43,7 @@ def tier(
 
 
 def load(tier: MinioTier, deadline: float) -> list[LoadResult]:
-    """Load the pages; those that are reported as loaded hold their content."""
+    """Load the pages; check the content of those that are reported as loaded."""
     pages = [make_page(key, LENGTHS, filled=False) for key in KEYS]
     results = tier.load(pages, deadline)
     for page, result in zip(pages, results, strict=True):
@@ -53,7 +53,7 @@ def load(tier: MinioTier, deadline: float) -> list[LoadResult]:
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, lower: bool) -> None:
-    if lower:  # as some proxies write the names of fields
+    if lower:  # some proxies change the case of field names
         proxy.fault = HttpFault(edit_response=lambda head: head[:12] + head[12:].lower())
     before = proxy.requests
     assert set(load(tier, soon())) == {LoadResult.LOADED}
@@ -110,7 +110,7 @@ def test_closed_connections_do_not_fail_a_load(tier: MinioTier, proxy: HttpFault
 
 
 def test_one_server_that_stalls_ends_the_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
-    """The threads of the other connections do not go on for pages that nobody can use."""
+    """The other connections stop too, since their pages could not be used."""
     hold = threading.Event()
 
     def wait(head: bytes) -> bytes:
@@ -140,7 +140,7 @@ def test_no_pages(tier: MinioTier) -> None:
 
 
 def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy) -> None:
-    proxy.fault = HttpFault(methods=("GET",), rate=sum(LENGTHS))  # a page a second
+    proxy.fault = HttpFault(methods=("GET",), rate=sum(LENGTHS))  # one page per second
     pages = [make_page(key, LENGTHS, filled=False) for key in KEYS]
     begin = time.monotonic()
     results = tier.load(pages, begin + 0.5)
@@ -163,7 +163,7 @@ def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy
     ],
 )
 def test_xxhash_that_cannot_be_called_is_a_reason(damage: str) -> None:
-    """And no more than that: the tier is imported, and reads page by page."""
+    """The tier is imported nevertheless, and reads page by page."""
     program = f"""
 from xxhash import _xxhash
 {damage}

@@ -1,4 +1,4 @@
-"""The loop that receives pages, against a server that says what a test wants."""
+"""The compiled receive loop, against a scripted server."""
 
 import itertools
 import signal
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.parametrize("with_idle", [False, True])
 
 
 class Caller:
-    """Asks for two pages over one connection."""
+    """Requests two pages over one connection."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class Caller:
         self._stall_timeout = stall_timeout
 
     def receive(self, *, with_idle: bool = False, seconds: float = 30.0) -> None:
-        """Receive by a thread that has nothing else to do, or another connection."""
+        """Receive in a thread with this connection only, or with an idle one as well."""
         source = Source(self.take, self._stop, self.responses.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
-        theirs.shutdown(socket.SHUT_WR)  # which is none of our business while nothing is asked
+        theirs.shutdown(socket.SHUT_WR)  # irrelevant without a request in flight
         with ours, theirs:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
             connections = [self.connection, idle] if with_idle else [self.connection]
@@ -81,7 +81,7 @@ class Caller:
 
 @pytest.fixture
 def serving() -> Iterator[Start]:
-    """Start a server's end of a connection, return the client's."""
+    """Start the server's end of a connection; return the client's end."""
     threads: list[threading.Thread] = []
     sockets: list[socket.socket] = []
 
@@ -105,7 +105,7 @@ def serving() -> Iterator[Start]:
 
 
 def answer(*responses: bytes) -> Serve:
-    """Say one thing for each request."""
+    """Send one response per request."""
 
     def serve(sock: socket.socket) -> None:
         for response in responses:
@@ -152,7 +152,7 @@ def test_buffers_of_any_number_and_length(
 
 
 def test_buffers_are_free_again(serving: Start, with_idle: bool) -> None:
-    """Whoever owns the memory can unmap it: nothing points to it any more."""
+    """The owner can unmap the memory, since nothing refers to it any more."""
     caller = Caller(serving(answer(GOOD, GOOD[:-1])), stall_timeout=0.2)
     with pytest.raises(StallError):
         caller.receive(with_idle=with_idle)
@@ -169,7 +169,7 @@ def test_buffer_that_cannot_be_written(serving: Start, with_idle: bool) -> None:
 
 @pytest.mark.parametrize("more", [b"a", GOOD])
 def test_more_than_a_small_page(serving: Start, with_idle: bool, more: bytes) -> None:
-    """All of it comes with the head; nothing is written behind the page."""
+    """The whole body comes with the head; nothing is written beyond the page."""
     memory = memoryview(bytearray(SIZE))
     response = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + bytes(range(1, 11)) + more
     caller = Caller(serving(answer(response)))
@@ -205,7 +205,7 @@ def test_signal_in_the_middle(serving: Start, with_idle: bool, end: bool) -> Non
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(caller.responses) == (0 if end else 2)
-    assert time.monotonic() - begin < 10  # of the 20 s after which the server has stalled
+    assert time.monotonic() - begin < 10  # far less than the stall timeout of 20 s
 
 
 def test_repeated_signals_do_not_hide_a_stall(serving: Start, with_idle: bool) -> None:
@@ -227,7 +227,7 @@ def test_repeated_signals_do_not_hide_a_stall(serving: Start, with_idle: bool) -
 
 
 class InterruptedTransport:
-    """Like one of TLS, which the loop calls; interrupted as it is."""
+    """Like a TLS transport, which the loop calls with the GIL, but always interrupted."""
 
     def __init__(self, plain: PlainTransport) -> None:
         self._plain = plain
@@ -291,7 +291,7 @@ def test_refusal_that_is_read_keeps_the_connection(serving: Start, with_idle: bo
 def test_second_answer_to_one_request_closes_the_connection(
     serving: Start, with_idle: bool
 ) -> None:
-    """Each request would get the answer of the one before."""
+    """Otherwise, each request would get the response of the previous one."""
     both = threading.Event()
 
     def serve(sock: socket.socket) -> None:

@@ -91,7 +91,7 @@ def write(admin: Minio, bucket: str, name: str, content: bytes, metadata: Metada
 def plant(
     admin: Minio, bucket: str, key: PageKey, content: bytes, metadata: Metadata | None = None
 ) -> None:
-    """Write an object as whoever knows the format and can write the bucket would."""
+    """Write an object like an attacker who knows the format and can write to the bucket."""
     checksum = page_checksum(key, [memoryview(content)]).hex()
     fields = {
         "memkv-format": "1",
@@ -103,7 +103,7 @@ def plant(
 
 
 def outcome(tier: Tier, key: PageKey) -> LoadResult:
-    """Load a page; what is not loaded must not have been right."""
+    """Load a page; check the content if it is reported as loaded."""
     return tier.load([make_page(key, LENGTHS, filled=False)], soon())[0]
 
 
@@ -211,7 +211,7 @@ def test_wrong_key_under_the_same_id_is_not_delivered(
 
 
 def test_buffers_are_reused_and_never_shared(sealing: MinioConfig, open_tier: OpenTier) -> None:
-    """Pages of many sizes, many at a time: each gets its own bytes."""
+    """Many concurrent pages of many sizes: each gets its own bytes."""
     tier = open_tier(sealing)
     for size in (1, 40_000, 7, 300_000, 4096):
         keys = make_chain(make_namespace(page_bytes=size), 24, str(size)).keys()
@@ -220,7 +220,7 @@ def test_buffers_are_reused_and_never_shared(sealing: MinioConfig, open_tier: Op
 
 
 class EncryptedMachine(TierMachine):
-    """Random histories of a tier that encrypts, each restart with the keys rotated once more."""
+    """Random histories of a tier that encrypts and rotates its keys at each restart."""
 
     server: MinioServer
 
@@ -247,7 +247,7 @@ class EncryptedMachine(TierMachine):
         tier.close()
         self.keys.append((f"key-{len(self.keys)}", os.urandom(32).hex()))
         reopened = self.open_rotated()
-        reopened.present(sorted(self.stored), soon())  # else it would store them once more
+        reopened.present(sorted(self.stored), soon())  # otherwise it would store them again
         return reopened
 
     def teardown(self) -> None:

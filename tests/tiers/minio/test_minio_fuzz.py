@@ -1,4 +1,4 @@
-"""Responses made of the right parts in the wrong way: each parser refuses, none trips."""
+"""Fuzzed responses: every parser accepts or rejects them, and none crashes."""
 
 import socket
 import threading
@@ -77,7 +77,7 @@ SEPARATORS = st.sampled_from([b": ", b":", b" : ", b":\t", b""])
 
 @st.composite
 def heads(draw: st.DrawFn) -> bytes:
-    """Draw a head up to the empty line that ends it; mostly nearly right."""
+    """Draw a head up to the empty line; most are nearly valid."""
     sound = [
         (b"Content-Length", b"%d" % SIZE),
         (b"ETag", b'"0123"'),
@@ -230,7 +230,7 @@ def test_no_head_moves_the_clock_far(head: bytes) -> None:
 
 
 class Stream:
-    """A connection on which a response comes after the request, and then the end."""
+    """A connection whose other end sends one response and then closes."""
 
     def __init__(self, response: bytes) -> None:
         ours, theirs = socket.socketpair()
@@ -246,7 +246,7 @@ class Stream:
             self._theirs.shutdown(socket.SHUT_WR)
 
     def ask(self) -> ResponseHead | None:
-        """Return the head as the page-by-page way takes it, None if it refuses it."""
+        """Return the head as the slow path parses it, None if it is rejected."""
         deadline = time.monotonic() + 5
         try:
             self.connection.send(b"GET / HTTP/1.1\r\n\r\n", (), deadline)
@@ -266,7 +266,7 @@ class Stream:
 @settings(max_examples=MANY)
 @given(heads(), st.sampled_from([CONTENT, CONTENT[:-1], CONTENT + b"x", b"", CONTENT * 2]))
 def test_both_ways_to_receive_agree(head: bytes, body: bytes) -> None:
-    """What the compiled loop delivers, the page-by-page way would have taken as well."""
+    """The slow path accepts every response that the fast path delivers."""
     loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
     response = head + b"\r\n" + body
     page = Page(KEY, (memoryview(bytearray(SIZE)),))

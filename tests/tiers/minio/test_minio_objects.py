@@ -1,4 +1,4 @@
-"""The short look at a response says yes only to a page that the long one finds no fault with."""
+"""The fast match accepts only responses that the full check accepts."""
 
 import pytest
 
@@ -13,7 +13,7 @@ SUM = page_checksum(KEY, PAGE.buffers)
 
 
 def head(**changed: str) -> bytes:
-    """Return the head of a response for the page, with fields changed; an empty one is left out."""
+    """Return the head of a response for the page with changed fields; empty ones are omitted."""
     fields = {"Server": "MinIO", **page_fields(PAGE)} | {
         {"format": FORMAT, "length": LENGTH, "checksum": CHECKSUM}[name]: value
         for name, value in changed.items()

@@ -9,7 +9,7 @@ from memkv_sglang.tiers.minio.search import WIDTHS, best_width, longest_prefix, 
 
 
 class Server:
-    """Holds the first `present` pages; counts rounds, refuses to answer after `limit` of them."""
+    """Holds the first `present` pages; counts rounds, and fails after `limit` of them."""
 
     def __init__(self, present: int, limit: int = 10_000) -> None:
         self.present, self.limit, self.rounds, self.widest = present, limit, 0, 0

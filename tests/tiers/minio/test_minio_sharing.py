@@ -1,4 +1,4 @@
-"""Many nodes, one bucket: what one spills the others find, with as few questions as possible."""
+"""Nodes share a bucket: each finds the others' pages in few round trips."""
 
 import logging
 import time
@@ -117,7 +117,7 @@ def test_pages_removed_by_others_are_invalidated(
 def test_a_missing_page_invalidates_its_descendants(
     minio_config: MinioConfig, open_tier: OpenTier
 ) -> None:
-    """The collector removes leaves first; else these would be taken for stored for minutes."""
+    """The collector removes leaves first; stale entries would prevent uploads for minutes."""
     writer, reader = open_tier(minio_config), open_tier(minio_config)
     spill(writer, CHAIN.keys()[:10])
     reader.load([make_page(key, LENGTHS, filled=False) for key in CHAIN.keys()[8:10]], soon())
@@ -174,7 +174,7 @@ def test_prefixes_are_separate(minio_config: MinioConfig, open_tier: OpenTier) -
 def test_description_is_rewritten_each_time(
     minio_config: MinioConfig, admin: Minio, open_tier: OpenTier
 ) -> None:
-    """The bucket's lifecycle rule counts from the last time, and may have removed it."""
+    """The bucket's lifecycle rule may have removed it."""
     tier, namespace = open_tier(minio_config), make_namespace()
     names = ObjectNames(minio_config.prefix)
     for _ in range(2):
@@ -219,24 +219,24 @@ def test_deleted_bucket_is_recreated(
 
 
 def test_cached_pages_expire() -> None:
-    knowledge, keys = PresenceCache(limit=1000, negative_ttl=60.0, turn=0.1), CHAIN.keys()
-    knowledge.add(keys)
-    assert knowledge.bounds(CHAIN) == (len(keys), len(keys))
+    cache, keys = PresenceCache(limit=1000, negative_ttl=60.0, turn=0.1), CHAIN.keys()
+    cache.add(keys)
+    assert cache.bounds(CHAIN) == (len(keys), len(keys))
     give_up = time.monotonic() + 10
-    while knowledge.has(keys[0]) or knowledge.bounds(CHAIN)[0]:  # use does not renew knowledge
+    while cache.has(keys[0]) or cache.bounds(CHAIN)[0]:  # use does not renew an entry
         assert time.monotonic() < give_up
         time.sleep(0.005)
-    assert knowledge.check_integrity() == []
+    assert cache.check_integrity() == []
 
 
 def test_presence_cache_is_bounded() -> None:
-    knowledge = PresenceCache(limit=100, negative_ttl=60.0)
+    cache = PresenceCache(limit=100, negative_ttl=60.0)
     for key in CHAIN.keys():
-        knowledge.add([key])
-        assert knowledge.check_integrity() == []
-    known = sum(map(knowledge.has, CHAIN.keys()[::-1]))
+        cache.add([key])
+        assert cache.check_integrity() == []
+    known = sum(map(cache.has, CHAIN.keys()[::-1]))
     assert 50 <= known <= 100
-    assert knowledge.has(CHAIN.keys()[-1])
+    assert cache.has(CHAIN.keys()[-1])
 
 
 def test_adding_a_chain_equals_adding_its_pages() -> None:

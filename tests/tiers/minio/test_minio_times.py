@@ -1,4 +1,4 @@
-"""When the time in an answer is believed."""
+"""Which times in responses are trusted."""
 
 from email.utils import formatdate
 
@@ -76,7 +76,7 @@ def test_one_wrong_reading_does_not_change_a_trusted_time(wrong: float) -> None:
 def test_clock_survives_a_suspended_machine() -> None:
     clocks = Clocks(NOW)
     clocks.now(NOW)
-    clocks.wall += DAY  # NTP has corrected it, the other clock did not count
+    clocks.wall += DAY  # NTP corrected it; the elapsed clock stood still
     assert clocks.now(NOW + DAY) == NOW + DAY
 
 
