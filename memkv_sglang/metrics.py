@@ -237,3 +237,22 @@ class TierEvents(Collector):
         for event, count in self._counts().items():
             family.add_metric([self._tier, event], count)
         yield family
+
+
+class BulkFallbacks(Collector):
+    """Pages that the MinIO tier's fast path left to the slow path, by reason."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Read `counts`, by reason, at each scrape."""
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the counter, with all reasons."""
+        family = CounterMetricFamily(
+            "memkv_minio_bulk_fallbacks",
+            "Pages that the compiled receive loop left to the slow path",
+            labels=["reason"],
+        )
+        for reason, count in self._counts().items():
+            family.add_metric([reason], count)
+        yield family

@@ -10,7 +10,7 @@ from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.pins import PinWatcher
-from memkv_sglang.metrics import Metrics, TierEvents
+from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
@@ -88,5 +88,6 @@ def _minio(config: Config, metrics: Metrics, registry: CollectorRegistry) -> "Mi
 
     tier = MinioTier(config.minio)
     registry.register(TierEvents(tier.name, tier.telemetry.counts))
+    registry.register(BulkFallbacks(tier.telemetry.fallbacks))
     tier.keep_limits(config.collector, metrics)
     return tier

@@ -126,9 +126,9 @@ def test_one_wrong_date_causes_no_touches(tier: MinioTier, proxy: HttpFaultProxy
         proxy.fault = fault
         for _ in range(3):
             tier.record_access(CHAIN)
-            assert tier._toucher is not None
-            assert tier._toucher.flush(LIMIT)
-    assert "touched" not in tier.telemetry.counts()
+            assert tier._access_time_updater is not None
+            assert tier._access_time_updater.flush(LIMIT)
+    assert "access_times_updated" not in tier.telemetry.counts()
 
 
 @pytest.mark.parametrize("methods", [("GET",), ALL], ids=str)

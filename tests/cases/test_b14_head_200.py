@@ -190,8 +190,8 @@ def test_a_touch_never_copies_the_metadata_of_a_lie(
     dated = b"Date: %b\r\n" % time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
     proxy.fault = HttpFault(methods=("HEAD",), answer=OK + fields + past + dated + b"\r\n")
     tier.record_access(CHAIN)
-    assert tier._toucher is not None
-    assert tier._toucher.flush(LIMIT)
+    assert tier._access_time_updater is not None
+    assert tier._access_time_updater.flush(LIMIT)
     proxy.fault = NO_FAULT
     assert load(tier, CHAIN) == [LoadResult.LOADED] * 6
 

@@ -1,4 +1,4 @@
-"""Pages in a real bucket, for tests of who removes them."""
+"""A real bucket with pages, for tests of their removal."""
 
 import time
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ NAMESPACE = make_namespace(PAGE)
 
 
 class Bucketful(NamedTuple):
-    """A bucket, the tier of a node that may use it, and an administrator's client."""
+    """A bucket, a node's tier, and an administrator's client."""
 
     config: MinioConfig
     tier: MinioTier
     admin: Minio
 
     def spill(self, seed: str, count: int) -> Chain:
-        """Store a chain, one page after the other."""
+        """Store the pages of a chain one after the other."""
         chain = make_chain(NAMESPACE, count, seed)
         for key in chain.keys():
             page = make_page(key, [PAGE], filled=True)
@@ -35,7 +35,7 @@ class Bucketful(NamedTuple):
         return chain
 
     def spill_in_one_period(self, seconds: float, seed: str, count: int) -> Chain:
-        """Store a chain whose pages count as equally old: again where a period ended meanwhile."""
+        """Store a chain within one period; retry if a period ended meanwhile."""
         while True:
             chain = self.spill(seed, count)
             if len({self.modified(key) // seconds for key in chain.keys()}) == 1:
@@ -49,14 +49,14 @@ class Bucketful(NamedTuple):
         return self.collector(**settings).collect(lambda *_: None)
 
     def there(self, chain: Chain) -> list[bool]:
-        """Tell for each page whether the bucket has it."""
+        """Return for each page whether the bucket has it."""
         names = ObjectNames(self.config.prefix)
         found = self.admin.list_objects(self.config.bucket, recursive=True)
         have = {item.object_name for item in found}
         return [names.page(key) in have for key in chain.keys()]
 
     def modified(self, key: PageKey) -> float:
-        """Tell when a page's object was written or touched last."""
+        """Return when a page's object was last modified."""
         name = ObjectNames(self.config.prefix).page(key)
         item = next(iter(self.admin.list_objects(self.config.bucket, prefix=name)))
         assert item.last_modified is not None
@@ -80,7 +80,7 @@ def deadline() -> float:
 
 
 def prefix_length(there: Sequence[bool]) -> int:
-    """Return how many pages from the start are there; demands that none is behind a hole."""
+    """Return the length of the present prefix; check that no page follows a gap."""
     length = there.index(False) if False in there else len(there)
     assert not any(there[length:]), "a page is there whose parent is not"
     return length

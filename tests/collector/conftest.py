@@ -1,4 +1,4 @@
-"""A bucket with pages in it, and who looks at it from outside."""
+"""Fixtures with a bucket and its pages."""
 
 from collections.abc import Iterator
 
@@ -16,13 +16,13 @@ from tests.collector.bucket import Bucketful
 
 @pytest.fixture(scope="session")
 def node_keys(minio_server: MinioServer) -> Keys:
-    """Keys of a node that has exactly the policy of `deploy/`, for every test's bucket."""
+    """Keys of a node with exactly the policy in `deploy/`, for every test's bucket."""
     return _keys(minio_server, reader=False)
 
 
 @pytest.fixture(scope="session")
 def reader_keys(minio_server: MinioServer) -> Keys:
-    """Keys of a node that may only read."""
+    """Keys of a node with read access only."""
     return _keys(minio_server, reader=True)
 
 
@@ -47,13 +47,13 @@ def reader_config(node_config: MinioConfig, reader_keys: Keys) -> MinioConfig:
 
 @pytest.fixture
 def admin(minio_server: MinioServer) -> Minio:
-    """A client that may do anything, behind everybody's back."""
+    """An administrator's client."""
     return Minio(minio_server.endpoint.partition("://")[2], *minio_server.root, secure=False)
 
 
 @pytest.fixture
 def bucketful(node_config: MinioConfig, admin: Minio) -> Iterator[Bucketful]:
-    """A node's tier over an empty bucket."""
+    """A node's tier on an empty bucket."""
     tier = MinioTier(node_config)
     yield Bucketful(node_config, tier, admin)
     tier.close()

@@ -1,4 +1,4 @@
-"""Uses noted in a real bucket."""
+"""Access times in a real bucket."""
 
 import io
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.collector.bucket import LIMIT, PAGE, Bucketful, deadline, limits
 
 @pytest.fixture
 def toucher(bucketful: Bucketful) -> Iterator[AccessTimeUpdater]:
-    """Notes uses at once, in periods of one second."""
+    """Records uses without delay, in periods of one second."""
     bucketful.tier.control()
     toucher = AccessTimeUpdater(
         lambda: bucketful.tier._opened(deadline()).client,
@@ -35,7 +35,7 @@ def toucher(bucketful: Bucketful) -> Iterator[AccessTimeUpdater]:
     toucher.close()
 
 
-def test_a_use_moves_the_time_of_root_and_leaf_and_keeps_all_else(
+def test_a_use_updates_root_and_leaf_and_keeps_all_metadata(
     bucketful: Bucketful, toucher: AccessTimeUpdater
 ) -> None:
     chain = bucketful.spill("chain", 5)
@@ -54,9 +54,7 @@ def test_a_use_moves_the_time_of_root_and_leaf_and_keeps_all_else(
         fresh.close()
 
 
-def test_metadata_survives_letter_by_letter(
-    bucketful: Bucketful, toucher: AccessTimeUpdater
-) -> None:
+def test_metadata_survives_unchanged(bucketful: Bucketful, toucher: AccessTimeUpdater) -> None:
     chain = bucketful.spill("chain", 1)
     name = ObjectNames("").page(chain.keys()[0])
     stored = {"memkv-format": "1", "memkv-length": "7", "memkv-checksum": "0" * 32}
@@ -83,7 +81,7 @@ def test_metadata_survives_letter_by_letter(
     assert after.last_modified > before.last_modified
 
 
-def test_one_use_a_period_is_noted(bucketful: Bucketful) -> None:
+def test_one_use_per_period_is_recorded(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 3)
     telemetry = Telemetry()
     toucher = AccessTimeUpdater(
@@ -98,14 +96,12 @@ def test_one_use_a_period_is_noted(bucketful: Bucketful) -> None:
         for _ in range(3):
             toucher.record_access(chain)
             assert toucher.flush(LIMIT)
-        assert "touched" not in telemetry.counts()  # they were written in this period
+        assert "access_times_updated" not in telemetry.counts()  # they were written in this period
     finally:
         toucher.close()
 
 
-def test_pages_that_are_not_there_are_passed_over(
-    bucketful: Bucketful, toucher: AccessTimeUpdater
-) -> None:
+def test_missing_pages_are_skipped(bucketful: Bucketful, toucher: AccessTimeUpdater) -> None:
     chain = bucketful.spill("chain", 3)
     bucketful.wait_for_next_period(1, chain.keys())
     before = bucketful.modified(chain.keys()[2])
@@ -127,7 +123,7 @@ def test_used_pages_outlive_unused_ones(bucketful: Bucketful, toucher: AccessTim
     assert not any(bucketful.there(unused))
 
 
-def test_a_tier_with_limits_notes_its_uses(bucketful: Bucketful) -> None:
+def test_a_tier_with_limits_records_uses(bucketful: Bucketful) -> None:
     chain: Chain = bucketful.spill("chain", 3)
     bucketful.wait_for_next_period(1, chain.keys())
     before = bucketful.modified(chain.keys()[0])
@@ -135,8 +131,8 @@ def test_a_tier_with_limits_notes_its_uses(bucketful: Bucketful) -> None:
     try:
         tier.keep_limits(limits(use_period=1), Metrics(CollectorRegistry()), delay=0)
         tier.record_access(chain)
-        assert tier._toucher is not None
-        assert tier._toucher.flush(LIMIT)
+        assert tier._access_time_updater is not None
+        assert tier._access_time_updater.flush(LIMIT)
     finally:
         tier.close()
     assert bucketful.modified(chain.keys()[0]) > before

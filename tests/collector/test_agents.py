@@ -1,4 +1,4 @@
-"""Agents of two nodes over one bucket: its limits hold, and pins bind every node's disk."""
+"""Agents of two nodes with one bucket: its limits hold, and pins apply to every node's disk."""
 
 import time
 from collections.abc import Callable
@@ -47,9 +47,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_the_bucket_stays_within_its_capacity_whoever_fills_it(
-    bucketful: Bucketful, tmp_path: Path
-) -> None:
+def test_the_bucket_stays_within_its_capacity(bucketful: Bucketful, tmp_path: Path) -> None:
     chains = [make_chain(NAMESPACE, 40, str(i)) for i in range(4)]
     with (
         CollectingNode("one", tmp_path, bucketful.config, 50 * PAGE) as one,
@@ -59,7 +57,7 @@ def test_the_bucket_stays_within_its_capacity_whoever_fills_it(
         for i, chain in enumerate(chains):
             (one, two)[i % 2].spill(chain)
         wait_until(lambda: sum(sum(bucketful.there(chain)) for chain in chains) <= 50)
-        for node in (one, two):  # both tell what the last collection saw, whoever made it
+        for node in (one, two):  # both report the last collection of either node
             wait_until(lambda node=node: 0 < _pages_in_minio(node) <= 50)  # type: ignore[misc]
     assert sum(sum(bucketful.there(chain)) for chain in chains) > 0
 
@@ -135,7 +133,7 @@ def test_a_reader_node_spills_to_its_disk_and_loads_from_the_bucket(
         pool = Pool(node.client, own, PAGE)
         pool.fill()
         assert {result.name for result in pool.spill()} == {"STORED"}
-        assert node.client.flush(LIMIT)  # nothing waits for an upload that cannot be
+        assert node.client.flush(LIMIT)  # nothing waits for an impossible upload
         wait_until(lambda: node.client.lookup(theirs).length == 4)  # once the bucket is open
         shared = Pool(node.client, theirs, PAGE)
         assert [load.tier for load in shared.load()] == ["minio"] * 4

@@ -1,4 +1,4 @@
-"""A collection of a real bucket, by a node that may do no more than `deploy/` allows."""
+"""Collections of a real bucket, by a node with the permissions in `deploy/`."""
 
 import io
 import os
@@ -31,7 +31,7 @@ from tests.collector.bucket import (
 )
 
 
-def test_the_least_recently_used_leave_until_the_capacity_holds(bucketful: Bucketful) -> None:
+def test_least_recently_used_pages_are_removed_down_to_the_capacity(bucketful: Bucketful) -> None:
     old = bucketful.spill_in_one_period(1, "old", 8)
     bucketful.wait_for_next_period(1, old.keys())
     new = bucketful.spill("new", 8)
@@ -45,15 +45,15 @@ def test_the_least_recently_used_leave_until_the_capacity_holds(bucketful: Bucke
     assert prefix_length(bucketful.there(old)) == 3
 
 
-def test_below_the_capacity_nothing_leaves(bucketful: Bucketful) -> None:
+def test_nothing_is_removed_below_the_capacity(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 4)
     report = bucketful.collect(capacity=4 * PAGE).report
     assert (report.pages, report.removed_pages) == (4, 0)
     assert all(bucketful.there(chain))
 
 
-def test_limits_are_those_of_the_own_prefix(bucketful: Bucketful) -> None:
-    """A quota a tenant: each agent collects its own prefix, whatever others store beside it."""
+def test_limits_apply_to_the_own_prefix(bucketful: Bucketful) -> None:
+    """A quota per tenant: each agent collects only its own prefix."""
     config = msgspec.structs.replace(bucketful.config, prefix="another")
     another = bucketful._replace(config=config, tier=MinioTier(config))
     try:
@@ -66,7 +66,7 @@ def test_limits_are_those_of_the_own_prefix(bucketful: Bucketful) -> None:
         another.tier.close()
 
 
-def test_what_was_not_used_for_too_long_leaves(bucketful: Bucketful) -> None:
+def test_pages_beyond_the_maximum_age_are_removed(bucketful: Bucketful) -> None:
     old = bucketful.spill("old", 3)
     bucketful.wait_for_next_period(1, old.keys())
     while bucketful.collect(max_age=1, use_period=1).report.pages:
@@ -74,7 +74,7 @@ def test_what_was_not_used_for_too_long_leaves(bucketful: Bucketful) -> None:
     assert not any(bucketful.there(old))
 
 
-def test_a_dry_run_removes_nothing_and_tells_the_same(bucketful: Bucketful) -> None:
+def test_a_dry_run_removes_nothing_and_reports_the_same(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 6)
     settings = {"capacity": 3 * PAGE}
     told = bucketful.collector(**settings).collect(lambda *_: None, dry_run=True).report
@@ -82,7 +82,7 @@ def test_a_dry_run_removes_nothing_and_tells_the_same(bucketful: Bucketful) -> N
     assert bucketful.collect(**settings).report == told
 
 
-def test_many_more_than_fit_a_listing_leave_in_rounds(
+def test_many_pages_are_removed_in_rounds(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collecting, "ROUND_LIMIT", 4)
@@ -93,7 +93,7 @@ def test_many_more_than_fit_a_listing_leave_in_rounds(
     assert prefix_length(bucketful.there(chain)) == 1
 
 
-def test_what_a_lookup_promised_and_a_collection_removed_is_a_miss(bucketful: Bucketful) -> None:
+def test_page_removed_after_a_lookup_is_a_miss(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 6)
     reader = MinioTier(bucketful.config)
     try:
@@ -130,7 +130,7 @@ def pin(bucketful: Bucketful, chain: Chain, seconds: float) -> Pin:
     return made
 
 
-def test_pinned_pages_stay_and_the_command_says_that_the_limit_is_missed(
+def test_pinned_pages_stay_and_the_command_reports_the_missed_limit(
     bucketful: Bucketful,
 ) -> None:
     pinned, other = bucketful.spill("pinned", 5), bucketful.spill("other", 5)
@@ -169,7 +169,7 @@ def lease(bucketful: Bucketful, seconds: float = 60) -> Lease:
 def test_one_of_two_nodes_collects_at_a_time(bucketful: Bucketful) -> None:
     one, two = lease(bucketful), lease(bucketful)
     one.acquire()
-    with pytest.raises(LeaseHeldError, match="collects just now"):
+    with pytest.raises(LeaseHeldError, match="is collecting"):
         two.acquire()
     assert two.state().holder
     one.release(None)
@@ -178,7 +178,7 @@ def test_one_of_two_nodes_collects_at_a_time(bucketful: Bucketful) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no lease", b'{"holder": "\xff"}', b"[1]"])
-def test_what_is_no_lease_is_written_over(bucketful: Bucketful, content: bytes) -> None:
+def test_invalid_lease_is_overwritten(bucketful: Bucketful, content: bytes) -> None:
     _, _, names = bucketful.tier.control()
     bucketful.admin.put_object(
         bucketful.config.bucket, names.lease, io.BytesIO(content), len(content)
@@ -188,7 +188,7 @@ def test_what_is_no_lease_is_written_over(bucketful: Bucketful, content: bytes) 
     assert taken.state().holder
 
 
-def test_of_two_nodes_that_ask_at_once_one_wins(
+def test_one_of_two_concurrent_nodes_gets_the_lease(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = lease(bucketful), lease(bucketful)
@@ -201,11 +201,11 @@ def test_of_two_nodes_that_ask_at_once_one_wins(
         return record
 
     monkeypatch.setattr(Records, "read", other_is_faster)
-    with pytest.raises(LeaseHeldError, match="taken"):
+    with pytest.raises(LeaseHeldError, match="took over"):
         one.acquire()
 
 
-def test_a_silent_holder_loses_the_lease_and_finds_out_before_its_next_step(
+def test_a_suspended_holder_notices_the_lost_lease_before_its_next_step(
     bucketful: Bucketful,
 ) -> None:
     silent, other = lease(bucketful, seconds=1), lease(bucketful, seconds=60)
@@ -221,13 +221,13 @@ def test_a_silent_holder_loses_the_lease_and_finds_out_before_its_next_step(
     other.release(None)
 
 
-def test_a_clock_that_is_wrong_changes_nothing(
+def test_wrong_node_clock_has_no_effect(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = lease(bucketful), lease(bucketful)
     one.acquire()
     right = time.time
-    # More than a lease, and less than the quarter of an hour that MinIO allows signatures.
+    # More than a lease, and less than the 15 minutes of skew that MinIO allows.
     monkeypatch.setattr(time, "time", lambda: right() + 600)
     assert two.state().holder
     with pytest.raises(LeaseHeldError):
@@ -253,7 +253,7 @@ collector.collect(step)
 """
 
 
-def test_after_a_leader_killed_in_mid_run_another_one_ends_its_work(
+def test_another_node_finishes_after_the_collecting_node_is_killed(
     bucketful: Bucketful,
 ) -> None:
     chains = [bucketful.spill(f"chain {i}", 30) for i in range(2)]

@@ -1,4 +1,4 @@
-"""The policies in `deploy/`, and that a node needs no more than they allow."""
+"""The policies in `deploy/` suffice for a node."""
 
 import json
 from pathlib import Path

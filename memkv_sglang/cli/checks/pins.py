@@ -19,7 +19,9 @@ def check_pins(config: MinioConfig) -> Iterator[Finding]:
         except TierError as error:
             yield Finding("warn", "pins", f"cannot be read: {error}", "fix the problems above")
             return
-    if look.odd.objects:
-        yield Finding("warn", "pins", look.odd.text, "remove them, or pin again with `memkv pin`")
+    if look.unusable.objects:
+        yield Finding(
+            "warn", "pins", look.unusable.text, "remove them, or pin again with `memkv pin`"
+        )
     else:
         yield Finding("ok", "pins", f"{len(look.kept)} pages are kept")

@@ -1,4 +1,4 @@
-"""The tier that all nodes share: an object a page in a MinIO bucket."""
+"""The tier that all nodes share: one object per page in a MinIO bucket."""
 
 from memkv_sglang.tiers.minio.tier import MinioTier
 

@@ -1,91 +1,93 @@
-"""How a page's bytes become an object's content and back: as they are, or encrypted."""
+"""Converts between a page's bytes and the content of its object: unchanged, or encrypted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.http.errors import UnreadableError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.http import ResponseHead, UnreadableError
 
 if TYPE_CHECKING:
     from memkv_sglang.encryption.keys import KeyRing
 
 KEY_ID = "x-amz-meta-memkv-key"
-"""Metadata of an encrypted page: the id of its key."""
+"""Metadata field with the id of the key of an encrypted page."""
 
 
-_KEPT = 64 << 20
-"""Bytes of memory for encrypted pages that are kept for the next ones."""
+_KEPT_MEMORY = 64 << 20
+"""Maximum size of the buffers kept for reuse, in bytes."""
 
 
 class PageForm(ABC):
-    """The form that this node stores pages in, and takes them from. Thread-safe."""
+    """The form in which this node stores pages. Thread-safe."""
 
     fields: Mapping[str, str]
-    """Header fields that say so when a page is stored."""
+    """Header fields that mark the form of a stored page."""
 
     in_place = False
-    """Whether the stored form is the page's own bytes."""
+    """Whether the stored bytes are the page's own bytes."""
 
     @abstractmethod
-    def room(self, page: Page) -> AbstractContextManager[Page]:
-        """Lend the page over memory for its stored form, which may be the page itself."""
+    def stored_page(self, page: Page) -> AbstractContextManager[Page]:
+        """Lend a page with memory for the stored form, for a `with` block; may be `page` itself."""
 
     @abstractmethod
     def store(self, page: Page, stored: Page) -> None:
-        """Fill `stored`, which came from `room`, from the page. Raises `ChangedPageError`."""
+        """Fill `stored`, a result of `stored_page`. Raises `ChangedPageError`."""
 
     @abstractmethod
     def check(self, head: ResponseHead) -> str | None:
-        """Tell in which way a stored object cannot be a page of this form.
+        """Return why a stored object cannot be a page of this form, None if it can.
 
-        Raises `UnreadableError` for one that may well be right, but not for this node to read.
+        Raises `UnreadableError` for an object that may be intact but is unreadable for this node.
         """
 
     @abstractmethod
     def restore(
         self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
     ) -> bytes | None:
-        """Fill the page's buffers from `stored`, which has the given checksum.
+        """Fill the page's buffers from `stored`, whose checksum is given.
 
         Returns the checksum of the page's content, None if `stored` is forged.
         """
 
 
 class PlainForm(PageForm):
-    """The page's bytes as they are."""
+    """Stores the page's bytes unchanged."""
 
     fields: Mapping[str, str] = {}
     in_place = True
 
-    def room(self, page: Page) -> AbstractContextManager[Page]:
-        """Lend the page itself."""
+    @override
+    def stored_page(self, page: Page) -> AbstractContextManager[Page]:
         return nullcontext(page)
 
+    @override
     def store(self, page: Page, stored: Page) -> None:
-        """There is nothing to do."""
+        pass  # `stored` is the page
 
+    @override
     def check(self, head: ResponseHead) -> str | None:
-        """Take what no key is named for."""
         if key_id := _key_id(head):
             raise UnreadableError(f"pages are encrypted by {key_id!r}, {_ADVICE}")
         return None
 
+    @override
     def restore(
         self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
     ) -> bytes | None:
-        """Return the checksum: the stored bytes are the page's own."""
         return checksum
 
 
 class SealedForm(PageForm):
-    """Encrypted and authenticated, in memory of its own. See `memkv_sglang.encryption`."""
+    """Stores pages encrypted and authenticated. See `memkv_sglang.encryption`."""
 
     def __init__(self, ring: "KeyRing") -> None:
-        """Import `cryptography`; raise `ConfigError` where it is not installed."""
+        """Encrypt with the ring's keys; raises `ConfigError` if `cryptography` is not installed."""
         try:
             from memkv_sglang.encryption import sealing
         except ImportError:
@@ -99,22 +101,22 @@ class SealedForm(PageForm):
         self.fields = {KEY_ID: ring.write}
 
     @contextmanager
-    def room(self, page: Page) -> Iterator[Page]:
-        """Lend memory that is used again: fresh memory costs as much as the encryption."""
+    def stored_page(self, page: Page) -> Iterator[Page]:
+        """Lend a reused buffer: allocating one costs as much as the encryption."""
         size = page.length + self._sealing.OVERHEAD
         memory = self._idle.pop() if self._idle else bytearray()
         if len(memory) < size:
             memory = bytearray(size)
         yield Page(page.key, (memoryview(memory)[:size],))
-        if sum(map(len, self._idle)) + len(memory) <= _KEPT:
+        if sum(map(len, self._idle)) + len(memory) <= _KEPT_MEMORY:
             self._idle.append(memory)
 
     def store(self, page: Page, stored: Page) -> None:
-        """Encrypt with the key that writes."""
+        """Encrypt with the current key."""
         self._sealing.seal(self._ring.keys[self._ring.write], page, stored.buffers[0])
 
     def check(self, head: ResponseHead) -> str | None:
-        """Refuse what is not encrypted: anyone who can write the bucket could have put it there."""
+        """Reject unencrypted objects: anyone with write access could have stored them."""
         key_id = _key_id(head)
         if not key_id:
             return "not encrypted"
@@ -125,7 +127,7 @@ class SealedForm(PageForm):
     def restore(
         self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
     ) -> bytes | None:
-        """Decrypt with the key that is named; return the checksum sealed with the content."""
+        """Decrypt with the key in the metadata; return the checksum sealed with the content."""
         try:
             return self._sealing.unseal(self._ring.keys[_key_id(head)], stored.buffers[0], page)
         except self._sealing.ForgedError:
@@ -136,7 +138,7 @@ _ADVICE = "which minio.encryption_key_file does not hold"
 
 
 def page_form(key_file: str) -> PageForm:
-    """Return the form for the setting `minio.encryption_key_file`; raises `ConfigError`."""
+    """Return the form for the setting `minio.encryption_key_file`. Raises `ConfigError`."""
     if not key_file:
         return PlainForm()
     from memkv_sglang.encryption.keys import load_key_ring

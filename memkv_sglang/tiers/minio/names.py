@@ -1,4 +1,4 @@
-"""How pages are kept in a bucket: names of objects, and the metadata that binds them to a page."""
+"""The names of objects in the bucket, and the metadata that ties an object to its page."""
 
 import re
 from http import HTTPStatus
@@ -12,8 +12,7 @@ from memkv_sglang.page import (
     PageKey,
     spill_checksum,
 )
-from memkv_sglang.tiers.minio.http.errors import ProtocolError, UnreadableError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
+from memkv_sglang.tiers.minio.http import Framing, ProtocolError, ResponseHead, UnreadableError
 
 _FORMAT_VERSION = b"%d" % FORMAT_VERSION
 
@@ -42,29 +41,29 @@ _AFTER_SLASH = "0"
 
 
 class ObjectNames:
-    """Names of objects under a prefix; `quote` them for a request."""
+    """Builds and parses object names under a prefix. Names must be quoted for a request."""
 
     def __init__(self, prefix: str) -> None:
-        """Put everything under the prefix; empty: at the bucket's root."""
+        """Use a prefix; an empty one means the root of the bucket."""
         self.root = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
     def page(self, key: PageKey) -> str:
-        """Two digits of the hash make a level of their own, for listings in parts."""
+        """Return the name of a page's object, in one of 256 folders per namespace."""
         digits = key.hash.hex()
         return f"{self.root}{key.namespace.hex()}/{digits[:2]}/{digits}"
 
     def quarantine(self, key: PageKey) -> str:
-        """Where a corrupt page is set aside; not within its namespace."""
+        """Return the name of a corrupt page in the quarantine, which is outside its namespace."""
         return f"{self.quarantined}{key.namespace.hex()}/{key.hash.hex()}"
 
     @property
     def quarantined(self) -> str:
-        """Prefix of what is set aside."""
+        """Prefix of quarantined pages."""
         return f"{self.root}quarantine/"
 
     @property
     def lease(self) -> str:
-        """Name of the object that says who collects."""
+        """Name of the collector's lease."""
         return f"{self.root}collector/lease.json"
 
     @property
@@ -73,18 +72,18 @@ class ObjectNames:
         return f"{self.root}pins/"
 
     def is_quarantined(self, name: str) -> bool:
-        """Tell whether it is the name of a page that was set aside."""
+        """Return whether a name is that of a quarantined page."""
         beyond = name.removeprefix(self.quarantined)
         return beyond != name and _QUARANTINED.fullmatch(beyond) is not None
 
     def past_foreign(self, name: str) -> str:
-        """Return after which name a listing should go on, to pass a stranger's folder by."""
+        """Return the name after which a listing should continue, to skip foreign folders."""
         folder, slash, _ = name.removeprefix(self.root).partition("/")
         own = _NAMESPACE.fullmatch(folder) or name.startswith(self.quarantined)
         return name if own or not slash else f"{self.root}{folder}{_AFTER_SLASH}"
 
     def page_key(self, name: str) -> PageKey | None:
-        """Return whose page an object is by its name, None if it is none."""
+        """Return the key of the page that an object is named after, None if it is not a page."""
         if not name.startswith(self.root):
             return None
         match = _PAGE.fullmatch(name.removeprefix(self.root))
@@ -102,7 +101,7 @@ class ObjectNames:
 
 
 def page_fields(page: Page) -> dict[str, str]:
-    """Return the header fields that store a page with its metadata. Reads the whole page.
+    """Return the header fields of the PUT of a page. Reads the whole page.
 
     Raises `ChangedPageError`.
     """
@@ -117,69 +116,77 @@ def page_fields(page: Page) -> dict[str, str]:
 def stores_page(head: ResponseHead) -> bool:
     """Return whether a response to HEAD is that of a stored page.
 
-    The status alone proves nothing: a captive portal answers everything with 200. So the metadata
-    that this project stores with each page must be there and agree with the object's length.
+    The status proves nothing, since a captive portal answers every request with 200. The response
+    must also have the metadata of a page, which must agree with the object's length.
     """
     try:
         return (
             head.status == HTTPStatus.OK
             and head.field(FORMAT.encode()) == _FORMAT_VERSION
-            and head.field(LENGTH.encode()) == b"%d" % head.length
+            and _length_agrees(head)
             and _CHECKSUM.fullmatch(head.field(CHECKSUM.encode()) or b"") is not None
         )
     except ProtocolError:  # a repeated field
         return False
 
 
-def is_foreign(head: ResponseHead) -> bool:
-    """Return whether a response has no metadata of this project, or comes from no object store.
+def _length_agrees(head: ResponseHead) -> bool:
+    """Return whether the stored length is that of the body, if the head declares one."""
+    stored = head.field(LENGTH.encode()) or b""
+    if head.framing is Framing.LENGTH:
+        return stored == b"%d" % head.length
+    return stored.isdigit()
 
-    It says nothing about the page then. Nothing may be set aside because of it.
+
+def is_foreign(head: ResponseHead) -> bool:
+    """Return whether a response lacks this project's metadata, or an object store's ETag.
+
+    Such a response says nothing about the page, so no object may be quarantined because of it.
     """
     return _OWN_FIELD not in head.lower or not head.field(b"etag")
 
 
 def is_stored(head: ResponseHead, body: bytes) -> bool:
-    """Return whether the answer to a PUT or a copy says that the object was stored.
+    """Return whether a response to a PUT or a copy confirms that the object was stored.
 
-    S3 names the ETag. A copy that fails after its first byte was sent has status 200 as well.
+    S3 returns the ETag. A copy that fails after the response has started also has status 200.
     """
     return bool(head.field(b"etag")) or b"<CopyObjectResult" in body
 
 
 def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
-    """Tell in which way an object cannot be the page, by its response's head.
+    """Return why an object cannot be the page, given the response's head; None if it can.
 
-    Raises `UnreadableError` for a whole object of another length: the request is at fault.
+    Raises `UnreadableError` for a valid object of another length, since the caller's page is wrong.
     """
     version = head.field(FORMAT.encode())
     if version != _FORMAT_VERSION:
         return f"format version {version!r}"
-    declared, length = head.field(LENGTH.encode()), page.length
-    if declared != b"%d" % head.length:
-        return f"{head.length} bytes, stored as {declared!r}"
-    if head.length != length:
-        raise UnreadableError(f"{head.length} bytes, asked for as {length}")
+    stored = head.field(LENGTH.encode())
+    if not _length_agrees(head):
+        return f"{head.length} bytes, stored as {stored!r}"
+    if stored != b"%d" % page.length:
+        raise UnreadableError(f"{stored!r} bytes, asked for as {page.length}")
     return None
 
 
 def is_ours(head: ResponseHead) -> bool:
-    """Tell whether an object was stored as a page: others may happen to have a page's name."""
+    """Return whether an object was stored as a page, not by something else under such a name."""
     return head.status == HTTPStatus.OK and head.field(FORMAT.encode()) is not None
 
 
 def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
-    """Tell whether it is the checksum of what was received that was stored with the page."""
+    """Return whether the checksum of the received bytes is the one stored with the page."""
     return head.field(CHECKSUM.encode()) == checksum.hex().encode()
 
 
 def fast_match(head: ResponseHead, page: Page, checksum: bytes) -> bool:
-    """Tell whether a response's metadata are those of the page and of what was received.
+    """Return whether the metadata matches the page and the checksum of the received bytes.
 
-    A short look for the many that are as they should be: False only asks for a longer one.
+    Fast path: False means "parse the head in full".
     """
     return (
-        head.lower.count(_OWN_FIELD) == 3  # none twice, and no other, as of an encrypted page
+        head.lower.count(_OWN_FIELD) == 3  # none repeated, and no key id
         and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in head.lower
         and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in head.lower
         and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in head.lower
@@ -187,7 +194,7 @@ def fast_match(head: ResponseHead, page: Page, checksum: bytes) -> bool:
 
 
 def server_side_encryption(config: MinioConfig) -> dict[str, str]:
-    """Return the header fields that ask the server to encrypt what is stored with them."""
+    """Return the header fields of a PUT that request server-side encryption."""
     if config.sse == "none":
         return {}
     if config.sse == "s3":

@@ -1,4 +1,4 @@
-"""What this node knows of a shared bucket without asking: pages seen there, pages seen missing."""
+"""Caches which pages the shared bucket holds, and which it lacks."""
 
 import threading
 import time
@@ -8,23 +8,22 @@ from itertools import islice
 from memkv_sglang.page import Chain, PageKey
 
 TURN = 300.0
-"""Seconds after which present pages grow old."""
+"""Seconds after which the young generation becomes the old one."""
 
 MISSING_LIMIT = 100_000
-"""Pages remembered as missing at most."""
+"""Maximum number of pages cached as missing."""
 
 
 class PresenceCache:
-    """Known-present and known-missing pages; may be out of date, since other nodes write too.
+    """Pages known to be present or missing; may be stale, since other nodes write too. Thread-safe.
 
-    Present pages are kept in two generations: when the young one is full or `turn` seconds old it
-    becomes the old one, whose pages are forgotten at the next turn unless the bucket was seen to
-    hold them in between. So what another node removed is taken as present for at most two turns.
-    This needs no time or order within a generation, hence little memory.
+    Present pages are cached in two generations. When the young generation is full or `turn` seconds
+    old, it replaces the old one. Pages that another node removed are therefore cached for two turns
+    at most. A generation stores neither times nor order, which saves memory.
     """
 
     def __init__(self, limit: int, negative_ttl: float, turn: float = TURN) -> None:
-        """Remember up to `limit` present pages, and missing ones for `negative_ttl` seconds."""
+        """Cache up to `limit` present pages, and missing pages for `negative_ttl` seconds."""
         self._half = limit // 2
         self._ttl = negative_ttl
         self._turn = turn
@@ -35,7 +34,7 @@ class PresenceCache:
         self._lock = threading.Lock()
 
     def bounds(self, chain: Chain) -> tuple[int, int]:
-        """Return how many pages from the start are known present, and at most present."""
+        """Return the least and the greatest possible length of the chain's present prefix."""
         namespace, now = chain.namespace, time.monotonic()
         with self._lock:
             self._age(now)
@@ -46,7 +45,7 @@ class PresenceCache:
                     break
                 low += 1
             unknown = chain.hashes[low:]
-            # Mostly nothing of a chain is known missing, which is found out fast.
+            # Usually, no page of a chain is known to be missing; this check is fast.
             if not self._missing.keys().isdisjoint(map(namespace.__add__, unknown)):
                 for high, page_hash in enumerate(unknown, low):
                     if self._missing.get(namespace + page_hash, 0.0) > now:
@@ -54,18 +53,18 @@ class PresenceCache:
         return low, len(chain.hashes)
 
     def has(self, key: PageKey) -> bool:
-        """Tell whether the page was seen."""
+        """Return whether a page is known to be present."""
         name = key.namespace + key.hash
         with self._lock:
             self._age(time.monotonic())
             return name in self._young or name in self._old
 
     def add(self, keys: Iterable[PageKey]) -> None:
-        """Take the pages as present from now on."""
+        """Record that pages are present."""
         self._add([namespace + page_hash for namespace, page_hash in keys])
 
     def add_chain(self, chain: Chain) -> None:
-        """Take a chain's pages as present; faster than by their keys."""
+        """Record that a chain's pages are present; faster than `add`."""
         self._add([chain.namespace + page_hash for page_hash in chain.hashes])
 
     def _add(self, names: list[bytes]) -> None:
@@ -77,7 +76,7 @@ class PresenceCache:
                 self._insert(names)
 
     def add_missing(self, key: PageKey) -> None:
-        """Take the page as missing for a while, unless it was stored meanwhile."""
+        """Record that a page is missing, unless it was stored meanwhile."""
         name, now = key.namespace + key.hash, time.monotonic()
         with self._lock:
             if self._ttl <= 0 or name in self._young or name in self._old:
@@ -88,20 +87,20 @@ class PresenceCache:
             self._missing[name] = now + self._ttl
 
     def discard(self, *keys: PageKey) -> None:
-        """Forget that the pages were seen."""
+        """Invalidate pages that are cached as present."""
         names = {key.namespace + key.hash for key in keys}
         with self._lock:
             self._young -= names
             self._old -= names
 
     def forget(self, namespace: bytes) -> None:
-        """Forget all pages of a namespace."""
+        """Invalidate all present pages of a namespace."""
         with self._lock:
             for generation in (self._young, self._old):
                 generation -= {name for name in generation if name.startswith(namespace)}
 
     def check_integrity(self) -> list[str]:
-        """Return the bounds that are exceeded and the pages both present and missing."""
+        """Return violated invariants: exceeded limits, and pages both present and missing."""
         with self._lock:
             both = [name for name in self._missing if name in self._young or name in self._old]
             problems = [f"page {name.hex()} is known present and missing" for name in both]
@@ -112,14 +111,14 @@ class PresenceCache:
     def _age(self, now: float) -> None:
         if now < self._turn_at:
             return
-        lapsed = now >= self._turn_at + self._turn  # even the young ones are two turns old
+        lapsed = now >= self._turn_at + self._turn  # even the young generation has expired
         self._old, self._young = set() if lapsed else self._young, set()
         self._turn_at = now + self._turn
 
     def _insert(self, names: list[bytes]) -> None:
         unseen = (name for name in names if name not in self._young)
         self._young.update(islice(unseen, self._half - len(self._young)))
-        for name in unseen:  # there is no room for it
+        for name in unseen:  # the young generation is full
             self._old, self._young = self._young, {name}
             self._turn_at = time.monotonic() + self._turn
             self._young.update(islice(unseen, self._half - 1))

@@ -1,24 +1,23 @@
-"""The length of the longest present prefix, found with few rounds of questions."""
+"""Finds the length of the longest present prefix of a chain in few round trips."""
 
 from collections.abc import Callable, Sequence
 from math import ceil, log
 
 Probe = Callable[[Sequence[int]], Sequence[bool] | None]
-"""Tells for each position whether that page is present; None when time is up."""
+"""Returns whether the page at each position is present; None if the deadline passed."""
 
 WIDTHS = (4, 8, 16, 32, 64)
-"""How many questions a round may ask."""
+"""Possible numbers of probes per round."""
 
-QUESTION_COST = 4e-4
-"""Seconds that a question costs the server besides the network."""
+PROBE_COST = 4e-4
+"""Server time per probe, in seconds, not including the network."""
 
 
 def longest_prefix(low: int, high: int, probe: Probe, width: int) -> tuple[int, int]:
-    """Return bounds of the number of present pages; equal unless time ran out.
+    """Return bounds of the number of present pages, which are equal unless time ran out.
 
-    At least `low` and at most `high` pages are present, counted from the start; presence is
-    monotone. The first round asks for the first unknown page: where nothing more is present, it is
-    the only round.
+    At least `low` and at most `high` pages are present from the start, without gaps. The first
+    round includes the first unknown page; if that page is missing, no other round is needed.
     """
     positions = [low, *split(low + 1, high, width - 1)] if low < high else []
     while positions:
@@ -35,7 +34,7 @@ def longest_prefix(low: int, high: int, probe: Probe, width: int) -> tuple[int, 
 
 
 def split(low: int, high: int, width: int) -> list[int]:
-    """Return up to `width` positions in `[low, high)` that part the answers `low..high` evenly."""
+    """Return up to `width` positions in `[low, high)` that divide the range evenly."""
     unknown = high - low
     if unknown <= width:
         return list(range(low, high))
@@ -43,9 +42,9 @@ def split(low: int, high: int, width: int) -> list[int]:
 
 
 def best_width(pages: int, round_trip: float) -> int:
-    """Return how many questions a round should ask: few when near, more when a round is dear."""
+    """Return the best number of probes per round: more if round trips are slow."""
 
     def cost(width: int) -> float:
-        return ceil(log(pages + 1, width + 1)) * (round_trip + width * QUESTION_COST)
+        return ceil(log(pages + 1, width + 1)) * (round_trip + width * PROBE_COST)
 
     return min(WIDTHS, key=cost)

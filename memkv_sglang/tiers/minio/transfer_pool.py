@@ -1,27 +1,25 @@
-"""The pages of one call, moved in order by a few threads until they are done or time is up."""
+"""Moves the pages of a call in order on a few threads, until all are moved or time is up."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
-from memkv_sglang.tiers.minio.http.errors import OutOfTimeError
+from memkv_sglang.tiers.minio.http import OutOfTimeError
+from memkv_sglang.tiers.minio.objects import Guard
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Guard = AbstractContextManager[None]
-"""Encloses each use of a page's buffers; raises `OutOfTimeError` once the call is over."""
 
 
 class TransferPool:
-    """The threads of a tier, shared by all its calls page by page."""
+    """The tier's threads, which all its calls share page by page. Thread-safe."""
 
     def __init__(self, count: int) -> None:
-        """Move at most `count` pages at a time."""
+        """Move up to `count` pages at once."""
         self._count = count
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="memkv-minio")
         self._calls = 0
@@ -36,12 +34,12 @@ class TransferPool:
         goes_on: Callable[[Result], bool],
         failed: Result,
     ) -> list[Result | None]:
-        """Call `move(0, guard)` to `move(count - 1, guard)` in order, several at a time.
+        """Call `move(0, guard)` to `move(count - 1, guard)` in order, several at once.
 
-        After a result that does not go on, no more are begun: theirs are None, but the first one
-        always has a result. Returns when none holds the guard any more, soon after `deadline` at
-        the latest, provided that `move` keeps the deadline within the guard; what has not ended
-        by then is `failed`.
+        Starts no more calls after a result for which `goes_on` is False. The results of calls that
+        were not started are None; the first call always has a result. Returns once no call holds
+        the guard, shortly after `deadline` at the latest, provided that `move` keeps the deadline
+        within the guard. Calls that have not returned by then count as `failed`.
         """
         batch = _Batch(move, count, goes_on, failed)
         with self._lock:
@@ -57,18 +55,18 @@ class TransferPool:
                 self._calls -= 1
 
     def close(self) -> None:
-        """End the threads after the calls in flight; idempotent."""
+        """Stop the threads after the calls in flight; idempotent."""
         self._executor.shutdown()
 
     def _work(self, batch: "_Batch[Result]") -> None:
         while batch.step():
-            if self._calls > 1:  # let the other calls have a page too
+            if self._calls > 1:  # give the other calls a turn
                 self._executor.submit(self._work, batch)
                 return
 
 
 class _Batch(Generic[Result]):
-    """Is the guard of its pages: a class, since a generator would cost each page more."""
+    """One call, and the guard of its pages; a class, because a generator costs more per page."""
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class _Batch(Generic[Result]):
         self._failed = failed
         self._results: list[Result | None] = [None] * count
         self._next = 0
-        self._begun = 0
+        self._in_flight = 0
         self._guarded = 0
         self._over = False
         self._stopped = False
@@ -90,13 +88,13 @@ class _Batch(Generic[Result]):
         self._changed = threading.Condition(self._lock)
 
     def step(self) -> bool:
-        """Move the next page; False if there is none."""
+        """Move the next page; False if there is no more."""
         with self._lock:
             if self._idle():
                 return False
             index = self._next
             self._next += 1
-            self._begun += 1
+            self._in_flight += 1
             self._results[index] = self._failed
         try:
             result = self._move(index, self)
@@ -109,24 +107,24 @@ class _Batch(Generic[Result]):
             if not self._over:
                 self._results[index] = result
             self._stopped |= not self._goes_on(result)
-            self._begun -= 1
+            self._in_flight -= 1
             if self._done():  # waking the caller for each page costs a tenth of the rate
                 self._changed.notify_all()
         return True
 
     def wait(self, deadline: float) -> list[Result | None]:
-        """Wait for the end, return the results."""
+        """Wait until all pages are moved, or for the deadline; return the results."""
         with self._changed:
             self._changed.wait_for(self._done, max(deadline - time.monotonic(), 0))
             self._over = True
-            # Whoever holds the guard ends in time too: a page's result is right until then.
+            # Calls within the guard end in time too, and their results are still valid.
             self._changed.wait_for(lambda: self._guarded == 0)
             if self._next == 0 and self._results:
                 self._results[0] = self._failed
             return list(self._results)
 
     def _done(self) -> bool:
-        return self._begun == 0 and self._idle()
+        return self._in_flight == 0 and self._idle()
 
     def _idle(self) -> bool:
         return self._over or self._stopped or self._next == len(self._results)
@@ -134,7 +132,7 @@ class _Batch(Generic[Result]):
     def __enter__(self) -> None:
         with self._lock:
             if self._over:
-                raise OutOfTimeError("the deadline came first")
+                raise OutOfTimeError("the deadline passed")
             self._guarded += 1
 
     def __exit__(self, *_: object) -> None:

@@ -1,24 +1,28 @@
-"""One page up or down: what each answer of the server means for it."""
+"""Moves pages between client buffers and the bucket, and interprets the server's answers."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
+from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import ChangedPageError, Page, PageKey, page_checksum, scatter
 from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult
 from memkv_sglang.tiers.minio.forms import PageForm
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import (
+from memkv_sglang.tiers.minio.http import (
+    Connection,
     ProtocolError,
+    Response,
+    ResponseHead,
     StatusError,
     TransferError,
     UnreadableError,
+    framed_head,
+    parse_head,
+    unusable_answer,
 )
-from memkv_sglang.tiers.minio.http.explain import unusable_answer
-from memkv_sglang.tiers.minio.http.framing import ResponseHead, framed_head, parse_head
 from memkv_sglang.tiers.minio.names import (
     ObjectNames,
     checksum_matches,
@@ -27,147 +31,204 @@ from memkv_sglang.tiers.minio.names import (
     is_stored,
     metadata_mismatch,
     page_fields,
+    server_side_encryption,
 )
-from memkv_sglang.tiers.minio.objects.bulk import Response
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer
-from memkv_sglang.tiers.minio.objects.client import NO_FIELDS, UNGUARDED, ObjectClient, refuse
-from memkv_sglang.tiers.minio.objects.telemetry import LOAD_FAILED, SPILL_FAILED, Telemetry
+from memkv_sglang.tiers.minio.objects import (
+    LOAD_FAILED,
+    NO_FIELDS,
+    SPILL_FAILED,
+    UNGUARDED,
+    Guard,
+    ObjectClient,
+    refuse,
+)
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
-from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
-from memkv_sglang.tiers.minio.transfer_pool import Guard
+from memkv_sglang.tiers.minio.retention import AccessTimeCache
+from memkv_sglang.tiers.minio.transfer_pool import TransferPool
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
-"""Answers to the copy of an object that is not, or no longer, the one that was read."""
+"""Statuses of a copy whose source was removed or overwritten since it was read."""
 
 OVER_QUOTA = "XMinioAdminBucketQuotaExceeded"
-"""What MinIO answers where the bucket's quota is used up."""
+"""MinIO's error code when the bucket's quota is used up."""
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 
 class _Fault(NamedTuple):
-    """What is wrong with a response that should be a page, and what tells it from others."""
+    """Why a response is not the page. Two reads of one corrupt object give equal faults."""
 
     reason: str
     etag: bytes | None
     content: bytes = b""
-    """The body's checksum; empty where it was not read."""
+    """Checksum of the body; empty if the body was not read."""
 
-
-NOTHING_SEEN: Mapping[PageKey, _Fault] = {}
 
 Receive = Callable[[Connection, ResponseHead], _Fault | bytes]
-"""Reads a response: returns the page's verified checksum, or what is wrong."""
+"""Reads a response; returns the page's verified checksum, or the fault."""
 
 
-class FetchedPages(NamedTuple):
-    """What became of pages that were loaded at once; the rest are for `fetch`."""
+class PageTransfers:
+    """Loads and spills the pages of one bucket, and updates the node's caches. Thread-safe.
 
-    checksums: list[bytes | None]
-    """What the content of each was verified against, None for those that were not loaded."""
-    faults: Mapping[PageKey, _Fault]
-    """What was wrong with those that came."""
-    failure: TransferError | None
-    """Why the rest need not be tried, None if they should be."""
+    Failures are results and log lines, not exceptions.
+    """
 
+    def __init__(
+        self,
+        config: MinioConfig,
+        client: ObjectClient,
+        threads: TransferPool,
+        form: PageForm,
+        presence: PresenceCache,
+        *,
+        access_times: Callable[[], AccessTimeCache | None],
+        on_bucket_lost: Callable[[], None],
+    ) -> None:
+        """Use the client for requests and the threads to run several at once.
 
-class PageTransfers(NamedTuple):
-    """Moves pages of one bucket and keeps what it learns. Faults are results and a log line."""
+        `access_times` returns the cache to update, None while access times are not recorded.
+        """
+        self._client = client
+        self._telemetry = client.telemetry
+        self._threads = threads
+        self._form = form
+        self._presence = presence
+        self._access_times = access_times
+        self._on_bucket_lost = on_bucket_lost
+        self._bucket = config.bucket
+        self._names = ObjectNames(config.prefix)
+        self._storage_fields = server_side_encryption(config)
+        self._read_only = config.role == "reader"
 
-    client: ObjectClient
-    bulk: Callable[[Sequence[tuple[str, Page]], float], BulkAnswer]
-    """`BulkReader.read` with a signer."""
-    bucket: str
-    names: ObjectNames
-    knowledge: PresenceCache
-    telemetry: Telemetry
-    form: PageForm
-    storage_fields: Mapping[str, str]
-    """Header fields that tell the server how to keep what it is given."""
-    on_bucket_lost: Callable[[], None]
-    read_only: bool = False
-    noted: Callable[[], AccessTimeCache | None] = lambda: None
-    """Who is told when the pages' objects were written last, if anybody."""
+    def load(self, pages: Sequence[Page], deadline: float) -> list[Fetched | None]:
+        """Receive pages into their buffers; None for pages that were not tried.
 
-    def fetch_all(self, pages: Sequence[Page], deadline: float) -> FetchedPages:
-        """Load pages at once as far as each comes as it should, see `BulkReader`."""
+        Well-formed responses take the fast path; the other pages are then read one by one, in
+        order, until one of them is not loaded.
+        """
+        checksums, faults, failure = self._load_fast(pages, deadline)
+        rest = [i for i, checksum in enumerate(checksums) if checksum is None]
+        failed = Fetched(LoadResult.FAILED)
+        if failure is not None:
+            self._telemetry.fault(LOAD_FAILED, failure)
+            results = stopped(failed, len(rest))
+        else:
+            results = self._move_all(
+                partial(self._load_page, faults),
+                [pages[i] for i in rest],
+                deadline,
+                goes_on=lambda fetched: fetched.result is LoadResult.LOADED,
+                failed=failed,
+            )
+        outcomes: list[Fetched | None] = [Fetched(LoadResult.LOADED, c) for c in checksums]
+        for index, fetched in zip(rest, results, strict=True):
+            outcomes[index] = fetched
+        return outcomes
+
+    def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult | None]:
+        """Send pages from their buffers, in order; None for pages that were not tried.
+
+        Several are in flight at once, so a few pages after a failed one may still be stored.
+        """
+        return self._move_all(
+            self._spill_page,
+            pages,
+            deadline,
+            goes_on=lambda result: result is SpillResult.STORED,
+            failed=SpillResult.FAILED,
+        )
+
+    def _move_all(
+        self,
+        move: Callable[[Page, float, Guard], Result],
+        pages: Sequence[Page],
+        deadline: float,
+        *,
+        goes_on: Callable[[Result], bool],
+        failed: Result,
+    ) -> list[Result | None]:
+        if not pages:
+            return []
+        return self._threads.run(
+            lambda index, guard: move(pages[index], deadline, guard),
+            len(pages),
+            deadline,
+            goes_on=goes_on,
+            failed=failed,
+        )
+
+    def _load_fast(
+        self, pages: Sequence[Page], deadline: float
+    ) -> tuple[list[bytes | None], Mapping[PageKey, _Fault], TransferError | None]:
+        """Return each page's verified checksum or None, the faults seen, and why to give up."""
         checksums: list[bytes | None] = [None] * len(pages)
         faults = dict[PageKey, _Fault]()
-        if not self.form.in_place:
-            return FetchedPages(checksums, faults, None)
-        objects = [(self.names.page(page.key), page) for page in pages]
-        responses, failure = self.bulk(objects, deadline)
+        if not self._form.in_place:
+            return checksums, faults, None
+        objects = [(self._names.page(page.key), page) for page in pages]
+        responses, failure = self._client.read_bulk(objects, deadline)
         for response in responses:
             page = pages[response.number]
             try:
-                fault = self._judge(page, response)
+                fault = self._verify(page, response)
             except (ProtocolError, UnreadableError):
                 continue
             except Exception:
-                logger.exception("response not judged")
+                logger.exception("response not verified")
                 continue
             if fault is None:
                 checksums[response.number] = response.checksum
             else:
                 faults[page.key] = fault
-        return FetchedPages(checksums, faults, failure)
+        return checksums, faults, failure
 
-    def _judge(self, page: Page, response: Response) -> _Fault | None:
+    def _verify(self, page: Page, response: Response) -> _Fault | None:
         head = framed_head(response.head, page.length)
         if fast_match(head, page, response.checksum):
-            self._take_note(page, head)
+            self._note_access(page, head)
             return None
         head = parse_head(response.head)
-        if is_foreign(head):
-            raise unusable_answer(head)
-        if mismatch := self.form.check(head) or metadata_mismatch(head, page):
-            return _Fault(mismatch, head.field(b"etag"))
-        self._take_note(page, head)
-        if checksum_matches(head, response.checksum):
-            return None
-        return _Fault("checksum", head.field(b"etag"), response.checksum)
+        if fault := self._head_fault(head, page):
+            return fault
+        self._note_access(page, head)
+        return _content_fault(head, response.checksum)
 
-    def _take_note(self, page: Page, head: ResponseHead) -> None:
-        if (noted := self.noted()) is not None:
-            noted.saw(page.key, head)
-
-    def fetch(
-        self,
-        page: Page,
-        deadline: float,
-        guard: Guard,
-        seen: Mapping[PageKey, _Fault] = NOTHING_SEEN,
+    def _load_page(
+        self, faults: Mapping[PageKey, _Fault], page: Page, deadline: float, guard: Guard
     ) -> Fetched:
-        """Load a page; set a corrupt copy aside.
+        """Load one page; quarantine a corrupt object.
 
-        Not at first sight: a network that alters a response, or a client that writes into its
-        buffers, would do away with an intact object. So it is read again, into memory of the
-        agent's own, and set aside if it shows the same fault as the first time, or as `seen`.
+        A single bad read proves nothing: the network may have altered the response, or the client
+        may have written to its buffers. The object is therefore read again into private memory,
+        and quarantined only if the fault is the same as on the first read or in `faults`.
         """
-        name = self.names.page(page.key)
+        name = self._names.page(page.key)
 
         def get(receive: Receive) -> _Fault | bytes:
-            return self.client.exchange("GET", name, deadline, receive, guard=guard)
+            return self._client.exchange("GET", name, deadline, receive, guard=guard)
 
         try:
-            first = seen.get(page.key) or get(partial(self._receive, page, deadline))
+            first = faults.get(page.key) or get(partial(self._receive, page, deadline))
             if isinstance(first, bytes):
                 return Fetched(LoadResult.LOADED, first)
-            again = get(partial(self._receive_copy, page, deadline))
+            again = get(partial(self._receive_privately, page, deadline))
         except UnreadableError as error:
-            self.telemetry.fault("page unreadable", error)
-            self._forget(page.key)
+            self._telemetry.fault("page unreadable", error)
+            self._mark_missing(page.key)
             return Fetched(LoadResult.MISSING)
         except (StatusError, TransferError) as error:
             if isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND:
-                self._forget(page.key)
+                self._mark_missing(page.key)
                 return Fetched(LoadResult.MISSING)
-            self.telemetry.fault(LOAD_FAILED, error)
+            self._telemetry.fault(LOAD_FAILED, error)
             return Fetched(LoadResult.FAILED)
         if again == first:
-            self._set_aside(page.key, first, deadline)
+            self._quarantine(page.key, first, deadline)
             return Fetched(LoadResult.CORRUPT)
-        self.telemetry.fault("response altered", TransferError(first.reason))
+        self._telemetry.fault("response altered", TransferError(first.reason))
         if isinstance(again, bytes):
             return Fetched(LoadResult.LOADED, again)
         return Fetched(LoadResult.FAILED)
@@ -175,89 +236,102 @@ class PageTransfers(NamedTuple):
     def _receive(
         self, page: Page, deadline: float, connection: Connection, head: ResponseHead
     ) -> _Fault | bytes:
-        """Fill the page and return its checksum, or tell what is wrong with the response."""
+        """Fill the page; return its verified checksum, or what is wrong with the response."""
         if head.status != HTTPStatus.OK:
             refuse(connection, head, deadline)
-        if is_foreign(head):
-            if head.field(b"etag"):
-                raise UnreadableError(str(unusable_answer(head)))
-            raise unusable_answer(head)
-        with self.form.room(page) as stored:
-            if mismatch := self.form.check(head) or metadata_mismatch(head, stored):
-                return _Fault(mismatch, head.field(b"etag"))
+        with self._form.stored_page(page) as stored:
+            if fault := self._head_fault(head, stored):
+                return fault
             connection.receive_body(stored.buffers, deadline)
-            self._take_note(page, head)
+            self._note_access(page, head)
             received = page_checksum(stored.key, stored.buffers)
-            if not checksum_matches(head, received):
-                return _Fault("checksum", head.field(b"etag"), received)
-            checksum = self.form.restore(head, stored, page, received)
+            if fault := _content_fault(head, received):
+                return fault
+            checksum = self._form.restore(head, stored, page, received)
             return checksum or _Fault("authentication tag", head.field(b"etag"), received)
 
-    def _receive_copy(
+    def _receive_privately(
         self, page: Page, deadline: float, connection: Connection, head: ResponseHead
     ) -> _Fault | bytes:
-        """Receive into memory that no client can write to, and fill the page from there."""
+        """Receive into memory that no client can write to, then copy it to the page."""
         copy = Page(page.key, (memoryview(bytearray(page.length)),))
         received = self._receive(copy, deadline, connection, head)
         if isinstance(received, bytes):
             scatter(copy.buffers[0], page.buffers)
         return received
 
-    def store(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
-        """Spill a page: others see it complete or not at all, since a PUT is atomic."""
-        name = self.names.page(page.key)
+    def _head_fault(self, head: ResponseHead, stored: Page) -> _Fault | None:
+        """Return why a 200 cannot be the stored page, None if its metadata fits.
+
+        Raises `UnreadableError` for an object that this node cannot use, and `ProtocolError` for a
+        response that is not an object store's.
+        """
+        if is_foreign(head):
+            if head.field(b"etag"):
+                raise UnreadableError(str(unusable_answer(head)))
+            raise unusable_answer(head)
+        mismatch = self._form.check(head) or metadata_mismatch(head, stored)
+        return _Fault(mismatch, head.field(b"etag")) if mismatch else None
+
+    def _note_access(self, page: Page, head: ResponseHead) -> None:
+        if (access_times := self._access_times()) is not None:
+            access_times.saw(page.key, head)
+
+    def _spill_page(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
+        """Spill one page. A PUT is atomic: other nodes see the whole page or nothing."""
+        name = self._names.page(page.key)
         try:
-            with self.form.room(page) as stored:
+            with self._form.stored_page(page) as stored:
 
                 def fields() -> Mapping[str, str]:
-                    self.form.store(page, stored)
-                    return {**page_fields(stored), **self.form.fields, **self.storage_fields}
+                    self._form.store(page, stored)
+                    return {**page_fields(stored), **self._form.fields, **self._storage_fields}
 
                 body = stored.buffers
                 self._command("PUT", name, deadline, fields=fields, body=body, guard=guard)
         except (StatusError, TransferError, ChangedPageError) as error:
-            self.telemetry.fault(SPILL_FAILED, error)
+            self._telemetry.fault(SPILL_FAILED, error)
             if isinstance(error, StatusError):
                 if error.code == "NoSuchBucket":
-                    self.on_bucket_lost()
+                    self._on_bucket_lost()
                 if error.status == HTTPStatus.INSUFFICIENT_STORAGE or error.code == OVER_QUOTA:
                     return SpillResult.REFUSED
             return SpillResult.FAILED
-        self.knowledge.add([page.key])
-        if (noted := self.noted()) is not None:
-            noted.stored(page.key)
+        self._presence.add([page.key])
+        if (access_times := self._access_times()) is not None:
+            access_times.stored(page.key)
         return SpillResult.STORED
 
-    def _set_aside(self, key: PageKey, fault: _Fault, deadline: float) -> None:
-        """Move a corrupt copy to the quarantine, so that a correct one can be stored.
+    def _quarantine(self, key: PageKey, fault: _Fault, deadline: float) -> None:
+        """Move a corrupt object to the quarantine, so that a correct one can be stored.
 
-        A reader leaves it where it is. So does everybody if another node has done it meanwhile,
-        and perhaps stored the page anew.
+        A reader does not move it. Neither does any node if another one has just moved it, and
+        perhaps stored the page again.
         """
-        name, aside = self.names.page(key), self.names.quarantine(key)
-        source = {"x-amz-copy-source": quote(f"/{self.bucket}/{name}"), "content-length": "0"}
-        source |= self.storage_fields
+        name, target = self._names.page(key), self._names.quarantine(key)
+        source = {"x-amz-copy-source": quote(f"/{self._bucket}/{name}"), "content-length": "0"}
+        source |= self._storage_fields
         if fault.etag is not None:
             source["x-amz-copy-source-if-match"] = fault.etag.decode("latin-1")
-        self.telemetry.count("corrupt")
+        self._telemetry.count("corrupt")
         logger.warning(
             "minio page corrupt", extra={"fields": {"object": name, "fault": fault.reason}}
         )
-        if self.read_only:
-            self._forget(key)
+        if self._read_only:
+            self._mark_missing(key)
             return
         try:
-            self._command("PUT", aside, deadline, fields=lambda: source)
+            self._command("PUT", target, deadline, fields=lambda: source)
         except (StatusError, TransferError) as error:
-            self.telemetry.fault("quarantine failed", error)
+            self._telemetry.fault("quarantine failed", error)
             if isinstance(error, StatusError) and error.status in ANOTHER_COPY:
-                self._forget(key)
+                self._mark_missing(key)
                 return
         try:
             self._command("DELETE", name, deadline)
         except (StatusError, TransferError) as error:
-            self.telemetry.fault("quarantine failed", error)
-        self._forget(key)
+            self._telemetry.fault("quarantine failed", error)
+        self._mark_missing(key)
 
     def _command(
         self,
@@ -269,7 +343,7 @@ class PageTransfers(NamedTuple):
         body: tuple[memoryview, ...] = (),
         guard: Guard = UNGUARDED,
     ) -> None:
-        """Send a request whose answer is all in its status."""
+        """Send a request that returns no content. Raises `StatusError`, `TransferError`."""
 
         def receive(connection: Connection, head: ResponseHead) -> None:
             if head.status not in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
@@ -278,8 +352,21 @@ class PageTransfers(NamedTuple):
             if method == "PUT" and not is_stored(head, body):
                 raise unusable_answer(head)
 
-        self.client.exchange(method, name, deadline, receive, fields=fields, body=body, guard=guard)
+        self._client.exchange(
+            method, name, deadline, receive, fields=fields, body=body, guard=guard
+        )
 
-    def _forget(self, key: PageKey) -> None:
-        self.knowledge.discard(key)
-        self.knowledge.add_missing(key)
+    def _mark_missing(self, key: PageKey) -> None:
+        self._presence.discard(key)
+        self._presence.add_missing(key)
+
+
+def stopped(failed: Result, count: int) -> list[Result | None]:
+    """Return results for `count` pages of which the first failed and the others were not tried."""
+    return [failed, *[None] * (count - 1)] if count else []
+
+
+def _content_fault(head: ResponseHead, checksum: bytes) -> _Fault | None:
+    if checksum_matches(head, checksum):
+        return None
+    return _Fault("checksum", head.field(b"etag"), checksum)

@@ -1,4 +1,4 @@
-"""What the tests of the MinIO tier share."""
+"""Fixtures shared by the tests of the MinIO tier."""
 
 from collections.abc import Callable, Iterator
 
@@ -29,12 +29,12 @@ def open_tier() -> Iterator[OpenTier]:
 
 @pytest.fixture
 def admin(minio_server: MinioServer) -> Minio:
-    """A client that may do anything to the bucket, behind the tier's back."""
+    """An administrator's client, which bypasses the tier."""
     return Minio(minio_server.endpoint.partition("://")[2], *minio_server.root, secure=False)
 
 
 @pytest.fixture
 def proxy(minio_server: MinioServer) -> Iterator[HttpFaultProxy]:
-    """What a tier asks instead of the server, to be made to fail."""
+    """A proxy between the tier and the server that injects faults."""
     with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
         yield proxy

@@ -1,4 +1,4 @@
-"""Who may use which server, and how it is addressed: TLS, credentials, buckets."""
+"""Access to servers: TLS, credentials, addressing and missing buckets."""
 
 import logging
 import socket
@@ -97,7 +97,7 @@ def test_virtual_host_addressing(open_tier: OpenTier, monkeypatch: pytest.Monkey
     resolve = socket.getaddrinfo
 
     def resolve_localhost(host: Any, *arguments: Any, **named: Any) -> Any:
-        """Names below `localhost` are loopback (RFC 6761), which not every resolver knows."""
+        """Names under `localhost` are loopback (RFC 6761), but not all resolvers know this."""
         under = isinstance(host, str) and host.endswith(".localhost")
         return resolve("127.0.0.1" if under else host, *arguments, **named)
 
@@ -130,7 +130,7 @@ def test_credentials_from_the_environment(
     assert_works(tier)
 
 
-def test_refused_credentials_are_not_told(
+def test_refused_credentials_are_not_logged(
     minio_config: MinioConfig, open_tier: OpenTier, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "a-secret-that-is-wrong"

@@ -1,4 +1,4 @@
-"""A network that alters what passes: a miss at worst, and the object stays where it is."""
+"""A network that alters responses: a miss at worst, and the object is not quarantined."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -18,7 +18,7 @@ KEY = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 1).keys()[0]
 
 
 class Altering:
-    """Flips a bit of the first `times` responses' content, each time another one."""
+    """Flips a different bit in the content of each of the first `times` responses."""
 
     def __init__(self, times: int) -> None:
         self._left = times
@@ -53,7 +53,7 @@ def test_response_that_was_altered_once_is_read_again(
     assert quarantined(admin, minio_config.bucket) == 0
 
 
-def test_object_is_not_set_aside_while_each_response_differs(
+def test_object_is_not_quarantined_while_each_response_differs(
     tier: MinioTier, proxy: HttpFaultProxy, admin: Minio, minio_config: MinioConfig
 ) -> None:
     proxy.fault = HttpFault(methods=("GET",), edit_content=Altering(1000))
@@ -67,10 +67,10 @@ def test_object_is_not_set_aside_while_each_response_differs(
     assert quarantined(admin, minio_config.bucket) == 0
 
 
-def test_object_that_was_stored_anew_meanwhile_is_not_set_aside(
+def test_object_that_was_rewritten_meanwhile_is_not_quarantined(
     tier: MinioTier, proxy: HttpFaultProxy, admin: Minio, minio_config: MinioConfig
 ) -> None:
-    """Another node found the same copy corrupt, set it aside and stored the page again."""
+    """Another node quarantined the corrupt object and stored the page again."""
     [entry] = admin.list_objects(minio_config.bucket, prefix=KEY.namespace.hex(), recursive=True)
     assert entry.object_name
     good = admin.get_object(minio_config.bucket, entry.object_name)

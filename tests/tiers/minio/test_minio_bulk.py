@@ -1,4 +1,4 @@
-"""Pages of one call are read at once; what is not as it should be is then read by itself."""
+"""The fast path reads the pages of a call at once; the slow path reads the rest one by one."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.auth.signing import Signer, credential_provider
 from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
-from memkv_sglang.tiers.minio.objects.bulk_requests import Requests
+from memkv_sglang.tiers.minio.objects.bulk_reader import Requests
 
 KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
 
@@ -35,7 +35,7 @@ def tier(
     open_tier: Callable[[MinioConfig], MinioTier],
     monkeypatch: pytest.MonkeyPatch,
 ) -> MinioTier:
-    """A tier that holds the pages, on a machine of two cores and on one of many."""
+    """A tier that holds the pages, on a machine with two cores and on one with many."""
     monkeypatch.setattr("os.cpu_count", lambda: request.param)
     tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url, stall_timeout=20.0))
     spill(tier, KEYS)
@@ -43,7 +43,7 @@ def tier(
 
 
 def load(tier: MinioTier, deadline: float) -> list[LoadResult]:
-    """Load the pages; those that are reported as loaded hold their content."""
+    """Load the pages; check the content of those that are reported as loaded."""
     pages = [make_page(key, LENGTHS, filled=False) for key in KEYS]
     results = tier.load(pages, deadline)
     for page, result in zip(pages, results, strict=True):
@@ -53,7 +53,7 @@ def load(tier: MinioTier, deadline: float) -> list[LoadResult]:
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, lower: bool) -> None:
-    if lower:  # as some proxies write the names of fields
+    if lower:  # some proxies change the case of field names
         proxy.fault = HttpFault(edit_response=lambda head: head[:12] + head[12:].lower())
     before = proxy.requests
     assert set(load(tier, soon())) == {LoadResult.LOADED}
@@ -96,7 +96,7 @@ def test_requests_are_in_order_and_end_when_told_to(minio_config: MinioConfig) -
     assert requests.take(endpoint) is None
 
 
-def test_connections_that_end_are_no_failures(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_closed_connections_do_not_fail_a_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     met = threading.Event()
 
     def once(head: bytes) -> bytes:
@@ -110,7 +110,7 @@ def test_connections_that_end_are_no_failures(tier: MinioTier, proxy: HttpFaultP
 
 
 def test_one_server_that_stalls_ends_the_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
-    """The threads of the other connections do not go on for pages that nobody can use."""
+    """The other connections stop too, since their pages could not be used."""
     hold = threading.Event()
 
     def wait(head: bytes) -> bytes:
@@ -125,7 +125,7 @@ def test_one_server_that_stalls_ends_the_load(tier: MinioTier, proxy: HttpFaultP
     assert LoadResult.FAILED in results
 
 
-def test_date_that_is_none_is_no_failure(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_invalid_date_does_not_fail_a_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     tier.keep_limits(CollectorConfig(), Metrics(CollectorRegistry()))
     proxy.fault = HttpFault(
         edit_response=lambda head: re.sub(
@@ -140,7 +140,7 @@ def test_no_pages(tier: MinioTier) -> None:
 
 
 def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy) -> None:
-    proxy.fault = HttpFault(methods=("GET",), rate=sum(LENGTHS))  # a page a second
+    proxy.fault = HttpFault(methods=("GET",), rate=sum(LENGTHS))  # one page per second
     pages = [make_page(key, LENGTHS, filled=False) for key in KEYS]
     begin = time.monotonic()
     results = tier.load(pages, begin + 0.5)
@@ -190,7 +190,7 @@ def test_several_calls_at_once(tier: MinioTier) -> None:
     assert set(results) == {LoadResult.LOADED}
 
 
-def test_a_call_that_waits_keeps_no_other_waiting(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_a_blocked_call_does_not_block_others(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     held, hold = threading.Event(), threading.Event()
 
     def wait(head: bytes) -> bytes:

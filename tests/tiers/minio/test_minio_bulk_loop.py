@@ -1,4 +1,4 @@
-"""The loop that receives pages, against a server that says what a test wants."""
+"""The compiled receive loop, against a scripted server."""
 
 import itertools
 import signal
@@ -12,11 +12,11 @@ import pytest
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.minio.http.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.http.connection import Connection
 from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, StallError
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
-from memkv_sglang.tiers.minio.objects.bulk import Request, Response, Source
 
 loop = pytest.importorskip(
     "memkv_sglang.tiers.minio.http.receive_loop",
@@ -35,11 +35,11 @@ Serve = Callable[[socket.socket], None]
 Start = Callable[[Serve], socket.socket]
 
 
-pytestmark = pytest.mark.parametrize("beside", [False, True])
+pytestmark = pytest.mark.parametrize("with_idle", [False, True])
 
 
 class Caller:
-    """Asks for two pages over one connection."""
+    """Requests two pages over one connection."""
 
     def __init__(
         self,
@@ -59,15 +59,15 @@ class Caller:
         )
         self._stall_timeout = stall_timeout
 
-    def receive(self, *, beside: bool = False, seconds: float = 30.0) -> None:
-        """Receive by a thread that has nothing else to do, or another connection."""
+    def receive(self, *, with_idle: bool = False, seconds: float = 30.0) -> None:
+        """Receive in a thread with this connection only, or with an idle one as well."""
         source = Source(self.take, self._stop, self.responses.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
-        theirs.shutdown(socket.SHUT_WR)  # which is none of our business while nothing is asked
+        theirs.shutdown(socket.SHUT_WR)  # irrelevant without a request in flight
         with ours, theirs:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
-            connections = [self.connection, idle] if beside else [self.connection]
+            connections = [self.connection, idle] if with_idle else [self.connection]
             loop.receive(connections, source, deadline, self._stall_timeout)
 
     def take(self, endpoint: Endpoint) -> Request | None:
@@ -81,7 +81,7 @@ class Caller:
 
 @pytest.fixture
 def serving() -> Iterator[Start]:
-    """Start a server's end of a connection, return the client's."""
+    """Start the server's end of a connection; return the client's end."""
     threads: list[threading.Thread] = []
     sockets: list[socket.socket] = []
 
@@ -105,7 +105,7 @@ def serving() -> Iterator[Start]:
 
 
 def answer(*responses: bytes) -> Serve:
-    """Say one thing for each request."""
+    """Send one response per request."""
 
     def serve(sock: socket.socket) -> None:
         for response in responses:
@@ -115,9 +115,9 @@ def answer(*responses: bytes) -> Serve:
     return serve
 
 
-def test_pages_are_received(serving: Start, beside: bool) -> None:
+def test_pages_are_received(serving: Start, with_idle: bool) -> None:
     caller = Caller(serving(answer(GOOD, GOOD.lower().replace(b"http", b"HTTP"))))
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     checksum = page_checksum(KEY, [memoryview(CONTENT)])
     assert [response.number for response in caller.responses] == [0, 1]
     assert caller.responses[0].checksum == checksum
@@ -127,7 +127,7 @@ def test_pages_are_received(serving: Start, beside: bool) -> None:
     assert not caller.stopped
 
 
-def test_response_that_comes_in_pieces(serving: Start, beside: bool) -> None:
+def test_response_that_comes_in_pieces(serving: Start, with_idle: bool) -> None:
     def serve(sock: socket.socket) -> None:
         for _ in range(2):
             sock.recv(1000)
@@ -135,51 +135,53 @@ def test_response_that_comes_in_pieces(serving: Start, beside: bool) -> None:
                 sock.sendall(GOOD[i : i + 7])
 
     caller = Caller(serving(serve))
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     assert len(caller.responses) == 2
     assert b"".join(caller.pages[0].buffers) == CONTENT
 
 
 @pytest.mark.parametrize("lengths", [[0, *[1] * SIZE, 0], [0, SIZE], [1] * 3 + [SIZE - 3]])
-def test_buffers_of_any_number_and_length(serving: Start, beside: bool, lengths: list[int]) -> None:
+def test_buffers_of_any_number_and_length(
+    serving: Start, with_idle: bool, lengths: list[int]
+) -> None:
     caller = Caller(serving(answer(GOOD, GOOD)), lengths=lengths)
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     checksum = page_checksum(KEY, [memoryview(CONTENT)])
     assert [response.checksum for response in caller.responses] == [checksum] * 2
     assert b"".join(caller.pages[0].buffers) == CONTENT
 
 
-def test_buffers_are_free_again(serving: Start, beside: bool) -> None:
-    """Whoever owns the memory can unmap it: nothing points to it any more."""
+def test_buffers_are_free_again(serving: Start, with_idle: bool) -> None:
+    """The owner can unmap the memory, since nothing refers to it any more."""
     caller = Caller(serving(answer(GOOD, GOOD[:-1])), stall_timeout=0.2)
     with pytest.raises(StallError):
-        caller.receive(beside=beside)
+        caller.receive(with_idle=with_idle)
     for buffer in caller.pages[0].buffers:
         buffer.release()
 
 
-def test_buffer_that_cannot_be_written(serving: Start, beside: bool) -> None:
+def test_buffer_that_cannot_be_written(serving: Start, with_idle: bool) -> None:
     caller = Caller(serving(answer(GOOD)))
     caller.requests = iter([Request(0, Page(KEY, (memoryview(bytes(SIZE)),)), b"GET / ")])
     with pytest.raises(BufferError):
-        caller.receive(beside=beside)
+        caller.receive(with_idle=with_idle)
 
 
 @pytest.mark.parametrize("more", [b"a", GOOD])
-def test_more_than_a_small_page(serving: Start, beside: bool, more: bytes) -> None:
-    """All of it comes with the head; nothing is written behind the page."""
+def test_more_than_a_small_page(serving: Start, with_idle: bool, more: bytes) -> None:
+    """The whole body comes with the head; nothing is written beyond the page."""
     memory = memoryview(bytearray(SIZE))
     response = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + bytes(range(1, 11)) + more
     caller = Caller(serving(answer(response)))
     caller.requests = iter([Request(0, Page(KEY, (memory[:4], memory[4:10])), b"GET / ")])
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     assert caller.responses == []
     assert not caller.connection.reusable
     assert not any(memory[10:])
 
 
 @pytest.mark.parametrize("end", [False, True])
-def test_signal_in_the_middle(serving: Start, beside: bool, end: bool) -> None:
+def test_signal_in_the_middle(serving: Start, with_idle: bool, end: bool) -> None:
     met = threading.Event()
 
     def handle(number: int, frame: object) -> None:
@@ -199,14 +201,14 @@ def test_signal_in_the_middle(serving: Start, beside: bool, end: bool) -> None:
     try:
         caller = Caller(serving(serve))
         with pytest.raises(KeyboardInterrupt) if end else nullcontext():
-            caller.receive(beside=beside)
+            caller.receive(with_idle=with_idle)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(caller.responses) == (0 if end else 2)
-    assert time.monotonic() - begin < 10  # of the 20 s after which the server has stalled
+    assert time.monotonic() - begin < 10  # far less than the stall timeout of 20 s
 
 
-def test_signals_again_and_again_hide_no_stall(serving: Start, beside: bool) -> None:
+def test_repeated_signals_do_not_hide_a_stall(serving: Start, with_idle: bool) -> None:
     end = threading.Event()
 
     def serve(sock: socket.socket) -> None:
@@ -217,7 +219,7 @@ def test_signals_again_and_again_hide_no_stall(serving: Start, beside: bool) -> 
     signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     try:
         with pytest.raises(StallError):
-            caller.receive(beside=beside, seconds=30)
+            caller.receive(with_idle=with_idle, seconds=30)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -225,7 +227,7 @@ def test_signals_again_and_again_hide_no_stall(serving: Start, beside: bool) -> 
 
 
 class InterruptedTransport:
-    """Like one of TLS, which the loop calls; interrupted as it is."""
+    """Like a TLS transport, which the loop calls with the GIL, but always interrupted."""
 
     def __init__(self, plain: PlainTransport) -> None:
         self._plain = plain
@@ -237,13 +239,13 @@ class InterruptedTransport:
         raise KeyboardInterrupt
 
 
-def test_interrupt_within_tls(serving: Start, beside: bool) -> None:
+def test_interrupt_within_tls(serving: Start, with_idle: bool) -> None:
     caller = Caller(serving(answer(GOOD)))
     caller.connection.transport = InterruptedTransport(  # type: ignore[assignment]
         PlainTransport(caller.sock)
     )
     with pytest.raises(KeyboardInterrupt):
-        caller.receive(beside=beside)
+        caller.receive(with_idle=with_idle)
     assert caller.responses == []
 
 
@@ -263,29 +265,33 @@ def test_interrupt_within_tls(serving: Start, beside: bool) -> None:
         b"",
     ],
 )
-def test_anything_else_closes_the_connection(serving: Start, beside: bool, response: bytes) -> None:
+def test_other_responses_close_the_connection(
+    serving: Start, with_idle: bool, response: bytes
+) -> None:
     def serve(sock: socket.socket) -> None:
         sock.recv(1000)
         sock.sendall(response)
         sock.shutdown(socket.SHUT_WR)
 
     caller = Caller(serving(serve))
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     assert caller.responses == []
     assert caller.stopped
     assert not caller.connection.reusable
 
 
-def test_refusal_that_is_read_keeps_the_connection(serving: Start, beside: bool) -> None:
+def test_refusal_that_is_read_keeps_the_connection(serving: Start, with_idle: bool) -> None:
     caller = Caller(serving(answer(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")))
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     assert caller.responses == []
     assert caller.stopped
     assert caller.connection.reusable
 
 
-def test_second_answer_to_one_request_closes_the_connection(serving: Start, beside: bool) -> None:
-    """Each request would get the answer of the one before."""
+def test_second_answer_to_one_request_closes_the_connection(
+    serving: Start, with_idle: bool
+) -> None:
+    """Otherwise, each request would get the response of the previous one."""
     both = threading.Event()
 
     def serve(sock: socket.socket) -> None:
@@ -304,12 +310,12 @@ def test_second_answer_to_one_request_closes_the_connection(serving: Start, besi
         return take(endpoint)
 
     caller.take = take_late  # type: ignore[method-assign]
-    caller.receive(beside=beside)
+    caller.receive(with_idle=with_idle)
     assert len(caller.responses) == 1
     assert not caller.connection.reusable
 
 
-def test_deadline_while_bytes_keep_coming(serving: Start, beside: bool) -> None:
+def test_deadline_while_bytes_keep_coming(serving: Start, with_idle: bool) -> None:
     def serve(sock: socket.socket) -> None:
         while sock.recv(1000):
             sock.sendall(GOOD)
@@ -318,11 +324,11 @@ def test_deadline_while_bytes_keep_coming(serving: Start, beside: bool) -> None:
     endless = Request(0, caller.pages[0], b"GET / HTTP/1.1\r\n\r\n")
     caller.requests = itertools.repeat(endless)
     with pytest.raises(OutOfTimeError):
-        caller.receive(beside=beside, seconds=0.3)
+        caller.receive(with_idle=with_idle, seconds=0.3)
 
 
 @pytest.mark.parametrize("sent", [0, 10, len(GOOD) - 1])
-def test_server_that_stalls(serving: Start, beside: bool, sent: int) -> None:
+def test_server_that_stalls(serving: Start, with_idle: bool, sent: int) -> None:
     end = threading.Event()
 
     def serve(sock: socket.socket) -> None:
@@ -332,7 +338,7 @@ def test_server_that_stalls(serving: Start, beside: bool, sent: int) -> None:
 
     caller = Caller(serving(serve), stall_timeout=0.2)
     with pytest.raises(StallError):
-        caller.receive(beside=beside)
+        caller.receive(with_idle=with_idle)
     end.set()
     assert caller.connection.stalled
     assert not caller.connection.reusable

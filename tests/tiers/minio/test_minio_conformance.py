@@ -15,7 +15,7 @@ METADATA = "x-amz-meta-"
 
 
 class TestMinioTier(TierConformance):
-    """The contract, against a real server."""
+    """The tier contract, against a real server."""
 
     @pytest.fixture
     def tier(

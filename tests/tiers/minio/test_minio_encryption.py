@@ -63,12 +63,12 @@ class TestEncryptedTier(test_minio_conformance.TestMinioTier):
         return open_tier(sealing)
 
 
-def test_memory_of_large_pages_is_not_kept_without_bound() -> None:
+def test_memory_kept_for_reuse_is_bounded() -> None:
     form = SealedForm(KeyRing("old", {"old": bytes.fromhex(OLD)}))
     page = Page(KEYS[0], (memoryview(bytearray(24 << 20)),))
     with ExitStack() as pages:
         for _ in range(8):
-            pages.enter_context(form.room(page))
+            pages.enter_context(form.stored_page(page))
     assert 0 < sum(map(len, form._idle)) <= 64 << 20
 
 
@@ -91,7 +91,7 @@ def write(admin: Minio, bucket: str, name: str, content: bytes, metadata: Metada
 def plant(
     admin: Minio, bucket: str, key: PageKey, content: bytes, metadata: Metadata | None = None
 ) -> None:
-    """Write an object as whoever knows the format and can write the bucket would."""
+    """Write an object like an attacker who knows the format and can write to the bucket."""
     checksum = page_checksum(key, [memoryview(content)]).hex()
     fields = {
         "memkv-format": "1",
@@ -103,7 +103,7 @@ def plant(
 
 
 def outcome(tier: Tier, key: PageKey) -> LoadResult:
-    """Load a page; what is not loaded must not have been right."""
+    """Load a page; check the content if it is reported as loaded."""
     return tier.load([make_page(key, LENGTHS, filled=False)], soon())[0]
 
 
@@ -182,7 +182,7 @@ def test_rotation_reads_the_old_key_and_writes_the_new(
 
 
 @pytest.mark.parametrize("reader", ["without any key", "without this key"])
-def test_page_of_a_key_that_is_not_there_is_a_miss_and_stays(
+def test_page_of_an_unknown_key_is_a_miss_and_stays(
     sealing: MinioConfig,
     open_tier: OpenTier,
     tmp_path: Path,
@@ -210,8 +210,8 @@ def test_wrong_key_under_the_same_id_is_not_delivered(
     assert outcome(tier, KEYS[0]) == LoadResult.CORRUPT
 
 
-def test_memory_is_used_again_and_never_shared(sealing: MinioConfig, open_tier: OpenTier) -> None:
-    """Pages of many sizes, many at a time: each gets its own bytes."""
+def test_buffers_are_reused_and_never_shared(sealing: MinioConfig, open_tier: OpenTier) -> None:
+    """Many concurrent pages of many sizes: each gets its own bytes."""
     tier = open_tier(sealing)
     for size in (1, 40_000, 7, 300_000, 4096):
         keys = make_chain(make_namespace(page_bytes=size), 24, str(size)).keys()
@@ -220,7 +220,7 @@ def test_memory_is_used_again_and_never_shared(sealing: MinioConfig, open_tier: 
 
 
 class EncryptedMachine(TierMachine):
-    """Random histories of a tier that encrypts, each restart with the keys rotated once more."""
+    """Random histories of a tier that encrypts and rotates its keys at each restart."""
 
     server: MinioServer
 
@@ -247,7 +247,7 @@ class EncryptedMachine(TierMachine):
         tier.close()
         self.keys.append((f"key-{len(self.keys)}", os.urandom(32).hex()))
         reopened = self.open_rotated()
-        reopened.present(sorted(self.stored), soon())  # else it would store them once more
+        reopened.present(sorted(self.stored), soon())  # otherwise it would store them again
         return reopened
 
     def teardown(self) -> None:

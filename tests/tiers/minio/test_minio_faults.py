@@ -1,4 +1,4 @@
-"""A network that cuts, stalls, drips and lies: results and counters, never wrong bytes or hangs."""
+"""Network faults cause misses and counts, never wrong bytes or hangs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 class Pool:
-    """Pages in one piece of memory with guards around each buffer, as in a host pool."""
+    """Pages in one block of memory with guards around each buffer, as in a host pool."""
 
     def __init__(self, keys: list[PageKey]) -> None:
         self.memory = bytearray([CANARY]) * (len(keys) * (sum(LENGTHS) + 3 * GUARD))
@@ -62,7 +62,7 @@ class Pool:
             self.pages.append(Page(key, tuple(buffers)))
 
     def reuse(self) -> None:
-        """Give the pages to another request, which fills them with something else."""
+        """Reuse the pages for another request, which overwrites them."""
         self.memory[:] = bytes([CANARY]) * len(self.memory)
 
     def untouched(self) -> bool:
@@ -85,7 +85,7 @@ def proxy(minio_server: MinioServer) -> Iterator[TcpProxy]:
 def tier(
     minio_config: MinioConfig, proxy: TcpProxy, open_tier: Callable[[MinioConfig], MinioTier]
 ) -> MinioTier:
-    """A tier behind the proxy that holds the chain, with connections that were used before."""
+    """A tier with a proxy in front of the server, a stored chain, and reused connections."""
     tier = open_tier(
         msgspec.structs.replace(
             minio_config, endpoint=proxy.url, connections=3, stall_timeout=0.25, negative_ttl=0.0
@@ -120,7 +120,7 @@ def test_load_through_a_failing_network(tier: MinioTier, proxy: TcpProxy, fault:
     pool.reuse()
     assert results[0] == LoadResult.FAILED
     assert set(results) <= {LoadResult.FAILED, LoadResult.SKIPPED}
-    proxy.fault = None  # lets go of every byte that was held back
+    proxy.fault = None  # releases all bytes held back
     assert_recovered(tier)
     assert tier.telemetry.counts()["load_failed"] >= 1
     assert pool.untouched()
@@ -165,7 +165,7 @@ def test_responses_that_are_not_the_page(tier: MinioTier, proxy: TcpProxy, reply
     pool = Pool(CHAIN.keys())
     proxy.reply = REPLIES[reply]
     results = load(tier, pool, 2)
-    assert results[0] == LoadResult.FAILED  # no answer of an object store: nothing is set aside
+    assert results[0] == LoadResult.FAILED  # not from an object store, so nothing is quarantined
     assert LoadResult.LOADED not in results
     assert pool.guards_intact()
     pages = [make_page(key, LENGTHS, filled=True) for key in make_chain(make_namespace(), 4).keys()]
@@ -222,7 +222,7 @@ def test_request_that_crosses_the_end_of_an_idle_connection_is_sent_again(
 
 @pytest.mark.parametrize("after", [0, 300, 30_000])
 @pytest.mark.parametrize("action", ["close", "reset", "stall"])
-def test_spill_that_breaks_off_leaves_nothing(
+def test_interrupted_spill_leaves_nothing(
     tier: MinioTier,
     proxy: TcpProxy,
     minio_config: MinioConfig,

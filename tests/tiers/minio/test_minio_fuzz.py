@@ -1,4 +1,4 @@
-"""Responses made of the right parts in the wrong way: each parser refuses, none trips."""
+"""Fuzzed responses: every parser accepts or rejects them, and none crashes."""
 
 import socket
 import threading
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
+from memkv_sglang.tiers.minio.http.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.http.connection import Connection
 from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 from memkv_sglang.tiers.minio.http.errors import ProtocolError, TransferError, UnreadableError
@@ -26,7 +27,6 @@ from memkv_sglang.tiers.minio.names import (
     metadata_mismatch,
     stores_page,
 )
-from memkv_sglang.tiers.minio.objects.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.objects.client import demand_printable
 from memkv_sglang.tiers.minio.retention.access_time_updater import kept_fields
 
@@ -77,7 +77,7 @@ SEPARATORS = st.sampled_from([b": ", b":", b" : ", b":\t", b""])
 
 @st.composite
 def heads(draw: st.DrawFn) -> bytes:
-    """Draw a head up to the empty line that ends it; mostly nearly right."""
+    """Draw a head up to the empty line; most are nearly valid."""
     sound = [
         (b"Content-Length", b"%d" % SIZE),
         (b"ETag", b'"0123"'),
@@ -155,7 +155,7 @@ def test_metadata_is_judged_without_tripping(head: bytes) -> None:
 
 @settings(max_examples=120)
 @given(heads())
-def test_the_short_look_accepts_no_more_than_the_long_one(head: bytes) -> None:
+def test_the_fast_match_accepts_no_more_than_the_full_check(head: bytes) -> None:
     page = Page(KEY, (memoryview(bytearray(CONTENT)),))
     if not fast_match(framed_head(head, SIZE), page, CHECKSUM):
         return
@@ -207,7 +207,7 @@ def test_a_refusal_of_the_control_path_is_one_short_line(
         ),
     )
 )
-def test_a_date_is_a_time_or_refused(value: bytes) -> None:
+def test_a_date_is_parsed_or_rejected(value: bytes) -> None:
     try:
         seconds = parse_date(value)
     except ProtocolError:
@@ -230,7 +230,7 @@ def test_no_head_moves_the_clock_far(head: bytes) -> None:
 
 
 class Stream:
-    """A connection on which a response comes after the request, and then the end."""
+    """A connection whose other end sends one response and then closes."""
 
     def __init__(self, response: bytes) -> None:
         ours, theirs = socket.socketpair()
@@ -246,7 +246,7 @@ class Stream:
             self._theirs.shutdown(socket.SHUT_WR)
 
     def ask(self) -> ResponseHead | None:
-        """Return the head as the page-by-page way takes it, None if it refuses it."""
+        """Return the head as the slow path parses it, None if it is rejected."""
         deadline = time.monotonic() + 5
         try:
             self.connection.send(b"GET / HTTP/1.1\r\n\r\n", (), deadline)
@@ -266,7 +266,7 @@ class Stream:
 @settings(max_examples=MANY)
 @given(heads(), st.sampled_from([CONTENT, CONTENT[:-1], CONTENT + b"x", b"", CONTENT * 2]))
 def test_both_ways_to_receive_agree(head: bytes, body: bytes) -> None:
-    """What the compiled loop delivers, the page-by-page way would have taken as well."""
+    """The slow path accepts every response that the fast path delivers."""
     loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
     response = head + b"\r\n" + body
     page = Page(KEY, (memoryview(bytearray(SIZE)),))

@@ -1,4 +1,4 @@
-"""The short look at a response says yes only to a page that the long one finds no fault with."""
+"""The fast match accepts only responses that the full check accepts."""
 
 import pytest
 
@@ -13,7 +13,7 @@ SUM = page_checksum(KEY, PAGE.buffers)
 
 
 def head(**changed: str) -> bytes:
-    """Return the head of a response for the page, with fields changed; an empty one is left out."""
+    """Return the head of a response for the page with changed fields; empty ones are omitted."""
     fields = {"Server": "MinIO", **page_fields(PAGE)} | {
         {"format": FORMAT, "length": LENGTH, "checksum": CHECKSUM}[name]: value
         for name, value in changed.items()
@@ -23,7 +23,7 @@ def head(**changed: str) -> bytes:
 
 
 @pytest.mark.parametrize("response", [head(), head().title(), head().replace(b"x-amz", b"X-Amz")])
-def test_response_as_it_should_be(response: bytes) -> None:
+def test_matching_response(response: bytes) -> None:
     assert fast_match(framed_head(response, PAGE.length), PAGE, SUM)
 
 
@@ -46,9 +46,9 @@ def test_response_as_it_should_be(response: bytes) -> None:
         b"",
     ],
 )
-def test_response_that_needs_a_longer_look(response: bytes) -> None:
+def test_response_that_needs_the_full_check(response: bytes) -> None:
     assert not fast_match(framed_head(response, PAGE.length), PAGE, SUM)
 
 
-def test_content_that_is_not_what_was_stored() -> None:
+def test_corrupt_content_is_quarantined() -> None:
     assert not fast_match(framed_head(head(), PAGE.length), PAGE, bytes(16))

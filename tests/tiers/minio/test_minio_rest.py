@@ -1,4 +1,4 @@
-"""A server that asks to be left alone (`Retry-After`) is left alone, within reason."""
+"""Back off from a server that asks for it (`Retry-After`), for a bounded time."""
 
 import time
 
@@ -39,7 +39,7 @@ def load(tier: MinioTier) -> list[LoadResult]:
 
 
 @pytest.mark.parametrize("status", ["503 Service Unavailable", "429 Too Many Requests"])
-def test_no_request_while_the_server_rests(
+def test_no_request_during_back_off(
     tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     monkeypatch.setattr(pool, "LONGEST_REST", 60.0)
@@ -48,13 +48,13 @@ def test_no_request_while_the_server_rests(
     asked, began = proxy.requests, time.monotonic()
     for _ in range(10):
         assert load(tier)[0] == LoadResult.FAILED
-        with pytest.raises(TierError, match="left alone"):
+        with pytest.raises(TierError, match="back off"):
             tier.lookup(STRANGER, soon())
     assert time.monotonic() - began < 30, "waited for the server instead of giving up"
     assert proxy.requests == asked
 
 
-def test_a_rest_is_never_long(
+def test_back_off_is_bounded(
     tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "LONGEST_REST", 0.2)

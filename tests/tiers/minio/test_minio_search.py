@@ -9,7 +9,7 @@ from memkv_sglang.tiers.minio.search import WIDTHS, best_width, longest_prefix, 
 
 
 class Server:
-    """Holds the first `present` pages; counts rounds, refuses to answer after `limit` of them."""
+    """Holds the first `present` pages; counts rounds, and fails after `limit` of them."""
 
     def __init__(self, present: int, limit: int = 10_000) -> None:
         self.present, self.limit, self.rounds, self.widest = present, limit, 0, 0
@@ -48,7 +48,7 @@ def test_answer_is_exact_in_few_rounds(search: tuple[int, int, int, int]) -> Non
 
 
 @given(searches())
-def test_nothing_new_takes_one_round(search: tuple[int, int, int, int]) -> None:
+def test_unchanged_prefix_takes_one_round(search: tuple[int, int, int, int]) -> None:
     low, high, _, width = search
     server = Server(low)
     longest_prefix(low, high, server, width)
@@ -63,7 +63,7 @@ def test_bounds_hold_when_time_runs_out(search: tuple[int, int, int, int], limit
 
 
 @given(st.lists(st.booleans(), max_size=300), st.sampled_from(WIDTHS))
-def test_gaps_end_the_search_all_the_same(pages: list[bool], width: int) -> None:
+def test_search_ends_despite_gaps(pages: list[bool], width: int) -> None:
     found, bound = longest_prefix(0, len(pages), lambda at: [pages[i] for i in at], width)
     assert found == bound
     assert found == len(pages) or not pages[found]
@@ -81,5 +81,5 @@ def test_split_parts_evenly(low: int, unknown: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("round_trip", "width"), [(0.0001, 4), (0.05, 64)])
-def test_far_servers_are_asked_more_at_once(round_trip: float, width: int) -> None:
+def test_slow_round_trips_get_more_probes(round_trip: float, width: int) -> None:
     assert best_width(2048, round_trip) == width

@@ -1,4 +1,4 @@
-"""Many nodes, one bucket: what one spills the others find, with as few questions as possible."""
+"""Nodes share a bucket: each finds the others' pages in few round trips."""
 
 import logging
 import time
@@ -55,7 +55,9 @@ def test_what_one_node_spills_the_other_loads(
     assert spill(other, CHAIN.keys()) == {SpillResult.PRESENT}
 
 
-def test_what_is_doubted_is_asked_for_again(minio_config: MinioConfig, open_tier: OpenTier) -> None:
+def test_invalidated_pages_are_looked_up_again(
+    minio_config: MinioConfig, open_tier: OpenTier
+) -> None:
     one, other = open_tier(minio_config), open_tier(minio_config)
     keys = CHAIN.keys()[:4]
     assert spill(one, keys) == {SpillResult.STORED}
@@ -66,7 +68,7 @@ def test_what_is_doubted_is_asked_for_again(minio_config: MinioConfig, open_tier
     assert one.spill([make_page(keys[1], LENGTHS, filled=True)], soon()) == [SpillResult.STORED]
 
 
-def test_questions_asked(minio_config: MinioConfig, open_tier: OpenTier) -> None:
+def test_number_of_probes(minio_config: MinioConfig, open_tier: OpenTier) -> None:
     config = msgspec.structs.replace(minio_config, negative_ttl=60.0)
     one, other = open_tier(config), open_tier(config)
     assert other.lookup(CHAIN, soon()) == (0, True)
@@ -98,7 +100,7 @@ def test_pages_of_others_show_up(minio_config: MinioConfig, open_tier: OpenTier)
         assert time.monotonic() < give_up
 
 
-def test_pages_that_others_removed_are_forgotten(
+def test_pages_removed_by_others_are_invalidated(
     minio_config: MinioConfig, open_tier: OpenTier
 ) -> None:
     one, other = open_tier(minio_config), open_tier(minio_config)
@@ -112,10 +114,10 @@ def test_pages_that_others_removed_are_forgotten(
     assert one.check_integrity() == []
 
 
-def test_a_missing_page_tells_that_those_behind_it_are_missing_too(
+def test_a_missing_page_invalidates_its_descendants(
     minio_config: MinioConfig, open_tier: OpenTier
 ) -> None:
-    """The collector removes leaves first; else these would be taken for stored for minutes."""
+    """The collector removes leaves first; stale entries would prevent uploads for minutes."""
     writer, reader = open_tier(minio_config), open_tier(minio_config)
     spill(writer, CHAIN.keys()[:10])
     reader.load([make_page(key, LENGTHS, filled=False) for key in CHAIN.keys()[8:10]], soon())
@@ -126,7 +128,7 @@ def test_a_missing_page_tells_that_those_behind_it_are_missing_too(
 
 
 @pytest.mark.parametrize("field", [CHECKSUM, LENGTH, FORMAT])
-def test_copy_with_wrong_metadata_is_set_aside(
+def test_copy_with_wrong_metadata_is_quarantined(
     minio_config: MinioConfig,
     admin: Minio,
     open_tier: OpenTier,
@@ -158,7 +160,7 @@ def test_copy_with_wrong_metadata_is_set_aside(
     assert holds_content(page)
 
 
-def test_prefixes_do_not_meet(minio_config: MinioConfig, open_tier: OpenTier) -> None:
+def test_prefixes_are_separate(minio_config: MinioConfig, open_tier: OpenTier) -> None:
     one = open_tier(msgspec.structs.replace(minio_config, prefix="one"))
     other = open_tier(msgspec.structs.replace(minio_config, prefix="one/more"))
     spill(one, CHAIN.keys()[:3])
@@ -169,10 +171,10 @@ def test_prefixes_do_not_meet(minio_config: MinioConfig, open_tier: OpenTier) ->
     assert one.lookup(CHAIN, soon()).length == 3
 
 
-def test_description_is_written_anew_each_time(
+def test_description_is_rewritten_each_time(
     minio_config: MinioConfig, admin: Minio, open_tier: OpenTier
 ) -> None:
-    """The bucket's lifecycle rule counts from the last time, and may have removed it."""
+    """The bucket's lifecycle rule may have removed it."""
     tier, namespace = open_tier(minio_config), make_namespace()
     names = ObjectNames(minio_config.prefix)
     for _ in range(2):
@@ -204,7 +206,7 @@ def test_endpoints_are_used_evenly_and_dead_ones_skipped(
         tier.close()
 
 
-def test_bucket_that_vanishes_is_made_again(
+def test_deleted_bucket_is_recreated(
     minio_config: MinioConfig, admin: Minio, open_tier: OpenTier
 ) -> None:
     tier = open_tier(minio_config)
@@ -216,28 +218,28 @@ def test_bucket_that_vanishes_is_made_again(
         assert time.monotonic() < give_up
 
 
-def test_known_pages_are_asked_for_again_after_a_while() -> None:
-    knowledge, keys = PresenceCache(limit=1000, negative_ttl=60.0, turn=0.1), CHAIN.keys()
-    knowledge.add(keys)
-    assert knowledge.bounds(CHAIN) == (len(keys), len(keys))
+def test_cached_pages_expire() -> None:
+    cache, keys = PresenceCache(limit=1000, negative_ttl=60.0, turn=0.1), CHAIN.keys()
+    cache.add(keys)
+    assert cache.bounds(CHAIN) == (len(keys), len(keys))
     give_up = time.monotonic() + 10
-    while knowledge.has(keys[0]) or knowledge.bounds(CHAIN)[0]:  # use does not renew knowledge
+    while cache.has(keys[0]) or cache.bounds(CHAIN)[0]:  # use does not renew an entry
         assert time.monotonic() < give_up
         time.sleep(0.005)
-    assert knowledge.check_integrity() == []
+    assert cache.check_integrity() == []
 
 
-def test_known_pages_are_bounded() -> None:
-    knowledge = PresenceCache(limit=100, negative_ttl=60.0)
+def test_presence_cache_is_bounded() -> None:
+    cache = PresenceCache(limit=100, negative_ttl=60.0)
     for key in CHAIN.keys():
-        knowledge.add([key])
-        assert knowledge.check_integrity() == []
-    known = sum(map(knowledge.has, CHAIN.keys()[::-1]))
+        cache.add([key])
+        assert cache.check_integrity() == []
+    known = sum(map(cache.has, CHAIN.keys()[::-1]))
     assert 50 <= known <= 100
-    assert knowledge.has(CHAIN.keys()[-1])
+    assert cache.has(CHAIN.keys()[-1])
 
 
-def test_chain_is_known_as_its_pages_one_by_one_would_be() -> None:
+def test_adding_a_chain_equals_adding_its_pages() -> None:
     together, apart = (PresenceCache(limit=100, negative_ttl=60.0) for _ in range(2))
     namespace = make_namespace()
     chains = [make_chain(namespace, length, f"{length}") for length in (30, 20, 120, 40)]

@@ -1,4 +1,4 @@
-"""What is slow beside the transfers - opening, name resolution, credentials - costs no deadline."""
+"""Slow opening, name resolution or credentials never delay a call beyond its deadline."""
 
 import socket
 import threading
@@ -31,7 +31,7 @@ LATE = 1.0
 
 @pytest.fixture
 def hold() -> Iterator[threading.Event]:
-    """What keeps the slow part waiting, at most until the test ends."""
+    """Blocks the slow part, until the test ends at the latest."""
     event = threading.Event()
     yield event
     event.set()
@@ -81,7 +81,7 @@ def test_slow_credentials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Slow(Provider):
-        """Has short-lived credentials at once, and takes long for the next ones."""
+        """Provides short-lived credentials at once, and the next ones slowly."""
 
         lifetime: timedelta | None = timedelta(seconds=-1)
 
@@ -127,7 +127,7 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
         assert time.monotonic() - begin < 10
 
 
-def test_a_call_that_got_no_thread_is_made_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_is_retried_after_a_thread_failed_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     call = BackgroundCall(lambda: 7)
     with monkeypatch.context() as patch:
 

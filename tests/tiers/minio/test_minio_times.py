@@ -1,4 +1,4 @@
-"""When the time in an answer is believed."""
+"""Which times in responses are trusted."""
 
 from email.utils import formatdate
 
@@ -39,7 +39,7 @@ def test_a_reading_that_agrees_with_this_node_is_trusted_at_once() -> None:
     assert Clocks(NOW).now(NOW + 3) == NOW + 3
 
 
-def test_another_reading_needs_a_second_answer() -> None:
+def test_a_differing_reading_needs_confirmation() -> None:
     clocks = Clocks(NOW)
     with pytest.raises(ProtocolError, match="confirmed"):
         clocks.now(NOW + 300)
@@ -48,7 +48,7 @@ def test_another_reading_needs_a_second_answer() -> None:
 
 
 @pytest.mark.parametrize("ahead", [SKEW_LIMIT + 1, -SKEW_LIMIT - 1, 400 * DAY, -400 * DAY])
-def test_no_number_of_answers_makes_a_far_date_right(ahead: float) -> None:
+def test_a_far_date_is_never_trusted(ahead: float) -> None:
     clocks = Clocks(NOW)
     for _ in range(5):
         with pytest.raises(ProtocolError, match="NTP"):
@@ -58,13 +58,13 @@ def test_no_number_of_answers_makes_a_far_date_right(ahead: float) -> None:
 
 
 @pytest.mark.parametrize("status", [206, 302, 403, 500, 503, 504])
-def test_errors_tell_no_time(status: int) -> None:
+def test_dates_of_errors_are_ignored(status: int) -> None:
     with pytest.raises(ProtocolError):
         Clocks(NOW).now(NOW, status)
 
 
 @pytest.mark.parametrize("wrong", [60.0, 600.0, -600.0, 400 * DAY])
-def test_one_wrong_reading_does_not_move_a_known_time(wrong: float) -> None:
+def test_one_wrong_reading_does_not_change_a_trusted_time(wrong: float) -> None:
     clocks = Clocks(NOW)
     clocks.now(NOW)
     clocks.step(10)
@@ -73,10 +73,10 @@ def test_one_wrong_reading_does_not_move_a_known_time(wrong: float) -> None:
     assert clocks.now(NOW + 20) == NOW + 20
 
 
-def test_a_machine_whose_clocks_stood_still_catches_up() -> None:
+def test_clock_survives_a_suspended_machine() -> None:
     clocks = Clocks(NOW)
     clocks.now(NOW)
-    clocks.wall += DAY  # NTP has corrected it, the other clock did not count
+    clocks.wall += DAY  # NTP corrected it; the elapsed clock stood still
     assert clocks.now(NOW + DAY) == NOW + DAY
 
 

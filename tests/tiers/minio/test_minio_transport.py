@@ -1,4 +1,4 @@
-"""What a connection asks of the kernel."""
+"""Socket options of connections."""
 
 import socket
 import ssl
@@ -11,14 +11,14 @@ from memkv_sglang.tiers.minio.http import transport
 
 
 class NoTls:
-    """Stands for a context, so that no server is needed that speaks TLS."""
+    """A fake context, so that no TLS server is needed."""
 
     def wrap_socket(self, sock: socket.socket, *, server_hostname: str) -> socket.socket:
         return sock
 
 
 def receive_buffer(context: ssl.SSLContext | None) -> int:
-    """Return the size of a new connection's."""
+    """Return the receive buffer size of a new connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, server.getsockname())
         connection = transport.connect([address], "localhost", 5.0, context)

@@ -1,7 +1,7 @@
 import pytest
 
 from memkv_sglang.tiers.minio.http.errors import ProtocolError
-from memkv_sglang.tiers.minio.http.framing import parse_head
+from memkv_sglang.tiers.minio.http.framing import Framing, parse_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -16,6 +16,10 @@ def test_fields_are_found_in_any_case() -> None:
 @pytest.mark.parametrize("status", [204, 304])
 def test_some_statuses_need_no_length(status: int) -> None:
     assert parse_head(b"HTTP/1.1 %d X\r\n" % status).length == 0
+
+
+def test_body_without_a_length_ends_with_the_connection() -> None:
+    assert parse_head(OK).framing is Framing.UNTIL_CLOSE
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,8 @@ def test_connection_is_not_kept(head: bytes) -> None:
         b"HTTP/1.1 20\r\n",
         b"HTTP/1.1 abc\r\n",
         b"HTTP/1.1 100 Continue\r\n",
-        OK,
+        OK + b"Content-Length : 10\r\n",
+        OK + b"Transfer-Encoding: gzip\r\n",
         OK + b"Content-Length: -1\r\n",
         OK + b"Content-Length: 0x10\r\n",
         OK + b"Content-Length: " + b"9" * 30 + b"\r\n",
@@ -44,6 +49,6 @@ def test_connection_is_not_kept(head: bytes) -> None:
         OK + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
     ],
 )
-def test_what_is_not_understood_is_refused(head: bytes) -> None:
+def test_malformed_heads_are_refused(head: bytes) -> None:
     with pytest.raises(ProtocolError):
         parse_head(head)

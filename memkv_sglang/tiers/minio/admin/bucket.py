@@ -1,4 +1,4 @@
-"""Everything about the bucket but its pages' bytes, through minio-py, which is imported late."""
+"""The control path of the bucket, through minio-py, which is slow and imported late."""
 
 import io
 import math
@@ -13,8 +13,8 @@ from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.answers import shown
-from memkv_sglang.tiers.minio.http.explain import PERMISSIONS, control_error
+from memkv_sglang.tiers.minio.auth import REFUSED
+from memkv_sglang.tiers.minio.http import PERMISSIONS, control_error, shown
 
 if TYPE_CHECKING:
     from minio import Minio
@@ -26,36 +26,33 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-REFUSED = frozenset({400, 401, 403})
-"""Statuses after which credentials may be wrong, withdrawn or expired (400)."""
-
 LISTED_AT_ONCE = 1000
-"""Objects of one answer, as many as S3 allows."""
+"""Number of objects per listing request; S3's maximum."""
 
 REMOVED_AT_ONCE = 250
-"""Objects of one request, few enough to be removed well within a request's time."""
+"""Number of objects per delete request, few enough to finish well within its time limit."""
 
 LARGEST = 5 << 40
-"""Bytes of an object, as many as S3 allows."""
+"""Maximum size of an object in S3, in bytes."""
 
 READ_LIMIT = 64 << 10
-"""Bytes of an object that is read as a whole, unless the caller allows more."""
+"""Default maximum size of an object that is read as a whole, in bytes."""
 
 HEAD_ROOM = 64 << 10
-"""Bytes allowed for an answer's head, and for a server that sends more than it was asked for."""
+"""Bytes allowed in addition, for the head and for servers that ignore the requested range."""
 
 REASON_LIMIT = 300
-"""Characters of a server's reason that are repeated."""
+"""Maximum number of characters quoted from a server's reason."""
 
 
 class ObjectInfo(NamedTuple):
-    """What a listing tells of an object."""
+    """An object in a listing."""
 
     name: str
     size: int
     """Bytes."""
     modified: float
-    """When it was written or touched last, in seconds by the server's clock."""
+    """When it was last modified, in seconds by the server's clock."""
     etag: str = ""
     """Changes with each write."""
 
@@ -64,12 +61,12 @@ ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
 class Bucket:
-    """The bucket's control path. All calls block and raise `TierError`."""
+    """Makes, lists, reads and deletes through minio-py. Calls block, and raise `TierError`."""
 
     def __init__(
         self, config: MinioConfig, provider: "RenewableProvider", context: ssl.SSLContext | None
     ) -> None:
-        """Use the settings' endpoints in order, the next one where one cannot be reached."""
+        """Use the first reachable endpoint of the settings."""
         self._name = config.bucket
         self._config = config
         self._provider = provider
@@ -81,7 +78,7 @@ class Bucket:
         ]
 
     def ensure(self) -> None:
-        """Make the bucket if it is not there. Raises `ConfigError` if that is not allowed."""
+        """Create the bucket if it does not exist. Raises `ConfigError` if that is not allowed."""
         if self._call("look for the bucket", lambda client: client.bucket_exists(self._name)):
             return
         if not self._config.create_bucket or self._config.role == "reader":
@@ -94,19 +91,19 @@ class Bucket:
     def objects(
         self, prefix: str, past: Callable[[str], str] = lambda name: name
     ) -> Iterator[ObjectInfo]:
-        """Yield every object under a prefix, a thousand by each request, in the order of names.
+        """Yield all objects under a prefix in the order of names, 1,000 per request.
 
-        `past` gets the last name of a request and returns after which name the next one begins.
-        Raises `TierError`, also in mid-way: a second server goes on where the first one failed.
+        `past` maps the last name of a request to the name after which the next request starts.
+        If a server fails, the next one continues the listing. May raise `TierError` at any item.
         """
         yield from filter(None, map(_info, self._listing(prefix, recursive=True, past=past)))
 
     def names(self, prefix: str, *, recursive: bool) -> list[str]:
-        """Return the names under a prefix; those of levels below end in a slash."""
+        """Return the names under a prefix; names of folders end in a slash."""
         return [item.object_name or "" for item in self._listing(prefix, recursive=recursive)]
 
     def folders(self, prefix: str) -> Iterator[str]:
-        """Yield the names of the level below a prefix that others begin with, without the slash."""
+        """Yield the names of the folders directly under a prefix, without the slash."""
         for item in self._listing(prefix, recursive=False):
             name = item.object_name or ""
             if item.is_dir and name.endswith("/"):
@@ -132,9 +129,9 @@ class Bucket:
             start = past(last)
 
     def read(self, name: str, limit: int = READ_LIMIT) -> bytes | None:
-        """Return an object's content, None if there is no such object.
+        """Return the content of an object, None if it does not exist.
 
-        Of a larger object, returns the first `limit + 1` bytes.
+        If it is larger than `limit`, returns the first `limit + 1` bytes.
         """
         from minio.error import S3Error
 
@@ -154,7 +151,7 @@ class Bucket:
         return self._call("read an object", get, size=limit + HEAD_ROOM)
 
     def write(self, name: str, content: bytes) -> bool:
-        """Store an object; tell whether the bucket keeps versions."""
+        """Store an object; return whether the bucket keeps versions."""
         result = self._call(
             "write an object",
             lambda client: client.put_object(
@@ -169,10 +166,7 @@ class Bucket:
         return result.version_id is not None
 
     def remove(self, names: Iterable[str], seconds: float = math.inf) -> None:
-        """Remove objects; those that are not there count as removed.
-
-        Each request takes at most so many `seconds`.
-        """
+        """Delete objects; missing ones are ignored. Each request takes `seconds` at most."""
         from minio.deleteobjects import DeleteObject
 
         targets = [DeleteObject(name) for name in names]
@@ -189,11 +183,11 @@ class Bucket:
                 )
 
     def administration(self) -> "Minio":
-        """Return minio-py's client of the first server, for what an administrator does."""
+        """Return minio-py's client for the first server, for administrative calls."""
         return self._clients[0]
 
     def close(self) -> None:
-        """Close the connections; calls under way raise at once."""
+        """Close the connections; calls in flight raise at once."""
         self._http.close()
 
     def _make(self, client: "Minio") -> None:
@@ -202,7 +196,7 @@ class Bucket:
         try:
             client.make_bucket(self._name, self._config.region)
         except S3Error as error:
-            if error.code not in ALREADY_MADE:  # else another node was faster
+            if error.code not in ALREADY_MADE:  # else another node has just made it
                 raise
 
     def _call(
@@ -223,7 +217,7 @@ class Bucket:
             except S3Error as error:
                 if error.response.status not in REFUSED:
                     raise
-                self._provider.renew()  # which costs little where nothing can be new
+                self._provider.renew()  # cheap if the source has nothing new
                 return operation(client)
 
         reason = "no endpoint"
@@ -236,13 +230,13 @@ class Bucket:
             except S3Error as error:
                 reason = shown(control_error(url, error, permission), REASON_LIMIT)
                 raise TierError(f"MinIO refused to {what}: {reason}") from error
-            except Exception as error:  # minio-py trips in many ways over a malformed answer
+            except Exception as error:  # minio-py raises many types for a malformed response
                 reason = shown(control_error(url, error, permission), REASON_LIMIT)
         raise TierError(f"could not {what}: {reason}")
 
 
 def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio") -> "list[Object]":
-    """Return a listing's next objects, fewer than `LISTED_AT_ONCE` at its end."""
+    """Return the next objects of a listing, fewer than `LISTED_AT_ONCE` at the end."""
     found = client.list_objects(
         bucket, prefix=prefix or None, recursive=recursive, start_after=start or None
     )
@@ -250,7 +244,7 @@ def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio"
 
 
 def _info(item: "Object") -> ObjectInfo | None:
-    """Return what a listing tells of an object, None if it makes no sense."""
+    """Return an object of a listing, None if its fields are implausible."""
     name, size, modified = item.object_name, item.size, item.last_modified
     if not name or modified is None or size is None or not 0 <= size <= LARGEST:
         return None
@@ -279,5 +273,5 @@ def _client(
         credentials=provider,
     )
     if config.addressing == "virtual":
-        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # has no hints
+        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # untyped
     return client

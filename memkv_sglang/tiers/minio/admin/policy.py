@@ -1,27 +1,27 @@
-"""What a node's access key must be allowed to do, and no more, as MinIO's (AWS IAM's) policies.
+"""Least-privilege policies for a node's access key, in the format of MinIO and AWS IAM.
 
-`deploy/minio-policy.json` and `deploy/minio-policy-reader.json` are these for the bucket `memkv`.
+`deploy/minio-policy.json` and `deploy/minio-policy-reader.json` hold them for the bucket `memkv`.
 """
 
 from typing import Any
 
 READ = ("s3:GetObject",)
-"""Loads and lookups; a HEAD is a GetObject too."""
+"""For loads and lookups; a HEAD counts as GetObject."""
 
 WRITE = ("s3:PutObject", "s3:DeleteObject")
-"""Spills, touches and leases; what the collector and `clear` remove."""
+"""For spills, access times and leases, and for the deletes of the collector and `clear`."""
 
 LIST = ("s3:ListBucket",)
-"""The collector, `inspect`; also what makes a missing object a 404 instead of a 403."""
+"""For the collector and `inspect`; without it, a missing object is a 403 instead of a 404."""
 
 Policy = dict[str, Any]
 
 
 def node_policy(bucket: str, prefix: str = "", *, reader: bool = False) -> Policy:
-    """Return the policy of a node that keeps its pages under a prefix of a bucket.
+    """Return the policy for a node that stores its pages under a prefix of a bucket.
 
-    A `reader` never writes. Making the bucket, and its lifecycle rule, are an administrator's:
-    see `memkv bucket setup`.
+    A `reader` may not write. Only an administrator makes the bucket and its lifecycle rule; see
+    `memkv bucket setup`.
     """
     objects = "/".join(filter(None, (bucket, prefix, "*")))
     name, actions = ("ReadPages", READ) if reader else ("UsePages", (*READ, *WRITE))

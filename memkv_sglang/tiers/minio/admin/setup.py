@@ -1,7 +1,7 @@
-"""A bucket made fit for pages: what an administrator does once, through minio-py.
+"""Prepares a bucket for pages, which an administrator does once, through minio-py.
 
-A lifecycle rule is the net below the collector: it removes what nobody used for a long time even
-where no agent runs. Versions and locks would keep what is removed, so that no space came free.
+A lifecycle rule backs up the collector: it expires pages that were unused for a long time, even if
+no agent runs. Versions and locks would keep deleted pages, so deleting them would free no space.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.explain import control_error
+from memkv_sglang.tiers.minio.http import control_error
 from memkv_sglang.tiers.minio.names import ObjectNames
 
 if TYPE_CHECKING:
@@ -20,23 +20,23 @@ NO_LOCK = "ObjectLockConfigurationNotFoundError"
 NO_LIFECYCLE = "NoSuchLifecycleConfiguration"
 
 OLD_VERSION_DAYS = 1
-"""How long a versioned bucket keeps what was removed; S3 counts in days."""
+"""How long a versioned bucket keeps deleted objects, in days."""
 
 
 class BucketSetup(NamedTuple):
-    """What was found and done."""
+    """The result of `set_up`."""
 
     made: bool
     versioning: str
     """`Off`, `Enabled` or `Suspended`."""
     locked: bool
-    """Whether objects may be locked: then removal is not certain to free anything."""
+    """Whether objects can be locked, so that deleting them may free no space."""
 
 
 def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
-    """Make the bucket if it is not there, and let pages unused for so many days expire.
+    """Create the bucket if it does not exist, and expire pages that were unused for `days` days.
 
-    Rules of others stay. An administrator's client is needed. Raises `TierError`.
+    Keeps other lifecycle rules. Needs an administrator's client. Raises `TierError`.
     """
     name = config.bucket
     try:
@@ -47,7 +47,7 @@ def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
         versioning = client.get_bucket_versioning(name).status or "Off"
         versioned = versioning != "Off"
         client.set_bucket_lifecycle(name, _with_rule(client, config, days, versioned=versioned))
-    except Exception as error:  # minio-py trips in many ways over a malformed answer
+    except Exception as error:  # minio-py raises many types for a malformed response
         reason = control_error(endpoint_urls(config)[0], error, "an administrator's keys")
         raise TierError(f"could not set up bucket {name}: {reason}") from error
     return BucketSetup(made, versioning, locked)

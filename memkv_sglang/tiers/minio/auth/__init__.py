@@ -1,1 +1,6 @@
-"""Credentials and request signatures."""
+"""Credentials and request signatures. `credentials` imports minio-py, so import that one late."""
+
+from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
+from memkv_sglang.tiers.minio.auth.signing import REFUSED, Signer, credential_provider
+
+__all__ = ["REFUSED", "Signer", "credential_provider", "read_credentials"]

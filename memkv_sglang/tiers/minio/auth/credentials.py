@@ -1,6 +1,6 @@
-"""Where the keys that sign requests come from, and how new ones replace them without a restart.
+"""Sources of the keys that sign requests. New keys take effect without a restart.
 
-Imports minio-py, which is slow: import this late.
+This module imports minio-py, which is slow, so import it late.
 """
 
 import configparser
@@ -11,75 +11,82 @@ from datetime import UTC, datetime, timedelta
 
 from minio.credentials import providers
 from minio.credentials.credentials import Credentials
+from typing_extensions import override
 from urllib3.exceptions import HTTPError
 
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.minio.auth.credentials_file import FileCredentials, read_credentials
+from memkv_sglang.tiers.minio.http import tls_context
 from memkv_sglang.tiers.minio.http.control import ControlHttp
-from memkv_sglang.tiers.minio.http.tls import tls_context
 
 log = logging.getLogger(__name__)
 
 FILE_LIFETIME = timedelta(seconds=15)
-"""How long a file's content is used before it is read again; minio-py takes 10 s off of it."""
+"""How long the content of a file is used before it is read again; minio-py subtracts 10 s."""
 
 
 class RenewableProvider(providers.Provider):
-    """A provider that can be told that its credentials were refused."""
+    """A provider that can fetch new credentials after a refusal."""
 
     advice = (
         "no credentials for MinIO: set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY, or one "
         "of minio-py's sources"
     )
-    """What to say where there are none."""
+    """The error text if there are no credentials."""
 
     def renew(self) -> None:
-        """Let the next `retrieve` ask the source again."""
+        """Make the next `retrieve` fetch credentials from the source."""
 
 
 class StaticKeys(RenewableProvider):
-    """The settings' own keys, which last as long as the process."""
+    """The keys in the settings, which do not change while the process runs."""
 
     def __init__(self, access_key: str, secret_key: str) -> None:
-        """Return these."""
+        """Provide these keys."""
         self._credentials = Credentials(access_key, secret_key)
 
+    @override
     def retrieve(self) -> Credentials:
-        """Return the keys."""
         return self._credentials
 
 
 class KeyFile(RenewableProvider):
-    """A file that is read at every `retrieve`, so that whoever rotates keys just replaces it."""
+    """A file that is read at every `retrieve`: to rotate keys, replace the file."""
 
     def __init__(self, path: str) -> None:
-        """Read nothing yet."""
+        """Remember the path; the file is not read yet."""
         self._path = path
         self._last: FileCredentials | None = None
-        self._complaint = ""
+        self._problem = ""
 
     def retrieve(self) -> Credentials:
-        """Return the file's keys; while it cannot be read, those before. Raises `ConfigError`."""
-        complaint = ""
+        """Return the file's keys, or the previous ones while it cannot be read.
+
+        Raises `ConfigError` if the file has never been readable.
+        """
+        problem = ""
         try:
             self._last = read_credentials(self._path)
         except ConfigError as error:
             if self._last is None:
                 raise
-            complaint = str(error)
-        if complaint and complaint != self._complaint:
-            log.warning("credentials not read again", extra={"fields": {"reason": complaint}})
-        self._complaint = complaint
+            problem = str(error)
+        if problem and problem != self._problem:
+            log.warning(
+                "credentials file unreadable; the previous keys stay in use",
+                extra={"fields": {"reason": problem}},
+            )
+        self._problem = problem
         return Credentials(*self._last, datetime.now(UTC) + FILE_LIFETIME)
 
 
 class HomeFile(providers.Provider):
-    """One of minio-py's files in the home directory; bad content counts as no credentials."""
+    """One of minio-py's files in the home directory; invalid content counts as no credentials."""
 
     def __init__(self, make: Callable[[], providers.Provider]) -> None:
-        """Look for the home directory only when asked: a container's user may have none."""
+        """Look up the home directory late, since a container's user may have none."""
         self._make = make
 
     def retrieve(self) -> Credentials:
@@ -91,14 +98,14 @@ class HomeFile(providers.Provider):
 
 
 class StandardChain(RenewableProvider):
-    """minio-py's sources in its order. It would hold on to what it found first."""
+    """minio-py's sources in its order, except that `renew` restarts the search."""
 
     def __init__(self) -> None:
-        """Ask none yet."""
+        """Query no source yet."""
         self.renew()
 
     def renew(self) -> None:
-        """Begin with the first source again."""
+        """Start again with the first source."""
         self._chain = providers.ChainedProvider(
             [
                 providers.EnvMinioProvider(),
@@ -109,34 +116,34 @@ class StandardChain(RenewableProvider):
             ]
         )
 
+    @override
     def retrieve(self) -> Credentials:
-        """Ask the sources until one has credentials."""
         return self._chain.retrieve()
 
 
 class CertificateLogin(RenewableProvider):
-    """Keys that MinIO lends for an hour to whoever presents a certificate it trusts."""
+    """Temporary keys that MinIO issues for an hour to clients with a trusted certificate."""
 
     advice = (
-        "MinIO lends no keys for minio.cert_file: turn its MINIO_IDENTITY_TLS_ENABLE on, put the "
+        "MinIO issues no keys for minio.cert_file: set its MINIO_IDENTITY_TLS_ENABLE=on, put the "
         "certificate's authority into certs/CAs, and add a policy named as its common name"
     )
 
     def __init__(self, config: MinioConfig) -> None:
-        """Ask nothing yet. Raises `ConfigError`: no certificate to present."""
+        """Send no request yet. Raises `ConfigError` if the certificate cannot be loaded."""
         self._http = ControlHttp(config.connect_timeout, tls_context(config))
         self._urls = endpoint_urls(config)
         self.renew()
 
     def renew(self) -> None:
-        """Log in anew."""
+        """Log in again at the next `retrieve`."""
         self._logins = [
             providers.CertificateIdentityProvider(sts_endpoint=url, http_client=self._http)
             for url in self._urls
         ]
 
     def retrieve(self) -> Credentials:
-        """Ask one server after the other. Raises what the last one met."""
+        """Log in at the first server that issues keys. Raises the error of the last server."""
         for login in self._logins[:-1]:
             with suppress(HTTPError, ValueError):  # what minio-py raises for a refusal
                 return login.retrieve()
@@ -144,7 +151,7 @@ class CertificateLogin(RenewableProvider):
 
 
 def make_provider(config: MinioConfig) -> RenewableProvider:
-    """Return where the settings say that credentials come from."""
+    """Return the credential source that the settings name."""
     if config.certificate_login:
         return CertificateLogin(config)
     if config.credentials_file:

@@ -1,4 +1,4 @@
-"""The TOML file that `minio.credentials_file` names: the keys that requests are signed with."""
+"""The TOML file named by `minio.credentials_file`, with the keys that sign requests."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ SETTING = "minio.credentials_file"
 
 
 class FileCredentials(NamedTuple):
-    """What the file gives."""
+    """The content of the file."""
 
     access_key: str
     secret_key: str
@@ -17,7 +17,7 @@ class FileCredentials(NamedTuple):
 
 
 def read_credentials(path: str) -> FileCredentials:
-    """Read the file. Raises `ConfigError`, whose line repeats nothing of its content."""
+    """Read the file. Raises `ConfigError`, whose text quotes nothing from the file."""
     content = read_private(path, SETTING)
     try:
         document = parse_toml(content)

@@ -1,4 +1,4 @@
-"""Signed request heads, and the credentials for them, which may change at any time."""
+"""Signs request heads with credentials that may change at any time."""
 
 import threading
 import time
@@ -12,30 +12,31 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.auth.sigv4 import UNSIGNED, Template, request_date, template
-from memkv_sglang.tiers.minio.http.background import BackgroundCall
-from memkv_sglang.tiers.minio.http.endpoints import Endpoint
-from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, TransferError
+from memkv_sglang.tiers.minio.http import BackgroundCall, Endpoint, OutOfTimeError, TransferError
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
 
     from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
 
+REFUSED = frozenset({400, 401, 403})
+"""Statuses that can mean that the credentials are wrong, withdrawn or expired (400)."""
+
 RENEW_PAUSE = 5.0
-"""Seconds between two times that refused credentials are read again."""
+"""Minimum time, in seconds, between two attempts to replace refused credentials."""
 
 USER_AGENT = f"user-agent: sglang-memkv/{__version__}\r\n"
 
 
 def credential_provider(config: MinioConfig) -> "RenewableProvider":
-    """Return where credentials come from by the settings. Imports minio-py (slow)."""
+    """Return the credential source that the settings name. Imports minio-py, which is slow."""
     from memkv_sglang.tiers.minio.auth.credentials import make_provider
 
     return make_provider(config)
 
 
-class _Kept(NamedTuple):
-    """The template of a second's requests without fields of their own: all but the spills."""
+class _CachedTemplate(NamedTuple):
+    """The template for this second's requests without extra fields, that is, all but spills."""
 
     date: str
     credentials: "Credentials"
@@ -43,21 +44,21 @@ class _Kept(NamedTuple):
 
 
 class Signer:
-    """Writes request heads. Safe for any number of threads."""
+    """Writes signed request heads. Thread-safe."""
 
     def __init__(self, provider: "RenewableProvider", region: str) -> None:
-        """Sign for a region with what the provider retrieves."""
+        """Sign for a region with the provider's credentials; blocks to retrieve them."""
         self._provider = provider
         self._region = region
         self._retrieval = BackgroundCall(self._retrieve)
         self._lock = threading.Lock()
         self._renewal: Future[Credentials] | None = None
         self._renew_at = 0.0
-        self._templates: dict[tuple[str, Endpoint], _Kept] = {}
+        self._templates: dict[tuple[str, Endpoint], _CachedTemplate] = {}
         self._credentials = self._retrieve()
 
     def credentials(self, deadline: float) -> "Credentials":
-        """Return what to sign with; blocks on the provider where the last ones ran out.
+        """Return the current credentials; blocks on the provider if they have expired.
 
         Raises `TransferError` if the provider has none, `OutOfTimeError` at the deadline.
         """
@@ -66,16 +67,16 @@ class Signer:
             try:
                 retrieval.result(max(deadline - time.monotonic(), 0))
             except TimeoutError as error:
-                raise OutOfTimeError("the deadline came before credentials did") from error
+                raise OutOfTimeError("the deadline passed before there were credentials") from error
             except TierError as error:
                 raise TransferError(str(error)) from error
         return self._credentials
 
     def renew(self, refused: "Credentials", deadline: float) -> bool:
-        """After the server refused some: read them again, tell whether there are others now.
+        """Replace credentials that the server refused; return whether they have changed.
 
-        Asks the source once in `RENEW_PAUSE` seconds, however many callers there are; those at the
-        same time wait for one answer, until the deadline at most.
+        Queries the source at most once in `RENEW_PAUSE` seconds. Concurrent callers wait for the
+        same query, until the deadline at most.
         """
         with self._lock:
             now = time.monotonic()
@@ -84,7 +85,7 @@ class Signer:
                 self._provider.renew()
                 self._renewal = self._retrieval.begin()
             renewal = self._renewal
-        with suppress(TimeoutError, TierError):  # those before may still be good for others
+        with suppress(TimeoutError, TierError):  # the current ones may serve other requests
             renewal.result(max(deadline - time.monotonic(), 0))
         return _keys(self._credentials) != _keys(refused)
 
@@ -96,16 +97,16 @@ class Signer:
         path: str,
         fields: Mapping[str, str],
     ) -> bytes:
-        """Return the head of a request for a quoted path, with all fields (lower case) signed."""
+        """Return the signed head of a request for a quoted path; field names are in lower case."""
         date = request_date()
         if fields:
             return self._template(credentials, method, endpoint, date, fields).head(path)
-        kept = self._templates.get((method, endpoint))
-        if kept is None or kept.date != date or kept.credentials is not credentials:
+        cached = self._templates.get((method, endpoint))
+        if cached is None or cached.date != date or cached.credentials is not credentials:
             template = self._template(credentials, method, endpoint, date, fields)
-            kept = _Kept(date, credentials, template)
-            self._templates[method, endpoint] = kept
-        return kept.template.head(path)
+            cached = _CachedTemplate(date, credentials, template)
+            self._templates[method, endpoint] = cached
+        return cached.template.head(path)
 
     def _template(
         self,
@@ -138,7 +139,7 @@ class Signer:
             self._credentials = self._provider.retrieve()
         except ConfigError:
             raise
-        except Exception as error:  # each provider has exceptions of its own
+        except Exception as error:  # each provider raises its own exceptions
             raise TierError(self._provider.advice) from error
         return self._credentials
 

@@ -1,4 +1,4 @@
-"""A server's addresses, resolved in the background: no resolver keeps a caller waiting for long."""
+"""Resolves a server's addresses in the background, so that a slow resolver delays no request."""
 
 import socket
 import time
@@ -7,17 +7,17 @@ from typing import Any
 from memkv_sglang.tiers.minio.http.background import BackgroundCall
 
 REFRESH_AFTER = 30.0
-"""Seconds after which addresses in use are asked for again."""
+"""Seconds after which addresses are resolved again."""
 
 Address = tuple[socket.AddressFamily, socket.SocketKind, int, Any]
-"""Family, kind and protocol of a socket, and the address to connect it to."""
+"""Family, type and protocol of a socket, and the address to connect to."""
 
 
 class Addresses:
-    """The last good answer of the resolver for one host. Thread-safe."""
+    """The last successfully resolved addresses of one host. Thread-safe."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Resolve at the first use."""
+        """Resolve on first use."""
         self._host = host
         self._port = port
         self._known: list[Address] = []
@@ -25,9 +25,9 @@ class Addresses:
         self._resolution = BackgroundCall(self._resolve)
 
     def get(self, timeout: float) -> list[Address]:
-        """Return the addresses; blocks before the first answer only.
+        """Return the addresses, perhaps stale ones; blocks only until the first resolution.
 
-        Raises `OSError`, `TimeoutError` after `timeout` seconds.
+        Raises `OSError`, and `TimeoutError` after `timeout` seconds.
         """
         if time.monotonic() < self._refresh_at:
             return self._known

@@ -1,27 +1,27 @@
-"""What a server or a stranger's object says, made safe to parse and to show."""
+"""Makes untrusted text from servers and objects safe to parse and to print."""
 
 import re
 from typing import NoReturn
 from xml.parsers import expat
 
 DEPTH_LIMIT = 16
-"""Levels of XML; S3's answers have five."""
+"""Maximum nesting depth of XML; S3's responses have five levels."""
 
 NODE_LIMIT = 64_000
-"""Elements and attributes: a thousand objects of a listing have about twelve each."""
+"""Maximum number of XML elements and attributes; a full listing has about 12,000."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _REFERENCE = re.compile("&#(x[0-9A-Fa-f]+|[0-9]+);")
 
 REPLACEMENT = "\t"
-"""Stands for what XML forbids in a name. It sorts before all that names of ours are made of."""
+"""Replaces characters that XML forbids. Sorts before all characters of page names."""
 
 
 def parseable_xml(content: bytes) -> bytes:
-    """Return an answer as it can be parsed in little memory and time; what is not XML, unchanged.
+    """Return XML that can be parsed in bounded time and memory; other content is unchanged.
 
-    Characters that XML forbids, which some servers copy from objects' names, are replaced. Raises
-    `ValueError` for XML with a document type (entities), too deep or of too many parts.
+    Replaces characters that XML forbids, which some servers copy from object names. Raises
+    `ValueError` for XML with a document type (entities), or beyond the limits above.
     """
     if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         return content
@@ -64,11 +64,11 @@ def _check(content: bytes) -> None:
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
-        raise ValueError(f"the server's answer is no XML: {error}") from error
+        raise ValueError(f"the server's response is not valid XML: {error}") from error
 
 
 def shown(text: str, limit: int = 80) -> str:
-    """Return text from outside as it can be printed: escaped, on one line, not too long."""
+    """Return untrusted text in printable form: escaped, on one line, cut at `limit` characters."""
     cut = text[:limit]
     plain = cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
     return plain if len(text) <= limit else f"{plain}..."

@@ -1,10 +1,10 @@
 """The HTTP client that minio-py uses for the control path.
 
-urllib3's time-outs count from byte to byte, so a server that drips its answer holds a caller for
-ever. Here each request has one deadline and one size limit for everything, from the connect to the
-last byte of the answer, and `close` ends the requests that are under way.
+urllib3's timeouts restart with each byte, so a server that sends one byte at a time blocks a caller
+forever. Here, one deadline and one size limit cover the whole request, from the connect to the last
+byte of the response, and `close` aborts requests in flight.
 
-Imports urllib3, which is slow: import this late.
+This module imports urllib3, which is slow, so import it late.
 """
 
 import http.client
@@ -27,19 +27,19 @@ from memkv_sglang.tiers.minio.http.answers import parseable_xml
 from memkv_sglang.tiers.minio.http.transport import open_socket, shut_down
 
 CONNECT_TIMEOUT = 2.0
-"""Seconds to open a connection at most, whatever the settings allow for pages."""
+"""Maximum time to open a connection, in seconds, whatever the settings allow for pages."""
 
 REQUEST_SECONDS = 5.0
-"""Seconds for a whole request: listing a thousand objects may take a busy server a while."""
+"""Maximum time for a whole request, in seconds; a busy server lists 1,000 objects slowly."""
 
 ANSWER_LIMIT = 8 << 20
-"""Bytes of an answer: a thousand names of 1024 bytes take 3 MiB in a listing, URL-encoded."""
+"""Maximum size of a response, in bytes; a listing of 1,000 long URL-encoded names has 3 MiB."""
 
 KEPT = 4
-"""Idle connections kept to each server."""
+"""Maximum number of idle connections per server."""
 
 SHORTEST_TIMEOUT = 1e-3
-"""Seconds; Python takes 0 for a non-blocking socket."""
+"""Seconds; 0 would make the socket non-blocking."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -51,7 +51,7 @@ class _Origin(NamedTuple):
 
 
 class _Stream:
-    """A connected socket as `http.client` uses it. Every call ends at `deadline`."""
+    """A connected socket with the interface that `http.client` needs; calls end at `deadline`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -69,14 +69,14 @@ class _Stream:
         count = self.socket.recv_into(buffer)
         self.allowance -= count
         if self.allowance < 0:
-            raise OSError("the answer is larger than it may be")
+            raise OSError("the response is too large")
         return count
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(_Reader(self))
 
     def is_idle(self) -> bool:
-        """Tell whether the server has neither closed the connection nor sent anything."""
+        """Return whether the server has neither closed the connection nor sent anything."""
         self.socket.settimeout(0)
         try:
             self.socket.recv(1)
@@ -87,7 +87,7 @@ class _Stream:
         return False
 
     def interrupt(self) -> None:
-        """Make the call that another thread has under way fail."""
+        """Make the call fail that another thread is blocked in."""
         shut_down(self.socket)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class _Stream:
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a stream, which stays open when this is closed."""
+    """Reads from a stream. Closing it leaves the stream open."""
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
@@ -120,7 +120,7 @@ class _Answer(NamedTuple):
 
 
 class ControlHttp(PoolManager):
-    """Sends each request once. Thread-safe; minio-py demands that it is a `PoolManager`."""
+    """Sends each request once. Thread-safe; minio-py requires a `PoolManager`."""
 
     def __init__(
         self, connect_timeout: float = CONNECT_TIMEOUT, context: ssl.SSLContext | None = None
@@ -138,7 +138,7 @@ class ControlHttp(PoolManager):
 
     @contextmanager
     def limits(self, seconds: float = REQUEST_SECONDS, size: int = ANSWER_LIMIT) -> Iterator[None]:
-        """Limit the time of all requests of this thread together, and the size of each answer."""
+        """Limit the total time of this thread's requests, and the size of each response."""
         self._limits.deadline, self._limits.size = time.monotonic() + seconds, size
         try:
             yield
@@ -157,16 +157,16 @@ class ControlHttp(PoolManager):
         preload_content: bool = True,
         **_: Any,
     ) -> BaseHTTPResponse:
-        """Send a request and read the whole answer; follows no redirect. Raises `HTTPError`."""
+        """Send a request and read the whole response; does not redirect. Raises `HTTPError`."""
         deadline = time.monotonic() + REQUEST_SECONDS
         deadline = min(deadline, getattr(self._limits, "deadline", deadline))
-        if fields is not None and body is None:  # a form, as some of minio-py's providers send it
+        if fields is not None and body is None:  # some of minio-py's providers send forms
             body, content_type = self._form(fields)
             headers = {**(headers or {}), "Content-Type": content_type}
         try:
             answer = self._ask(method, url, body, headers, deadline)
             content = answer.content
-            if preload_content:  # else it is an object's, not the server's own
+            if preload_content:  # else the content is an object's
                 content = parseable_xml(content)
         except (OSError, http.client.HTTPException, ValueError) as error:
             server = "://".join(urlsplit(url)[:2])
@@ -176,13 +176,13 @@ class ControlHttp(PoolManager):
             answer.fields,
             answer.status,
             preload_content=preload_content,
-            decode_content=False,  # nobody asked for a compressed answer, which could be huge
+            decode_content=False,  # a compressed response could be huge
             enforce_content_length=False,
             request_method=method,
         )
 
     def close(self) -> None:
-        """Close all connections. Requests under way fail at once, and so do later ones."""
+        """Close all connections. Requests in flight and later ones fail at once."""
         with self._lock:
             self._closed = True
             idle = [stream for streams in self._idle.values() for stream in streams]
@@ -212,11 +212,11 @@ class ControlHttp(PoolManager):
             except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 if not reused or stream.allowance < allowance:
                     raise
-                # The server had closed an idle connection: try another one.
+                # The server had closed an idle connection: retry on another one.
             else:
                 return answer
             finally:
-                self._give_back(origin, stream, keep=keep)
+                self._release(origin, stream, keep=keep)
 
     def _take(self, origin: _Origin, deadline: float) -> tuple[_Stream, bool]:
         while True:
@@ -230,17 +230,17 @@ class ControlHttp(PoolManager):
                 break
             if stream.is_idle():
                 return stream, True
-            self._give_back(origin, stream, keep=False)
+            self._release(origin, stream, keep=False)
         stream = _Stream(self._connect(origin, deadline))
         with self._lock:
             closed = self._closed
             self._busy.add(stream)
         if closed:
-            self._give_back(origin, stream, keep=False)
+            self._release(origin, stream, keep=False)
             raise OSError("the connection is closed")
         return stream, False
 
-    def _give_back(self, origin: _Origin, stream: _Stream, *, keep: bool) -> None:
+    def _release(self, origin: _Origin, stream: _Stream, *, keep: bool) -> None:
         with self._lock:
             self._busy.discard(stream)
             if keep and not self._closed and len(self._idle[origin]) < KEPT:
@@ -276,14 +276,14 @@ def _default_port(parts: Any) -> int:
 def _exchange(
     origin: _Origin, stream: _Stream, method: str, target: str, body: Any, headers: Any
 ) -> tuple[_Answer, bool]:
-    """Return the answer, and whether the connection can take another request."""
+    """Return the response, and whether the connection accepts another request."""
     connection = http.client.HTTPConnection(origin.host, origin.port)
     connection.default_port = DEFAULT_PORTS[origin.scheme]
-    connection.sock = stream  # as far as http.client uses one
+    connection.sock = stream  # has the methods that http.client calls
     connection.request(method, target, body, headers or {})
     response = connection.getresponse()
     content = response.read()
     fields = HTTPHeaderDict(response.getheaders())
-    fields.discard("transfer-encoding")  # it has been decoded
+    fields.discard("transfer-encoding")  # already decoded
     keep = not response.will_close
     return _Answer(response.status, fields, content), keep

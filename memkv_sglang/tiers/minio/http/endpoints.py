@@ -1,4 +1,4 @@
-"""Where requests go: the cluster's servers, and how a bucket is named on them."""
+"""The cluster's servers, and how requests address a bucket on them."""
 
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -11,14 +11,14 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Endpoint(NamedTuple):
-    """One server, as seen by requests for objects of one bucket."""
+    """One server, with what requests for one bucket need to know of it."""
 
     scheme: str
     host: str
-    """Name or address to connect to; with virtual-host addressing it begins with the bucket."""
+    """Name or address to connect to; starts with the bucket for virtual-host addressing."""
     port: int
     base_path: str
-    """What comes before the object's name in the request target: `/` or `/bucket/`."""
+    """Prefix of object names in the request target: `/` or `/bucket/`."""
 
     @property
     def netloc(self) -> str:
@@ -33,7 +33,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoints(config: MinioConfig) -> list[Endpoint]:
-    """Return the endpoints of the settings, in order. Raises `ConfigError`."""
+    """Return the configured endpoints, in order. Raises `ConfigError`."""
     return [_parse(url, config) for url in endpoint_urls(config)]
 
 

@@ -1,21 +1,21 @@
-"""What can go wrong on the way to a server and back. No text ever holds a secret."""
+"""Errors of requests and responses. Their texts never contain secrets."""
 
 LOOK_FOR_PROXY = "check that minio.endpoint is an S3 API port, and look for a proxy in between"
 
 
 class TransferError(Exception):
-    """A request was not answered as it should be; its connection is of no more use."""
+    """A request got no valid response; its connection cannot be used any more."""
 
 
 class OutOfTimeError(TransferError):
-    """The call's deadline came first."""
+    """The call's deadline passed."""
 
 
 class StallError(TransferError):
-    """The server took or sent nothing for the stall timeout."""
+    """No byte was sent or received for the stall timeout."""
 
     def __init__(self, seconds: float) -> None:
-        """Name the timeout."""
+        """Report the timeout, in seconds."""
         super().__init__(
             f"nothing moved for {seconds:g} s; look at the server's load and the network, or raise "
             "minio.stall_timeout"
@@ -26,34 +26,38 @@ class ConnectError(TransferError):
     """No connection could be opened."""
 
 
-class StaleError(TransferError):
-    """A kept-alive connection was closed, or stayed silent, before a byte of the response came.
+class ClosedError(TransferError):
+    """The server closed the connection."""
 
-    A balancer may have forgotten it; the server is not at fault. Retry on a fresh connection.
+
+class StaleError(ClosedError):
+    """A reused connection was closed, or stayed silent, before the first byte of the response.
+
+    A load balancer may have dropped it, so the server is not at fault. Retry on a fresh connection.
     """
 
 
 class ProtocolError(TransferError):
-    """The response is not one that this client understands."""
+    """The response is not valid, or not supported."""
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        """Name the problem, and what to do about it if that is special."""
+        """Report a problem, and a fix other than the usual one."""
         super().__init__(f"{problem}; {fix or LOOK_FOR_PROXY}")
 
 
 class UnreadableError(TransferError):
-    """The object may be right, but is not for this node to read."""
+    """The object may be intact, but this node cannot read it."""
 
 
 class StatusError(Exception):
-    """The server answered, but not with what was asked for."""
+    """The server refused the request."""
 
     def __init__(
         self, status: int, code: str = "", retry_after: float = 0.0, text: str = ""
     ) -> None:
-        """Describe itself by `text`, see `explain`.
+        """Report a refusal by `text`; see `explain`.
 
-        `retry_after`: seconds for which the server asked to be left alone.
+        `retry_after`: seconds for which the server asked clients to back off.
         """
         super().__init__(text or f"HTTP status {status}" + (f" ({code})" if code else ""))
         self.status = status

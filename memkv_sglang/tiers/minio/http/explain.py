@@ -1,7 +1,7 @@
-"""What went wrong between this node and MinIO, and which setting mends it.
+"""Explains what went wrong between this node and MinIO, and which setting fixes it.
 
-One table for every error code of S3 and MinIO, one for statuses without a code, one for
-connections that fail. All of them end in the same form as a `ConfigError`: `problem; fix`.
+Covers the error codes of S3 and MinIO, HTTP statuses without a code, and failed connections. All
+texts have the form of a `ConfigError`: `problem; fix`.
 """
 
 import errno
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 BODY_LIMIT = 16 << 10
-"""Bytes of an error's body that are looked at."""
+"""Number of bytes of an error's body that are examined."""
 
 Field = Callable[[str], str | None]
 """Returns the value of a response's header field."""
@@ -36,7 +36,7 @@ class Advice(NamedTuple):
     fix: str
 
     def __str__(self) -> str:
-        """Return it in the form of a `ConfigError`."""
+        """Return the text in the form of a `ConfigError`."""
         return f"{self.problem}; {self.fix}"
 
 
@@ -166,7 +166,7 @@ BY_CODE = {
     "InvalidObjectState": _LOCKED,
     "EntityTooLarge": _PROXY_LIMIT,
 }
-"""By the `<Code>` of S3's error documents."""
+"""Advice by the `<Code>` of S3's error documents."""
 
 BY_STATUS = {
     401: _KEY,
@@ -203,7 +203,7 @@ PERMISSIONS = {
     "write an object": "s3:PutObject",
     "remove objects": "s3:DeleteObject",
 }
-"""What an access key needs, by the method of the data path and the step of the control path."""
+"""Required permission, by HTTP method (data path) or operation (control path)."""
 
 
 def refusal(
@@ -215,10 +215,10 @@ def refusal(
     code: str = "",
     retry_after: float = 0.0,
 ) -> StatusError:
-    """Return the error for an answer that refuses a request that needs `permission`.
+    """Return the error for a response that refuses a request that needs `permission`.
 
-    `field` looks up the answer's header fields; `code` is for an answer that names none.
-    Nothing in the answer is trusted: what does not look like a code, a region or a date is ignored.
+    `field` looks up header fields; `code` is used if the response names no code. The response is
+    not trusted: anything that does not look like a code, a region or a date is ignored.
     """
     body = body[:BODY_LIMIT]
     found = _CODE.search(body)
@@ -241,7 +241,7 @@ def refusal(
 
 
 def refused(head: ResponseHead, body: bytes, method: str) -> StatusError:
-    """Return the error for a response on the data path."""
+    """Return the error for a refused request of the data path."""
     return refusal(
         head.status,
         partial(_field_of, head),
@@ -252,7 +252,7 @@ def refused(head: ResponseHead, body: bytes, method: str) -> StatusError:
 
 
 def control_error(url: str, error: BaseException, permission: str) -> str:
-    """Return the line for what minio-py, urllib3 or a socket raised on the control path."""
+    """Explain in one line what minio-py, urllib3 or a socket raised on the control path."""
     from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
     for cause in _causes(error):
@@ -280,7 +280,7 @@ def control_error(url: str, error: BaseException, permission: str) -> str:
 def _data(answer: "BaseHTTPResponse") -> bytes:
     try:
         return answer.data or b""
-    except Exception:  # it broke off
+    except Exception:  # the body is incomplete
         return b""
 
 
@@ -298,12 +298,12 @@ def _field_of(head: ResponseHead, name: str) -> str | None:
 
 
 def is_html(head: ResponseHead) -> bool:
-    """Return whether an answer is a web page, which no object store sends."""
+    """Return whether a response is a web page, which object stores do not send."""
     return b"\r\ncontent-type: text/html" in head.lower
 
 
 def unusable_answer(head: ResponseHead) -> TransferError:
-    """Return the error for an answer that is not an object store's, or not about a page."""
+    """Return the error for a response that lacks a page's metadata."""
     if is_html(head):
         return ProtocolError(*_HTML)
     kind = ascii(_field_of(head, "content-type") or "no content type")[1:60]
@@ -314,7 +314,7 @@ def unusable_answer(head: ResponseHead) -> TransferError:
 
 
 def misdirected(status: int, content_type: str, body: bytes) -> Advice | None:
-    """Return what to do about an answer that cannot be an S3 API's, None if it can be."""
+    """Return advice for a response that cannot come from an S3 API, None if it can."""
     if status == 400 and (b"HTTPS server" in body or b"HTTPS port" in body):
         return _TLS_PORT
     if content_type.lower().startswith("text/html"):
@@ -323,7 +323,7 @@ def misdirected(status: int, content_type: str, body: bytes) -> Advice | None:
 
 
 def unreachable(url: str, error: BaseException) -> Advice:
-    """Return the line for a connection that could not be opened or broke off."""
+    """Explain why a connection could not be opened or was lost."""
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -357,7 +357,7 @@ def _advice(status: int, code: str, field: Field, body: bytes) -> Advice:
     if wrong := misdirected(status, field("content-type") or "", body):
         return wrong
     if status == 400 and field("date") is None:
-        return _TLS_PORT  # Go's servers say nothing else, and no more than that to HEAD
+        return _TLS_PORT  # Go's servers send only this
     if status in (301, 302, 303, 307, 308):
         return _ELSEWHERE if _region(field, body) else _REDIRECT
     if status == 400 and _region(field, body):
@@ -366,7 +366,7 @@ def _advice(status: int, code: str, field: Field, body: bytes) -> Advice:
 
 
 def _region(field: Field, body: bytes) -> str:
-    """Return the region that the server names, empty if it names none."""
+    """Return the region that the response names, empty if none."""
     if found := _REGION_TAG.search(body):
         return found[1].decode()
     if region := _word(field("x-amz-bucket-region")):
@@ -389,7 +389,7 @@ def _skew(field: Field) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it wraps: urllib3 keeps causes in `reason` and in arguments."""
+    """Yield an error and its causes, which urllib3 keeps in `reason` and in arguments."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < 20:
         cause = waiting.pop(0)

@@ -1,14 +1,31 @@
-"""The heads of HTTP/1.1 responses (RFC 9112), as far as an object store's client needs them."""
+"""How HTTP/1.1 responses are framed (RFC 9112), for the fast path and the slow path alike."""
 
+import re
+from enum import Enum, auto
 from typing import NamedTuple
 
 from memkv_sglang.tiers.minio.http.errors import ProtocolError
 
 HEAD_LIMIT = 16 << 10
-"""Bytes of a response's head at most."""
+"""Maximum size of a response head, in bytes."""
 
 BODILESS = frozenset({204, 304})
 """Statuses whose responses never have a body."""
+
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[ \r]")
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;.*)?", re.DOTALL)
+
+
+class Framing(Enum):
+    """What marks the end of a body."""
+
+    LENGTH = auto()
+    """The head declares the length."""
+    CHUNKED = auto()
+    """The last chunk is empty."""
+    UNTIL_CLOSE = auto()
+    """The server closes the connection."""
 
 
 class ResponseHead(NamedTuple):
@@ -16,55 +33,90 @@ class ResponseHead(NamedTuple):
 
     status: int
     length: int
-    """Bytes of the body as declared (for HEAD: of the object)."""
+    """Declared length of the body in bytes (for HEAD: of the object); 0 if not declared."""
     keep_alive: bool
-    """Whether the server takes another request on the connection."""
+    """Whether the connection accepts another request once the body has ended."""
     lower: bytes
-    """The head in lower case: fields are looked for in it, since few of many are asked for."""
+    """The head in lower case, in which fields are searched: callers need few of many."""
     original: bytes = b""
-    """The head as the server wrote it."""
+    """The head as received."""
+    framing: Framing = Framing.LENGTH
+    """How the end of the body is marked, if there is a body."""
 
     def field(self, name: bytes) -> bytes | None:
-        """Return the value of a header field (name and value in lower case)."""
+        """Return the value of a header field; name and value are in lower case.
+
+        Raises `ProtocolError` if the field is repeated.
+        """
         return _field(self.lower, name)
 
     @property
     def retry_after(self) -> float:
-        """Seconds for which the server asks to be left alone; 0 if it does not, or by a date."""
+        """Seconds for which the server asks clients to back off; 0 if none or given as a date."""
         value = self.field(b"retry-after") or b""
         return float(value) if value.isdigit() and len(value) < 10 else 0.0
 
 
+def is_interim(head: bytes) -> bool:
+    """Return whether a head is an interim response (1xx), which the final response follows."""
+    return _INTERIM.match(head) is not None
+
+
 def parse_head(head: bytes) -> ResponseHead:
-    """Parse a response's head up to the empty line that ends it. Raises `ProtocolError`."""
+    """Parse the head of a final response, up to the empty line. Raises `ProtocolError`."""
     version, _, rest = head[:13].partition(b" ")
     digits = rest[:3]
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(digits) != 3 or not digits.isdigit():
         raise ProtocolError("not an HTTP/1.1 response")
     status = int(digits)
     if status < 200:
-        raise ProtocolError(f"interim response {status} that nobody asked for")
+        raise ProtocolError(f"unexpected interim response {status}")
     lower = head.lower()
-    if _field(lower, b"transfer-encoding") is not None:
-        raise ProtocolError("response with a transfer encoding")
-    keep_alive = version == b"HTTP/1.1" and b"close" not in (_field(lower, b"connection") or b"")
-    return ResponseHead(status, _length(status, lower), keep_alive, lower, head)
+    framing, length = _framing(version, status, lower)
+    connection = _tokens(lower, b"connection") or ()
+    keep_alive = version == b"HTTP/1.1" and b"close" not in connection
+    return ResponseHead(status, length, keep_alive, lower, head, framing)
 
 
 def framed_head(head: bytes, length: int) -> ResponseHead:
-    """Return the head of a response that was seen to be a whole object of this length."""
+    """Return the head of a whole object of this length, which the fast path has verified."""
     return ResponseHead(200, length, True, head.lower(), head)
 
 
-def _length(status: int, lower: bytes) -> int:
+def parse_chunk_size(line: bytes) -> int:
+    """Return the size in a chunk's first line, in bytes. Raises `ProtocolError`."""
+    match = _CHUNK_SIZE.fullmatch(line)
+    if match is None:
+        raise ProtocolError("malformed chunk size")
+    return int(match[1], 16)
+
+
+def _framing(version: bytes, status: int, lower: bytes) -> tuple[Framing, int]:
+    encoding = _tokens(lower, b"transfer-encoding")
     value = _field(lower, b"content-length")
+    if encoding is not None:
+        if value is not None:
+            raise ProtocolError("response with a transfer encoding and a content length")
+        if encoding != [b"chunked"] or version != b"HTTP/1.1":
+            raise ProtocolError("response with an unknown transfer encoding")
+        return Framing.CHUNKED, 0
     if value is None:
-        if status in BODILESS:
-            return 0
-        raise ProtocolError("response without a content length")
+        if b"\r\ncontent-length" in lower or b"\r\ntransfer-encoding" in lower:
+            raise ProtocolError("malformed header field")
+        return (Framing.LENGTH if status in BODILESS else Framing.UNTIL_CLOSE), 0
     if not value.isdigit() or len(value) > 18:
         raise ProtocolError("malformed content length")
-    return int(value)
+    return Framing.LENGTH, int(value)
+
+
+def _tokens(lower: bytes, name: bytes) -> list[bytes] | None:
+    """Return the members of a list field, which may be repeated; None if it is absent."""
+    start = b"\r\n%b:" % name
+    if start not in lower:
+        return None
+    values = [part.partition(b"\r\n")[0] for part in lower.split(start)[1:]]
+    tokens = [token.strip() for value in values for token in value.split(b",")]
+    return [token for token in tokens if token]
 
 
 def _field(lower: bytes, name: bytes) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Kept-alive connections, spread evenly over the servers that answer."""
+"""A pool of persistent connections, spread evenly over the reachable servers."""
 
 import itertools
 import ssl
@@ -18,22 +18,22 @@ from memkv_sglang.tiers.minio.http.explain import unreachable
 from memkv_sglang.tiers.minio.http.transport import connect
 
 AVOID_FOR = 5.0
-"""Seconds for which a server that could not be reached gets no requests, if there are others."""
+"""Seconds for which an unreachable server gets no requests, if there are other servers."""
 
 
 LONGEST_REST = 5.0
-"""Seconds for which a server is left alone at most, however long it asks for.
+"""Maximum time to back off from a server, in seconds, however long it asks for.
 
-MinIO says 60 s (`Retry-After`) in each 503, also in those of the second in which it starts.
+MinIO asks for 60 s (`Retry-After`) in each 503, even during the second in which it starts.
 """
 
 
 IDLE_TIMEOUT = 60.0
-"""Seconds of idleness after which a connection is not used again, if the settings name none."""
+"""Default for the seconds of idleness after which a connection is not reused."""
 
 
 class Server:
-    """An endpoint with its idle connections, the last used one last."""
+    """An endpoint with its idle connections, the most recently used one last."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -45,7 +45,7 @@ class Server:
 
 
 class ConnectionPool:
-    """Lends connections, each to one thread at a time. Safe for any number of threads."""
+    """Lends connections, each to one thread at a time. Thread-safe."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class ConnectionPool:
         idle_timeout: float = IDLE_TIMEOUT,
         keep: int,
     ) -> None:
-        """Lend connections to the endpoints, keep at most `keep` idle ones of each.
+        """Keep at most `keep` idle connections to each endpoint.
 
-        One that was idle for `idle_timeout` seconds is closed instead of lent.
+        Connections that were idle for `idle_timeout` seconds are closed.
         """
         self._servers = [Server(endpoint) for endpoint in endpoints]
         self._context = context
@@ -70,28 +70,28 @@ class ConnectionPool:
         self._turn = itertools.count()
         self._lent = 0
         self._out: set[Connection] = set()
-        """Connections that are lent just now."""
+        """Connections that are lent now."""
         self._closed = False
-        self._broken_off = False
+        self._aborted = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
 
     @property
     def round_trip(self) -> float:
-        """Seconds of the shortest connect so far, 0 before the first: the network's share."""
+        """Shortest time to connect so far, in seconds; 0 before the first connection."""
         return min((s.round_trip for s in self._servers if s.round_trip is not None), default=0.0)
 
     def lend(self, deadline: float, *, fresh: bool = False) -> "_Loan":
-        """Lend a connection for a `with` block.
+        """Lend a connection for a `with` block; `fresh` opens a new one.
 
-        It is closed if the block raises or leaves it in mid-response. `fresh`: opened now. Entering
-        blocks for a connect at most, and raises `ConnectError` if no server can be reached or each
-        asked for a rest, `OutOfTimeError`.
+        It is closed if the block raises, or ends before the response was read. Entering the block
+        blocks at most for a connect. Raises `OutOfTimeError`, and `ConnectError` if no server can
+        be reached or all servers asked clients to back off.
         """
         return _Loan(self, deadline, fresh)
 
     def take(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
-        """Begin a loan."""
+        """Take a connection; the caller must `give_back` it."""
         with self._lock:
             if self._closed:
                 raise ConnectError("the tier is closed")
@@ -103,12 +103,12 @@ class ConnectionPool:
                 self._end_loan()
             raise
         self._out.add(connection)
-        if self._broken_off:
+        if self._aborted:
             connection.interrupt()
         return server, connection
 
     def take_idle(self, count: int) -> list[tuple[Server, Connection]]:
-        """Begin loans of so many connections that are open already, or of none; does not block."""
+        """Take `count` idle connections, or none if there are fewer; does not block."""
         with self._lock:
             if self._closed:
                 return []
@@ -132,7 +132,7 @@ class ConnectionPool:
     def give_back(
         self, server: Server, connection: Connection, error: BaseException | None
     ) -> None:
-        """End a loan whose block raised `error`; a status is an answer like any other."""
+        """Take back a connection whose user raised `error`; a `StatusError` does not close it."""
         if isinstance(error, StatusError):
             if error.retry_after:
                 server.rest_until = time.monotonic() + min(error.retry_after, LONGEST_REST)
@@ -142,7 +142,7 @@ class ConnectionPool:
             self._avoid(server)
         with self._lock:
             self._out.discard(connection)
-            if connection.stale:  # then the others that waited with it are dead, too
+            if connection.stale:  # then its idle peers are probably dead too
                 _close_all(server.idle)
             if connection.reusable and not self._closed and len(server.idle) < self._keep:
                 connection.reused = True
@@ -153,22 +153,22 @@ class ConnectionPool:
             self._end_loan()
 
     def idle(self) -> int:
-        """Return how many connections wait for use."""
+        """Return the number of idle connections."""
         with self._lock:
             return sum(len(server.idle) for server in self._servers)
 
     def close(self) -> None:
-        """Wait for lent connections, close all; idempotent."""
+        """Wait for lent connections, then close all connections; idempotent."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._lent == 0)
             for server in self._servers:
                 _close_all(server.idle)
 
-    def break_off(self) -> None:
-        """End the requests under way and close all connections; does not block."""
+    def abort(self) -> None:
+        """Abort requests in flight and close all connections; does not block."""
         with self._lock:
-            self._closed = self._broken_off = True
+            self._closed = self._aborted = True
             for connection in list(self._out):
                 connection.interrupt()
             for server in self._servers:
@@ -181,7 +181,7 @@ class ConnectionPool:
             self._changed.notify_all()
 
     def _find(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
-        failure = ConnectError("every server asked to be left alone for a while")
+        failure = ConnectError("every server asked clients to back off")
         for server in self._in_turn():
             if not fresh and (connection := self._pop_idle(server)):
                 return server, connection
@@ -193,7 +193,7 @@ class ConnectionPool:
         raise failure
 
     def _in_turn(self) -> list[Server]:
-        """Return the servers in the order to try: every call begins with the next one."""
+        """Return the servers in the order to try, rotated by one with each call."""
         now = time.monotonic()
         awake = [s for s in self._servers if s.rest_until <= now]
         servers = [s for s in awake if s.avoid_until <= now] or awake
@@ -206,7 +206,7 @@ class ConnectionPool:
                 connection = server.idle.pop() if server.idle else None
                 if connection and time.monotonic() - connection.idle_since >= self._idle_timeout:
                     connection.close()
-                    _close_all(server.idle)  # which waited for longer
+                    _close_all(server.idle)  # idle for even longer
                     return None
             if connection is None or connection.is_idle():
                 return connection
@@ -215,7 +215,7 @@ class ConnectionPool:
     def _connect(self, server: Server, deadline: float) -> Connection:
         endpoint, begin = server.endpoint, time.monotonic()
         if begin >= deadline:
-            raise OutOfTimeError("the deadline came first")
+            raise OutOfTimeError("the deadline passed")
         timeout = min(self._connect_timeout, deadline - begin)
         context = self._context if endpoint.scheme == "https" else None
         try:
@@ -224,7 +224,7 @@ class ConnectionPool:
             transport = connect(addresses, endpoint.host, left, context)
         except OSError as error:
             if time.monotonic() >= deadline:
-                raise OutOfTimeError("the deadline came first") from error
+                raise OutOfTimeError("the deadline passed") from error
             raise ConnectError(str(unreachable(endpoint.url, error))) from error
         took = time.monotonic() - begin
         server.round_trip = min(took, server.round_trip or took)
@@ -242,7 +242,7 @@ def _close_all(connections: list[Connection]) -> None:
 
 
 class _Loan:
-    """A connection for a `with` block: a class, since a generator would cost each page more."""
+    """A context manager; a class, because a generator would cost more per page."""
 
     def __init__(self, pool: ConnectionPool, deadline: float, fresh: bool) -> None:
         self._pool, self._deadline, self._fresh = pool, deadline, fresh

@@ -1,9 +1,9 @@
-"""Objects received by one thread over several connections, in a loop that does little else.
+"""The compiled fast path: receives objects over several connections in one thread.
 
-Between two pages the caches are full of page bytes, and a line of Python costs several times what
-it costs in a row. So this is compiled, requests are written before, and heads judged after
-(`reader`). Between the first byte of an object and its last, the interpreter's lock is taken only
-for what TLS decrypts.
+Receiving a page evicts everything else from the CPU caches, so a line of Python between two pages
+costs several times its usual price. This loop is therefore compiled; `bulk_reader` writes the
+requests in advance and verifies the heads afterwards. While an object is received, the GIL is taken
+only to decrypt TLS and to parse a head that `_is_usual` does not match.
 """
 
 import time
@@ -22,7 +22,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from memkv_sglang.tiers.minio.http cimport xxh3
 
 from memkv_sglang.page import checksum_seed
-from memkv_sglang.tiers.minio.objects.bulk import Response
+from memkv_sglang.tiers.minio.http.bulk import Response
 from memkv_sglang.tiers.minio.http.errors import (
     OutOfTimeError,
     ProtocolError,
@@ -31,7 +31,7 @@ from memkv_sglang.tiers.minio.http.errors import (
     TransferError,
 )
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
-from memkv_sglang.tiers.minio.http.framing import parse_head
+from memkv_sglang.tiers.minio.http.framing import Framing, is_interim, parse_head
 
 
 cdef extern from "<string.h>" nogil:
@@ -57,39 +57,40 @@ cdef extern from "<sys/socket.h>" nogil:
 
 
 cdef enum:
-    HEAD_ROOM = 4096  # bytes of a response's head at most (MinIO's have 900)
-    IOV_LIMIT = 512  # pieces of memory for one system call; the kernel takes at most 1024
-    REST = 100  # milliseconds: a signal that comes just before a wait does not end it
+    HEAD_ROOM = 4096  # maximum size of a response head (MinIO's have 900 bytes)
+    IOV_LIMIT = 512  # buffers for one system call; the kernel takes at most 1024
+    REST = 100  # milliseconds between two checks for signals
 
-cdef enum:  # what a receive returns beside a count, and 0 for the stream's end
+cdef enum:  # results of a receive other than a byte count and 0, the end of the stream
     NOTHING = -1
     FAILED = -2
 
 cdef enum Event:
-    WAITS  # for bytes
-    WHOLE  # is the response
-    ODD  # is the response, or the connection: not as it should be
-    LATE
-    RESTED  # for a while: time to look for signals
-    SILENT  # are some reused connections since the first request
+    WAITS  # the response is incomplete
+    WHOLE  # the response is complete
+    UNUSUAL  # the head needs the full parser, or the connection ended
+    LATE  # the deadline or the stall timeout passed
+    RESTED  # time to check for signals
+    SILENT  # some reused connections have not answered the first request
 
 
-cdef struct Stream:  # one connection, and the response that comes from it
+cdef struct Stream:  # one connection, and the response that it receives
     int fd
     bint plain
-    PyObject *lane  # that it belongs to
-    bint heard  # whether a byte has come from it
+    PyObject *lane  # the owner
+    bint heard  # whether the connection has received a byte
+    bint framed  # whether the head was accepted
     size_t received  # bytes in `head`
-    size_t head_size  # up to the empty line; 0 until it is there
-    size_t left  # bytes of the body that are missing
-    iovec *pieces  # of memory for them
+    size_t head_size  # up to the empty line; 0 until that is received
+    size_t left  # missing bytes of the body
+    iovec *pieces  # where they belong
     size_t count
-    void *checksum  # of what came of the body
-    char head[HEAD_ROOM]  # and what came of the body with it
+    void *checksum  # of the body's bytes so far
+    char head[HEAD_ROOM]  # the head, and the part of the body that came with it
 
 
 def receive(connections, source, double deadline, double stall_timeout):
-    """See loop.pyi."""
+    """See receive_loop.pyi."""
     lanes = _Lanes(connections, min(connection.patience(deadline) for connection in connections))
     for index in range(len(connections)):
         lanes.go_on(index, WAITS, source)
@@ -98,7 +99,7 @@ def receive(connections, source, double deadline, double stall_timeout):
         if event == LATE:
             raise lanes.late(stall_timeout if time.monotonic() < deadline else None)
         if event == SILENT:
-            lanes.drop_silent()
+            lanes.drop_silent(source)
         elif event == RESTED:
             PyErr_CheckSignals()
         else:
@@ -106,7 +107,7 @@ def receive(connections, source, double deadline, double stall_timeout):
 
 
 cdef class _Lanes:
-    """The connections of one thread."""
+    """All connections of one thread."""
 
     cdef list lanes
     cdef Stream **streams
@@ -139,7 +140,7 @@ cdef class _Lanes:
             self.active -= 1
 
     cdef Event wait(self, double deadline, double stall_timeout):
-        """Receive until there is something to do for one of them, which is the `found`."""
+        """Receive until the lane at `found` needs attention, or time has passed."""
         cdef Event event = WAITS
         with nogil:
             while event == WAITS:
@@ -150,13 +151,13 @@ cdef class _Lanes:
         return event
 
     cdef Event _next(self) noexcept nogil:
-        """Receive what is there for the next of them."""
+        """Receive the bytes that have arrived for the next lane."""
         self.found = self.at
         self.at += 1
         return _receive(self.streams[self.found]) if self.polls[self.found].revents else WAITS
 
     cdef Event _poll(self, double deadline, double stall_timeout) noexcept nogil:
-        """Wait until something is there."""
+        """Wait until bytes arrive."""
         cdef double left, now = _now()
         cdef int ready
         if self.moved:
@@ -173,21 +174,22 @@ cdef class _Lanes:
         self.at, self.moved = 0, True
         return WAITS
 
-    cdef drop_silent(self):
-        """Close reused connections that never answered: a balancer may have forgotten them.
+    cdef drop_silent(self, source):
+        """Close reused connections that never answered: a load balancer may have dropped them.
 
-        Their pages are left to the caller, the other connections go on.
+        Their pages are left to the slow path; the other connections continue.
         """
         cdef Py_ssize_t i
         for i in range(self.count):
             lane = <_Lane>self.lanes[i]
             if self.polls[i].fd >= 0 and not lane.stream.heard and lane.connection.reused:
                 lane.drop()
+                source.fall_back("stale")
                 self.polls[i].fd = -1
                 self.active -= 1
 
     cdef late(self, stall_timeout):
-        """Close those that have a request under way, return why."""
+        """Close the connections that have a request in flight; return the error to raise."""
         cdef Py_ssize_t i
         for i in range(self.count):
             if self.polls[i].fd >= 0:
@@ -195,19 +197,19 @@ cdef class _Lanes:
                 connection.stalled = stall_timeout is not None
                 connection.close()
         if stall_timeout is None:
-            return OutOfTimeError("the deadline came first")
+            return OutOfTimeError("the deadline passed")
         return StallError(stall_timeout)
 
 
 cdef class _Lane:
-    """One connection with one request under way."""
+    """One connection with one request in flight."""
 
     cdef object connection, transport, request
-    cdef BaseException error  # that came where nobody could be told
+    cdef BaseException error  # raised in `_take_decrypted`, which cannot propagate it
     cdef Stream stream
     cdef iovec *pieces
     cdef Py_buffer *views
-    cdef Py_ssize_t held, room
+    cdef Py_ssize_t held, capacity
 
     def __cinit__(self, connection):
         self.connection = connection
@@ -225,12 +227,16 @@ cdef class _Lane:
         PyMem_Free(self.pieces)
 
     cdef bint go_on(self, Event event, source) except -1:
-        """Finish what is under way, if anything is, and begin the next; False at the end."""
+        """Finish the response in flight, if any, and send the next request; False at the end."""
         if self.error is not None:
             raise self.error
         try:
-            if event != WAITS:
-                self._finish(event, source)
+            if event == UNUSUAL:
+                event = self._parse_in_full(source)
+                if event == WAITS:
+                    return True
+            if event == WHOLE:
+                self._deliver(source)
             return self._begin(source)
         except StatusError:
             source.stop()
@@ -252,30 +258,53 @@ cdef class _Lane:
         self._hold(self.request.page.buffers)
         xxh3.reset(self.stream.checksum, checksum_seed(self.request.page.key))
         self.stream.received = self.stream.head_size = 0
+        self.stream.framed = False
         if not self.connection.is_idle():
-            raise ProtocolError("more than was asked for")
+            source.fall_back("malformed" if self.stream.heard else "stale")
+            raise ProtocolError("the server sent something unasked")
         self.transport.send_now(self.request.head)
         return True
 
-    cdef _finish(self, Event event, source):
+    cdef _deliver(self, source):
         head = self.stream.head[: self.stream.head_size]
         self._release()
-        if event == ODD:
-            self._judge(head)
         source.deliver(Response(self.request.number, head, xxh3.digest(self.stream.checksum)))
 
-    cdef _judge(self, bytes head):
-        """Raise `StatusError` for a refusal that was read to its end, else `ProtocolError`."""
-        if head and not head.startswith(b"HTTP/1.1 200 "):
-            answer = parse_head(head)
-            if answer.keep_alive and answer.length == self.stream.received - len(head) - 2:
+    cdef Event _parse_in_full(self, source) except *:
+        """Continue a response that `_is_usual` did not match, or that broke off.
+
+        Raises `StatusError` for a refusal that was read completely, and `TransferError` for any
+        other response that is left to the slow path.
+        """
+        cdef Event event = UNUSUAL
+        head = self.stream.head[: self.stream.head_size]
+        size = self.stream.received - len(head) - 2
+        answer, reason = None, "close"
+        if self.stream.head_size == 0:
+            if self.stream.received == HEAD_ROOM:
+                reason = "malformed"
+            elif self.connection.reused and not self.stream.heard:
+                reason = "stale"
+        elif not self.stream.framed:
+            answer, reason = _parse(head, size, self.stream.left)
+            if not reason:
+                with nogil:
+                    _copy_body(&self.stream)
+                    event = _receive(&self.stream)
+                if event != UNUSUAL:
+                    return event
+                reason = "close"
+        self._release()
+        source.fall_back(reason)
+        if reason == "status" and answer.keep_alive and answer.framing is Framing.LENGTH:
+            if answer.length == size:
                 raise StatusError(answer.status)
-        raise ProtocolError("not what was asked for")
+        raise TransferError(f"left to the slow path: {reason}")
 
     cdef _hold(self, buffers):
-        """Have the buffers stay where they are while they are written to."""
+        """Pin the buffers' memory while it is written to."""
         cdef Py_buffer *view
-        self._make_room(len(buffers))
+        self._reserve(len(buffers))
         self.stream.pieces, self.stream.count, self.stream.left = self.pieces, 0, 0
         for buffer in buffers:
             view = &self.views[self.held]
@@ -286,17 +315,17 @@ cdef class _Lane:
                 self.stream.count += 1
                 self.stream.left += view.len
 
-    cdef _make_room(self, Py_ssize_t count):
-        if count <= self.room:
+    cdef _reserve(self, Py_ssize_t count):
+        if count <= self.capacity:
             return
         PyMem_Free(self.views)
         PyMem_Free(self.pieces)
-        self.room = 0
+        self.capacity = 0
         self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
         self.pieces = <iovec *>PyMem_Calloc(count, sizeof(iovec))
         if self.views == NULL or self.pieces == NULL:
             raise MemoryError
-        self.room = count
+        self.capacity = count
 
     cdef _release(self):
         while self.held:
@@ -304,28 +333,45 @@ cdef class _Lane:
             PyBuffer_Release(&self.views[self.held])
 
 
+cdef tuple _parse(bytes head, size_t received, size_t left):
+    """Return the parsed head, and why the response is left to the slow path; empty if it is not."""
+    if is_interim(head):
+        return None, "interim"
+    try:
+        answer = parse_head(head)
+    except ProtocolError:
+        return None, "malformed"
+    if answer.status != 200:
+        return answer, "status"
+    if answer.framing is not Framing.LENGTH:
+        return answer, "framing"
+    if answer.length != left or received > left:
+        return answer, "length"
+    return answer, "" if answer.keep_alive else "close"
+
+
 cdef Event _receive(Stream *stream) noexcept nogil:
-    """Receive what is there."""
-    cdef iovec room
+    """Receive the bytes that have arrived."""
+    cdef iovec space
     cdef size_t asked
     cdef ssize_t count
     while stream.head_size == 0:
-        room.iov_base = stream.head + stream.received
-        room.iov_len = HEAD_ROOM - stream.received
-        count = _take(stream, &room, 1)  # 0 for a head that has no end, too
+        space.iov_base = stream.head + stream.received
+        space.iov_len = HEAD_ROOM - stream.received
+        count = _take(stream, &space, 1)  # 0 also if the head is too long
         if count <= 0:
-            return WAITS if count == NOTHING else ODD
+            return WAITS if count == NOTHING else UNUSUAL
         stream.heard = True
         stream.received += count
         if not _read_head(stream):
-            return ODD
-        if <size_t>count < room.iov_len and stream.left:
+            return UNUSUAL
+        if <size_t>count < space.iov_len and stream.left:
             return WAITS
     while stream.left:
         asked = stream.left if stream.plain else stream.pieces.iov_len
         count = _take(stream, stream.pieces, min(stream.count, <size_t>IOV_LIMIT))
         if count <= 0:
-            return WAITS if count == NOTHING else ODD
+            return WAITS if count == NOTHING else UNUSUAL
         _advance(stream, count)
         if <size_t>count < asked:
             return WAITS
@@ -333,27 +379,35 @@ cdef Event _receive(Stream *stream) noexcept nogil:
 
 
 cdef bint _read_head(Stream *stream) noexcept nogil:
-    """Look for the head's end, copy what is behind it; False if it is not what was asked for."""
+    """Look for the end of the head; False if the head needs the full parser."""
     cdef char *end = <char *>memmem(stream.head, stream.received, b"\r\n\r\n", 4)
-    cdef size_t behind, count
     if end == NULL:
         return True
     stream.head_size = end + 2 - stream.head
-    behind = stream.received - stream.head_size - 2
-    if behind > stream.left or not _frames(stream):
+    if stream.received - stream.head_size - 2 > stream.left or not _is_usual(stream):
         return False
-    end += 4
-    while behind:
-        count = min(behind, stream.pieces.iov_len)
-        memcpy(stream.pieces.iov_base, end, count)
-        _advance(stream, count)
-        end += count
-        behind -= count
+    _copy_body(stream)
     return True
 
 
-cdef bint _frames(Stream *stream) noexcept nogil:
-    """Tell whether a head says that the whole object follows, and then the next response."""
+cdef void _copy_body(Stream *stream) noexcept nogil:
+    """Copy the part of the body that came with the head into the page."""
+    cdef char *body = stream.head + stream.head_size + 2
+    cdef size_t count, size = stream.received - stream.head_size - 2
+    stream.framed = True
+    while size:
+        count = min(size, stream.pieces.iov_len)
+        memcpy(stream.pieces.iov_base, body, count)
+        _advance(stream, count)
+        body += count
+        size -= count
+
+
+cdef bint _is_usual(Stream *stream) noexcept nogil:
+    """Fast path: True for a 200 of the page's length on a connection that stays open.
+
+    False means "parse the head in full"; must not match a head that `parse_head` reads differently.
+    """
     cdef char lower[HEAD_ROOM]
     cdef char expected[64]
     cdef char *found
@@ -380,7 +434,7 @@ cdef bint _frames(Stream *stream) noexcept nogil:
 
 
 cdef void _advance(Stream *stream, size_t count) noexcept nogil:
-    """Hash the first bytes of what was missing while caches hold them, go on behind them."""
+    """Hash the `count` bytes that just came, while they are in the cache, and skip them."""
     stream.left -= count
     while stream.count and count >= stream.pieces.iov_len:
         xxh3.update(stream.checksum, stream.pieces.iov_base, stream.pieces.iov_len)
@@ -407,10 +461,10 @@ cdef ssize_t _take(Stream *stream, iovec *pieces, size_t count) noexcept nogil:
 
 
 cdef ssize_t _take_decrypted(Stream *stream, iovec *piece) noexcept with gil:
-    room = PyMemoryView_FromMemory(<char *>piece.iov_base, piece.iov_len, PyBUF_WRITE)
+    space = PyMemoryView_FromMemory(<char *>piece.iov_base, piece.iov_len, PyBUF_WRITE)
     lane = <_Lane>stream.lane
     try:
-        return lane.transport.receive_now([room])
+        return lane.transport.receive_now([space])
     except BlockingIOError:
         return NOTHING
     except OSError:

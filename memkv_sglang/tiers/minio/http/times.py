@@ -1,7 +1,7 @@
-"""The server's clock, as far as its answers can be trusted.
+"""The server's clock.
 
-A proxy's answer, a broken server or a captive portal can carry any `Date`. A wrong one would make
-pages look old and have them removed, so no single answer is believed: see `ServerClock`.
+A proxy, a broken server or a captive portal can send any `Date`. A wrong one would make pages look
+old and get them removed, so `ServerClock` never trusts a single response.
 """
 
 import re
@@ -16,21 +16,21 @@ from memkv_sglang.tiers.minio.http.errors import ProtocolError
 from memkv_sglang.tiers.minio.http.framing import ResponseHead
 
 SKEW_LIMIT = 15 * 60.0
-"""Seconds between this node's clock and the server's at which S3 refuses signatures.
+"""Clock skew, in seconds, beyond which S3 refuses signatures.
 
-The server accepted ours, so a `Date` further away is not its clock.
+The server accepted this node's signature, so a `Date` further away is not the server's clock.
 """
 
 TOLERANCE = 30.0
-"""Seconds between two readings that agree: a cluster's servers differ by a little."""
+"""Maximum difference, in seconds, between readings that agree; servers of a cluster differ."""
 
 EARLIEST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
-"""No page is older than this project."""
+"""Earliest plausible time of a page, which cannot be older than this project."""
 
 _FIX = "run NTP on both machines, or look for a proxy that answers for MinIO"
 
-_TELLING = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
-"""Statuses of answers that say something about an object. Errors often come from proxies."""
+_TRUSTED_STATUSES = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
+"""Statuses whose `Date` is used. Other responses often come from proxies."""
 
 _MONTHS = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
 
@@ -42,16 +42,16 @@ _DATE_LENGTH = len("Sun, 06 Nov 1994 08:49:37 GMT")
 
 
 def parse_date(value: bytes | None) -> float:
-    """Return the seconds since the epoch that an HTTP date (RFC 9110, IMF-fixdate) names.
+    """Return an HTTP date (RFC 9110, IMF-fixdate) as seconds since the epoch.
 
-    Raises `ProtocolError` for anything else.
+    Raises `ProtocolError` for any other value.
     """
     if value is None or len(value) != _DATE_LENGTH:
         raise ProtocolError(f"no date: {(value or b'')[:40]!r}")
     return _parse(value.lower())
 
 
-@lru_cache(1024)  # pages that were written together have one time
+@lru_cache(1024)  # pages that were written together have the same time
 def _parse(value: bytes) -> float:
     match = _DATE.fullmatch(value)
     if match is None or match[2] not in _MONTHS:
@@ -65,7 +65,7 @@ def _parse(value: bytes) -> float:
 
 
 def modified_time(head: ResponseHead) -> float:
-    """Return when an object was written last, by the server's clock. Raises `ProtocolError`."""
+    """Return when an object was last modified, by the server's clock. Raises `ProtocolError`."""
     modified = parse_date(head.field(b"last-modified"))
     if not is_plausible(modified):
         raise ProtocolError(f"Last-Modified before 2020: {head.field(b'last-modified')!r}")
@@ -73,20 +73,20 @@ def modified_time(head: ResponseHead) -> float:
 
 
 def is_plausible(modified: float) -> bool:
-    """Return whether an object can have been written then."""
+    """Return whether an object can have been modified at that time."""
     return modified >= EARLIEST
 
 
 def _elapsed() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # unlike monotonic, counts a suspended machine
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # unlike monotonic, includes suspended time
 
 
 class ServerClock:
-    """The time of the bucket's servers. Thread-safe.
+    """Tracks the time of the bucket's servers. Thread-safe.
 
-    A `Date` counts if its answer is about an object, if it is within `SKEW_LIMIT` of this node's
-    clock, and if a second witness agrees: an earlier reading plus the time that has passed since,
-    or this node's clock. Any other `Date` is ignored; the last trusted reading stands in for it.
+    A `Date` is trusted if its response is about an object, if it is within `SKEW_LIMIT` of this
+    node's clock, and if an earlier reading or this node's clock agrees. Any other `Date` is ignored
+    in favour of the last trusted reading.
     """
 
     def __init__(
@@ -94,17 +94,17 @@ class ServerClock:
         wall: Callable[[], float] = time.time,
         elapsed: Callable[[], float] = _elapsed,
     ) -> None:
-        """Begin without a reading. Tests pass clocks of their own."""
+        """Start without a reading. Tests pass fake clocks."""
         self._wall = wall
         self._elapsed = elapsed
         self._lock = threading.Lock()
         self._start: float | None = None
-        """The trusted reading: server time when `elapsed` was 0."""
-        self._unconfirmed: float | None = None
-        self._doubt = "no server has told its time"
+        """The trusted reading, as the server's time when `elapsed` was 0."""
+        self._candidate: float | None = None
+        self._reason = "no server has reported its time yet"
 
     def now(self, head: ResponseHead) -> float:
-        """Return the server's time as of an answer that just came, in seconds since the epoch.
+        """Return the server's time, in seconds since the epoch, given a response just received.
 
         Raises `ProtocolError` while no reading can be trusted.
         """
@@ -112,32 +112,32 @@ class ServerClock:
             elapsed = self._elapsed()
             self._learn(head, elapsed)
             if self._start is None:
-                raise ProtocolError(self._doubt, _FIX)
+                raise ProtocolError(self._reason, _FIX)
             return self._start + elapsed
 
     def earliest(self, head: ResponseHead) -> float:
-        """Return the server's time or this node's, whichever is earlier: nothing looks too old."""
+        """Return the earlier of the server's and this node's time, so nothing looks too old."""
         return min(self.now(head), self._wall())
 
     def _learn(self, head: ResponseHead, elapsed: float) -> None:
-        if head.status not in _TELLING:
+        if head.status not in _TRUSTED_STATUSES:
             return
         try:
             date = parse_date(head.field(b"date"))
         except ProtocolError:
-            self._doubt = "the server tells no time that can be read"
+            self._reason = "the server's Date cannot be read"
             return
         wall = self._wall()
         if abs(date - wall) > SKEW_LIMIT:
-            self._doubt = (
+            self._reason = (
                 f"the server's Date is {abs(date - wall):.0f} s from this node's clock, more than "
                 "S3 allows"
             )
             return
         start = date - elapsed
-        witnesses = (self._start, self._unconfirmed, wall - elapsed)
+        witnesses = (self._start, self._candidate, wall - elapsed)
         if any(seen is not None and abs(start - seen) <= TOLERANCE for seen in witnesses):
             self._start = start
         else:
-            self._doubt = "a second answer has not confirmed the server's time yet"
-        self._unconfirmed = start
+            self._reason = "no second response has confirmed the server's time yet"
+        self._candidate = start

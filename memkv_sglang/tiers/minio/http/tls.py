@@ -1,4 +1,4 @@
-"""What https connections trust and present, for pages and the control path alike."""
+"""The TLS settings of all https connections to MinIO."""
 
 import os
 import ssl
@@ -11,15 +11,15 @@ from memkv_sglang.config.schema import MinioConfig
 
 
 def tls_context(config: MinioConfig) -> ssl.SSLContext | None:
-    """Return the context for the settings' endpoints, None where all are plain http.
+    """Return the context for the configured endpoints, None if all are plain http.
 
-    The server's certificate must name its host, be in date, and descend from an authority of
-    `minio.ca_file` or the system's. Raises `ConfigError`.
+    The server's certificate must name its host, be in date, and be signed by an authority in
+    `minio.ca_file` or in the system's store. Raises `ConfigError`.
     """
     if all(url.startswith("http:") for url in endpoint_urls(config)):
         return None
     context = trusting_context(config.ca_file, "minio.ca_file")
-    # Python leaves the least version to OpenSSL's configuration, which differs between systems.
+    # By default, the minimum version depends on the system's OpenSSL configuration.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.cert_file:
         _load_certificate(context, config)
@@ -38,8 +38,8 @@ def _load_certificate(context: ssl.SSLContext, config: MinioConfig) -> None:
 
 def _load_chain(context: ssl.SSLContext, certificate: int, key: int, config: MinioConfig) -> None:
     try:
-        # OpenSSL takes paths only; these lead to the files that were checked. With an empty
-        # password, it does not ask for one on the terminal.
+        # OpenSSL accepts only paths; these refer to the files that were checked. An empty password
+        # keeps OpenSSL from asking for one on the terminal.
         context.load_cert_chain(f"/proc/self/fd/{certificate}", f"/proc/self/fd/{key}", password="")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(

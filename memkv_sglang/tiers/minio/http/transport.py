@@ -1,4 +1,4 @@
-"""Bytes in and out of one connected socket, plain or TLS, each call bounded by a timeout."""
+"""Sends and receives bytes on a connected socket, plain or TLS, with a timeout per call."""
 
 import select
 import socket
@@ -13,18 +13,18 @@ from typing import Protocol
 from memkv_sglang.tiers.minio.http.addresses import Address
 
 IOV_LIMIT = 512
-"""Buffers for one system call; the kernel takes at most 1024."""
+"""Maximum number of buffers per system call; the kernel accepts 1024."""
 
 TLS_WINDOW = 4 << 20
-"""Bytes that a TLS connection asks for as its receive buffer; the kernel doubles them."""
+"""Requested receive buffer of a TLS connection, in bytes; the kernel doubles it."""
 
 _WINDOW_LIMIT = Path("/proc/sys/net/core/rmem_max")
 
 TLS_CHUNK = 256 << 10
-"""Bytes for one TLS write, so that a slow but moving transfer is not taken for a stalled one."""
+"""Maximum size of one TLS write, in bytes: a slow transfer must not look stalled."""
 
 WAIT_LIMIT = 1e-3
-"""Shortest timeout in seconds: the kernel takes 0 for none at all."""
+"""Shortest timeout, in seconds; 0 would mean no timeout."""
 
 
 KEEP_ALIVE = {
@@ -32,43 +32,43 @@ KEEP_ALIVE = {
     socket.TCP_KEEPINTVL: 5,
     socket.TCP_KEEPCNT: 3,
 }
-"""Seconds until the first probe and between two, and unanswered probes that end a connection."""
+"""Seconds before the first probe and between probes, and lost probes that end a connection."""
 
 
 class Transport(Protocol):
-    """A connected stream. Its calls raise `OSError`, `TimeoutError` after the timeout."""
+    """A connected stream. Calls raise `OSError`, and `TimeoutError` after the timeout."""
 
     def set_timeout(self, seconds: float) -> None:
-        """Bound the time of each following call."""
+        """Set the timeout of each following call."""
 
     def send(self, buffers: Sequence[memoryview]) -> int:
-        """Send from the buffers in order, return how many bytes went (at least 1)."""
+        """Send from the buffers in order; return the number of bytes sent (at least 1)."""
 
     def receive(self, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers in order as far as time allows, return the bytes; 0 at the end."""
+        """Receive into the buffers in order; return the number of bytes, 0 at the end."""
 
     def receive_some(self, buffer: memoryview) -> int:
-        """Return as soon as any bytes are there; 0 at the end."""
+        """Receive as soon as any bytes arrive; return their number, 0 at the end."""
 
     @property
     def fileno(self) -> int:
-        """The socket's descriptor, to poll."""
+        """The socket's descriptor, for `poll`."""
 
     def send_now(self, request: bytes) -> None:
-        """Send all of a few bytes without blocking; raises `OSError` if there is no room."""
+        """Send a short request without blocking; raises `OSError` if the send buffer is full."""
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
-        """Receive what is there into the buffers in order; 0 at the end.
+        """Receive the bytes that have arrived into the buffers in order; 0 at the end.
 
-        Does not block: raises `BlockingIOError` where there is nothing. When it leaves room in the
-        first buffer, a poll of the descriptor tells of all that is still to come.
+        Does not block: raises `BlockingIOError` if nothing has arrived. If the first buffer was not
+        filled, `poll` reports all further bytes.
         """
 
     def is_idle(self) -> bool:
-        """Tell whether the peer has neither sent anything unread nor closed; does not block."""
+        """Return whether there are no unread bytes and the peer has not closed; does not block."""
 
     def interrupt(self) -> None:
-        """Make the call that another thread has under way fail."""
+        """Make the call fail that another thread is blocked in."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -77,18 +77,18 @@ class Transport(Protocol):
 class PlainTransport:
     """A blocking socket with kernel timeouts: `MSG_WAITALL` fills a page in one system call.
 
-    A Python timeout would make the socket non-blocking, and each call return what little is there.
+    With a Python timeout the socket would be non-blocking, and calls would return few bytes.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take over a connected socket."""
+        """Take ownership of a connected socket."""
         sock.settimeout(None)
         self._socket = sock
         self._poll = _poll_of(sock)
         self._timeout = 0.0
 
     def set_timeout(self, seconds: float) -> None:
-        """Set `SO_RCVTIMEO` and `SO_SNDTIMEO`, which count a call's waiting in total."""
+        """Set `SO_RCVTIMEO` and `SO_SNDTIMEO`, which limit the total time of a call."""
         if seconds == self._timeout:
             return
         self._timeout = seconds
@@ -112,7 +112,7 @@ class PlainTransport:
             raise TimeoutError from error
 
     def receive_some(self, buffer: memoryview) -> int:
-        """Receive what is there."""
+        """Receive with one system call."""
         try:
             return self._socket.recv_into(buffer)
         except BlockingIOError as error:
@@ -130,7 +130,7 @@ class PlainTransport:
         except BlockingIOError:
             sent = 0
         if sent != len(request):
-            raise OSError("no room for a request")
+            raise OSError("the send buffer is full")
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         """Receive with one system call."""
@@ -150,10 +150,10 @@ class PlainTransport:
 
 
 class TlsTransport:
-    """A TLS socket: records of 16 KiB, decrypted straight into the buffers."""
+    """A TLS socket; records of 16 KiB are decrypted straight into the buffers."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
-        """Take over a socket whose handshake is done."""
+        """Take ownership of a socket after its handshake."""
         self._socket = sock
         self._poll = _poll_of(sock)
 
@@ -166,11 +166,11 @@ class TlsTransport:
         return self._socket.send(buffers[0][:TLS_CHUNK])
 
     def receive(self, buffers: Sequence[memoryview]) -> int:
-        """Receive one record's worth."""
+        """Receive one record."""
         return self._socket.recv_into(buffers[0])
 
     def receive_some(self, buffer: memoryview) -> int:
-        """Receive one record's worth."""
+        """Receive one record."""
         return self._socket.recv_into(buffer)
 
     @property
@@ -182,10 +182,10 @@ class TlsTransport:
         """Send one record."""
         self._socket.settimeout(0)
         if self._socket.send(request) != len(request):
-            raise OSError("no room for a request")
+            raise OSError("the send buffer is full")
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
-        """Decrypt the records that are there into the first buffer."""
+        """Decrypt the records that have arrived into the first buffer."""
         self._socket.settimeout(0)
         buffer, count = buffers[0], 0
         try:
@@ -200,11 +200,11 @@ class TlsTransport:
         return count
 
     def is_idle(self) -> bool:
-        """Poll below TLS: what comes between two responses is its end, or nothing to rely on."""
+        """Poll the socket: between two responses, only the end of the stream may arrive."""
         return not self._poll.poll(0)
 
     def interrupt(self) -> None:
-        """Shut the socket down below TLS."""
+        """Shut down the underlying socket."""
         shut_down(self._socket)
 
     def close(self) -> None:
@@ -213,8 +213,8 @@ class TlsTransport:
 
 
 def shut_down(sock: socket.socket) -> None:
-    """End both directions, so that whoever waits for the socket in another thread wakes up."""
-    with suppress(OSError):  # not SSLSocket's own, which is not made for a second thread
+    """Shut down both directions, which wakes up threads that are blocked on the socket."""
+    with suppress(OSError):  # SSLSocket.shutdown is not thread-safe
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -230,9 +230,9 @@ def connect(
     timeout: float,
     context: ssl.SSLContext | None = None,
 ) -> Transport:
-    """Open a connection to the first address that takes one, TLS with a context.
+    """Connect to the first reachable address; use TLS if there is a context.
 
-    Raises `OSError`. `host` is what a certificate must name.
+    `host` is the name that the certificate must have. Raises `OSError`.
     """
     sock = open_socket(addresses, host, timeout, context)
     return TlsTransport(sock) if isinstance(sock, ssl.SSLSocket) else PlainTransport(sock)
@@ -244,7 +244,7 @@ def open_socket(
     timeout: float,
     context: ssl.SSLContext | None = None,
 ) -> socket.socket:
-    """Open a connection likewise, and return its socket."""
+    """Connect like `connect`, but return the socket."""
     deadline = time.monotonic() + timeout
     sock = _connect_any(addresses, deadline)
     try:
@@ -261,17 +261,17 @@ def open_socket(
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Send probes while idle, so that no balancer or firewall on the way forgets the connection."""
+    """Send probes while idle, so that load balancers and firewalls keep the connection."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEP_ALIVE.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _widen(sock: socket.socket) -> None:
-    """Ask for the receive buffer that the kernel gives by itself to whoever reads much at once.
+    """Request a large receive buffer.
 
-    It gives little to TLS, which reads a record of 16 KiB at a time. Where the system's limit for
-    what is asked for is lower (212,992 on older kernels) the kernel's own choice is better.
+    The kernel gives large buffers only to sockets that read a lot at once, but TLS reads records of
+    16 KiB. If the system's limit is lower (212,992 on older kernels), the default is better.
     """
     with suppress(OSError):
         if int(_WINDOW_LIMIT.read_text()) >= TLS_WINDOW:
@@ -279,7 +279,7 @@ def _widen(sock: socket.socket) -> None:
 
 
 def _connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
-    """Try the addresses in order, each for its share of the time that is left."""
+    """Try the addresses in order, each for an equal share of the remaining time."""
     failure = OSError("the host has no address")
     for left, (family, kind, number, address) in zip(
         range(len(addresses), 0, -1), addresses, strict=True

@@ -1,1 +1,29 @@
 """Signed requests for objects: one at a time, pipelined, and in bulk."""
+
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer
+from memkv_sglang.tiers.minio.objects.client import (
+    NO_FIELDS,
+    UNGUARDED,
+    Guard,
+    ObjectClient,
+    refuse,
+)
+from memkv_sglang.tiers.minio.objects.telemetry import (
+    LOAD_FAILED,
+    LOOKUP_FAILED,
+    SPILL_FAILED,
+    Telemetry,
+)
+
+__all__ = [
+    "LOAD_FAILED",
+    "LOOKUP_FAILED",
+    "NO_FIELDS",
+    "SPILL_FAILED",
+    "UNGUARDED",
+    "BulkAnswer",
+    "Guard",
+    "ObjectClient",
+    "Telemetry",
+    "refuse",
+]

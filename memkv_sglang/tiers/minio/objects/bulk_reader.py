@@ -1,23 +1,32 @@
-"""Many objects read at once, as long as each of them is as it should be.
+"""The fast path of loads: many objects read at once by the compiled receive loop.
 
-Needs the compiled `loop`; where there is none, whoever calls reads them one by one.
+Where the loop is not compiled, callers read all pages on the slow path, one request at a time.
 """
 
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
+from urllib.parse import quote
 
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.auth.signing import Signer
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import TransferError
-from memkv_sglang.tiers.minio.http.pool import ConnectionPool, Server
-from memkv_sglang.tiers.minio.objects.bulk import Response, Source
-from memkv_sglang.tiers.minio.objects.bulk_requests import Requests
+from memkv_sglang.tiers.minio.auth import Signer
+from memkv_sglang.tiers.minio.http import (
+    Connection,
+    ConnectionPool,
+    Endpoint,
+    Request,
+    Response,
+    Server,
+    Source,
+    TransferError,
+)
+from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
-# WHY_NOT tells why there is no loop, so that nothing is read by it; it is empty if there is one.
+# Why there is no compiled loop; empty if there is one.
 try:
     from memkv_sglang.tiers.minio.http import receive_loop as loop
 except ImportError as error:  # there was no compiler, or no xxhash that exports its functions
@@ -25,56 +34,107 @@ except ImportError as error:  # there was no compiler, or no xxhash that exports
 else:
     WHY_NOT = ""
 
+WRITTEN_AT_ONCE = 16
+"""Maximum number of requests that are signed in a row."""
+
 logger = logging.getLogger(__name__)
 
 
 class BulkAnswer(NamedTuple):
-    """What came of the objects that were asked for."""
+    """The objects that the fast path received."""
 
     responses: list[Response]
     failure: TransferError | None
-    """Why the rest need not be tried one by one, None if they should be."""
+    """Why the other objects should not be tried on the slow path; None if they should."""
+
+
+class Requests:
+    """Signed GET requests for the objects of one call, in order. Thread-safe."""
+
+    def __init__(
+        self, signer: Signer, objects: Sequence[tuple[str, Page]], deadline: float
+    ) -> None:
+        """Sign for objects, given by name and page. Blocks until there are credentials.
+
+        Raises `TransferError`.
+        """
+        self._signer = signer
+        self._credentials = signer.credentials(deadline)
+        self._objects = enumerate(objects)
+        self._left = len(objects)
+        self._written: dict[Endpoint, deque[Request]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, endpoint: Endpoint) -> Request | None:
+        """Return the next request for a server, None if there are no more."""
+        with self._lock:
+            written = self._written.setdefault(endpoint, deque())
+            if not written:
+                written += self._write(endpoint)
+            return written.popleft() if written else None
+
+    def stop(self) -> None:
+        """Drop the remaining requests."""
+        with self._lock:
+            self._objects = enumerate(())
+            self._written.clear()
+
+    def _write(self, endpoint: Endpoint) -> list[Request]:
+        """Write the next requests, fewer towards the end to balance the load between servers."""
+        count = min(max(self._left // 4, 1), WRITTEN_AT_ONCE)
+        found = list(islice(self._objects, count))
+        self._left -= len(found)
+        return [
+            Request(number, page, self._head(endpoint, quote(name)))
+            for number, (name, page) in found
+        ]
+
+    def _head(self, endpoint: Endpoint, path: str) -> bytes:
+        target = endpoint.base_path + path
+        return self._signer.head(self._credentials, "GET", endpoint, target, {})
 
 
 class BulkReader:
-    """Reads for one call at a time. Safe for any number of threads."""
+    """Reads objects for one call at a time. Thread-safe."""
 
-    def __init__(self, pool: ConnectionPool, *, connections: int) -> None:
-        """Use up to so many of the pool's connections, and a thread for two cores.
+    def __init__(
+        self, pool: ConnectionPool, signer: Signer, telemetry: Telemetry, *, connections: int
+    ) -> None:
+        """Use up to `connections` of the pool's connections, and one thread for two cores.
 
-        The caller's is the first of them. Where cores are scarce, handing over between threads
-        costs more than they bring.
+        The calling thread is one of them. Where cores are scarce, switching threads costs more
+        than it gains.
         """
         self._pool = pool
+        self._signer = signer
+        self._telemetry = telemetry
         self._connections = connections
         self._threads = max((os.cpu_count() or 1) // 2, 1)
         self._busy = threading.Lock()
 
-    def read(
-        self, signer: Signer, objects: Sequence[tuple[str, Page]], deadline: float
-    ) -> BulkAnswer:
-        """GET objects, by their names, into the buffers of their pages.
+    def read(self, objects: Sequence[tuple[str, Page]], deadline: float) -> BulkAnswer:
+        """GET objects, given by name, into the buffers of their pages.
 
-        Stops at whatever is not an object of its page's length. Does nothing while another call is
-        read for, or while there are not enough open connections: whoever reads page by page opens
-        them all at once. Nothing writes to the buffers any more when this returns. Blocks until
-        `deadline` at most.
+        Stops at the first response that is not an object of its page's length. Reads nothing while
+        another call is reading, or while too few connections are open: the slow path opens them all
+        at once. The buffers are not written to after this returns. Blocks until `deadline` at most.
         """
         responses: list[Response] = []
         if WHY_NOT or not objects or not self._busy.acquire(blocking=False):
             return BulkAnswer(responses, None)
-        lent: list[tuple[Server, Connection]] = []
+        taken: list[tuple[Server, Connection]] = []
         try:
-            lent = self._pool.take_idle(min(self._connections, len(objects)))
-            if lent:
-                requests = Requests(signer, objects, deadline)
-                self._receive([connection for _, connection in lent], requests, responses, deadline)
+            taken = self._pool.take_idle(min(self._connections, len(objects)))
+            if taken:
+                requests = Requests(self._signer, objects, deadline)
+                connections = [connection for _, connection in taken]
+                self._receive(connections, requests, responses, deadline)
         except TransferError as error:
             return BulkAnswer(responses, error)
         except Exception:
             logger.exception("bulk read failed unexpectedly")
         finally:
-            for server, connection in lent:
+            for server, connection in taken:
                 self._pool.give_back(server, connection, None)
             self._busy.release()
         return BulkAnswer(responses, None)
@@ -86,7 +146,8 @@ class BulkReader:
         responses: list[Response],
         deadline: float,
     ) -> None:
-        source = Source(requests.take, requests.stop, responses.append)
+        fall_back = self._telemetry.count_fallback
+        source = Source(requests.take, requests.stop, responses.append, fall_back)
         failures: list[BaseException] = []
 
         def work(share: list[Connection]) -> None:
@@ -95,7 +156,7 @@ class BulkReader:
             except BaseException as error:
                 requests.stop()
                 failures.append(error)
-                if not isinstance(error, TransferError):  # which leaves nothing under way
+                if not isinstance(error, TransferError):  # else the loop has closed them
                     for connection in share:
                         connection.close()
 

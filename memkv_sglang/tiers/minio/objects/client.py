@@ -1,21 +1,30 @@
-"""Requests for objects, on pooled connections, each answered or failed by its deadline."""
+"""Signed requests for objects on pooled connections. Each one succeeds or fails by its deadline."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
-from memkv_sglang.tiers.minio.admin.bucket import REFUSED
-from memkv_sglang.tiers.minio.auth.signing import Signer
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import ProtocolError, StaleError, StatusError
-from memkv_sglang.tiers.minio.http.explain import is_html, refused, unusable_answer
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
-from memkv_sglang.tiers.minio.http.pool import ConnectionPool
+from memkv_sglang.page import Page
+from memkv_sglang.tiers.minio.auth import REFUSED, Signer
+from memkv_sglang.tiers.minio.http import (
+    ClosedError,
+    Connection,
+    ConnectionPool,
+    ProtocolError,
+    ResponseHead,
+    StaleError,
+    StatusError,
+    is_html,
+    refused,
+    unusable_answer,
+)
 from memkv_sglang.tiers.minio.names import stores_page
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer, BulkReader
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
-from memkv_sglang.tiers.minio.transfer_pool import Guard
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
@@ -24,24 +33,28 @@ Answer = TypeVar("Answer")
 
 NO_FIELDS: Mapping[str, str] = {}
 
+Guard = AbstractContextManager[None]
+"""Encloses each use of a page's buffers; raises `OutOfTimeError` once the call is over."""
+
 UNGUARDED: Guard = nullcontext()
-"""For buffers of the caller's own."""
+"""For buffers that outlive the call."""
 
 PIPELINE = 16
-"""HEAD requests on their way on one connection at a time; their responses fit socket buffers."""
+"""Maximum number of HEAD requests in flight per connection; the responses fit socket buffers."""
 
 
 class ObjectClient:
-    """Speaks for one bucket. Safe for any number of threads."""
+    """Sends requests for the objects of one bucket. Thread-safe."""
 
     def __init__(
         self, pool: ConnectionPool, signer: Signer, telemetry: Telemetry, *, ways: int
     ) -> None:
-        """Send requests over the pool's connections; ask for presence over `ways` at once."""
+        """Use the pool's connections, up to `ways` of them at once for one call."""
         self._pool = pool
         self._signer = signer
         self._ways = ways
-        self._telemetry = telemetry
+        self.telemetry = telemetry
+        self._bulk = BulkReader(pool, signer, telemetry, connections=ways)
 
     def exchange(
         self,
@@ -55,11 +68,11 @@ class ObjectClient:
         guard: Guard = UNGUARDED,
         bodiless: bool = False,
     ) -> Answer:
-        """Send a request for an object and let `receive` read the response.
+        """Send a request for an object, and return what `receive` makes of the response.
 
-        `bodiless`: the method is HEAD. `fields`, `body` and `receive` are used within the guard
-        only. A kept-alive connection that the server had closed is replaced once. Raises
-        `TransferError`, and what `receive` raises.
+        `bodiless` means that the method is HEAD. `fields`, `body` and `receive` are used only
+        within the guard. A stale connection is replaced once. Blocks until the deadline at most.
+        Raises `TransferError`, and what `receive` raises.
         """
         path = quote(name)
 
@@ -79,8 +92,8 @@ class ObjectClient:
         return self._signed(attempt, deadline)
 
     def _signed(self, attempt: Callable[["Credentials"], Answer], deadline: float) -> Answer:
-        """Make an attempt, and a second one where the credentials were refused and are new now."""
-        credentials = self._signer.credentials(deadline)  # which may take long: not in the guard
+        """Make an attempt, and a second one if the credentials were refused and have changed."""
+        credentials = self._signer.credentials(deadline)  # may block, so not within the guard
         try:
             return attempt(credentials)
         except StatusError as error:
@@ -88,8 +101,12 @@ class ObjectClient:
                 raise
             return attempt(self._signer.credentials(deadline))
 
+    def read_bulk(self, objects: Sequence[tuple[str, Page]], deadline: float) -> BulkAnswer:
+        """Read objects on the fast path; see `BulkReader.read`."""
+        return self._bulk.read(objects, deadline)
+
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
-        """Return which names are those of stored pages, by their metadata; see `heads`."""
+        """Return which names belong to stored pages, judged by their metadata; see `heads`."""
         return [self._stores_page(head) for head in self.heads(names, deadline)]
 
     def heads(
@@ -97,26 +114,42 @@ class ObjectClient:
     ) -> list[ResponseHead]:
         """Return each object's head, of status 200 or 404.
 
-        One round trip for up to `PIPELINE` names a connection, all by the calling thread. Raises
+        Takes one round trip for up to `PIPELINE` names per connection, in the calling thread.
+        Requests that a closing connection leaves unanswered are sent again. Raises
         `TransferError`, `StatusError`.
         """
-        found: list[ResponseHead] = []
-        ways = ways or self._ways
-        step = ways * PIPELINE
-        for begin in range(0, len(names), step):
-            found += self._heads(names[begin : begin + step], ways, deadline)
-        return found
+        return self._signed(partial(self._heads, names, ways or self._ways, deadline), deadline)
 
-    def _heads(self, names: Sequence[str], ways: int, deadline: float) -> list[ResponseHead]:
-        def attempt(credentials: "Credentials") -> list[ResponseHead]:
+    def _heads(
+        self, names: Sequence[str], ways: int, deadline: float, credentials: "Credentials"
+    ) -> list[ResponseHead]:
+        found: dict[int, ResponseHead] = {}
+        waiting = deque(range(len(names)))
+        depth, fresh = PIPELINE, False
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(ways * depth, len(waiting)))]
             try:
-                return self._ask(names, ways, credentials, deadline, fresh=False)
-            except StaleError:
-                return self._ask(names, ways, credentials, deadline, fresh=True)
+                answers = self._pipeline(
+                    [names[i] for i in batch], ways, credentials, deadline, fresh=fresh
+                )
+            except ClosedError as error:
+                if fresh and depth == 1:
+                    raise
+                if not isinstance(error, StaleError):
+                    depth = 1  # the server may close on pipelined requests
+                fresh = True
+                waiting.extendleft(reversed(batch))
+                continue
+            fresh = False
+            for index, head in zip(batch, answers, strict=True):
+                if head is None:
+                    depth = 1  # this server may close after each response
+                    waiting.append(index)
+                else:
+                    found[index] = head
+        return [found[i] for i in range(len(names))]
 
-        return self._signed(attempt, deadline)
-
-    def _ask(
+    def _pipeline(
         self,
         names: Sequence[str],
         ways: int,
@@ -124,16 +157,21 @@ class ObjectClient:
         deadline: float,
         *,
         fresh: bool,
-    ) -> list[ResponseHead]:
-        """Write all requests, then read all responses."""
+    ) -> list[ResponseHead | None]:
+        """Send all HEAD requests, then receive all responses.
+
+        Returns None for requests that were left unanswered when the server closed a connection;
+        each connection answers at least one.
+        """
         ways = min(ways, len(names))
-        found: list[ResponseHead] = []
-        self._telemetry.count("lookup_round_trips")
+        found: list[ResponseHead | None] = []
+        self.telemetry.count("lookup_round_trips")
         with ExitStack() as lent:
-            lanes = [
+            lanes: list[Connection | None] = [
                 lent.enter_context(self._pool.lend(deadline, fresh=fresh)) for _ in range(ways)
             ]
             for lane, connection in enumerate(lanes):
+                assert connection is not None
                 paths = [quote(name) for name in names[lane::ways]]
                 requests = [
                     self._request(connection, credentials, "HEAD", path, NO_FIELDS)
@@ -141,23 +179,42 @@ class ObjectClient:
                 ]
                 connection.send(b"".join(requests), (), deadline, requests=len(paths))
             for i in range(len(names)):
-                head = lanes[i % ways].receive_head(deadline, bodiless=True)
-                if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
-                    raise refused(head, b"", "HEAD")
+                lane = i % ways
+                connection = lanes[lane]
+                head = None
+                if connection is not None:
+                    head = self._pipelined_head(connection, deadline, first=i < ways)
+                if head is None or not head.keep_alive:
+                    lanes[lane] = None
                 found.append(head)
         return found
 
+    @staticmethod
+    def _pipelined_head(
+        connection: Connection, deadline: float, *, first: bool
+    ) -> ResponseHead | None:
+        try:
+            head = connection.receive_head(deadline, bodiless=True)
+        except ClosedError:
+            if first:
+                raise
+            connection.close()
+            return None
+        if head.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+            raise refused(head, b"", "HEAD")
+        return head
+
     def _stores_page(self, head: ResponseHead) -> bool:
-        """Return whether an answer to HEAD is a stored page's; count one that only looks so.
+        """Return whether a response to HEAD is that of a stored page; count any other 200.
 
         Raises `ProtocolError` for a 404 that is not an object store's.
         """
-        there = stores_page(head)
-        if head.status == HTTPStatus.OK and not there:
-            self._telemetry.fault("answer is no page", unusable_answer(head))
+        stored = stores_page(head)
+        if head.status == HTTPStatus.OK and not stored:
+            self.telemetry.fault("answer is no page", unusable_answer(head))
         if head.status == HTTPStatus.NOT_FOUND and is_html(head):
             raise unusable_answer(head)
-        return there
+        return stored
 
     def _request(
         self,
@@ -173,19 +230,19 @@ class ObjectClient:
 
 
 def demand_printable(fields: Mapping[str, str]) -> None:
-    """Raise `ProtocolError` for a field that would break the request's head.
+    """Raise `ProtocolError` for a field that would break the head of a request.
 
-    ETags and metadata come from a server's answer and go back to it.
+    ETags and metadata are copied from responses into requests.
     """
     if not "".join((*fields, *fields.values())).isprintable():
-        raise ProtocolError("the server's answer has control characters in a field")
+        raise ProtocolError("the response has control characters in a field")
 
 
 def refuse(
     connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
 ) -> NoReturn:
-    """Raise the `StatusError` for a response; reads its body so that the connection can be kept."""
+    """Raise the `StatusError` for a response; read its body so that the connection is reusable."""
     body = connection.discard_body(deadline)
     if head.status == HTTPStatus.NOT_FOUND and is_html(head):
-        raise unusable_answer(head)  # which says nothing about the object
+        raise unusable_answer(head)  # a proxy's 404 says nothing about the object
     raise refused(head, body, method)

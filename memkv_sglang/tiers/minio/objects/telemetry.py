@@ -1,75 +1,87 @@
-"""Counts of what the tier did, and log lines that do not flood."""
+"""Counts the tier's events, and logs its faults at a limited rate."""
 
 import logging
 import threading
 from collections import Counter
 
 from memkv_sglang.log_limit import LogLimit
+from memkv_sglang.tiers.minio.http import FALLBACK_REASONS
 
 logger = logging.getLogger(__name__)
 
 LOOKUP_FAILED, LOAD_FAILED, SPILL_FAILED = "lookup failed", "load failed", "spill failed"
 
 OPERATIONS = frozenset({LOOKUP_FAILED, LOAD_FAILED, SPILL_FAILED})
-"""Faults that end with the next call of their kind that succeeds: see `over`."""
+"""Faults that end when the operation succeeds again; see `succeeded`."""
 
-LASTING = 3
-"""How often in a row one of them means that the tier does not work."""
+PROBLEM_AFTER = 3
+"""Number of consecutive failures of an operation after which the tier reports a problem."""
 
 QUIET = 10.0
-"""Seconds between two log lines of one kind."""
+"""Minimum time between two log lines of one kind, in seconds."""
 
 
 class Telemetry:
-    """Named counts since the start, and faults. Safe for any number of threads."""
+    """Event counts since the start, and faults. Thread-safe."""
 
     def __init__(self) -> None:
-        """Begin with nothing counted."""
+        """Start with all counts at 0."""
         self._counts: Counter[str] = Counter()
+        self._fallbacks = dict.fromkeys(FALLBACK_REASONS, 0)
         self._limit = LogLimit(QUIET)
         self._failing: dict[str, tuple[str, int]] = {}
-        """Of each operation that fails: the last reason, and how often in a row it failed."""
+        """The last reason and the number of consecutive failures of each failing operation."""
         self._lock = threading.Lock()
 
     def count(self, name: str, by: int = 1) -> None:
-        """Count something."""
+        """Add to the count of an event."""
         with self._lock:
             self._counts[name] += by
 
     def counts(self) -> dict[str, int]:
-        """Return all counts so far by name; what never happened is not there."""
+        """Return the counts by event; events that never happened are absent."""
         with self._lock:
             return dict(self._counts)
 
-    def fault(self, event: str, error: Exception) -> None:
-        """Count a fault; log the first of its kind, and the next one after `QUIET` seconds.
+    def count_fallback(self, reason: str) -> None:
+        """Count a page that the fast path left to the slow path."""
+        with self._lock:
+            self._fallbacks[reason] += 1
 
-        One of `OPERATIONS` is logged again only with another reason, or once it was over.
+    def fallbacks(self) -> dict[str, int]:
+        """Return the number of pages left to the slow path, by reason; 0 for unseen reasons."""
+        with self._lock:
+            return dict(self._fallbacks)
+
+    def fault(self, event: str, error: Exception) -> None:
+        """Count a fault; log at most one of its kind in `QUIET` seconds.
+
+        A fault in `OPERATIONS` is logged again only for another reason, or after a success.
         """
         self.count(event.replace(" ", "_"))
         if event in OPERATIONS:
             with self._lock:
-                reason, row = self._failing.get(event, ("", 0))
-                self._failing[event] = str(error), row + 1
+                reason, count = self._failing.get(event, ("", 0))
+                self._failing[event] = str(error), count + 1
             if reason == str(error):
                 return
-        left_out = self._limit.admit(event)
-        if left_out is not None:
-            fields = {"reason": str(error), "count": left_out + 1}
+        suppressed = self._limit.admit(event)
+        if suppressed is not None:
+            fields = {"reason": str(error), "count": suppressed + 1}
             logger.warning(f"minio {event}", extra={"fields": fields})
 
-    def over(self, event: str) -> None:
-        """Take note that the operation went well."""
+    def succeeded(self, event: str) -> None:
+        """End the fault of an operation that has just succeeded."""
         if event in self._failing:
             with self._lock:
                 self._failing.pop(event, None)
 
     def problem(self) -> str:
-        """Return which operations fail, and why; empty if none does."""
+        """Return which operations keep failing, and why; empty if none does."""
         with self._lock:
-            lasting = [
+            problems = [
                 f"{event}: {reason}"
-                for event, (reason, row) in self._failing.items()
-                if row >= LASTING
+                for event, (reason, count) in self._failing.items()
+                if count >= PROBLEM_AFTER
             ]
-        return "; ".join(lasting)
+        return "; ".join(problems)

@@ -1,8 +1,8 @@
-"""Small JSON objects that several nodes change: read and written with ETags as in S3.
+"""Small JSON objects that several nodes change, with optimistic locking by ETags.
 
-A write goes through only if the object is as it was read (`If-Match`), or is not there
-(`If-None-Match: *`); the server decides. Times are the server's own, from its headers, so that
-nodes' clocks do not matter.
+The server accepts a write only if the object has not changed since it was read (`If-Match`), or
+does not exist (`If-None-Match: *`). Times come from the server's headers, so nodes' clocks do not
+matter.
 """
 
 import time
@@ -11,62 +11,62 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.errors import StatusError, TransferError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
-from memkv_sglang.tiers.minio.http.times import ServerClock, modified_time
-from memkv_sglang.tiers.minio.objects.client import ObjectClient, refuse
+from memkv_sglang.tiers.minio.http import (
+    Connection,
+    ResponseHead,
+    ServerClock,
+    StatusError,
+    TransferError,
+    modified_time,
+)
+from memkv_sglang.tiers.minio.objects import ObjectClient, refuse
 
 LIMIT = 4 << 20
-"""Bytes of a record at most: the hashes of a chain of 60,000 pages."""
+"""Maximum size of a record, in bytes: the hashes of a chain of 60,000 pages."""
 
 CALL_SECONDS = 5.0
-"""Longest time for one request."""
+"""Maximum time for one request, in seconds."""
 
 
 class Record(NamedTuple):
-    """An object as it was at one moment."""
+    """A record as it was read."""
 
     content: bytes | None
-    """None if it is larger than asked for."""
+    """None if it is larger than the limit."""
     version: str
-    """Its ETag."""
+    """The ETag."""
     age: float
-    """Seconds since it was written, by the server's clock; whole ones."""
+    """Whole seconds since it was written, by the server's clock."""
 
 
 class Written(NamedTuple):
-    """What a write left behind."""
+    """The result of a write."""
 
     version: str
     versioned: bool
-    """Whether the bucket keeps what was there before, as a version."""
+    """Whether the bucket keeps the previous content as a version."""
 
 
 class Records:
-    """Calls block and raise `TierError`."""
+    """Reads and writes records. Calls block, and raise `TierError`."""
 
     def __init__(
         self, client: ObjectClient, storage_fields: Mapping[str, str], clock: ServerClock
     ) -> None:
-        """Keep records in the client's bucket; the fields tell the server how to keep them."""
+        """Store records in the client's bucket, with `storage_fields` in each PUT."""
         self._client = client
         self._clock = clock
         self._storage_fields = storage_fields
 
     def read(self, name: str, limit: int = LIMIT) -> Record | None:
-        """Return a record, None if there is none; its content only up to `limit` bytes."""
+        """Return a record, None if it does not exist; content beyond `limit` bytes is omitted."""
         deadline = time.monotonic() + CALL_SECONDS
 
         def receive(connection: Connection, head: ResponseHead) -> Record:
             if head.status != HTTPStatus.OK:
                 refuse(connection, head, deadline)
             age = self._clock.now(head) - modified_time(head)
-            if head.length > limit:  # which is left unread, so that the connection is closed
-                return Record(None, _etag(head), age)
-            content = bytearray(head.length)
-            connection.receive_body([memoryview(content)], deadline)
-            return Record(bytes(content), _etag(head), age)
+            return Record(connection.read_body(limit, deadline), _etag(head), age)
 
         try:
             return self._client.exchange("GET", name, deadline, receive)
@@ -78,9 +78,9 @@ class Records:
             raise TierError(f"could not read {name}: {error}") from error
 
     def clock(self, name: str) -> float:
-        """Return the time by which pages are removed, in seconds of the server's clock.
+        """Return the server's time, by which pages expire, in seconds since the epoch.
 
-        Asks twice for any object, and returns the earliest of both answers and of this node's
+        Sends two requests for `name`, and returns the earliest of both times and this node's
         clock. Raises `TierError` if the time cannot be trusted.
         """
         deadline = time.monotonic() + CALL_SECONDS
@@ -94,19 +94,19 @@ class Records:
                 for _ in range(2)
             )
         except (StatusError, TransferError) as error:
-            raise TierError(f"could not ask MinIO for its time: {error}") from error
+            raise TierError(f"could not get MinIO's time: {error}") from error
 
     def heads(self, names: Sequence[str], deadline: float) -> list[ResponseHead]:
-        """Return the heads of objects, of status 200 or 404, over one connection."""
+        """Return the heads of objects, of status 200 or 404; uses one connection."""
         try:
             return self._client.heads(names, deadline, ways=1)
         except (StatusError, TransferError) as error:
             raise TierError(f"could not look at {len(names)} objects: {error}") from error
 
     def write(self, name: str, content: bytes, over: str | None) -> Written | None:
-        """Write a record over the version `over`, or None: where there is none.
+        """Replace version `over` of a record, or create the record if `over` is None.
 
-        Returns None if the object is not, or no longer, as it should be; nothing was written then.
+        Returns None, and writes nothing, if the record was changed or created by another node.
         """
         condition = {"if-match": f'"{over}"'} if over else {"if-none-match": "*"}
         fields = {"content-length": str(len(content)), **condition, **self._storage_fields}
@@ -128,7 +128,7 @@ class Records:
                 body=(memoryview(content),),
             )
         except StatusError as error:
-            # A server that has lost the object says so; then it is not as it was read either.
+            # 404: the object was removed, so it has changed as well.
             if error.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND) and (
                 error.code != "NoSuchBucket"
             ):

@@ -1,4 +1,4 @@
-"""What may stay in the bucket: limits, the one node that sees to them, and what is kept anyway."""
+"""The collector, which removes pages beyond the limits, and the lease that lets one node do so."""
 
 from memkv_sglang.tiers.minio.retention.collector.collect import Collection, Collector
 from memkv_sglang.tiers.minio.retention.collector.lease import Lease, LeaseHeldError

@@ -1,4 +1,4 @@
-"""One collection: count what is there, remove what has to leave, in the order of `order`."""
+"""One collection: lists the bucket, and removes pages beyond the limits in the order of `order`."""
 
 import logging
 import time
@@ -12,17 +12,20 @@ from typing import NamedTuple, TypeVar
 
 from memkv_sglang.config.schema import CollectorConfig
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.minio.admin.bucket import REMOVED_AT_ONCE, Bucket
-from memkv_sglang.tiers.minio.http.background import BackgroundCall
-from memkv_sglang.tiers.minio.http.errors import ProtocolError
-from memkv_sglang.tiers.minio.http.framing import ResponseHead
-from memkv_sglang.tiers.minio.http.times import is_plausible, modified_time
+from memkv_sglang.tiers.minio.admin import REMOVED_AT_ONCE, Bucket
+from memkv_sglang.tiers.minio.http import (
+    BackgroundCall,
+    ProtocolError,
+    ResponseHead,
+    is_plausible,
+    modified_time,
+)
 from memkv_sglang.tiers.minio.names import ObjectNames, is_ours
 from memkv_sglang.tiers.minio.retention.collector.lease import RENEWALS, Report
 from memkv_sglang.tiers.minio.retention.collector.order import (
-    FirstToLeave,
+    EvictionQueue,
     StoredPage,
-    leaving_order,
+    eviction_order,
 )
 from memkv_sglang.tiers.minio.retention.pins import PinStore
 from memkv_sglang.tiers.minio.retention.records import Records
@@ -32,44 +35,44 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 LOW_WATERMARK = 0.95
-"""Share of the capacity at which a collection ends."""
+"""Share of the capacity down to which a collection removes pages."""
 
 ROUND_LIMIT = 250_000
-"""Pages that one listing may condemn, some 60 MB of memory; more of them take another listing."""
+"""Maximum number of pages to remove per listing (about 60 MB); more need another listing."""
 
 REMOVERS = 4
-"""Requests at a time."""
+"""Number of concurrent delete requests."""
 
 REMOVE_SECONDS = 10.0
-"""From a look at the pins to the end of the requests that rely on it, at most."""
+"""Maximum time, in seconds, from reading the pins to the last delete that relies on them."""
 
 QUARANTINE_SECONDS = 7 * 86400.0
-"""How long a corrupt copy is kept for who wants to look at it."""
+"""How long quarantined objects are kept for inspection, in seconds."""
 
 Step = Callable[[str, int, int | None], None]
-"""Called between all steps with what is done, how much of it, of how many (None: not known).
+"""Called after each step with the activity, the progress and the total (None if unknown).
 
-May raise to end the collection there, or sleep to leave the processor to others.
+May raise to end the collection, or sleep to slow it down.
 """
 
 
 Hold = Callable[[], None]
-"""Called right before pages are removed; raises unless the lease is still ours."""
+"""Called just before pages are removed; raises if this node has lost the lease."""
 
 
 class Collection(NamedTuple):
-    """What was seen, and what left or, in a dry run, would leave."""
+    """The result of a collection or a dry run."""
 
     report: Report
     satisfied: bool
-    """False if pins hold more than the limits allow."""
+    """False if pinned pages exceed the limits."""
 
 
 class Collector:
-    """Calls block, and raise `TierError` and what a step raises; pages removed by then are gone.
+    """Collects a bucket. Calls block, and raise `TierError` and what a step raises.
 
-    Removes an object only if its name is a page's, it was stored as a page, it was not used since
-    it was listed, and no pin keeps it just before.
+    Removes an object only if it has the name and the metadata of a page, was not used since it was
+    listed, and is not pinned.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class Collector:
         forget: Callable[[Sequence[PageKey]], None] = lambda _: None,
         pins: PinStore | None = None,
     ) -> None:
-        """`forget` is told which pages were removed. `pins` may know some of the pins already."""
+        """`forget` is called with the removed pages. `pins` may have cached pins."""
         self._bucket = bucket
         self._names = names
         self._records = records
@@ -92,9 +95,9 @@ class Collector:
     def collect(
         self, step: Step, *, hold: Hold = lambda: None, dry_run: bool = False
     ) -> Collection:
-        """Bring the bucket below its limits, or tell what that would take.
+        """Bring the bucket below its limits, or report what that would remove.
 
-        The caller holds the lease, and renews it in each step and in `hold`.
+        The caller must hold the lease, and renew it in each step and in `hold`.
         """
         removed, removed_bytes, over = 0, 0, False
         foreign: set[PageKey] = set()
@@ -103,19 +106,19 @@ class Collector:
             over = over or found.bytes > (self._config.capacity or found.bytes)
             target = LOW_WATERMARK * self._config.capacity if over else None
             if dry_run:
-                gone = _Gone.of(found.victims(target))
+                outcome = _Removed.of(found.victims(target))
             else:
-                gone = self._remove(found, target, step, hold)
-            removed += gone.pages
-            removed_bytes += gone.bytes
-            foreign |= gone.foreign
-            pages = found.pages - gone.pages - gone.others
-            size = found.bytes - gone.bytes - gone.other_bytes
-            if dry_run or not found.overflowed or not gone.all or len(foreign) >= ROUND_LIMIT:
+                outcome = self._remove(found, target, step, hold)
+            removed += outcome.pages
+            removed_bytes += outcome.bytes
+            foreign |= outcome.foreign
+            pages = found.pages - outcome.pages - outcome.others
+            size = found.bytes - outcome.bytes - outcome.other_bytes
+            if dry_run or not found.overflowed or not outcome.all or len(foreign) >= ROUND_LIMIT:
                 break
         if foreign:
             fields = {"objects": len(foreign), "example": self._names.page(next(iter(foreign)))}
-            log.warning("objects named like pages are none and stay", extra={"fields": fields})
+            log.warning("objects with page names are not pages and stay", extra={"fields": fields})
         report = Report(
             pages=pages,
             bytes=size,
@@ -131,11 +134,11 @@ class Collector:
         pins = self._pins.look(now, lambda count: step("pins read", count, None))
         if not dry_run:
             self._bucket.remove(pins.ended)
-        first = FirstToLeave(leaving_order(period, now), ROUND_LIMIT)
+        first = EvictionQueue(eviction_order(period, now), ROUND_LIMIT)
         age = self._config.max_age
         expired_before = (now - age) // period * period if age else 0.0
         pages, size, kept_pages, undated = 0, 0, 0, 0
-        set_aside: list[str] = []
+        quarantined: list[str] = []
         listed = self._bucket.objects(self._names.root, self._names.past_foreign)
         for count, item in enumerate(listed, 1):
             if count % 1000 == 0:
@@ -143,8 +146,8 @@ class Collector:
             key = self._names.page_key(item.name)
             if key is None:
                 old = is_plausible(item.modified) and item.modified < now - QUARANTINE_SECONDS
-                if old and self._names.is_quarantined(item.name) and len(set_aside) < ROUND_LIMIT:
-                    set_aside.append(item.name)
+                if old and self._names.is_quarantined(item.name) and len(quarantined) < ROUND_LIMIT:
+                    quarantined.append(item.name)
                 continue
             if key in foreign:
                 continue
@@ -158,25 +161,25 @@ class Collector:
                 first.offer(StoredPage(key, item.size, item.modified))
         if undated:
             log.warning(
-                "pages kept whose LastModified cannot be right; the server's listing is at fault",
+                "pages kept because their LastModified is implausible; check the server's listing",
                 extra={"fields": {"pages": undated}},
             )
         if not dry_run:
-            for batch in _batches(set_aside, REMOVED_AT_ONCE):
-                step("set aside before", len(batch), None)
+            for batch in _batches(quarantined, REMOVED_AT_ONCE):
+                step("quarantine", len(batch), None)
                 self._bucket.remove(batch)
         return _Found(
             pages, size, kept_pages, first.take(), expired_before, first.overflowed, clock
         )
 
-    def _remove(self, found: "_Found", target: float | None, step: Step, hold: Hold) -> "_Gone":
-        """Remove pages in order until no more than `target` bytes are left."""
-        gone = _Gone()
+    def _remove(self, found: "_Found", target: float | None, step: Step, hold: Hold) -> "_Removed":
+        """Remove pages in order until at most `target` bytes are left."""
+        outcome = _Removed()
         waiting = deque(found.first)
         wanted = len(found.victims(target))
-        while batch := found.next_victims(waiting, target, gone):
-            step("removed", gone.pages, wanted)
-            # Not before the step, which may take long: a pin may have been made meanwhile.
+        while batch := found.next_victims(waiting, target, outcome):
+            step("removed", outcome.pages, wanted)
+            # After the step, which may take long: pages may have been pinned meanwhile.
             kept = self._pins.look(found.clock.now()).kept
             deadline = time.monotonic() + min(
                 REMOVE_SECONDS, self._config.lease_ttl * (1 - 1 / RENEWALS)
@@ -189,26 +192,26 @@ class Collector:
             ]
             wait(calls)
             for call in calls:
-                gone.add(call.result())
-        gone.all = not waiting
-        step("removed", gone.pages, wanted)
-        return gone
+                outcome.add(call.result())
+        outcome.all = not waiting
+        step("removed", outcome.pages, wanted)
+        return outcome
 
-    def _remove_some(self, pages: Sequence[StoredPage], deadline: float) -> "_Gone":
+    def _remove_some(self, pages: Sequence[StoredPage], deadline: float) -> "_Removed":
         heads = self._records.heads([self._names.page(page.key) for page in pages], deadline)
         looked_at = list(zip(pages, heads, strict=True))
-        gone = _Gone.of(page for page, head in looked_at if _may_leave(page, head))
+        outcome = _Removed.of(page for page, head in looked_at if _may_leave(page, head))
         others = [page for page, head in looked_at if not is_ours(head)]
-        gone.others, gone.other_bytes = len(others), sum(page.size for page in others)
-        gone.foreign = {page.key for page, head in looked_at if _is_foreign(head)}
+        outcome.others, outcome.other_bytes = len(others), sum(page.size for page in others)
+        outcome.foreign = {page.key for page, head in looked_at if _is_foreign(head)}
         left = deadline - time.monotonic()
-        self._bucket.remove((self._names.page(key) for key in gone.keys), left)
-        self._forget(gone.keys)
-        return gone
+        self._bucket.remove((self._names.page(key) for key in outcome.keys), left)
+        self._forget(outcome.keys)
+        return outcome
 
 
 def _may_leave(page: StoredPage, head: ResponseHead) -> bool:
-    """Tell whether an object is a page that was not used since it was listed."""
+    """Return whether an object is a page that was not used since it was listed."""
     try:
         return is_ours(head) and modified_time(head) <= page.modified
     except ProtocolError:
@@ -225,7 +228,7 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 class _Clock:
-    """The server's time, from one answer on."""
+    """The server's time, extrapolated from one response."""
 
     def __init__(self, now: float) -> None:
         self._ahead = now - time.monotonic()
@@ -234,31 +237,31 @@ class _Clock:
         return time.monotonic() + self._ahead
 
 
-class _Gone:
-    """What was removed, and what was listed but turned out to be no page of ours (any more)."""
+class _Removed:
+    """Counts of removed pages, and of listed objects that are not, or no longer, pages."""
 
     def __init__(self) -> None:
         self.keys: list[PageKey] = []
         self.pages = 0
         self.bytes = 0
         self.others = 0
-        """Objects that somebody else removed meanwhile, or that are foreign."""
+        """Objects that were removed by others meanwhile, or that are foreign."""
         self.other_bytes = 0
         self.foreign: set[PageKey] = set()
         self.all = False
-        """Whether everything that could leave was tried."""
+        """Whether all candidates were tried."""
 
     @classmethod
-    def of(cls, pages: Iterable[StoredPage]) -> "_Gone":
-        gone = cls()
+    def of(cls, pages: Iterable[StoredPage]) -> "_Removed":
+        outcome = cls()
         for page in pages:
-            gone.keys.append(page.key)
-            gone.bytes += page.size
-        gone.pages = len(gone.keys)
-        return gone
+            outcome.keys.append(page.key)
+            outcome.bytes += page.size
+        outcome.pages = len(outcome.keys)
+        return outcome
 
-    def add(self, other: "_Gone") -> None:
-        """Add up, without the keys, which nobody needs any more."""
+    def add(self, other: "_Removed") -> None:
+        """Add the counts; the keys are not needed any more."""
         self.pages += other.pages
         self.bytes += other.bytes
         self.others += other.others
@@ -267,28 +270,28 @@ class _Gone:
 
 
 class _Found(NamedTuple):
-    """What a listing told."""
+    """The result of a listing."""
 
     pages: int
     bytes: int
     kept: int
     """Pinned pages."""
     first: list[StoredPage]
-    """To leave, in order; the first ones of all if there are many."""
+    """Candidates for removal, in order; `ROUND_LIMIT` at most."""
     expired_before: float
     overflowed: bool
-    """Whether there are more than `first`."""
+    """Whether there are more candidates."""
     clock: _Clock
 
     def victims(self, target: float | None) -> list[StoredPage]:
-        """Return what has to leave, in order, until no more than `target` bytes are left."""
+        """Return the pages to remove, in order, until at most `target` bytes are left."""
         return list(self._until(self.first, 0.0 if target is None else self.bytes - target))
 
     def next_victims(
-        self, waiting: deque[StoredPage], target: float | None, gone: _Gone
+        self, waiting: deque[StoredPage], target: float | None, outcome: _Removed
     ) -> list[StoredPage]:
-        """Take those that have to leave next, as many as are removed at a time."""
-        left = self.bytes - gone.bytes - gone.other_bytes
+        """Take the next pages to remove from `waiting`, at most one round of requests."""
+        left = self.bytes - outcome.bytes - outcome.other_bytes
         excess = 0.0 if target is None else left - target
         victims = self._until(waiting, excess)
         taken = list(islice(victims, REMOVERS * REMOVED_AT_ONCE))

@@ -1,4 +1,4 @@
-"""Which node collects: the one that last wrote the lease, an object with conditional writes."""
+"""The lease that decides which node collects: an object with conditional writes."""
 
 import os
 import socket
@@ -9,63 +9,63 @@ from typing import Annotated
 import msgspec
 
 from memkv_sglang.tiers.base import TierError
-from memkv_sglang.tiers.minio.http.answers import shown
+from memkv_sglang.tiers.minio.http import shown
 from memkv_sglang.tiers.minio.retention.records import Record, Records, Written
 
 RENEWALS = 3
-"""A lease is renewed when this part of its time has passed."""
+"""Number of times that a lease is renewed in its duration."""
 
 SIZE_LIMIT = 4096
-"""Bytes of a lease at most."""
+"""Maximum size of a lease, in bytes."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class LeaseHeldError(TierError):
-    """Another node collects, or took over."""
+    """Another node holds the lease."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection saw and did."""
+    """The outcome of a collection."""
 
     pages: Count
-    """That are left."""
+    """Remaining pages."""
     bytes: Count
     removed_pages: Count
     removed_bytes: Count
     kept_pages: Count
-    """That pins hold."""
+    """Pinned pages."""
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """The lease as it is stored."""
+    """The lease as stored."""
 
     holder: str
     seconds: float
-    """How long its holder may be silent; 0 once it has ended."""
+    """How long the lease lasts without a renewal; 0 once released."""
     report: Report | None = None
-    """Of the last collection that ended."""
+    """Report of the last completed collection."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """The lease as one node reads it."""
+    """The state of the lease."""
 
     holder: str = ""
-    """Who collects now; empty if nobody does."""
+    """The node that collects now; empty if none does."""
     ended: float | None = None
-    """Seconds since the last collection ended; None while one goes on, or if there was none."""
+    """Seconds since the last collection ended; None during one, or if there was none."""
     report: Report | None = None
 
 
 class Lease:
     """One node's view of the lease. Not thread-safe; calls block and raise `TierError`.
 
-    Whether it has run out is told by the server's `Date` and `Last-Modified` alone. A holder that
-    stood still for longer than its lease finds out before its next step, since it renews first.
+    Only the server's `Date` and `Last-Modified` decide whether it has expired. A holder that was
+    suspended for longer than its lease notices before its next step, since it renews first.
     """
 
     def __init__(self, records: Records, name: str, seconds: float) -> None:
-        """Take leases of so many seconds by the object `name`."""
+        """Take leases of `seconds`, stored in the object `name`."""
         self._records = records
         self._name = name
         self._seconds = seconds
@@ -74,28 +74,28 @@ class Lease:
         self._renewed = 0.0
         self._report: Report | None = None
         self.versioned = False
-        """Whether the bucket keeps versions, as the last write told."""
+        """Whether the bucket keeps versions, according to the last write."""
 
     def state(self) -> State:
-        """Read who collects, and what the last collection saw."""
+        """Read the holder, and the report of the last collection."""
         return self._judge(self._records.read(self._name, SIZE_LIMIT))
 
     def acquire(self) -> None:
-        """Become the holder; raises `LeaseHeldError` if another node is, or was faster."""
+        """Become the holder. Raises `LeaseHeldError` if another node holds the lease."""
         record = self._records.read(self._name, SIZE_LIMIT)
         state = self._judge(record)
         if state.holder:
-            raise LeaseHeldError(f"another node collects just now ({shown(state.holder)})")
+            raise LeaseHeldError(f"another node is collecting ({shown(state.holder)})")
         self._report = state.report
         self._write(record.version if record else None, self._seconds)
 
     def renew(self) -> None:
-        """Call between all steps: raises `LeaseHeldError` once another node took over."""
+        """Renew the lease if due; raises `LeaseHeldError` if another node took over."""
         if time.monotonic() - self._renewed >= self._seconds / RENEWALS:
             self._write(self._version, self._seconds)
 
     def release(self, report: Report | None) -> None:
-        """End it; every node can read what was seen, None if the collection failed."""
+        """Release the lease, and publish a report; None if the collection failed."""
         self._report = report or self._report
         self._write(self._version, 0.0)
 
@@ -104,19 +104,19 @@ class Lease:
         entry = _Entry(holder=self._holder, seconds=seconds, report=self._report)
         written: Written | None = self._records.write(self._name, msgspec.json.encode(entry), over)
         if written is None:
-            raise LeaseHeldError("another node has taken the collection over")
+            raise LeaseHeldError("another node took over the collection")
         self._version, self.versioned = written
         self._renewed = begin
 
     def _judge(self, record: Record | None) -> State:
-        """Return what a record says, as far as it can be true.
+        """Return the state that a record describes.
 
-        No lease holds for longer than this node's own would: the object may say anything.
+        Its content is not trusted: no lease lasts longer than this node's own would.
         """
         entry = _parse(record)
         if record is None or entry is None:
             return State()
-        if record.age < -self._seconds:  # of a time to come
+        if record.age < -self._seconds:  # written in the future
             return State(report=entry.report)
         if entry.seconds == 0:
             return State(ended=record.age, report=entry.report)
@@ -125,7 +125,7 @@ class Lease:
 
 
 def _parse(record: Record | None) -> _Entry | None:
-    """Return a lease, None for what is not one: it is not to be believed, but written over."""
+    """Return the lease in a record; None if it is invalid, so that it will be overwritten."""
     if record is None or record.content is None:
         return None
     try:

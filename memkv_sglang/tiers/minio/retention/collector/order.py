@@ -1,11 +1,10 @@
-"""Which pages leave first, by nothing but the time at which each was written or touched last.
+"""The eviction order of pages, based only on the time of each page's last modification.
 
-The first use of a page in each period of time is noted by touching it (see `touch`), so that an
-object's LastModified lies in the period of the page's last use. A use of a page is a use of all
-pages before it in its chain; within one period a root is therefore never later than its leaves,
-and over periods never in an earlier one. So whole periods leave, the oldest one first, and within
-a period that is over the latest page first: leaves before roots, always. In the present period
-nothing is known yet but that the pages are in use; there the oldest goes first.
+The first use of a page in each period updates its LastModified (see `access_time_updater`), so that
+LastModified lies in the period of the last use. Using a page uses all its ancestors, so a root is
+never in an earlier period than its leaves, and within a period it was modified before them.
+Therefore the oldest period is evicted first, and within a past period the latest page first: leaves
+always before roots. In the current period all pages are in use, and the oldest is evicted first.
 """
 
 import heapq
@@ -16,45 +15,45 @@ from memkv_sglang.page import PageKey
 
 
 class StoredPage(NamedTuple):
-    """A page of the bucket."""
+    """A page in the bucket."""
 
     key: PageKey
     size: int
     """Bytes."""
     modified: float
-    """When it was written or touched last, in seconds by the server's clock."""
+    """When it was last modified, in seconds by the server's clock."""
 
 
 Order = tuple[int, float]
-"""Pages with smaller ones leave earlier."""
+"""Sort key: pages with smaller keys are evicted first."""
 
 
-def leaving_order(period: float, now: float) -> Callable[[float], Order]:
-    """Return the order by time of last modification; periods have so many seconds."""
-    present = now // period
+def eviction_order(period: float, now: float) -> Callable[[float], Order]:
+    """Return a function from modification time to sort key, for periods of `period` seconds."""
+    current = now // period
 
     def order(modified: float) -> Order:
         own = modified // period
-        return int(own), (-modified if own < present else modified)
+        return int(own), (-modified if own < current else modified)
 
     return order
 
 
-class FirstToLeave:
-    """Of all pages offered, the `limit` first to leave; bounds the memory of a collection."""
+class EvictionQueue:
+    """Keeps the `limit` pages to evict first, which bounds the memory of a collection."""
 
     def __init__(self, order: Callable[[float], Order], limit: int) -> None:
-        """Begin with none."""
+        """Start empty."""
         self._order = order
         self._limit = limit
         self._heap: list[tuple[int, float, PageKey, int, float]] = []
         self.overflowed = False
-        """Whether there were more."""
+        """Whether more pages were offered."""
 
     def offer(self, page: StoredPage) -> None:
-        """Consider a page."""
+        """Add a page, unless `limit` others are evicted before it."""
         period, within = self._order(page.modified)
-        # The heap's first is the last to leave: hence the signs.
+        # Negative, so that the first item of the heap is the last page to evict.
         item = (-period, -within, page.key, page.size, page.modified)
         if len(self._heap) < self._limit:
             heapq.heappush(self._heap, item)
@@ -64,6 +63,6 @@ class FirstToLeave:
             heapq.heapreplace(self._heap, item)
 
     def take(self) -> list[StoredPage]:
-        """Return the pages, the first to leave first, and forget them."""
+        """Remove and return the pages in eviction order."""
         items, self._heap = sorted(self._heap, reverse=True), []
         return [StoredPage(key, size, modified) for _, _, key, size, modified in items]

@@ -1,4 +1,4 @@
-"""The agent's own collector: one thread a node, of which one in the cluster works at a time."""
+"""The agent's collector thread. Of all nodes in the cluster, one collects at a time."""
 
 import logging
 import random
@@ -20,26 +20,26 @@ from memkv_sglang.tiers.minio.retention.collector.lease import (
 log = logging.getLogger(__name__)
 
 SHARE = 0.25
-"""Part of the time in which a collection works; the rest is the node's loads' and spills'."""
+"""Share of the time that a collection is active; the rest is left to loads and spills."""
 
 LONGEST_PAUSE = 5.0
-"""Seconds between two steps at most."""
+"""Maximum pause between two steps, in seconds."""
 
 CLOSE_SECONDS = 0.5
-"""How long `close` waits for the step in hand."""
+"""How long `close` waits for the current step, in seconds."""
 
 POLLS = 4
-"""So many times in an interval each node looks whether a collection is due."""
+"""Number of times per interval that each node checks whether a collection is due."""
 
 Open = Callable[[], tuple[Collector, Lease]]
 
 
 class _ClosingError(Exception):
-    """The agent ends, so the collection does."""
+    """The agent is shutting down."""
 
 
 class CollectorWorker:
-    """Collects when the last collection, by whichever node, ended an interval ago."""
+    """Collects when the last collection of any node ended at least an interval ago."""
 
     def __init__(self, open_collector: Open, config: CollectorConfig, metrics: Metrics) -> None:
         """Start the thread. `open_collector` may block, and raise `TierError`."""
@@ -55,32 +55,32 @@ class CollectorWorker:
 
     @property
     def last(self) -> Report | None:
-        """What the last collection saw, this node's or another's."""
+        """Report of the last collection of any node."""
         return self._last
 
     @property
     def removed(self) -> int:
-        """Pages that this node removed since its start."""
+        """Number of pages that this node has removed since it started."""
         return self._removed
 
     def close(self) -> None:
-        """End after the step in hand, if that is soon; idempotent.
+        """Stop after the current step; wait `CLOSE_SECONDS` at most; idempotent.
 
-        Nobody waits for a server that does not answer: the lease ends by itself then.
+        If the server does not answer, the lease expires by itself.
         """
         self._closed.set()
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         pause = self._config.interval / POLLS
-        # Nodes that were started together shall not ask together.
+        # The jitter keeps nodes that started together from asking together.
         while not self._closed.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311
             try:
                 self._look()
             except LeaseHeldError as error:
                 log.info("collection left to another node", extra={"fields": {"why": str(error)}})
             except TierError as error:
-                if self._closed.is_set():  # which ends its requests, too
+                if self._closed.is_set():  # closing aborts requests
                     return
                 self._metrics.collections.labels("failed").inc()
                 log.warning("collection failed", extra={"fields": {"reason": str(error)}})
@@ -98,8 +98,8 @@ class CollectorWorker:
         if lease.versioned and not self._warned:
             self._warned = True
             log.warning(
-                "the bucket keeps versions, so that removed pages free no space; `memkv bucket "
-                "setup` says what to do"
+                "the bucket keeps versions, so removing pages frees no space; run `memkv bucket "
+                "setup` for advice"
             )
         self._collect(collector, lease)
 
@@ -134,14 +134,14 @@ class CollectorWorker:
         log.info("bucket collected", extra={"fields": fields})
         if not collection.satisfied:
             log.warning(
-                "the bucket is over its capacity and pins hold the rest; unpin, or raise "
-                "collector.capacity",
+                "the bucket exceeds its capacity and all other pages are pinned; unpin some, or "
+                "raise collector.capacity",
                 extra={"fields": {"kept_pages": report.kept_pages}},
             )
 
 
 class _Pacer:
-    """Renews the lease between the steps of a collection, and sleeps."""
+    """Renews the lease between the steps of a collection, and sleeps to limit the load."""
 
     def __init__(self, lease: Lease, closed: threading.Event, seconds: float) -> None:
         self._lease = lease

@@ -1,4 +1,4 @@
-"""Leaves leave before roots, whatever was used when; by simulation of the bucket's times."""
+"""Leaves are evicted before roots for any history of uses, in a simulated bucket."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.minio.retention.collector.order import (
-    FirstToLeave,
+    EvictionQueue,
     StoredPage,
-    leaving_order,
+    eviction_order,
 )
 
 PERIOD = 10.0
@@ -17,7 +17,7 @@ Path = tuple[int, ...]
 
 uses = st.lists(
     st.tuples(
-        st.integers(0, 7).map(float),  # seconds since the use before
+        st.integers(0, 7).map(float),  # seconds since the previous use
         st.lists(st.integers(0, 1), min_size=1, max_size=5).map(tuple),  # a chain in a binary tree
     ),
     min_size=1,
@@ -42,24 +42,24 @@ def modified_times(history: Sequence[tuple[float, Path]]) -> tuple[dict[Path, fl
 
 
 @given(uses)
-def test_no_page_leaves_before_one_behind_it(history: Sequence[tuple[float, Path]]) -> None:
+def test_no_page_is_removed_before_its_descendants(history: Sequence[tuple[float, Path]]) -> None:
     times, now = modified_times(history)
-    order = leaving_order(PERIOD, now + PERIOD)
+    order = eviction_order(PERIOD, now + PERIOD)
     for page, modified in times.items():
         if len(page) > 1:
             assert order(modified) <= order(times[page[:-1]])
 
 
 @given(uses, st.integers(1, 10))
-def test_the_first_ones_are_kept_in_order(
+def test_the_queue_keeps_the_first_pages_in_order(
     history: Sequence[tuple[float, Path]], limit: int
 ) -> None:
     times, now = modified_times(history)
-    order = leaving_order(PERIOD, now)
+    order = eviction_order(PERIOD, now)
     pages = [
         StoredPage(PageKey(b"n", bytes(page)), 1, modified) for page, modified in times.items()
     ]
-    first = FirstToLeave(order, limit)
+    first = EvictionQueue(order, limit)
     for page in pages:
         first.offer(page)
     expected = sorted(order(page.modified) for page in pages)[:limit]
@@ -67,6 +67,6 @@ def test_the_first_ones_are_kept_in_order(
     assert first.overflowed == (len(pages) > limit)
 
 
-def test_pages_of_the_present_period_leave_last_and_the_oldest_first() -> None:
-    order = leaving_order(PERIOD, 25.0)
+def test_pages_of_the_current_period_are_removed_last_and_oldest_first() -> None:
+    order = eviction_order(PERIOD, 25.0)
     assert sorted([3.0, 8.0, 12.0, 18.0, 21.0, 24.0], key=order) == [8, 3, 18, 12, 21, 24]
