@@ -151,7 +151,7 @@ def test_what_is_no_pin_is_passed_over_and_told(full: Bucketful, run: Run) -> No
     assert full.tier.pinned()
     assert full.tier.telemetry.counts()["odd_pins"] == 13
     assert run("unpin", "odd0").status == 0
-    assert run("unpin", "../odd1").status == 1
+    assert run("unpin", "../odd1").status == 2  # a usage error
 
 
 def test_a_small_pin_that_names_millions_of_pages_takes_little(full: Bucketful) -> None:

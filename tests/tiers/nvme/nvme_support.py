@@ -25,7 +25,7 @@ class Disk:
             "capacity": 32 * MIB,
             "high_watermark": 1.0,
             "low_watermark": 1.0,
-            "requests": "threads",  # their system calls are what tests let fail
+            "io_engine": "threads",  # their system calls are what tests let fail
             **settings,
         }
         self.config = NvmeConfig(directory=str(path), **values)

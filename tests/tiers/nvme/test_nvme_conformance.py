@@ -13,12 +13,12 @@ from memkv_sglang.tiers.base import Tier
 from memkv_sglang.tiers.nvme import NvmeTier
 
 
-@pytest.mark.parametrize("requests", ["aio", "threads"])
+@pytest.mark.parametrize("io_engine", ["aio", "threads"])
 class TestNvmeTier(TierConformance):
     @pytest.fixture
-    def tier(self, tmp_path: Path, requests: Literal["aio", "threads"]) -> Iterator[Tier]:
+    def tier(self, tmp_path: Path, io_engine: Literal["aio", "threads"]) -> Iterator[Tier]:
         self.config = NvmeConfig(
-            directory=str(tmp_path / "nvme"), capacity=32 * MIB, io_engine=requests
+            directory=str(tmp_path / "nvme"), capacity=32 * MIB, io_engine=io_engine
         )
         self.opened: list[NvmeTier] = [NvmeTier(self.config)]
         yield self.opened[0]
