@@ -43,15 +43,15 @@ class Victims:
             rank = self._first_valid()
         return rank
 
-    def take(self, pages: int, count: int) -> list[int]:
-        """Return up to `count` entries, in the order in which they leave; none only if none may.
+    def take(self, pages: int, count: int) -> list[tuple[int, int]]:
+        """Return rank and id of up to `count` entries, in the order in which they leave; none only if none may.
 
         What is returned must leave, or be used, before the next call.
         """
-        victims: list[int] = []
+        victims: list[tuple[int, int]] = []
         rank = self.peek(pages)
         while rank is not None and len(victims) < count:
-            victims.append(self._queue.popleft()[1])
+            victims.append(self._queue.popleft())
             rank = self._first_valid()
         return victims
 

@@ -201,19 +201,28 @@ class Catalog:
         else:
             self._release(entry)
 
-    def drop(self, entries: Collection[int], *, to_make_room: bool = False) -> int:
-        """Forget pages, return how many.
+    def evict(self, victims: Iterable[tuple[int, int]], rank: Callable[[int], int]) -> int:
+        """Forget pages, given as rank and entry, to make room; return how many.
 
-        Those that are pinned or wait for upload do not leave to make room.
+        A page stays if it is pinned, waits for upload, or was used since it got its rank: a spill
+        uses the pages before its own, so none of its pages ends up behind an evicted one.
         """
-        with self.changes:
+        with self.changes:  # no page is published meanwhile
+            self.order.settle()
             with self.lock:
                 entries = [
                     entry
-                    for entry in dict.fromkeys(entries)
-                    if self.index.key(entry)
-                    and not (to_make_room and (entry in self._pins or entry in self.pending))
+                    for given, entry in victims
+                    if entry not in self._pins and entry not in self.pending
+                    and rank(entry) == given
                 ]
+            return self.drop(entries)
+
+    def drop(self, entries: Collection[int]) -> int:
+        """Forget pages, return how many."""
+        with self.changes:
+            with self.lock:
+                entries = [entry for entry in dict.fromkeys(entries) if self.index.key(entry)]
                 records = b"".join(map(self._slot_record, entries))
             if entries:
                 self.journal.append(Kind.FREE, records)

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -340,24 +340,24 @@ class SpaceReclaimer:
             victims = self._victims(slot_size).take(pages, count - evicted)
             if not victims:
                 break
-            evicted += self._drop(victims)
+            evicted += self._drop(victims, self._catalog.order.rank)
         if must and not evicted:
             # By age: the youngest chain waits for this room, though its end may be worth least.
             coldest = self._catalog.order.coldest(
                 self._entries(slot_size), self._may_leave_growing, count, by_age=True
             )
-            evicted = self._drop([entry for _, entry in coldest])
+            evicted = self._drop(coldest, self._catalog.order.tick)
         return evicted
 
     def _evict_kept(self, count: int) -> int:
         """Let the coldest pages leave that are to be kept: the capacity comes before them."""
         chunks = self._chunks(self._catalog.segments)
         coldest = self._catalog.order.coldest(chunks, self._may_leave_kept, count)
-        return self._drop([entry for _, entry in coldest])
+        return self._drop(coldest, self._catalog.order.rank)
 
-    def _drop(self, victims: list[int]) -> int:
-        self._catalog.remember(victims)
-        dropped = self._catalog.drop(victims, to_make_room=True)
+    def _drop(self, victims: list[tuple[int, int]], rank: Callable[[int], int]) -> int:
+        self._catalog.remember(entry for _, entry in victims)
+        dropped = self._catalog.evict(victims, rank)
         self.evicted += dropped
         return dropped
 

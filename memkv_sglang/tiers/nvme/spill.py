@@ -36,8 +36,8 @@ class Spiller:
         try:
             missing = {p.key: p for p, entry in zip(pages, pinned, strict=True) if entry is None}
             stored, failure = self._store(list(missing.values()), deadline)
-            # After the new pages have their ticks: these follow the others in the chain.
-            self._catalog.order.touch([entry for entry in pinned if entry is not None])
+            if len(missing) < len(pages):
+                self._touch(pages)
         finally:
             self._catalog.unpin(pinned)
         by_key = dict(zip(missing, stored, strict=False))
@@ -47,6 +47,12 @@ class Spiller:
             kept = next(i for i, page in enumerate(pages) if page.key == first)
             results[kept:] = [failure] * (len(pages) - kept)
         return results
+
+    def _touch(self, pages: Sequence[Page]) -> None:
+        """Rank the pages as one use of a chain: new ones may come before or after old ones."""
+        find = self._catalog.index.find
+        entries = [entry for page in pages if (entry := find(page.key)) is not None]
+        self._catalog.order.touch(entries)
 
     def _store(
         self, pages: Sequence[Page], deadline: float

@@ -1,7 +1,7 @@
 """What leaves the disk, and in which order, when slots run out."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.conformance import load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
+from memkv_sglang.tiers.eviction.reuse_policy import VALUATIONS
 from tests.tiers.nvme.nvme_support import SLOT, Disk, disk, present, room_for
 
 NAMESPACE = make_namespace()
@@ -82,12 +83,50 @@ def test_page_marked_after_it_was_chosen_to_leave_stays(full: Disk) -> None:
     chosen = chain("chosen", 4)
     spill(full.tier, chosen.keys())
     catalog = full.tier._catalog
-    victims = catalog.walk(chosen)
+    victims = [(catalog.order.rank(entry), entry) for entry in catalog.walk(chosen)]
     full.tier.mark_pending(chosen.keys()[1:3])
-    assert catalog.drop(victims, to_make_room=True) == 2
+    assert catalog.evict(victims, catalog.order.rank) == 2
     assert present(full.tier, chosen.keys()) == [False, True, True, False]
     assert [page.key for page in full.tier.pending()] == chosen.keys()[1:3]
     load(full.reopen(), chosen.keys()[1:3])
+
+
+def test_page_used_after_it_was_chosen_to_leave_stays(
+    full: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain that grows between choosing and evicting would lose its middle."""
+    grown = chain("grown", 6)
+    start, end = grown.keys()[:4], grown.keys()[4:]
+    spill(full.tier, start)
+    spill(full.tier, chain("younger", 24).keys())
+    catalog = full.tier._catalog
+    remember = catalog.remember
+
+    def grow(entries: Iterable[int]) -> None:
+        remember(entries)
+        monkeypatch.undo()
+        full.tier.touch(Chain(grown.namespace, grown.hashes[:4]))  # as the engine does
+        assert spill(full.tier, end) == [STORED] * 2
+
+    monkeypatch.setattr(catalog, "remember", grow)
+    assert full.tier._room._evict(None, 4) == 4
+    assert present(full.tier, grown.keys()) == [True] * 6
+    assert full.tier.check_integrity() == []
+
+
+def test_page_that_comes_back_ranks_below_the_pages_before_it(full: Disk) -> None:
+    """It counts as used again, so the pages before it must count as well."""
+    keys = chain("back", 4).keys()
+    spill(full.tier, keys)
+    spill(full.tier, chain("others", 32).keys())
+    assert not any(present(full.tier, keys))
+    order = full.tier._catalog.order
+    spill(full.tier, keys[:2])
+    order._uses[:] = bytes(len(order._uses))  # as after a restart
+    order._bonuses = VALUATIONS[-1].bonuses(32)
+    spill(full.tier, keys)
+    ranks = [order.rank(entry) for entry in full.tier._catalog.walk(chain("back", 4))]
+    assert ranks == sorted(ranks, reverse=True)
 
 
 def test_disk_full_of_waiting_pages_refuses_spills_until_one_is_uploaded(
