@@ -213,7 +213,8 @@ class Catalog:
                 entries = [
                     entry
                     for given, entry in victims
-                    if entry not in self._pins and entry not in self.pending
+                    if entry not in self._pins
+                    and entry not in self.pending
                     and rank(entry) == given
                 ]
             return self.drop(entries)
