@@ -25,7 +25,7 @@ from memkv_sglang.tiers.minio.admin.bucket import Bucket
 from memkv_sglang.tiers.minio.auth.signing import credential_provider
 from memkv_sglang.tiers.minio.http import control as control_http
 from memkv_sglang.tiers.minio.http.control import ControlHttp
-from tests.cases.h4_servers import OddServer, Send, drip, whole
+from tests.cases.s3_servers import OddServer, Send, drip, whole
 from tests.cli.cli_node import start
 
 SECONDS = 1.0

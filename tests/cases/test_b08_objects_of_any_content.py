@@ -22,7 +22,7 @@ from memkv_sglang.tiers.minio.retention import pins as pin_module
 from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
 from memkv_sglang.tiers.minio.retention.collector.worker import _Pacer
 from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
-from tests.cases.h4_servers import OddServer, bucket_of, whole
+from tests.cases.s3_servers import OddServer, bucket_of, whole
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
 from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline, limits

@@ -11,7 +11,7 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
 from memkv_sglang.tiers.minio.retention.collector import collect as collecting
-from tests.cases.h4_servers import bucket_of
+from tests.cases.s3_servers import bucket_of
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
 from tests.collector.bucket import LIMIT, NAMESPACE, PAGE, Bucketful, deadline, limits

@@ -1,9 +1,8 @@
-"""Whatever makes the disk tier smaller, what is left of each chain is a prefix of it."""
+"""Whatever shrinks the disk tier, a prefix of each chain stays."""
 
 import os
 import random
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,20 +18,13 @@ from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from memkv_sglang.tiers.nvme import space_reclaimer as room
 from memkv_sglang.tiers.nvme import tier as nvme_tier
+from tests.agent.agent_harness import eventually
 from tests.tiers.nvme.nvme_support import Disk, disk, present
 
 CAPACITY = 6 * MIB
 SIZES = {"one size": [8192], "two sizes": [8192, 40960], "three sizes": [4096, 12288, 65536]}
-LIMIT = 30.0
 LONGEST = 16
 """Pages of a chain at most: one that fills the tier alone has to lose its own end."""
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def file_bytes(paths: Iterable[Path]) -> int:

@@ -16,7 +16,7 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
-from tests.cases.h3_minio import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
+from tests.cases.minio_tiers import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
 from tests.cli.cli_node import PAGES, running_agent, spill_chain
 
 CHAIN = chain_of(6, "stored")

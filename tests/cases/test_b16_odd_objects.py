@@ -14,7 +14,7 @@ from memkv_sglang.namespace import Namespace
 from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.nvme import NvmeTier
-from tests.cases.h8_cli import assert_clean, memkv
+from tests.cases.commands import assert_clean, memkv
 
 TRICK = "agents [/v2] [red] \x1b[2J\x1b]0;owned\x07 \u202e gnp.exe \u2028 \x9b31m \r\nforged: line"
 NUMBERS = (0, -1, 1 << 40, 1 << 64, 10**400, 1.5, 1e308)

@@ -19,7 +19,7 @@ from memkv_sglang.config.private import SIZE_LIMIT, parse_toml
 from memkv_sglang.config.settings import Setting, all_settings
 from memkv_sglang.config.units import MAX_SIZE, MAX_TIME, parse_size, parse_time
 from memkv_sglang.config.values import MAX_COUNT
-from tests.cases.h8_cli import assert_clean, memkv
+from tests.cases.commands import assert_clean, memkv
 
 LIMITS = {"bytes": MAX_SIZE, "seconds": MAX_TIME}
 

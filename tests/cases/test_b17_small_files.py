@@ -20,7 +20,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme.directory import FORMAT
 from memkv_sglang.tiers.nvme.files import Folder
-from tests.cases.h5_disk import NAMESPACE, agent, chains
+from tests.cases.disk_agents import NAMESPACE, agent, chains
 from tests.tiers.nvme.nvme_support import disk
 
 KEYS = make_chain(make_namespace(), 6).keys()

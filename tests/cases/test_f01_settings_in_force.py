@@ -21,7 +21,7 @@ from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from tests.agent.agent_harness import LIMIT, alive, eventually
-from tests.cases.h7_agents import change, connected, ending_agents, make_config, server
+from tests.cases.started_agents import change, connected, ending_agents, make_config, server
 
 PAGE = 8192
 CHAIN: Chain = make_chain(make_namespace(PAGE), 2)

@@ -14,7 +14,7 @@ from memkv_sglang.config.schema import Config, NvmeConfig
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.agent.agent_harness import alive, eventually, running_agent
 from tests.agent.agent_harness import make_config as agent_config
-from tests.cases.h7_agents import connected, ending_agents, make_config, server
+from tests.cases.started_agents import connected, ending_agents, make_config, server
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.agent.agent_harness import (
     running_agent,
 )
 from tests.agent.agent_harness import make_config as agent_config
-from tests.cases.h7_agents import answering, ending_agents
+from tests.cases.started_agents import answering, ending_agents
 
 OWN = protocol.PROTOCOL_VERSION
 AGENT = "memkv_sglang.agent.protocol.PROTOCOL_VERSION"

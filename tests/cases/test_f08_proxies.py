@@ -22,7 +22,7 @@ from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.auth.credentials import StandardChain
-from tests.cases.h8_cli import assert_clean, memkv
+from tests.cases.commands import assert_clean, memkv
 from tests.cli.cli_node import running_agent
 
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy")

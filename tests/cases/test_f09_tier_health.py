@@ -19,7 +19,7 @@ from memkv_sglang.engine.status import TierStatus
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from tests.agent.agent_harness import eventually
-from tests.cases.h7_agents import change, connected, ending_agents, in_log, make_config, server
+from tests.cases.started_agents import change, connected, ending_agents, in_log, make_config, server
 
 PAGE = 8192
 CHAIN: Chain = make_chain(make_namespace(PAGE), 4)

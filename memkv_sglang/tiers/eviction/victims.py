@@ -44,9 +44,9 @@ class Victims:
         return rank
 
     def take(self, pages: int, count: int) -> list[tuple[int, int]]:
-        """Return rank and id of up to `count` entries, in the order in which they leave; none only if none may.
+        """Return rank and id of up to `count` entries, in the order in which they leave.
 
-        What is returned must leave, or be used, before the next call.
+        Returns none only if none may leave. They must be evicted or used before the next call.
         """
         victims: list[tuple[int, int]] = []
         rank = self.peek(pages)
