@@ -60,8 +60,8 @@ class ProductCache(Cache):
         self.order.adapt(held)
         while lacking > 0 and (victims := self._victims.take(held, lacking)):
             lacking -= len(victims)
-            self.order.leave((self._key(entry), entry) for entry in victims)
-            for entry in victims:
+            self.order.leave((self._key(entry), entry) for _, entry in victims)
+            for _, entry in victims:
                 self._drop(entry)
         return self._room - len(self._entries)
 

@@ -12,9 +12,16 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config, NvmeConfig
 from memkv_sglang.tiers.nvme import NvmeTier
+from tests.agent.agent_for_tests import REBIND_LIMIT
 from tests.agent.agent_harness import alive, eventually, running_agent
 from tests.agent.agent_harness import make_config as agent_config
 from tests.cases.started_agents import connected, ending_agents, make_config, server
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let agents give up a lost socket soon."""
+    monkeypatch.setenv(REBIND_LIMIT, "0.5")
 
 
 @pytest.fixture
@@ -76,6 +83,7 @@ def test_touched_socket_is_still_the_agents(tmp_path: Path) -> None:
     assert not listener.path.exists()
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("spoil", ["mode", "owner", "file"])
 def test_directory_that_is_not_to_be_trusted_ends_the_agent(tmp_path: Path, spoil: str) -> None:
     if spoil == "owner" and os.getuid() != 0:
@@ -97,6 +105,7 @@ def test_directory_that_is_not_to_be_trusted_ends_the_agent(tmp_path: Path, spoi
     assert not agent.socket.exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_agent_ends_where_another_has_taken_its_place(tmp_path: Path) -> None:
     config = agent_config(tmp_path)
     with running_agent(config) as first:

@@ -59,7 +59,8 @@ import memkv_sglang.agent.protocol as protocol
 protocol.PROTOCOL_VERSION = int(sys.argv[1])
 from tests.agent.agent_harness import *
 client = AgentClient(make_config(Path(sys.argv[2])), start=True, module=MODULE)
-print(client.wait(LIMIT), flush=True)
+eventually(lambda: "is newer" in client.problem)
+print(client.wait(0), flush=True)
 sys.stdin.read()
 """
 
@@ -122,6 +123,7 @@ def test_client_of_another_version_does_the_same(config: Config, tmp_path: Path)
         [sys.executable, "-c", OTHER_VERSION, str(OWN - 1), str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         text=True,
     )
     out, _ = process.communicate(timeout=2 * LIMIT)
