@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from memkv_sglang.agent import protocol
 from memkv_sglang.agent.launch import start_agent
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.client.takeover import _count_connections
 from memkv_sglang.config.schema import Config
 from tests.agent.agent_harness import (
     LIMIT,
@@ -81,6 +83,7 @@ def test_older_agent_that_nobody_needs_is_replaced(
 def test_older_agent_with_another_client_stays(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("memkv_sglang.client.keeper.UNSUITABLE_PAUSE", 0.2)
     old = start(config)
     with RawClient(Path(config.agent.socket)) as other:
         other.greet()
@@ -92,6 +95,25 @@ def test_older_agent_with_another_client_stays(
             assert alive(old)
             other.close()
             eventually(lambda: not alive(old))
+
+
+def test_connections_not_yet_accepted_count(tmp_path: Path) -> None:
+    """A busy agent may have accepted another client, but not yet the one that would replace it."""
+    path = str(tmp_path / "socket")
+    with (
+        closing(socket.socket(socket.AF_UNIX)) as listening,
+        closing(socket.socket(socket.AF_UNIX)) as first,
+        closing(socket.socket(socket.AF_UNIX)) as second,
+    ):
+        listening.bind(path)
+        listening.listen()
+        first.connect(path)
+        with closing(listening.accept()[0]):
+            assert _count_connections(os.getpid()) == 1
+            second.connect(path)
+            assert _count_connections(os.getpid()) == 2
+            with closing(listening.accept()[0]):
+                assert _count_connections(os.getpid()) == 2
 
 
 def test_older_agent_started_by_hand_stays(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
