@@ -231,13 +231,13 @@ def test_any_bytes_as_an_answer(content: bytes) -> None:
 
 
 @given(st.text())
-def test_what_is_shown_is_one_short_printable_line(text: str) -> None:
+def test_shown_text_is_one_short_printable_line(text: str) -> None:
     line = shown(text)
     assert line.isprintable()
     assert len(line) <= 80 * 10 + 3
 
 
 @given(st.none() | TEXT, st.none() | st.integers(), st.none() | st.datetimes())
-def test_what_a_listing_tells(name: str | None, size: int | None, modified: Any) -> None:
+def test_listing_entries_are_validated(name: str | None, size: int | None, modified: Any) -> None:
     info = _info(Object("bucket", name, last_modified=modified, size=size))
     assert info is None or (info.name and 0 <= info.size <= LARGEST)

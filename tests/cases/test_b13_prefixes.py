@@ -128,7 +128,7 @@ def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         yield running
 
 
-def test_tier_at_work_leaves_no_page_behind_a_hole(sessions: Sessions) -> None:
+def test_a_busy_tier_keeps_only_prefixes(sessions: Sessions) -> None:
     assert sessions.holes() == []
     assert sessions.intact()
 
@@ -273,7 +273,7 @@ def test_another_page_size_gets_room_though_no_call_waits_for_moves(
         assert sessions.intact()
 
 
-def test_kill_while_pages_move_loses_none(sessions: Sessions) -> None:
+def test_kill_while_pages_move_loses_no_page(sessions: Sessions) -> None:
     """The journal knows each page at its old or its new place, and both hold it."""
     tier = sessions.tier
     segment = min(tier._segments, key=lambda s: s.taken_bytes)

@@ -137,7 +137,7 @@ GETS = {
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("answer", GETS.values(), ids=GETS)
-def test_an_answer_that_is_no_page_is_a_miss_and_harms_no_page(
+def test_a_response_without_a_page_is_a_miss(
     tier: MinioTier,
     proxy: HttpFaultProxy,
     minio_config: MinioConfig,

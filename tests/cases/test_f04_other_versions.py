@@ -67,9 +67,7 @@ sys.stdin.read()
 """
 
 
-def test_older_agent_that_nobody_needs_is_replaced(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unused_older_agent_is_replaced(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     old = start(config)
     monkeypatch.setattr(AGENT, OWN + 1)
     with client_of(config) as client:
@@ -187,7 +185,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("answer", GARBAGE.values(), ids=GARBAGE.keys())
-def test_what_is_no_agent_is_left_alone(config: Config, answer: bytes) -> None:
+def test_a_process_that_is_no_agent_is_left_alone(config: Config, answer: bytes) -> None:
     with answering(Path(config.agent.socket), answer), client_of(config) as client:
         eventually(lambda: client.problem != "no agent yet")
         eventually(lambda: str(os.getpid()) in client.problem or "no welcome" in client.problem)

@@ -307,7 +307,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_answers_that_are_not_s3s(
+def test_responses_that_are_not_from_s3(
     proxy: HttpFaultProxy,
     minio_config: MinioConfig,
     caplog: pytest.LogCaptureFixture,
