@@ -66,7 +66,7 @@ class ProductCache(Cache):
         evicted, held = 0, len(self._entries)
         self.order.adapt(held)
         while evicted < count and (victims := self._victims.take(held, count - evicted)):
-            evicted += self._drop(victims)
+            evicted += self._drop([entry for _, entry in victims])
         if not evicted:
             coldest = self.order.coldest(self._chunks(), self._is_unpinned, count, by_age=True)
             evicted = self._drop([entry for _, entry in coldest])

@@ -28,8 +28,8 @@ END_LIMIT = 15.0
 LONGEST_DRAIN = 3600.0
 """Upper bound of `agent.drain_timeout`."""
 
-_LISTENING, _CONNECTED = "01", "03"
-"""Socket states in `/proc/net/unix`."""
+_LISTENING, _ACCEPTING, _CONNECTED = "01", "02", "03"
+"""Socket states in `/proc/net/unix`; a connection that nobody has accepted yet is accepting."""
 
 
 class UnsuitableAgentError(AgentRefusedError):
@@ -108,18 +108,23 @@ def _why_not_replaceable(pid: int, module: str, error: OtherVersionError) -> str
 
 
 def _count_connections(pid: int) -> int:
-    """Return how many connections a process has accepted on its named sockets."""
+    """Return how many clients are connected to the process's listening sockets.
+
+    Includes those that it has yet to accept: a busy agent may not have accepted this client's.
+    """
     own = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed in the meantime
             own.add(str(entry.readlink()))
-    sockets = [
+    named = [
         fields
         for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
-        if len(fields := line.split(maxsplit=7)) == 8 and f"socket:[{fields[6]}]" in own
+        if len(fields := line.split(maxsplit=7)) == 8
     ]
+    sockets = [fields for fields in named if f"socket:[{fields[6]}]" in own]
     listening = {fields[7] for fields in sockets if fields[5] == _LISTENING}
-    return sum(fields[5] == _CONNECTED and fields[7] in listening for fields in sockets)
+    accepted = sum(fields[5] == _CONNECTED and fields[7] in listening for fields in sockets)
+    return accepted + sum(fields[5] == _ACCEPTING and fields[7] in listening for fields in named)
 
 
 def _ask(connection: AgentConnection, request: protocol.Request) -> protocol.Reply:

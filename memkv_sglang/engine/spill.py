@@ -5,6 +5,7 @@ With `engine.admission = "second_use"`, pages go to the shared tier first.
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from memkv_sglang.engine.uploads import UploadQueue
 from memkv_sglang.page import Page, PageKey
@@ -65,7 +66,14 @@ class Spiller:
     def _spill_local(
         self, local: Tier, pages: Sequence[Page], parent: PageKey | None, deadline: float
     ) -> list[SpillResult]:
+        if self._is_behind_hole(local, parent, deadline):
+            return [SpillResult.REFUSED] * len(pages)
         results = local.spill(pages, deadline)
+        if self._is_behind_hole(local, parent, deadline):  # the parent left meanwhile
+            stored = zip(pages, results, strict=True)
+            with suppress(TierError):
+                local.remove([page.key for page, r in stored if r is SpillResult.STORED])
+            return [SpillResult.REFUSED] * len(pages)
         kept = _kept(results)
         if self._uploads is not None and kept:
             # Include PRESENT pages: their upload may have been dropped, or their mark lost.
@@ -73,6 +81,19 @@ class Spiller:
             fresh = [pages[i].key for i in range(kept) if results[i] is SpillResult.STORED]
             kept = self._uploads.offer(held, parent, fresh)
         return results[:kept] + self._spill_shared(pages[kept:], deadline)
+
+    def _is_behind_hole(self, local: Tier, parent: PageKey | None, deadline: float) -> bool:
+        """Return whether pages after `parent` could not be loaded: no tier has it.
+
+        A shared tier may have it, so the answer is False if there is one. An evicted page has no
+        descendants on the disk, so the parent's presence is enough.
+        """
+        if parent is None or self._shared is not None:
+            return False
+        try:
+            return not all(local.present([parent], deadline))
+        except TierError:
+            return False
 
     def _spill_shared(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         if self._shared is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from memkv_sglang.agent import main as agent_main
 from memkv_sglang.agent.launched import run_launched
 from memkv_sglang.agent.main import run
 from memkv_sglang.config.schema import Config
@@ -28,6 +29,9 @@ clearing never ends. A number: seconds that each call waits."""
 
 UPLOADS = "MEMKV_TEST_UPLOADS"
 """File that takes the hash of each page that reaches a slow shared tier; empty: no such tier."""
+
+REBIND_LIMIT = "MEMKV_TEST_REBIND_LIMIT"
+"""Seconds for which an agent tries to bind a lost socket again."""
 
 CALLS = "MEMKV_TEST_CALLS"
 """File that takes a line for each lookup and load as it begins; empty: none."""
@@ -102,6 +106,8 @@ def build(config: Config, registry: CollectorRegistry) -> Engine:
 
 
 def main() -> int:
+    if limit := os.environ.get(REBIND_LIMIT):
+        agent_main.REBIND_LIMIT = float(limit)
     text = sys.stdin.buffer.read()
     if len(sys.argv) == 1:
         return run(msgspec.json.decode(text, type=Config), build=build)

@@ -1,4 +1,4 @@
-"""What tests of several cases share."""
+"""Fixtures shared by several cases."""
 
 import pytest
 from memkv_testbed.minio_server import MinioServer
@@ -7,7 +7,7 @@ from minio import Minio
 
 @pytest.fixture
 def admin(minio_server: MinioServer) -> Minio:
-    """Return a client that may do anything with any bucket."""
+    """Return a client with full access to every bucket."""
     root = minio_server.root
     return Minio(
         minio_server.endpoint.removeprefix("http://"),

@@ -43,7 +43,7 @@ PAGES = 4
 CHAIN = make_chain(NAMESPACE, PAGES)
 MISSES = [LoadResult.FAILED] * PAGES
 OURS = b"\xa5" * PAGE_BYTES
-OUTLIVED = str(Path(__file__).with_name("outlived_agent.py"))
+AGENT_WITH_LATE_WRITES = str(Path(__file__).with_name("agent_with_late_writes.py"))
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def test_pages_of_a_hung_disk_stay_withheld_until_it_answers(
 
 
 @contextmanager
-def outlived_agent(socket: str) -> Iterator[int]:
+def agent_with_late_writes(socket: str) -> Iterator[int]:
     """Run an agent whose writes outlive it; yields the process that makes the writes.
 
     As a request that the disk holds does, that process keeps the agent's lock.
     """
     process = subprocess.Popen(
-        [sys.executable, OUTLIVED, socket],
+        [sys.executable, AGENT_WITH_LATE_WRITES, socket],
         env={**os.environ, **environment()},
         stdout=subprocess.PIPE,
     )
@@ -107,7 +107,7 @@ def test_writes_that_outlive_the_agent_withhold_the_pages(tmp_path: Path) -> Non
     config = make_config(tmp_path)
     freed: list[bool] = []
     with (
-        outlived_agent(config.agent.socket) as writer,
+        agent_with_late_writes(config.agent.socket) as writer,
         connected_client(config, limit=0.5) as client,
         HostPool(PAGES) as pool,
     ):
@@ -136,7 +136,7 @@ def test_writes_that_outlive_the_agent_withhold_the_pages(tmp_path: Path) -> Non
 def test_spill_withholds_nothing(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with (
-        outlived_agent(config.agent.socket),
+        agent_with_late_writes(config.agent.socket),
         connected_client(config, limit=0.3) as client,
         HostPool(PAGES) as pool,
     ):
@@ -153,7 +153,7 @@ def test_interrupts_neither_shorten_nor_prolong_the_wait(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with (
-        outlived_agent(config.agent.socket) as writer,
+        agent_with_late_writes(config.agent.socket) as writer,
         connected_client(config, limit=0.5) as client,
         HostPool(PAGES) as pool,
     ):
@@ -222,7 +222,7 @@ def test_stopped_debugger_does_not_hold_the_load(tmp_path: Path) -> None:
 
 def test_agent_without_a_lifetime_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    command = [sys.executable, OUTLIVED, config.agent.socket, "unlocked"]
+    command = [sys.executable, AGENT_WITH_LATE_WRITES, config.agent.socket, "unlocked"]
     process = subprocess.Popen(command, env={**os.environ, **environment()})
     client = AgentClient(config, start=False)
     try:

@@ -14,7 +14,7 @@ from memkv_sglang.metrics import Metrics
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
-from tests.cases.h3_minio import LIMIT, chain_of, load, opened, spill, with_field
+from tests.cases.minio_tiers import LIMIT, chain_of, load, opened, spill, with_field
 
 DAY = 86400.0
 CHAIN = chain_of(6, "dates")

@@ -76,7 +76,7 @@ def test_memory_shrunk_just_before_it_is_sealed_is_refused(
     os.close(descriptor)
 
 
-def test_owner_that_shrinks_while_it_registers_harms_nobody(
+def test_shrinking_during_registration_affects_only_the_owner(
     agent: RunningAgent, config: Config
 ) -> None:
     chance, page = random.Random(5), make_chain(NAMESPACE, 1)

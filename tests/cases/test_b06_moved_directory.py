@@ -17,7 +17,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.agent.agent_harness import eventually
-from tests.cases.h5_disk import PAGES, Agent, agent, chains, mounted
+from tests.cases.disk_agents import PAGES, Agent, agent, chains, mounted
 from tests.tiers.nvme.nvme_support import Disk, disk, present
 
 STORED = {SpillResult.STORED}

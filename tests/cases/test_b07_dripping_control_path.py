@@ -25,7 +25,7 @@ from memkv_sglang.tiers.minio.admin.bucket import Bucket
 from memkv_sglang.tiers.minio.auth.signing import credential_provider
 from memkv_sglang.tiers.minio.http import control as control_http
 from memkv_sglang.tiers.minio.http.control import ControlHttp
-from tests.cases.h4_servers import OddServer, Send, drip, whole
+from tests.cases.s3_servers import OddServer, Send, drip, whole
 from tests.cli.cli_node import start
 
 SECONDS = 1.0
@@ -157,14 +157,14 @@ def test_every_operation_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_server_that_accepts_and_is_silent_holds_nobody(scheme: str) -> None:
+def test_a_silent_server_does_not_block_callers(scheme: str) -> None:
     """With TLS, in mid-handshake."""
     with OddServer(says_nothing) as server:
         url = server.url.replace("http", scheme)
         ends(lambda: ControlHttp().urlopen("GET", f"{url}/x"))
 
 
-def test_a_server_whose_queue_is_full_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_accept_queue_does_not_block_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         port = listener.getsockname()[1]
         waiting = [socket.socket() for _ in range(4)]
@@ -176,14 +176,14 @@ def test_a_server_whose_queue_is_full_holds_nobody(monkeypatch: pytest.MonkeyPat
             sock.close()
 
 
-def test_a_name_that_is_never_resolved_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_name_resolution_does_not_block_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait() and [])
     ends(lambda: ControlHttp(0.5).urlopen("GET", "http://minio.example/"))
     released.set()
 
 
-def test_credentials_that_drip_hold_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_credential_responses_do_not_block_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     with OddServer(drips_body) as server:
         ends(
             lambda: IamAwsProvider(custom_endpoint=server.url, http_client=ControlHttp()).retrieve()

@@ -22,7 +22,7 @@ from memkv_sglang.tiers.minio.retention import pins as pin_module
 from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
 from memkv_sglang.tiers.minio.retention.collector.worker import _Pacer
 from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
-from tests.cases.h4_servers import OddServer, bucket_of, whole
+from tests.cases.s3_servers import OddServer, bucket_of, whole
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
 from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline, limits
@@ -89,7 +89,7 @@ def test_foreign_objects_of_any_name_stay(full: Bucketful) -> None:
     assert names_in(full) == set(stored)
 
 
-def test_an_object_with_a_pages_name_that_is_none_stays(full: Bucketful) -> None:
+def test_an_object_named_like_a_page_stays(full: Bucketful) -> None:
     key = make_chain(NAMESPACE, 1, "foreign").keys()[0]
     put(full, NAMES.page(key), b"x" * PAGE)
     page = make_page(key, [PAGE], filled=False)
@@ -130,7 +130,7 @@ ODD_PINS = [
 ]
 
 
-def test_what_is_no_pin_is_passed_over_and_told(full: Bucketful, run: Run) -> None:  # noqa: F811
+def test_malformed_pins_are_skipped_and_reported(full: Bucketful, run: Run) -> None:  # noqa: F811
     for i, content in enumerate(ODD_PINS):
         put(full, f"pins/odd{i}.json", content)
     put(full, "pins/deeper/0011223344556677.json", ODD_PINS[0])
@@ -151,7 +151,7 @@ def test_what_is_no_pin_is_passed_over_and_told(full: Bucketful, run: Run) -> No
     assert full.tier.read_pins()
     assert full.tier.telemetry.counts()["odd_pins"] == 13
     assert run("unpin", "odd0").status == 0
-    assert run("unpin", "../odd1").status == 1
+    assert run("unpin", "../odd1").status == 2  # a usage error
 
 
 def test_a_small_pin_that_names_millions_of_pages_takes_little(full: Bucketful) -> None:
@@ -278,7 +278,7 @@ DESCRIPTIONS = [
 LYING = [msgspec.structs.replace(NAMESPACE, page_bytes=size) for size in (0, -1, 1 << 40)]
 
 
-def test_what_is_no_description_is_left_out(full: Bucketful, run: Run) -> None:  # noqa: F811
+def test_malformed_descriptions_are_skipped(full: Bucketful, run: Run) -> None:  # noqa: F811
     for i, content in enumerate(DESCRIPTIONS):
         put(full, f"{i:032x}/namespace.json", content)
     for namespace in LYING:
@@ -294,7 +294,7 @@ def test_what_is_no_description_is_left_out(full: Bucketful, run: Run) -> None: 
     assert run("verify", MEMKV_NVME_DIRECTORY="").status == 0
 
 
-def test_no_more_than_so_many_namespaces_are_read(
+def test_number_of_namespaces_read_is_bounded(
     full: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memkv_sglang.tiers.minio.tier.NAMESPACES_LIMIT", 5)
@@ -328,7 +328,7 @@ RESULTS = [
 
 
 @pytest.mark.parametrize("content", RESULTS, ids=range(len(RESULTS)))
-def test_an_odd_answer_to_a_removal_is_a_fault_in_one_line(content: bytes) -> None:
+def test_a_malformed_removal_response_is_a_one_line_error(content: bytes) -> None:
     with OddServer(lambda _, send, __: send(whole(content))) as server:
         config = MinioConfig(endpoint=server.url, access_key="someone", secret_key="secretsecret")
         bucket = Bucket(config, credential_provider(config), None)

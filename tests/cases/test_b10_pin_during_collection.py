@@ -11,7 +11,7 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
 from memkv_sglang.tiers.minio.retention.collector import collect as collecting
-from tests.cases.h4_servers import bucket_of
+from tests.cases.s3_servers import bucket_of
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
 from tests.collector.bucket import LIMIT, NAMESPACE, PAGE, Bucketful, deadline, limits
@@ -119,7 +119,7 @@ def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
     assert sum(full.there(chain)) == 9  # 95 % of the capacity: what one alone would leave
 
 
-def test_pin_says_which_pages_are_not_there(full: Bucketful, run: Run) -> None:  # noqa: F811
+def test_pin_reports_missing_pages(full: Bucketful, run: Run) -> None:  # noqa: F811
     chain = full.spill("chain", 6)
     full.tier.describe(NAMESPACE)
     full.tier.remove(chain.keys()[4:])

@@ -17,7 +17,7 @@ from memkv_sglang.testing.conformance import load, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult, TierError
 from memkv_sglang.tiers.nvme import NvmeTier
-from tests.cases.h5_disk import PAGES, agent, chains, disk_usage
+from tests.cases.disk_agents import PAGES, agent, chains, disk_usage
 from tests.tiers.nvme.nvme_support import Disk, disk
 
 CAPACITY = 16 * MIB

@@ -57,9 +57,7 @@ def sick(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 OURS = keys("ours", 20)
 
 
-def test_traffic_beside_a_segment_that_cannot_be_opened(
-    nvme: Disk, sick: Callable[[], None]
-) -> None:
+def test_traffic_while_a_segment_cannot_be_opened(nvme: Disk, sick: Callable[[], None]) -> None:
     longest = 0
     for turn in range(250):
         spill(nvme.tier, keys(f"{turn}"))
@@ -89,7 +87,7 @@ def test_the_journal_is_rewritten_after_a_kill_too(nvme: Disk, sick: Callable[[]
     load(nvme.open(), OURS)
 
 
-def test_what_was_removed_meanwhile_stays_removed(nvme: Disk, sick: Callable[[], None]) -> None:
+def test_pages_removed_meanwhile_stay_removed(nvme: Disk, sick: Callable[[], None]) -> None:
     assert nvme.tier.remove(OURS[:3]) == 3
     nvme.reopen()
     assert nvme.tier.remove(OURS[:3]) == 0
@@ -99,7 +97,7 @@ def test_what_was_removed_meanwhile_stays_removed(nvme: Disk, sick: Callable[[],
 
 
 @pytest.mark.parametrize("kill", [True, False])
-def test_what_was_cleared_meanwhile_stays_cleared(
+def test_namespaces_cleared_meanwhile_stay_cleared(
     nvme: Disk, sick: Callable[[], None], kill: bool
 ) -> None:
     other = make_chain(make_namespace(revision="other"), 4)
@@ -114,7 +112,7 @@ def test_what_was_cleared_meanwhile_stays_cleared(
     load(nvme.tier, other.keys())
 
 
-def test_what_was_stored_again_meanwhile_counts(nvme: Disk, sick: Callable[[], None]) -> None:
+def test_pages_stored_again_meanwhile_count(nvme: Disk, sick: Callable[[], None]) -> None:
     spill(nvme.tier, OURS)
     nvme.tier.mark_pending(OURS[10:])
     nvme.reopen()
@@ -162,7 +160,7 @@ def test_a_journal_that_cannot_be_opened_now_is_not_written_over(
     assert [page.key for page in nvme.open().pending()] == OURS[:2]
 
 
-def test_a_journal_cut_within_its_snapshot_is_made_anew(nvme: Disk) -> None:
+def test_a_journal_truncated_in_its_snapshot_is_rebuilt(nvme: Disk) -> None:
     """The snapshot was synced, so that a shorter file is a damaged one."""
     spill(nvme.tier, OURS)
     nvme.tier.close()

@@ -1,9 +1,8 @@
-"""Whatever makes the disk tier smaller, what is left of each chain is a prefix of it."""
+"""Whatever shrinks the disk tier, a prefix of each chain stays."""
 
 import os
 import random
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,20 +17,13 @@ from memkv_sglang.testing.pages import make_hashes, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier, space_reclaimer
 from memkv_sglang.tiers.nvme import tier as nvme_tier
+from tests.agent.agent_harness import eventually
 from tests.tiers.nvme.nvme_support import Disk, disk, present
 
 CAPACITY = 6 * MIB
 SIZES = {"one size": [8192], "two sizes": [8192, 40960], "three sizes": [4096, 12288, 65536]}
-LIMIT = 30.0
 LONGEST = 16
 """Pages of a chain at most: one that fills the tier alone has to lose its own end."""
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def file_bytes(paths: Iterable[Path]) -> int:
@@ -135,7 +127,7 @@ def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         yield running
 
 
-def test_tier_at_work_leaves_no_page_behind_a_hole(sessions: Sessions) -> None:
+def test_a_busy_tier_keeps_only_prefixes(sessions: Sessions) -> None:
     assert sessions.holes() == []
     assert sessions.intact()
 
@@ -182,18 +174,14 @@ def test_shrinking_while_running_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What others fill of the file system is given back in the same order."""
-    others, real, root = [0], os.statvfs, tmp_path / "nvme"
+    others, root = [0], tmp_path / "nvme"
 
-    def nvme_statvfs(_: Any) -> Any:
+    def statvfs(_: object) -> SimpleNamespace:
         own = file_bytes(root.rglob("*.seg"))
         free = max(2 * CAPACITY - own - others[0], 0)
         return SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=1 << 40, f_flag=0)
 
-    def statvfs(path: Any) -> Any:
-        return nvme_statvfs(path) if "nvme" in str(path) else real(path)
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
-    monkeypatch.setattr(os, "fstatvfs", nvme_statvfs)
+    monkeypatch.setattr(os, "fstatvfs", statvfs)
     monkeypatch.setattr(nvme_tier, "_CHECK_INTERVAL", 0.05)
     with disk(root, capacity=CAPACITY, keep_free=MIB) as opened:
         sessions = Sessions(opened, [8192, 40960], seed=1)
@@ -284,7 +272,7 @@ def test_another_page_size_gets_room_though_no_call_waits_for_moves(
         assert sessions.intact()
 
 
-def test_kill_while_pages_move_loses_none(sessions: Sessions) -> None:
+def test_kill_while_pages_move_loses_no_page(sessions: Sessions) -> None:
     """The journal knows each page at its old or its new place, and both hold it."""
     tier = sessions.tier
     segment = min(tier._segments, key=lambda s: s.taken_bytes)

@@ -16,7 +16,7 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
-from tests.cases.h3_minio import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
+from tests.cases.minio_tiers import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
 from tests.cli.cli_node import PAGES, running_agent, spill_chain
 
 CHAIN = chain_of(6, "stored")
@@ -137,7 +137,7 @@ GETS = {
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("answer", GETS.values(), ids=GETS)
-def test_an_answer_that_is_no_page_is_a_miss_and_harms_no_page(
+def test_a_response_without_a_page_is_a_miss(
     tier: MinioTier,
     proxy: HttpFaultProxy,
     minio_config: MinioConfig,

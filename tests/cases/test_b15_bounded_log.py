@@ -197,7 +197,7 @@ def test_log_rotates_while_the_agent_runs(launched: tuple[Path, int]) -> None:
 
 
 @pytest.mark.parametrize("how", ["moved", "removed"])
-def test_log_that_was_taken_away_begins_anew(launched: tuple[Path, int], how: str) -> None:
+def test_a_removed_log_file_is_recreated(launched: tuple[Path, int], how: str) -> None:
     path, pid = launched
     if how == "moved":
         path.rename(path.with_name("elsewhere"))
@@ -235,7 +235,7 @@ def send_in_pieces(sock: socket.socket, frame: bytes, chance: random.Random) -> 
             sock.sendall(piece)
 
 
-def test_odd_requests_in_odd_pieces_neither_end_nor_bloat_the_agent(running: Running) -> None:
+def test_malformed_requests_neither_stop_nor_bloat_the_agent(running: Running) -> None:
     assert running.is_well()
     chance, before, descriptors = random.Random(15), running.rss(), running.agent.descriptors()
     end = time.monotonic() + 2 * FLOOD_SECONDS

@@ -14,7 +14,7 @@ from memkv_sglang.namespace import Namespace
 from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.nvme import NvmeTier
-from tests.cases.h8_cli import assert_clean, memkv
+from tests.cases.commands import assert_clean, memkv
 
 TRICK = "agents [/v2] [red] \x1b[2J\x1b]0;owned\x07 \u202e gnp.exe \u2028 \x9b31m \r\nforged: line"
 NUMBERS = (0, -1, 1 << 40, 1 << 64, 10**400, 1.5, 1e308)
@@ -85,7 +85,7 @@ def environ(minio_server: MinioServer, tmp_path: Path, minio_config: Any) -> dic
     }
 
 
-def test_every_verb_shows_odd_objects_safely(environ: dict[str, str]) -> None:
+def test_every_command_shows_malformed_objects_safely(environ: dict[str, str]) -> None:
     namespace = digest_of(descriptions()[0])
     page = "ab" * 32
     verbs = (
@@ -130,7 +130,7 @@ def test_every_verb_shows_odd_objects_safely(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("field", ["page_bytes", "page_size", "heads", "head_size"])
-def test_a_description_with_an_impossible_number_is_none(field: str, number: float) -> None:
+def test_a_description_with_an_impossible_number_is_rejected(field: str, number: float) -> None:
     import msgspec
 
     if field in ("heads", "head_size") and number == 0:
@@ -190,7 +190,7 @@ def test_a_description_with_an_impossible_number_is_none(field: str, number: flo
     ],
     ids=lambda arguments: " ".join(map(repr, arguments))[:80],
 )
-def test_an_odd_argument_is_one_line(
+def test_a_malformed_argument_is_a_one_line_error(
     environ: dict[str, str], arguments: tuple[str | bytes, ...]
 ) -> None:
     done = memkv(*arguments, environ=environ)

@@ -15,7 +15,7 @@ from rich.table import Table
 from memkv_sglang.agent.log import LogfmtFormatter
 from memkv_sglang.cli.output import human_date, human_size, human_time, make_console, print_line
 from memkv_sglang.printable import LIMIT, json_text, printable, quoted
-from tests.cases.h8_cli import assert_clean
+from tests.cases.commands import assert_clean
 
 TRICKS = (
     *("[/v2]", "[red]x[/red]", ":smile:", "\\", '"', "level=error event=forged"),

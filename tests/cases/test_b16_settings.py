@@ -19,7 +19,7 @@ from memkv_sglang.config.private import SIZE_LIMIT, parse_toml
 from memkv_sglang.config.settings import Setting, all_settings
 from memkv_sglang.config.units import MAX_SIZE, MAX_TIME, parse_size, parse_time
 from memkv_sglang.config.values import MAX_COUNT
-from tests.cases.h8_cli import assert_clean, memkv
+from tests.cases.commands import assert_clean, memkv
 
 LIMITS = {"bytes": MAX_SIZE, "seconds": MAX_TIME}
 
@@ -135,7 +135,7 @@ def test_any_content_is_a_document_or_refused(content: bytes) -> None:
     ],
     ids=lambda content: repr(content[:30]),
 )  # fmt: skip
-def test_an_odd_file_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_malformed_file_is_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "memkv.toml"
     path.write_bytes(content)
     done = memkv("config", "--config", str(path))
@@ -225,7 +225,7 @@ VERBS = (("config",), ("config", "--json"), ("doctor",), ("--version",), ("--hel
 
 
 @pytest.mark.parametrize("arguments", VERBS, ids=" ".join)
-def test_output_that_nobody_takes(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_closed_output_pipe(arguments: tuple[str, ...], tmp_path: Path) -> None:
     environ = {"MEMKV_NVME_DIRECTORY": str(tmp_path / "nvme")}
     with Path("/dev/full").open("w") as full:
         done = memkv(*arguments, environ=environ, capture_output=False, stdout=full, stderr=-1)

@@ -26,7 +26,7 @@ from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 from memkv_sglang.tiers.nvme.journal import PUT, SLOT
-from tests.cases.h5_disk import disk_usage
+from tests.cases.disk_agents import disk_usage
 
 CAPACITY = MIB
 SIZE = (100,)

@@ -20,7 +20,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.nvme.directory import FORMAT
 from memkv_sglang.tiers.nvme.files import Folder
-from tests.cases.h5_disk import NAMESPACE, agent, chains
+from tests.cases.disk_agents import NAMESPACE, agent, chains
 from tests.tiers.nvme.nvme_support import disk
 
 KEYS = make_chain(make_namespace(), 6).keys()
@@ -85,7 +85,7 @@ def test_a_torn_description_is_written_again(tmp_path: Path, content: bytes) -> 
         assert path.read_bytes() == namespace.description
 
 
-def test_what_an_interrupted_write_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_an_interrupted_write_are_removed(tmp_path: Path) -> None:
     namespace = make_namespace()
     with disk(tmp_path / "nvme") as nvme:
         nvme.tier.close()
@@ -233,7 +233,7 @@ def test_a_disk_that_fails_at_the_start_is_left_out(
     engine.close(drain=0)
 
 
-def test_an_agent_starts_over_what_a_power_failure_left(tmp_path: Path) -> None:
+def test_an_agent_starts_after_a_power_failure(tmp_path: Path) -> None:
     path, (chain,) = tmp_path / "nvme", chains("chain", 1)
     with agent(tmp_path / "a", path) as first:
         assert first.spill(chain) == {SpillResult.STORED}

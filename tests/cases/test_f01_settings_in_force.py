@@ -21,10 +21,16 @@ from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from tests.agent.agent_harness import LIMIT, alive, eventually
-from tests.cases.h7_agents import change, connected, ending_agents, make_config, server
+from tests.cases.started_agents import change, connected, ending_agents, make_config, server
 
 PAGE = 8192
 CHAIN: Chain = make_chain(make_namespace(PAGE), 2)
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients that refuse an agent try again soon."""
+    monkeypatch.setattr("memkv_sglang.client.keeper.UNSUITABLE_PAUSE", 0.2)
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def test_restarted_server_gets_an_agent_with_its_new_bucket(config: Config) -> N
         assert settings.shown()["minio.bucket"] == other.minio.bucket
 
 
-def test_agent_that_is_replaced_uploads_what_waits(config: Config) -> None:
+def test_a_replaced_agent_finishes_its_uploads(config: Config) -> None:
     with server(config) as first:
         connected(first)
         spill(first)
@@ -67,7 +73,7 @@ def test_agent_that_is_replaced_uploads_what_waits(config: Config) -> None:
         eventually(lambda: second.present(CHAIN, LIMIT, "minio") == [True] * 2)
 
 
-def test_second_server_beside_the_first_is_refused_by_name(config: Config) -> None:
+def test_a_second_server_is_refused_naming_the_setting(config: Config) -> None:
     with server(config) as first:
         pid = connected(first)
         with server(change(config, minio_role="reader")) as second:
@@ -175,7 +181,7 @@ def difference(running: Config, wanted: Config, **environ: str) -> str:
     return str(RunningSettings(report, nonce).first_difference(wanted, environ) or "")
 
 
-def test_what_is_the_same_in_other_words_is_no_difference(tmp_path: Path) -> None:
+def test_equivalent_settings_do_not_differ(tmp_path: Path) -> None:
     (tmp_path / "pages").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "pages")
     one = make_config(tmp_path, MinioConfig(endpoint="http://a:1,http://b:2"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load, load_config
 from memkv_sglang.config.settings import all_settings, sections
-from tests.cases.h8_cli import memkv
+from tests.cases.commands import memkv
 
 SERVICES = (
     "memkv",

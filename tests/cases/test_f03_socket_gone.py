@@ -12,9 +12,16 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config, NvmeConfig
 from memkv_sglang.tiers.nvme import NvmeTier
+from tests.agent.agent_for_tests import REBIND_LIMIT
 from tests.agent.agent_harness import alive, eventually, running_agent
 from tests.agent.agent_harness import make_config as agent_config
-from tests.cases.h7_agents import connected, ending_agents, make_config, server
+from tests.cases.started_agents import connected, ending_agents, make_config, server
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let agents give up a lost socket soon."""
+    monkeypatch.setenv(REBIND_LIMIT, "0.5")
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def overwrite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("lose", [remove, rename, unlink, overwrite])
-def test_agent_binds_anew_where_its_socket_is_gone(config: Config, lose: object) -> None:
+def test_agent_rebinds_a_lost_socket(config: Config, lose: object) -> None:
     path = Path(config.agent.socket)
     with server(config) as client:
         pid = connected(client)
@@ -57,7 +64,7 @@ def test_agent_binds_anew_where_its_socket_is_gone(config: Config, lose: object)
             assert "recreated it" in path.with_name("agent.log").read_text()
 
 
-def test_socket_whose_mode_is_changed_is_still_the_agents(config: Config) -> None:
+def test_agent_keeps_a_socket_whose_mode_changed(config: Config) -> None:
     path = Path(config.agent.socket)
     with server(config) as client:
         pid = connected(client)
@@ -68,7 +75,7 @@ def test_socket_whose_mode_is_changed_is_still_the_agents(config: Config) -> Non
     assert not path.exists()
 
 
-def test_touched_socket_is_still_the_agents(tmp_path: Path) -> None:
+def test_agent_keeps_a_touched_socket(tmp_path: Path) -> None:
     listener = Listener(tmp_path / "agent.sock", locked=False)
     os.utime(listener.path)
     assert listener.is_in_place()
@@ -76,8 +83,9 @@ def test_touched_socket_is_still_the_agents(tmp_path: Path) -> None:
     assert not listener.path.exists()
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("spoil", ["mode", "owner", "file"])
-def test_directory_that_is_not_to_be_trusted_ends_the_agent(tmp_path: Path, spoil: str) -> None:
+def test_an_untrusted_directory_stops_the_agent(tmp_path: Path, spoil: str) -> None:
     if spoil == "owner" and os.getuid() != 0:
         pytest.skip("only root can give a directory away")
     config = agent_config(tmp_path)
@@ -97,7 +105,8 @@ def test_directory_that_is_not_to_be_trusted_ends_the_agent(tmp_path: Path, spoi
     assert not agent.socket.exists()
 
 
-def test_agent_ends_where_another_has_taken_its_place(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick")
+def test_agent_stops_when_another_takes_its_socket(tmp_path: Path) -> None:
     config = agent_config(tmp_path)
     with running_agent(config) as first:
         first.socket.unlink()
@@ -111,7 +120,7 @@ def test_agent_ends_where_another_has_taken_its_place(tmp_path: Path) -> None:
     assert f"(pid {os.getpid()}) serves" in log
 
 
-def test_who_uses_the_pages_is_named(config: Config) -> None:
+def test_error_names_the_agent_that_uses_the_directory(config: Config) -> None:
     with server(config) as client:
         pid = connected(client)
         with pytest.raises(ConfigError, match=rf"in use by another agent \(pid {pid}\)"):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from memkv_sglang.agent import protocol
 from memkv_sglang.agent.launch import start_agent
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.client.takeover import _count_connections
 from memkv_sglang.config.schema import Config
 from tests.agent.agent_harness import (
     LIMIT,
@@ -26,7 +28,7 @@ from tests.agent.agent_harness import (
     running_agent,
 )
 from tests.agent.agent_harness import make_config as agent_config
-from tests.cases.h7_agents import answering, ending_agents
+from tests.cases.started_agents import answering, ending_agents
 
 OWN = protocol.PROTOCOL_VERSION
 AGENT = "memkv_sglang.agent.protocol.PROTOCOL_VERSION"
@@ -59,14 +61,13 @@ import memkv_sglang.agent.protocol as protocol
 protocol.PROTOCOL_VERSION = int(sys.argv[1])
 from tests.agent.agent_harness import *
 client = AgentClient(make_config(Path(sys.argv[2])), start=True, module=MODULE)
-print(client.wait(LIMIT), flush=True)
+eventually(lambda: "is newer" in client.problem)
+print(client.wait(0), flush=True)
 sys.stdin.read()
 """
 
 
-def test_older_agent_that_nobody_needs_is_replaced(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unused_older_agent_is_replaced(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     old = start(config)
     monkeypatch.setattr(AGENT, OWN + 1)
     with client_of(config) as client:
@@ -80,6 +81,7 @@ def test_older_agent_that_nobody_needs_is_replaced(
 def test_older_agent_with_another_client_stays(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("memkv_sglang.client.keeper.UNSUITABLE_PAUSE", 0.2)
     old = start(config)
     with RawClient(Path(config.agent.socket)) as other:
         other.greet()
@@ -91,6 +93,25 @@ def test_older_agent_with_another_client_stays(
             assert alive(old)
             other.close()
             eventually(lambda: not alive(old))
+
+
+def test_connections_not_yet_accepted_count(tmp_path: Path) -> None:
+    """A busy agent may have accepted another client, but not yet the one that would replace it."""
+    path = str(tmp_path / "socket")
+    with (
+        closing(socket.socket(socket.AF_UNIX)) as listening,
+        closing(socket.socket(socket.AF_UNIX)) as first,
+        closing(socket.socket(socket.AF_UNIX)) as second,
+    ):
+        listening.bind(path)
+        listening.listen()
+        first.connect(path)
+        with closing(listening.accept()[0]):
+            assert _count_connections(os.getpid()) == 1
+            second.connect(path)
+            assert _count_connections(os.getpid()) == 2
+            with closing(listening.accept()[0]):
+                assert _count_connections(os.getpid()) == 2
 
 
 def test_older_agent_started_by_hand_stays(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +143,7 @@ def test_client_of_another_version_does_the_same(config: Config, tmp_path: Path)
         [sys.executable, "-c", OTHER_VERSION, str(OWN - 1), str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         text=True,
     )
     out, _ = process.communicate(timeout=2 * LIMIT)
@@ -163,7 +185,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("answer", GARBAGE.values(), ids=GARBAGE.keys())
-def test_what_is_no_agent_is_left_alone(config: Config, answer: bytes) -> None:
+def test_a_process_that_is_no_agent_is_left_alone(config: Config, answer: bytes) -> None:
     with answering(Path(config.agent.socket), answer), client_of(config) as client:
         eventually(lambda: client.problem != "no agent yet")
         eventually(

@@ -16,7 +16,7 @@ from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.http import connection
 from memkv_sglang.tiers.minio.http.transport import KEEP_ALIVE
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
-from tests.cases.h3_minio import PAGE, chain_of, load, opened, soon, spill
+from tests.cases.minio_tiers import PAGE, chain_of, load, opened, soon, spill
 
 CHAIN = chain_of(12, "idle")
 OTHER = chain_of(5, "other")

@@ -86,7 +86,7 @@ def as_user(action: Callable[[], object]) -> str:
         (0, STRANGER, 0o440, "cannot read"),
     ],
 )
-def test_who_may_read_a_secret(
+def test_permissions_of_secret_files(
     place: Path, owner: int, group: int, mode: int, problem: str
 ) -> None:
     path = write(place / "memkv.toml", f"[minio]\n{GOOD}")
@@ -158,7 +158,7 @@ def test_the_opened_file_is_checked_and_not_its_path(
     ],
     ids=["CRLF", "BOM", "no newline", "newlines", "accents"],
 )
-def test_what_editors_do_to_a_file_is_harmless(tmp_path: Path, content: str) -> None:
+def test_files_saved_by_editors_are_read(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "credentials", content)
     assert read_credentials(str(path))[:2] == ("a key", "a secret")
 
@@ -190,7 +190,7 @@ def test_other_content_is_refused_in_one_line(tmp_path: Path, content: bytes) ->
         assert "the-secret" not in str(refused.value)
 
 
-def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
     certificate = authority.issue("node")
     os.mkfifo(tmp_path / "fifo", 0o600)

@@ -25,7 +25,7 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.admin.policy import node_policy
-from tests.cases.h3_minio import chain_of, load, opened, soon, spill
+from tests.cases.minio_tiers import chain_of, load, opened, soon, spill
 
 CHAIN = chain_of(2, "errors")
 REGION = "eu-west-7"
@@ -307,7 +307,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_answers_that_are_not_s3s(
+def test_responses_that_are_not_from_s3(
     proxy: HttpFaultProxy,
     minio_config: MinioConfig,
     caplog: pytest.LogCaptureFixture,

@@ -27,7 +27,7 @@ def _proxied(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
 
 
-def test_a_client_asks_its_server_directly() -> None:
+def test_a_client_connects_to_its_server_directly() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Ready) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert Client(f"http://127.0.0.1:{server.server_port}").get("/") == {}

@@ -1,6 +1,7 @@
 """Proxies of the environment: never for this machine's own addresses, nor for MinIO."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.auth.credentials import StandardChain
-from tests.cases.h8_cli import assert_clean, memkv
+from tests.cases.commands import assert_clean, memkv
 from tests.cli.cli_node import running_agent
 
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy")
@@ -121,7 +122,7 @@ def environ(minio_config: MinioConfig, tmp_path_factory: pytest.TempPathFactory)
     ],
 )
 @pytest.mark.usefixtures("proxied")
-def test_this_machine_is_asked_directly(
+def test_connections_to_this_machine_are_direct(
     proxy: ThreadingHTTPServer, address: str, host: str
 ) -> None:
     try:
@@ -135,7 +136,7 @@ def test_this_machine_is_asked_directly(
     assert asked(proxy) == []
 
 
-def test_no_verb_asks_a_proxy_for_this_machine(
+def test_no_command_uses_a_proxy_for_this_machine(
     proxy: ThreadingHTTPServer,
     proxied: dict[str, str],
     environ: dict[str, str],
@@ -153,8 +154,10 @@ def test_no_verb_asks_a_proxy_for_this_machine(
         # The agent describes the namespace in the background.
         while "no namespace" in pinned.stderr:
             pinned = memkv("pin", *prompt, environ=variables)
-        assert (pinned.returncode, pinned.stderr.count("\n")) == (0, 1)
-        assert "pages are not in the bucket" in pinned.stderr  # none was spilled
+        assert pinned.returncode == 0
+        # Nothing was spilled, so the pin names pages that are yet to come.
+        warning = "warning: namespace .*: 3 of 3 pages are not in the bucket now, .*\n"
+        assert re.fullmatch(warning, pinned.stderr)
         assert memkv("pins", environ=variables).returncode == 0
         assert memkv("warm", *prompt, environ=variables).stdout.startswith("0 pages copied")
         assert memkv("inspect", environ=variables).returncode == 0
@@ -173,7 +176,7 @@ def test_no_verb_asks_a_proxy_for_this_machine(
 
 
 @pytest.mark.usefixtures("proxied")
-def test_other_servers_are_asked_as_the_environment_says(
+def test_other_servers_follow_the_proxy_environment(
     proxy: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = "http://sglang.invalid:30000/server_info"
@@ -220,9 +223,7 @@ def test_a_redirect_to_this_machine_is_followed_directly(proxy: ThreadingHTTPSer
 
 
 @pytest.mark.usefixtures("proxied")
-def test_minio_is_never_asked_through_a_proxy(
-    proxy: ThreadingHTTPServer, minio_config: MinioConfig
-) -> None:
+def test_minio_never_uses_a_proxy(proxy: ThreadingHTTPServer, minio_config: MinioConfig) -> None:
     with closing(MinioTier(MinioConfig(endpoint="http://minio.invalid:9000"))) as tier:
         for ask in (tier.namespaces, lambda: tier.clear(bytes(NAMESPACE_DIGEST_SIZE))):
             with pytest.raises(TierError):
@@ -286,7 +287,7 @@ def test_any_url_is_a_server_or_one_line(text: str) -> None:
     ],
     ids=lambda body: repr(body[:30]),
 )  # fmt: skip
-def test_what_is_no_sglang_server_is_one_line(body: bytes) -> None:
+def test_a_server_that_is_not_sglang_is_a_one_line_error(body: bytes) -> None:
     class Odd(_Handler):
         asked: ClassVar[list[str]] = []
 

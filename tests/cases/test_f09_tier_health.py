@@ -19,11 +19,17 @@ from memkv_sglang.engine.status import TierStatus
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from tests.agent.agent_harness import eventually
-from tests.cases.h7_agents import change, connected, ending_agents, in_log, make_config, server
+from tests.cases.started_agents import change, connected, ending_agents, in_log, make_config, server
 
 PAGE = 8192
 CHAIN: Chain = make_chain(make_namespace(PAGE), 4)
 LIMIT = 60.0
+
+
+@pytest.fixture(autouse=True)
+def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients ask often whether the tiers work."""
+    monkeypatch.setattr("memkv_sglang.client.health.PERIOD", 0.5)
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def test_first_lines_name_the_log_and_the_tiers(
         ({"minio_role": "reader"}, "there is no bucket"),
     ],
 )
-def test_tier_that_does_not_work_is_told_once_everywhere(
+def test_a_broken_tier_is_reported_once_everywhere(
     config: Config,
     settings: dict[str, object],
     reason: str,
@@ -127,7 +133,7 @@ def test_no_credentials_at_all(
         assert "no credentials" in (tier(client).problem or "")
 
 
-def test_recovery_is_told_without_any_traffic(
+def test_recovery_is_reported_without_traffic(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -181,7 +187,7 @@ def test_server_that_goes_away_and_comes_back(
             eventually(lambda: in_log(caplog, "tier minio works") == 2, LIMIT)
 
 
-def test_writes_that_are_denied_are_told(
+def test_denied_writes_are_reported(
     config: Config, minio_server: MinioServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = Keys.random()
@@ -208,14 +214,14 @@ def test_writes_that_are_denied_are_told(
         assert client.lookup(CHAIN).length == 4, "what works still does"
 
 
-def test_nobody_listens(config: Config) -> None:
+def test_no_listener(config: Config) -> None:
     config = change(config, minio_endpoint=f"http://127.0.0.1:{free_port()}")
     with server(config) as client:
         connected(client)
         wait_for_problem(client, "could not look for the bucket")
 
 
-def test_disk_that_fails_is_told(
+def test_a_failing_disk_is_reported(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = change(config, nvme_capacity=64 << 20, nvme_segment_size=8 << 20)

@@ -46,15 +46,15 @@ class Victims:
             rank = self._first_valid()
         return rank
 
-    def take(self, pages: int, count: int) -> list[int]:
-        """Return up to `count` entries in eviction order; empty if no entry can be evicted.
+    def take(self, pages: int, count: int) -> list[tuple[int, int]]:
+        """Return rank and entry of up to `count` pages in eviction order; empty if there are none.
 
         The caller must evict or use each returned entry before the next call.
         """
-        victims: list[int] = []
+        victims: list[tuple[int, int]] = []
         rank = self.peek(pages)
         while rank is not None and len(victims) < count:
-            victims.append(self._queue.popleft()[1])
+            victims.append(self._queue.popleft())
             rank = self._first_valid()
         return victims
 

@@ -201,19 +201,29 @@ class Catalog:
         else:
             self._release(entry)
 
-    def drop(self, entries: Collection[int], *, evicting: bool = False) -> int:
-        """Remove pages and return how many were removed.
+    def evict(self, victims: Iterable[tuple[int, int]], rank: Callable[[int], int]) -> int:
+        """Evict pages, given as rank and entry; return how many were evicted.
 
-        When `evicting`, pinned and pending pages stay.
+        A page stays if it is pinned, pending, or was used since it got its rank: a spill uses the
+        pages before its own, so none of its pages ends up behind an evicted one.
         """
-        with self.changes:
+        with self.changes:  # no page is published in the meantime
+            self.order.flush()
             with self.lock:
                 entries = [
                     entry
-                    for entry in dict.fromkeys(entries)
-                    if self.index.key(entry)
-                    and not (evicting and (entry in self._pins or entry in self.pending))
+                    for given, entry in victims
+                    if entry not in self._pins
+                    and entry not in self.pending
+                    and rank(entry) == given
                 ]
+            return self.drop(entries)
+
+    def drop(self, entries: Collection[int]) -> int:
+        """Remove pages and return how many were removed."""
+        with self.changes:
+            with self.lock:
+                entries = [entry for entry in dict.fromkeys(entries) if self.index.key(entry)]
                 records = b"".join(map(self._slot_record, entries))
             if entries:
                 self.journal.append(Kind.FREE, records)

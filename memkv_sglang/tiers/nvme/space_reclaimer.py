@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -343,24 +343,24 @@ class SpaceReclaimer:
             victims = self._victims(slot_size).take(pages, count - evicted)
             if not victims:
                 break
-            evicted += self._drop(victims)
+            evicted += self._drop(victims, self._catalog.order.rank)
         if must and not evicted:
             # By age, because the newest chain is being spilled, though its end may rank lowest.
             coldest = self._catalog.order.coldest(
                 self._entries(slot_size), self._is_evictable_during_spill, count, by_age=True
             )
-            evicted = self._drop([entry for _, entry in coldest])
+            evicted = self._drop(coldest, self._catalog.order.tick)
         return evicted
 
     def _evict_exempt(self, count: int) -> int:
         """Evict the coldest pages even if exempt, because the capacity takes precedence."""
         chunks = self._chunks(self._catalog.segments)
         coldest = self._catalog.order.coldest(chunks, self._is_evictable_if_exempt, count)
-        return self._drop([entry for _, entry in coldest])
+        return self._drop(coldest, self._catalog.order.rank)
 
-    def _drop(self, victims: list[int]) -> int:
-        self._catalog.remember_evicted(victims)
-        dropped = self._catalog.drop(victims, evicting=True)
+    def _drop(self, victims: list[tuple[int, int]], rank: Callable[[int], int]) -> int:
+        self._catalog.remember_evicted(entry for _, entry in victims)
+        dropped = self._catalog.evict(victims, rank)
         self.evicted += dropped
         return dropped
 

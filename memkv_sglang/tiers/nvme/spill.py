@@ -36,8 +36,8 @@ class Spiller:
         try:
             missing = {p.key: p for p, entry in zip(pages, pinned, strict=True) if entry is None}
             stored, failure = self._store(list(missing.values()), deadline)
-            # Last, because earlier pages of a chain need later ticks than the new ones.
-            self._catalog.order.touch([entry for entry in pinned if entry is not None])
+            if len(missing) < len(pages):
+                self._touch(pages)
         finally:
             self._catalog.unpin(pinned)
         by_key = dict(zip(missing, stored, strict=False))
@@ -47,6 +47,12 @@ class Spiller:
             failed_at = next(i for i, page in enumerate(pages) if page.key == first_failed)
             results[failed_at:] = [failure] * (len(pages) - failed_at)
         return results
+
+    def _touch(self, pages: Sequence[Page]) -> None:
+        """Rank the pages as one use of a chain: new ones may come before or after old ones."""
+        find = self._catalog.index.find
+        entries = [entry for page in pages if (entry := find(page.key)) is not None]
+        self._catalog.order.touch(entries)
 
     def _store(
         self, pages: Sequence[Page], deadline: float

@@ -1,7 +1,7 @@
 """Which pages are evicted, and in which order, when the disk is full."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,12 +82,48 @@ def test_page_marked_pending_after_it_was_chosen_as_a_victim_stays(full: Disk) -
     chosen = chain("chosen", 4)
     spill(full.tier, chosen.keys())
     catalog = full.tier._catalog
-    victims = catalog.walk(chosen)
+    victims = [(catalog.order.rank(entry), entry) for entry in catalog.walk(chosen)]
     full.tier.mark_pending(chosen.keys()[1:3])
-    assert catalog.drop(victims, evicting=True) == 2
+    assert catalog.evict(victims, catalog.order.rank) == 2
     assert present(full.tier, chosen.keys()) == [False, True, True, False]
     assert [page.key for page in full.tier.pending()] == chosen.keys()[1:3]
     load(full.reopen(), chosen.keys()[1:3])
+
+
+def test_page_used_after_it_was_chosen_to_leave_stays(
+    full: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain that grows between choosing and evicting would lose its middle."""
+    grown = chain("grown", 6)
+    start, end = grown.keys()[:4], grown.keys()[4:]
+    spill(full.tier, start)
+    spill(full.tier, chain("younger", 24).keys())
+    catalog = full.tier._catalog
+    remember = catalog.remember_evicted
+
+    def grow(entries: Iterable[int]) -> None:
+        remember(entries)
+        monkeypatch.undo()
+        full.tier.touch(Chain(grown.namespace, grown.hashes[:4]))  # as the engine does
+        assert spill(full.tier, end) == [STORED] * 2
+
+    monkeypatch.setattr(catalog, "remember_evicted", grow)
+    assert full.tier._reclaimer._evict(None, 4) == 4
+    assert present(full.tier, grown.keys()) == [True] * 6
+    assert full.tier.check_integrity() == []
+
+
+def test_page_that_comes_back_ranks_below_the_pages_before_it(
+    full: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as used again, so the pages before it must count as well."""
+    back = chain("back", 4)
+    spill(full.tier, back.keys()[:2])
+    order = full.tier._catalog.order
+    monkeypatch.setattr(order._ghost_list, "take", lambda _: 1)
+    spill(full.tier, back.keys())
+    order.flush()
+    assert [order._uses[entry] for entry in full.tier._catalog.walk(back)] == [1] * 4
 
 
 def test_disk_full_of_pending_pages_refuses_spills_until_one_is_uploaded(

@@ -1,4 +1,4 @@
-"""A tier that asks a real MinIO through a proxy which can be made to lie."""
+"""A MinIO tier behind a proxy that can change the responses."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ Proxy = HttpFaultProxy | TcpProxy
 
 
 def soon(seconds: float = LIMIT) -> float:
+    """Return a deadline that many seconds from now."""
     return time.monotonic() + seconds
 
 
@@ -29,7 +30,7 @@ def soon(seconds: float = LIMIT) -> float:
 def opened(
     config: MinioConfig, proxy: Proxy | None = None, **settings: object
 ) -> Iterator[MinioTier]:
-    """Open a tier, by way of a proxy if there is one."""
+    """Open a tier, through `proxy` if given."""
     if proxy is not None:
         settings["endpoint"] = proxy.url
     tier = MinioTier(msgspec.structs.replace(config, **settings))
@@ -50,7 +51,7 @@ def spill(tier: MinioTier, chain: Chain, seconds: float = LIMIT) -> list[SpillRe
 
 
 def load(tier: MinioTier, chain: Chain, seconds: float = LIMIT) -> list[LoadResult]:
-    """Load pages; those that are reported as loaded hold their content."""
+    """Load pages and check the content of those reported as loaded."""
     pages = [make_page(key, [PAGE], filled=False) for key in chain.keys()]
     results = tier.load(pages, soon(seconds))
     for page, result in zip(pages, results, strict=True):
@@ -59,7 +60,7 @@ def load(tier: MinioTier, chain: Chain, seconds: float = LIMIT) -> list[LoadResu
 
 
 def with_field(name: bytes, value: bytes | None) -> Callable[[bytes], bytes]:
-    """Return what sets a field of a response's head, or removes it."""
+    """Return a function that sets a header field of a response, or removes it if None."""
 
     def edit(head: bytes) -> bytes:
         lines = [line for line in head[:-4].split(b"\r\n") if not _names(line, name)]

@@ -1,6 +1,6 @@
-"""An agent whose writes outlive it: a child makes them, and keeps the agent's lock meanwhile.
+"""A fake agent whose writes continue after it dies: a child does them and holds the agent's lock.
 
-Prints the child's process id. With `unlocked` it sends a descriptor that nothing is locked on.
+Prints the child's process id. With `unlocked`, the descriptor it sends carries no lock.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ def main(path: str, unlocked: bool) -> None:
 
 
 def serve(channel: Channel[protocol.Request], lifetime: int, writer: socket.socket) -> None:
-    """Answer until the client does nothing for a moment; never answer a load or a spill."""
+    """Answer until the client pauses; never answer a load or a spill."""
     while True:
         try:
             request = channel.receive(time.monotonic() + 0.1)
@@ -60,7 +60,7 @@ def serve(channel: Channel[protocol.Request], lifetime: int, writer: socket.sock
 
 
 def write(orders: socket.socket) -> None:
-    """Write into the first pool that comes for ever."""
+    """Write into the first pool received, forever."""
     _, descriptors, _, _ = socket.recv_fds(orders, 1, 1)
     memory = mmap.mmap(descriptors[0], 0)
     value = 0

@@ -1,4 +1,4 @@
-"""Run `memkv` with an environment of its own."""
+"""Run `memkv` in a clean environment."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ LIMIT = 60.0
 def memkv(
     *arguments: str | bytes, environ: dict[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a verb to its end, with PATH and `environ` alone; text is what UTF-8 can show of it."""
+    """Run a command with only PATH and `environ` set; invalid UTF-8 in its output is escaped."""
     base = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     options = {"capture_output": True, **options}
     return subprocess.run(
@@ -27,6 +27,6 @@ def memkv(
 
 
 def assert_clean(text: str) -> None:
-    """Assert that text has no traceback and nothing that a terminal would obey."""
+    """Assert that text has no traceback and no control characters."""
     assert "Traceback" not in text, text
     assert all(char == "\n" or char.isprintable() for char in text), repr(text)

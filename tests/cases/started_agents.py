@@ -1,4 +1,4 @@
-"""Clients that start agents, as servers do, and the end of those agents."""
+"""Clients that start agents, as inference servers do."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.agent.agent_harness import LIMIT, alive, eventually
 
 
 def make_config(home: Path, minio: MinioConfig | None = None, **nvme: object) -> Config:
-    """Return settings of an agent with its socket and its pages below `home`."""
+    """Return the settings of an agent with its socket and pages below `home`."""
     values = {"directory": str(home / "pages"), "capacity": 64 << 20, **nvme}
     return Config(
         agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain_timeout=1.0),
@@ -28,7 +28,7 @@ def make_config(home: Path, minio: MinioConfig | None = None, **nvme: object) ->
 
 
 def change(config: Config, **settings: object) -> Config:
-    """Return the settings with others for some, given as `minio_bucket`."""
+    """Return a copy with some settings replaced; `minio_bucket` means `minio.bucket`."""
     for name, value in settings.items():
         section, _, field = name.partition("_")
         changed = msgspec.structs.replace(getattr(config, section), **{field: value})
@@ -38,13 +38,13 @@ def change(config: Config, **settings: object) -> Config:
 
 @contextmanager
 def server(config: Config) -> Iterator[AgentClient]:
-    """Be a server: a client that starts an agent and insists on its settings."""
+    """Open a client that starts an agent and requires its own settings."""
     with closing(AgentClient(config, start=True)) as client:
         yield client
 
 
 def connected(client: AgentClient) -> int:
-    """Wait for the client's agent; returns its pid."""
+    """Wait until the client is connected and return the agent's pid."""
     eventually(lambda: client.problem == "" and client.status() is not None)
     report = client.status()
     assert report is not None
@@ -53,7 +53,7 @@ def connected(client: AgentClient) -> int:
 
 @contextmanager
 def ending_agents(path: Path) -> Iterator[None]:
-    """Kill whoever serves the socket at the end."""
+    """Kill the process that serves the socket at the end."""
     try:
         yield
     finally:
@@ -64,13 +64,13 @@ def ending_agents(path: Path) -> Iterator[None]:
 
 
 def in_log(caplog: pytest.LogCaptureFixture, text: str) -> int:
-    """Return how many lines of the server's log have the text."""
+    """Count the log records that contain the text."""
     return sum(text in record.getMessage() for record in caplog.records)
 
 
 @contextmanager
 def answering(path: Path, answer: bytes) -> Iterator[None]:
-    """Serve a socket, and send the same bytes to whoever connects."""
+    """Listen on a socket and send the same bytes to each client."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     with closing(socket.socket(socket.AF_UNIX)) as listening:
         listening.bind(str(path))

@@ -1,4 +1,4 @@
-"""S3 servers that misbehave, and a bucket of a real one."""
+"""Misbehaving S3 servers, and a bucket on a real one."""
 
 import socket
 import threading
@@ -13,15 +13,15 @@ from memkv_sglang.tiers.minio import MinioTier
 from tests.collector.bucket import Bucketful
 
 PIECE_SECONDS = 0.2
-"""Between two bytes of a server that drips."""
+"""Pause between two bytes of a slow server."""
 
 Send = Callable[[bytes], None]
 Answer = Callable[[bytes, Send, threading.Event], None]
-"""Answers a request's head; the event is set when the server ends."""
+"""Answers a request given its head; the event is set when the server stops."""
 
 
 class OddServer:
-    """Answers each request as a function says; a context manager."""
+    """Answers each request by calling a function; a context manager."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -29,7 +29,7 @@ class OddServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.asked = threading.Event()
-        """Set once a request came."""
+        """Set at the first request."""
         self.connected = threading.Event()
 
     @property
@@ -65,13 +65,13 @@ class OddServer:
 
 
 def whole(content: bytes, status: str = "200 OK") -> bytes:
-    """Return a response."""
+    """Return a complete response."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(content)}"
     return f"{head}\r\n\r\n".encode() + content
 
 
 def drip(content: bytes, send: Send, ended: threading.Event) -> None:
-    """Send a byte now and then."""
+    """Send one byte per `PIECE_SECONDS`."""
     for i in range(len(content)):
         send(content[i : i + 1])
         if ended.wait(PIECE_SECONDS):
@@ -80,7 +80,7 @@ def drip(content: bytes, send: Send, ended: threading.Event) -> None:
 
 @contextmanager
 def bucket_of(config: MinioConfig, server: MinioServer) -> Iterator[Bucketful]:
-    """Make the bucket; yield it with a node's tier and an administrator's client."""
+    """Create the bucket; yield it with a tier and an administrator's client."""
     admin = Minio(server.endpoint.partition("://")[2], *server.root, secure=False)
     admin.make_bucket(config.bucket)
     tier = MinioTier(config)

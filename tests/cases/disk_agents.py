@@ -1,4 +1,4 @@
-"""A directory of pages: real agents on it, what it takes on the disk, mounts."""
+"""Agent processes on a page directory, its disk usage, and mounts."""
 
 import os
 import resource
@@ -29,7 +29,7 @@ def chains(name: str, count: int, pages: int = PAGES) -> list[Chain]:
 
 
 def disk_usage(path: Path) -> int:
-    """Return the bytes on disk of all files below a directory."""
+    """Return the disk space used by all files below a directory."""
     total = 0
     for file in path.rglob("*"):
         with suppress(FileNotFoundError):  # renamed meanwhile
@@ -38,7 +38,7 @@ def disk_usage(path: Path) -> int:
 
 
 class Agent:
-    """A real agent on a directory of pages, and a client of it with one pool."""
+    """An agent process on a page directory, and a client with one pool."""
 
     def __init__(
         self, home: Path, directory: Path, *, descriptors: int = 0, segment_size: str = "2MiB"
@@ -101,7 +101,7 @@ class Agent:
         )
 
     def loaded(self, chain: Chain) -> int:
-        """Load a chain, return how many pages came; a wrong one fails the test."""
+        """Load a chain and return how many pages were loaded; fail on wrong content."""
         self.pool.wipe()
         answers = self.client.load(chain, self.pool.buffers(self.number, range(len(chain.hashes))))
         wrong = set(self.pool.wrong(chain))
@@ -122,7 +122,7 @@ class Agent:
 def agent(
     home: Path, directory: Path, *, descriptors: int = 0, segment_size: str = "2MiB"
 ) -> Iterator[Agent]:
-    """Run an agent; kills it at the end if it is still there."""
+    """Run an agent, and kill it at the end."""
     running = Agent(home, directory, descriptors=descriptors, segment_size=segment_size)
     try:
         running.connect()
@@ -134,7 +134,7 @@ def agent(
 
 @contextmanager
 def mounted(arguments: Sequence[str], at: Path) -> Iterator[None]:
-    """Mount something for a while; skips the test where that is not allowed."""
+    """Mount something for the block; skip the test if that is not permitted."""
     done = subprocess.run(["mount", *arguments, str(at)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"cannot mount: {done.stderr.strip()}")
