@@ -50,6 +50,18 @@ class ChainMemory:
         there = b"".join(self._memory[at : at + self._part] for at in self._places(place))
         return there == page_content(key, self._page_bytes)
 
+    def content(self) -> bytes:
+        """Return a copy of the whole memory."""
+        return bytes(self._memory)
+
+    def changed_pages(self, before: bytes) -> int:
+        """Return how many pages differ from an earlier `content()`."""
+        now = self.content()
+        return sum(
+            any(now[at : at + self._part] != before[at : at + self._part] for at in places)
+            for places in map(self._places, range(self._region // self._part))
+        )
+
     def _places(self, index: int) -> list[int]:
         return [self._region * j + index * self._part for j in range(PARTS)]
 

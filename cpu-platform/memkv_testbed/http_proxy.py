@@ -5,6 +5,7 @@ balancer or network shows. `tcp_proxy` is its neighbour for faults below HTTP.
 """
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -25,6 +26,12 @@ class HttpFault(NamedTuple):
     """The requests that it meets."""
     answer: bytes | None = None
     """Sent instead of what the server would say, once the request was read."""
+    matching: bytes = b""
+    """Regular expression that a request line must match for the fault to strike."""
+    every: int = 1
+    """Strikes one in so many of the requests that it meets."""
+    drip: float | None = None
+    """Seconds before each byte of a response's body."""
     rate: int | None = None
     """Bytes of bodies in a second, of all connections together."""
     cut: Literal["stall", "reset", "close"] | None = None
@@ -57,6 +64,7 @@ class HttpFaultProxy:
         self.fault = NO_FAULT
         self.requests = 0
         """Requests whose head came, also those that were not forwarded."""
+        self._met = 0
         self._target = (host, port)
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -141,7 +149,7 @@ class HttpFaultProxy:
     ) -> None:
         self.requests += 1
         method = head.split(b" ", 1)[0].decode()
-        fault = self.fault if method in self.fault.methods else NO_FAULT
+        fault = self._fault_for(head, method)
         body = _body(requests, head)
         if fault.answer is not None:
             for _ in body:
@@ -157,8 +165,30 @@ class HttpFaultProxy:
         content = _answer_body(method, answer, responses)
         if fault.edit_content:
             content = map(fault.edit_content, content)
+        if fault.drip:
+            content = self._drip(content, fault)
         self._pass_on(content, client, client, fault)
         client.sendall(fault.surplus)
+
+    def _fault_for(self, head: bytes, method: str) -> HttpFault:
+        """Return the fault if it strikes this request."""
+        fault = self.fault
+        if method not in fault.methods:
+            return NO_FAULT
+        if not re.search(fault.matching, head.split(b"\r\n", 1)[0]):
+            return NO_FAULT
+        with self._lock:
+            self._met += 1
+            return fault if self._met % fault.every == 0 else NO_FAULT
+
+    def _drip(self, body: Iterator[bytes], fault: HttpFault) -> Iterator[bytes]:
+        """Yield single bytes with a pause before each, until the fault is taken away."""
+        for piece in body:
+            for at in range(len(piece)):
+                if self.fault is not fault or self._closed.wait(fault.drip):
+                    yield piece[at:]
+                    break
+                yield piece[at : at + 1]
 
     def _pass_on(
         self, body: Iterator[bytes], sink: socket.socket, client: socket.socket, fault: HttpFault

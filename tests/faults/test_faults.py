@@ -34,6 +34,8 @@ def assert_harmless(outcome: Outcome) -> None:
     assert outcome.wrong_pages == 0
     assert outcome.acknowledged_pages_lost == 0
     assert outcome.hung_calls == 0
+    assert outcome.changed_pages == 0
+    assert outcome.violations == ()
     assert outcome.hits > 0
     assert outcome.lookups
     assert outcome.lookup_p99 <= BUDGETS * ENGINE.lookup_budget + BUSY

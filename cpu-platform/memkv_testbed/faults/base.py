@@ -10,7 +10,7 @@ class Fault(NamedTuple):
     """Something that befalls a cluster under traffic, and its end."""
 
     name: str
-    medium: Literal["minio", "nvme", "process"]
+    medium: Literal["minio", "bucket", "client", "nvme", "process"]
     inject: Callable[[Cluster], object]
     heal: Callable[[Cluster], object]
     after_flush: bool = False
@@ -43,6 +43,10 @@ class Outcome(NamedTuple):
     """Acknowledged pages that went with the copies that the fault destroyed."""
     hung_calls: int
     """Calls beyond their limit, and calls that raised."""
+    changed_pages: int
+    """Pages that changed after the call that failed to load them had returned."""
+    violations: Sequence[str]
+    """Other broken rules, one line each: a foreign object removed, a bad request accepted, ..."""
     lookups: Sequence[float]
     """Seconds of each lookup."""
     slowest_move: float

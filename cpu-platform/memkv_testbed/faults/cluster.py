@@ -21,9 +21,12 @@ from memkv_sglang.config.schema import (
     MinioConfig,
     NvmeConfig,
 )
+from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_namespace
+from memkv_testbed.faults.command import Command
 from memkv_testbed.faults.faulty_agent import DISK_FAULT
 from memkv_testbed.faults.node import Node
+from memkv_testbed.faults.tally import Tally
 from memkv_testbed.http_proxy import HttpFaultProxy
 from memkv_testbed.minio_server import MinioServer
 
@@ -56,6 +59,14 @@ class Cluster:
         self.home = Path(tempfile.mkdtemp(prefix="memkv-faults-", dir="/var/tmp"))
         self.nodes: list[Node] = []
         self.mounted = False
+        self.seen = Tally()
+        """What the clients of a fault saw, beside those of the traffic."""
+        self.acknowledged: list[Chain] = []
+        """What these clients stored."""
+        self.violations: list[str] = []
+        """Rules that were broken other than by a page: one line each."""
+        self.commands: list[Command] = []
+        """Commands that run during the fault."""
         self.minio = minio or MinioServer()
         self._own_minio = minio is None
         try:
@@ -115,6 +126,15 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def start_command(self, *arguments: str) -> None:
+        """Run `memkv` while the fault lasts; `finish_commands` waits for it."""
+        self.commands.append(Command(self.plain_node.config, *arguments))
+
+    def finish_commands(self) -> None:
+        """Wait for all commands; one that crashed or hung is a violation."""
+        while self.commands:
+            self.violations += self.commands.pop().finish()
+
     def log(self) -> str:
         """Return what the agents have logged."""
         return "".join(
@@ -124,6 +144,7 @@ class Cluster:
     def close(self) -> None:
         """End everything and remove the files."""
         os.environ.pop(DISK_FAULT, None)
+        self.finish_commands()
         for node in self.nodes:
             node.close()
         if hasattr(self, "proxy"):

@@ -11,7 +11,8 @@ from memkv_sglang.config.schema import MIB, Config
 from memkv_testbed.faults.base import percentile
 from memkv_testbed.faults.cluster import PAGE_BYTES, Cluster
 from memkv_testbed.faults.node import Node, Resources, resources
-from memkv_testbed.faults.traffic import LONGEST, Caller, Tally, Traffic
+from memkv_testbed.faults.tally import Tally
+from memkv_testbed.faults.traffic import LONGEST, Caller, Traffic
 
 CAPACITY = 64 * MIB
 """Of the NVMe tier: so small that it evicts all the time."""

@@ -10,7 +10,8 @@ from memkv_sglang.page import Chain
 from memkv_testbed.faults.base import Fault, Outcome
 from memkv_testbed.faults.cluster import Cluster
 from memkv_testbed.faults.node import wait_until
-from memkv_testbed.faults.traffic import Caller, Tally, Traffic
+from memkv_testbed.faults.tally import Tally
+from memkv_testbed.faults.traffic import Caller, Traffic
 
 CALLERS = 2
 """Callers a node."""
@@ -105,6 +106,8 @@ class Rounds:
             acknowledged_pages_lost=lost,
             destroyed_pages=0,
             hung_calls=seen.hung + len(seen.errors),
+            changed_pages=seen.changed,
+            violations=(),
             lookups=(),
             slowest_move=max(seen.moves, default=0.0),
             circuit_opened=None,
@@ -146,16 +149,15 @@ class Rounds:
         self, name: str, destroys: bool, opened: float | None, first_hit: float
     ) -> Outcome:
         seen = self._take()
-        chains = [chain for caller in self._callers for chain in caller.acknowledged]
-        acknowledged = sum(len(chain.hashes) for chain in chains)
+        violations, self.cluster.violations = tuple(self.cluster.violations), []
+        stored = [(caller, chain) for caller in self._callers for chain in caller.acknowledged]
+        stored += [(self._callers[0], chain) for chain in self.cluster.acknowledged]
+        self.cluster.acknowledged = []
+        acknowledged = sum(len(chain.hashes) for _, chain in stored)
         if not destroys:
-            self._acknowledged += chains
+            self._acknowledged += [chain for _, chain in stored]
         patience = 0.0 if destroys else PATIENCE
-        lost = sum(
-            _missing(caller, chain, patience)
-            for caller in self._callers
-            for chain in caller.acknowledged
-        )
+        lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
         audit = self._take()
         return Outcome(
             fault=name,
@@ -167,6 +169,8 @@ class Rounds:
             acknowledged_pages_lost=0 if destroys else lost,
             destroyed_pages=lost if destroys else 0,
             hung_calls=seen.hung + audit.hung + len(seen.errors) + len(audit.errors),
+            changed_pages=seen.changed + audit.changed,
+            violations=violations,
             lookups=seen.lookups,
             slowest_move=max(seen.moves, default=0.0),
             circuit_opened=opened,
@@ -174,7 +178,7 @@ class Rounds:
         )
 
     def _take(self) -> Tally:
-        total = Tally()
+        total, self.cluster.seen = self.cluster.seen, Tally()
         for caller in (*self._callers, *self._probes):
             total += caller.take()
         return total

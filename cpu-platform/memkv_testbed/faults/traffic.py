@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from memkv_sglang.config.schema import EngineConfig
@@ -15,6 +14,7 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_testbed.chain_memory import ChainMemory
 from memkv_testbed.faults.cluster import NAMESPACE, PAGE_BYTES
 from memkv_testbed.faults.node import Node
+from memkv_testbed.faults.tally import Tally
 
 LONGEST = 12
 """Pages of the longest chain."""
@@ -24,30 +24,11 @@ PAUSE = 0.01
 
 T = TypeVar("T")
 
+SETTLE = 0.02
+"""Seconds after a failed load before its pages are reused: time for a late write to show."""
+
 LATE = 1.0
 """Seconds that a busy machine may take beyond a call's limit before the call counts as hung."""
-
-
-@dataclass
-class Tally:
-    """What callers saw."""
-
-    calls: int = 0
-    hits: int = 0
-    misses: int = 0
-    wrong: int = 0
-    hung: int = 0
-    errors: list[str] = field(default_factory=list)
-    lookups: list[float] = field(default_factory=list)
-    """Seconds of each lookup."""
-    moves: list[float] = field(default_factory=list)
-    """Seconds of each load and spill."""
-
-    def __iadd__(self, other: "Tally") -> "Tally":
-        """Add another's."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
 
 
 class Caller:
@@ -67,6 +48,9 @@ class Caller:
         self._seed = seed
         self._longest = longest
         self._spills = 0
+        self._left: bytes | None = None
+        """What the memory held when the last load returned, if that failed."""
+        self._left_at = 0.0
 
     def step(self) -> None:
         """Make one call of any kind."""
@@ -80,6 +64,7 @@ class Caller:
 
     def spill(self) -> int:
         """Spill a chain that nobody has spilled; returns how many pages were acknowledged."""
+        self._check_unchanged()
         self._spills += 1
         length = self._random.randint(1, self._longest)
         chain = make_chain(NAMESPACE, length, f"{self._seed}/{self._spills}")
@@ -99,13 +84,25 @@ class Caller:
 
     def load(self, chain: Chain) -> int:
         """Load a chain and compare what came; returns how many pages did."""
+        self._check_unchanged()
         loads = self._timed(self.tally.moves, self._move_limit, self._memory.load, chain)
         loaded = _first([load.result for load in loads or ()], LoadResult.LOADED)
         keys = chain.keys()
         self.tally.wrong += sum(not self._memory.holds(i, keys[i]) for i in range(loaded))
         self.tally.hits += loaded
         self.tally.misses += len(keys) - loaded
+        if loaded < len(keys) and not self.client.withholding:
+            self._left, self._left_at = self._memory.content(), time.monotonic()
         return loaded
+
+    def _check_unchanged(self) -> None:
+        """Count the pages that changed after a failed load returned, before they are reused."""
+        if self._left is None or self.client.withholding:
+            return
+        time.sleep(max(0.0, self._left_at + SETTLE - time.monotonic()))
+        left, self._left = self._left, None
+        if left != self._memory.content():
+            self.tally.changed += self._memory.changed_pages(left)
 
     @property
     def _move_limit(self) -> float:
