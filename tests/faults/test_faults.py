@@ -1,11 +1,15 @@
 """Every fault once: nothing wrong, nothing acknowledged lost, nothing hung, hits afterwards."""
 
 import pytest
+from memkv_testbed.chain_memory import ChainMemory
 from memkv_testbed.faults.base import BUDGETS, Outcome
-from memkv_testbed.faults.cluster import ENGINE
+from memkv_testbed.faults.cluster import ENGINE, NAMESPACE, PAGE_BYTES
 from memkv_testbed.faults.growth import Growth
 from memkv_testbed.faults.registry import FAULTS
 from memkv_testbed.faults.rounds import Rounds
+from minio import Minio
+
+from memkv_sglang.testing.pages import make_chain
 
 OPENS = {
     "minio: stopped",
@@ -73,3 +77,23 @@ def test_what_any_round_left_is_there_at_the_end(rounds: Rounds) -> None:
     outcome = rounds.audit()
     assert (outcome.wrong_pages, outcome.acknowledged_pages_lost, outcome.hung_calls) == (0, 0, 0)
     assert outcome.hits > 0
+
+
+def test_removed_foreign_object_is_a_violation(rounds: Rounds) -> None:
+    cluster, fault = rounds.cluster, FAULTS["bucket: odd objects"]
+    fault.inject(cluster)
+    netloc = cluster.minio.endpoint.partition("://")[2]
+    storage = Minio(netloc, *cluster.minio.root, secure=False)
+    storage.remove_object("faults", "notes/readme")
+    fault.heal(cluster)
+    violations, cluster.violations = cluster.violations, []
+    assert violations == ["removed: notes/readme"]
+
+
+def test_changed_pages_are_counted(rounds: Rounds) -> None:
+    memory = ChainMemory(rounds.cluster.disk_node.client, 4, PAGE_BYTES)
+    memory.spill(make_chain(NAMESPACE, 4, "before"))
+    before = memory.content()
+    assert memory.changed_pages(before) == 0
+    memory.spill(make_chain(NAMESPACE, 3, "after"))
+    assert memory.changed_pages(before) == 3

@@ -153,6 +153,6 @@ FAULTS = [
     _misled("503 with a wrong date", _wrong_503),
     _misled(
         "control path drips",
-        lambda: HttpFault(methods=("GET",), matching=rb"list-type|/pins/|/collector/", drip=1.0),
+        lambda: HttpFault(methods=("GET",), matching=rb"list-type|/pins/", drip=1.0),
     ),
 ]
