@@ -1,4 +1,4 @@
-"""Faults in a small cluster under traffic: what its clients saw, and what it cost the processes."""
+"""Faults in a small cluster under traffic: what clients see, and what processes leak."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ QUICK_ROUNDS = 12
 MEDIA = ("minio", "bucket", "client", "nvme", "process")
 """The order of the faults: those that end agents come last, so that these grow old first."""
 KILLS = 4
-"""One in so many rounds is a further kill of the agent at a random moment."""
+"""One in so many rounds kills the agent at a random moment instead."""
 
 
 def run(options: Options) -> Report:

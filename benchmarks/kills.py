@@ -1,4 +1,4 @@
-"""Kills of agents in mid-load with readers attached: late writes, and how long clients wait."""
+"""Agents killed in mid-load with readers attached: late writes, and how long clients wait."""
 
 import statistics
 import tempfile
@@ -16,11 +16,11 @@ KILLS = 500
 QUICK_KILLS = 10
 READERS = 4
 BUSY = 30 * MIB
-"""Bytes a second of the disk in every second kill; what is in flight then takes half a second."""
+"""Bytes per second of the disk in every second kill; requests in flight take half a second."""
 
 
 def run(options: Options) -> Report:
-    """Kill so many agents (`--rounds`), every second one while its disk is slow."""
+    """Kill agents (`--rounds`), every second one while its disk is slow."""
     kills = options.rounds or (QUICK_KILLS if options.quick else KILLS)
     report = Report("kills", "ms from the kill to the end of the call")
     outcomes: list[Kill] = []
@@ -36,7 +36,7 @@ def run(options: Options) -> Report:
             disk = disks[number % len(disks)]
             outcome = work.kill(disk, BUSY)
             outcomes.append(outcome)
-            contestant = "slow disk" if disk else "disk as it is"
+            contestant = "slow disk" if disk else "normal disk"
             report.record("agent killed in mid-load", contestant, outcome.seconds * 1e3)
     waits = [outcome.seconds * 1e3 for outcome in outcomes]
     report.figures = {

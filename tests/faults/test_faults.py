@@ -1,4 +1,4 @@
-"""Every fault once: nothing wrong, nothing acknowledged lost, nothing hung, hits afterwards."""
+"""Every fault once: no wrong, lost or changed pages, no hung calls, and hits afterwards."""
 
 import pytest
 from memkv_testbed.chain_memory import ChainMemory
@@ -24,13 +24,13 @@ OPENS = {
     "minio: redirect",
     "minio: garbage instead of HTTP",
 }
-"""Faults in which MinIO delivers nothing at all."""
+"""Faults during which MinIO delivers no page."""
 
 CIRCUIT_LIMIT = 2.0
-"""Seconds of failures after which the circuit must be open, however few they are."""
+"""Seconds after which the circuit must be open, however few calls have failed."""
 
 BUSY = 1.0
-"""Seconds that a busy machine may take beyond any limit; `benchmarks faults` counts exactly."""
+"""Extra seconds on every limit, for busy machines; `benchmarks faults` has none."""
 
 
 def assert_harmless(outcome: Outcome) -> None:
@@ -59,7 +59,7 @@ def test_agent_killed_in_mid_spill_and_mid_load(rounds: Rounds) -> None:
     assert_harmless(rounds.kill_agent(3))
 
 
-def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
+def test_agent_does_not_leak_during_faults(rounds: Rounds) -> None:
     growth = Growth()
     agents = [node.agent_pid() for node in rounds.cluster.nodes]
     for _ in range(10):
@@ -72,7 +72,7 @@ def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
     assert grown.memory_mb < 16
 
 
-def test_what_any_round_left_is_there_at_the_end(rounds: Rounds) -> None:
+def test_every_acknowledged_page_is_in_minio_at_the_end(rounds: Rounds) -> None:
     assert_harmless(rounds.run(FAULTS["minio: stopped"]))
     outcome = rounds.audit()
     assert (outcome.wrong_pages, outcome.acknowledged_pages_lost, outcome.hung_calls) == (0, 0, 0)

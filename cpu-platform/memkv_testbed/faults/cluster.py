@@ -1,4 +1,4 @@
-"""Two nodes over one MinIO behind a fault proxy: one with a disk, one with MinIO alone."""
+"""Two nodes that share a MinIO behind a fault proxy: one with a disk, one without."""
 
 import os
 import secrets
@@ -35,14 +35,14 @@ NAMESPACE = make_namespace(PAGE_BYTES)
 DISK_BYTES = 512 * MIB
 
 ENGINE = EngineConfig(breaker_open=0.5, batch_deadline=2.0, upload_attempts=1000)
-"""Shorter times than the defaults: a round is over sooner. Lookups have the default budget."""
+"""Shorter times than the defaults, for short rounds. Lookups have the default budget."""
 
 
 class Cluster:
-    """A context manager: runs from entry to exit, then leaves no process and no file.
+    """A running cluster; a context manager that leaves no process and no file behind.
 
-    `disk_node` spills to its NVMe directory and from there to MinIO; `plain_node` has MinIO alone,
-    so that its every call meets what befalls MinIO.
+    `disk_node` spills to its NVMe directory and from there to MinIO. `plain_node` has no disk, so a
+    fault of MinIO affects its every call.
     """
 
     def __init__(
@@ -52,21 +52,25 @@ class Cluster:
         engine: EngineConfig = ENGINE,
         capacity: int = DISK_BYTES // 4 * 3,
     ) -> None:
-        """Start everything; `minio` is a server that runs already, or one of the cluster's own.
+        """Start everything.
 
-        `capacity` is the NVMe tier's, in bytes.
+        Args:
+            minio: a running server; None to start one.
+            engine: settings of both nodes.
+            capacity: bytes of the NVMe tier.
+
         """
         self.home = Path(tempfile.mkdtemp(prefix="memkv-faults-", dir="/var/tmp"))
         self.nodes: list[Node] = []
         self.mounted = False
         self.seen = Tally()
-        """What the clients of a fault saw, beside those of the traffic."""
+        """What clients saw that the fault itself started."""
         self.acknowledged: list[Chain] = []
-        """What these clients stored."""
+        """Chains that these clients stored."""
         self.violations: list[str] = []
-        """Rules that were broken other than by a page: one line each."""
+        """Broken rules that do not concern a page, one line each."""
         self.commands: list[Command] = []
-        """Commands that run during the fault."""
+        """Commands that are running."""
         self.minio = minio or MinioServer()
         self._own_minio = minio is None
         try:
@@ -90,7 +94,7 @@ class Cluster:
         self.admin.user_add(self.access_key, self.secret_key)
         self.admin.attach_policy(["readwrite"], user=self.access_key)
         self.disk_fault = self.home / "disk-fault"
-        os.environ[DISK_FAULT] = str(self.disk_fault)  # clients start agents with it
+        os.environ[DISK_FAULT] = str(self.disk_fault)  # agents inherit it from their clients
         self.disk = self.home / "disk"
         self.mounted = mount_disk(self.disk)
         self.pages = self.disk / "pages"
@@ -100,7 +104,7 @@ class Cluster:
 
     def _add(self, name: str, engine: EngineConfig, nvme: NvmeConfig) -> Node:
         config = Config(
-            # Should nobody end it, an agent ends itself.
+            # An agent that is left over ends itself.
             agent=AgentConfig(
                 socket=str(self.home / f"{name}-run" / "agent.sock"), drain=0.0, idle_exit=30.0
             ),
@@ -136,13 +140,13 @@ class Cluster:
             self.violations += self.commands.pop().finish()
 
     def log(self) -> str:
-        """Return what the agents have logged."""
+        """Return the logs of all agents."""
         return "".join(
             path.read_text(errors="replace") for path in sorted(self.home.glob("*/agent.log"))
         )
 
     def close(self) -> None:
-        """End everything and remove the files."""
+        """Stop all processes and remove all files."""
         os.environ.pop(DISK_FAULT, None)
         self.finish_commands()
         for node in self.nodes:
@@ -157,7 +161,7 @@ class Cluster:
 
 
 def mount_disk(directory: Path) -> bool:
-    """Mount a small ext4 of its own at the directory; False, and a plain one, if nobody may."""
+    """Mount a small ext4 at a new directory; return False if only root may do that."""
     directory.mkdir()
     image = directory.with_suffix(".img")
     try:

@@ -7,7 +7,7 @@ from memkv_testbed.faults.cluster import Cluster
 from memkv_testbed.processes import map_readers
 
 _READERS = 4
-"""Of an agent's memory map."""
+"""Processes that read an agent's memory map."""
 
 
 def _kill_agents(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Every fault there is."""
+"""All faults, by medium and name."""
 
 from memkv_testbed.faults import bucket, client, minio, nvme, process
 from memkv_testbed.faults.base import Fault
