@@ -16,6 +16,8 @@ from benchmarks.report import Report
 
 ROUNDS = 200
 QUICK_ROUNDS = 12
+MEDIA = ("minio", "bucket", "client", "nvme", "process")
+"""The order of the faults: those that end agents come last, so that these grow old first."""
 KILLS = 4
 """One round in this many kills the agent once more at a random moment."""
 
@@ -41,11 +43,14 @@ def run(options: Options) -> Report:
 def _plan(rounds: int) -> list[Fault]:
     """Inject all faults in turn; those that kill agents come last, so that agents grow old."""
     faults = list(islice(cycle(FAULTS.values()), rounds))
-    return sorted(faults, key=lambda fault: ("minio", "nvme", "process").index(fault.medium))
+    return sorted(faults, key=lambda fault: MEDIA.index(fault.medium))
 
 
 def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
     report = Report("faults", "ms")
+    for outcome in outcomes:
+        for violation in outcome.violations:
+            report.notes.append(f"{outcome.fault}: {violation}")
     cases: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     during = [outcome for outcome in outcomes if outcome.fault != AUDIT]
     for outcome in during:
@@ -64,6 +69,7 @@ def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
             "acknowledged_pages_lost",
             "destroyed_pages",
             "hung_calls",
+            "changed_pages",
         )
     }
     report.figures = {
@@ -73,6 +79,7 @@ def _report(outcomes: Sequence[Outcome], growth: Growth, rounds: int) -> Report:
         "pages_compared": sum(outcome.hits for outcome in outcomes),
         "pages_compared_at_the_end": sum(o.hits for o in outcomes if o.fault == AUDIT),
         **totals,
+        "violations": sum(len(outcome.violations) for outcome in outcomes),
         "lookup_p99_ms": round(percentile(lookups, 0.99) * 1e3, 1),
         "over_budget_rounds": sum(outcome.lookup_p99 > most for outcome in during),
         "slowest_move_s": round(max(outcome.slowest_move for outcome in outcomes), 2),

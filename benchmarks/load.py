@@ -4,7 +4,7 @@ import msgspec
 from memkv_testbed.faults.base import percentile
 from memkv_testbed.faults.cluster import ENGINE, Cluster
 from memkv_testbed.faults.load import BACKLOG, CAPACITY, Loaded, put_under_load
-from memkv_testbed.faults.traffic import Tally
+from memkv_testbed.faults.tally import Tally
 
 from benchmarks.base import Options
 from benchmarks.report import Report

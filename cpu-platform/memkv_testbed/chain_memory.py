@@ -1,4 +1,4 @@
-"""Host memory for one chain after the other, as a server's host pool has it."""
+"""Host memory for one chain at a time, laid out like a server's host pool."""
 
 import mmap
 import os
@@ -11,14 +11,14 @@ from memkv_sglang.testing.pages import page_content
 from memkv_sglang.tiers.base import SpillResult
 
 PARTS = 2
-"""Buffers of a page, which lie apart, as keys and values do."""
+"""Buffers per page, which are not adjacent, like keys and values."""
 
 
 class ChainMemory:
-    """Registered with a client's agent; page `i` of the chain in turn lies in place `i`."""
+    """Memory registered with an agent; page `i` of the current chain is in place `i`."""
 
     def __init__(self, client: AgentClient, pages: int, page_bytes: int) -> None:
-        """Take memory for chains of up to `pages` pages."""
+        """Allocate and register memory for chains of up to `pages` pages."""
         self.client = client
         self._page_bytes = page_bytes
         self._part = page_bytes // PARTS
@@ -33,7 +33,7 @@ class ChainMemory:
             os.close(descriptor)
 
     def spill(self, chain: Chain) -> list[SpillResult]:
-        """Fill in the chain's content and spill it."""
+        """Write the chain's content to memory and spill it."""
         for i, key in enumerate(chain.keys()):
             content = page_content(key, self._page_bytes)
             for j, at in enumerate(self._places(i)):
@@ -41,14 +41,26 @@ class ChainMemory:
         return self.client.spill(chain, self._buffers(len(chain.hashes)))
 
     def load(self, chain: Chain) -> list[PageLoad]:
-        """Wipe the memory and load the chain."""
+        """Zero the memory and load the chain."""
         self._memory[:] = bytes(len(self._memory))
         return self.client.load(chain, self._buffers(len(chain.hashes)))
 
     def holds(self, place: int, key: PageKey) -> bool:
-        """Tell whether a place holds what the key demands, byte for byte."""
+        """Return whether a place holds the key's content, byte by byte."""
         there = b"".join(self._memory[at : at + self._part] for at in self._places(place))
         return there == page_content(key, self._page_bytes)
+
+    def content(self) -> bytes:
+        """Return a copy of the whole memory."""
+        return bytes(self._memory)
+
+    def changed_pages(self, before: bytes) -> int:
+        """Return how many pages differ from an earlier `content()`."""
+        now = self.content()
+        return sum(
+            any(now[at : at + self._part] != before[at : at + self._part] for at in places)
+            for places in map(self._places, range(self._region // self._part))
+        )
 
     def _places(self, index: int) -> list[int]:
         return [self._region * j + index * self._part for j in range(PARTS)]

@@ -1,8 +1,8 @@
-"""Damaged inputs for everything that reads bytes from outside: refused, or read right.
+"""Fuzzer for the parsers of outside input: damaged input is refused or read correctly.
 
-A target gives a valid input and a reader. The fuzzer damages the input in a few of the usual ways
-(bits, bytes, cuts, pieces moved or repeated) and reads it: the reader may refuse it as it says in
-its docstring, may take what is still right, and may do nothing else.
+A target provides valid inputs and a reader. The fuzzer damages an input (bits, bytes, cuts, pieces
+moved or repeated) and reads it. The reader may raise what its docstring says, or return what is
+still correct; anything else is a failure.
 """
 
 import random
@@ -34,39 +34,39 @@ from memkv_sglang.tiers.nvme.journal import (
 from memkv_sglang.tiers.nvme.segment import DamagedSegmentError, create_segment, open_segment
 
 MEMORY = "/dev/shm"  # noqa: S108 - a directory of our own is made in it
-"""Where inputs that must be files lie: a disk would be all that is measured."""
+"""Directory for inputs that must be files: on a disk, the disk would limit the fuzzer."""
 
 Read = Callable[[bytes], bool]
-"""Reads an input; whether it was taken. Asserts that what was taken is right."""
+"""Reads an input and returns whether it was accepted. Asserts that accepted input is correct."""
 
 
 def damage_one(valid: Sequence[bytes], chance: random.Random) -> bytes:
-    """Return one of the inputs, damaged."""
+    """Return a damaged copy of one of the inputs."""
     return damage(chance.choice(valid), chance)
 
 
 class Target(NamedTuple):
-    """Something that reads bytes from outside."""
+    """A parser to fuzz."""
 
     name: str
     prepare: Callable[[Path], tuple[list[bytes], Read]]
-    """Returns valid inputs and the reader; may use a directory."""
+    """Returns valid inputs and the reader; may write to the directory."""
     share: float = 1.0
-    """Part of the inputs asked for that it gets: less where an input is a file."""
+    """Share of the requested inputs that are tried: fewer if an input is a file."""
     make: Callable[[Sequence[bytes], random.Random], bytes] = damage_one
-    """Makes an input of the valid ones."""
+    """Makes an input from the valid ones."""
 
 
 class Fuzzed(NamedTuple):
-    """What came of a target."""
+    """Counts of one target."""
 
     inputs: int
     taken: int
-    """Inputs that were read as valid, and were right."""
+    """Inputs that were accepted, and correct."""
 
 
 def fuzz(target: Target, inputs: int, seed: int = 0) -> Fuzzed:
-    """Read so many damaged inputs; equal seeds, equal inputs. Raises whatever a reader raises."""
+    """Read damaged inputs; equal seeds give equal inputs. Raises what the reader raises."""
     chance = random.Random(f"{target.name} {seed}")  # noqa: S311 - not a secret
     count = max(int(inputs * target.share), 1)
     with tempfile.TemporaryDirectory(prefix="memkv-fuzz-", dir=MEMORY) as directory:
@@ -82,11 +82,11 @@ ODD_NUMBERS = (0, 1, -1, 255, 2**31, 2**32, 2**63 - 1, 2**64 - 1, -(2**63))
 ODD_FLOATS = (0.0, -0.0, 1e-300, 1e308, -1.0, float("inf"), float("-inf"), float("nan"))
 ODD_LENGTHS = (0, 1, 15, 16, 17, 31, 32, 33, 64, 65, 4096)
 DEEP = (1, 10, 100, 3000, 20_000)
-"""A nested value has to fit into the buffer of a socket, with nobody reading."""
+"""Depths of nested values, which must fit into a socket's buffer."""
 
 
 def odd_value(chance: random.Random) -> bytes:
-    """Return valid msgpack of some type, often one that nobody expects."""
+    """Return valid msgpack of some type, often an unexpected one."""
     encode = msgspec.msgpack.encode
     match chance.randrange(9):
         case 0:
@@ -113,7 +113,7 @@ def odd_value(chance: random.Random) -> bytes:
 
 
 def odd_request(requests: Sequence[protocol.Request], chance: random.Random) -> bytes:
-    """Return the frame of a request of which one or more fields are odd, missing or too many."""
+    """Return the frame of a request with wrong, missing or extra fields."""
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(chance.choice(requests)))
     encoded = [msgspec.msgpack.encode(field) for field in fields]
     for _ in range(chance.choice((1, 1, 2))):
@@ -129,7 +129,7 @@ def odd_request(requests: Sequence[protocol.Request], chance: random.Random) -> 
 
 
 def damage(content: bytes, chance: random.Random) -> bytes:
-    """Return the content with one to three of the usual damages."""
+    """Return the content with one to three random damages."""
     damaged = bytearray(content)
     for _ in range(chance.choice((1, 1, 2, 3))):
         at = chance.randrange(len(damaged) + 1)
@@ -170,11 +170,11 @@ REQUESTS: list[protocol.Request] = [
     protocol.Join(),
     protocol.Retire(),
 ]
-"""One of each kind but `Shutdown`."""
+"""One of each kind except `Shutdown`."""
 
 
 def _messages(_: Path) -> tuple[list[bytes], Read]:
-    """Messages as a connection gets them, framing included, and nothing behind them."""
+    """Messages as a connection receives them, with their framing."""
     decoder = msgspec.msgpack.Decoder(protocol.Request)
 
     def read(content: bytes) -> bool:
@@ -184,7 +184,7 @@ def _messages(_: Path) -> tuple[list[bytes], Read]:
             here.sendall(content)
             here.close()
             frame = encode_frame(channel.receive())
-            # Whatever was understood can be told again, and is the same then.
+            # An accepted message survives a round trip.
             assert encode_frame(decoder.decode(frame[HEADER_SIZE:])) == frame
         except (MessageError, ProtocolError, EOFError):
             return False
@@ -205,7 +205,7 @@ def _footers(_: Path) -> tuple[list[bytes], Read]:
         blocks.append(bytes(block))
 
     def read(content: bytes) -> bool:
-        block = content[:BLOCK].ljust(BLOCK, b"\0")  # a block is always read whole
+        block = content[:BLOCK].ljust(BLOCK, b"\0")  # blocks are always read whole
         footer = Footer.unpack(memoryview(block))
         assert footer is None or footer in footers
         return footer is not None
@@ -214,7 +214,7 @@ def _footers(_: Path) -> tuple[list[bytes], Read]:
 
 
 def _heads(_: Path) -> tuple[list[bytes], Read]:
-    """Response heads of MinIO; nothing protects them but their form and the page's checksum."""
+    """Response heads of MinIO; only their form and the page's checksum protect them."""
     heads = [
         b'HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\nETag: "0123"\r\n'
         b"x-amz-meta-memkv-format: 1\r\nx-amz-meta-memkv-length: 1048576\r\n",
@@ -260,8 +260,8 @@ def _journals(directory: Path) -> tuple[list[bytes], Read]:
             found, size = read_journal(folder)
         except JournalDamagedError:
             return False
-        # A frame may be missing at the end, where a kill tore it; damage repeats or drops frames
-        # whole, and each that is there was written so.
+        # A kill may tear off frames at the end, and damage may repeat or drop whole frames, but
+        # every frame that is read was written like that.
         assert size <= len(content)
         assert all((frame.kind, bytes(frame.payload)) in written for frame in found)
         return True

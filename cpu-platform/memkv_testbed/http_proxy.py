@@ -1,10 +1,11 @@
-"""A proxy that understands HTTP enough to fail as object stores do: in status, head or body.
+"""An HTTP proxy that fails like object stores do: in the status, the head or the body.
 
-It is real: a client's request crosses two sockets, and what it sees is what a failing server, load
-balancer or network shows. `tcp_proxy` is its neighbour for faults below HTTP.
+Requests cross two real sockets, so a client sees what a failing server, load balancer or network
+would show. For faults below HTTP see `tcp_proxy`.
 """
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -12,51 +13,58 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal, NamedTuple, Self
 
 PIECE = 16 << 10
-"""Bytes of a body that are passed on at a time."""
+"""Bytes of a body that are forwarded together."""
 
 WAIT = 0.02
-"""Seconds between two looks at whether a fault was taken away."""
+"""Seconds between checks whether a fault was removed."""
 
 
 class HttpFault(NamedTuple):
-    """What happens to every exchange. Without any field set, nothing."""
+    """What happens to each exchange; nothing if no field is set."""
 
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
-    """The requests that it meets."""
+    """Methods of the requests that it strikes."""
     answer: bytes | None = None
-    """Sent instead of what the server would say, once the request was read."""
+    """Sent once the request was read, which is not forwarded."""
+    matching: bytes = b""
+    """Regular expression: strikes only requests whose first line contains a match."""
+    every: int = 1
+    """Strikes one of so many of these requests."""
+    drip: float | None = None
+    """Seconds before each byte of a response's body."""
     rate: int | None = None
-    """Bytes of bodies in a second, of all connections together."""
+    """Bytes per second of the bodies of all connections together."""
     cut: Literal["stall", "reset", "close"] | None = None
-    """What happens in the middle of a body, either way."""
+    """What happens in the middle of a body, in either direction."""
     edit_request: Callable[[bytes], bytes] | None = None
     """Changes a request's head."""
     edit_response: Callable[[bytes], bytes] | None = None
     """Changes a response's head."""
     edit_content: Callable[[bytes], bytes] | None = None
-    """Changes each piece of a response's body; may not change its length."""
+    """Changes each piece of a response's body, but not its length."""
     surplus: bytes = b""
-    """Follows each response's body."""
+    """Sent after each response's body."""
 
 
 NO_FAULT = HttpFault()
 
 
-class _Cut(Exception):  # noqa: N818 - an end that was asked for, no error
+class _Cut(Exception):  # noqa: N818 - intended, not an error
     """The fault ends the connection."""
 
 
 class HttpFaultProxy:
     """Forwards requests on a free loopback port to a server; a context manager.
 
-    `fault` may be set at any time; bodies under way go on when it is taken away.
+    `fault` may be set at any time; bodies in transfer continue when it is removed.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        """Listen at once; connect to the server for each connection."""
+        """Listen; connect to the server once per client connection."""
         self.fault = NO_FAULT
         self.requests = 0
-        """Requests whose head came, also those that were not forwarded."""
+        """Requests received, including those that were not forwarded."""
+        self._met = 0
         self._target = (host, port)
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -72,13 +80,13 @@ class HttpFaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def listen(self) -> None:
-        """Take connections, again after `refuse` at the same port."""
+        """Accept connections; after `refuse`, on the same port again."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
         self._spawn(self._accept, self._listener)
 
     def refuse(self) -> None:
-        """Close every connection, and let the kernel refuse new ones."""
+        """Close every connection and let the kernel refuse new ones."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -119,7 +127,7 @@ class HttpFaultProxy:
         with client, socket.socket() as server:
             with self._lock:
                 self._open |= {client, server}
-                if self._closed.is_set():  # and closed those that were open before
+                if self._closed.is_set():  # `refuse` saw only the sockets before these
                     return
             with contextlib.suppress(OSError, ValueError, _Cut):
                 server.connect(self._target)
@@ -141,7 +149,7 @@ class HttpFaultProxy:
     ) -> None:
         self.requests += 1
         method = head.split(b" ", 1)[0].decode()
-        fault = self.fault if method in self.fault.methods else NO_FAULT
+        fault = self._fault_for(head, method)
         body = _body(requests, head)
         if fault.answer is not None:
             for _ in body:
@@ -157,8 +165,30 @@ class HttpFaultProxy:
         content = _answer_body(method, answer, responses)
         if fault.edit_content:
             content = map(fault.edit_content, content)
+        if fault.drip:
+            content = self._drip(content, fault)
         self._pass_on(content, client, client, fault)
         client.sendall(fault.surplus)
+
+    def _fault_for(self, head: bytes, method: str) -> HttpFault:
+        """Return the fault if it strikes this request."""
+        fault = self.fault
+        if method not in fault.methods:
+            return NO_FAULT
+        if not re.search(fault.matching, head.split(b"\r\n", 1)[0]):
+            return NO_FAULT
+        with self._lock:
+            self._met += 1
+            return fault if self._met % fault.every == 0 else NO_FAULT
+
+    def _drip(self, body: Iterator[bytes], fault: HttpFault) -> Iterator[bytes]:
+        """Yield single bytes with a pause before each, until the fault is removed."""
+        for piece in body:
+            for at in range(len(piece)):
+                if self.fault is not fault or self._closed.wait(fault.drip):
+                    yield piece[at:]
+                    break
+                yield piece[at : at + 1]
 
     def _pass_on(
         self, body: Iterator[bytes], sink: socket.socket, client: socket.socket, fault: HttpFault
@@ -176,7 +206,7 @@ class HttpFaultProxy:
             sink.sendall(piece)
 
     def _cut(self, client: socket.socket, fault: HttpFault) -> None:
-        """End the connection, or hold it up until the fault is taken away."""
+        """End the connection, or stall it until the fault is removed."""
         while fault.cut == "stall":
             if self.fault is not fault or self._closed.wait(WAIT):
                 return
@@ -186,7 +216,7 @@ class HttpFaultProxy:
 
 
 def _read_head(stream: BinaryIO) -> bytes:
-    """Return a head with its empty line; nothing at the end of the stream."""
+    """Return a head including its empty line; empty at the end of the stream."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = stream.readline()
@@ -197,7 +227,7 @@ def _read_head(stream: BinaryIO) -> bytes:
 
 
 def header(head: bytes, name: bytes) -> bytes:
-    """Return the value of a header field, empty where there is none."""
+    """Return the value of a header field; empty if it is missing."""
     for line in head.split(b"\r\n")[1:]:
         field, _, value = line.partition(b":")
         if field.lower() == name:
@@ -219,7 +249,7 @@ def _body(stream: BinaryIO, head: bytes) -> Iterator[bytes]:
 
 
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield a chunked body as it came, its framing included."""
+    """Yield a chunked body unchanged, including its framing."""
     while True:
         line = stream.readline()
         rest = stream.read(int(line.split(b";")[0], 16) + 2)

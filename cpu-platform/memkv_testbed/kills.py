@@ -1,4 +1,4 @@
-"""Kills of agents in mid-load while others read their memory maps; looks for late writes."""
+"""Kill agents in mid-load while other processes read their memory maps; detect late writes."""
 
 import os
 import random
@@ -23,43 +23,43 @@ from memkv_testbed.slow_disk import SlowDisk
 
 MIB = 1 << 20
 PAGES = 64
-"""Pages of a load, of a MiB each."""
+"""Pages per load, of 1 MiB each."""
 
 POOL = 512
-"""Pages of the pool. The agent has touched each, which makes its memory map slow to read."""
+"""Pages of the pool. The agent touches all of them, which makes its map slow to read."""
 
 QUIET = 0.25
-"""Seconds for which pages must not change. The disk is fast again by then."""
+"""Seconds during which pages must not change. The disk is unthrottled by then."""
 
 LIMIT = 60.0
-"""Seconds after which any wait is given up."""
+"""Seconds after which a wait fails."""
 
 _BLOCK = 4096
 _OURS = 0x55
 
 
 class Kill(NamedTuple):
-    """What a client saw of one."""
+    """What a client saw of one kill."""
 
     seconds: float
     """From the kill to the end of the client's call."""
     loaded: int
-    """Pages that the agent had reported as loaded: none, or the kill came too late."""
+    """Pages that were loaded; 0 unless the kill came too late."""
     withheld: bool
     """Whether the call returned before the agent's writes had ended."""
     changed: int
-    """Pages that changed although they were the client's again."""
+    """Pages that changed after the client owned them again."""
 
 
 class _Agent(NamedTuple):
     client: AgentClient
     pid: int
     number: int
-    """Of the pool."""
+    """Number of the pool."""
 
 
 class Kills:
-    """Agents over one directory, each of them killed once."""
+    """Starts one agent after the other on one directory and kills each."""
 
     def __init__(self, home: Path, *, readers: int, limit: float = CALL_LIMIT) -> None:
         """Fill a directory with pages.
@@ -87,7 +87,7 @@ class Kills:
         rate: int | None = None,
         look: Callable[[], None] | None = None,
     ) -> Kill:
-        """Kill an agent while its requests are on the disk, which reads `rate` bytes a second.
+        """Kill an agent while its requests are on the disk, which reads `rate` bytes per second.
 
         `look` is called as soon as the process has ended.
         """
@@ -114,7 +114,7 @@ class Kills:
 
     @contextmanager
     def _agent(self) -> Iterator[_Agent]:
-        """Start an agent that has touched the whole pool; end it if nobody did."""
+        """Run an agent that has touched the whole pool; end it if it is still alive."""
         start_agent(self._config)
         client = AgentClient(self._config, start=False, limit=self._limit)  # starts no other
         try:
@@ -136,7 +136,7 @@ class Kills:
 
 
 class _Load(threading.Thread):
-    """A load whose pages are used at once when they are the client's again."""
+    """A load in a thread, which overwrites the pages as soon as the client owns them again."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Load(threading.Thread):
         self._free.set()
 
     def count_changes(self) -> int:
-        """Wait until the pages are the client's; return how many change after that."""
+        """Wait until the client owns the pages; return how many change after that."""
         if not self._free.wait(LIMIT):
             raise TimeoutError("the pages stayed withheld")
         time.sleep(QUIET)
@@ -183,7 +183,7 @@ class _Load(threading.Thread):
 
 @contextmanager
 def _limited(disk: SlowDisk | None) -> Iterator[None]:
-    """Lift the limit at the end, whatever happened."""
+    """Lift the limit at the end, even after an exception."""
     try:
         yield
     finally:
@@ -197,6 +197,6 @@ def _wait_for_process(pid: int) -> None:
 
 
 def _bytes_read(pid: int) -> int:
-    """Return what a process has asked of disks so far; a request counts when it is sent."""
+    """Return the bytes that a process has requested from disks so far."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])

@@ -1,4 +1,4 @@
-"""A disk that is slow, or does not answer, for some processes: the kernel's own throttle.
+"""A disk that is slow or hangs for some processes, throttled by the kernel.
 
 Needs root and the blkio controller of cgroup v1, or the io controller of v2.
 """
@@ -13,14 +13,14 @@ from typing import Self
 _V1 = Path("/sys/fs/cgroup/blkio")
 _V2 = Path("/sys/fs/cgroup")
 HUNG = 1
-"""Bytes a second at which no request ends before the limit is lifted."""
+"""Bytes per second so few that no request ends before the limit is lifted."""
 
 
 class SlowDisk:
-    """Limits the reads that some processes make of one directory's disk."""
+    """Limits how fast some processes read from one directory's disk."""
 
     def __init__(self, directory: Path) -> None:
-        """Make a control group without limits. Raises `OSError` where there is none to be had."""
+        """Make a control group without limits. Raises `OSError` if that is not possible."""
         self._device = _device(directory)
         self._v1 = (_V1 / "blkio.throttle.read_bps_device").exists() or (
             _V1 / "cgroup.procs"
@@ -33,11 +33,11 @@ class SlowDisk:
             raise
 
     def add(self, pid: int) -> None:
-        """Limit what the process reads from now on, and its children."""
+        """Limit the process and its future children."""
         (self._group / "cgroup.procs").write_text(str(pid))
 
     def limit_reads(self, rate: int | None) -> None:
-        """Set bytes a second, None for no limit; what waits goes on at the new rate."""
+        """Set bytes per second, None for no limit; also applies to waiting requests."""
         if self._v1:
             name, text = "blkio.throttle.read_bps_device", f"{self._device} {rate or 0}"
         else:
@@ -45,13 +45,13 @@ class SlowDisk:
         (self._group / name).write_text(text)
 
     def close(self) -> None:
-        """Lift the limit, and remove the group, whose processes go back to the root's."""
+        """Lift the limit and remove the group; its processes return to the parent group."""
         with suppress(OSError):
             self.limit_reads(None)
         for pid in (self._group / "cgroup.procs").read_text().split():
-            with suppress(OSError):  # it has ended
+            with suppress(OSError):  # the process has ended
                 (self._group.parent / "cgroup.procs").write_text(pid)
-        with suppress(OSError):  # zombies keep it
+        with suppress(OSError):  # zombies keep the group
             self._group.rmdir()
 
     def __enter__(self) -> Self:
@@ -67,7 +67,7 @@ class SlowDisk:
 
 
 def _device(directory: Path) -> str:
-    """Return the numbers of the whole disk that a directory is on."""
+    """Return major and minor number of the whole disk that holds a directory."""
     number = directory.stat().st_dev
     sys = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True)
     if (sys / "partition").exists():

@@ -1,6 +1,6 @@
-"""A TCP proxy that cuts, stalls, drips or slows down on command, for all that uses a network.
+"""A TCP proxy that cuts, stalls, drips or slows down connections on demand.
 
-It is real: bytes cross two sockets, and what one side sees is what a failing network shows.
+Bytes cross two real sockets, so each side sees what it would see of a failing network.
 """
 
 import contextlib
@@ -15,30 +15,30 @@ from typing import Literal, NamedTuple, Self
 CHUNK = 64 << 10
 
 DRIP = 0.02
-"""Seconds between two dripped bytes."""
+"""Seconds between dripped bytes."""
 
 
 class Fault(NamedTuple):
-    """What happens to each connection once so many more bytes of a direction went through."""
+    """A fault that strikes each connection after some more bytes in one direction."""
 
     action: Literal["close", "reset", "stall", "drip"]
     after: int = 0
     direction: Literal["request", "response"] = "response"
     once: bool = False
-    """Whether it is taken away once it has struck."""
+    """Whether it is removed after it has struck once."""
 
 
 class TcpProxy:
     """Forwards connections on a free loopback port to a server; a context manager.
 
-    `fault`, `reply` and `rate` may be set at any time and hold for open connections too. A stalled
-    or dripping connection goes on when its fault is taken away. With a `reply`, requests are not
-    forwarded: whatever arrives is answered by it. `rate` bounds the bytes a second of all
-    responses together, as a narrow line does.
+    `fault`, `reply` and `rate` may be set at any time and apply to open connections too. A stalled
+    or dripping connection continues when its fault is removed. With a `reply`, nothing is
+    forwarded: the proxy sends it whenever bytes arrive. `rate` limits the bytes per second of all
+    responses together.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        """Listen at once; connect to the server for each connection."""
+        """Listen; connect to the server once per client connection."""
         self.fault: Fault | None = None
         self.reply: bytes | None = None
         self.rate: float | None = None
@@ -61,7 +61,7 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many connections of clients are open."""
+        """Number of open client connections."""
         with self._lock:
             return len(self._open)
 
@@ -72,21 +72,21 @@ class TcpProxy:
         self.close()
 
     def drop_connections(self) -> None:
-        """Close every connection, as a server does with idle ones."""
+        """Close every connection, as servers close idle ones."""
         with self._lock:
             for client in self._open:
                 _shut(client)
 
     def forget_connections(self) -> None:
-        """Swallow all further bytes of the open connections, as a balancer does with idle ones.
+        """Discard all further bytes of the open connections, like a balancer that forgot them.
 
-        Neither side is told. New connections work.
+        Neither side notices. New connections work.
         """
         with self._lock:
             self._forgotten |= self._open
 
     def close(self) -> None:
-        """Close everything, wait for the threads; idempotent."""
+        """Close everything and wait for the threads; idempotent."""
         self._closed.set()
         _shut(self._listener)
         self._listener.close()
@@ -120,7 +120,7 @@ class TcpProxy:
                 self._forgotten.discard(client)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward both ways in one thread until a side ends, so that a reset is one at once."""
+        """Forward both ways until one side ends, in one thread, so that a reset passes at once."""
         sinks = {client: ("request", server), server: ("response", client)}
         fault, room = None, 0
         while True:
@@ -148,7 +148,7 @@ class TcpProxy:
                     sink.sendall(data)
 
     def _take_the_line(self, seconds: float) -> None:
-        """Wait until what was sent before is through, and for so long then."""
+        """Wait for the bytes queued before, then for these."""
         with self._lock:
             self._line_is_free = max(time.monotonic(), self._line_is_free) + seconds
             wait = self._line_is_free - time.monotonic()
@@ -157,7 +157,10 @@ class TcpProxy:
     def _survives(
         self, fault: Fault, rest: bytes, client: socket.socket, sink: socket.socket
     ) -> bool:
-        """Do what the fault says; stalled or dripping bytes go on when it is taken away."""
+        """Apply the fault; return False if it ends the connection.
+
+        Stalled or dripping bytes are sent when it is removed.
+        """
         if fault.once:
             self.fault = None
         if fault.action == "reset":  # closing with this option sends RST instead of FIN

@@ -155,15 +155,18 @@ def test_faults_are_added_up() -> None:
         acknowledged_pages_lost=2,
         destroyed_pages=3,
         hung_calls=4,
+        changed_pages=5,
+        violations=["removed: notes/readme"],
         lookups=[0.01] * 98 + [0.5] * 2,
         slowest_move=2.5,
         circuit_opened=0.5,
         first_hit=1.5,
     )
-    without = Outcome("b", 10, 30, 0, 0, 9, 0, 0, 0, [0.02] * 300, 0.1, None, 0.25)
+    without = Outcome("b", 10, 30, 0, 0, 9, 0, 0, 0, 0, (), [0.02] * 300, 0.1, None, 0.25)
     audit = without._replace(fault=AUDIT, acknowledged_pages=0, lookups=(), hits=19)
     report = faults._report([with_harm, without, without, audit], growth, rounds=3)
     assert AUDIT not in report.runs
+    assert report.notes == ["a: removed: notes/readme"]
     assert report.figures == {
         "rounds": 3,
         "faults_injected": 3,
@@ -176,6 +179,8 @@ def test_faults_are_added_up() -> None:
         "acknowledged_pages_lost": 2,
         "destroyed_pages": 3,
         "hung_calls": 4,
+        "changed_pages": 5,
+        "violations": 1,
         "lookup_p99_ms": 20.0,
         "over_budget_rounds": 1,
         "slowest_move_s": 2.5,

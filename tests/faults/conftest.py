@@ -1,4 +1,4 @@
-"""One cluster for all faults of a run."""
+"""One cluster for all faults of a test run."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Random histories of clients that call at one time, with the agent killed in between."""
+"""Random histories of concurrent clients, with the agent killed in between."""
 
 import itertools
 from collections import defaultdict
@@ -46,7 +46,7 @@ _histories = itertools.count()
 
 
 class ConcurrentClients(RuleBasedStateMachine):
-    """Between steps the model is exact; within one, a page spilled may be there or not yet."""
+    """The model is exact between steps; within a step a spilled page may or may not be found."""
 
     def __init__(self, node: Node, memories: Sequence[ChainMemory]) -> None:
         super().__init__()

@@ -1,11 +1,15 @@
-"""Every fault once: nothing wrong, nothing acknowledged lost, nothing hung, hits afterwards."""
+"""Every fault once: no wrong, lost or changed pages, no hung calls, and hits afterwards."""
 
 import pytest
+from memkv_testbed.chain_memory import ChainMemory
 from memkv_testbed.faults.base import BUDGETS, Outcome
-from memkv_testbed.faults.cluster import ENGINE
+from memkv_testbed.faults.cluster import ENGINE, NAMESPACE, PAGE_BYTES
 from memkv_testbed.faults.growth import Growth
 from memkv_testbed.faults.registry import FAULTS
 from memkv_testbed.faults.rounds import Rounds
+from minio import Minio
+
+from memkv_sglang.testing.pages import make_chain
 
 OPENS = {
     "minio: stopped",
@@ -20,13 +24,13 @@ OPENS = {
     "minio: redirect",
     "minio: garbage instead of HTTP",
 }
-"""Faults in which MinIO delivers nothing at all."""
+"""Faults during which MinIO delivers no page."""
 
 CIRCUIT_LIMIT = 2.0
-"""Seconds of failures after which the circuit must be open, however few they are."""
+"""Seconds after which the circuit must be open, however few calls have failed."""
 
 BUSY = 1.0
-"""Seconds that a busy machine may take beyond any limit; `benchmarks faults` counts exactly."""
+"""Extra seconds on every limit, for busy machines; `benchmarks faults` has none."""
 
 
 def assert_harmless(outcome: Outcome) -> None:
@@ -34,6 +38,8 @@ def assert_harmless(outcome: Outcome) -> None:
     assert outcome.wrong_pages == 0
     assert outcome.acknowledged_pages_lost == 0
     assert outcome.hung_calls == 0
+    assert outcome.changed_pages == 0
+    assert outcome.violations == ()
     assert outcome.hits > 0
     assert outcome.lookups
     assert outcome.lookup_p99 <= BUDGETS * ENGINE.lookup_budget + BUSY
@@ -53,7 +59,7 @@ def test_agent_killed_in_mid_spill_and_mid_load(rounds: Rounds) -> None:
     assert_harmless(rounds.kill_agent(3))
 
 
-def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
+def test_agent_does_not_leak_during_faults(rounds: Rounds) -> None:
     growth = Growth()
     agents = [node.agent_pid() for node in rounds.cluster.nodes]
     for _ in range(10):
@@ -66,8 +72,28 @@ def test_agent_keeps_nothing_of_a_fault(rounds: Rounds) -> None:
     assert grown.memory_mb < 16
 
 
-def test_what_any_round_left_is_there_at_the_end(rounds: Rounds) -> None:
+def test_every_acknowledged_page_is_in_minio_at_the_end(rounds: Rounds) -> None:
     assert_harmless(rounds.run(FAULTS["minio: stopped"]))
     outcome = rounds.audit()
     assert (outcome.wrong_pages, outcome.acknowledged_pages_lost, outcome.hung_calls) == (0, 0, 0)
     assert outcome.hits > 0
+
+
+def test_removed_foreign_object_is_a_violation(rounds: Rounds) -> None:
+    cluster, fault = rounds.cluster, FAULTS["bucket: odd objects"]
+    fault.inject(cluster)
+    netloc = cluster.minio.endpoint.partition("://")[2]
+    storage = Minio(netloc, *cluster.minio.root, secure=False)
+    storage.remove_object("faults", "notes/readme")
+    fault.heal(cluster)
+    violations, cluster.violations = cluster.violations, []
+    assert violations == ["removed: notes/readme"]
+
+
+def test_changed_pages_are_counted(rounds: Rounds) -> None:
+    memory = ChainMemory(rounds.cluster.disk_node.client, 4, PAGE_BYTES)
+    memory.spill(make_chain(NAMESPACE, 4, "before"))
+    before = memory.content()
+    assert memory.changed_pages(before) == 0
+    memory.spill(make_chain(NAMESPACE, 3, "after"))
+    assert memory.changed_pages(before) == 3

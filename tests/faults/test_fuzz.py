@@ -1,4 +1,4 @@
-"""Damaged bytes from outside: refused or read right. `python -m benchmarks fuzz` tries millions."""
+"""Damaged input is refused or read correctly. `python -m benchmarks fuzz` tries millions."""
 
 import pytest
 from memkv_testbed.fuzz import TARGETS, Target, fuzz

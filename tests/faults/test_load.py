@@ -1,4 +1,4 @@
-"""Sixty-four clients at full rate: `python -m benchmarks load` does it for ten minutes."""
+"""64 clients at full rate for ten seconds; `python -m benchmarks load` takes ten minutes."""
 
 from collections.abc import Iterator
 

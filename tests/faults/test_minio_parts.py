@@ -1,4 +1,4 @@
-"""A MinIO of several drives or servers that loses one: its pages stay."""
+"""A MinIO with several drives or servers keeps its pages when it loses one."""
 
 import time
 import uuid
@@ -54,7 +54,7 @@ def test_four_drives_without_one_keep_serving() -> None:
 
 
 def test_two_servers_without_one_fail_softly() -> None:
-    """Half of the drives are no quorum: what cannot be had is a miss, and soon."""
+    """Half of the drives are no quorum, so pages are misses within the deadline."""
     with TwoServers() as pair, opened(pair.endpoint, pair.servers[0]) as tier:
         before = chain("before").keys()
         wait_until(lambda: set(spill(tier, before)) <= KEPT)  # both know each other then

@@ -1,1 +1,1 @@
-"""Faults on purpose: a small cluster under traffic, what can befall it, and what clients saw."""
+"""Fault injection: a small cluster under traffic, its faults, and what its clients see."""

@@ -1,4 +1,4 @@
-"""What a fault is, and what came of one."""
+"""A fault, and the outcome of a round with it."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -7,24 +7,24 @@ from memkv_testbed.faults.cluster import Cluster
 
 
 class Fault(NamedTuple):
-    """Something that befalls a cluster under traffic, and its end."""
+    """A fault that strikes a cluster under traffic."""
 
     name: str
-    medium: Literal["minio", "nvme", "process"]
+    medium: Literal["minio", "bucket", "client", "nvme", "process"]
     inject: Callable[[Cluster], object]
     heal: Callable[[Cluster], object]
     after_flush: bool = False
-    """Whether it strikes the disk's copies, so that every page reaches MinIO before and after."""
+    """Whether it damages copies on the disk, so every page must reach MinIO before and after."""
     destroys: bool = False
-    """Whether MinIO's copies are as good as damaged, and set aside, so that pages may be gone."""
+    """Whether MinIO's copies look damaged and are quarantined, so pages may be lost."""
 
 
 def leave_alone(cluster: Cluster) -> None:
-    """Heal nothing: the agent and its clients cope by themselves."""
+    """Heal nothing: the agent and its clients recover by themselves."""
 
 
 BUDGETS = 1.5
-"""So many lookup budgets may the 99th percentile of a round's lookups last."""
+"""Limit of the 99th percentile of a round's lookups, in lookup budgets."""
 
 
 class Outcome(NamedTuple):
@@ -33,24 +33,28 @@ class Outcome(NamedTuple):
     fault: str
     calls: int
     hits: int
-    """Pages that loads delivered, each compared byte for byte."""
+    """Pages that were loaded, each compared byte by byte."""
     misses: int
-    """Pages that loads of what had been acknowledged did not deliver."""
+    """Acknowledged pages that a load did not deliver."""
     wrong_pages: int
     acknowledged_pages: int
     acknowledged_pages_lost: int
     destroyed_pages: int
-    """Acknowledged pages that went with the copies that the fault destroyed."""
+    """Acknowledged pages whose only copy the fault destroyed."""
     hung_calls: int
-    """Calls beyond their limit, and calls that raised."""
+    """Calls that exceeded their limit or raised."""
+    changed_pages: int
+    """Pages that changed after the call that failed to load them had returned."""
+    violations: Sequence[str]
+    """Other broken rules, one line each: a foreign object removed, a bad request accepted, ..."""
     lookups: Sequence[float]
     """Seconds of each lookup."""
     slowest_move: float
     """Seconds of the slowest load or spill."""
     circuit_opened: float | None
-    """Seconds from the fault until the circuit around MinIO was open; None if it stayed closed."""
+    """Seconds from the fault until MinIO's circuit opened; None if it stayed closed."""
     first_hit: float
-    """Seconds from the fault's end until both nodes delivered a page again."""
+    """Seconds from the end of the fault until both nodes loaded a page again."""
 
     @property
     def lookup_p99(self) -> float:
@@ -59,5 +63,5 @@ class Outcome(NamedTuple):
 
 
 def percentile(seconds: Sequence[float], share: float) -> float:
-    """Return what this share of the values stays under; 0 if there is none."""
+    """Return the value below which this share of the values lies; 0 for no values."""
     return sorted(seconds)[int(len(seconds) * share)] if seconds else 0.0

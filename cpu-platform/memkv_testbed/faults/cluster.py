@@ -1,4 +1,4 @@
-"""Two nodes over one MinIO behind a fault proxy: one with a disk, one with MinIO alone."""
+"""Two nodes that share a MinIO behind a fault proxy: one with a disk, one without."""
 
 import os
 import secrets
@@ -21,9 +21,12 @@ from memkv_sglang.config.schema import (
     MinioConfig,
     NvmeConfig,
 )
+from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_namespace
+from memkv_testbed.faults.command import Command
 from memkv_testbed.faults.faulty_agent import DISK_FAULT
 from memkv_testbed.faults.node import Node
+from memkv_testbed.faults.tally import Tally
 from memkv_testbed.http_proxy import HttpFaultProxy
 from memkv_testbed.minio_server import MinioServer
 
@@ -32,14 +35,14 @@ NAMESPACE = make_namespace(PAGE_BYTES)
 DISK_BYTES = 512 * MIB
 
 ENGINE = EngineConfig(breaker_cooldown=0.5, batch_deadline=2.0, upload_attempts=1000)
-"""Shorter times than the defaults: a round is over sooner. Lookups have the default budget."""
+"""Shorter times than the defaults, for short rounds. Lookups have the default budget."""
 
 
 class Cluster:
-    """A context manager: runs from entry to exit, then leaves no process and no file.
+    """A running cluster; a context manager that leaves no process and no file behind.
 
-    `disk_node` spills to its NVMe directory and from there to MinIO; `plain_node` has MinIO alone,
-    so that its every call meets what befalls MinIO.
+    `disk_node` spills to its NVMe directory and from there to MinIO. `plain_node` has no disk, so a
+    fault of MinIO affects its every call.
     """
 
     def __init__(
@@ -49,13 +52,25 @@ class Cluster:
         engine: EngineConfig = ENGINE,
         capacity: int = DISK_BYTES // 4 * 3,
     ) -> None:
-        """Start everything; `minio` is a server that runs already, or one of the cluster's own.
+        """Start everything.
 
-        `capacity` is the NVMe tier's, in bytes.
+        Args:
+            minio: a running server; None to start one.
+            engine: settings of both nodes.
+            capacity: bytes of the NVMe tier.
+
         """
         self.home = Path(tempfile.mkdtemp(prefix="memkv-faults-", dir="/var/tmp"))
         self.nodes: list[Node] = []
         self.mounted = False
+        self.seen = Tally()
+        """What clients saw that the fault itself started."""
+        self.acknowledged: list[Chain] = []
+        """Chains that these clients stored."""
+        self.violations: list[str] = []
+        """Broken rules that do not concern a page, one line each."""
+        self.commands: list[Command] = []
+        """Commands that are running."""
         self.minio = minio or MinioServer()
         self._own_minio = minio is None
         try:
@@ -79,7 +94,7 @@ class Cluster:
         self.admin.user_add(self.access_key, self.secret_key)
         self.admin.attach_policy(["readwrite"], user=self.access_key)
         self.disk_fault = self.home / "disk-fault"
-        os.environ[DISK_FAULT] = str(self.disk_fault)  # clients start agents with it
+        os.environ[DISK_FAULT] = str(self.disk_fault)  # agents inherit it from their clients
         self.disk = self.home / "disk"
         self.mounted = mount_disk(self.disk)
         self.pages = self.disk / "pages"
@@ -89,7 +104,7 @@ class Cluster:
 
     def _add(self, name: str, engine: EngineConfig, nvme: NvmeConfig) -> Node:
         config = Config(
-            # Should nobody end it, an agent ends itself.
+            # An agent that is left over ends itself.
             agent=AgentConfig(
                 socket=str(self.home / f"{name}-run" / "agent.sock"),
                 drain_timeout=0.0,
@@ -117,15 +132,25 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def start_command(self, *arguments: str) -> None:
+        """Run `memkv` while the fault lasts; `finish_commands` waits for it."""
+        self.commands.append(Command(self.plain_node.config, *arguments))
+
+    def finish_commands(self) -> None:
+        """Wait for all commands; one that crashed or hung is a violation."""
+        while self.commands:
+            self.violations += self.commands.pop().finish()
+
     def log(self) -> str:
-        """Return what the agents have logged."""
+        """Return the logs of all agents."""
         return "".join(
             path.read_text(errors="replace") for path in sorted(self.home.glob("*/agent.log"))
         )
 
     def close(self) -> None:
-        """End everything and remove the files."""
+        """Stop all processes and remove all files."""
         os.environ.pop(DISK_FAULT, None)
+        self.finish_commands()
         for node in self.nodes:
             node.close()
         if hasattr(self, "proxy"):
@@ -138,7 +163,7 @@ class Cluster:
 
 
 def mount_disk(directory: Path) -> bool:
-    """Mount a small ext4 of its own at the directory; False, and a plain one, if nobody may."""
+    """Mount a small ext4 at a new directory; return False if only root may do that."""
     directory.mkdir()
     image = directory.with_suffix(".img")
     try:

@@ -1,9 +1,9 @@
-"""`python -m ... LOCK`: the agent, with a disk that fails as the kernel lets it fail.
+"""`python -m ... LOCK`: the agent, with a disk that fails on demand.
 
-Where the environment names a file in `DISK_FAULT` and it is there, reads and writes of pages and
-of the journal raise the error whose name it holds (EIO, ENOSPC). The system calls themselves are
-replaced, as tests of the tier do, since most machines have no device that fails on demand; AIO
-takes nothing then, and what it does not take is left to these calls.
+While the file that the environment names in `DISK_FAULT` exists, reads and writes of pages and of
+the journal raise the error that it names (EIO, ENOSPC). Most machines have no device that fails on
+demand, so the system calls are replaced. AIO then accepts no request, and the tier falls back to
+these calls.
 """
 
 import errno
@@ -23,7 +23,7 @@ CALLS = ("preadv", "pwritev", "pwrite")
 
 
 def failing(call: Callable[..., Any], control: Path) -> Callable[..., Any]:
-    """Return the system call as a failing disk has it."""
+    """Return a system call that fails while the control file exists."""
 
     def fail_or_call(*args: Any) -> Any:
         if control.exists():
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         for name in CALLS:
             setattr(os, name, failing(getattr(os, name), fault))
         Context.submit = failing(Context.submit, fault)  # type: ignore[method-assign]
-    # A disk that failed is tried again after 30 s, which would be a round's whole length.
+    # The default pause before a failed disk is retried, 30 s, is longer than a round.
     for module in (nvme_faults, space_reclaimer):
         vars(module)["PAUSE"] = 1.0
     main()

@@ -1,37 +1,37 @@
-"""Whether processes keep what they take: threads, descriptors, memory, over many rounds."""
+"""Leaks of threads, descriptors and memory over many rounds."""
 
 from collections.abc import Iterable
 
 from memkv_testbed.faults.node import Resources, resources
 
 WARM_UP = 4
-"""Samples of a process that are left out: caches and pools fill."""
+"""First samples of a process, which are ignored: caches and pools fill."""
 
 
 class Growth:
     """Compares the second half of each process's samples with the first.
 
-    What is used for a while and given back (kept-alive connections, calls under way) goes up and
-    down; what leaks is more at every moment of the second half than it ever was in the first.
+    Resources that are used and returned (idle connections, calls in flight) go up and down. A leak
+    makes every sample of the second half exceed every sample of the first.
     """
 
     def __init__(self) -> None:
-        """Begin without a process."""
+        """Begin with no samples."""
         self._samples: dict[int, list[Resources]] = {}
 
     def sample(self, pids: Iterable[int | None]) -> None:
-        """Note what the processes have now."""
+        """Record the current resources of processes."""
         for pid in pids:
             if pid is not None:
                 self._samples.setdefault(pid, []).append(resources(pid))
 
     @property
     def longest(self) -> int:
-        """Samples of the process that lived longest."""
+        """Number of samples of the longest-lived process."""
         return max(map(len, self._samples.values()), default=0)
 
     def total(self) -> Resources:
-        """Return the largest growth of any process, each resource by itself; 0 at least."""
+        """Return the largest growth of any process, per resource; at least 0."""
         grown = [
             [last - first for first, last in zip(warm, settled, strict=True)]
             for warm, settled in map(_ends, self._samples.values())
@@ -40,7 +40,7 @@ class Growth:
 
 
 def _ends(samples: list[Resources]) -> tuple[Resources, Resources]:
-    """Return the most that a process had early on, once warm, and the least that it had later."""
+    """Return the maximum of the first half and the minimum of the second, after the warm-up."""
     settled = samples[WARM_UP:]
     half = len(settled) // 2
     if not half:

@@ -1,4 +1,4 @@
-"""Many clients at full rate on one node: mixed lookups, spills and loads, every page checked."""
+"""Many clients at full rate on one node, with every page checked."""
 
 import multiprocessing
 import threading
@@ -11,45 +11,46 @@ from memkv_sglang.config.schema import MIB, Config
 from memkv_testbed.faults.base import percentile
 from memkv_testbed.faults.cluster import PAGE_BYTES, Cluster
 from memkv_testbed.faults.node import Node, Resources, resources
-from memkv_testbed.faults.traffic import LONGEST, Caller, Tally, Traffic
+from memkv_testbed.faults.tally import Tally
+from memkv_testbed.faults.traffic import LONGEST, Caller, Traffic
 
 CAPACITY = 64 * MIB
-"""Of the NVMe tier: so small that it evicts all the time."""
+"""Bytes of the NVMe tier: so few that it evicts constantly."""
 
 BACKLOG = 16 * MIB
 BATCH = LONGEST * (PAGE_BYTES + 4096)
-"""Most bytes on disk of one call's pages."""
+"""Maximum bytes on disk of one call's pages."""
 
 PROCESSES = 4
-"""Clients are spread over so many: one interpreter could not keep the agent busy."""
+"""Client processes: one interpreter could not keep the agent busy."""
 
 REMEMBERED = 50
-"""Chains that a caller asks for again."""
+"""Recent chains that a caller loads again."""
 
 SAMPLE = 0.25
-"""Seconds between two looks at the agent."""
+"""Seconds between samples of the agent."""
 
 
 class Loaded(NamedTuple):
-    """What clients and agent showed."""
+    """What the clients saw, and what the agent used."""
 
     tally: Tally
     seconds: float
     most_bytes: int
-    """Bytes that the disk held at most."""
+    """Maximum bytes on the disk."""
     most_queued: int
-    """Bytes that waited for upload at most."""
+    """Maximum bytes that waited for upload."""
     first: Resources
-    """Of the agent, once a quarter of the time was over."""
+    """Resources of the agent after a quarter of the time."""
     last: Resources
 
     def percentile(self, share: float) -> float:
-        """Return the seconds that this share of the lookups stayed under."""
+        """Return the seconds within which this share of the lookups ended."""
         return percentile(self.tally.lookups, share)
 
 
 def put_under_load(cluster: Cluster, clients: int, seconds: float) -> Loaded:
-    """Let clients of the cluster's first node work without pause for so many seconds."""
+    """Run clients on the cluster's disk node without pause for some seconds."""
     node = cluster.disk_node
     context = multiprocessing.get_context("spawn")
     pipes, workers = [], []
@@ -96,7 +97,7 @@ def _watch(node: Node, seconds: float) -> tuple[Sequence[Resources], Sequence[tu
 
 
 def _work(config: Config, number: int, clients: int, seconds: float, pipe: Connection) -> None:
-    """Run some of the clients in a process of their own."""
+    """Run some of the clients, as the main function of a process."""
     node = Node(config)
     callers = [Caller(node, f"load {number}/{i}", remember=REMEMBERED) for i in range(clients)]
     pipe.send("connected")

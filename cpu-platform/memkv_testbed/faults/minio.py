@@ -1,4 +1,4 @@
-"""What befalls MinIO, or the way to it."""
+"""Faults of MinIO and of the network to it."""
 
 import re
 import secrets
@@ -19,7 +19,7 @@ def _answer(status: str, *fields: str, code: str = "", body: bytes = b"") -> byt
 
 
 def _edit(pattern: bytes, replacement: bytes) -> Callable[[bytes], bytes]:
-    """Return a change of a head's lines."""
+    """Return a function that replaces a pattern in a response's head."""
     compiled = re.compile(pattern, re.IGNORECASE)
     return lambda head: compiled.sub(replacement, head)
 
@@ -31,13 +31,13 @@ def _shift_length(head: bytes, by: int) -> bytes:
 
 
 def _alter_somewhere(content: bytes) -> bytes:
-    """Write eight random bytes somewhere: never the same twice, which would damn the object."""
+    """Overwrite eight bytes at random: the same damage twice would condemn the object."""
     where = secrets.randbelow(max(len(content) - 8, 1))
     return content[:where] + secrets.token_bytes(8)[: len(content)] + content[where + 8 :]
 
 
 def _on_the_way(name: str, fault: HttpFault, *, destroys: bool = False) -> Fault:
-    """Return what the proxy does while the fault lasts."""
+    """Return a fault of the proxy."""
 
     def inject(cluster: Cluster) -> None:
         cluster.proxy.fault = fault

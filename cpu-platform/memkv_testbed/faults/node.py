@@ -1,4 +1,4 @@
-"""A node of the cluster: an agent that its clients start, and what the kernel knows of it."""
+"""A node of the cluster: an agent started by its clients, and the resources it uses."""
 
 import os
 import select
@@ -14,27 +14,27 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config
 
 LIMIT = 60.0
-"""Seconds after which a wait is given up."""
+"""Seconds after which a wait fails."""
 
 MODULE = "memkv_testbed.faults.faulty_agent"
-"""What clients start: an agent whose disk can be made to fail."""
+"""Module that clients start: an agent whose disk fails on demand."""
 
 FLUSH = 240.0
-"""Seconds for an upload queue to drain: thousands of small objects, each of them synced."""
+"""Seconds for an upload queue to drain: thousands of small objects, each synced."""
 
 
 class Resources(NamedTuple):
-    """What a process has."""
+    """Resources of a process."""
 
     threads: int
     descriptors: int
-    """Without those of segment files: one comes with so many pages."""
+    """Open files except segments, whose number grows with the pages."""
     memory_mb: float
-    """Resident, without shared memory: host pools are their clients'."""
+    """Resident anonymous memory; host pools belong to the clients."""
 
 
 def resources(pid: int) -> Resources:
-    """Return what a process has now."""
+    """Return the current resources of a process."""
     process = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return Resources(
@@ -46,22 +46,22 @@ def resources(pid: int) -> Resources:
 
 def _open_files(process: Path) -> Iterator[str]:
     for link in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
+        with suppress(FileNotFoundError):  # closed in the meantime
             yield str(link.readlink())
 
 
 def wait_until(condition: Callable[[], object], what: str = "", limit: float = LIMIT) -> float:
-    """Wait until the condition holds, return the seconds; raises `TimeoutError`."""
+    """Wait until the condition holds; return the seconds it took. Raises `TimeoutError`."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > limit:
-            raise TimeoutError(f"not within {limit:.0f} s: {what}")
+            raise TimeoutError(f"timed out after {limit:.0f} s: {what}")
         time.sleep(0.005)
     return time.monotonic() - began
 
 
 class Node:
-    """Clients of one node find, or start, its agent."""
+    """One node: its settings and its clients, which find or start its agent."""
 
     def __init__(self, config: Config) -> None:
         """Start the agent."""
@@ -71,7 +71,7 @@ class Node:
         self.client = self.connect()
 
     def connect(self) -> AgentClient:
-        """Return a further client, as another server of the node would have it."""
+        """Return another client, as another server of the node would use."""
         client = AgentClient(self.config, start=True, module=MODULE)
         self._clients.append(client)
         if not client.wait(LIMIT):
@@ -79,12 +79,12 @@ class Node:
         return client
 
     def agent_pid(self) -> int | None:
-        """Return the agent's process id, None while there is none."""
+        """Return the agent's process id; None while there is no agent."""
         peer = serving_peer(self.socket)
         return peer.pid if peer else None
 
     def end_agent(self, number: int = signal.SIGKILL) -> None:
-        """End the agent and wait for the end; its clients start another."""
+        """Signal the agent and wait until it has ended; its clients start another one."""
         pid = self.agent_pid()
         if pid is None:
             return
@@ -100,7 +100,7 @@ class Node:
                 os.close(pidfd)
 
     def wait_for_another(self, client: AgentClient, pid: int | None) -> None:
-        """Wait until a client has found an agent that is not the one with this process id."""
+        """Wait until a client has found an agent with another process id."""
 
         def found() -> bool:
             report = client.status()
@@ -109,16 +109,16 @@ class Node:
         wait_until(found, "another agent")
 
     def flush(self) -> None:
-        """Wait until nothing waits for upload, also over restarts of the agent."""
+        """Wait until the upload queue is empty, even if the agent restarts."""
         wait_until(lambda: self.client.flush(5.0), "the upload queue is empty", FLUSH)
 
     def breaker(self) -> str:
-        """Return the state of the circuit around MinIO; empty while there is no agent."""
+        """Return the state of MinIO's circuit; empty while there is no agent."""
         report = self.client.status()
         return report.engine.breaker if report else ""
 
     def close(self) -> None:
-        """Let every client go, so that none starts another agent, and end the agent."""
+        """Close every client, so that none starts another agent, and end the agent."""
         for client in self._clients:
             client.close()
         self.end_agent()

@@ -1,4 +1,4 @@
-"""What befalls the disk under the agent, or the files in it."""
+"""Faults of the disk under the agent, and of the files on it."""
 
 import os
 import random
@@ -18,7 +18,7 @@ MOVED = "moved"
 
 
 def _fail_calls(code: str) -> Fault:
-    """Return the disk that answers every read and write with an error."""
+    """Return a fault that makes every read and write fail."""
     return Fault(
         f"{code} from every call",
         "nvme",
@@ -29,7 +29,7 @@ def _fail_calls(code: str) -> Fault:
 
 
 def _fill_disk(cluster: Cluster) -> None:
-    """Take what is free, as another user of the disk does."""
+    """Fill the disk, as another program might."""
     with (cluster.disk / BALLAST).open("wb", buffering=0) as file:
         try:
             while True:
@@ -59,7 +59,7 @@ def _restart_agent(cluster: Cluster) -> None:
 
 
 def _set_immutable(cluster: Cluster, *, on: bool) -> None:
-    """Let nothing be made or removed in the directories: root is not bound by their modes."""
+    """Forbid changes in the directories; modes alone would not stop root."""
     directories = [cluster.pages, cluster.pages / "segments"]
     if on:
         _change_mode(directories, 0o500)
@@ -77,7 +77,7 @@ def _put_foreign_files(cluster: Cluster) -> None:
     for directory in (cluster.pages, cluster.pages / "segments", cluster.pages / "namespaces"):
         (directory / FOREIGN).write_bytes(os.urandom(BLOCK))
     (cluster.pages / "segments" / "99999999.seg").write_bytes(os.urandom(BLOCK * 3))
-    cluster.disk_node.end_agent()  # it meets them when it starts
+    cluster.disk_node.end_agent()  # the next agent finds them
 
 
 def _remove_foreign_files(cluster: Cluster) -> None:
@@ -91,7 +91,7 @@ def _segments(cluster: Cluster) -> list[Path]:
 
 
 def _flip_bits(path: Path, count: int) -> None:
-    """Flip bits anywhere in a file: header, payloads, footers, names."""
+    """Flip random bits in a file: in its header, payloads and footers."""
     size = path.stat().st_size
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -111,10 +111,10 @@ def _flip_in_segments(cluster: Cluster) -> None:
 
 
 def _flip_in_journal(cluster: Cluster) -> None:
-    """Flip in what a killed agent left, so that the next one reads it."""
+    """Flip bits in the journal of a killed agent, for the next one to read."""
     pid = cluster.disk_node.agent_pid()
     if pid is not None:
-        os.kill(pid, signal.SIGSTOP)  # nobody starts another before the flips are done
+        os.kill(pid, signal.SIGSTOP)  # so that no other agent starts during the flips
         _flip_bits(cluster.pages / "journal", 16)
         os.kill(pid, signal.SIGKILL)
 

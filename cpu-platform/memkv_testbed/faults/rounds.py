@@ -1,4 +1,4 @@
-"""One round: traffic, a fault in its middle, its end, and an account of every page."""
+"""Rounds: traffic, a fault in the middle of it, and a check of every acknowledged page."""
 
 import random
 import threading
@@ -10,36 +10,37 @@ from memkv_sglang.page import Chain
 from memkv_testbed.faults.base import Fault, Outcome
 from memkv_testbed.faults.cluster import Cluster
 from memkv_testbed.faults.node import wait_until
-from memkv_testbed.faults.traffic import Caller, Tally, Traffic
+from memkv_testbed.faults.tally import Tally
+from memkv_testbed.faults.traffic import Caller, Traffic
 
 CALLERS = 2
-"""Callers a node."""
+"""Callers per node."""
 
 BEFORE = 0.3
 """Seconds of traffic before the fault."""
 
 DURING = 0.8
-"""Seconds of traffic under the fault: longer than the stall timeout."""
+"""Seconds of traffic during the fault; longer than the stall timeout."""
 
 PATIENCE = 5.0
-"""Seconds that a page may stay missing after a round: the circuit may yet have to close."""
+"""Seconds that a page may be missing after a round: the circuit may still be open."""
 
 RECOVERY = 30.0
-"""Seconds within which every acknowledged page must be back."""
+"""Seconds within which both nodes must load a page again."""
 
 
 AUDIT = "all rounds, at the end"
-"""What the outcome of an audit has in place of a fault."""
+"""The fault's name in the outcome of an audit."""
 
 
 class Rounds:
-    """A cluster and its callers, which all rounds share."""
+    """A cluster and its callers, shared by all rounds."""
 
     def __init__(self, cluster: Cluster) -> None:
         """Connect the callers."""
         self.cluster = cluster
         self._acknowledged: list[Chain] = []
-        """What was acknowledged in the rounds so far, but for those that destroyed copies."""
+        """Chains that were acknowledged in all rounds except those that destroyed copies."""
         names = ("disk", "plain")
         self._callers = [
             Caller(node, f"{name} {i}")
@@ -65,7 +66,7 @@ class Rounds:
         return self._account(fault.name, fault.destroys, opened, first_hit)
 
     def _strike_copies(self, fault: Fault) -> tuple[float | None, float]:
-        """Inject and heal while every page is in MinIO, with traffic around that."""
+        """Inject and heal while every page is in MinIO, with traffic in between."""
         with Traffic(self._callers):
             time.sleep(BEFORE)
         self.cluster.disk_node.flush()
@@ -78,7 +79,7 @@ class Rounds:
             return opened, self._wait_for_hits()
 
     def kill_agent(self, times: int) -> Outcome:
-        """Kill the disk node's agent so often, each time at a random moment of its work."""
+        """Kill the disk node's agent several times, each time at a random moment of its work."""
         self._begin()
         first_hit = 0.0
         with Traffic(self._callers, pause=0.0):
@@ -89,7 +90,7 @@ class Rounds:
         return self._account("agent killed at random moments", False, None, first_hit)
 
     def audit(self) -> Outcome:
-        """Load from MinIO, once more, every page that any round left acknowledged."""
+        """Load every acknowledged page of all rounds once more, from MinIO."""
         self.cluster.disk_node.flush()
         auditor = self._callers[-1]
         auditor.take()
@@ -105,6 +106,8 @@ class Rounds:
             acknowledged_pages_lost=lost,
             destroyed_pages=0,
             hung_calls=seen.hung + len(seen.errors),
+            changed_pages=seen.changed,
+            violations=(),
             lookups=(),
             slowest_move=max(seen.moves, default=0.0),
             circuit_opened=None,
@@ -112,16 +115,16 @@ class Rounds:
         )
 
     def _begin(self) -> None:
-        """Forget the rounds before; let every caller have a chain to ask for."""
+        """Forget earlier rounds and spill one chain per caller."""
         for caller in (*self._callers, *self._probes):
             caller.acknowledged.clear()
             wait_until(caller.spill, "a spill")
             caller.take()
 
     def _watch_circuit(self, seconds: float) -> float | None:
-        """Ask MinIO for pages; return after how long the circuit around it was seen open.
+        """Load pages from MinIO; return the seconds until its circuit opened, None if it did not.
 
-        Lasts longer while nothing comes and it is not open yet.
+        Takes longer than `seconds` while nothing is loaded and the circuit is still closed.
         """
         probe, opened = self._probes[-1], None
         hits = probe.tally.hits
@@ -136,7 +139,7 @@ class Rounds:
         return opened
 
     def _wait_for_hits(self) -> float:
-        """Return the seconds until both nodes delivered a page."""
+        """Return the seconds until both nodes loaded a page."""
         return max(
             wait_until(lambda: _hit(probe), "a hit after the fault", RECOVERY)  # noqa: B023
             for probe in self._probes
@@ -146,16 +149,15 @@ class Rounds:
         self, name: str, destroys: bool, opened: float | None, first_hit: float
     ) -> Outcome:
         seen = self._take()
-        chains = [chain for caller in self._callers for chain in caller.acknowledged]
-        acknowledged = sum(len(chain.hashes) for chain in chains)
+        violations, self.cluster.violations = tuple(self.cluster.violations), []
+        stored = [(caller, chain) for caller in self._callers for chain in caller.acknowledged]
+        stored += [(self._callers[0], chain) for chain in self.cluster.acknowledged]
+        self.cluster.acknowledged = []
+        acknowledged = sum(len(chain.hashes) for _, chain in stored)
         if not destroys:
-            self._acknowledged += chains
+            self._acknowledged += [chain for _, chain in stored]
         patience = 0.0 if destroys else PATIENCE
-        lost = sum(
-            _missing(caller, chain, patience)
-            for caller in self._callers
-            for chain in caller.acknowledged
-        )
+        lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
         audit = self._take()
         return Outcome(
             fault=name,
@@ -167,6 +169,8 @@ class Rounds:
             acknowledged_pages_lost=0 if destroys else lost,
             destroyed_pages=lost if destroys else 0,
             hung_calls=seen.hung + audit.hung + len(seen.errors) + len(audit.errors),
+            changed_pages=seen.changed + audit.changed,
+            violations=violations,
             lookups=seen.lookups,
             slowest_move=max(seen.moves, default=0.0),
             circuit_opened=opened,
@@ -174,20 +178,20 @@ class Rounds:
         )
 
     def _take(self) -> Tally:
-        total = Tally()
+        total, self.cluster.seen = self.cluster.seen, Tally()
         for caller in (*self._callers, *self._probes):
             total += caller.take()
         return total
 
     def close(self) -> None:
-        """Let go of the agents."""
+        """Disconnect all callers."""
         for caller in (*self._callers, *self._probes):
             caller.close()
 
 
 @contextmanager
 def _loading(probe: Caller) -> Iterator[None]:
-    """Let a caller load its first chain again and again, in a thread, while the block runs."""
+    """Load the caller's first chain repeatedly in a thread while the block runs."""
     stopped = threading.Event()
 
     def load() -> None:
@@ -204,7 +208,7 @@ def _loading(probe: Caller) -> Iterator[None]:
 
 
 def _hit(probe: Caller) -> bool:
-    """Load what was stored before, or, where the fault destroyed it, what is stored now."""
+    """Load a page stored before the fault or, if the fault destroyed it, one stored now."""
     if probe.load(probe.acknowledged[0]):
         return True
     probe.spill()
@@ -212,7 +216,7 @@ def _hit(probe: Caller) -> bool:
 
 
 def _missing(caller: Caller, chain: Chain, patience: float) -> int:
-    """Return how many pages stay missing; the circuit may yet have to close."""
+    """Return how many pages are still missing after `patience` seconds."""
     with suppress(TimeoutError):
         wait_until(lambda: caller.load(chain) == len(chain.hashes), "every page", patience)
         return 0

@@ -1,11 +1,10 @@
-"""Callers like servers: they spill, look up and load without pause, and check every page."""
+"""Callers that behave like servers: they spill, look up and load, and check every page."""
 
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from memkv_sglang.config.schema import EngineConfig
@@ -15,51 +14,33 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_testbed.chain_memory import ChainMemory
 from memkv_testbed.faults.cluster import NAMESPACE, PAGE_BYTES
 from memkv_testbed.faults.node import Node
+from memkv_testbed.faults.tally import Tally
 
 LONGEST = 12
 """Pages of the longest chain."""
 
 PAUSE = 0.01
-"""Seconds between two calls of a caller, where rounds of faults are not to fill the disks."""
+"""Seconds between two calls of a caller, so that rounds of faults do not fill the disks."""
 
 T = TypeVar("T")
 
+SETTLE = 0.02
+"""Seconds after a failed load before its pages are reused: time for a late write to show."""
+
 LATE = 1.0
-"""Seconds that a busy machine may take beyond a call's limit before the call counts as hung."""
-
-
-@dataclass
-class Tally:
-    """What callers saw."""
-
-    calls: int = 0
-    hits: int = 0
-    misses: int = 0
-    wrong: int = 0
-    hung: int = 0
-    errors: list[str] = field(default_factory=list)
-    lookups: list[float] = field(default_factory=list)
-    """Seconds of each lookup."""
-    moves: list[float] = field(default_factory=list)
-    """Seconds of each load and spill."""
-
-    def __iadd__(self, other: "Tally") -> "Tally":
-        """Add another's."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
+"""Seconds over its limit after which a call counts as hung: machines are busy."""
 
 
 class Caller:
-    """One client of a node with host memory of its own. For one thread at a time."""
+    """One client of a node with its own host memory. Not thread-safe."""
 
     def __init__(
         self, node: Node, seed: str, longest: int = LONGEST, remember: int | None = None
     ) -> None:
-        """Connect; `seed` makes its chains its own. `remember` so many of them, None for all."""
+        """Connect. `seed` determines the chains; `remember` the last so many, None for all."""
         self.tally = Tally()
         self.acknowledged: deque[Chain] = deque(maxlen=remember)
-        """Prefixes each page of which was stored, as far as the caller was told."""
+        """Chains whose every page was acknowledged as stored."""
         self.client = node.connect()
         self._engine: EngineConfig = node.config.engine
         self._memory = ChainMemory(self.client, longest, PAGE_BYTES)
@@ -67,6 +48,9 @@ class Caller:
         self._seed = seed
         self._longest = longest
         self._spills = 0
+        self._left: bytes | None = None
+        """Content of the memory when the last load returned, if it failed."""
+        self._left_at = 0.0
 
     def step(self) -> None:
         """Make one call of any kind."""
@@ -79,7 +63,8 @@ class Caller:
             self.load(self._random.choice(self.acknowledged))
 
     def spill(self) -> int:
-        """Spill a chain that nobody has spilled; returns how many pages were acknowledged."""
+        """Spill a new chain; return how many of its pages were acknowledged."""
+        self._check_unchanged()
         self._spills += 1
         length = self._random.randint(1, self._longest)
         chain = make_chain(NAMESPACE, length, f"{self._seed}/{self._spills}")
@@ -90,7 +75,7 @@ class Caller:
         return kept
 
     def lookup(self, chain: Chain) -> None:
-        """Look up what was stored, behind a page that nobody has stored."""
+        """Look up a stored chain, followed by a page that was never stored."""
         stranger = make_chain(NAMESPACE, 1, f"{self._seed}/{self._spills}/never").hashes
         asked = Chain(chain.namespace, [*chain.hashes, *stranger])
         found = self._timed(self.tally.lookups, self._lookup_limit, self.client.lookup, asked)
@@ -98,14 +83,26 @@ class Caller:
             self.tally.wrong += found.length > len(chain.hashes)
 
     def load(self, chain: Chain) -> int:
-        """Load a chain and compare what came; returns how many pages did."""
+        """Load a chain and compare its pages; return how many were loaded."""
+        self._check_unchanged()
         loads = self._timed(self.tally.moves, self._move_limit, self._memory.load, chain)
         loaded = _first([load.result for load in loads or ()], LoadResult.LOADED)
         keys = chain.keys()
         self.tally.wrong += sum(not self._memory.holds(i, keys[i]) for i in range(loaded))
         self.tally.hits += loaded
         self.tally.misses += len(keys) - loaded
+        if loaded < len(keys) and not self.client.withholding:
+            self._left, self._left_at = self._memory.content(), time.monotonic()
         return loaded
+
+    def _check_unchanged(self) -> None:
+        """Count the pages that changed after a failed load returned, before they are reused."""
+        if self._left is None or self.client.withholding:
+            return
+        time.sleep(max(0.0, self._left_at + SETTLE - time.monotonic()))
+        left, self._left = self._left, None
+        if left != self._memory.content():
+            self.tally.changed += self._memory.changed_pages(left)
 
     @property
     def _move_limit(self) -> float:
@@ -122,7 +119,7 @@ class Caller:
         self.tally.calls += 1
         try:
             return call(chain)
-        except Exception as error:  # no fault of a medium may ever raise
+        except Exception as error:  # a fault must never raise
             self.tally.errors.append(repr(error))
             return None
         finally:
@@ -131,20 +128,20 @@ class Caller:
             self.tally.hung += seconds > limit + LATE
 
     def take(self) -> Tally:
-        """Return what was seen since the last time."""
+        """Return the tally since the last call."""
         tally, self.tally = self.tally, Tally()
         return tally
 
     def close(self) -> None:
-        """Let go of the agent."""
+        """Disconnect."""
         self.client.close()
 
 
 class Traffic:
-    """Lets callers work, each in a thread of its own, while the block runs."""
+    """Runs callers, each in its own thread, while the block runs."""
 
     def __init__(self, callers: Sequence[Caller], pause: float = PAUSE) -> None:
-        """Begin with the block; `pause` is in seconds, from one call of a caller to its next."""
+        """Prepare the threads; `pause` is the seconds between two calls of a caller."""
         self._pause = pause
         self._stopped = threading.Event()
         self._threads = [
@@ -167,5 +164,5 @@ class Traffic:
 
 
 def _first(results: Sequence[object] | None, *wanted: object) -> int:
-    """Return how many results at the beginning are among the wanted ones."""
+    """Return how many leading results are among the wanted ones."""
     return next((i for i, r in enumerate(results or ()) if r not in wanted), len(results or ()))

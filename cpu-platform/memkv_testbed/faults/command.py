@@ -1,0 +1,50 @@
+"""`memkv` commands that run while a fault lasts."""
+
+import os
+import subprocess
+import sys
+
+from memkv_sglang.config.schema import Config
+
+LIMIT = 90.0
+"""Seconds after which a command counts as hung: most of it is for a busy machine."""
+
+_PROGRAM = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
+
+
+class Command:
+    """A command that was started with a node's bucket, without its disk and its agent."""
+
+    def __init__(self, config: Config, *arguments: str) -> None:
+        """Start it."""
+        self._arguments = arguments
+        minio = config.minio
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, *arguments],
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "MEMKV_MINIO_ENDPOINT": minio.endpoint,
+                "MEMKV_MINIO_BUCKET": minio.bucket,
+                "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
+                "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
+                "MEMKV_COLLECTOR_MAX_AGE": "1d",
+                "MEMKV_COLLECTOR_LEASE": "5s",
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self) -> list[str]:
+        """Wait for its end; returns what it did wrong. An error in one line is no wrong."""
+        name = " ".join(self._arguments)
+        try:
+            _, errors = self._process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            return [f"memkv {name}: hung"]
+        if self._process.returncode not in (0, 1) or "Traceback" in errors:
+            return [f"memkv {name}: status {self._process.returncode}: {errors[-500:]}"]
+        return []
