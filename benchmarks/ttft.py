@@ -176,7 +176,7 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
         before = node.skipped_slow_pages()
         report.compete(CRAWLING, contestants, rounds)
         tell_medians(report, CRAWLING)
-        report.figures["ttft_declined_pages"] = node.skipped_slow_pages() - before
+        report.figures["ttft_skipped_slow_pages"] = node.skipped_slow_pages() - before
 
 
 def _let_it_learn(node: Node) -> None:

@@ -29,7 +29,7 @@ class Command:
                 "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
                 "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
                 "MEMKV_COLLECTOR_MAX_AGE": "1d",
-                "MEMKV_COLLECTOR_LEASE": "5s",
+                "MEMKV_COLLECTOR_LEASE_TTL": "5s",
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
