@@ -166,7 +166,9 @@ class ControlHttp(PoolManager):
         try:
             answer = self._ask(method, url, body, headers, deadline)
             content = answer.content
-            if preload_content:  # else the content is an object's
+            # minio-py parses errors only if they are XML, and does not preload objects.
+            is_xml = answer.status < 300 or "xml" in answer.fields.get("content-type", "")
+            if preload_content and is_xml:
                 content = parseable_xml(content)
         except (OSError, http.client.HTTPException, ValueError) as error:
             server = "://".join(urlsplit(url)[:2])

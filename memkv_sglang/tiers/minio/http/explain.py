@@ -271,7 +271,8 @@ def control_error(url: str, error: BaseException, permission: str) -> str:
             return str(refusal(status, field, body.encode(), permission))
         if isinstance(cause, ServerError):
             return str(refusal(cause.status_code, lambda _: None, b"", permission))
-    if isinstance(error, MinioException | ValueError | SyntaxError):
+    malformed = any(type(cause) is ValueError for cause in _causes(error))  # by `ControlHttp`
+    if malformed or isinstance(error, MinioException | ValueError | SyntaxError):
         problem = f"{url} sent an answer that is not S3's ({_short(error)})"
         return str(Advice(problem, _NOT_S3))
     return str(unreachable(url, error))
