@@ -144,10 +144,16 @@ class Metrics:
             registry=registry,
         )
         self.tier_pages = Gauge(
-            "memkv_tier_pages", "Pages stored in a tier", ["tier"], registry=registry
+            "memkv_tier_pages",
+            "Pages stored in a tier; 0 for MinIO, whose pages no node counts",
+            ["tier"],
+            registry=registry,
         )
         self.tier_bytes = Gauge(
-            "memkv_tier_bytes", "Bytes used by a tier", ["tier"], registry=registry
+            "memkv_tier_bytes",
+            "Bytes used by a tier; 0 for MinIO, whose bytes no node counts",
+            ["tier"],
+            registry=registry,
         )
         self.tier_capacity_bytes = Gauge(
             "memkv_tier_capacity_bytes",

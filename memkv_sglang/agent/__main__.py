@@ -1,7 +1,7 @@
-"""`python -m memkv_sglang.agent LOCK`: an agent for a program that starts it; see `launch`.
+"""`python -m memkv_sglang.agent LOCK`: the agent process that `launch` starts.
 
-Configuration as JSON on stdin, the outcome as a line on stdout, logs on stderr. `LOCK` is the
-descriptor that holds the lock on the socket's directory.
+Reads the configuration as JSON from stdin, writes one line with the outcome to stdout, and logs to
+stderr. `LOCK` is an inherited descriptor that holds the lock on the socket's directory.
 """
 
 import os
@@ -9,9 +9,9 @@ import sys
 
 
 def main() -> None:
-    """Leave the starter's process tree, then run."""
+    """Detach from the starter's process tree, then run the agent."""
     text = sys.stdin.buffer.read()
-    # The starter may kill all its descendants at its end; the agent is not to be one of them.
+    # A starter may kill all its descendants when it ends. The agent must survive that.
     if os.fork():
         os._exit(0)
     from memkv_sglang.agent.launched import run_launched

@@ -1,4 +1,4 @@
-"""Which tiers there are, and how an engine is made of them: the only place that knows."""
+"""Build the engine from the configured tiers."""
 
 import logging
 import time
@@ -20,27 +20,27 @@ log = logging.getLogger(__name__)
 
 
 def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
-    """Return an engine over the tiers that are configured; raises `ConfigError`.
+    """Return an engine with the configured tiers. Raises `ConfigError`.
 
-    A disk that does not work is left out, if there is MinIO, until the next start.
+    If MinIO is configured, a broken disk is left out until the next start.
     """
     if not config.nvme.directory and not config.minio.endpoint:
         raise ConfigError(
-            "nvme.directory, minio.endpoint: both are empty, so there is no place for pages; set "
-            "at least one of them"
+            "nvme.directory, minio.endpoint: both are empty, so pages cannot be stored; set at "
+            "least one of them"
         )
     metrics = Metrics(registry)
-    left_out: dict[str, str] = {}
-    nvme = _nvme(config, metrics, left_out) if config.nvme.directory else None
+    disabled: dict[str, str] = {}
+    nvme = _nvme(config, metrics, disabled) if config.nvme.directory else None
     try:
         minio = _minio(config, metrics, registry) if config.minio.endpoint else None
     except BaseException:
         if nvme is not None:
-            nvme.close(time.monotonic())  # nothing was used
+            nvme.close(time.monotonic())  # no calls to wait for
         raise
     uploads = minio is not None and config.minio.role == "writer"
     if nvme is not None and not uploads:
-        _forget_waiting(nvme)
+        _cancel_uploads(nvme)
     marks = nvme if uploads else None
     watcher = PinWatcher(minio, nvme) if minio is not None and nvme is not None else None
     return Engine(
@@ -51,22 +51,25 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         metrics,
         uses=minio,
         watcher=watcher,
-        left_out=left_out,
+        disabled=disabled,
     )
 
 
-def _forget_waiting(nvme: "NvmeTier") -> None:
-    """Let pages leave that waited for an upload which this node no longer does."""
+def _cancel_uploads(nvme: "NvmeTier") -> None:
+    """Let pages be evicted that an earlier run marked for upload; this node no longer uploads."""
     waiting = [page.key for page in nvme.pending()]
     if waiting:
         nvme.mark_uploaded(waiting)
-        log.warning("pages stay on this node alone", extra={"fields": {"pages": len(waiting)}})
+        log.warning(
+            "pending uploads cancelled, pages stay on this node only",
+            extra={"fields": {"pages": len(waiting)}},
+        )
 
 
-# A tier that is not configured is not imported: the agent has half a second to start.
+# Tiers are imported only if configured, because the agent must start within half a second.
 
 
-def _nvme(config: Config, metrics: Metrics, left_out: dict[str, str]) -> "NvmeTier | None":
+def _nvme(config: Config, metrics: Metrics, disabled: dict[str, str]) -> "NvmeTier | None":
     from memkv_sglang.tiers.nvme import NvmeTier
 
     try:
@@ -75,8 +78,8 @@ def _nvme(config: Config, metrics: Metrics, left_out: dict[str, str]) -> "NvmeTi
         if not config.minio.endpoint:
             raise
         metrics.call_errors.labels(NvmeTier.name, "open").inc()
-        log.error("nvme left out", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
-        left_out[NvmeTier.name] = f"{error}. The agent tries again at its next start"
+        log.error("nvme tier disabled", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
+        disabled[NvmeTier.name] = f"{error}. The agent tries again when it restarts"
         return None
 
 

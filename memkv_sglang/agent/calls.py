@@ -1,4 +1,4 @@
-"""What the agent does for each request."""
+"""Handle each kind of request."""
 
 import logging
 import os
@@ -22,16 +22,16 @@ from memkv_sglang.tiers.base import TierError
 log = logging.getLogger(__name__)
 
 EXIT_BROKEN_ENGINE = 70
-"""Exit status (EX_SOFTWARE) after a load or spill that raised."""
+"""Exit status (EX_SOFTWARE) if a load or spill raises."""
 
 OBSERVING = frozenset({protocol.Status, protocol.Settings, protocol.Retire, protocol.Shutdown})
-"""Requests of those who need not find the agent as it is later."""
+"""Requests that do not make their session count as a user of the agent."""
 
 Handler = Callable[[Session, Any, list[int]], protocol.Reply]
 
 
 class Calls:
-    """Carries requests out on the engine, in the calling thread."""
+    """Executes requests on the engine, in the calling thread."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Calls:
         *,
         launched: bool,
     ) -> None:
-        """`stop` asks the agent to end, and returns at once; `launched`: a server started it."""
+        """`stop` asks the agent to stop, without waiting. `launched`: a server started it."""
         self._engine = engine
         self._config = config
         self._sessions = sessions
@@ -71,14 +71,14 @@ class Calls:
     def answer(
         self, session: Session, request: protocol.Request, descriptors: list[int]
     ) -> protocol.Reply:
-        """Return the reply, once nothing works on the request any more. Never raises.
+        """Execute a request; return the reply when no thread uses its buffers any more.
 
-        The descriptors stay the caller's.
+        Never raises. The caller keeps ownership of the descriptors.
         """
         try:
             handler = self._handlers.get(type(request))
             if handler is None:
-                raise RequestError("the connection has a session already")  # noqa: TRY301
+                raise RequestError("this connection already has a session")  # noqa: TRY301
             if not session.joined and type(request) not in OBSERVING:
                 self._sessions.join(session)
             return handler(session, request, descriptors)
@@ -90,8 +90,8 @@ class Calls:
             fields = {"request": type(request).__name__}
             log.exception("request failed", extra={"fields": fields})
             if isinstance(request, protocol.LoadPages | protocol.SpillPages):
-                # Threads of the engine may still work on the pages, and a reply would hand these
-                # back. The end of the process is the only other thing that clients wait for.
+                # Engine threads may still use the buffers, and a reply would return them to the
+                # client. Ending the process is the only other way to release them.
                 os._exit(EXIT_BROKEN_ENGINE)
             return protocol.Refused(f"the agent failed: {error}")
 
@@ -99,7 +99,7 @@ class Calls:
         self, session: Session, request: protocol.RegisterPool, descriptors: list[int]
     ) -> protocol.Reply:
         if len(descriptors) != 1:
-            raise RequestError(f"a pool with {len(descriptors)} descriptors")
+            raise RequestError(f"a pool needs one descriptor, got {len(descriptors)}")
         session.pools.register(request.pool, request.length, descriptors[0])
         fields = {"pool": request.pool, "bytes": request.length}
         log.info("pool registered", extra={"fields": fields})
@@ -117,7 +117,7 @@ class Calls:
         try:
             namespace = Namespace.parse(request.description)
         except msgspec.MsgspecError as error:
-            raise RequestError(f"no namespace description: {error}") from None
+            raise RequestError(f"invalid namespace description: {error}") from None
         session.count_description()
         self._engine.describe(namespace)
         return protocol.Described(namespace.digest)
@@ -181,9 +181,9 @@ class Calls:
             return protocol.Refused("it was started by hand or as a service")
         try:
             self._sessions.retire()
-        except RequestError as error:  # nothing to log: the client asks again and again
+        except RequestError as error:  # not logged, because clients keep retrying
             return protocol.Refused(str(error))
-        log.info("agent retired, as a server wants other settings")
+        log.info("agent stops so that one with other settings can replace it")
         self._stop()
         return protocol.Done()
 

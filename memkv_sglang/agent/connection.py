@@ -1,4 +1,4 @@
-"""One connection of a client, served by one thread."""
+"""One client connection, served by its own thread."""
 
 import logging
 import os
@@ -22,22 +22,22 @@ from memkv_sglang.agent.wire import Channel, MessageError, ProtocolError, encode
 log = logging.getLogger(__name__)
 
 HELLO_LIMIT = 5.0
-"""Seconds in which a new connection must say hello."""
+"""Seconds for a new connection to send Hello."""
 
 SEND_LIMIT = 5.0
-"""Seconds in which a client must take something of its reply."""
+"""Seconds without progress after which sending a reply fails."""
 
 MAX_TOKEN = 64
-"""Bytes of a session's token."""
+"""Maximum length of a session token in bytes."""
 
 PAGE_CALLS = (protocol.LoadPages, protocol.SpillPages)
-"""Requests whose calls use a client's pages until the reply."""
+"""Requests that use a client's buffers until the reply."""
 
 _decoder = msgspec.msgpack.Decoder(protocol.Request)
 
 
-class Connection:
-    """Serves requests one after the other until the client closes or breaks the protocol."""
+class ClientConnection:
+    """Serves one request at a time until the client closes or violates the protocol."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class Connection:
         calls: Calls,
         sessions: Sessions,
         lifetime: Lifetime,
-        ended: Callable[["Connection"], None],
+        ended: Callable[["ClientConnection"], None],
     ) -> None:
-        """Own the socket; `ended` is called once, by the connection's own thread, at its end."""
+        """Take ownership of the socket. The connection's thread calls `ended` when it ends."""
         self._channel: Channel[protocol.Request] = Channel(sock, _decoder)
         self._channel.limit_send(SEND_LIMIT)
         self.peer = peer
@@ -57,27 +57,27 @@ class Connection:
         self._lifetime = lifetime
         self._ended = ended
         self._stopping = False
-        self._moving = threading.Lock()  # held from the begin of a load or spill to its reply
+        self._using_buffers = threading.Lock()  # held during a load or spill
         self._thread = threading.Thread(target=self._run, name="memkv-connection", daemon=True)
 
     def start(self) -> None:
-        """Serve in a thread."""
+        """Start the serving thread."""
         self._thread.start()
 
     def stop_receiving(self) -> None:
-        """Let the connection end after the call in flight, its reply included."""
+        """Finish the call in flight, including its reply, then end. Does not wait."""
         self._stopping = True
         self._channel.stop_receiving()
 
-    def wait_for_pages(self, deadline: float) -> bool:
-        """After `stop_receiving`: wait until no call uses pages; False at the deadline."""
-        ended = self._moving.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    def wait_for_buffers(self, deadline: float) -> bool:
+        """After `stop_receiving`, wait until no call uses buffers. False at the deadline."""
+        ended = self._using_buffers.acquire(timeout=max(0.0, deadline - time.monotonic()))
         if ended:
-            self._moving.release()
+            self._using_buffers.release()
         return ended
 
     def join(self, deadline: float) -> bool:
-        """Wait for the end; False at the deadline."""
+        """Wait for the thread to end. False at the deadline."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 
@@ -88,8 +88,8 @@ class Connection:
             log.debug("connection closed", extra={"fields": self.peer._asdict()})
         except (ProtocolError, OSError) as error:
             fields = {**self.peer._asdict(), "reason": str(error)}
-            log.warning("connection broken off", extra={"fields": fields})
-        except Exception:  # a defect, which must not leave the session open
+            log.warning("connection aborted", extra={"fields": fields})
+        except Exception:  # a bug, but the session must still be closed
             log.exception("connection failed")
         finally:
             self._channel.close()
@@ -106,21 +106,21 @@ class Connection:
             self._sessions.leave(session)
 
     def _serve_one(self, session: Session) -> None:
-        # A method of its own: between calls no local keeps a request's pages, thus pools, alive.
+        # A separate method, so that no local variable keeps pages (and pools) alive between calls.
         try:
             request = self._channel.receive()
         except MessageError as error:
-            log.warning("request not understood", extra={"fields": {"reason": str(error)}})
-            self._channel.send(encode_frame(protocol.Refused(f"no request: {error}")))
+            log.warning("invalid request", extra={"fields": {"reason": str(error)}})
+            self._channel.send(encode_frame(protocol.Refused(f"invalid request: {error}")))
             return
-        with self._moving if isinstance(request, PAGE_CALLS) else nullcontext():
+        with self._using_buffers if isinstance(request, PAGE_CALLS) else nullcontext():
             self._answer(session, request)
 
     def _answer(self, session: Session, request: protocol.Request) -> None:
         descriptors = self._channel.claim_descriptors()
         try:
-            if self._stopping:  # the engine may be closed already
-                reply: protocol.Reply = protocol.Refused("the agent is about to end")
+            if self._stopping:  # the engine may already be closed
+                reply: protocol.Reply = protocol.Refused("the agent is stopping")
             else:
                 reply = self._calls.answer(session, request, descriptors)
         finally:
@@ -131,10 +131,10 @@ class Connection:
     def _greet(self) -> Session:
         hello = self._channel.receive(time.monotonic() + HELLO_LIMIT)
         if not isinstance(hello, protocol.Hello):
-            raise ProtocolError("no hello")
+            raise ProtocolError("the first message is not Hello")
         if hello.version != protocol.PROTOCOL_VERSION:
             self._channel.send(encode_frame(protocol.Welcome(protocol.PROTOCOL_VERSION)))
-            raise EOFError  # nothing to log: the client says so, and tries again and again
+            raise EOFError  # not logged: the client logs it, and keeps retrying
         try:
             return self._sessions.enter(_token(hello.session), self.peer.pid)
         except RequestError as error:
@@ -146,7 +146,7 @@ class Connection:
 
 
 def _token(value: object) -> bytes:
-    """Return a session's token; raises `RequestError` for what is none."""
+    """Return a session token. Raises `RequestError` if the value is not one."""
     if not isinstance(value, bytes) or len(value) > MAX_TOKEN:
-        raise RequestError("there is no such session")
+        raise RequestError("unknown session")
     return value

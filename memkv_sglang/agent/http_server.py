@@ -11,7 +11,7 @@ from memkv_sglang.config.errors import ConfigError
 _HOST = "127.0.0.1"
 
 REQUEST_LIMIT = 5.0
-"""Seconds for a request to arrive and its answer to be taken."""
+"""Seconds for a client to send its request and receive the response."""
 
 _MAX_HEAD = 16 << 10
 
@@ -22,14 +22,14 @@ _TEXT = "text/plain; charset=utf-8"
 
 
 class HttpServer:
-    """Answers GETs, one a connection, in the event loop."""
+    """Serves GET requests in the event loop, one per connection."""
 
     def __init__(
         self, port: int, registry: CollectorRegistry, refresh: Callable[[], object]
     ) -> None:
-        """Bind; `refresh` is called before every scrape. Raises `ConfigError`."""
+        """Bind the port. Each scrape first calls `refresh`. Raises `ConfigError`."""
         self.ready = False
-        """What `/readyz` tells."""
+        """What `/readyz` reports."""
         self._registry = registry
         self._refresh = refresh
         try:
@@ -37,16 +37,16 @@ class HttpServer:
         except OSError as error:
             raise ConfigError(
                 f"agent.http_port: cannot listen on {_HOST}:{port} ({error.strerror}); "
-                "name another port, or 0 for a free one"
+                "set another port, or 0 to use a free one"
             ) from None
         self.port: int = self._socket.getsockname()[1]
 
     async def start(self) -> None:
-        """Serve, until the event loop ends."""
+        """Serve until the event loop ends."""
         self._server = await asyncio.start_server(self._serve, sock=self._socket, limit=_MAX_HEAD)
 
     def close(self) -> None:
-        """Stop listening; idempotent."""
+        """Stop listening. Idempotent."""
         self._socket.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,14 +56,14 @@ class HttpServer:
                 writer.write(_response(head, *self._answer(head)))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # its own fault, and nobody else's
+            pass  # the client's fault
         finally:
             writer.close()
 
     def _answer(self, head: bytes) -> Answer:
         method, _, rest = head.partition(b" ")
         if method not in (b"GET", b"HEAD"):
-            return "405 Method Not Allowed", _TEXT, b"only GET\n"
+            return "405 Method Not Allowed", _TEXT, b"only GET is supported\n"
         match rest.partition(b" ")[0].partition(b"?")[0]:
             case b"/healthz":
                 return "200 OK", _TEXT, b"ok\n"
@@ -74,7 +74,7 @@ class HttpServer:
             case b"/metrics":
                 self._refresh()
                 return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        return "404 Not Found", _TEXT, b"/healthz, /readyz or /metrics\n"
+        return "404 Not Found", _TEXT, b"try /healthz, /readyz or /metrics\n"
 
 
 def _response(head: bytes, status: str, content_type: str, body: bytes) -> bytes:

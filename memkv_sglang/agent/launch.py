@@ -1,4 +1,4 @@
-"""Starting an agent that outlives its starter."""
+"""Start an agent that outlives this process."""
 
 import os
 import select
@@ -17,25 +17,25 @@ from memkv_sglang.agent.paths import agent_log, locked_directory, socket_path
 from memkv_sglang.config.schema import Config
 
 START_LIMIT = 300.0
-"""Seconds for an agent to get ready: without a journal it reads the footers of perhaps millions of
-pages, some 15,000 a second. One that hangs is ended."""
+"""Seconds for an agent to become ready; after that it is killed. Without a journal it reads the
+footers of up to millions of pages, at about 15,000 per second."""
 
 MODULE = "memkv_sglang.agent"
-"""What `python -m` runs."""
+"""Module that `python -m` runs."""
 
 READY = "ready"
-"""What the agent says once clients are served; anything else is why not."""
+"""Line that the agent prints once it serves clients; any other line is an error message."""
 
 
 class StartError(Exception):
-    """The agent did not get ready. The text is its own line, or says where its log is."""
+    """The agent did not become ready. The message is the agent's own, or names its log."""
 
 
 def start_agent(config: Config, module: str = MODULE) -> bool:
-    """Start an agent unless one serves the socket; returns whether this call did.
+    """Start an agent unless one already serves the socket; return whether this call started it.
 
-    However many processes call this at a time, one agent is started. Blocks until it is ready.
-    It logs to `agent.log` beside the socket, which moves to `agent.log.1` once it is long. Raises
+    Blocks until the agent is ready. If several processes call this at once, one agent is started.
+    It logs to `agent.log` next to the socket, which is rotated to `agent.log.1`. Raises
     `StartError` and `ConfigError`.
     """
     path = socket_path(config.agent)
@@ -45,13 +45,13 @@ def start_agent(config: Config, module: str = MODULE) -> bool:
         log = agent_log(path)
         outcome = _spawn(config, module, lock, log)
     if outcome != READY:
-        raise StartError(outcome or f"the agent ended without a word; see {log}")
+        raise StartError(outcome or f"the agent ended before it was ready; see {log}")
     return True
 
 
 def _spawn(config: Config, module: str, lock: int, log: Path) -> str:
-    """Return the agent's line, or nothing if it ended without one."""
-    # -P: modules do not come from whatever directory the starter stands in.
+    """Return the line that the agent printed; empty if it ended without one."""
+    # -P: do not import modules from the current directory.
     command = [sys.executable, "-P", "-m", module, str(lock)]
     try:
         log_descriptor = open_log(log)
@@ -65,7 +65,7 @@ def _spawn(config: Config, module: str, lock: int, log: Path) -> str:
             stderr=log_descriptor,
             pass_fds=[lock],
             start_new_session=True,
-            # A server's directory for the metrics of its own processes; the agent has its own.
+            # The server's metrics directory is for its own processes.
             env={k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"},
         )
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The agent's side of `launch`: tell the starter how it went, then let go of it."""
+"""The agent's side of `launch`: report the outcome to the starter, then detach from it."""
 
 import os
 import sys
@@ -12,14 +12,14 @@ from memkv_sglang.agent.paths import agent_log, socket_path
 from memkv_sglang.config.schema import Config
 
 READY = "ready"
-"""The line that the starter reads once clients are served; any other says why not."""
+"""Line for the starter once clients are served; any other line is an error message."""
 
 
 def run_launched(text: bytes, lock: int, build: EngineBuilder = build_engine) -> int:
-    """Run the agent with the configuration in `text` (JSON); returns the exit status.
+    """Run the agent with the configuration in `text` (JSON); return the exit status.
 
-    `lock` holds the lock on the socket's directory, for the starter too. The outcome goes to
-    stdout, which then becomes stderr, the log.
+    `lock` is the descriptor that holds the lock on the socket's directory, shared with the starter.
+    The outcome is printed to stdout, which is then redirected to stderr, the log.
     """
 
     def report(problem: str) -> None:

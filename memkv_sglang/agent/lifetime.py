@@ -1,14 +1,14 @@
-"""Proof that a process can no longer write to anyone's memory.
+"""Proof that a process can no longer write to shared memory.
 
 A pidfd is not enough. It becomes readable when the process ends, but Linux AIO in flight ends only
-with the process's memory map, and whoever reads `/proc/PID/smaps` at that moment keeps the map
-alive. While a stopped debugger is attached the pidfd may not become readable at all.
+with the process's memory map, and another process that is reading `/proc/PID/smaps` keeps the map
+alive. While a stopped debugger is attached, the pidfd may not become readable at all.
 
-So the process locks a memory file and keeps only a mapping of it. The kernel tears a map down in a
+So the process locks a memfd and keeps only a mapping of it. The kernel tears down a memory map in a
 fixed order (`__mmput` in kernel/fork.c): it waits for AIO in flight, then removes the mappings, and
-with ours the lock. Each thread holds the map until it has made its last system call. Once the lock
-is gone, no thread runs and no request is in flight. The lock needs no path, so it works across
-mount and pid namespaces.
+with ours the lock. Each thread holds the map until its last system call. Once the lock is released,
+no thread runs and no request is in flight. The lock needs no path, so it works across mount and pid
+namespaces.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from memkv_sglang.shared_memory import map_until_exit
 
 
 class Lifetime:
-    """A lock that this process's memory map holds until the kernel has torn the map down."""
+    """A lock that this process's memory map holds until the kernel has torn it down."""
 
     def __init__(self) -> None:
         """Take the lock for the rest of the process's life. Raises `OSError`."""
@@ -28,15 +28,15 @@ class Lifetime:
             os.ftruncate(memory, mmap.PAGESIZE)
             fcntl.flock(memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             map_until_exit(memory, mmap.PAGESIZE)
-            # Opened again: a duplicate would belong to the same open file, and share its lock.
+            # Reopened, because a duplicate would share the open file and its lock.
             self.descriptor = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
-            """For `has_ended`, in any process."""
+            """Pass it to any process, which calls `has_ended` on it."""
         finally:
             os.close(memory)
 
 
 def has_ended(descriptor: int) -> bool:
-    """Return whether the process that made this `Lifetime` can write no more. Does not block."""
+    """Return whether the process that holds this `Lifetime` can no longer write. Never blocks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The agent's listening socket: made, replaced and removed without a race."""
+"""The agent's listening socket: created, replaced and removed without races."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ _BACKLOG = 128
 
 
 def serving_peer(path: Path) -> Peer | None:
-    """Return who listens on the socket, or None if nobody does. Does not wait for an answer."""
+    """Return the process that listens on the socket, or None. Does not wait for an answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -26,13 +26,13 @@ def serving_peer(path: Path) -> Peer | None:
 
 
 class Listener:
-    """A bound and listening socket of mode 0600 in a directory that only its owner may enter."""
+    """A listening socket with mode 0600, in a directory that only its owner can enter."""
 
     def __init__(self, path: Path, *, locked: bool, wait: bool = True) -> None:
-        """Bind, replacing a socket that nobody serves any more.
+        """Bind the socket, replacing a stale one. Raises `ConfigError`.
 
-        `locked`: the caller holds the directory's lock already; else this may `wait` for it. Raises
-        `ConfigError`.
+        `locked`: the caller already holds the directory's lock. Otherwise this takes it, and blocks
+        for it if `wait` is true.
         """
         self.path = path
         with nullcontext() if locked else locked_directory(path, wait=wait):
@@ -49,18 +49,18 @@ class Listener:
         self.socket.setblocking(False)
 
     def is_in_place(self) -> bool:
-        """Tell whether clients that connect to the path reach this listener."""
+        """Return whether clients that connect to the path reach this listener."""
         identity = _identity(self.path)
         if identity is not None and identity != self._identity:
             peer = serving_peer(self.path)
-            if peer is not None and peer.pid == os.getpid():  # somebody touched it
+            if peer is not None and peer.pid == os.getpid():  # only its mtime changed
                 self._identity = identity
         return identity == self._identity
 
     def close(self, *, locked: bool = False) -> None:
-        """Remove the socket, unless another has taken its place; idempotent.
+        """Remove the socket unless another process has replaced it. Idempotent.
 
-        `locked`: as for the constructor. Raises `ConfigError` if the lock cannot be had.
+        `locked`: as in the constructor. Raises `ConfigError` if the lock cannot be taken.
         """
         if self.socket.fileno() >= 0 and _identity(self.path) == self._identity:
             with nullcontext() if locked else locked_directory(self.path):
@@ -73,20 +73,20 @@ def _remove_stale(path: Path) -> None:
     if not os.path.lexists(path):
         return
     if not path.is_socket():
-        raise ConfigError(f"agent.socket: {path} exists and is no socket; name another path")
+        raise ConfigError(f"agent.socket: {path} exists and is not a socket; set another path")
     peer = serving_peer(path)
     if peer is not None:
         raise ConfigError(
-            f"agent.socket: another agent (pid {peer.pid}) serves {path}; end it or name another "
+            f"agent.socket: another agent (pid {peer.pid}) serves {path}; stop it or set another "
             "path"
         )
     path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what tells a file from its successor, which may get the same inode."""
+    """Return what distinguishes a file from a successor, which may reuse its inode."""
     try:
         status = path.lstat()
-    except OSError:  # gone, or in a directory that is not ours any more
+    except OSError:  # removed, or in a directory we can no longer access
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""One line an event: `time=... level=... event="..." key=value ...` (logfmt)."""
+"""Log one line per event in logfmt: `time=... level=... event="..." key=value ...`."""
 
 import logging
 import re
@@ -11,27 +11,27 @@ from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.printable import LIMIT, quoted
 
 BURST = 20
-"""Lines of one event that pass at once."""
+"""Lines of one event that may pass in a burst."""
 
 PERIOD = 30.0
-"""Seconds after which one more passes."""
+"""Seconds until one more line of the event may pass."""
 
 MAX_KIND = 200
-"""Characters by which events are told apart."""
+"""Leading characters that distinguish events."""
 
 log = logging.getLogger(__name__)
 
 EXCEPTION_LIMIT = 8000
-"""Characters of a traceback that are logged."""
+"""Maximum length of a logged traceback in characters."""
 
 _PLAIN = re.compile(r"[\w.:/+@-]+")
 
 
 class LogfmtFormatter(logging.Formatter):
-    """Message as `event`, then the record's `fields` (from `extra`), then an exception if any."""
+    """Formats the message as `event`, then `fields` from `extra`, then the exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line, whatever the values hold."""
+        """Return one line, even if values contain line breaks."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: dict[str, Any] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
@@ -48,24 +48,24 @@ class LogfmtFormatter(logging.Formatter):
 
 
 class FloodFilter(logging.Filter):
-    """Lets `BURST` lines of one event pass, then one every `PERIOD`, so that no client fills a log.
+    """Limits each event to `BURST` lines, then one per `PERIOD`, so that clients cannot fill a log.
 
-    The first line that passes afterwards says how many of its kind were left out.
+    The next line that passes has the number of suppressed ones in its field `suppressed`.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start with full bursts."""
         super().__init__()
         self._limit = LogLimit(PERIOD, BURST)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Count a line, and tell whether it may pass."""
+        """Return whether a line may pass."""
         if record.levelno <= logging.DEBUG:
             return True
-        left_out = self._limit.admit((record.name, str(record.msg)[:MAX_KIND]))
-        if left_out:
-            record.fields = {**getattr(record, "fields", {}), "left_out": left_out}
-        return left_out is not None
+        suppressed = self._limit.admit((record.name, str(record.msg)[:MAX_KIND]))
+        if suppressed:
+            record.fields = {**getattr(record, "fields", {}), "suppressed": suppressed}
+        return suppressed is not None
 
 
 def _value(value: object) -> str:
@@ -75,16 +75,16 @@ def _value(value: object) -> str:
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to stderr and says nothing if that fails: there is no place left to say it."""
+    """Writes to stderr. Ignores failures, because there is nowhere else to report them."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Drop the line."""
 
 
 def configure_logging(level: str) -> None:
-    """Send the project's events from `level` on, and everyone's warnings, to stderr.
+    """Log this project's events from `level` up, and warnings of all libraries, to stderr.
 
-    Exceptions that no code catches go the same way, so that they are limited too.
+    Uncaught exceptions in threads are logged too, so that they are rate-limited like other lines.
     """
     handler = _StderrHandler(sys.stderr)
     handler.setFormatter(LogfmtFormatter())

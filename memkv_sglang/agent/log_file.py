@@ -1,6 +1,6 @@
-"""`agent.log`, the stderr of an agent that a program starts: it stays bounded while the agent runs.
+"""Rotate `agent.log`, the stderr of an agent that a server started.
 
-Everything that writes to stderr is covered, C libraries and tracebacks included.
+This bounds everything that writes to stderr, including C libraries and tracebacks.
 """
 
 import os
@@ -11,14 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 
 LOG_LIMIT = 16 << 20
-"""Bytes after which `agent.log` becomes `agent.log.1`, which replaces the one before."""
+"""Bytes after which `agent.log` is renamed to `agent.log.1`, replacing an earlier one."""
 
-LOOK_SECONDS = 1.0
-"""How often a running agent looks at the length of its log."""
+CHECK_INTERVAL = 1.0
+"""Seconds between checks of the log's length."""
 
 
 def open_log(path: Path) -> int:
-    """Open the log for appending; a long one moves aside first. Raises `OSError`."""
+    """Rotate the log if it is long, then open it for appending. Raises `OSError`."""
     with suppress(FileNotFoundError):
         if path.stat().st_size > LOG_LIMIT:
             path.rename(path.with_name(path.name + ".1"))
@@ -26,25 +26,25 @@ def open_log(path: Path) -> int:
 
 
 def watch_log(path: Path) -> None:
-    """Rotate the log from now on, in a thread; does nothing if stderr is another file."""
+    """Start a thread that rotates the log. Does nothing if stderr is another file."""
     if _is_stderr(path):
         threading.Thread(target=_watch, args=[path], name="memkv-log", daemon=True).start()
 
 
 def _watch(path: Path) -> None:
     while True:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(CHECK_INTERVAL)
         limit_log(path)
 
 
 def limit_log(path: Path) -> None:
-    """Let stderr and stdout go to a new file if the log is long, or was moved or removed."""
+    """Redirect stderr and stdout to a new file if the log is too long, moved or removed."""
     length = os.fstat(sys.stderr.fileno()).st_size
     if length <= LOG_LIMIT and _is_stderr(path):
         return
     try:
         descriptor = open_log(path)
-    except OSError:  # the directory may be gone; then there is no other place for the lines
+    except OSError:  # the directory may be gone: keep the open file, but bounded
         if length > LOG_LIMIT:
             with suppress(OSError):
                 os.ftruncate(sys.stderr.fileno(), 0)

@@ -1,4 +1,4 @@
-"""The agent as a process: start, serve, end."""
+"""The agent process: start, serve, stop."""
 
 import asyncio
 import gc
@@ -35,31 +35,31 @@ from memkv_sglang.tiers.base import TierError
 log = logging.getLogger(__name__)
 
 CALLS_LIMIT = 8.0
-"""Seconds that loads and spills in flight get at the end; each lasts 5 at most."""
+"""Seconds to wait for loads and spills in flight when stopping. Each takes at most 5."""
 
 REPLIES_LIMIT = 2.0
-"""Seconds that other calls get once the engine is closed, which they notice."""
+"""Seconds to wait for other calls after the engine has closed, which ends them."""
 
 REPEAT_LIMIT = 1.0
-"""Seconds in which a signal is the same one again, as process managers send it to a group too."""
+"""Seconds during which a repeated signal is ignored: process managers also signal the group."""
 
 SOCKET_PERIOD = 1.0
-"""Seconds from one look at the socket's place to the next."""
+"""Seconds between checks that the socket is still in place."""
 
 REBIND_LIMIT = 10.0
-"""Seconds of trying to bind anew after which the agent ends: nobody could reach it."""
+"""Seconds of failed attempts to bind a lost socket after which the agent stops."""
 
 READY_LIMIT = 10.0
-"""Seconds after which the agent is ready even if a tier has not answered yet."""
+"""Seconds after which the agent reports ready even if a tier has not answered."""
 
 PROBE_PERIOD = 5.0
-"""Seconds from one question to the next while a tier does not work."""
+"""Seconds between probes while a tier does not work."""
 
 EXIT_CONFIG = 2
-"""Exit status after bad input."""
+"""Exit status if the configuration does not work."""
 
 EXIT_STOPPED = 1
-"""Exit status after a stop without an orderly end."""
+"""Exit status if the agent stopped without finishing."""
 
 _ACCEPT_PAUSE = 0.5
 
@@ -74,11 +74,15 @@ def run(
     report: Report | None = None,
     build: EngineBuilder = build_engine,
 ) -> int:
-    """Serve until SIGTERM, SIGINT, a client's request or idleness; returns the exit status.
+    """Serve until SIGTERM, SIGINT, a client's request or idleness; return the exit status.
 
-    `locked`: the starter holds the lock on the socket's directory. `report` is called once: with
-    an empty text when clients are served, or with the line that says why not (without it, that
-    line goes to stderr).
+    Args:
+        config: the agent's configuration.
+        locked: the starter holds the lock on the socket's directory.
+        report: called once, with an empty string when clients are served, or with a one-line error.
+            By default, errors go to stderr.
+        build: makes the engine.
+
     """
     os.umask(0o077)
     _allow_descriptors()
@@ -87,9 +91,9 @@ def run(
     try:
         asyncio.run(_serve(config, locked, report, build))
     except StoppedError:
-        log.info("agent ended before it was ready")
+        log.info("agent stopped before it was ready")
         if report is not _print_problem:
-            report("the agent was asked to end before it was ready")
+            report("the agent was stopped before it was ready")
     except (ConfigError, TierError, OSError) as error:
         report(str(error))
         return EXIT_CONFIG
@@ -97,7 +101,7 @@ def run(
 
 
 def _allow_descriptors() -> None:
-    """Take as many as the system lets us: a large disk has a thousand segments open."""
+    """Raise the limit of open files: a large disk has a thousand segments open."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -112,7 +116,7 @@ async def _serve(config: Config, locked: bool, report: Report, build: EngineBuil
     agent = Agent(config, locked, build)
     try:
         await agent.start()
-        gc.freeze()  # what is there now stays: collections during loads need not visit it
+        gc.freeze()  # these objects live forever, so collections can skip them
         report("")
         locked = False
         await agent.serve()
@@ -121,12 +125,12 @@ async def _serve(config: Config, locked: bool, report: Report, build: EngineBuil
 
 
 class Agent:
-    """All parts of the process. Lives in one event loop."""
+    """Owns all parts of the process. Runs in one event loop."""
 
     def __init__(self, config: Config, locked: bool, build: EngineBuilder) -> None:
-        """Take the socket, then build the engine. Raises `ConfigError`, with nothing left behind.
+        """Bind the socket, then build the engine. `locked`: see `run`.
 
-        `locked`: see `run`.
+        Raises `ConfigError` after cleaning up.
         """
         self._config = config.agent
         self._locked = locked
@@ -140,7 +144,7 @@ class Agent:
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._listener = Listener(socket_path(config.agent), locked=locked)
-        interrupt_at_signal(self._leave_at_once)  # building the engine blocks the event loop
+        interrupt_at_signal(self._exit_now)  # building the engine blocks the event loop
         try:
             self._http = HttpServer(config.agent.http_port, registry, self._refresh_metrics)
             self._engine = build(config, registry)
@@ -159,7 +163,7 @@ class Agent:
         self._engine.status()
 
     def status(self) -> AgentStatus:
-        """Return the state of the moment."""
+        """Return the current state."""
         sessions = self._sessions.snapshot()
         return AgentStatus(
             version=__version__,
@@ -175,14 +179,14 @@ class Agent:
         )
 
     def stop(self) -> None:
-        """Let `serve` end; from any thread."""
+        """Make `serve` return. Callable from any thread."""
         self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def start(self) -> None:
         """Accept clients and scrapes.
 
-        `/readyz` says yes once the tiers have answered a first question or failed at it (the MinIO
-        tier opens its bucket meanwhile, and lookups find nothing there), soon at the latest.
+        `/readyz` succeeds once every tier has answered or failed a first call, after `READY_LIMIT`
+        seconds at the latest. Until then, lookups may miss pages in MinIO.
         """
         await self._http.start()
         self._tasks = [
@@ -191,12 +195,12 @@ class Agent:
         ]
         if self._config.idle_exit:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
-        threading.Thread(target=self._ask_tiers, name="memkv-ready", daemon=True).start()
+        threading.Thread(target=self._probe_tiers, name="memkv-ready", daemon=True).start()
         fields = {"socket": self._listener.path, "http_port": self._http.port}
         log.info("agent ready", extra={"fields": fields})
 
-    def _ask_tiers(self) -> None:
-        """Ask once at the start, then while a tier does not work, to see when it does again."""
+    def _probe_tiers(self) -> None:
+        """Probe once at the start, then whenever a tier does not work, to notice its recovery."""
         any_page = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
         self._engine.present([any_page], READY_LIMIT)
         with suppress(RuntimeError):  # the event loop has ended
@@ -213,11 +217,11 @@ class Agent:
         if self._signalled is None:
             self._signalled = now
         elif now - self._signalled >= REPEAT_LIMIT:
-            log.warning("agent ends at once, at the second signal")
-            self._leave_at_once()
+            log.warning("agent stops immediately after a second signal")
+            self._exit_now()
         self._stopping.set()
 
-    def _leave_at_once(self) -> None:
+    def _exit_now(self) -> None:
         try:
             self.close(self._locked)
         finally:
@@ -227,14 +231,14 @@ class Agent:
         while True:
             try:
                 sock, _ = await self._loop.sock_accept(self._listener.socket)
-            except OSError as error:  # out of descriptors, or a client that was gone again
+            except OSError as error:  # out of descriptors, or the client has gone
                 log.warning("connection not accepted", extra={"fields": {"reason": str(error)}})
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             try:
                 sock.setblocking(True)
                 self._server.accept(sock)
-            except (OSError, RuntimeError) as error:  # the others are to be served all the same
+            except (OSError, RuntimeError) as error:  # keep serving other clients
                 sock.close()
                 log.warning("connection not served", extra={"fields": {"reason": str(error)}})
 
@@ -246,7 +250,7 @@ class Agent:
         self._stopping.set()
 
     async def _watch_socket(self) -> None:
-        """Bind anew where the socket is gone (a logout removes /run/user/UID), or end."""
+        """Recreate the socket if it was removed (a logout removes /run/user/UID), or stop."""
         lost: float | None = None
         while lost is None or self._loop.time() - lost < REBIND_LIMIT:
             await asyncio.sleep(SOCKET_PERIOD)
@@ -261,37 +265,43 @@ class Agent:
                 continue
             self._replace_listener(listener)
             lost = None
-        log.error("agent has lost its socket", extra={"fields": {"reason": problem}})
+        log.error(
+            "socket lost, agent stops",
+            extra={"fields": {"reason": problem}},
+        )
         self._stopping.set()
 
     def _replace_listener(self, listener: Listener) -> None:
-        gone, self._listener = self._listener, listener
+        old, self._listener = self._listener, listener
         accepting, self._tasks[0] = self._tasks[0], asyncio.create_task(self._accept())
         accepting.cancel()
-        gone.close()
+        old.close()
         if self._launched:
-            limit_log(agent_log(self._listener.path))  # which went with its directory
-        log.warning("socket was gone, bound anew", extra={"fields": {"socket": listener.path}})
+            limit_log(agent_log(self._listener.path))  # the log was removed with its directory
+        log.warning("socket was removed, recreated it", extra={"fields": {"socket": listener.path}})
 
     async def serve(self) -> None:
-        """Serve until asked to stop; then finish loads and spills, and drain the uploads."""
-        self._locked = False  # the report has released it
+        """Serve until asked to stop, then finish loads and spills, and drain the upload queue."""
+        self._locked = False  # `report` has released it
         await self._stopping.wait()
         self._ending.set()
         self._http.ready = False
         log.info("agent stopping", extra={"fields": {"drain": self._config.drain}})
-        reason = "the agent is about to end"
+        reason = "the agent is stopping"
         if not await asyncio.to_thread(self._server.stop, reason, CALLS_LIMIT):
-            log.error("loads or spills do not end", extra={"fields": {"seconds": CALLS_LIMIT}})
-            self._leave_at_once()
+            log.error(
+                "loads or spills still running, agent stops",
+                extra={"fields": {"seconds": CALLS_LIMIT}},
+            )
+            self._exit_now()
         await asyncio.to_thread(self._engine.close, self._config.drain)
         if not await asyncio.to_thread(self._server.join, REPLIES_LIMIT):
-            log.warning("calls left without a reply")
+            log.warning("calls still running, agent stops without replying to them")
         for task in self._tasks:
             task.cancel()
         self._http.close()
-        log.info("agent ended")
+        log.info("agent stopped")
 
     def close(self, locked: bool) -> None:
-        """Remove the socket; idempotent. `locked`: see `run`."""
+        """Remove the socket. Idempotent. `locked`: see `run`."""
         self._listener.close(locked=locked)

@@ -1,4 +1,4 @@
-"""Where the agent's socket is, and the lock that decides who makes it."""
+"""Find the agent's socket and lock its directory."""
 
 import fcntl
 import os
@@ -14,38 +14,37 @@ from memkv_sglang.config.schema import AgentConfig
 from memkv_sglang.flocks import describe_holder
 
 LOCK_LIMIT = 30.0
-"""Seconds to wait for another process that is starting an agent."""
+"""Seconds to wait while another process starts an agent."""
 
 _LOCK_PAUSE = 0.02
 
 
 def socket_path(config: AgentConfig) -> Path:
-    """Return the socket's absolute path; raises `ConfigError` if the kernel would refuse it."""
+    """Return the socket's absolute path. Raises `ConfigError` if the kernel would reject it."""
     path = (Path(config.socket) if config.socket else _default_path()).absolute()
     check_socket(str(path), "agent.socket")
     return path
 
 
 def agent_log(socket: Path) -> Path:
-    """Return where an agent that a server started logs to."""
+    """Return the log file of an agent that a server started."""
     return socket.with_name("agent.log")
 
 
 def _default_path() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    # The directory is checked for owner and mode before use.
+    # Safe in /tmp: `_open_directory` checks owner and mode.
     directory = Path(runtime) / "memkv" if runtime else Path(f"/tmp/memkv-{os.getuid()}")  # noqa: S108
     return directory / "agent.sock"
 
 
 @contextmanager
 def locked_directory(path: Path, *, wait: bool = True) -> Iterator[int]:
-    """Hold the lock on the socket's directory; yields the directory's descriptor.
+    """Lock the socket's directory, creating it if needed; yield the directory's descriptor.
 
-    Makes the directory if need be. Whoever makes or replaces the socket holds this lock; it ends
-    with the last duplicate of the descriptor, in whichever process, and leaves no file behind.
-    Blocks for up to `LOCK_LIMIT` if it may `wait`. Raises `ConfigError` if the directory cannot be
-    used.
+    Hold this lock to create or replace the socket. It is released with the last duplicate of the
+    descriptor, in any process, and needs no lock file. With `wait`, blocks for up to `LOCK_LIMIT`
+    seconds. Raises `ConfigError` if the directory cannot be used or locked.
     """
     descriptor = _open_directory(path.parent)
     try:
@@ -56,20 +55,21 @@ def locked_directory(path: Path, *, wait: bool = True) -> Iterator[int]:
 
 
 def _open_directory(directory: Path) -> int:
-    """Open a directory that is ours alone, after making it if it is not there."""
+    """Open a directory that only this user can access, creating it if needed."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise ConfigError(
-            f"agent.socket: cannot use the directory {directory} ({error.strerror}); name another"
+            f"agent.socket: cannot use the directory {directory} ({error.strerror}); set another "
+            "path"
         ) from None
     status = os.fstat(descriptor)
     complaint = ""
     if status.st_uid != os.getuid():
-        complaint = f"belongs to uid {status.st_uid}; name one of your own"
+        complaint = f"belongs to uid {status.st_uid}; set a path in one of your own"
     elif stat.S_IMODE(status.st_mode) & 0o077:
-        complaint = f"is open to others; chmod 700 {directory} or name another"
+        complaint = f"is accessible to others; run chmod 700 {directory}, or set another path"
     if complaint:
         os.close(descriptor)
         raise ConfigError(f"agent.socket: the directory {directory} {complaint}")
@@ -85,8 +85,8 @@ def _lock(descriptor: int, directory: Path, limit: float) -> None:
             if time.monotonic() >= deadline:
                 raise ConfigError(
                     f"agent.socket: {directory} is locked by another process"
-                    f"{describe_holder(descriptor)} that starts an agent; end it or name another "
-                    "path"
+                    f"{describe_holder(descriptor)} that is starting an agent; stop it or set "
+                    "another path"
                 ) from None
             time.sleep(_LOCK_PAUSE)
         else:

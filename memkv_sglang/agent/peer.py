@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket."""
+"""Identify the process at the other end of a Unix socket."""
 
 import os
 import socket
@@ -8,29 +8,29 @@ from typing import NamedTuple
 _UCRED = struct.Struct("@iII")
 
 SO_PEERPIDFD = 77
-"""From Linux 6.5 on; `socket` has no name for it yet."""
+"""Socket option since Linux 6.5; missing from the `socket` module."""
 
 
 class Peer(NamedTuple):
-    """The process that connected, or, seen from a client, the one that called `listen`."""
+    """The process that connected, or for a client the process that called `listen`."""
 
     pid: int
-    """0 if it cannot be seen from this process's pid namespace."""
+    """0 if the process is not visible in this pid namespace."""
     uid: int
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Ask the kernel (SO_PEERCRED)."""
+    """Return the peer of a connected socket (SO_PEERCRED)."""
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _gid = _UCRED.unpack(data)
     return Peer(pid, uid)
 
 
 def open_peer_pidfd(sock: socket.socket) -> int:
-    """Return a new descriptor that stands for the peer's process; raises `OSError`.
+    """Return a new pidfd of the peer's process. Raises `OSError`.
 
-    Before Linux 6.5 it is made from the pid, which another process may have by now: only a peer
-    that answers afterwards shows that it is the right one.
+    Before Linux 6.5 it is opened by pid, which another process may have reused. It is certain to be
+    the right process only if the peer answers afterwards.
     """
     try:
         return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)

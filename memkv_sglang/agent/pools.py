@@ -1,4 +1,4 @@
-"""Host pools of clients, mapped into the agent."""
+"""Map clients' host memory pools into the agent, and check requests against them."""
 
 import fcntl
 import os
@@ -12,129 +12,130 @@ from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer, Pag
 from memkv_sglang.shared_memory import is_ordinary_memory, map_memory
 
 MAX_POOLS = 1024
-"""Pools of one process; a server registers a handful."""
+"""Maximum pools of one process. A server registers a handful."""
 
 MEMORY_MULTIPLE = 2
-"""Bytes of one process's pools as a multiple of the node's memory: pools hold real pages, and those
-of a session that ends may be there for a moment beside those of the next."""
+"""Maximum bytes of one process's pools, as a multiple of the node's memory. More than 1, because
+the pools of an ending session may briefly coexist with those of the next."""
 
-SHARES = 4
-"""All processes together may have as many times what one may have."""
-
+ALL_PROCESSES_MULTIPLE = 4
+"""Limit of all processes together, as a multiple of one process's limit."""
 
 _OFFSET_BITS = 56
-"""More than the bits of any offset into a pool."""
+"""More bits than any offset into a pool has."""
 
 
 class RequestError(Exception):
-    """A request that cannot be carried out; nothing was touched. The text goes to the client."""
+    """The request is invalid and had no effect. The message is sent to the client."""
 
 
 class PoolBudget:
-    """What is mapped for all sessions: sparse memory costs its maker nothing, but here addresses.
+    """Limits what all sessions together may map. Thread-safe.
 
-    A pool counts until it is unmapped, which may be after its session's end. Thread-safe.
+    A client can share a huge sparse file at no cost, but mapping it uses address space here. A pool
+    counts until it is unmapped, which may be after its session ended.
     """
 
     def __init__(self) -> None:
-        """Allow a multiple of the memory that the node has."""
+        """Derive the limit from the node's memory size."""
         self.limit = MEMORY_MULTIPLE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._lock = threading.Lock()
-        # Bytes and process of each mapping, as long as that is there.
+        # Size and process of each mapping, for as long as it exists.
         self._mapped: weakref.WeakKeyDictionary[object, tuple[int, int]]
         self._mapped = weakref.WeakKeyDictionary()
 
     def map(self, descriptor: int, length: int, pid: int) -> memoryview:
-        """Map memory for a process. Raises `RequestError` beyond a limit, else as `map_memory`."""
+        """Map memory for process `pid`. Raises `RequestError` over a limit, and as `map_memory`."""
         with self._lock:
             mapped = list(self._mapped.values())
             own = [size for size, owner in mapped if owner == pid]
-            _check_room("this process", own, length, self.limit, MAX_POOLS)
+            _check_limit("this process", own, length, self.limit, MAX_POOLS)
             sizes = [size for size, _ in mapped]
-            _check_room(
-                "all processes together", sizes, length, SHARES * self.limit, SHARES * MAX_POOLS
+            _check_limit(
+                "all processes together",
+                sizes,
+                length,
+                ALL_PROCESSES_MULTIPLE * self.limit,
+                ALL_PROCESSES_MULTIPLE * MAX_POOLS,
             )
             view = map_memory(descriptor, length)
             self._mapped[view.obj] = length, pid
         return view
 
 
-def _check_room(whose: str, sizes: list[int], length: int, limit: int, count: int) -> None:
+def _check_limit(whose: str, sizes: list[int], length: int, limit: int, count: int) -> None:
     if len(sizes) >= count:
-        raise RequestError(f"{whose} may have {count} pools")
+        raise RequestError(f"{whose} may have at most {count} pools")
     if sum(sizes) + length > limit:
         raise RequestError(
-            f"a pool of {length} bytes beside {sum(sizes)} mapped ones: those of {whose} may be "
-            f"{limit} bytes"
+            f"a pool of {length} bytes is too large: {whose} may map {limit} bytes, and "
+            f"{sum(sizes)} are mapped"
         )
 
 
 class Pools:
-    """The pools of one session, by the client's numbers. Thread-safe.
+    """The pools of one session, keyed by the client's numbers. Thread-safe.
 
-    Pages hold on to the memory that they lie in: a pool that is released, or whose client is gone,
-    is unmapped when the last call that uses it has ended.
+    Pages keep their memory mapped: a pool that is released, or whose client has gone, is unmapped
+    when the last call that uses it ends.
     """
 
     def __init__(self, budget: PoolBudget, pid: int) -> None:
-        """Start without any; what the process `pid` registers counts in the budget."""
+        """Start without pools. Those that process `pid` registers count in the budget."""
         self._budget = budget
         self._pid = pid
         self._views: dict[int, memoryview] = {}
         self._memories: dict[int, tuple[int, int]] = {}
-        """By pool, the device and inode of its memory: two pools may be of one memory."""
+        """Device and inode of each pool's memory, because two pools may share memory."""
 
     def __len__(self) -> int:
         return len(self._views)
 
     @property
     def size(self) -> int:
-        """Bytes mapped."""
+        """Mapped bytes."""
         return sum(len(view) for view in list(self._views.values()))
 
     def register(self, pool: int, length: int, descriptor: int) -> None:
         """Map `length` bytes of the descriptor, which the caller closes. Raises `RequestError`."""
         if pool in self._views:
-            raise RequestError(f"pool {pool} is registered already")
+            raise RequestError(f"pool {pool} is already registered")
         check_descriptor(descriptor, length)
         try:
             view = self._budget.map(descriptor, length, self._pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
-        if self._views.setdefault(pool, view) is not view:  # another connection was quicker
-            raise RequestError(f"pool {pool} is registered already")
+        if self._views.setdefault(pool, view) is not view:  # another connection won the race
+            raise RequestError(f"pool {pool} is already registered")
         status = os.fstat(descriptor)
         self._memories[pool] = status.st_dev, status.st_ino
 
     def release(self, pool: int) -> None:
-        """Forget a pool. Raises `RequestError`."""
+        """Remove a pool. Raises `RequestError`."""
         self._memories.pop(pool, None)
         if self._views.pop(pool, None) is None:
-            raise RequestError(f"there is no pool {pool}")
+            raise RequestError(f"unknown pool {pool}")
 
     def pages(
         self, namespace: bytes, hashes: bytes, buffers: Sequence[Sequence[Buffer]]
     ) -> list[Page]:
-        """Return the pages of a request over the memory of the pools. Raises `RequestError`."""
+        """Return a request's pages, whose buffers are views of the pools. Raises `RequestError`."""
         split = split_hashes(namespace, hashes)
         if len(split) != len(buffers):
-            raise RequestError(f"{len(split)} hashes with buffers of {len(buffers)} pages")
+            raise RequestError(f"{len(split)} hashes, but buffers for {len(buffers)} pages")
         return [
             Page(PageKey(namespace, page_hash), tuple(map(self._view, page_buffers)))
             for page_hash, page_buffers in zip(split, buffers, strict=True)
         ]
 
     def check_disjoint(self, buffers: Sequence[Sequence[Buffer]]) -> None:
-        """Check that no two of these buffers, which are in pools, share memory.
-
-        Raises `RequestError`.
-        """
+        """Check that no two buffers overlap. Raises `RequestError`."""
         flat = list(chain.from_iterable(buffers))
         bases = self._bases({pool for pool, _, _ in flat})
         begins = [bases[pool] + offset for pool, offset, _ in flat]
         ends = [begin + length for begin, (_, _, length) in zip(begins, flat, strict=True)]
-        # Sorted apart, which is faster than sorting pairs: buffers are disjoint if and only if each
-        # begin, from the second on, is no smaller than the end before it.
+        # Buffers are disjoint if and only if, with begins and ends sorted separately (faster than
+        # sorting pairs), no begin is smaller than the end before it.
         begins.sort()
         ends.sort()
         for begin, end in zip(begins[1:], ends, strict=False):
@@ -142,17 +143,17 @@ class Pools:
                 offset = begin % (1 << _OFFSET_BITS)
                 raise RequestError(
                     f"two buffers of a request overlap at offset {offset} of a pool; give each "
-                    "page memory of its own"
+                    "page its own memory"
                 )
 
     def _bases(self, pools: Iterable[int]) -> dict[int, int]:
-        """Return where each pool begins in a space that has every memory once."""
+        """Return each pool's base in one address space; pools of the same memory share theirs."""
         numbers: dict[object, int] = {}
         bases: dict[int, int] = {}
         for pool in pools:
             memory = self._memories.get(pool)
-            if memory is None:  # another call has just released it
-                raise RequestError(f"there is no pool {pool}")
+            if memory is None:  # released by a concurrent call
+                raise RequestError(f"unknown pool {pool}")
             bases[pool] = numbers.setdefault(memory, len(numbers)) << _OFFSET_BITS
         return bases
 
@@ -160,31 +161,35 @@ class Pools:
         pool, offset, length = buffer
         view = self._views.get(pool)
         if view is None:
-            raise RequestError(f"there is no pool {pool}")
+            raise RequestError(f"unknown pool {pool}")
         if offset < 0 or length <= 0 or offset + length > len(view):
             raise RequestError(
-                f"bytes {offset} to {offset + length} are not in pool {pool} of {len(view)} bytes"
+                f"bytes {offset} to {offset + length} are outside pool {pool} of {len(view)} bytes"
             )
         return view[offset : offset + length]
 
 
 def split_hashes(namespace: bytes, hashes: bytes) -> list[bytes]:
-    """Return the hashes that were sent in one piece. Raises `RequestError`."""
+    """Split concatenated hashes. Raises `RequestError`."""
     if len(namespace) != NAMESPACE_DIGEST_SIZE:
-        raise RequestError(f"a namespace digest of {len(namespace)} bytes")
+        raise RequestError(
+            f"a namespace digest has {NAMESPACE_DIGEST_SIZE} bytes, got {len(namespace)}"
+        )
     if len(hashes) % PAGE_HASH_SIZE:
-        raise RequestError(f"page hashes of {len(hashes)} bytes in all")
+        raise RequestError(
+            f"page hashes have {PAGE_HASH_SIZE} bytes each, got {len(hashes)} bytes in total"
+        )
     return [hashes[i : i + PAGE_HASH_SIZE] for i in range(0, len(hashes), PAGE_HASH_SIZE)]
 
 
 def check_descriptor(descriptor: int, length: int) -> None:
-    """Check that `length` bytes of memory can be mapped and stay there; raises `RequestError`.
+    """Check that `length` bytes can be mapped safely, and seal the memory. Raises `RequestError`.
 
-    Touching a mapping beyond the end of its file would kill the process with SIGBUS, and with it
-    everyone's agent. So the memory is sealed against shrinking first; its size is read after that.
+    Accessing a mapping beyond the end of its file would kill the agent with SIGBUS. So the memory
+    is sealed against shrinking before its size is read.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise RequestError("the descriptor is not one of memory (memfd_create)")
+        raise RequestError("the descriptor is not a memory file; create one with memfd_create")
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise RequestError("the descriptor is not open for reading and writing")
     try:
@@ -192,12 +197,12 @@ def check_descriptor(descriptor: int, length: int) -> None:
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     except OSError:
         raise RequestError(
-            "the memory could be shrunk and cannot be sealed; make it by memfd_create with "
+            "the memory cannot be sealed against shrinking; create it with memfd_create and "
             "MFD_ALLOW_SEALING"
         ) from None
     if not is_ordinary_memory(descriptor):
-        # A hole punched into memory of MFD_HUGETLB is a SIGBUS once no huge page is left for it.
-        raise RequestError("the descriptor is not one of ordinary memory; drop MFD_HUGETLB")
+        # With MFD_HUGETLB, accessing a punched hole raises SIGBUS if no huge page is free.
+        raise RequestError("the memory is not ordinary memory; create it without MFD_HUGETLB")
     size = os.fstat(descriptor).st_size
     if not 0 < length <= size:
-        raise RequestError(f"a pool of {length} bytes in a memory of {size} bytes")
+        raise RequestError(f"a pool of {length} bytes does not fit in a file of {size} bytes")

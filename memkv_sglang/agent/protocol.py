@@ -1,11 +1,10 @@
-"""What client and agent say to each other: msgpack messages, one request and one reply a time.
+"""The protocol between client and agent: msgpack messages, one request and its reply at a time.
 
-Messages are arrays that begin with the message's number; fields may be added at the end with a
-default. Framing: see `wire`.
+A message is an array that begins with the message's number. New fields go at the end, with a
+default. `wire` defines the framing.
 
-The handshake outlives every version: a frame with the array `[0, version, ...]` is answered by one
-with `[32, version, ...]` or `[33, reason, ...]`. What follows the version differs from one version
-to the next, so each side looks at the version first.
+The handshake is the same in all versions: `[0, version, ...]` is answered by `[32, version, ...]`
+or `[33, reason, ...]`. Later fields may differ, so each side checks the version first.
 """
 
 from collections.abc import Sequence
@@ -18,57 +17,57 @@ from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer
 
 PROTOCOL_VERSION = 4
-"""Goes up with every change that the other side could misread."""
+"""Increase it with every change that another version could misread."""
 
 MAX_MESSAGE = 16 << 20
-"""Bytes of an encoded message; a lookup of 4,096 pages has 130 KiB."""
+"""Maximum bytes of an encoded message. A lookup of 4,096 pages has 130 KiB."""
 
 MAX_PAGES = 4096
-"""Pages of one load or spill; SGLang moves 128 at a time."""
+"""Maximum pages of one load or spill. SGLang moves 128 at a time."""
 
 MAX_BUFFERS = 256
-"""Buffers of one page: K and V of 128 layers, each in a place of its own."""
+"""Maximum buffers of one page: separate K and V for 128 layers."""
 
 MAX_HASHES = 65_536
-"""Pages of a chain that is asked for: a million tokens with 16 a page."""
+"""Maximum pages of a lookup: a million tokens at 16 per page."""
 
 MAX_DESCRIPTION = 64 << 10
-"""Bytes of a namespace's description; SGLang's have less than 1 KiB."""
+"""Maximum bytes of a namespace description. SGLang's have less than 1 KiB."""
 
 PageBuffers = Annotated[
     Sequence[Annotated[Sequence[Buffer], Meta(max_length=MAX_BUFFERS)]],
     Meta(max_length=MAX_PAGES),
 ]
-"""Bounded, since no other client is served while a list is decoded: 1.5 us a buffer."""
+"""Bounded, because decoding holds the GIL: 1.5 us per buffer."""
 
 Hashes = Annotated[bytes, Meta(max_length=MAX_HASHES * PAGE_HASH_SIZE)]
-"""Page hashes, one after the other."""
+"""Concatenated page hashes."""
 
 PageHashes = Annotated[bytes, Meta(max_length=MAX_PAGES * PAGE_HASH_SIZE)]
-"""The same, of pages that are moved."""
+"""Concatenated page hashes of a load or spill."""
 
 Digest = Annotated[bytes, Meta(max_length=NAMESPACE_DIGEST_SIZE)]
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=64)]
 Name = Annotated[str, Meta(max_length=64)]
 
 Seconds = Annotated[float, Meta(ge=0, le=7 * 24 * 3600)]
-"""A length of time; neither NaN nor infinite, which no deadline would ever pass."""
+"""A duration. Excludes NaN and infinity, which would make deadlines that never pass."""
 
 
 class _Message(msgspec.Struct, array_like=True, tag=True):
-    """Encoded as an array."""
+    """Base of all messages."""
 
 
 class Hello(_Message, tag=0):
-    """First message of a connection. An empty `session` opens one, a token joins one."""
+    """First message of a connection. An empty `session` opens a session, a token joins one."""
 
     version: int
     session: Any = b""
-    """Bytes; of any type, so that a Hello of another version can be decoded."""
+    """Bytes. Declared as any type so that a Hello of another version can be decoded."""
 
 
 class RegisterPool(_Message, tag=1):
-    """Map the memory behind the one descriptor that comes along, as the session's pool `pool`."""
+    """Map the memory of the attached descriptor as pool number `pool` of the session."""
 
     pool: int
     length: int
@@ -76,13 +75,13 @@ class RegisterPool(_Message, tag=1):
 
 
 class ReleasePool(_Message, tag=2):
-    """Forget a pool; its mapping ends with the last call that uses it."""
+    """Remove a pool. It is unmapped when the last call that uses it ends."""
 
     pool: int
 
 
 class Describe(_Message, tag=3):
-    """Keep a namespace's description (its canonical JSON)."""
+    """Store a namespace's description, its canonical JSON."""
 
     description: Annotated[bytes, Meta(max_length=MAX_DESCRIPTION)]
 
@@ -99,7 +98,7 @@ class LookupPages(_Message, tag=4):
 
 
 class LoadPages(_Message, tag=5):
-    """Fill pages of a chain. Until the reply their buffers belong to the agent."""
+    """Load pages of a chain. The agent owns the buffers until it replies."""
 
     namespace: Digest
     hashes: PageHashes
@@ -114,54 +113,54 @@ class SpillPages(_Message, tag=6):
     hashes: PageHashes
     buffers: PageBuffers
     before: Hashes
-    """Hashes of the pages before the first, from the chain's start on."""
+    """Hashes of the pages that precede the first, from the start of the sequence."""
 
 
 class Clear(_Message, tag=7):
-    """Remove every page of a namespace."""
+    """Delete all pages of a namespace."""
 
     namespace: Digest
 
 
 class Flush(_Message, tag=8):
-    """Wait until no page waits for upload."""
+    """Wait until the upload queue is empty."""
 
     timeout: Seconds
     """Seconds."""
 
 
 class Status(_Message, tag=9):
-    """Tell how the agent does."""
+    """Return the state of the agent and its tiers."""
 
 
 class Shutdown(_Message, tag=10):
-    """End the agent as SIGTERM does."""
+    """Stop the agent, as SIGTERM does."""
 
 
 class CheckPages(_Message, tag=11):
-    """Tell for each page whether it is there, which need not be monotone along a chain."""
+    """Check for each page whether it is stored, regardless of earlier pages."""
 
     namespace: Digest
     hashes: Hashes
     budget: Seconds | None
     """Seconds; None for the agent's own setting."""
     tier: Name = ""
-    """Where; empty for anywhere."""
+    """Tier to check; empty for all."""
 
 
 class Settings(_Message, tag=12):
-    """Tell the settings that the agent runs with."""
+    """Return the settings that the agent runs with."""
 
     nonce: Nonce
-    """Key of the hashes that stand for secrets."""
+    """Key for the hashes that replace secrets."""
 
 
 class Join(_Message, tag=13):
-    """Count this session as a client that needs this agent with its settings."""
+    """Count this session as a user of the agent, so that it is not retired."""
 
 
 class Retire(_Message, tag=14):
-    """End the agent if a server started it and no client needs it."""
+    """Stop the agent if a server started it and no client uses it."""
 
 
 class WarmPages(_Message, tag=20):
@@ -172,83 +171,81 @@ class WarmPages(_Message, tag=20):
 
 
 class Welcome(_Message, tag=32):
-    """The connection belongs to this session from now on.
+    """Accepts a connection into a session. The agent's `Lifetime` descriptor is attached.
 
-    Comes with the descriptor of the agent's `Lifetime`.
-
-    The answer to a Hello of another version has the agent's version and an empty session; the agent
+    The reply to a Hello of another version has the agent's version and an empty session; the agent
     then closes the connection.
     """
 
     version: int
     session: Any = b""
-    """Bytes; of any type, as in `Hello`."""
+    """Bytes. Declared as any type, as in `Hello`."""
 
 
 class Refused(_Message, tag=33):
-    """The request was not carried out; nothing was touched."""
+    """The request was rejected and had no effect."""
 
     reason: str
 
 
 class Done(_Message, tag=34):
-    """Carried out; there is nothing to tell."""
+    """The request succeeded and has no result."""
 
 
 class Described(_Message, tag=35):
-    """The namespace's digest as the agent computed it."""
+    """Reply to `Describe`, with the digest as computed by the agent."""
 
     digest: bytes
 
 
 class FoundPages(_Message, tag=36):
-    """Answer to `LookupPages`; see `tiers.base.Lookup`."""
+    """Reply to `LookupPages`; see `tiers.base.Lookup`."""
 
     length: int
     complete: bool
 
 
 class LoadedPages(_Message, tag=37):
-    """Answer to `LoadPages`."""
+    """Reply to `LoadPages`."""
 
     results: bytes
-    """A `LoadResult` a page."""
+    """One `LoadResult` per page."""
     origins: bytes
-    """A page's tier as an index into `tiers`; 255 for none."""
+    """Each page's tier as an index into `tiers`; 255 for none."""
     tiers: list[str]
 
 
 class SpilledPages(_Message, tag=38):
-    """Answer to `SpillPages`."""
+    """Reply to `SpillPages`."""
 
     results: bytes
-    """A `SpillResult` a page."""
+    """One `SpillResult` per page."""
 
 
 class Cleared(_Message, tag=39):
-    """Answer to `Clear`."""
+    """Reply to `Clear`."""
 
     pages: int
     complete: bool = True
-    """False if a tier could not be reached, and may still hold pages."""
+    """False if a tier could not be reached and may still hold pages."""
 
 
 class Flushed(_Message, tag=40):
-    """Answer to `Flush`."""
+    """Reply to `Flush`."""
 
     empty: bool
-    """False if time ran out with pages still waiting."""
+    """False if the timeout came first."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent as a process."""
+    """State of the agent process."""
 
     version: str
-    """Of the distribution."""
+    """Version of sglang-memkv."""
     pid: int
     socket: str
     log: str
-    """File that the agent logs to; empty if it logs to wherever its starter sent its stderr."""
+    """Log file; empty if the agent logs to the stderr that it was started with."""
     http_port: int
     uptime: float
     """Seconds."""
@@ -259,30 +256,30 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusReport(_Message, tag=41):
-    """Answer to `Status`."""
+    """Reply to `Status`."""
 
     agent: AgentStatus
     engine: EngineStatus
 
 
 class CheckedPages(_Message, tag=42):
-    """Answer to `CheckPages`."""
+    """Reply to `CheckPages`."""
 
     present: bytes
-    """1 for a page that is there; 0 for one that is not, or could not be asked for in time."""
+    """One byte per page: 1 if it is stored; 0 if not, or not checked in time."""
 
 
 class SettingsReport(_Message, tag=43):
-    """Answer to `Settings`."""
+    """Reply to `Settings`."""
 
     values: dict[str, bool | int | float | str]
-    """By key (`minio.bucket`), without secrets."""
+    """Values by key, such as `minio.bucket`, without secrets."""
     secrets: dict[str, bytes]
-    """Keyed hashes of the secrets that are set."""
+    """Keyed hashes of the secrets that are set, by key."""
 
 
 class WarmedPages(_Message, tag=52):
-    """Answer to `WarmPages`: numbers of pages; see `engine.results.Warming`."""
+    """Reply to `WarmPages`: numbers of pages; see `engine.results.Warming`."""
 
     present: int
     copied: int
@@ -325,4 +322,4 @@ Reply = (
 )
 
 NO_TIER = 255
-"""In `LoadedPages.origins`: the page was not loaded."""
+"""Value in `LoadedPages.origins` for a page that was not loaded."""

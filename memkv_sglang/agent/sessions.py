@@ -1,4 +1,4 @@
-"""Sessions: what the connections of one client have in common."""
+"""Sessions: the state that all connections of one client share."""
 
 import secrets
 import threading
@@ -9,41 +9,41 @@ from memkv_sglang.agent.pools import PoolBudget, Pools, RequestError
 _TOKEN_SIZE = 16
 
 MAX_DESCRIPTIONS = 1024
-"""Descriptions of namespaces that a session may send at once; a server has one a pool."""
+"""Namespace descriptions that a session may send in a burst. A server has one per pool."""
 
-SECONDS_A_DESCRIPTION = 10.0
-"""It may send one more each time these have passed: weights may be updated as long as it lasts."""
+DESCRIPTION_INTERVAL = 10.0
+"""Seconds until a session may send one more: each weight update of a server brings new ones."""
 
-STARTER_SECONDS = 5.0
-"""A new agent waits for its starter so long before it can be retired: else two servers that want
-different settings could end each other's agents for ever."""
+STARTER_GRACE = 5.0
+"""Seconds during which a new agent cannot be retired unless its starter has joined. Otherwise two
+servers with different settings could keep stopping each other's agents."""
 
 
 class Session:
-    """A client's pools, kept as long as one of its connections is open."""
+    """A client's pools, kept while any of its connections is open."""
 
     def __init__(self, pools: Pools) -> None:
-        """Make a token that nobody can guess."""
+        """Create a session with a random token."""
         self.token = secrets.token_bytes(_TOKEN_SIZE)
         self.pools = pools
         self.connections = 0
         self.joined = False
-        """Whether its client needs this agent; others only look."""
+        """Whether the client uses the agent, rather than only observing it."""
         self._lock = threading.Lock()
         self._descriptions_left = float(MAX_DESCRIPTIONS)
         self._counted = time.monotonic()
 
     def count_description(self) -> None:
-        """Count one that its client sends; raises `RequestError` if these are too many by now."""
+        """Count a description from the client. Raises `RequestError` over the rate limit."""
         with self._lock:
             now = time.monotonic()
-            more = (now - self._counted) / SECONDS_A_DESCRIPTION
-            self._descriptions_left = min(self._descriptions_left + more, MAX_DESCRIPTIONS)
+            refill = (now - self._counted) / DESCRIPTION_INTERVAL
+            self._descriptions_left = min(self._descriptions_left + refill, MAX_DESCRIPTIONS)
             self._counted = now
             if self._descriptions_left < 1:
                 raise RequestError(
                     f"a session may describe {MAX_DESCRIPTIONS} namespaces at once, then one every "
-                    f"{SECONDS_A_DESCRIPTION:g} s"
+                    f"{DESCRIPTION_INTERVAL:g} s"
                 )
             self._descriptions_left -= 1
 
@@ -52,7 +52,7 @@ class Sessions:
     """All sessions of the agent. Thread-safe."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start without sessions."""
         self._lock = threading.Lock()
         self._budget = PoolBudget()
         self._sessions: dict[bytes, Session] = {}
@@ -61,7 +61,7 @@ class Sessions:
         self._ever_joined = False
 
     def enter(self, token: bytes, pid: int) -> Session:
-        """Open a session for a process if the token is empty, else join one.
+        """Open a session for process `pid` if the token is empty, else add a connection to one.
 
         Raises `RequestError`.
         """
@@ -75,40 +75,40 @@ class Sessions:
     def _find(self, token: bytes) -> Session:
         session = self._sessions.get(token)
         if session is None:
-            raise RequestError("there is no such session")
+            raise RequestError("unknown session")
         return session
 
     def leave(self, session: Session) -> None:
-        """Count one connection less; with the last one the session ends, and so do its pools."""
+        """Remove a connection. The session and its pools end with the last one."""
         with self._lock:
             session.connections -= 1
             if session.connections == 0:
                 del self._sessions[session.token]
 
     def join(self, session: Session) -> None:
-        """Count the session as one that needs this agent. Raises `RequestError`."""
+        """Count the session as a user of this agent. Raises `RequestError`."""
         with self._lock:
             self._refuse_if_retired()
             session.joined = self._ever_joined = True
 
     def retire(self) -> None:
-        """Let no session begin any more. Raises `RequestError` if a client needs the agent.
+        """Accept no more sessions. Raises `RequestError` if a client uses the agent.
 
-        Both at once, so that no client joins an agent that is about to end.
+        Both happen atomically, so no client can join an agent that is about to stop.
         """
         with self._lock:
             users = sum(session.joined for session in self._sessions.values())
             if users:
                 raise RequestError(f"it serves {users} other client{'s' * (users > 1)}")
-            if not self._ever_joined and time.monotonic() - self._began < STARTER_SECONDS:
+            if not self._ever_joined and time.monotonic() - self._began < STARTER_GRACE:
                 raise RequestError("another server has just started it")
             self._retired = True
 
     def _refuse_if_retired(self) -> None:
         if self._retired:
-            raise RequestError("the agent is about to end")
+            raise RequestError("the agent is stopping")
 
     def snapshot(self) -> list[Session]:
-        """Return the sessions of the moment."""
+        """Return the current sessions."""
         with self._lock:
             return list(self._sessions.values())

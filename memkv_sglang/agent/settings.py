@@ -1,6 +1,6 @@
-"""The settings that an agent runs with, compared with those that a client wants.
+"""Compare the settings that an agent runs with to those of a client.
 
-Secrets are compared by hashes with a key that the asker makes up for the occasion.
+Secrets are compared by hashes, keyed with a nonce that the client chooses for each request.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from memkv_sglang.config.schema import REDACTED, Config, MinioConfig
 from memkv_sglang.config.settings import Setting, all_settings
 
 CLIENT_ONLY = frozenset({"agent.socket", "engine.prefill_speed"})
-"""Settings that the agent does not use, and the socket, by which the client reached it."""
+"""Settings not to compare: the agent does not use them, or the client reached it through them."""
 
 CHAIN_VARIABLES = (
     "MINIO_ACCESS_KEY",
@@ -34,15 +34,15 @@ CHAIN_VARIABLES = (
     "AWS_ROLE_ARN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
 )
-"""Variables that decide which credentials minio-py's chain finds. Treated as secrets."""
+"""Environment variables that minio-py reads credentials from. Treated as secrets."""
 
 
 class Difference(NamedTuple):
-    """A setting that the agent runs with and a client wants otherwise."""
+    """A setting in which the agent differs from a client."""
 
     key: str
     running: str
-    """As a file would give it; empty for secrets."""
+    """The agent's value as in a configuration file; empty for secrets."""
     wanted: str
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ class Difference(NamedTuple):
 
 
 def make_nonce() -> bytes:
-    """Return a key for the hashes of secrets."""
+    """Return a random key for the hashes of secrets."""
     return secrets.token_bytes(32)
 
 
 def report_settings(config: Config, environ: Mapping[str, str], nonce: bytes) -> SettingsReport:
-    """Return what the agent uses of its configuration."""
+    """Return the settings that the agent uses, with secrets hashed."""
     values = {
         setting.key: setting.value_in(config)
         for setting in all_settings()
@@ -68,7 +68,7 @@ def report_settings(config: Config, environ: Mapping[str, str], nonce: bytes) ->
 
 
 class RunningSettings(NamedTuple):
-    """What an agent reported, and the key of its secrets' hashes."""
+    """An agent's reported settings, and the key of its secrets' hashes."""
 
     report: SettingsReport
     nonce: bytes
@@ -76,11 +76,11 @@ class RunningSettings(NamedTuple):
     def first_difference(
         self, config: Config, environ: Mapping[str, str], keys: Collection[str] | None = None
     ) -> Difference | None:
-        """Return the first setting, in the schema's order, that `config` has otherwise.
+        """Return the first setting, in the schema's order, that differs from `config`.
 
-        Passes over what neither of the two uses, and secrets that the client does not have. `keys`
-        are the only settings to compare. None for all, if the configuration has a tier: without one
-        it could not start an agent, and takes any.
+        Ignores settings of tiers that neither side uses, and secrets that the client does not have.
+        Compares only `keys` if given. Otherwise compares all settings, unless `config` has no tier:
+        such a client cannot start an agent and accepts any.
         """
         if keys is None:
             if not (config.nvme.directory or config.minio.endpoint):
@@ -110,7 +110,7 @@ class RunningSettings(NamedTuple):
         return self.report.values.get(setting.key, setting.default)
 
     def shown(self) -> dict[str, str]:
-        """Return the settings that are not defaults, without secrets, by key."""
+        """Return the settings that differ from their defaults, by key, with secrets redacted."""
         shown = {}
         for setting in all_settings():
             if setting.key in self.report.secrets:
@@ -121,7 +121,7 @@ class RunningSettings(NamedTuple):
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the secrets that are set, and the variables that stand in for them if none are."""
+    """Yield the secrets that are set, or else the environment variables that provide them."""
     minio = config.minio
     if not minio.endpoint:
         return
@@ -139,7 +139,7 @@ def _hash(secret: str, nonce: bytes) -> bytes:
 
 
 def _is_used(setting: Setting, running: Mapping[str, Any], config: Config) -> bool:
-    """Tell whether the agent or the configuration has the tier that the setting is about."""
+    """Return whether the agent or the client uses the tier that the setting belongs to."""
     if setting.section == "nvme":
         return bool(running.get("nvme.directory") or config.nvme.directory)
     if setting.section in ("minio", "collector"):
@@ -151,7 +151,7 @@ def _agree(setting: Setting, running: Any, wanted: Any) -> bool:
     if running == wanted:
         return True
     if setting.key == "agent.http_port":
-        return bool(wanted == 0)  # any port will do
+        return bool(wanted == 0)  # 0 accepts any port
     if setting.key == "minio.endpoint":
         return _urls(running) == _urls(wanted)
     if setting.unit == "path" and running and wanted:
@@ -164,7 +164,7 @@ def _urls(endpoint: Any) -> list[str]:
 
 
 def _same_path(one: str, other: str) -> bool:
-    """Tell whether two paths lead to one place: through links, or by a mount."""
+    """Return whether two paths are the same place, considering links and mounts."""
     with suppress(OSError):
         if os.path.samefile(one, other):  # noqa: PTH121 - the paths are text
             return True

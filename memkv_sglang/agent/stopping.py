@@ -1,4 +1,4 @@
-"""Signals that arrive while the agent starts, before its event loop can take them."""
+"""Handle signals that arrive while the agent starts, before its event loop can."""
 
 import signal
 import threading
@@ -8,31 +8,31 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 UNWIND_LIMIT = 0.7
-"""Seconds that an interrupted start gets to clean up."""
+"""Seconds that an interrupted start has to clean up."""
 
 
 class StoppedError(BaseException):
-    """A signal asked the agent to end before it was ready.
+    """A signal stopped the agent before it was ready.
 
-    Not an `Exception`: like `KeyboardInterrupt`, no part of the start may take it for a fault.
+    Like `KeyboardInterrupt`, this is not an `Exception`, so that no code handles it as a fault.
     """
 
 
-def interrupt_at_signal(leave: Callable[[], None]) -> None:
-    """Let SIGTERM and SIGINT raise `StoppedError` in the main thread, wherever that is.
+def interrupt_at_signal(exit_now: Callable[[], None]) -> None:
+    """Make SIGTERM and SIGINT raise `StoppedError` in the main thread.
 
-    It may not get through: a system call may hang on a broken disk, a destructor may swallow it.
-    Then `leave`, called by another thread, must end the process. Event loops that take the signals
-    over later replace all this.
+    The exception may get lost: a system call may hang on a broken disk, or a destructor may swallow
+    it. So another thread calls `exit_now` after `UNWIND_LIMIT`, which must end the process. An
+    event loop's own signal handlers replace this later.
     """
     stopping = False
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
-        if stopping:  # do not interrupt the cleaning up
+        if stopping:  # do not interrupt the cleanup
             return
         stopping = True
-        timer = threading.Timer(UNWIND_LIMIT, leave)
+        timer = threading.Timer(UNWIND_LIMIT, exit_now)
         timer.daemon = True
         timer.start()
         raise StoppedError

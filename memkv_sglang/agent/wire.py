@@ -1,4 +1,4 @@
-"""Messages over a Unix stream socket: four bytes of length (little-endian), then msgpack."""
+"""Send messages over a Unix stream socket: a 4-byte little-endian length, then msgpack."""
 
 import os
 import socket
@@ -15,13 +15,13 @@ from memkv_sglang.agent.protocol import MAX_MESSAGE
 HEADER_SIZE = 4
 
 MAX_DESCRIPTORS = 4
-"""Descriptors taken with one message; the kernel closes what exceeds the room for them."""
+"""Maximum descriptors per message. The kernel closes any others."""
 
 BODY_LIMIT = 10.0
-"""Seconds in which the rest of a message must follow its first byte."""
+"""Seconds in which a message must be complete after its first byte."""
 
 MAX_REASON = 300
-"""Characters of what is wrong with a message; part of it may be the message itself."""
+"""Maximum length of a decoding error in characters, because it may quote the message."""
 
 _BUFFER_SIZE = 64 << 10
 _TIMEVAL = struct.Struct("@ll")
@@ -33,32 +33,32 @@ M = TypeVar("M")
 
 
 class ProtocolError(Exception):
-    """The other side sent what is no message, or stopped within one."""
+    """The other side sent an invalid frame, or closed in the middle of one."""
 
 
 class MessageError(ProtocolError):
-    """A whole message, but none that is known; the next one can be received all the same."""
+    """The frame is complete but not a known message. The next one can still be received."""
 
 
 def encode_frame(message: Any) -> bytearray:
-    """Return the bytes of a message; raises `ValueError` if it is too long."""
+    """Return an encoded message with its length. Raises `ValueError` if it is too long."""
     frame = bytearray(HEADER_SIZE)
     _encoder.encode_into(message, frame, HEADER_SIZE)
     length = len(frame) - HEADER_SIZE
     if length > MAX_MESSAGE:
-        raise ValueError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE}")
+        raise ValueError(f"a message of {length} bytes exceeds the limit of {MAX_MESSAGE}")
     frame[:HEADER_SIZE] = length.to_bytes(HEADER_SIZE, "little")
     return frame
 
 
 class Channel(Generic[M]):
-    """One end of a connection whose sides take turns: a request, its reply, the next request.
+    """One end of a connection that carries one request and its reply at a time.
 
-    For one thread at a time. All calls block.
+    Not thread-safe. All calls block.
     """
 
     def __init__(self, sock: socket.socket, decoder: "msgspec.msgpack.Decoder[M]") -> None:
-        """Own the socket, which must be in blocking mode."""
+        """Take ownership of the socket, which must be in blocking mode."""
         self._socket = sock
         self._decoder = decoder
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
@@ -69,19 +69,19 @@ class Channel(Generic[M]):
     def send(self, frame: bytearray, descriptors: Sequence[int] = ()) -> None:
         """Send an encoded message and duplicates of the descriptors.
 
-        Raises `OSError` if it could not be sent whole; the other side then does not act on it.
+        Raises `OSError` if it was not sent completely; the other side then ignores it.
         """
         rest = memoryview(frame)
         if descriptors:
             rest = rest[socket.send_fds(self._socket, [frame], list(descriptors)) :]
-        if rest:  # sending nothing would fail if the other side has read all and closed
+        if rest:  # sending nothing fails if the other side has read everything and closed
             self._socket.sendall(rest)
 
     def receive(self, deadline: float | None = None) -> M:
-        """Return the next message, waiting for it until `deadline` (`time.monotonic`).
+        """Return the next message; wait for it until `deadline` (`time.monotonic`).
 
-        Raises `EOFError` at an orderly end between messages, `MessageError` at a frame whose
-        content is no message, `ProtocolError` at what is no frame, `TimeoutError` at the deadline,
+        Raises `EOFError` if the other side closed between messages, `MessageError` for a frame with
+        invalid content, `ProtocolError` for an invalid frame, `TimeoutError` at the deadline, and
         `OSError` if the connection fails.
         """
         self._close_descriptors()
@@ -95,13 +95,13 @@ class Channel(Generic[M]):
         return self._decode(self._receive_rest(count, limit))
 
     def _receive_first(self) -> int:
-        """Receive into the buffer what is there, with descriptors."""
+        """Receive the available bytes into the buffer, and any descriptors."""
         try:
             count, ancillary, flags, _ = self._socket.recvmsg_into(
                 [self._buffer], _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
-            raise TimeoutError("no message in time") from None
+            raise TimeoutError("no message before the deadline") from None
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) - len(data) % _DESCRIPTOR.size
@@ -112,16 +112,16 @@ class Channel(Generic[M]):
         return count
 
     def _receive_rest(self, count: int, deadline: float) -> memoryview:
-        """Return the body of a message of which the first `count` bytes are in the buffer."""
+        """Return the body of a message whose first `count` bytes are in the buffer."""
         if count < HEADER_SIZE:
             self._receive_exactly(self._buffer[count:HEADER_SIZE], deadline)
             count = HEADER_SIZE
         length = int.from_bytes(self._buffer[:HEADER_SIZE], "little")
         if length > MAX_MESSAGE:
-            raise ProtocolError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE}")
+            raise ProtocolError(f"a message of {length} bytes exceeds the limit of {MAX_MESSAGE}")
         if count > HEADER_SIZE + length:
             raise ProtocolError("bytes after the end of the message")
-        # Grows as bytes come: announcing a long message takes none of the agent's memory.
+        # Grows as bytes arrive, so merely announcing a long message uses no memory.
         body = bytearray(self._buffer[HEADER_SIZE:count])
         while len(body) < length:
             piece = self._buffer[: min(length - len(body), _BUFFER_SIZE)]
@@ -135,17 +135,17 @@ class Channel(Generic[M]):
             try:
                 count = self._socket.recv_into(target)
             except BlockingIOError:
-                raise TimeoutError("the message stopped halfway") from None
+                raise TimeoutError("the message was not completed in time") from None
             if count == 0:
-                raise ProtocolError("the connection ended within a message")
+                raise ProtocolError("the connection was closed in the middle of a message")
             target = target[count:]
 
     def _decode(self, body: memoryview) -> M:
         if self._descriptors_lost:
             self._close_descriptors()
             raise MessageError(
-                f"descriptors were lost: a message carries {MAX_DESCRIPTORS} at most, and the "
-                "receiver needs free ones (ulimit -n)"
+                f"descriptors were lost: a message may carry {MAX_DESCRIPTORS}, and the receiver's "
+                "limit of open files must allow them (ulimit -n)"
             )
         try:
             return self._decoder.decode(body)
@@ -154,7 +154,7 @@ class Channel(Generic[M]):
             raise MessageError(str(error)[:MAX_REASON]) from None
 
     def _limit(self, deadline: float | None) -> None:
-        """Let the kernel end receive calls: cheaper than polling before each of them."""
+        """Let the kernel time out receive calls, which is cheaper than polling before each."""
         if deadline is None and not self._limited:
             return
         self._limited = deadline is not None
@@ -164,18 +164,18 @@ class Channel(Generic[M]):
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
 
     def limit_send(self, seconds: float) -> None:
-        """Let a send raise once the other side has taken nothing for so long."""
+        """Make `send` raise after `seconds` without progress."""
         value = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
     def claim_descriptors(self) -> list[int]:
-        """Hand over the descriptors that came with the last message; the caller closes them."""
+        """Return the descriptors that came with the last message; the caller must close them."""
         claimed, self._descriptors = self._descriptors, []
         return claimed
 
     def stop_receiving(self) -> None:
-        """Let `receive` end with `EOFError`, in whichever thread, once what has come is read."""
-        with suppress(OSError):  # the other side may be quicker
+        """Make `receive` raise `EOFError` after the data received so far. Thread-safe."""
+        with suppress(OSError):  # the other side may have closed already
             self._socket.shutdown(socket.SHUT_RD)
 
     def _close_descriptors(self) -> None:
@@ -183,6 +183,6 @@ class Channel(Generic[M]):
             os.close(descriptor)
 
     def close(self) -> None:
-        """Close the socket and whatever descriptors came; idempotent."""
+        """Close the socket and unclaimed descriptors. Idempotent."""
         self._close_descriptors()
         self._socket.close()

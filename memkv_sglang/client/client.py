@@ -1,18 +1,18 @@
-"""The client library: pages named by pool and offset, and the agent that moves them."""
+"""`AgentClient`: spill, look up and load pages through the node agent."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import msgspec
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.launch import MODULE
 from memkv_sglang.agent.settings import RunningSettings, make_nonce
-from memkv_sglang.client.connection import AgentRefusedError, Connection, ConnectionLostError
-from memkv_sglang.client.keeper import LinkKeeper
+from memkv_sglang.client.connection import AgentConnection, AgentRefusedError, ConnectionLostError
+from memkv_sglang.client.reconnector import Reconnector
 from memkv_sglang.client.registry import announce_namespace
 from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.schema import Config
@@ -27,17 +27,17 @@ from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult
 log = logging.getLogger(__name__)
 
 CALL_LIMIT = 7.0
-"""Seconds after which a load or spill kills the agent; it returns `END_LIMIT` later at the latest.
+"""Seconds after which a load or spill kills the agent. The call returns at most `END_LIMIT` later.
 
-The agent itself ends them after 5 s at most; SGLang waits 10 s for its storage threads when it
-flushes its cache or detaches the storage, and does not survive a call that is still running then.
+The agent's own deadline is 5 s. When SGLang flushes its cache or detaches the storage, it waits
+10 s for its storage threads and fails if a call is still running then.
 """
 
 LOOKUP_GRACE = 0.5
-"""Seconds that a lookup's reply may come after its budget."""
+"""Seconds that a lookup's reply may arrive after its budget."""
 
 REFUSAL_SECONDS = 60.0
-"""Seconds between two log lines about one refusal."""
+"""Seconds between two log lines about the same refusal."""
 
 T = TypeVar("T")
 
@@ -46,61 +46,95 @@ _SPILL_RESULTS = tuple(SpillResult)
 
 
 class AgentClient:
-    """Thread-safe; calls block, each on a connection of its own.
+    """A connection to the node agent, which moves pages between shared memory and the tiers.
 
-    While there is no agent, or none that answers, every call returns at once that there is
-    nothing: lookups find 0 pages, loads fail, spills are refused. A new agent is found, or
-    started, behind, and is told of this client's pools and namespaces.
+    ```python
+    with AgentClient(load_config(), start=True) as client:
+        client.wait(30)
+        pool = client.register_pool(memfd, length)
+        client.describe(namespace)
+        client.spill(Chain(namespace.digest, hashes), [[Buffer(pool, 0, page_bytes)], ...])
+    ```
 
-    A client belongs to the process that made it. In a forked child it has no agent and never gets
-    one (`problem` says so), and it cannot be pickled: each process makes its own.
+    Thread-safe. Calls block, and concurrent calls use separate connections. Leaving the `with`
+    block closes the client; the agent keeps running.
+
+    Calls never raise because of an agent or a tier. Without an agent they return at once: lookups
+    find 0 pages, loads fail, spills are refused, and `problem` gives the reason. Meanwhile a
+    background thread connects to a new agent, or starts one, and registers the client's pools and
+    namespaces with it.
+
+    A client works only in the process that created it. It cannot be pickled, and in a forked child
+    it never has an agent.
     """
 
     def __init__(
         self, config: Config, *, start: bool, limit: float = CALL_LIMIT, module: str = MODULE
     ) -> None:
-        """Begin to connect, which `wait` waits for; `start`: start an agent if none answers.
+        """Connect in the background; call `wait` to block until there is an agent.
 
-        `limit` is in seconds, see `CALL_LIMIT`; `module` is what a started agent runs. Raises
-        `ConfigError`.
+        Args:
+            config: settings; `agent.socket` says where the agent is.
+            start: start an agent if none is running, and replace one with other settings if no
+                other client uses it. A started agent outlives this process.
+            limit: seconds after which a load or spill gives up and kills the agent.
+            module: Python module that a started agent runs.
+
+        Raises:
+            ConfigError: if the socket path is unusable.
+
         """
         self._limit = limit
         self._budget = config.engine.lookup_budget
-        self._keeper = LinkKeeper(config, start=start, module=module)
+        self._reconnector = Reconnector(config, start=start, module=module)
         self._refusal = ""
         self._refusals = LogLimit(REFUSAL_SECONDS)
 
     @property
     def problem(self) -> str:
-        """Why there is no agent, in one line; empty while there is one."""
-        return self._keeper.problem
+        """Why there is no agent, in one line; empty while connected."""
+        return self._reconnector.problem
 
     def wait(self, seconds: float) -> bool:
-        """Wait for an agent; False if there is none in time."""
-        return self._keeper.wait(seconds)
+        """Wait up to `seconds` for an agent; return whether there is one."""
+        return self._reconnector.wait(seconds)
 
     def register_pool(self, descriptor: int, length: int) -> int:
-        """Let the agent map `length` bytes of a memory file, return the pool's number for `Buffer`.
+        """Share memory with the agent; return the pool number to use in `Buffer`.
 
-        The number stays the same over restarts of the agent. Keeps a duplicate of the descriptor.
-        Raises `RequestError` if the memory cannot be a pool: see `pools.check_descriptor`.
+        Args:
+            descriptor: a memfd created with `MFD_ALLOW_SEALING`, without `MFD_HUGETLB`. The client
+                seals it against shrinking and keeps a duplicate, so the caller may close it.
+            length: bytes to share, from the start of the file.
+
+        The number stays valid when the agent restarts.
+
+        Raises:
+            RequestError: if the memory cannot be shared.
+
         """
-        registry = self._keeper.registry
+        registry = self._reconnector.registry
         with registry.lock:
             number = registry.add_pool(descriptor, length)
             self._use(lambda connection: registry.announce_pool(connection, number))
         return number
 
     def release_pool(self, number: int) -> None:
-        """Forget a pool; its mapping ends with the last call that uses it. Raises `KeyError`."""
-        registry = self._keeper.registry
+        """Stop sharing a pool. The agent unmaps it when the last call that uses it has ended.
+
+        Raises `KeyError` for an unknown number.
+        """
+        registry = self._reconnector.registry
         with registry.lock:
             registry.remove_pool(number)
         self._call(protocol.ReleasePool(number), self._limit)
 
     def describe(self, namespace: Namespace) -> bytes:
-        """Let every tier keep the namespace's description; returns its digest."""
-        registry = self._keeper.registry
+        """Store the namespace's description in every tier; return its digest.
+
+        Call it before the first spill, so that other tools can tell whose pages these are.
+        """
+        registry = self._reconnector.registry
         with registry.lock:
             if registry.add_namespace(namespace):
                 self._use(lambda connection: announce_namespace(connection, namespace))
@@ -109,9 +143,17 @@ class AgentClient:
     def lookup(
         self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
     ) -> Lookup:
-        """Return how many pages from the chain's start can be loaded; see `Engine.lookup`.
+        """Return how many pages can be loaded, counted from the chain's start.
 
-        Asks for `MAX_HASHES` pages at most; if all of these are there, what follows is not known.
+        Args:
+            chain: namespace digest and page hashes in order.
+            budget: seconds; the default is `engine.lookup_budget`.
+            recompute: what recomputing a page costs. If known, the result is cut to the pages that
+                load faster than the server can recompute them.
+
+        `complete` is false if the budget ran out or a tier failed; `length` is then a lower bound.
+        Considers at most the first `MAX_HASHES` (65,536) pages.
+
         """
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
         asked = chain.hashes[: protocol.MAX_HASHES]
@@ -124,32 +166,46 @@ class AgentClient:
         return Lookup(0, complete=False)
 
     def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:
-        """Tell for each page whether it is there; see `Engine.present`.
+        """Return for each page of the chain whether a tier holds it, regardless of earlier pages.
 
-        Asks for `MAX_HASHES` pages at most; those behind them are answered False.
+        Args:
+            chain: namespace digest and page hashes.
+            budget: seconds; pages not checked in time count as absent.
+            tier: check only this tier; empty checks all.
+
+        Considers at most the first `MAX_HASHES` (65,536) pages; later ones count as absent.
+
         """
         seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
         hashes = chain.hashes[: protocol.MAX_HASHES]
         request = protocol.CheckPages(chain.namespace, b"".join(hashes), budget, tier)
         reply = self._call(request, seconds)
-        there = []
+        present = []
         if isinstance(reply, protocol.CheckedPages) and len(reply.present) == len(hashes):
-            there = [bool(one) for one in reply.present]
-        return there + [False] * (len(chain.hashes) - len(there))
+            present = [bool(flag) for flag in reply.present]
+        return present + [False] * (len(chain.hashes) - len(present))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "an AgentClient cannot be pickled or copied: it owns connections; make one in each "
-            "process"
+            "an AgentClient cannot be pickled or copied, because it owns connections; create one "
+            "in each process"
         )
 
     def load(self, chain: Chain, buffers: Sequence[Sequence[Buffer]]) -> list[PageLoad]:
-        """Fill the buffers of each page of the chain, which until the return belong to the agent.
+        """Load pages into their buffers; return one result per page, in order.
 
-        Returns one result a page; see `Engine.load`. Afterwards the buffers are the caller's again,
-        unless the agent was killed and its disk hangs: then every page has failed, `withholding` is
-        true, and the agent may still write to the buffers of failed pages. Do not read, reuse or
-        free them before `when_free` calls back. Unmapping them is safe.
+        Args:
+            chain: namespace digest and page hashes in order, at most 4,096.
+            buffers: for each page, the buffers that together receive its bytes.
+
+        The first page that cannot be loaded ends the prefix; later pages are `SKIPPED`. Only the
+        buffers of `LOADED` pages have defined content. Blocks for at most 8 s.
+
+        The agent owns the buffers until the call returns, and the caller owns them again
+        afterwards. There is one exception: if the agent was killed and its disk hangs, all pages
+        are `FAILED`, `withholding` is true, and the dead agent's requests may still write to the
+        buffers. Do not read, reuse or free them until `when_free` calls back. Unmapping is safe.
+
         """
         hashes = b"".join(chain.hashes)
         reply = self._call_with_buffers(protocol.LoadPages(chain.namespace, hashes, buffers))
@@ -166,13 +222,20 @@ class AgentClient:
     def spill(
         self, chain: Chain, buffers: Sequence[Sequence[Buffer]], before: Sequence[bytes] = ()
     ) -> list[SpillResult]:
-        """Store the pages of the chain; their buffers must not change before the return.
+        """Store pages from their buffers; return one result per page, in order.
 
-        A killed agent whose disk hangs may still read them later. Whatever it writes then fails its
-        checksum, so they need not be withheld.
+        Args:
+            chain: namespace digest and page hashes in order, at most 4,096.
+            buffers: for each page, the buffers that together hold its bytes.
+            before: hashes of the sequence's pages that precede the chain. They keep a parent page
+                from being evicted before its children.
 
-        `before` are the hashes of the pages before the first, from the start of its sequence on;
-        the last `MAX_HASHES` of them are sent. One result a page; see `Engine.spill`.
+        Pages that are `STORED` or `PRESENT` can be loaded from now on, even after a restart.
+        Uploads to the shared tier continue in the background; see `flush`. Blocks for at most 8 s.
+
+        Do not change the buffers until the call returns. A killed agent whose disk hangs may read
+        them later, but pages written that way fail their checksum.
+
         """
         hashes, before = b"".join(chain.hashes), before[-protocol.MAX_HASHES :]
         request = protocol.SpillPages(chain.namespace, hashes, buffers, b"".join(before))
@@ -184,24 +247,24 @@ class AgentClient:
 
     @property
     def withholding(self) -> bool:
-        """Whether an ended agent may still write to buffers of loads that have failed.
+        """Whether a dead agent may still write to buffers of failed loads; see `load`.
 
-        Counts all clients that this process has had, also those that are closed.
+        Covers every client that this process has had, including closed ones.
         """
         return withheld.pending
 
     def when_free(self, callback: Callable[[], None]) -> None:
-        """Call back once nothing is withheld: at once, or later in another thread.
+        """Call `callback` as soon as no buffers are withheld: now, or later from another thread.
 
-        The callback must not block. It runs before `withholding` turns false.
+        The callback must not block. `withholding` turns false after it returns.
         """
         withheld.when_free(callback)
 
     def warm(self, chain: Chain, seconds: float) -> Warming | None:
-        """Have pages copied from the shared tier to this node's disk; see `Engine.warm`.
+        """Copy pages from the shared tier to this node's disk; return how many.
 
-        None if it was refused or lasted longer than `seconds`; `refusal` tells why. Name some
-        hundred pages a call, so that it ends within that.
+        Returns None if the agent refused (`refusal` gives the reason) or did not finish within
+        `seconds`. Pass a few hundred pages per call to stay within that time.
         """
         reply = self._call(protocol.WarmPages(chain.namespace, b"".join(chain.hashes)), seconds)
         if not isinstance(reply, protocol.WarmedPages):
@@ -210,34 +273,37 @@ class AgentClient:
 
     @property
     def refusal(self) -> str:
-        """What the agent said when it last refused a request; empty if it never did."""
+        """The agent's reason when it last refused a request; empty if it never did."""
         return self._refusal
 
     def clear(self, namespace: bytes) -> int:
-        """Remove a namespace's pages, return how many copies; 0 if it lasts too long to tell."""
+        """Delete a namespace's pages from all tiers; return the number of deleted copies.
+
+        Returns 0 if the deletion takes longer than the client's limit.
+        """
         reply = self._call(protocol.Clear(namespace), self._limit)
         return reply.pages if isinstance(reply, protocol.Cleared) else 0
 
     def empty(self, namespace: bytes, seconds: float) -> bool:
-        """Remove a namespace's pages; whether within `seconds` every tier said that none is left.
+        """Delete a namespace's pages; return whether every tier confirmed it within `seconds`.
 
-        Gives up the connection to the agent if it lasts longer.
+        Drops the connection to the agent if it takes longer.
         """
         reply = self._call(protocol.Clear(namespace), seconds)
         return isinstance(reply, protocol.Cleared) and reply.complete
 
     def flush(self, timeout: float) -> bool:
-        """Wait until no page waits for upload; False if it was not so within `timeout` seconds."""
+        """Wait until all uploads have finished; False after `timeout` seconds."""
         reply = self._call(protocol.Flush(timeout), timeout + self._limit)
         return isinstance(reply, protocol.Flushed) and reply.empty
 
     def status(self) -> protocol.StatusReport | None:
-        """Return what the agent tells about itself; None without one."""
+        """Return the state of the agent and its tiers; None without an agent."""
         reply = self._call(protocol.Status(), self._limit)
         return reply if isinstance(reply, protocol.StatusReport) else None
 
     def settings(self) -> RunningSettings | None:
-        """Return the settings that the agent runs with; None without one."""
+        """Return the settings that the agent runs with; None without an agent."""
         nonce = make_nonce()
         reply = self._call(protocol.Settings(nonce), self._limit)
         if not isinstance(reply, protocol.SettingsReport):
@@ -245,12 +311,24 @@ class AgentClient:
         return RunningSettings(reply, nonce)
 
     def shutdown(self) -> bool:
-        """Ask the agent to end as SIGTERM does; returns before it has, False if none heard it."""
+        """Ask the agent to stop, as SIGTERM does; return whether it received the request.
+
+        Does not wait for the agent to stop.
+        """
         return isinstance(self._call(protocol.Shutdown(), self._limit), protocol.Done)
 
     def close(self) -> None:
-        """Let go of the agent, which stays; idempotent. Calls in flight end as they would."""
-        self._keeper.close()
+        """Disconnect from the agent, which keeps running. Idempotent.
+
+        Calls in flight complete normally; later calls behave as without an agent.
+        """
+        self._reconnector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _call(self, request: protocol.Request, seconds: float) -> protocol.Reply | None:
         deadline = time.monotonic() + seconds
@@ -260,20 +338,20 @@ class AgentClient:
         deadline = time.monotonic() + self._limit
         return self._use(lambda connection: connection.call_with_buffers(request, deadline))
 
-    def _use(self, call: Callable[[Connection], T]) -> T | None:
-        """Call with a connection; None if there was no agent, or it did not answer or refused."""
-        link = self._keeper.link
+    def _use(self, call: Callable[[AgentConnection], T]) -> T | None:
+        """Make a call on a connection; None without an agent, without a reply, or if refused."""
+        link = self._reconnector.link
         if link is None:
             return None
         try:
             with link.connection() as connection:
                 result = call(connection)
         except ConnectionLostError as error:
-            self._keeper.drop(link, f"the agent did not answer: {error}")
+            self._reconnector.drop(link, f"the agent did not answer: {error}")
         except AgentRefusedError as error:
             self._log_refusal(str(error))
         except Exception:
-            log.exception("request could not be sent")
+            log.exception("memkv: request not sent")
         else:
             if not isinstance(result, protocol.Refused):
                 return result
@@ -281,7 +359,7 @@ class AgentClient:
         return None
 
     def _log_refusal(self, reason: str) -> None:
-        """Log a reason now and then, not for each call that meets it."""
+        """Log a refusal, but the same reason only once per `REFUSAL_SECONDS`."""
         reason = printable(reason)
         self._refusal = reason
         if self._refusals.admit(reason) is not None:

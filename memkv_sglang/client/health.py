@@ -1,4 +1,4 @@
-"""What a server's own log says of the agent: where it logs to, and which of its tiers work."""
+"""Report the agent in the server's own log: where the agent logs, and whether its tiers work."""
 
 import logging
 import time
@@ -12,32 +12,32 @@ from memkv_sglang.engine.status import TierStatus
 log = logging.getLogger(__name__)
 
 PERIOD = 5.0
-"""Seconds from one look to the next."""
+"""Seconds between checks."""
 
 FIRST_PERIOD = 0.5
-"""The same while a tier has not answered for the first time."""
+"""Seconds between checks until every tier has answered once."""
 
 STATUS_LIMIT = 1.0
-"""Seconds for the agent to tell its state; it is asked again."""
+"""Seconds to wait for the agent's status before trying again later."""
 
 WORKS, UNKNOWN = "", None
 
 
 class HealthLog:
-    """Logs each state of one agent once, until it changes. For one thread."""
+    """Logs changes in one agent's state. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Begin with nothing said."""
+        """Start with nothing logged."""
         self._introduced = False
-        self._said: dict[str, str] = {}
-        """Why each tier does not work, as it was logged last; empty for one that does."""
+        self._logged: dict[str, str] = {}
+        """Last logged problem of each tier; empty if it works."""
 
-    def look(self, link: Link) -> float:
-        """Ask the agent, log what is new; returns the seconds until it should be asked again."""
+    def check(self, link: Link) -> float:
+        """Query the agent and log what changed; return the seconds until the next check."""
         try:
             with link.connection() as connection:
                 reply = connection.call(protocol.Status(), time.monotonic() + STATUS_LIMIT)
-        except (AgentRefusedError, ConnectionLostError):  # others see to that
+        except (AgentRefusedError, ConnectionLostError):  # the next call reports it
             return PERIOD
         if not isinstance(reply, protocol.StatusReport):
             return PERIOD
@@ -54,9 +54,9 @@ class HealthLog:
 
     def _report(self, tiers: Sequence[TierStatus]) -> None:
         for tier in tiers:
-            if tier.problem is UNKNOWN or tier.problem == self._said.get(tier.name):
+            if tier.problem is UNKNOWN or tier.problem == self._logged.get(tier.name):
                 continue
-            self._said[tier.name] = tier.problem
+            self._logged[tier.name] = tier.problem
             if tier.problem == WORKS:
                 log.info("memkv: tier %s works", tier.name)
             else:

@@ -1,4 +1,4 @@
-"""A session with one agent process: connections that calls take and give back."""
+"""A session with one agent process, and its pool of connections."""
 
 import time
 from collections import deque
@@ -7,32 +7,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memkv_sglang.client.connection import (
+    AgentConnection,
     AgentRefusedError,
-    Connection,
     ConnectionLostError,
 )
 
 CONNECT_LIMIT = 1.0
-"""Seconds for the agent to take a connection."""
+"""Seconds to wait for a connection."""
 
 
 class Link:
-    """Thread-safe. Each call has a connection of its own while it lasts."""
+    """A pool of connections to one agent: each call uses one exclusively. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Open a session; raises `AgentRefusedError` or `OSError`."""
+        """Open a session. Raises `AgentRefusedError` or `OSError`."""
         self._path = path
-        self.first = Connection(path, b"", time.monotonic() + CONNECT_LIMIT)
-        """Stays open as long as the link, so that the agent keeps the session's pools."""
-        self._idle: deque[Connection] = deque()
+        self.first = AgentConnection(path, b"", time.monotonic() + CONNECT_LIMIT)
+        """Stays open until `close`, which keeps the session's pools registered with the agent."""
+        self._idle: deque[AgentConnection] = deque()
         self._closed = False
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """Take a connection for one call; one that raised anything is closed, not used again.
+    def connection(self) -> Iterator[AgentConnection]:
+        """Provide a connection for one call, and close it if the call raises anything.
 
-        Raises `AgentRefusedError` if the agent takes no more now, `ConnectionLostError` if it does
-        not answer.
+        Raises `AgentRefusedError` if the agent accepts no more connections, `ConnectionLostError`
+        if it does not answer.
         """
         connection = self._take()
         try:
@@ -44,18 +44,20 @@ class Link:
         if self._closed:
             self._close_idle()
 
-    def _take(self) -> Connection:
+    def _take(self) -> AgentConnection:
         with suppress(IndexError):
             return self._idle.pop()
         try:
-            return Connection(self._path, self.first.session, time.monotonic() + CONNECT_LIMIT)
+            return AgentConnection(self._path, self.first.session, time.monotonic() + CONNECT_LIMIT)
         except BlockingIOError:
-            raise AgentRefusedError("too many connect to the agent at this moment") from None
+            raise AgentRefusedError(
+                "too many clients are connecting to the agent; retry later"
+            ) from None
         except OSError as error:
             raise ConnectionLostError(str(error)) from None
 
     def close(self) -> None:
-        """Close the connections that no call has, the others when their calls end; idempotent."""
+        """Close idle connections now and busy ones when their calls end. Idempotent."""
         self._closed = True
         self._close_idle()
         self.first.close()

@@ -1,7 +1,8 @@
-"""What a server does about an agent that it cannot use: one with other settings, or an older one.
+"""Replace an agent that a server cannot use, because its settings differ or it is an older version.
 
-Such an agent ends if a server started it and no other client needs it; it drains its uploads first.
-Agents that were started by hand or as a service stay, and so does whatever else has the socket.
+The agent is replaced only if a server started it and no other client uses it. It finishes its
+uploads first. Agents that were started by hand or as a service keep running, and so does any other
+process that serves the socket.
 """
 
 import os
@@ -15,40 +16,39 @@ from typing import NamedTuple
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.peer import open_peer_pidfd, peer_of
 from memkv_sglang.agent.settings import RunningSettings, make_nonce
-from memkv_sglang.client.connection import AgentRefusedError, Connection, OtherVersionError
+from memkv_sglang.client.connection import AgentConnection, AgentRefusedError, OtherVersionError
 from memkv_sglang.config.schema import Config
 
 ANSWER_LIMIT = 5.0
-"""Seconds for the agent to answer what is asked here."""
+"""Seconds for the agent to answer a request of this module."""
 
 END_LIMIT = 15.0
-"""Seconds that an agent may take to end beside its draining."""
+"""Seconds that an agent may take to end, in addition to finishing its uploads."""
 
 LONGEST_DRAIN = 3600.0
-"""Most that `agent.drain` may be."""
+"""Upper bound of `agent.drain`."""
 
 _LISTENING, _CONNECTED = "01", "03"
-"""States of a socket in `/proc/net/unix`."""
+"""Socket states in `/proc/net/unix`."""
 
 
 class UnsuitableAgentError(AgentRefusedError):
-    """An agent that serves others and cannot be replaced now."""
+    """The agent cannot be used, and cannot be replaced now."""
 
 
 class Retired(NamedTuple):
-    """An agent that has been asked to end."""
+    """An agent that was asked to stop."""
 
     reason: str
     seconds: float
-    """How long it may take."""
+    """Longest time until it has ended."""
 
 
-def join_or_retire(connection: Connection, config: Config) -> Retired | None:
-    """Join an agent that runs with the settings wanted, or ask it to end.
+def join_or_retire(connection: AgentConnection, config: Config) -> Retired | None:
+    """Join the agent if it runs with the settings in `config`; otherwise ask it to stop.
 
-    Returns None if it was joined. Raises
-    `UnsuitableAgentError` if it has other settings and stays, `AgentRefusedError` if it is about to
-    end, `ConnectionLostError`.
+    Returns None if it was joined. Raises `UnsuitableAgentError` if it has other settings and keeps
+    running, `AgentRefusedError` if it is about to stop, and `ConnectionLostError`.
     """
     nonce = make_nonce()
     report = _ask(connection, protocol.Settings(nonce))
@@ -63,8 +63,8 @@ def join_or_retire(connection: Connection, config: Config) -> Retired | None:
     reply = _ask(connection, protocol.Retire())
     if not isinstance(reply, protocol.Done):
         raise UnsuitableAgentError(
-            f"{difference}; the agent (pid {connection.pid}) stays: {_reason(reply)}. Give all "
-            "servers of this node the same settings, restart that agent, or name another "
+            f"{difference}; the agent (pid {connection.pid}) keeps running: {_reason(reply)}. Give "
+            "all servers of this node the same settings, restart the agent, or set another "
             "agent.socket"
         )
     drain = float(report.values.get("agent.drain", LONGEST_DRAIN))
@@ -72,16 +72,16 @@ def join_or_retire(connection: Connection, config: Config) -> Retired | None:
 
 
 def end_older_agent(path: Path, module: str, error: OtherVersionError) -> int:
-    """Send SIGTERM to an agent of an older version; returns a pidfd, which shows its end.
+    """Send SIGTERM to an agent of an older version; return its pidfd, owned by the caller.
 
-    Raises `UnsuitableAgentError` if it stays, `OSError` if it is gone.
+    Raises `UnsuitableAgentError` if the agent must keep running, `OSError` if it has ended.
     """
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
         sock.settimeout(ANSWER_LIMIT)
         sock.connect(os.fspath(path))
         pid, pidfd = peer_of(sock).pid, open_peer_pidfd(sock)
         try:
-            _demand_replaceable(pid, module, error)
+            _check_replaceable(pid, module, error)
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         except BaseException:
             os.close(pidfd)
@@ -89,15 +89,15 @@ def end_older_agent(path: Path, module: str, error: OtherVersionError) -> int:
     return pidfd
 
 
-def _demand_replaceable(pid: int, module: str, error: OtherVersionError) -> None:
-    if problem := _why_it_stays(pid, module, error):
+def _check_replaceable(pid: int, module: str, error: OtherVersionError) -> None:
+    if problem := _why_not_replaceable(pid, module, error):
         raise UnsuitableAgentError(
-            f"{error}; it stays: {problem}. End it (kill {pid}) when nobody needs it, or name "
-            "another agent.socket"
+            f"{error}; it keeps running: {problem}. Stop it (kill {pid}) once it is unused, "
+            "or set another agent.socket"
         )
 
 
-def _why_it_stays(pid: int, module: str, error: OtherVersionError) -> str:
+def _why_not_replaceable(pid: int, module: str, error: OtherVersionError) -> str:
     if pid != error.pid:
         return "another process serves the socket now"
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -108,10 +108,10 @@ def _why_it_stays(pid: int, module: str, error: OtherVersionError) -> str:
 
 
 def _count_connections(pid: int) -> int:
-    """Return how many connections a process has that came to a socket of its own with a name."""
+    """Return how many connections a process has accepted on its named sockets."""
     own = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
+        with suppress(FileNotFoundError):  # closed in the meantime
             own.add(str(entry.readlink()))
     sockets = [
         fields
@@ -122,7 +122,7 @@ def _count_connections(pid: int) -> int:
     return sum(fields[5] == _CONNECTED and fields[7] in listening for fields in sockets)
 
 
-def _ask(connection: Connection, request: protocol.Request) -> protocol.Reply:
+def _ask(connection: AgentConnection, request: protocol.Request) -> protocol.Reply:
     return connection.call(request, time.monotonic() + ANSWER_LIMIT)
 
 

@@ -1,8 +1,8 @@
-"""Memory that a dead or hung agent may still write to although its load has returned.
+"""Buffers that a dead or hung agent may still write to although the load has returned.
 
-A killed agent's requests end only when the disk lets them. A load does not wait for that longer
-than SGLang can bear, so its buffers are withheld: whoever owns them must not use them before the
-agent's writes have ended.
+A killed agent's disk requests end only when the disk completes them. A load cannot wait for that
+forever, so it returns and its buffers are withheld: their owner must not use them until the agent's
+writes have ended.
 """
 
 import logging
@@ -22,10 +22,10 @@ _REMINDER = 10.0
 
 
 class Withheld:
-    """The agents whose writes have not ended. Thread-safe, never blocks but in `wait`."""
+    """Tracks agents whose writes have not ended. Thread-safe; only `wait` blocks."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start with no agents."""
         self._reset()
 
     def _reset(self) -> None:
@@ -42,7 +42,7 @@ class Withheld:
     def add(self, lifetime: int) -> None:
         """Withhold the buffers of an agent's loads until its `Lifetime` has ended.
 
-        Owns the descriptor from now on. Idempotent, never fails.
+        Takes ownership of the descriptor. Idempotent; never raises.
         """
         with self._changed:
             if lifetime not in self._lifetimes:
@@ -50,7 +50,7 @@ class Withheld:
             self._start_watching()
 
     def _start_watching(self) -> None:
-        """Start the thread unless it runs; where there is none to be had, the next call tries."""
+        """Start the watching thread if needed. If that fails, the next call tries again."""
         if self.pending and not self._watched:
             thread = threading.Thread(target=self._watch, name="memkv-withheld", daemon=True)
             with suppress(RuntimeError):
@@ -58,7 +58,7 @@ class Withheld:
                 self._watched = True
 
     def when_free(self, callback: Callable[[], None]) -> None:
-        """Call back once no buffers are withheld: at once, or later in another thread."""
+        """Call `callback` as soon as no buffers are withheld: now, or later in another thread."""
         with self._changed:
             if self.pending:
                 self._callbacks.append(callback)
@@ -69,7 +69,7 @@ class Withheld:
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until no buffers are withheld and every callback has returned.
 
-        Returns False after so many seconds.
+        Returns False if that takes longer than `seconds`.
         """
         with self._changed:
             self._start_watching()
@@ -84,12 +84,12 @@ class Withheld:
             if time.monotonic() >= reminder:
                 reminder += _REMINDER
                 log.error(
-                    "the disk still holds requests of an ended agent; pages stay withheld",
+                    "memkv: disk requests of a dead agent have not ended; buffers stay withheld",
                     extra={"fields": {"seconds": round(time.monotonic() - begin)}},
                 )
 
     def _release(self) -> bool:
-        """Forget the agents whose writes have ended; once it is all of them, call back."""
+        """Remove agents whose writes have ended; run the callbacks once none is left."""
         with self._changed:
             ended = [lifetime for lifetime in self._lifetimes if has_ended(lifetime)]
             left = [lifetime for lifetime in self._lifetimes if lifetime not in ended]
@@ -97,7 +97,7 @@ class Withheld:
                 callbacks, self._callbacks = self._callbacks, []
                 for callback in callbacks:
                     _call(callback)
-                log.info("pages are no longer withheld")
+                log.info("memkv: buffers are no longer withheld")
                 self._watched = False
             self._lifetimes = left
             for lifetime in ended:
@@ -105,8 +105,8 @@ class Withheld:
             self._changed.notify_all()
             return not left
 
-    def leave_to_parent(self) -> None:
-        """Forget everything in a forked child: the memory is its parent's to care for."""
+    def abandon_in_child(self) -> None:
+        """Forget everything in a forked child; the buffers belong to the parent."""
         lifetimes = self._lifetimes
         self._reset()
         for lifetime in lifetimes:
@@ -117,11 +117,11 @@ class Withheld:
 def _call(callback: Callable[[], None]) -> None:
     try:
         callback()
-    except Exception:  # a defect; the others must be called all the same
-        log.exception("pages that were withheld could not be released")
+    except Exception:  # a bug; the other callbacks must still run
+        log.exception("memkv: callback for released buffers failed")
 
 
 withheld = Withheld()
-"""Of this process, whichever clients it has or had."""
+"""The instance of this process, shared by all its clients."""
 
-os.register_at_fork(after_in_child=withheld.leave_to_parent)
+os.register_at_fork(after_in_child=withheld.abandon_in_child)

@@ -1,4 +1,4 @@
-"""A circuit breaker: a tier that keeps failing is left alone for a while, then tried carefully."""
+"""A circuit breaker: stop calling a tier that keeps failing, and probe it after a while."""
 
 import enum
 import logging
@@ -29,10 +29,10 @@ class BreakerState(enum.Enum):
 
 
 class CircuitBreaker:
-    """Opens after `failures` in a row, lets one call through after `open_seconds`. Thread-safe."""
+    """Opens after consecutive failures; admits a probe after `open_seconds`. Thread-safe."""
 
     def __init__(self, name: str, failures: int, open_seconds: float) -> None:
-        """Begin closed; `name` is for the log."""
+        """Start closed. `name` is the tier's, for the log."""
         self._name = name
         self._threshold = failures
         self._open_seconds = open_seconds
@@ -43,33 +43,33 @@ class CircuitBreaker:
 
     @property
     def state(self) -> BreakerState:
-        """The state that the next call will find."""
+        """The state that the next call meets."""
         with self._lock:
             due = self._state is BreakerState.OPEN and time.monotonic() >= self._retry_at
             return BreakerState.HALF_OPEN if due else self._state
 
     def admit(self) -> bool:
-        """Tell whether a call may go through; if so, `record` must follow."""
+        """Return whether a call may go through. If so, the caller must `record` its result."""
         with self._lock:
             if self._state is BreakerState.CLOSED:
                 return True
             if time.monotonic() < self._retry_at:
                 return False
-            # The call admitted now is the probe; it has as long to answer as the circuit was open.
+            # This call is the probe. If it never records a result, another probe follows.
             self._state = BreakerState.HALF_OPEN
             self._retry_at = time.monotonic() + self._open_seconds
             return True
 
-    def record(self, verdict: bool | None) -> None:
-        """Take in what a call told of the tier: it works, it does not, or nothing (None).
+    def record(self, success: bool | None) -> None:
+        """Record a call's result: success, failure, or None if it did not reach the medium.
 
-        A call that was answered from what the tier knows of itself tells nothing.
+        A call that the tier answered from a cache does not affect the state.
         """
         with self._lock:
             before = self._state
-            if verdict is None:
-                self._retry_at = 0.0  # a probe without a verdict makes room for the next
-            elif verdict:
+            if success is None:
+                self._retry_at = 0.0  # an inconclusive probe: admit the next one now
+            elif success:
                 self._failures, self._state = 0, BreakerState.CLOSED
             else:
                 self._failures += 1
@@ -78,34 +78,34 @@ class CircuitBreaker:
                     self._retry_at = time.monotonic() + self._open_seconds
             after = self._state
         if BreakerState.CLOSED in (before, after) and before is not after:
-            word = "circuit closed" if after is BreakerState.CLOSED else "circuit opened"
-            log.warning(word, extra={"fields": {"tier": self._name}})
+            event = "circuit closed" if after is BreakerState.CLOSED else "circuit opened"
+            log.warning(event, extra={"fields": {"tier": self._name}})
 
 
 class BreakerTier(WrapperTier):
-    """Asks the breaker before each call to the tier, and tells it what came of it."""
+    """Lets the breaker admit each call to the tier, and records the result."""
 
     def __init__(self, inner: Tier, breaker: CircuitBreaker) -> None:
-        """Guard `inner`; control calls (descriptions, removal) pass without asking."""
+        """Guard `inner`, except for control calls such as descriptions and removals."""
         super().__init__(inner)
         self.breaker = breaker
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Look up; raises `TierError` while the circuit is open."""
+        """Look up. Raises `TierError` while the circuit is open."""
         found = self._guarded(super().lookup, chain, deadline)
-        # A whole chain may be known to be there; one that ends somewhere had to be asked for.
-        known = found.complete and found.length == len(chain.hashes)
-        self.breaker.record(None if known else found.complete)
+        # Only a full hit can come entirely from the presence cache.
+        maybe_cached = found.complete and found.length == len(chain.hashes)
+        self.breaker.record(None if maybe_cached else found.complete)
         return found
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Ask; raises `TierError` while the circuit is open."""
+        """Check presence. Raises `TierError` while the circuit is open."""
         found = self._guarded(super().present, keys, deadline)
         self.breaker.record(None if all(found) else True)
         return found
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Load; every page fails at once while the circuit is open."""
+        """Load. While the circuit is open, every page fails at once."""
         if not pages or not self.breaker.admit():
             return [Fetched(LoadResult.FAILED)] * len(pages)
         outcomes = super().fetch(pages, deadline)
@@ -117,22 +117,23 @@ class BreakerTier(WrapperTier):
         return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Spill; every page fails at once while the circuit is open."""
+        """Spill. While the circuit is open, every page fails at once."""
         if not pages or not self.breaker.admit():
             return [SpillResult.FAILED] * len(pages)
         results = super().spill(pages, deadline)
-        if SpillResult.FAILED in results:  # once: those behind the first were not even tried
+        if SpillResult.FAILED in results:
+            # Count one failure, because the tier did not try the pages after it.
             self.breaker.record(False)
         else:
-            told = set(results) != {SpillResult.PRESENT}
-            self.breaker.record(True if told else None)
+            maybe_cached = set(results) == {SpillResult.PRESENT}
+            self.breaker.record(None if maybe_cached else True)
         return results
 
-    def _guarded(self, call: Callable[[T, float], R], asked: T, deadline: float) -> R:
+    def _guarded(self, call: Callable[[T, float], R], argument: T, deadline: float) -> R:
         if not self.breaker.admit():
             raise TierError(f"{self.name}: circuit open")
         try:
-            return call(asked, deadline)
+            return call(argument, deadline)
         except TierError:
             self.breaker.record(False)
             raise

@@ -1,4 +1,4 @@
-"""The engine: lookup, load and spill over a tier of this node and one that all nodes share."""
+"""The engine: look up, load and spill pages across the local and the shared tier."""
 
 import logging
 import time
@@ -39,20 +39,22 @@ from memkv_sglang.tiers.wrappers import MeasuredTier
 log = logging.getLogger(__name__)
 
 CLEAR_WAIT = 30.0
-"""Longest time that `clear` waits for calls in flight; each of them has a shorter deadline."""
+"""Seconds that `clear` waits for calls in flight, all of which have shorter deadlines."""
 
 CLEAR_PASSES = 3
-CLOSE_SECONDS = 0.5
-"""Seconds that closing may take beside the drain."""
+"""How often `clear` repeats while it still finds pages."""
 
-NOTHING_LEFT_OUT: Mapping[str, str] = {}
+CLOSE_SECONDS = 0.5
+"""Seconds that closing may take, even without a drain."""
+
+NONE_DISABLED: Mapping[str, str] = {}
 
 
 class Engine:
-    """All calls block, may come from any thread, and never raise for faults of a medium.
+    """Moves pages between clients' buffers and the tiers. Thread-safe; all calls block.
 
-    From the begin of a load or spill to its return the engine owns the pages' buffers; after the
-    return nobody touches them.
+    Faults of a medium are results, never exceptions. During a load or spill the engine owns the
+    pages' buffers; no thread touches them after it returns.
     """
 
     def __init__(
@@ -64,14 +66,22 @@ class Engine:
         metrics: Metrics,
         uses: UseNotes | None = None,
         watcher: PinWatcher | None = None,
-        left_out: Mapping[str, str] = NOTHING_LEFT_OUT,
+        disabled: Mapping[str, str] = NONE_DISABLED,
     ) -> None:
-        """Own both tiers. `marks` is the local tier's memory of what waits for upload.
+        """Take ownership of both tiers.
 
-        `uses` is the shared tier's of what was used, `watcher` tells the local tier what to keep.
-        `left_out` are tiers that could not be opened, with the reasons.
+        Args:
+            local: this node's tier, if any.
+            shared: the tier of all nodes, if any.
+            marks: durable record of pages that wait for upload; None disables uploads.
+            config: settings of the engine.
+            metrics: where to count.
+            uses: records which pages were used, for the shared tier's eviction.
+            watcher: keeps pinned pages in the local tier.
+            disabled: tiers that could not be opened, with the reasons.
+
         """
-        self._left_out = left_out
+        self._disabled = disabled
         self._watcher = watcher
         self._uses = uses
         self._config = config
@@ -80,7 +90,7 @@ class Engine:
             shared.name if shared else "", config.breaker_failures, config.breaker_open
         )
         near = SpeedTier(MeasuredTier(local, metrics)) if local else None
-        # What the breaker answers by itself says nothing of the tier's speed.
+        # Inside the breaker: calls that it rejects must not count as fast.
         far = SpeedTier(MeasuredTier(shared, metrics)) if shared else None
         self._local = near
         self._shared = BreakerTier(far, self._breaker) if far else None
@@ -89,29 +99,31 @@ class Engine:
         self._gate = NamespaceGate()
         changed = ChangedPages(metrics)
         self._promoter = self._make_promoter(changed)
-        # Its own reads are no loads that anyone asked for: they go past the metrics.
+        # Reads for uploads bypass the metrics, which count clients' loads.
         self._uploads = self._make_uploads(local, marks)
         self._finder = Finder(self._local, self._shared, costs, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed)
         self._spiller = Spiller(
-            self._local, self._shared, self._uploads, past_local=self._past_local()
+            self._local, self._shared, self._uploads, bypass_local=self._bypass_local()
         )
-        self._describer = NamespacePublisher(self._shared) if self._shared else None
+        self._publisher = NamespacePublisher(self._shared) if self._shared else None
         self._warmer = Warmer(self._local, self._shared, self._gate)
-        self.status()  # so that the gauges are there before anybody asks
+        self.status()  # sets the gauges before the first scrape
 
     def _make_promoter(self, changed: ChangedPages) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
             return None
         config = self._config
-        # What was not written when it was spilled has had its first use by that.
-        rule = "always" if self._past_local() and config.promote == "second_use" else config.promote
+        # If spills bypass the disk, the spill was the first use and the load is the second.
+        rule = (
+            "always" if self._bypass_local() and config.promote == "second_use" else config.promote
+        )
         return Promoter(
             self._local, rule, config.promote_buffer, self._metrics, changed, self._gate
         )
 
-    def _past_local(self) -> bool:
-        """Tell whether spills pass the local tier by."""
+    def _bypass_local(self) -> bool:
+        """Return whether spills go to the shared tier first."""
         return self._config.admission == "second_use" and self._shared is not None
 
     def _make_uploads(self, local: Tier | None, marks: UploadMarks | None) -> UploadQueue | None:
@@ -129,21 +141,20 @@ class Engine:
         )
 
     def describe(self, namespace: Namespace) -> None:
-        """Keep the description beside the pages: locally at once, in the shared tier behind."""
+        """Store a namespace's description: locally now, in the shared tier in the background."""
         if self._local is not None:
             _describe(self._local, namespace)
-        if self._describer is not None:
-            self._describer.offer(namespace)
+        if self._publisher is not None:
+            self._publisher.offer(namespace)
 
     def lookup(
         self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
     ) -> Lookup:
-        """Return the longest prefix that can be loaded, as known after `budget` seconds at most.
+        """Return the longest prefix that can be loaded, to the page, within `budget` seconds.
 
-        Page-exact. `complete` is False where time ran out or a tier could not answer: the length
-        is then a lower bound. The default budget is the configured one. Given what it costs to
-        `recompute` a page, the answer is the prefix that pays to be loaded at the tiers' present
-        speed; all of it while that is not known.
+        If time ran out or a tier failed, `complete` is false and the length is a lower bound. The
+        default budget is `engine.lookup_budget`. If the cost to `recompute` a page is known, the
+        result is cut to the prefix that loads faster than it can be recomputed at current speeds.
         """
         seconds = self._config.lookup_budget if budget is None else budget
         with self._gate.enter(chain.namespace) as is_open:
@@ -157,20 +168,20 @@ class Engine:
     def present(
         self, keys: Sequence[PageKey], budget: float | None = None, tier: str = ""
     ) -> list[bool]:
-        """Tell for each page whether it is there, as known after `budget` seconds at most.
+        """Return for each page whether it is stored, within `budget` seconds.
 
-        Unlike `lookup` it presumes no order among the pages, and is no use of them. `tier` names
-        the one to ask; empty for both. What could not be asked for in time counts as absent.
+        Unlike `lookup`, this assumes no order among the pages and does not count as a use of them.
+        `tier` restricts the check to one tier. Pages not checked in time count as absent.
         """
         seconds = self._config.lookup_budget if budget is None else budget
-        tiers = [asked for asked in self._tiers() if tier in ("", asked.name)]
+        tiers = [one for one in self._tiers() if tier in ("", one.name)]
         if not keys:
             return []
         with self._gate.enter(keys[0].namespace) as is_open:
             return present(tiers if is_open else [], keys, time.monotonic() + seconds)
 
     def load(self, pages: Sequence[Page]) -> list[PageLoad]:
-        """Fill the pages of a chain from the nearest tier; the first miss ends the prefix."""
+        """Load pages of a chain, each from the nearest tier. The first miss ends the prefix."""
         if not pages:
             return []
         with self._gate.enter(pages[0].key.namespace) as is_open:
@@ -180,11 +191,11 @@ class Engine:
             return self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
 
     def spill(self, pages: Sequence[Page], before: Sequence[bytes] = ()) -> list[SpillResult]:
-        """Store pages of a chain; `before` are the hashes of all pages before the first, in order.
+        """Store pages of a chain, which follows the pages with the hashes `before`.
 
-        Of these the last one alone decides whether the pages are uploaded. That this node shall
-        not evict any of them before the pages behind it takes them all. Every page is `REFUSED`
-        while the namespace is being cleared.
+        The last page before the chain decides whether it can be uploaded. All of them count as
+        used, so that this node does not evict them before their descendants. Every page is
+        `REFUSED` while the namespace is being cleared.
         """
         if not pages:
             return []
@@ -197,9 +208,9 @@ class Engine:
         deadline = time.monotonic() + self._config.batch_deadline
         namespace = pages[0].key.namespace
         parent = PageKey(namespace, before[-1]) if before else None
-        if self._describer is not None:
-            self._describer.renew(namespace)
-        self._touch(Chain(namespace, before))  # so that none makes room for what follows it
+        if self._publisher is not None:
+            self._publisher.renew(namespace)
+        self._touch(Chain(namespace, before))  # so that none is evicted for its descendants
         results = self._spiller.spill(pages, parent, deadline)
         if before:
             self._touch(Chain(namespace, [*before, *(page.key.hash for page in pages)]))
@@ -210,21 +221,21 @@ class Engine:
             self._local.touch(chain)
 
     def warm(self, keys: Sequence[PageKey]) -> Warming:
-        """Copy pages of a chain from the shared to the local tier; see `Warmer.warm`."""
+        """Copy pages of a chain from the shared to the local tier. See `Warmer.warm`."""
         return self._warmer.warm(keys)
 
     def clear(self, namespace: bytes) -> Removal:
-        """Remove a namespace's pages from every tier that can be reached.
+        """Delete a namespace's pages from every reachable tier.
 
-        Waits for the calls on the namespace that are in flight, and cancels its uploads and
-        promotions. Until this returns, nothing of the namespace is found or stored. May take long
-        in a shared tier with many pages.
+        Waits for calls in flight, and cancels the namespace's uploads and promotions. Until this
+        returns, lookups find none of its pages and spills are refused. Can take long if the shared
+        tier has many pages.
         """
         removed = 0
         with self._gate.close(namespace, CLEAR_WAIT) as complete:
             if not complete:
-                log.warning("clearing a namespace whose calls have not ended; clear it again")
-            for worker in (self._uploads, self._promoter, self._describer):
+                log.warning("namespace cleared while calls were in flight; clear it again")
+            for worker in (self._uploads, self._promoter, self._publisher):
                 if worker is not None:
                     worker.forget(namespace)
             for tier in self._tiers():
@@ -237,14 +248,14 @@ class Engine:
         return Removal(removed, complete)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing waits for upload or promotion; False if `timeout` seconds passed."""
+        """Wait until uploads and promotions have finished. False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        behind = [worker for worker in (self._promoter, self._uploads) if worker is not None]
-        return all(worker.flush(max(0.0, deadline - time.monotonic())) for worker in behind)
+        workers = [worker for worker in (self._promoter, self._uploads) if worker is not None]
+        return all(worker.flush(max(0.0, deadline - time.monotonic())) for worker in workers)
 
     def status(self) -> EngineStatus:
-        """Return the state of the moment, and set the gauges by it."""
-        statuses = [_left_out_status(*item) for item in self._left_out.items()]
+        """Return the current state, and update the gauges."""
+        statuses = [_disabled_status(*item) for item in self._disabled.items()]
         statuses += [_tier_status(tier) for tier in self._tiers()]
         for status in statuses:
             self._metrics.tier_works.labels(status.name).set(status.problem == "")
@@ -266,12 +277,12 @@ class Engine:
         return [tier for tier in (self._local, self._shared) if tier is not None]
 
     def close(self, drain: float) -> None:
-        """Upload for at most `drain` seconds more, then close the tiers; idempotent."""
+        """Upload for at most `drain` seconds, then close the tiers. Idempotent."""
         deadline = time.monotonic() + max(drain, CLOSE_SECONDS)
         if self._watcher is not None:
             self._watcher.close()
-        if self._describer is not None:
-            self._describer.close()
+        if self._publisher is not None:
+            self._publisher.close()
         if self._uploads is not None:
             self._uploads.close(drain)
         if self._promoter is not None:
@@ -282,7 +293,7 @@ class Engine:
 
 
 def _clear(tier: Tier, namespace: bytes) -> int:
-    """Clear a tier until nothing is left: a server may still store an upload that timed out."""
+    """Clear a tier until it is empty: the server may still complete uploads that timed out."""
     removed = 0
     for _ in range(CLEAR_PASSES):
         found = tier.clear(namespace)
@@ -312,5 +323,5 @@ def _tier_status(tier: Tier) -> TierStatus:
     )
 
 
-def _left_out_status(name: str, problem: str) -> TierStatus:
+def _disabled_status(name: str, problem: str) -> TierStatus:
     return TierStatus(name=name, problem=problem, pages=0, bytes=0, capacity=None, evicted=0)

@@ -1,4 +1,4 @@
-"""Calls that add or find pages of a namespace kept apart from the removal of its pages."""
+"""Keep calls that find or store a namespace's pages from overlapping with its removal."""
 
 import threading
 from collections.abc import Iterator
@@ -6,53 +6,53 @@ from contextlib import contextmanager
 
 
 class NamespaceGate:
-    """Lets any number of calls use a namespace, and none while it is closed. Thread-safe."""
+    """Admits concurrent calls on a namespace, and none while it is closed. Thread-safe."""
 
     def __init__(self) -> None:
-        """Begin with every namespace open."""
-        self._inside: dict[bytes, int] = {}
+        """Start with all namespaces open."""
+        self._calls: dict[bytes, int] = {}
         self._closed: dict[bytes, int] = {}
         self._lock = threading.Lock()
-        self._left = threading.Condition(self._lock)
+        self._drained = threading.Condition(self._lock)
 
     def enter(self, namespace: bytes) -> "_Use":
-        """Use a namespace within a `with` block; gives False, without waiting, if it is closed."""
+        """Use a namespace in a `with` block. Yields False, without waiting, if it is closed."""
         return _Use(self, namespace)
 
     @contextmanager
     def close(self, namespace: bytes, timeout: float) -> Iterator[bool]:
-        """Keep calls out within the block, after waiting for those that are inside.
+        """Wait for calls in flight, then admit none during the block.
 
-        Yields False if some of these had not ended after `timeout` seconds.
+        Yields False if some calls had not ended after `timeout` seconds.
         """
         with self._lock:
             _add(self._closed, namespace, 1)
         try:
-            with self._left:
-                ended = self._left.wait_for(lambda: namespace not in self._inside, timeout)
+            with self._drained:
+                ended = self._drained.wait_for(lambda: namespace not in self._calls, timeout)
             yield ended
         finally:
             with self._lock:
                 _add(self._closed, namespace, -1)
 
     def begin(self, namespace: bytes) -> bool:
-        """Count a call in; False if the namespace is closed."""
+        """Register a call. False if the namespace is closed."""
         with self._lock:
             if namespace in self._closed:
                 return False
-            _add(self._inside, namespace, 1)
+            _add(self._calls, namespace, 1)
             return True
 
     def end(self, namespace: bytes) -> None:
-        """Count a call out that `begin` has counted in."""
+        """Unregister a call that `begin` registered."""
         with self._lock:
-            _add(self._inside, namespace, -1)
+            _add(self._calls, namespace, -1)
             if namespace in self._closed:
-                self._left.notify_all()
+                self._drained.notify_all()
 
 
 class _Use:
-    """A call's use of a namespace; a class because a generator costs each lookup 2 us more."""
+    """One call's use of a namespace. A class, because a generator adds 2 us to each lookup."""
 
     __slots__ = ("_gate", "_is_open", "_namespace")
 

@@ -1,4 +1,4 @@
-"""Loads: each page from the nearest tier that has it, both tiers at once, equal pages once."""
+"""Load pages: each from its nearest tier, both tiers in parallel, equal pages only once."""
 
 import time
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.tiers.base import LoadResult, Tier, TierError
 
 CONCURRENT_CALLS = 32
-"""Loads that may read from both tiers at one time; more of them read one tier after the other."""
+"""Loads that can read from both tiers in parallel. Further ones wait for a thread."""
 
 
 class Loader:
-    """Fills pages. See `load`."""
+    """Loads pages from the local and the shared tier. Thread-safe."""
 
     def __init__(
         self,
@@ -27,20 +27,20 @@ class Loader:
         metrics: Metrics,
         changed: ChangedPages,
     ) -> None:
-        """Prefer `local`; offer what came from `shared` to the promoter."""
+        """Prefer `local`, and offer pages from `shared` to the promoter."""
         self._changed = changed
         self._local = local
         self._shared = shared
         self._promoter = promoter
         self._metrics = metrics
         self._flights = SingleFlight()
-        self._beside = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="memkv-load")
+        self._executor = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="memkv-load")
 
     def load(self, pages: Sequence[Page], deadline: float) -> list[PageLoad]:
-        """Fill the pages of a chain, in order; one result a page.
+        """Load the pages of a chain, in order; return one result per page.
 
-        The first page that is not loaded ends the prefix: those behind it are `SKIPPED`. Blocks
-        until nobody writes into any of the buffers any more, at most shortly past the deadline.
+        The first page that is not loaded ends the prefix; later ones are `SKIPPED`. Blocks until no
+        thread writes to any buffer any more, which is at most slightly after the deadline.
         """
         followed = self._flights.join(pages)
         leading = [i for i, follower in enumerate(followed) if follower is None]
@@ -61,28 +61,28 @@ class Loader:
         arrivals: list[Arrival],
         deadline: float,
     ) -> None:
-        """Wait for the pages that other calls fetch; fetch again what did not come that way.
+        """Wait for pages that other calls are loading; load those that failed there.
 
-        That is what was skipped behind a miss of the leader's chain, and what the leader's client
-        may have spoiled by writing into its memory.
+        They may fail there because the leader's chain ended earlier, or because the leader's client
+        wrote to its memory during the load.
         """
-        again: list[int] = []
+        retries: list[int] = []
         for i, follower in enumerate(followed):
             if follower is None:
                 continue
             arrival = self._flights.wait(follower, deadline)
             if arrival.result in (LoadResult.SKIPPED, LoadResult.FAILED):
-                again.append(i)
+                retries.append(i)
             elif arrival.result is not LoadResult.LOADED:
                 arrivals[i] = arrival
             elif page_checksum(pages[i].key, pages[i].buffers) == arrival.checksum:
                 arrivals[i] = arrival
                 self._metrics.merged_pages.inc()
             else:
-                again.append(i)
+                retries.append(i)
                 self._changed.report("equal load")
-        if again and time.monotonic() < deadline:
-            self._fetch_some(pages, again, arrivals, deadline)
+        if retries and time.monotonic() < deadline:
+            self._fetch_some(pages, retries, arrivals, deadline)
 
     def _fetch_some(
         self,
@@ -96,21 +96,23 @@ class Loader:
             arrivals[i] = arrival
 
     def _fetch(self, pages: Sequence[Page], deadline: float) -> list[Arrival]:
-        here = self._held_locally(pages, deadline)
-        near = [i for i, held in enumerate(here) if held]
-        far = [i for i, held in enumerate(here) if not held]
+        local = self._held_locally(pages, deadline)
+        near = [i for i, held in enumerate(local) if held]
+        far = [i for i, held in enumerate(local) if not held]
         arrivals = [Arrival(LoadResult.MISSING)] * len(pages)
-        beside = None
+        shared_read = None
         if near and far and self._shared is not None:
-            beside = self._beside.submit(self._read, self._shared, pages, far, arrivals, deadline)
+            shared_read = self._executor.submit(
+                self._read, self._shared, pages, far, arrivals, deadline
+            )
         elif far:
             self._read(self._shared, pages, far, arrivals, deadline)
         try:
             self._read(self._local, pages, near, arrivals, deadline)
         finally:
-            if beside is not None:
-                beside.result()
-        # What the disk lost since it was asked may still be in the shared tier.
+            if shared_read is not None:
+                shared_read.result()
+        # Pages evicted locally in the meantime may be in the shared tier.
         lost = [i for i in near if arrivals[i].result is not LoadResult.LOADED]
         self._read(self._shared, pages, lost, arrivals, deadline)
         self._promote(pages, arrivals)
@@ -152,8 +154,8 @@ class Loader:
         )
 
     def close(self) -> None:
-        """Wait for loads in flight."""
-        self._beside.shutdown()
+        """Wait for parallel reads in flight."""
+        self._executor.shutdown()
 
 
 def _end_prefix_at_first_miss(loads: list[PageLoad]) -> list[PageLoad]:

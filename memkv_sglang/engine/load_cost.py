@@ -1,4 +1,4 @@
-"""Never slower than recomputing: how much of what is there pays to be loaded."""
+"""Load only what loads faster than it can be recomputed."""
 
 import logging
 import time
@@ -15,23 +15,24 @@ from memkv_sglang.page import Chain
 log = logging.getLogger(__name__)
 
 CALL_PAGES = 128
-"""Pages that SGLang asks for in one load."""
+"""Pages per load call of SGLang."""
 
-VERDICT_SECONDS = 10.0
-"""How long a prefix once answered is not answered longer: SGLang asks several times a request."""
+DECISION_TTL = 10.0
+"""Seconds during which repeated lookups of a chain get no longer prefix than the first. SGLang
+looks a request up several times."""
 
-MAX_VERDICTS = 4096
+MAX_DECISIONS = 4096
 
 
 class Part(NamedTuple):
-    """Pages of a chain, one after the other, that one tier would load."""
+    """Consecutive pages of a chain that one tier would load."""
 
     tier: str
     pages: int
 
 
 class LoadCostPolicy:
-    """Weighs loads against recomputation. Thread-safe."""
+    """Compares the time of loads to that of recomputation. Thread-safe."""
 
     def __init__(
         self,
@@ -39,25 +40,25 @@ class LoadCostPolicy:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`speeds` are the tiers' by name."""
+        """`speeds` maps tier names to their measured speeds."""
         self._speeds = speeds
         self._metrics = metrics
         self._clock = clock
-        self._verdicts: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._decisions: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         self._explained = False
 
     def limit(self, chain: Chain, parts: Sequence[Part], recompute: Recompute) -> int:
-        """Return how many pages of what was found, from the first, to load.
+        """Return how many of the found pages to load, counted from the first.
 
-        Loading the prefix and computing the rest then takes least, as far as is known. A chain
-        for which that was less than all keeps the answer for a while.
+        Minimizes the estimated time to load that prefix and recompute the rest. A chain whose
+        prefix was cut keeps that limit for `DECISION_TTL` seconds.
         """
         lengths = list(accumulate((part.pages for part in parts), initial=0))
         found = lengths[-1]
         if not found or not recompute.page_seconds:
             return found
         key = chain.namespace + chain.hashes[0] + chain.hashes[-1]
-        kept, until = self._verdicts.get(key, (found, 0.0))
+        kept, until = self._decisions.get(key, (found, 0.0))
         if self._clock() < until:
             best = min(found, kept)
         else:
@@ -69,8 +70,8 @@ class LoadCostPolicy:
         return best
 
     def _best(self, lengths: list[int], parts: Sequence[Part], recompute: Recompute) -> int:
-        # Within a part time grows evenly, so that one of its ends is best; but for a part in which
-        # one tier's time passes the other's, where little is lost by not looking closer.
+        # Within a part time grows linearly, so the optimum is at a boundary between parts. The
+        # exception, a part in which one tier's time overtakes the other's, matters little.
         def seconds(count: int) -> float:
             load = self._load_seconds(parts[:count], recompute.page_bytes)
             return load + recompute.page_seconds * (lengths[-1] - lengths[count])
@@ -78,7 +79,7 @@ class LoadCostPolicy:
         return lengths[min(reversed(range(len(lengths))), key=seconds)]
 
     def _load_seconds(self, parts: Sequence[Part], page_bytes: int) -> float:
-        """Return how long the parts take: tiers load at the same time, each its own pages."""
+        """Return the time to load the parts, with both tiers in parallel."""
         pages = dict.fromkeys(self._speeds, 0)
         for part in parts:
             pages[part.tier] += part.pages
@@ -88,9 +89,9 @@ class LoadCostPolicy:
         )
 
     def _keep(self, key: bytes, length: int) -> None:
-        self._verdicts[key] = (length, self._clock() + VERDICT_SECONDS)
-        while len(self._verdicts) > MAX_VERDICTS:
-            self._verdicts.popitem(last=False)
+        self._decisions[key] = (length, self._clock() + DECISION_TTL)
+        while len(self._decisions) > MAX_DECISIONS:
+            self._decisions.popitem(last=False)
 
     def _explain(
         self, parts: Sequence[Part], recompute: Recompute, found: int, answered: int
@@ -104,10 +105,10 @@ class LoadCostPolicy:
             "answered_pages": answered,
             "load_seconds": round(self._load_seconds(parts, recompute.page_bytes), 3),
             "recompute_seconds": round(recompute.page_seconds * found, 3),
-            "way_out": "engine.skip_slow_loads = false loads all the same",
+            "fix": "to load them anyway, set engine.skip_slow_loads = false",
         }
         log.warning(
-            "loading would take longer than computing: lookups answer with the prefix that pays; "
-            "memkv_skipped_slow_pages_total counts, this line appears once",
+            "loading is slower than recomputing, so lookups return a shorter prefix; "
+            "memkv_skipped_slow_pages_total counts skipped pages, this is logged only once",
             extra={"fields": fields},
         )

@@ -1,4 +1,4 @@
-"""How much of a chain can be loaded, over both tiers."""
+"""Find how much of a chain can be loaded from both tiers together."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ NOTHING = Lookup(0, complete=True)
 
 
 class Finder:
-    """Finds the longest prefix each page of which is in the local or in the shared tier."""
+    """Finds the longest prefix whose pages are all in the local or the shared tier."""
 
     def __init__(
         self,
@@ -24,17 +24,17 @@ class Finder:
         costs: LoadCostPolicy | None,
         metrics: Metrics,
     ) -> None:
-        """Ask `local` first: it knows at once. Without `costs` all that is there is answered."""
+        """Look in `local` first, which is fast. `costs`, if given, limits the prefix."""
         self._local = local
         self._shared = shared
         self._costs = costs
         self._metrics = metrics
 
     def lookup(self, chain: Chain, budget: float, recompute: Recompute = UNKNOWN) -> Lookup:
-        """Return the prefix known to be loadable when `budget` seconds are over, or sooner.
+        """Return the prefix that can be loaded, as far as known within `budget` seconds.
 
-        Page-exact, but for what takes longer to load than to compute. Never raises: a tier that
-        cannot answer counts as holding nothing, and the answer is then not complete.
+        Leaves out pages that are slower to load than to recompute. Never raises: a failing tier
+        counts as empty, and the result is then incomplete.
         """
         parts: list[Part] = []
         found = self._search(chain, time.monotonic() + budget, parts)
@@ -47,21 +47,23 @@ class Finder:
         return found._replace(length=self._costs.limit(chain, parts, recompute))
 
     def _search(self, chain: Chain, deadline: float, parts: list[Part]) -> Lookup:
-        """Look up; `parts` gets what each tier has of the prefix, in order."""
-        near = self._ask(self._local, chain, deadline, parts)
+        """Search both tiers. Appends to `parts` what each tier has of the prefix, in order."""
+        near = self._lookup_in(self._local, chain, deadline, parts)
         if near.length == len(chain.hashes):
             return near
-        far = self._ask(self._shared, _after(chain, near.length), deadline, parts)
+        far = self._lookup_in(self._shared, _after(chain, near.length), deadline, parts)
         length = near.length + far.length
         if far.length and length < len(chain.hashes):
-            # The disk may go on where the shared tier ends: pages that still wait for upload.
-            more = self._ask(self._local, _after(chain, length), deadline, parts)
+            # The disk may continue where the shared tier ends, with pages that wait for upload.
+            more = self._lookup_in(self._local, _after(chain, length), deadline, parts)
             length += more.length
-            # Asking is use, and roots must stay younger than leaves: use the first part again.
-            self._ask(self._local, _before(chain, near.length), deadline, [])
+            # A lookup counts as a use, and parents must be used after their children.
+            self._lookup_in(self._local, _before(chain, near.length), deadline, [])
         return Lookup(length, near.complete and far.complete)
 
-    def _ask(self, tier: Tier | None, chain: Chain, deadline: float, parts: list[Part]) -> Lookup:
+    def _lookup_in(
+        self, tier: Tier | None, chain: Chain, deadline: float, parts: list[Part]
+    ) -> Lookup:
         if tier is None or not chain.hashes:
             return NOTHING
         try:

@@ -1,4 +1,4 @@
-"""Descriptions of namespaces on their way to the shared tier, and kept there."""
+"""Publish namespace descriptions in the shared tier, and keep them from expiring."""
 
 import logging
 import threading
@@ -10,105 +10,105 @@ from memkv_sglang.tiers.base import Tier, TierError
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""Pause after an attempt that failed."""
+"""Seconds between failed attempts."""
 
-KEPT_UP_SECONDS = 12 * 3600.0
-"""How often all are written anew: a bucket's lifecycle rule counts days from the last time."""
+RENEW_INTERVAL = 12 * 3600.0
+"""Seconds between rewrites. A lifecycle rule of the bucket counts days from the last write."""
 
-KEPT_UP = 1024
-"""Descriptions that are kept up at most, the newest ones."""
+MAX_PUBLISHED = 1024
+"""Newest descriptions to keep published."""
 
 
 class NamespacePublisher:
-    """Keeps descriptions in `tier` behind the caller's back. Thread-safe.
+    """Writes descriptions to a tier in the background. Thread-safe.
 
-    Each is tried until the tier takes it, and written anew twice a day as long as this runs.
+    Retries until the tier accepts a description, and rewrites it every `RENEW_INTERVAL`.
     """
 
     def __init__(self, tier: Tier) -> None:
-        """Start the thread, which nobody waits for: a tier out of reach may hold it for long."""
+        """Start a daemon thread. It is never joined: an unreachable tier may block it for long."""
         self._tier = tier
-        self._kept_up: dict[bytes, bytes] = {}
-        """Descriptions by digest, the newest last; parsed, they could take far more memory."""
-        self._waiting: dict[bytes, None] = {}
-        """Digests of those that are to be written, in this order."""
+        self._published: dict[bytes, bytes] = {}
+        """Descriptions by digest, newest last. Unparsed, which takes far less memory."""
+        self._pending: dict[bytes, None] = {}
+        """Digests of descriptions to write, in order."""
         self._removed: set[bytes] = set()
-        """Digests of those that went with their pages when the namespace was cleared."""
+        """Digests of descriptions that were deleted when their namespace was cleared."""
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        self._complaint = ""
+        self._last_error = ""
         threading.Thread(target=self._run, name="memkv-describe", daemon=True).start()
 
     def offer(self, namespace: Namespace) -> None:
-        """Queue a description; returns at once."""
+        """Queue a description. Returns at once."""
         with self._changed:
-            self._kept_up.pop(namespace.digest, None)
-            self._kept_up[namespace.digest] = namespace.description
-            self._waiting[namespace.digest] = None
-            if len(self._kept_up) > KEPT_UP:
-                oldest = next(iter(self._kept_up))
-                del self._kept_up[oldest]
-                self._waiting.pop(oldest, None)
+            self._published.pop(namespace.digest, None)
+            self._published[namespace.digest] = namespace.description
+            self._pending[namespace.digest] = None
+            if len(self._published) > MAX_PUBLISHED:
+                oldest = next(iter(self._published))
+                del self._published[oldest]
+                self._pending.pop(oldest, None)
             self._changed.notify_all()
 
     def forget(self, namespace: bytes) -> None:
-        """Note that the tier lost a namespace's description when it was cleared."""
+        """Record that clearing a namespace deleted its description."""
         with self._changed:
             self._removed.add(namespace)
-            self._removed &= self._kept_up.keys()
+            self._removed &= self._published.keys()
 
     def renew(self, namespace: bytes) -> None:
-        """Queue the description again if it was removed: the namespace has pages once more."""
+        """Queue the description again if it was deleted, because the namespace gets new pages."""
         if namespace not in self._removed:
             return
         with self._changed:
             self._removed.discard(namespace)
-            if namespace in self._kept_up:
-                self._waiting[namespace] = None
+            if namespace in self._published:
+                self._pending[namespace] = None
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Begin no further attempt; returns at once."""
+        """Start no further attempt. Returns at once."""
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        due = time.monotonic() + KEPT_UP_SECONDS
+        due = time.monotonic() + RENEW_INTERVAL
         while not self._closed.is_set():
             description = self._next(due)
             if description is None:
-                due = time.monotonic() + KEPT_UP_SECONDS
+                due = time.monotonic() + RENEW_INTERVAL
                 self._queue_all()
             elif not self._describe(description):
                 self._closed.wait(RETRY_SECONDS)
 
     def _next(self, due: float) -> bytes | None:
-        """Return a description that waits; None if there was none until `due` or `close`."""
+        """Return the next pending description. None at `due` or after `close`."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._waiting or self._closed.is_set(), due - time.monotonic()
+                lambda: self._pending or self._closed.is_set(), due - time.monotonic()
             )
-            return self._kept_up[next(iter(self._waiting))] if self._waiting else None
+            return self._published[next(iter(self._pending))] if self._pending else None
 
     def _queue_all(self) -> None:
         with self._changed:
-            self._waiting = dict.fromkeys(self._kept_up)
+            self._pending = dict.fromkeys(self._published)
 
     def _describe(self, description: bytes) -> bool:
         try:
             namespace = Namespace.parse(description)
             self._tier.describe(namespace)
         except TierError as error:
-            if str(error) != self._complaint:  # logged once, until it changes or is over
-                self._complaint = str(error)
-                fields = {"tier": self._tier.name, "error": self._complaint}
-                log.warning("namespace not described yet", extra={"fields": fields})
+            if str(error) != self._last_error:  # log each error once
+                self._last_error = str(error)
+                fields = {"tier": self._tier.name, "error": self._last_error}
+                log.warning("namespace not described, still retrying", extra={"fields": fields})
             return False
-        except Exception:  # a defect; the thread must go on
-            log.exception("namespace not described yet")
+        except Exception:  # a bug, but the thread must go on
+            log.exception("namespace not described, still retrying")
             return False
-        self._complaint = ""
+        self._last_error = ""
         with self._changed:
-            self._waiting.pop(namespace.digest, None)
+            self._pending.pop(namespace.digest, None)
         return True

@@ -1,4 +1,4 @@
-"""Pinned pages: what is pinned in the shared tier is kept on this node's disk, too."""
+"""Keep pages that are pinned in the shared tier on this node's disk, too."""
 
 import logging
 import threading
@@ -7,31 +7,31 @@ from memkv_sglang.tiers.base import Keeps, Pins, TierError
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 30.0
-"""How often the pins are read again."""
+REFRESH_INTERVAL = 30.0
+"""Seconds between reads of the pins."""
 
 
 class PinWatcher:
-    """Tells `keeper` what `pins` has, in a thread that nobody waits for."""
+    """Copies the set of pins to the local tier, in a daemon thread."""
 
-    def __init__(self, pins: Pins, keeper: Keeps, *, every: float = LOOK_SECONDS) -> None:
-        """Begin at once; look again after so many seconds."""
+    def __init__(self, pins: Pins, local: Keeps, *, interval: float = REFRESH_INTERVAL) -> None:
+        """Start at once, then refresh every `interval` seconds."""
         self._pins = pins
-        self._keeper = keeper
-        self._every = every
+        self._local = local
+        self._interval = interval
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="memkv-pins", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more; returns at once."""
+        """Stop refreshing. Returns at once."""
         self._closed.set()
 
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self._keeper.keep(self._pins.pinned())
-            except TierError as error:  # what is kept stays so until it is known better
+                self._local.keep(self._pins.pinned())
+            except TierError as error:  # pages stay kept until the pins can be read
                 log.debug("pins not read", extra={"fields": {"reason": str(error)}})
-            except Exception:  # a defect; the thread must go on
+            except Exception:  # a bug, but the thread must go on
                 log.exception("pins not read")
-            self._closed.wait(self._every)
+            self._closed.wait(self._interval)

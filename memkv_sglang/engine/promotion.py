@@ -1,4 +1,4 @@
-"""Copies from the shared tier to this node's disk, for pages that are likely to be wanted again."""
+"""Copy pages from the shared tier to this node's disk if they are likely to be used again."""
 
 import logging
 import threading
@@ -22,23 +22,23 @@ REMEMBERED_USES = 500_000
 """Pages whose first use is remembered."""
 
 WRITE_SECONDS = 5.0
-"""Longest time for a batch of copies to reach the disk."""
+"""Seconds to write a batch to the disk."""
 
 
 class Admission:
-    """Decides which pages go to the disk. Not thread-safe.
+    """Decides which pages to copy to the disk. Not thread-safe.
 
-    Most blocks of published traces are read once (Mooncake, FAST'25: 76 % in the trace that this
-    project replays), so by default a page must be asked for twice.
+    Most blocks of published traces are read only once (76 % in the Mooncake trace, FAST'25, that
+    this project replays). So by default a page must be used twice.
     """
 
     def __init__(self, rule: Rule) -> None:
-        """Follow `rule`."""
+        """Apply `rule`."""
         self._rule = rule
         self._used = RecentPages(REMEMBERED_USES)
 
     def admits(self, key: PageKey) -> bool:
-        """Take note of a use and tell whether the page is to be kept."""
+        """Record a use of a page; return whether to copy it."""
         if self._rule != "second_use":
             return self._rule == "always"
         if self._used.remove(key):
@@ -48,7 +48,7 @@ class Admission:
 
 
 class Promoter:
-    """Writes admitted pages to `local` behind the caller's back, from copies of their content."""
+    """Copies admitted pages and writes them to `local` in the background. Thread-safe."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Promoter:
         changed: ChangedPages,
         gate: NamespaceGate,
     ) -> None:
-        """Hold at most `budget` bytes of copies; what finds no room is not promoted."""
+        """Hold at most `budget` bytes of copies. Pages that do not fit are not promoted."""
         self._local = local
         self._gate = gate
         self._changed_pages = changed
@@ -74,10 +74,10 @@ class Promoter:
         self._thread.start()
 
     def offer(self, pages: Sequence[Page]) -> None:
-        """Copy the pages that are admitted; blocks for the copy in memory only.
+        """Copy admitted pages in memory, to be written in the background.
 
-        Each page needs the checksum that its tier verified: the client may change the page before
-        it is copied, so that only a copy that matches the checksum is stored.
+        Each page must have the checksum that its tier verified. The client may change the page
+        before it is copied, so only copies that match the checksum are written.
         """
         with self._changed:
             admitted = [page for page in pages if self._admission.admits(page.key)]
@@ -95,7 +95,7 @@ class Promoter:
                 self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until every copy is on the disk; False if `timeout` seconds were not enough."""
+        """Wait until all copies have been written. False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._held == 0, timeout)
 
@@ -112,7 +112,7 @@ class Promoter:
     def _write_all(self) -> None:
         while batch := self._next():
             with self._gate.enter(batch[0].key.namespace) as is_open:
-                if not self._take(batch):  # its namespace was cleared in between
+                if not self._take(batch):  # its namespace was cleared
                     continue
                 if is_open:
                     self._write(batch)
@@ -126,14 +126,14 @@ class Promoter:
             self._changed_pages.report("promotion", len(batch) - len(intact))
         try:
             results = self._local.spill(intact, time.monotonic() + WRITE_SECONDS)
-        except Exception:  # a defect; the thread must go on
+        except Exception:  # a bug, but the thread must go on
             log.exception("pages not promoted")
             results = [SpillResult.FAILED] * len(intact)
         for result in results:
             self._metrics.promotion_pages.labels(result.name.lower()).inc()
 
     def _release(self, batch: Sequence[Page]) -> None:
-        """Give the memory of a batch back; call with the lock held."""
+        """Free the memory of a batch. Call with the lock held."""
         self._held -= sum(page.length for page in batch)
         self._changed.notify_all()
 
@@ -143,7 +143,7 @@ class Promoter:
             return self._batches[0] if self._batches and not self._closing else []
 
     def _take(self, batch: list[Page]) -> bool:
-        """Take the batch out of the queue if it is still there."""
+        """Remove the batch from the queue; return whether it was still queued."""
         with self._changed:
             is_next = bool(self._batches) and self._batches[0] is batch
             if is_next:
@@ -151,7 +151,7 @@ class Promoter:
             return is_next
 
     def close(self) -> None:
-        """Let the batch in hand reach the disk, drop the rest."""
+        """Finish writing the current batch and drop the rest."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""A bounded memory of pages."""
+"""A bounded set of recently added pages."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -7,33 +7,33 @@ from memkv_sglang.page import PageKey
 
 
 class RecentPages:
-    """The last `size` pages that were added, about 150 bytes each. Not thread-safe.
+    """A set of the last `size` added pages, at about 150 bytes each. Not thread-safe.
 
-    Pages are told apart by 24 bytes of their key, more than chance will ever confuse.
+    Stores 24 bytes of each key, which makes collisions negligible.
     """
 
     def __init__(self, size: int) -> None:
-        """Remember nothing yet."""
+        """Start empty."""
         self._size = size
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._pages: OrderedDict[bytes, None] = OrderedDict()
 
     def __contains__(self, key: PageKey) -> bool:
-        return _short(key) in self._known
+        return _short(key) in self._pages
 
     def add(self, keys: Iterable[PageKey]) -> None:
-        """Remember the pages; those that were added first make room."""
+        """Add pages, dropping the oldest ones beyond `size`."""
         for key in keys:
-            self._known[_short(key)] = None
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
+            self._pages[_short(key)] = None
+        while len(self._pages) > self._size:
+            self._pages.popitem(last=False)
 
     def discard(self, namespace: bytes) -> None:
-        """Forget all pages of a namespace."""
-        self._known = OrderedDict.fromkeys(k for k in self._known if k[:8] != namespace[:8])
+        """Remove all pages of a namespace."""
+        self._pages = OrderedDict.fromkeys(k for k in self._pages if k[:8] != namespace[:8])
 
     def remove(self, key: PageKey) -> bool:
-        """Forget a page; returns whether it was remembered."""
-        return self._known.pop(_short(key), self) is None
+        """Remove a page; return whether it was in the set."""
+        return self._pages.pop(_short(key), self) is None
 
 
 def _short(key: PageKey) -> bytes:

@@ -1,13 +1,13 @@
-"""What a client knows of the other way to a page: computing it."""
+"""The cost of recomputing a page, as a client knows it."""
 
 from typing import NamedTuple
 
 
 class Recompute(NamedTuple):
-    """The price of computing a page, against which the engine holds the price of a load."""
+    """The cost of recomputing a page, which the engine compares to the cost of loading it."""
 
     page_seconds: float
-    """0 if not known: then every load pays."""
+    """0 if unknown; then all pages are loaded."""
     page_bytes: int
 
 

@@ -1,4 +1,4 @@
-"""What the engine's calls return, for callers that import nothing else of it."""
+"""Results of the engine's calls."""
 
 from typing import NamedTuple
 
@@ -6,37 +6,38 @@ from memkv_sglang.tiers.base import LoadResult
 
 
 class PageLoad(NamedTuple):
-    """What became of a page, and which tier it came from (empty unless `LOADED`)."""
+    """Result of loading a page, and the tier it came from (empty unless `LOADED`)."""
 
     result: LoadResult
     tier: str = ""
 
 
 class Arrival(NamedTuple):
-    """A `PageLoad` with the checksum that vouches for the page's content."""
+    """A `PageLoad` with the checksum of the page's content."""
 
     result: LoadResult
     tier: str = ""
     checksum: bytes | None = None
-    """What the tier verified the content against; None unless `LOADED`."""
+    """The checksum that the tier verified; None unless `LOADED`."""
 
 
 class Removal(NamedTuple):
-    """What became of a namespace that was to be cleared."""
+    """Result of clearing a namespace."""
 
     pages: int
-    """Copies removed, over all tiers."""
+    """Deleted copies in all tiers."""
     complete: bool
-    """False if a tier could not be reached or earlier calls did not end: pages may be left."""
+    """False if pages may be left: a tier was unreachable, or calls were still in flight."""
 
 
 class Warming(NamedTuple):
-    """What became of pages that were to be on this node's disk."""
+    """Numbers of pages by the result of warming."""
 
     present: int = 0
-    """Were there already."""
+    """Already on this node's disk."""
     copied: int = 0
+    """Copied from the shared tier."""
     missing: int = 0
-    """Could not be loaded from the shared tier."""
+    """Not loaded from the shared tier."""
     refused: int = 0
-    """Found no room on the disk."""
+    """Not stored on the disk, for lack of space."""

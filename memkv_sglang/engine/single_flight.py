@@ -1,4 +1,4 @@
-"""Equal loads in flight are one: the first call fetches, the others take a copy."""
+"""Merge concurrent loads of one page: the first call loads it, the others copy it."""
 
 import threading
 import time
@@ -10,31 +10,31 @@ from memkv_sglang.tiers.base import LoadResult
 
 
 class Follower:
-    """A page whose content another call is fetching."""
+    """A page that another call, the leader, is loading."""
 
     def __init__(self, page: Page) -> None:
-        """Wait for an equal page to be filled."""
+        """Wait for the leader to fill `page`."""
         self.page = page
         self.filled = threading.Event()
         self.claimed = False
-        """Set, under the lock, by the leader that is about to write into the page's buffers."""
+        """Set by the leader, under the lock, before it writes to the page's buffers."""
         self.arrival = Arrival(LoadResult.FAILED)
 
 
 class SingleFlight:
-    """Pairs pages of equal key. Thread-safe.
+    """Matches concurrent loads by page key. Thread-safe.
 
-    A call must first finish every page that it leads, then wait for those that it follows: so two
-    calls that follow each other cannot wait in a circle.
+    A call must finish all pages that it leads before it waits for those that it follows. Otherwise
+    two calls could deadlock.
     """
 
     def __init__(self) -> None:
-        """Nothing is in flight."""
+        """Start with no loads in flight."""
         self._lock = threading.Lock()
         self._flights: dict[PageKey, list[Follower]] = {}
 
     def join(self, pages: Sequence[Page]) -> list[Follower | None]:
-        """Enter pages: None where this call leads and must `finish`, else what to `wait` for."""
+        """Register pages: None for those to load and `finish`, else the follower to `wait` for."""
         with self._lock:
             return [self._join_one(page) for page in pages]
 
@@ -48,10 +48,10 @@ class SingleFlight:
         return follower
 
     def finish(self, page: Page, arrival: Arrival) -> None:
-        """End a flight that this call leads, copying what was loaded to everyone who waits.
+        """Report a page that this call led, and copy it to its followers.
 
-        The leader's client may write into the page before it is copied, so that followers must
-        check what they got against the arrival's checksum.
+        The leader's client may write to the page before it is copied, so followers must verify the
+        arrival's checksum.
         """
         with self._lock:
             followers = self._flights.pop(page.key)
@@ -64,21 +64,21 @@ class SingleFlight:
             follower.filled.set()
 
     def wait(self, follower: Follower, deadline: float) -> Arrival:
-        """Wait for the leader; at the deadline withdraw, so that nobody writes after this call."""
+        """Wait for the leader. At the deadline, withdraw so that it does not write later."""
         if not follower.filled.wait(max(0.0, deadline - time.monotonic())):
             with self._lock:
                 if not follower.claimed:
                     self._flights[follower.page.key].remove(follower)
                     return Arrival(LoadResult.FAILED)
-            follower.filled.wait()  # a copy in memory is under way and ends soon
+            follower.filled.wait()  # the leader is copying, which ends soon
         return follower.arrival
 
 
 def _copy(source: Page, target: Page) -> bool:
     lengths = [[len(buffer) for buffer in page.buffers] for page in (source, target)]
     if lengths[0] == lengths[1]:
-        for theirs, mine in zip(source.buffers, target.buffers, strict=True):
-            mine[:] = theirs
+        for from_buffer, to_buffer in zip(source.buffers, target.buffers, strict=True):
+            to_buffer[:] = from_buffer
         return True
     if source.length != target.length:
         return False

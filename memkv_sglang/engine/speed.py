@@ -1,4 +1,4 @@
-"""How fast a tier loads at the moment: its latency, its bytes a second, and what is in flight."""
+"""Estimate how long a tier takes to load, from its latency, throughput and load in flight."""
 
 import threading
 import time
@@ -9,39 +9,38 @@ from memkv_sglang.tiers.base import Fetched, LoadResult, Tier
 from memkv_sglang.tiers.wrappers import WrapperTier
 from memkv_sglang.time_model import TimeModel
 
-MIN_TRUST, MAX_TRUST = 20.0, 600.0
-"""Seconds in which a speed that nobody has measured again is trusted half as much: a tier found
-slow looks twice as fast after each, until a load measures it anew. What measuring again confirms
-is trusted twice as long, up to the second; what it refutes, as long as the first."""
+MIN_HALF_LIFE, MAX_HALF_LIFE = 20.0, 600.0
+"""Half-life of an estimate in seconds: without new measurements, a tier seems twice as fast after
+each, so that a slow tier is tried again. The half-life doubles, up to the maximum, when a new
+measurement confirms the estimate, and is reset to the minimum when it does not."""
 
 SURPRISE = 2.0
-"""How many times longer or shorter than expected a load takes that refutes the expectation."""
+"""An estimate is discarded if a measurement differs from it by more than this factor."""
 
-
-TOGETHER = 4
-"""How many loads, for each that is still in flight, are looked at together where there is no gap:
-then what those have moved already matters little."""
+BUSY_SAMPLES = 4
+"""Without idle gaps, a measurement covers this many finished loads per load in flight. The bytes
+that those in flight have moved already are then negligible."""
 
 
 class TierSpeed:
-    """Learns from loads how long loads take. Thread-safe.
+    """Learns from finished loads how long a load takes. Thread-safe.
 
-    Loads that overlap share the medium, so they are looked at together: how many there were, and
-    what they moved, in the time from the first one's begin.
+    Overlapping loads share the medium, so they are measured together: their number and bytes in the
+    time since the first one began.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Know nothing."""
+        """Start without an estimate."""
         self._clock = clock
         self._lock = threading.Lock()
         self._model = TimeModel()
         self._in_flight: list[int] = []
         self._begun = self._measured = self._period = clock()
         self._calls = self._asked = self._moved = 0
-        self._trust = MIN_TRUST
+        self._half_life = MIN_HALF_LIFE
 
     def begin(self, size: int) -> None:
-        """Take note of a load of `size` bytes that begins."""
+        """Record the start of a load of `size` bytes."""
         with self._lock:
             self._begun = self._clock()
             if not self._in_flight:
@@ -49,9 +48,9 @@ class TierSpeed:
             self._in_flight.append(size)
 
     def end(self, size: int, moved: int, *, cut_short: bool = False) -> None:
-        """Take note of its end, with the bytes that it moved; 0: there is nothing to learn.
+        """Record the end of a load that moved `moved` bytes; 0 if it says nothing about the speed.
 
-        One that was `cut_short` by its deadline would have gone on as it had begun.
+        `cut_short`: the deadline ended it, so its time is extrapolated to `size`.
         """
         with self._lock:
             self._in_flight.remove(size)
@@ -60,7 +59,7 @@ class TierSpeed:
                 self._moved += moved
                 self._asked += size if cut_short else moved
             now = self._clock()
-            if self._calls >= TOGETHER * len(self._in_flight):
+            if self._calls >= BUSY_SAMPLES * len(self._in_flight):
                 if self._moved:
                     self._learn((now - self._period) * self._asked / self._moved)
                     self._measured = now
@@ -68,33 +67,33 @@ class TierSpeed:
                 self._calls = self._asked = self._moved = 0
 
     def _learn(self, seconds: float) -> None:
-        """Believe that the calls and bytes of this period take so long."""
+        """Update the estimate with the calls and bytes of this period."""
         least, most = self._model.bounds(self._calls, self._asked) or (0.0, 0.0)
         if not least / SURPRISE <= seconds <= most * SURPRISE:
-            self._model = TimeModel()  # the speed is another one now
-            self._trust = MIN_TRUST
-        elif self._period - self._measured >= self._trust:
-            self._trust = min(2 * self._trust, MAX_TRUST)
+            self._model = TimeModel()  # the speed has changed
+            self._half_life = MIN_HALF_LIFE
+        elif self._period - self._measured >= self._half_life:
+            self._half_life = min(2 * self._half_life, MAX_HALF_LIFE)
         self._model.observe(self._calls, self._asked, seconds)
 
     def seconds(self, calls: int, size: int) -> float:
-        """Return how long a load would take that begins now; 0 if nothing is known."""
+        """Return the estimated duration of a load that starts now; 0 if unknown."""
         with self._lock:
             predicted = self._model.predict(calls, size + sum(self._in_flight)) or 0.0
             age = self._clock() - max(self._measured, self._begun)
-            return float(predicted * 0.5 ** (age / self._trust))
+            return float(predicted * 0.5 ** (age / self._half_life))
 
 
 class SpeedTier(WrapperTier):
-    """Lets a `TierSpeed` watch the loads."""
+    """Measures the loads of a tier with a `TierSpeed`."""
 
     def __init__(self, inner: Tier) -> None:
-        """Begin without knowledge."""
+        """Start without measurements."""
         super().__init__(inner)
         self.speed = TierSpeed()
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Load, and learn. A fault before the deadline says nothing of the speed."""
+        """Load, and measure it. A fault before the deadline says nothing about the speed."""
         size, moved, late = sum(page.length for page in pages), 0, False
         self.speed.begin(size)
         try:

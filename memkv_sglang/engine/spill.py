@@ -1,6 +1,6 @@
-"""Spills: to the disk, acknowledged, and from there to the shared tier behind the caller's back.
+"""Spill pages to the disk, and upload them from there in the background.
 
-Or, where pages must be used again to get to the disk, to the shared tier, acknowledged.
+With `engine.admission = "second_use"`, pages go to the shared tier first.
 """
 
 import time
@@ -12,7 +12,7 @@ from memkv_sglang.tiers.base import PendingPage, SpillResult, Tier, TierError
 
 
 class Spiller:
-    """Stores pages. See `spill`."""
+    """Stores pages in the local or the shared tier. Thread-safe."""
 
     def __init__(
         self,
@@ -20,10 +20,10 @@ class Spiller:
         shared: Tier | None,
         uploads: UploadQueue | None,
         *,
-        past_local: bool = False,
+        bypass_local: bool = False,
     ) -> None:
-        """Prefer `local`, whose pages `uploads` moves on to `shared`; not so if `past_local`."""
-        self._past_local = past_local
+        """Prefer `local`, from where `uploads` copies pages; prefer `shared` if `bypass_local`."""
+        self._bypass_local = bypass_local
         self._local = local
         self._shared = shared
         self._uploads = uploads
@@ -31,30 +31,30 @@ class Spiller:
     def spill(
         self, pages: Sequence[Page], parent: PageKey | None, deadline: float
     ) -> list[SpillResult]:
-        """Store pages of a chain, in order; `parent` is the page before the first, if there is one.
+        """Store pages of a chain, in order. `parent` is the page before the first, if any.
 
-        Blocks until nobody reads the buffers any more. `STORED` and `PRESENT` pages can be loaded
-        on this node from now on, also after a restart of the process. Without a local tier, or
-        where it takes no more, pages go straight to the shared one; with `past_local` they do so
-        first, and the local tier gets what the shared one did not take in half of the time.
+        Blocks until no thread reads the buffers any more. `STORED` and `PRESENT` pages can be
+        loaded on this node from now on, even after a restart. Pages go to the shared tier if there
+        is no local one or it is full. With `bypass_local`, they go to the shared tier first, and
+        the local tier gets those that were not stored in half of the time.
         """
         if self._local is None:
             return self._spill_shared(pages, deadline)
-        if not self._past_local or self._belongs_here(self._local, pages, parent, deadline):
+        if not self._bypass_local or self._belongs_in_local(self._local, pages, parent, deadline):
             return self._spill_local(self._local, pages, parent, deadline)
         now = time.monotonic()
         results = self._spill_shared(pages, now + (deadline - now) / 2)
         kept = _kept(results)
         if kept == len(pages):
             return results
-        before = pages[kept - 1].key if kept else parent
-        rest = self._spill_local(self._local, pages[kept:], before, deadline)
+        rest_parent = pages[kept - 1].key if kept else parent
+        rest = self._spill_local(self._local, pages[kept:], rest_parent, deadline)
         return results[:kept] + rest
 
-    def _belongs_here(
+    def _belongs_in_local(
         self, local: Tier, pages: Sequence[Page], parent: PageKey | None, deadline: float
     ) -> bool:
-        """Tell whether the pages go on what the local tier alone has, or are there in part."""
+        """Return whether the pages continue a local-only chain, or are partly stored locally."""
         if parent is not None and self._uploads is not None and self._uploads.lacks(parent):
             return True
         try:
@@ -68,7 +68,7 @@ class Spiller:
         results = local.spill(pages, deadline)
         kept = _kept(results)
         if self._uploads is not None and kept:
-            # Also what was there before: its upload may have been dropped, or its mark be lost.
+            # Include PRESENT pages: their upload may have been dropped, or their mark lost.
             held = [PendingPage(page.key, page.length) for page in pages[:kept]]
             fresh = [pages[i].key for i in range(kept) if results[i] is SpillResult.STORED]
             kept = self._uploads.offer(held, parent, fresh)
@@ -81,5 +81,5 @@ class Spiller:
 
 
 def _kept(results: Sequence[SpillResult]) -> int:
-    """Return how many pages from the first on are there."""
+    """Return how many pages are stored, counted from the first."""
     return next((i for i, r in enumerate(results) if r > SpillResult.PRESENT), len(results))

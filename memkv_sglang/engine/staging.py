@@ -1,4 +1,4 @@
-"""Memory for pages on their way from one tier to another."""
+"""Buffers for pages that move between tiers."""
 
 import mmap
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from memkv_sglang.tiers.base import PendingPage
 
 
 class Staging:
-    """Page-aligned memory, as large as the largest set of pages so far. For one thread."""
+    """Aligned memory that grows to the largest set of pages so far. Not thread-safe."""
 
     def __init__(self, size: int) -> None:
-        """Take `size` bytes, more when pages need it."""
+        """Allocate `size` bytes. `pages` allocates more if needed."""
         self._grow(size)
 
     def _grow(self, size: int) -> None:
         self._memory = mmap.mmap(-1, size)
-        # Direct I/O into 4 KiB pages reaches less than half of the speed into huge pages.
+        # Direct I/O into 4 KiB pages is less than half as fast as into huge pages.
         self._memory.madvise(mmap.MADV_HUGEPAGE)
 
     def __enter__(self) -> "Staging":
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._memory  # unmapped once no view is left
+        del self._memory  # unmapped when the last view is released
 
     def pages(self, pending: Sequence[PendingPage]) -> list[Page]:
-        """Return a page with memory for each; valid until the next call."""
+        """Return a page with a buffer for each pending page. Valid until the next call."""
         starts, end = [], 0
         for page in pending:
             starts.append(end)

@@ -1,24 +1,24 @@
-"""What the engine tells about itself; travels in messages as it is."""
+"""The engine's state, as sent in status messages."""
 
 import msgspec
 
 
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tier holds, as it knows without asking anyone."""
+    """State of a tier, as known without I/O."""
 
     name: str
     problem: str | None
-    """Why it does not work; empty while it does, None until that is known."""
+    """Why the tier does not work; empty if it works, None until known."""
     pages: int
     bytes: int
     capacity: int | None
-    """Bytes; None where the tier has no bound of its own."""
+    """Bytes; None if the tier has no limit of its own."""
     evicted: int
-    """Pages removed to make room since the start."""
+    """Pages evicted since the start."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine at one moment."""
+    """State of the engine."""
 
     tiers: list[TierStatus]
     """Nearest first."""

@@ -1,4 +1,4 @@
-"""The upload queue: pages on this node's disk that wait for their copy in the shared tier."""
+"""The upload queue: copy pages from this node's disk to the shared tier in the background."""
 
 import logging
 import threading
@@ -27,50 +27,50 @@ from memkv_sglang.tiers.base import (
 log = logging.getLogger(__name__)
 
 UPLOADERS = 2
-"""Threads that upload runs: one reads from the disk while the other waits for the shared tier."""
+"""Upload threads. One reads from the disk while the other waits for the shared tier."""
 
 RUN_BYTES = 32 << 20
-"""Most that an uploader takes on at once; bounds its memory."""
+"""Maximum bytes of a run, which bounds the memory of an upload thread."""
 
 BATCH_SECONDS = 5.0
-"""Longest time for one run to be read, and again for it to be stored."""
+"""Seconds to read a run, and again to store it."""
 
 RETRY_SECONDS = 0.5
-"""Pause after a run that could not be stored whole, and while the circuit is open."""
+"""Seconds to wait after a run that was not stored completely, and while the circuit is open."""
 
-QUIET_SECONDS = 10.0
-"""Time between two log lines about drops for one reason: a full queue drops at every spill."""
+LOG_INTERVAL = 10.0
+"""Seconds between log lines about drops for the same reason: a full queue drops at every spill."""
 
-GONE = (LoadResult.MISSING, LoadResult.CORRUPT)
-"""The disk has no right copy any more: there is nothing to upload."""
+UNREADABLE = (LoadResult.MISSING, LoadResult.CORRUPT)
+"""The disk no longer has a valid copy, so there is nothing to upload."""
 
-REMEMBERED_DROPS = 100_000
-"""Pages that a full queue did not take, remembered so that none is uploaded behind them."""
+MAX_DROPPED = 100_000
+"""Dropped pages to remember, so that none of their descendants is uploaded."""
 
-REMEMBERED_UPLOADS = 200_000
-"""Pages known to be in the shared tier, remembered so that a second spill costs nothing."""
+MAX_UPLOADED = 200_000
+"""Uploaded pages to remember, so that spilling them again costs nothing."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """Pages that follow one another in a chain, or stray pages found after a restart."""
+    """Consecutive pages of a chain, or unrelated pages found after a restart."""
 
     pages: list[PendingPage]
     chained: bool
     attempts: int = 0
     is_full: bool = False
-    """Whether the shared tier said, the last time, that it takes no pages at all."""
+    """Whether the shared tier was full at the last attempt."""
 
     @property
     def namespace(self) -> bytes:
-        """The namespace of all of its pages."""
+        """The namespace of all pages."""
         return self.pages[0].key.namespace
 
 
 class UploadQueue:
-    """Moves pages from `local` to `shared` behind the caller's back, in the order of their spill.
+    """Uploads pages from `local` to `shared` in the background, in the order of their spill.
 
-    What waits is marked in `marks` and so survives a kill of the process. Thread-safe.
+    Waiting pages are recorded in `marks`, so the queue survives a crash. Thread-safe.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class UploadQueue:
         backlog: int,
         attempts: int,
     ) -> None:
-        """Start with what an earlier process left waiting. `backlog` is in bytes."""
+        """Resume the queue of an earlier process. `backlog` is the limit in bytes."""
         self._local = local
         self._shared = shared
         self._marks = marks
@@ -99,10 +99,10 @@ class UploadQueue:
         self._runs: deque[_Run] = deque()
         self._pages = 0
         self._bytes = 0
-        self._dropped = RecentPages(REMEMBERED_DROPS)
+        self._dropped = RecentPages(MAX_DROPPED)
         self._unreported: Counter[str] = Counter()
-        self._limit = LogLimit(QUIET_SECONDS)
-        self._uploaded = RecentPages(REMEMBERED_UPLOADS)
+        self._limit = LogLimit(LOG_INTERVAL)
+        self._uploaded = RecentPages(MAX_UPLOADED)
         self._waiting: set[PageKey] = set()
         self._closing = threading.Event()
         found = list(marks.pending())
@@ -116,7 +116,7 @@ class UploadQueue:
             thread.start()
 
     def forget(self, namespace: bytes) -> None:
-        """Cancel the runs of a namespace that is being cleared, and start over with its pages."""
+        """Cancel the uploads of a namespace that is being cleared, and forget earlier ones."""
         with self._changed:
             runs, self._runs = self._runs, deque()
             for run in runs:
@@ -129,12 +129,12 @@ class UploadQueue:
 
     @property
     def pages(self) -> int:
-        """Pages that wait or are on their way."""
+        """Pages waiting or being uploaded."""
         return self._pages
 
     @property
     def bytes(self) -> int:
-        """Bytes that wait or are on their way."""
+        """Bytes waiting or being uploaded."""
         return self._bytes
 
     def offer(
@@ -143,47 +143,51 @@ class UploadQueue:
         parent: PageKey | None,
         fresh: Iterable[PageKey] = (),
     ) -> int:
-        """Queue pages of a chain, `parent` being the page before the first; marks them durably.
+        """Queue stored pages of a chain, and mark them durably. Blocks only for the journal.
 
-        Returns how many of them, from the first on, are still there: on a disk full of pages that
-        wait, those that do not yet can leave for others.
+        Args:
+            pages: the pages, in order.
+            parent: the page before the first, if any.
+            fresh: those that this spill has just written. The disk did not have them, so the shared
+                tier may have lost them too: earlier upload records of them are stale.
 
-        Those that are `fresh` on this node's disk were missed, perhaps in the shared tier as well
-        by now: what is remembered of their upload holds no more.
-        Over the backlog limit the pages stay on this node alone, and so do those that later come
-        to follow them: the shared tier would hold a chain with a hole, which nobody could load.
-        Blocks for the journal only.
+        Over the backlog limit, the pages stay on this node, and so do their descendants: a chain
+        with a hole in the shared tier could not be loaded.
+
+        Returns how many pages are still stored, counted from the first. A page can be evicted
+        before it is marked if the disk is full of marked pages.
+
         """
         with self._changed:
             stored = list(fresh)
             for key in stored:
                 self._uploaded.remove(key)
             unmarked = [key for key in stored if key in self._waiting]
-        if unmarked:  # with the copy that had the mark; the run that waits finds the new one
+        if unmarked:  # the mark was lost with the evicted copy; the queued run uploads the new one
             self._marks.mark_pending(unmarked)
         with self._changed:
             unsettled = [page for page in pages if not self._is_settled(page.key)]
             if not unsettled:
                 return len(pages)
             before = [parent, *(page.key for page in pages)][pages.index(unsettled[0])]
-            orphaned = before is not None and before in self._dropped
+            is_orphan = before is not None and before in self._dropped
             size = _bytes(unsettled)
-            if orphaned or self._bytes + size > self._backlog:
+            if is_orphan or self._bytes + size > self._backlog:
                 self._drop(unsettled, "backlog")
                 return len(pages)
-            self._count(len(unsettled), size)  # now, lest calls at once pass the limit together
+            self._count(len(unsettled), size)  # now: calls may be concurrent
         marked = self._marks.mark_pending([page.key for page in unsettled])
         self._enqueue(_split(unsettled[:marked], chained=True))
         if marked == len(unsettled):
             return len(pages)
-        gone = unsettled[marked:]
+        evicted = unsettled[marked:]
         with self._changed:
-            self._count(-len(gone), -_bytes(gone))
+            self._count(-len(evicted), -_bytes(evicted))
             self._changed.notify_all()
-        return pages.index(gone[0])
+        return pages.index(evicted[0])
 
     def lacks(self, key: PageKey) -> bool:
-        """Tell whether the shared tier lacks a page that waits for upload or was dropped."""
+        """Return whether a page is known to be missing from the shared tier: waiting or dropped."""
         with self._changed:
             return key in self._waiting or key in self._dropped
 
@@ -199,7 +203,7 @@ class UploadQueue:
             log.warning("uploads dropped", extra={"fields": fields})
 
     def _enqueue(self, runs: Iterable[_Run]) -> None:
-        """Let the uploaders have pages that are counted already."""
+        """Pass runs, whose pages are already counted, to the upload threads."""
         with self._changed:
             for run in runs:
                 self._runs.append(run)
@@ -213,13 +217,13 @@ class UploadQueue:
         self._metrics.upload_queue_bytes.set(self._bytes)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing waits; False if `timeout` seconds passed first, or `close` did."""
+        """Wait until the queue is empty. False after `timeout` seconds or on `close`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._pages or self._closing.is_set(), timeout)
             return self._pages == 0
 
     def close(self, drain: float) -> None:
-        """Go on for at most `drain` seconds, then stop; what is left stays marked."""
+        """Upload for at most `drain` seconds, then stop. Remaining pages stay marked."""
         self.flush(drain)
         self._closing.set()
         with self._changed:
@@ -247,12 +251,12 @@ class UploadQueue:
             return None if self._closing.is_set() else self._runs.popleft()
 
     def _try(self, run: _Run, staging: Staging) -> list[PendingPage]:
-        """Upload; count an attempt if the tier has room, answers and yet takes nothing."""
+        """Upload. Counts a failed attempt if the tier is up and not full, but stored nothing."""
         try:
             left = self._upload(run, staging)
         except TierError:
             return run.pages
-        except Exception:  # the thread must go on, whatever this run met
+        except Exception:  # a bug, but the thread must go on
             log.exception("upload failed", extra={"fields": {"pages": len(run.pages)}})
             left = run.pages
         refused = len(left) == len(run.pages) and self._breaker.state is BreakerState.CLOSED
@@ -260,7 +264,7 @@ class UploadQueue:
         return left
 
     def _settle(self, run: _Run, left: list[PendingPage]) -> None:
-        """Take what is done out of the queue's count, put what is left first in line again."""
+        """Remove finished pages from the queue's counts, and requeue the rest at the front."""
         with self._changed:
             self._count(len(left) - len(run.pages), _bytes(left) - _bytes(run.pages))
             self._waiting.difference_update(
@@ -277,9 +281,9 @@ class UploadQueue:
             self._drop(pages, "failed")
 
     def _upload(self, run: _Run, staging: Staging) -> list[PendingPage]:
-        """Upload what the shared tier lacks; return what is to be tried again.
+        """Upload the pages that the shared tier lacks; return those to retry.
 
-        Raises `TierError` where the shared tier cannot even be asked.
+        Raises `TierError` if the shared tier cannot be reached.
         """
         lacking = self._lacking(run)
         pages = staging.pages(lacking)
@@ -288,13 +292,13 @@ class UploadQueue:
         stored = self._shared.spill(readable, time.monotonic() + BATCH_SECONDS)
         run.is_full = SpillResult.REFUSED in stored
         done = _keys(readable, [result <= SpillResult.PRESENT for result in stored])
-        gone = _keys(pages, [fetched.result in GONE for fetched in outcomes])
-        self._metrics.upload_dropped_pages.labels("evicted").inc(len(gone))
-        left = [page for page in lacking if page.key not in done | gone]
-        waiting = set(_page_keys(left))
-        over = [page.key for page in run.pages if page.key not in waiting]
-        uploaded = [key for key in over if key not in gone]
-        self._marks.mark_uploaded(uploaded)  # a page that is gone may have been stored anew
+        unreadable = _keys(pages, [fetched.result in UNREADABLE for fetched in outcomes])
+        self._metrics.upload_dropped_pages.labels("evicted").inc(len(unreadable))
+        left = [page for page in lacking if page.key not in done | unreadable]
+        retried = set(_page_keys(left))
+        finished = [page.key for page in run.pages if page.key not in retried]
+        uploaded = [key for key in finished if key not in unreadable]
+        self._marks.mark_uploaded(uploaded)
         with self._changed:
             self._uploaded.add(uploaded)
         return left
@@ -302,8 +306,8 @@ class UploadQueue:
     def _lacking(self, run: _Run) -> list[PendingPage]:
         """Return the pages that the shared tier does not hold.
 
-        What a lookup finds is asked for page by page: it may have stepped over a page that is not
-        there, or have gone by what is remembered, and a page taken for uploaded is not tried again.
+        A lookup may skip pages within a chain and use cached presence. Pages wrongly taken for
+        uploaded would never be retried, so this checks each page of the found prefix.
         """
         deadline = time.monotonic() + BATCH_SECONDS
         keys = [page.key for page in run.pages]
@@ -312,7 +316,7 @@ class UploadQueue:
             keys = keys[: self._shared.lookup(chain, deadline).length]
         self._shared.invalidate(keys)
         present = self._shared.present(keys, deadline) if keys else []
-        absent = [page for page, there in zip(run.pages, present, strict=False) if not there]
+        absent = [page for page, found in zip(run.pages, present, strict=False) if not found]
         return absent + run.pages[len(keys) :]
 
 
@@ -325,17 +329,17 @@ def _page_keys(pages: Sequence[PendingPage]) -> list[PageKey]:
 
 
 def _keys(pages: Sequence[Page], chosen: Sequence[bool]) -> set[PageKey]:
-    return {page.key for page, choose in zip(pages, chosen, strict=True) if choose}
+    return {page.key for page, is_chosen in zip(pages, chosen, strict=True) if is_chosen}
 
 
 def _split(pages: Iterable[PendingPage], *, chained: bool) -> list[_Run]:
-    """Cut pages into runs of one namespace and at most `RUN_BYTES` (but one page at least)."""
+    """Split pages into runs of one namespace and at most `RUN_BYTES`, but at least one page."""
     runs: list[_Run] = []
-    room, namespace = 0, b""
+    space, namespace = 0, b""
     for page in pages:
-        if not runs or page.length > room or page.key.namespace != namespace:
+        if not runs or page.length > space or page.key.namespace != namespace:
             runs.append(_Run([], chained))
-            room, namespace = RUN_BYTES, page.key.namespace
+            space, namespace = RUN_BYTES, page.key.namespace
         runs[-1].pages.append(page)
-        room -= page.length
+        space -= page.length
     return runs

@@ -52,7 +52,7 @@ def eventually(condition: Callable[[], object], limit: float = LIMIT) -> None:
     """Wait until the condition holds; fails if it does not."""
     deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, f"condition not met within {limit:g} s"
         time.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""What the agent logs when a client makes it log without end."""
+"""Rate limits and formatting of the agent's log."""
 
 import logging
 import time
@@ -29,27 +29,27 @@ def line(event: str, level: int = logging.WARNING) -> logging.LogRecord:
     return record
 
 
-def test_flood_of_one_event_is_cut_and_counted_and_hides_no_other(clock: Clock) -> None:
+def test_repeated_event_is_suppressed_and_counted_but_others_pass(clock: Clock) -> None:
     flood = FloodFilter()
-    passed = [flood.filter(line("connection broken off")) for _ in range(BURST + 70)]
+    passed = [flood.filter(line("connection aborted")) for _ in range(BURST + 70)]
     assert passed == [True] * BURST + [False] * 70
     assert flood.filter(line("minio load failed"))
     clock.now += PERIOD
-    later = line("connection broken off")
+    later = line("connection aborted")
     assert flood.filter(later)
-    assert "uid=0 left_out=70" in LogfmtFormatter().format(later)
-    assert not flood.filter(line("connection broken off"))
+    assert "uid=0 suppressed=70" in LogfmtFormatter().format(later)
+    assert not flood.filter(line("connection aborted"))
     clock.now += BURST * PERIOD
-    again = [flood.filter(line("connection broken off")) for _ in range(BURST + 1)]
+    again = [flood.filter(line("connection aborted")) for _ in range(BURST + 1)]
     assert again == [True] * BURST + [False]
 
 
-def test_what_was_asked_for_in_detail_is_not_cut() -> None:
+def test_debug_lines_are_not_suppressed() -> None:
     flood = FloodFilter()
     assert all(flood.filter(line("call", logging.DEBUG)) for _ in range(2 * BURST))
 
 
-def test_events_that_never_repeat_take_no_memory_and_are_cut(clock: Clock) -> None:
+def test_unique_events_use_bounded_memory_and_are_suppressed(clock: Clock) -> None:
     flood = FloodFilter()
     passed = sum(flood.filter(line(f"event {i}")) for i in range(3 * KINDS))
     assert passed == KINDS + BURST
@@ -57,7 +57,7 @@ def test_events_that_never_repeat_take_no_memory_and_are_cut(clock: Clock) -> No
     assert flood.filter(line("an event of its own"))
 
 
-def test_kinds_at_their_limit_are_remembered_beyond_idle_ones(clock: Clock) -> None:
+def test_suppressed_events_outlast_idle_ones(clock: Clock) -> None:
     limit = LogLimit(10.0)
     for i in range(KINDS - 1):
         assert limit.admit(i) == 0
@@ -67,7 +67,7 @@ def test_kinds_at_their_limit_are_remembered_beyond_idle_ones(clock: Clock) -> N
     assert limit.admit("busy") is None
 
 
-def test_long_values_are_cut() -> None:
+def test_long_values_are_truncated() -> None:
     record = line("event")
     record.fields = {"reason": "x" * 100_000}
     assert len(LogfmtFormatter().format(record)) < LIMIT + 200

@@ -1,4 +1,4 @@
-"""Pools: only memory that stays, only buffers inside it, unmapped when the last user is gone."""
+"""Pools: only stable memory, only buffers inside it, unmapped after the last use."""
 
 import fcntl
 import os
@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memkv_sglang.agent.pools import MAX_POOLS, SHARES, PoolBudget, Pools, RequestError
+from memkv_sglang.agent.pools import (
+    ALL_PROCESSES_MULTIPLE,
+    MAX_POOLS,
+    PoolBudget,
+    Pools,
+    RequestError,
+)
 from memkv_sglang.page import Buffer
 
 SIZE = 8192
@@ -49,7 +55,7 @@ def test_buffer_is_the_memory_itself() -> None:
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
-def test_only_buffers_inside_a_pool_are_handed_out(offset: int, length: int) -> None:
+def test_only_buffers_inside_a_pool_are_accepted(offset: int, length: int) -> None:
     inside = length > 0 and offset >= 0 and offset + length <= SIZE
     try:
         [page] = POOLS.pages(NAMESPACE, HASH, [[Buffer(0, offset, length)]])
@@ -63,14 +69,14 @@ POOLS = pool_of()
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, SIZE), (SIZE - 1, 1), (0, 1)])
-def test_buffers_up_to_the_edge_are_inside(offset: int, length: int) -> None:
+def test_buffers_up_to_the_end_are_accepted(offset: int, length: int) -> None:
     [page] = POOLS.pages(NAMESPACE, HASH, [[Buffer(0, offset, length)]])
     assert page.length == length
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, SIZE + 1), (SIZE, 1), (-1, 2), (0, 0)])
-def test_buffers_over_the_edge_are_not(offset: int, length: int) -> None:
-    with pytest.raises(RequestError, match="not in pool 0"):
+def test_buffers_past_the_end_are_refused(offset: int, length: int) -> None:
+    with pytest.raises(RequestError, match="outside pool 0"):
         POOLS.pages(NAMESPACE, HASH, [[Buffer(0, offset, length)]])
 
 
@@ -83,7 +89,7 @@ def test_buffers_over_the_edge_are_not(offset: int, length: int) -> None:
         (NAMESPACE, HASH, [[Buffer(1, 0, 1)]]),
     ],
 )
-def test_requests_that_make_no_sense_are_refused(
+def test_malformed_requests_are_refused(
     namespace: bytes, hashes: bytes, buffers: list[list[Buffer]]
 ) -> None:
     with pytest.raises(RequestError):
@@ -98,14 +104,14 @@ def test_memory_is_sealed_against_shrinking() -> None:
     os.close(descriptor)
 
 
-def test_memory_that_others_sealed_is_taken() -> None:
+def test_already_sealed_memory_is_accepted() -> None:
     pools, descriptor = make_pools(), memory()
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     pools.register(0, SIZE, descriptor)
     os.close(descriptor)
 
 
-def test_what_is_no_lasting_memory_is_refused(tmp_path: Path) -> None:
+def test_unsuitable_descriptors_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(SIZE))
     sealed = memory()
@@ -113,10 +119,10 @@ def test_what_is_no_lasting_memory_is_refused(tmp_path: Path) -> None:
     readable = memory()
     descriptors = {
         "cannot be sealed": memory(flags=0),
-        "in a memory of 4096": memory(4096),
-        "is not one of memory": os.pipe()[0],
+        "in a file of 4096": memory(4096),
+        "is not a memory file": os.pipe()[0],
         "reading and writing": os.open(f"/proc/self/fd/{readable}", os.O_RDONLY),
-        "could be shrunk": os.open(file, os.O_RDWR),
+        "cannot be sealed against": os.open(file, os.O_RDWR),
         "cannot be mapped": sealed,
     }
     for reason, descriptor in descriptors.items():
@@ -135,11 +141,11 @@ def test_length_beyond_the_memory_is_refused(length: int) -> None:
     os.close(descriptor)
 
 
-def test_a_number_is_used_once() -> None:
+def test_pool_numbers_are_unique() -> None:
     descriptor = memory()
-    with pytest.raises(RequestError, match="registered already"):
+    with pytest.raises(RequestError, match="already registered"):
         POOLS.register(0, SIZE, descriptor)
-    with pytest.raises(RequestError, match="no pool 5"):
+    with pytest.raises(RequestError, match="unknown pool 5"):
         POOLS.release(5)
     os.close(descriptor)
 
@@ -164,11 +170,11 @@ def sparse(pools: Pools, number: int, size: int) -> None:
         os.close(descriptor)
 
 
-def test_a_process_maps_no_more_than_its_share_over_all_its_sessions() -> None:
+def test_limit_of_a_process_covers_all_its_sessions() -> None:
     budget = PoolBudget()
     first, second, other = make_pools(budget), make_pools(budget), make_pools(budget, pid=2)
     sparse(first, 0, budget.limit)
-    with pytest.raises(RequestError, match=f"this process may be {budget.limit} bytes"):
+    with pytest.raises(RequestError, match=f"this process may map {budget.limit} bytes"):
         sparse(second, 0, SIZE)
     sparse(other, 0, budget.limit)
     del first  # as at the session's end
@@ -180,26 +186,26 @@ def test_bytes_count_until_the_last_call_that_uses_them_has_ended() -> None:
     sparse(pools, 0, budget.limit)
     pages = pools.pages(NAMESPACE, HASH, [[Buffer(0, 0, 1)]])
     pools.release(0)
-    with pytest.raises(RequestError, match="beside"):
+    with pytest.raises(RequestError, match="are mapped"):
         sparse(pools, 1, SIZE)
     del pages
     sparse(pools, 1, SIZE)
 
 
-def test_all_processes_together_are_bounded() -> None:
+def test_all_processes_together_are_limited() -> None:
     budget = PoolBudget()
-    everyone = [make_pools(budget, pid) for pid in range(SHARES + 1)]
+    everyone = [make_pools(budget, pid) for pid in range(ALL_PROCESSES_MULTIPLE + 1)]
     for pools in everyone[:-1]:
         sparse(pools, 0, budget.limit)
     with pytest.raises(RequestError, match="all processes"):
         sparse(everyone[-1], 0, SIZE)
 
 
-def test_number_of_pools_is_bounded_over_all_sessions_of_a_process() -> None:
+def test_pool_count_of_a_process_covers_all_its_sessions() -> None:
     sessions = [make_pools(budget := PoolBudget()), make_pools(budget)]
     for number in range(MAX_POOLS):
         sparse(sessions[number % 2], number, SIZE)
-    with pytest.raises(RequestError, match=f"may have {MAX_POOLS} pools"):
+    with pytest.raises(RequestError, match=f"may have at most {MAX_POOLS} pools"):
         sparse(sessions[0], MAX_POOLS, SIZE)
     sparse(make_pools(budget, pid=2), 0, SIZE)
 

@@ -1,4 +1,4 @@
-"""The agent as a process: start, health, signals, end."""
+"""The agent process: start, health, signals, stop."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def start_in_vain(config: Config) -> tuple[int, str]:
     return RunningAgent(config, environment()).wait()
 
 
-def test_descriptors_are_as_many_as_the_system_allows(tmp_path: Path) -> None:
+def test_limit_of_open_files_is_raised(tmp_path: Path) -> None:
     """A large disk has more segments open than the usual limit of 1,024 leaves room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
@@ -68,7 +68,7 @@ def test_descriptors_are_as_many_as_the_system_allows(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_socket_is_the_owners_alone(tmp_path: Path) -> None:
+def test_socket_is_private(tmp_path: Path) -> None:
     with running_agent(make_config(tmp_path)) as agent:
         assert stat.S_IMODE(agent.socket.stat().st_mode) == 0o600
         assert stat.S_IMODE(agent.socket.parent.stat().st_mode) == 0o700
@@ -150,7 +150,7 @@ def test_sigterm_drains_the_upload_queue(tmp_path: Path, disturbance: str) -> No
         assert set(uploads.read_text().split()) == spilled
 
 
-def test_new_clients_are_refused_while_the_agent_ends(tmp_path: Path) -> None:
+def test_new_clients_are_refused_while_the_agent_stops(tmp_path: Path) -> None:
     config, calls = make_config(tmp_path), tmp_path / "calls"
     with running_agent(config, "0.7", calls=calls) as agent, RawClient(agent.socket) as raw:
         raw.greet()
@@ -162,7 +162,7 @@ def test_new_clients_are_refused_while_the_agent_ends(tmp_path: Path) -> None:
         assert agent.wait()[0] == 0
 
 
-def test_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_second_signal_stops_immediately(tmp_path: Path) -> None:
     config, calls = make_config(tmp_path), tmp_path / "calls"
     with running_agent(config, "30", calls=calls) as agent, RawClient(agent.socket) as raw:
         raw.greet()
@@ -190,17 +190,17 @@ def test_not_ready_before_the_tiers_have_answered(tmp_path: Path) -> None:
 def refused_as_ending(agent: RunningAgent) -> bool:
     with RawClient(agent.socket) as late:
         reply = late.ask(protocol.Hello(protocol.PROTOCOL_VERSION))
-        return reply == protocol.Refused("the agent is about to end")
+        return reply == protocol.Refused("the agent is stopping")
 
 
-def test_client_can_end_the_agent(tmp_path: Path) -> None:
+def test_client_can_stop_the_agent(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with running_agent(config) as agent, connected_client(config) as client:
         assert client.shutdown()
         assert agent.wait()[0] == 0
 
 
-def test_second_agent_says_so_and_leaves_the_first_alone(tmp_path: Path) -> None:
+def test_second_agent_fails_without_disturbing_the_first(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with running_agent(config) as agent:
         status, log = start_in_vain(config)
@@ -210,7 +210,7 @@ def test_second_agent_says_so_and_leaves_the_first_alone(tmp_path: Path) -> None
         assert serving_peer(agent.socket) is not None
 
 
-def test_agent_takes_the_place_of_a_killed_one(tmp_path: Path) -> None:
+def test_agent_replaces_a_killed_one(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with running_agent(config) as agent:
         agent.terminate(signal.SIGKILL)
@@ -220,7 +220,7 @@ def test_agent_takes_the_place_of_a_killed_one(tmp_path: Path) -> None:
         assert successor.terminate()[0] == 0
 
 
-def test_what_prevents_a_start_is_one_line_and_status_2(tmp_path: Path) -> None:
+def test_failed_start_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, log = start_in_vain(make_config(tmp_path, http_port=port))
@@ -232,7 +232,7 @@ def test_what_prevents_a_start_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_agent_without_any_tier_says_what_to_set(tmp_path: Path) -> None:
+def test_agent_without_tiers_names_the_settings(tmp_path: Path) -> None:
     process = subprocess.run(
         [
             sys.executable,
@@ -250,7 +250,7 @@ def test_agent_without_any_tier_says_what_to_set(tmp_path: Path) -> None:
     assert process.stderr.startswith(b"error: nvme.directory, minio.endpoint: ")
 
 
-def test_idle_agent_ends(tmp_path: Path) -> None:
+def test_idle_agent_stops(tmp_path: Path) -> None:
     config = make_config(tmp_path, idle_exit=0.3)
     with running_agent(config) as agent:
         with RawClient(agent.socket) as raw:
@@ -265,7 +265,7 @@ def test_idle_agent_ends(tmp_path: Path) -> None:
         assert not agent.socket.exists()
 
 
-def test_start_imports_no_library_that_it_does_not_need() -> None:
+def test_unconfigured_tiers_are_not_imported() -> None:
     script = (
         "import sys, memkv_sglang.agent.main, memkv_sglang.client.client\n"
         "print(*(n for n in ('minio', 'torch', 'sglang', 'numpy') if n in sys.modules))"
@@ -274,7 +274,7 @@ def test_start_imports_no_library_that_it_does_not_need() -> None:
     assert done.stdout.strip() == b"", done.stderr
 
 
-def test_log_level_is_obeyed(tmp_path: Path) -> None:
+def test_log_level_applies(tmp_path: Path) -> None:
     config = Config(
         agent=AgentConfig(socket=str(tmp_path / "run" / "agent.sock"), log_level="error")
     )

@@ -1,4 +1,4 @@
-"""What one message may hold: no more than clients need, since the agent decodes and keeps it."""
+"""Limits of what one message may hold."""
 
 import msgspec
 import pytest
@@ -10,7 +10,7 @@ HASHES = bytes(32 * protocol.MAX_HASHES)
 MOVED = bytes(32 * protocol.MAX_PAGES)
 
 
-def test_as_much_as_the_protocol_allows_is_understood() -> None:
+def test_largest_messages_are_accepted() -> None:
     page = [Buffer(0, 0, 1)] * protocol.MAX_BUFFERS
     for buffers, good in (
         ([page], True),
@@ -42,7 +42,7 @@ def test_as_much_as_the_protocol_allows_is_understood() -> None:
         (protocol.Clear(bytes(16)), protocol.Clear(bytes(17))),
     ],
 )
-def test_no_message_makes_the_agent_keep_more_than_it_needs(
+def test_oversized_messages_are_rejected(
     longest: protocol.Request, too_long: protocol.Request
 ) -> None:
     decoder = msgspec.msgpack.Decoder(protocol.Request)

@@ -1,4 +1,4 @@
-"""What the agent does with clients that err, misbehave or die."""
+"""How the agent handles clients that make mistakes, misbehave or die."""
 
 import os
 import socket
@@ -51,7 +51,7 @@ def ended(raw: RawClient) -> bool:
     return False
 
 
-def test_other_version_is_told_the_agents_own(agent: RunningAgent) -> None:
+def test_client_of_another_version_learns_the_agents_version(agent: RunningAgent) -> None:
     with RawClient(agent.socket) as raw:
         assert raw.ask(protocol.Hello(99)) == protocol.Welcome(protocol.PROTOCOL_VERSION)
         assert ended(raw)
@@ -61,7 +61,7 @@ def test_other_version_is_told_the_agents_own(agent: RunningAgent) -> None:
 def test_session_of_another_agent_is_refused(agent: RunningAgent, token: object) -> None:
     with RawClient(agent.socket) as raw:
         reply = raw.ask(protocol.Hello(protocol.PROTOCOL_VERSION, token))
-        assert reply == protocol.Refused("there is no such session")
+        assert reply == protocol.Refused("unknown session")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_session_of_another_agent_is_refused(agent: RunningAgent, token: object)
         b"\x02\x00\x00\x00\x91\x09",  # a request where a hello belongs
     ],
 )
-def test_garbage_ends_its_own_connection_only(agent: RunningAgent, garbage: bytes) -> None:
+def test_garbage_closes_only_its_own_connection(agent: RunningAgent, garbage: bytes) -> None:
     with RawClient(agent.socket) as bystander:
         bystander.greet()
         with RawClient(agent.socket) as raw:
@@ -89,7 +89,7 @@ def test_garbage_ends_its_own_connection_only(agent: RunningAgent, garbage: byte
         assert isinstance(bystander.ask(protocol.Status()), protocol.StatusReport)
 
 
-def test_requests_that_cannot_be_carried_out_get_a_reply(agent: RunningAgent) -> None:
+def test_invalid_requests_get_a_reply(agent: RunningAgent) -> None:
     digest, page_hash = NAMESPACE.digest, bytes(32)
     with HostPool(2) as pool, RawClient(agent.socket) as raw:
         raw.greet()
@@ -120,7 +120,7 @@ def test_requests_that_cannot_be_carried_out_get_a_reply(agent: RunningAgent) ->
         assert isinstance(raw.ask(protocol.Status()), protocol.StatusReport)
 
 
-def test_request_of_the_wrong_types_is_refused_and_the_connection_kept(
+def test_request_with_wrong_types_is_refused_and_the_connection_stays_open(
     agent: RunningAgent,
 ) -> None:
     with HostPool(1) as pool, RawClient(agent.socket) as raw:
@@ -223,7 +223,7 @@ def test_many_connections_leak_nothing(agent: RunningAgent) -> None:
         eventually(lambda: agent.threads() <= 3)
 
 
-def test_connections_of_a_process_are_bounded(tmp_path: Path) -> None:
+def test_connections_of_a_process_are_limited(tmp_path: Path) -> None:
     with running_agent(make_config(tmp_path)) as agent:
         clients = [RawClient(agent.socket) for _ in range(MAX_CONNECTIONS_OF_PROCESS)]
         clients[0].greet()
@@ -264,7 +264,7 @@ def test_engine_that_raises_in_a_load_ends_the_process(tmp_path: Path) -> None:
         assert "a defect" in log
 
 
-def test_another_users_connection_is_closed_unheard(agent: RunningAgent) -> None:
+def test_connection_of_another_user_is_closed_unread(agent: RunningAgent) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
     probe = (

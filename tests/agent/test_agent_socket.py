@@ -1,4 +1,4 @@
-"""The socket's place: who may use it, who owns it, who comes second."""
+"""The agent's socket: permissions, ownership, replacement."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def test_longest_path_works_and_one_more_byte_is_refused(tmp_path: Path) -> None
         socket_path(AgentConfig(socket=longest + "s"))
 
 
-def test_socket_and_its_new_directory_are_the_owners_alone(tmp_path: Path) -> None:
+def test_socket_and_new_directory_are_private(tmp_path: Path) -> None:
     path = tmp_path / "new" / "agent.sock"
     listener = Listener(path, locked=False)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -41,7 +41,7 @@ def test_socket_and_its_new_directory_are_the_owners_alone(tmp_path: Path) -> No
     assert list(path.parent.iterdir()) == []
 
 
-def test_directory_open_to_others_is_refused(tmp_path: Path) -> None:
+def test_directory_accessible_to_others_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(ConfigError, match=r"^agent\.socket: .* chmod 700"):
         Listener(tmp_path / "agent.sock", locked=False)
@@ -57,22 +57,22 @@ def test_directory_of_another_user_is_refused(tmp_path: Path) -> None:
         Listener(directory / "agent.sock", locked=False)
 
 
-def test_directory_behind_a_link_is_refused(tmp_path: Path) -> None:
+def test_symlinked_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(ConfigError, match=r"^agent\.socket: cannot use the directory"):
         Listener(tmp_path / "link" / "agent.sock", locked=False)
 
 
-def test_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
+def test_regular_file_at_the_path_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     path.write_text("precious")
-    with pytest.raises(ConfigError, match="is no socket"):
+    with pytest.raises(ConfigError, match="is not a socket"):
         Listener(path, locked=False)
     assert path.read_text() == "precious"
 
 
-def test_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
+def test_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -82,7 +82,7 @@ def test_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
     assert serving_peer(path) is None
 
 
-def test_second_agent_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+def test_second_agent_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     first = Listener(path, locked=False)
     with pytest.raises(ConfigError, match=rf"another agent \(pid {os.getpid()}\) serves"):
@@ -91,7 +91,7 @@ def test_second_agent_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     first.close()
 
 
-def test_closing_leaves_a_successors_socket(tmp_path: Path) -> None:
+def test_close_keeps_a_successors_socket(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     first = Listener(path, locked=False)
     path.unlink()

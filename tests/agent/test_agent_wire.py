@@ -1,4 +1,4 @@
-"""Framing: what is sent arrives, and whatever else arrives is an error of that connection."""
+"""Framing: messages arrive unchanged, and garbage fails only its own connection."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ REQUESTS: list[protocol.Request] = [
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
-def test_message_arrives_as_it_was_sent(ends: Ends, request_: protocol.Request) -> None:
+def test_message_round_trip(ends: Ends, request_: protocol.Request) -> None:
     ours, channel = ends
     sender = threading.Thread(target=ours.sendall, args=(encode_frame(request_),))
     sender.start()
@@ -54,7 +54,7 @@ def test_message_arrives_as_it_was_sent(ends: Ends, request_: protocol.Request) 
     sender.join()
 
 
-def test_message_in_single_bytes_arrives(ends: Ends) -> None:
+def test_message_can_arrive_byte_by_byte(ends: Ends) -> None:
     ours, channel = ends
 
     def trickle() -> None:
@@ -88,7 +88,7 @@ def test_descriptors_arrive_and_unclaimed_ones_are_closed(ends: Ends) -> None:
     assert entries("/proc/self/fd") == before
 
 
-def test_message_whose_descriptors_were_lost_is_refused_and_keeps_none(ends: Ends) -> None:
+def test_message_with_lost_descriptors_is_refused_and_leaks_none(ends: Ends) -> None:
     ours, channel = ends
     before = entries("/proc/self/fd")
     for _ in range(3):
@@ -107,7 +107,7 @@ def send_with_memories(sock: socket.socket, count: int) -> None:
         os.close(descriptor)
 
 
-def test_end_between_messages_is_no_error(ends: Ends) -> None:
+def test_close_between_messages_is_an_orderly_end(ends: Ends) -> None:
     ours, channel = ends
     ours.close()
     with pytest.raises(EOFError):
@@ -115,7 +115,7 @@ def test_end_between_messages_is_no_error(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 6])
-def test_end_within_a_message_is_an_error(ends: Ends, size: int) -> None:
+def test_close_within_a_message_is_an_error(ends: Ends, size: int) -> None:
     ours, channel = ends
     ours.sendall(encode_frame(protocol.Hello(1, b"token"))[:size])
     ours.close()
@@ -123,16 +123,16 @@ def test_end_within_a_message_is_an_error(ends: Ends, size: int) -> None:
         channel.receive(soon())
 
 
-def test_too_long_a_message_is_refused_unread(ends: Ends) -> None:
+def test_message_over_the_limit_is_refused_unread(ends: Ends) -> None:
     ours, channel = ends
     ours.sendall((protocol.MAX_MESSAGE + 1).to_bytes(4, "little"))
-    with pytest.raises(ProtocolError, match="over the limit"):
+    with pytest.raises(ProtocolError, match="exceeds the limit"):
         channel.receive(soon())
-    with pytest.raises(ValueError, match="over the limit"):
+    with pytest.raises(ValueError, match="exceeds the limit"):
         encode_frame(protocol.Describe(bytes(protocol.MAX_MESSAGE)))
 
 
-def test_text_that_is_no_text_is_a_message_error(ends: Ends) -> None:
+def test_invalid_utf8_is_a_message_error(ends: Ends) -> None:
     ours, channel = ends
     body = msgspec.msgpack.encode([11, b"n", b"h", None, "nvme"]).replace(b"nvme", b"nv\xcce")
     ours.sendall(len(body).to_bytes(4, "little") + body)
@@ -140,7 +140,7 @@ def test_text_that_is_no_text_is_a_message_error(ends: Ends) -> None:
         channel.receive(soon())
 
 
-def test_silence_ends_at_the_deadline(ends: Ends) -> None:
+def test_receive_times_out_at_the_deadline(ends: Ends) -> None:
     ours, channel = ends
     with pytest.raises(TimeoutError):
         channel.receive(time.monotonic() + 0.02)

@@ -1,4 +1,4 @@
-"""Engines as the agent makes them of its settings."""
+"""Engines as the agent builds them from its settings."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from memkv_sglang.tiers.nvme import NvmeTier
 CHAIN = make_chain(make_namespace(), 3)
 
 
-def test_without_a_bucket_no_page_waits_for_upload(tmp_path: Path) -> None:
+def test_uploads_are_cancelled_without_a_bucket(tmp_path: Path) -> None:
     """A node whose bucket was taken from its settings must not end with a disk that is stuck."""
     config = Config(nvme=NvmeConfig(directory=str(tmp_path / "nvme"), capacity=MIB))
     keys = make_chain(make_namespace(), 200).keys()
@@ -44,7 +44,7 @@ def test_without_a_bucket_no_page_waits_for_upload(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENODEV, errno.EROFS, errno.EUCLEAN])
 @pytest.mark.parametrize("call", ["directory.fcntl.flock", "tier.recover"])
-def test_without_its_disk_a_node_goes_on_with_minio(
+def test_node_with_a_broken_disk_uses_minio(
     code: int,
     call: str,
     tmp_path: Path,
@@ -63,14 +63,14 @@ def test_without_its_disk_a_node_goes_on_with_minio(
     assert engine.spill(pages) == [SpillResult.STORED] * 3
     assert engine.lookup(CHAIN).length == 3
     engine.close(drain=0)
-    assert [record.message for record in caplog.records].count("nvme left out") == 1
+    assert [record.message for record in caplog.records].count("nvme tier disabled") == 1
     labels = {"tier": "nvme", "operation": "open"}
     assert registry.get_sample_value("memkv_call_errors_total", labels) == 1
     with pytest.raises(ConfigError, match=r"nvme\.directory: cannot use .*; "):
         build_engine(Config(nvme=nvme), CollectorRegistry())
 
 
-def test_a_wrong_directory_is_refused_with_minio_too(
+def test_wrong_directory_is_refused_even_with_minio(
     tmp_path: Path, minio_config: MinioConfig
 ) -> None:
     (tmp_path / "file").touch()
@@ -79,7 +79,7 @@ def test_a_wrong_directory_is_refused_with_minio_too(
         build_engine(Config(nvme=nvme, minio=minio_config), CollectorRegistry())
 
 
-def test_a_read_only_file_system_is_a_broken_disk(
+def test_read_only_file_system_counts_as_a_broken_disk(
     tmp_path: Path,
     minio_config: MinioConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,10 +93,10 @@ def test_a_read_only_file_system_is_a_broken_disk(
     )
     check_environment(LoadedConfig(config, {}))
     build_engine(config, CollectorRegistry()).close(drain=0)
-    assert [record.message for record in caplog.records].count("nvme left out") == 1
+    assert [record.message for record in caplog.records].count("nvme tier disabled") == 1
 
 
-def test_faults_of_minio_are_counted_by_their_kind(minio_config: MinioConfig) -> None:
+def test_faults_of_minio_are_counted_by_kind(minio_config: MinioConfig) -> None:
     nobody = msgspec.structs.replace(minio_config, secret_key="not the secret")
     registry = CollectorRegistry()
     engine = build_engine(Config(minio=nobody), registry)

@@ -1,4 +1,4 @@
-"""The client library over a real agent: bytes come back as they were, and agents come and go."""
+"""The client library with a real agent: pages round-trip, agents come and go."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from memkv_sglang.agent.pools import RequestError
 from memkv_sglang.agent.protocol import PROTOCOL_VERSION
 from memkv_sglang.client import registry
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.client.connection import Connection
+from memkv_sglang.client.connection import AgentConnection
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig, Config
 from memkv_sglang.engine.results import PageLoad
@@ -55,7 +55,7 @@ def client(agent: RunningAgent, config: Config) -> Iterator[AgentClient]:
         yield connected
 
 
-def test_pages_come_back_bit_for_bit_where_they_are_wanted(client: AgentClient) -> None:
+def test_pages_round_trip_into_any_buffers(client: AgentClient) -> None:
     chain = make_chain(NAMESPACE, 40, "bits")
     with HostPool(50) as pool:
         number = client.register_pool(pool.descriptor, pool.length)
@@ -70,7 +70,7 @@ def test_pages_come_back_bit_for_bit_where_they_are_wanted(client: AgentClient) 
         assert client.spill(chain, pool.buffers(number, range(40))) == [PRESENT] * 40
 
 
-def test_prefix_ends_where_the_chain_does(client: AgentClient) -> None:
+def test_load_ends_at_the_first_missing_page(client: AgentClient) -> None:
     chain = make_chain(NAMESPACE, 8, "prefix")
     with HostPool(8) as pool:
         number = client.register_pool(pool.descriptor, pool.length)
@@ -98,7 +98,7 @@ def test_namespace_clear_flush_and_status(client: AgentClient, agent: RunningAge
         assert client.lookup(chain).length == 0
 
 
-def test_several_pools_are_told_apart(client: AgentClient) -> None:
+def test_several_pools_do_not_mix(client: AgentClient) -> None:
     chain = make_chain(NAMESPACE, 2, "pools")
     with HostPool(2) as one, HostPool(2) as two:
         numbers = [client.register_pool(pool.descriptor, pool.length) for pool in (one, two)]
@@ -108,7 +108,7 @@ def test_several_pools_are_told_apart(client: AgentClient) -> None:
         assert two.holds(chain)
 
 
-def test_clients_and_calls_at_once(agent: RunningAgent, config: Config) -> None:
+def test_concurrent_clients_and_calls(agent: RunningAgent, config: Config) -> None:
     failures: list[str] = []
 
     def use(client: AgentClient, pool: HostPool, number: int, worker: int) -> None:
@@ -145,7 +145,7 @@ def test_clients_and_calls_at_once(agent: RunningAgent, config: Config) -> None:
     assert failures == []
 
 
-def test_bad_requests_are_misses_and_do_no_harm(client: AgentClient) -> None:
+def test_bad_requests_are_misses(client: AgentClient) -> None:
     chain = make_chain(NAMESPACE, 2, "bad")
     with HostPool(2) as pool:
         number = client.register_pool(pool.descriptor, pool.length)
@@ -161,7 +161,7 @@ def test_bad_requests_are_misses_and_do_no_harm(client: AgentClient) -> None:
         assert client.spill(chain, pool.buffers(number, range(2))) == [STORED] * 2
 
 
-def test_lookup_of_a_longer_chain_than_a_message_holds_finds_its_beginning(
+def test_lookup_of_a_chain_over_the_limit_finds_its_beginning(
     client: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = make_chain(NAMESPACE, 3, "long")
@@ -173,7 +173,7 @@ def test_lookup_of_a_longer_chain_than_a_message_holds_finds_its_beginning(
         assert client.lookup(chain) == found
 
 
-def test_chain_may_be_longer_than_a_message_holds(client: AgentClient) -> None:
+def test_chain_may_exceed_the_limit_of_a_message(client: AgentClient) -> None:
     """A million tokens and more, with pages of a few: its end is stored, its beginning found."""
     before = make_hashes(protocol.MAX_HASHES + 1)
     chain = make_chain(NAMESPACE, 2, "end")
@@ -184,7 +184,7 @@ def test_chain_may_be_longer_than_a_message_holds(client: AgentClient) -> None:
     assert client.present(whole) == [True] * 2 + [False] * len(before)
 
 
-def test_memory_that_cannot_be_a_pool_is_refused(client: AgentClient) -> None:
+def test_unsealable_memory_is_refused(client: AgentClient) -> None:
     with HostPool(1, flags=0) as pool, pytest.raises(RequestError, match="MFD_ALLOW_SEALING"):
         client.register_pool(pool.descriptor, pool.length)
 
@@ -210,8 +210,10 @@ def test_without_an_agent_every_call_returns_at_once(tmp_path: Path) -> None:
         assert client.lookup(chain) == Lookup(0, complete=False)
 
 
-def test_connection_attempts_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memkv_sglang.client import keeper
+def test_connection_attempts_are_spaced_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memkv_sglang.client import reconnector
 
     attempts: list[Path] = []
 
@@ -219,8 +221,8 @@ def test_connection_attempts_are_rare(tmp_path: Path, monkeypatch: pytest.Monkey
         attempts.append(path)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(keeper, "Link", refuse)
-    monkeypatch.setattr(keeper, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(reconnector, "Link", refuse)
+    monkeypatch.setattr(reconnector, "RETRY_PAUSE", 0.2)
     client = AgentClient(make_config(tmp_path), start=False)
     chain = make_chain(NAMESPACE, 1)
     eventually(lambda: [client.lookup(chain) for _ in range(100)] and len(attempts) >= 3)
@@ -233,7 +235,7 @@ def test_bad_socket_path_is_refused_at_once() -> None:
         AgentClient(Config(agent=AgentConfig(socket="/" + "s" * 200)), start=False)
 
 
-def test_new_agent_is_told_the_newest_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_agent_gets_the_newest_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Namespace] = []
     monkeypatch.setattr(registry, "announce_namespace", lambda _, namespace: told.append(namespace))
     known = registry.Registry()
@@ -244,13 +246,13 @@ def test_new_agent_is_told_the_newest_namespaces(monkeypatch: pytest.MonkeyPatch
     assert all(map(known.add_namespace, (first, *others[:-1])))
     assert not known.add_namespace(first)  # in use again
     assert known.add_namespace(others[-1])
-    known.announce(cast(Connection, None))
+    known.announce(cast(AgentConnection, None))
     assert told == [*others[1:-1], first, others[-1]]
     assert known.add_namespace(others[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_new_agent_is_found_and_told_everything(tmp_path: Path, number: int) -> None:
+def test_client_registers_everything_with_a_new_agent(tmp_path: Path, number: int) -> None:
     config = make_config(tmp_path)
     chain = make_chain(NAMESPACE, 4)
     with HostPool(4) as pool, running_agent(config) as first, connected_client(config) as client:
@@ -273,9 +275,7 @@ def test_new_agent_is_found_and_told_everything(tmp_path: Path, number: int) -> 
             assert client.clear(client.describe(NAMESPACE)) == 4
 
 
-def test_closed_client_leaves_neither_threads_nor_descriptors(
-    agent: RunningAgent, config: Config
-) -> None:
+def test_closed_client_leaks_no_threads_or_descriptors(agent: RunningAgent, config: Config) -> None:
     def use() -> None:
         with HostPool(1) as pool, connected_client(config) as client:
             client.register_pool(pool.descriptor, pool.length)
@@ -293,7 +293,7 @@ def test_closed_client_leaves_neither_threads_nor_descriptors(
     assert threading.active_count() == threads
 
 
-def test_agent_of_another_version_is_named_as_the_problem(
+def test_problem_names_an_agent_of_another_version(
     agent: RunningAgent, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, other = PROTOCOL_VERSION, PROTOCOL_VERSION + 1

@@ -1,4 +1,4 @@
-"""A buffer has one owner: when a load or spill returns, nobody writes into its pages any more."""
+"""Buffer ownership: when a load or spill returns, no thread writes to its buffers."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 
 from memkv_sglang.client import connection
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.client.connection import AgentRefusedError, Connection
+from memkv_sglang.client.connection import AgentConnection, AgentRefusedError
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.testing.pages import make_chain
@@ -73,7 +73,7 @@ class Load:
             assert all(self.pool.read(page) == OURS for page in range(PAGES))
 
 
-def test_agent_that_does_not_answer_is_killed_at_the_limit(tmp_path: Path) -> None:
+def test_unresponsive_agent_is_killed_at_the_limit(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with (
         running_agent(config, "scribble") as agent,
@@ -132,7 +132,7 @@ def test_stopped_agent_is_killed_for_a_spill_too(tmp_path: Path) -> None:
         assert not alive(agent.pid)
 
 
-def test_all_clients_of_a_killed_agent_get_their_pages_back(tmp_path: Path) -> None:
+def test_all_clients_of_a_killed_agent_get_their_buffers_back(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with (
         running_agent(config, "scribble") as agent,
@@ -148,7 +148,7 @@ def test_all_clients_of_a_killed_agent_get_their_pages_back(tmp_path: Path) -> N
         assert loads[1].seconds < 7
 
 
-def test_interrupted_load_ends_no_earlier(tmp_path: Path) -> None:
+def test_interrupted_load_still_waits_for_the_agent(tmp_path: Path) -> None:
     config = make_config(tmp_path)
 
     def interrupt(*_: object) -> None:
@@ -200,7 +200,7 @@ def test_lost_connection_is_no_proof_that_the_agent_stopped_writing(
         assert process.wait(LIMIT) == -signal.SIGKILL
 
 
-def test_request_that_was_not_sent_whole_is_not_carried_out(
+def test_incompletely_sent_request_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SEND_LIMIT", 0.2)
@@ -226,7 +226,7 @@ def test_request_that_was_not_sent_whole_is_not_carried_out(
         assert not any(pool.memory[:])
 
 
-def test_slow_lookup_is_given_up_and_kills_nobody(tmp_path: Path) -> None:
+def test_slow_lookup_is_abandoned_without_killing_the_agent(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with running_agent(config) as agent, connected_client(config) as client:
         client.lookup(CHAIN)
@@ -259,11 +259,11 @@ def test_agent_of_another_user_is_refused(tmp_path: Path) -> None:
 
     def refused() -> bool:
         try:
-            Connection(path, b"", time.monotonic() + 1)
+            AgentConnection(path, b"", time.monotonic() + 1)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except AgentRefusedError as error:
-            return "belongs to uid 65534" in str(error)
+            return "runs as uid 65534" in str(error)
         return False
 
     try:
@@ -278,8 +278,8 @@ def test_agent_in_another_pid_namespace_is_refused(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from memkv_sglang.client.connection import Connection\n"
-        "Connection(Path(sys.argv[1]), b'', time.monotonic() + 5)\n"
+        "from memkv_sglang.client.connection import AgentConnection\n"
+        "AgentConnection(Path(sys.argv[1]), b'', time.monotonic() + 5)\n"
     )
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
     if os.getuid() == 0:

@@ -1,4 +1,4 @@
-"""Starting an agent: one for all, that outlives its starter, or a line that says why not."""
+"""Starting an agent: one for all clients, independent of its starter, with clear errors."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def test_sixteen_processes_start_one_agent(config: Config, tmp_path: Path) -> No
     assert alive(pid), "the agent outlives those who started it"
 
 
-def test_started_agent_stands_on_its_own(config: Config) -> None:
+def test_started_agent_outlives_its_starter(config: Config) -> None:
     assert start_agent(config, MODULE)
     assert not start_agent(config, MODULE)
     peer = serving_peer(Path(config.agent.socket))
@@ -96,7 +96,7 @@ def test_started_agent_stands_on_its_own(config: Config) -> None:
 
 
 @pytest.mark.parametrize("size", [LOG_LIMIT, LOG_LIMIT + 1])
-def test_long_log_makes_room_for_another(config: Config, size: int) -> None:
+def test_long_log_is_rotated(config: Config, size: int) -> None:
     log = Path(config.agent.socket).with_name("agent.log")
     log.parent.mkdir(mode=0o700)
     with log.open("wb") as file:
@@ -106,7 +106,7 @@ def test_long_log_makes_room_for_another(config: Config, size: int) -> None:
     assert (log.stat().st_size < LOG_LIMIT) == (size > LOG_LIMIT)
 
 
-def test_agent_keeps_out_of_a_server_s_metrics(
+def test_agent_does_not_write_to_a_servers_metrics_directory(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -116,7 +116,7 @@ def test_agent_keeps_out_of_a_server_s_metrics(
     assert b"PROMETHEUS_MULTIPROC_DIR" not in Path(f"/proc/{peer.pid}/environ").read_bytes()
 
 
-def test_no_secret_in_the_arguments(config: Config) -> None:
+def test_arguments_contain_no_secrets(config: Config) -> None:
     secret = "s3cr3t-key"
     start_agent(Config(agent=config.agent, minio=MinioConfig(secret_key=secret)), MODULE)
     peer = serving_peer(Path(config.agent.socket))
@@ -126,7 +126,7 @@ def test_no_secret_in_the_arguments(config: Config) -> None:
     assert secret not in Path(config.agent.socket).with_name("agent.log").read_text()
 
 
-def test_why_an_agent_does_not_start_reaches_the_client(config: Config) -> None:
+def test_client_reports_why_the_agent_did_not_start(config: Config) -> None:
     client = AgentClient(config, start=True)
     try:
         eventually(lambda: client.problem.startswith("nvme.directory, minio.endpoint: both are"))
@@ -134,12 +134,12 @@ def test_why_an_agent_does_not_start_reaches_the_client(config: Config) -> None:
         client.close()
 
 
-def test_agent_that_ends_without_a_word_is_told_of(config: Config) -> None:
-    with pytest.raises(StartError, match=r"without a word; see .*agent\.log"):
+def test_silently_failing_agent_is_reported(config: Config) -> None:
+    with pytest.raises(StartError, match=r"before it was ready; see .*agent\.log"):
         start_agent(config, "no_such_module")
 
 
-def test_agent_that_does_not_get_ready_is_killed(
+def test_agent_that_never_becomes_ready_is_killed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = tmp_path / "pid"
@@ -157,7 +157,7 @@ def test_agent_that_does_not_get_ready_is_killed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_ended_agent_is_started_again(config: Config, number: int) -> None:
+def test_dead_agent_is_restarted(config: Config, number: int) -> None:
     client = AgentClient(config, start=True, module=MODULE)
     with HostPool(2) as pool:
         buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
@@ -186,7 +186,7 @@ def test_stalled_agent_is_replaced(config: Config) -> None:
     client.close()
 
 
-def test_starting_leaves_nothing_in_the_starter(config: Config) -> None:
+def test_starting_an_agent_leaks_nothing(config: Config) -> None:
     before, children = entries("/proc/self/fd"), own_children()
     assert start_agent(config, MODULE)
     assert entries("/proc/self/fd") == before
@@ -199,7 +199,7 @@ def own_children() -> set[str]:
     return {pid for children in lists for pid in children.read_text().split()}
 
 
-def test_the_real_agent_keeps_pages_on_disk_over_a_kill(config: Config, tmp_path: Path) -> None:
+def test_pages_on_disk_survive_a_killed_agent(config: Config, tmp_path: Path) -> None:
     config = Config(
         agent=config.agent,
         nvme=NvmeConfig(directory=str(tmp_path / "pages"), capacity=64 << 20),
@@ -228,7 +228,7 @@ def test_the_real_agent_keeps_pages_on_disk_over_a_kill(config: Config, tmp_path
     eventually(lambda: not alive(last))
 
 
-def test_pages_spilled_in_several_calls_leave_the_disk_leaf_first(
+def test_pages_spilled_in_several_calls_are_evicted_leaf_first(
     config: Config, tmp_path: Path
 ) -> None:
     """Else what is left of the older chain, without its begin, is of no use to anybody."""

@@ -226,7 +226,7 @@ def test_agent_without_a_lifetime_is_refused(tmp_path: Path) -> None:
     process = subprocess.Popen(command, env={**os.environ, **environment()})
     client = AgentClient(config, start=False)
     try:
-        eventually(lambda: "does not prove that it is alive" in client.problem)
+        eventually(lambda: "did not send its lifetime lock" in client.problem)
         assert not client.wait(0)
     finally:
         client.close()

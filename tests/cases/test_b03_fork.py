@@ -18,7 +18,7 @@ import pytest
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.client.connection import Connection, ConnectionLostError
+from memkv_sglang.client.connection import AgentConnection, ConnectionLostError
 from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.results import PageLoad
@@ -151,9 +151,9 @@ def test_child_finds_nothing_and_the_parent_notices_nothing(
 
 
 def test_locks_that_others_hold_at_the_fork_do_not_stop_the_child(client: AgentClient) -> None:
-    keeper = client._keeper
-    event: Any = keeper._connected
-    locks = [keeper._lock, keeper.registry.lock, withheld._changed, event._cond]
+    reconnector = client._reconnector
+    event: Any = reconnector._connected
+    locks = [reconnector._lock, reconnector.registry.lock, withheld._changed, event._cond]
     release = threading.Event()
     held = threading.Barrier(len(locks) + 1)
 
@@ -275,7 +275,7 @@ def test_session_ends_with_its_process_although_a_child_lives_on(
 def test_fork_that_python_does_not_see_shares_no_connection_either(
     config: Config, agent: RunningAgent
 ) -> None:
-    connection = Connection(agent.socket, b"", time.monotonic() + LIMIT)
+    connection = AgentConnection(agent.socket, b"", time.monotonic() + LIMIT)
     pid = ctypes.PyDLL(None).fork()
     if pid == 0:
         try:
@@ -299,7 +299,7 @@ def test_subprocesses_leave_the_client_as_it_is(client: AgentClient, pool: HostP
 
 def test_client_is_neither_pickled_nor_copied(client: AgentClient) -> None:
     for take in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="make one in each process"):
+        with pytest.raises(TypeError, match="create one in each process"):
             take(client)
 
 
@@ -334,7 +334,7 @@ def test_multiprocessing(
         other.join(LIMIT)
         assert results.get() == 0
     else:
-        with pytest.raises(TypeError, match="make one in each process"):
+        with pytest.raises(TypeError, match="create one in each process"):
             other.start()
     assert client.lookup(STORED).length == PAGES
 
@@ -342,7 +342,7 @@ def test_multiprocessing(
 def test_two_threads_cannot_use_one_connection(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with running_agent(config, "1.0") as agent:
-        connection = Connection(agent.socket, b"", time.monotonic() + LIMIT)
+        connection = AgentConnection(agent.socket, b"", time.monotonic() + LIMIT)
         request = protocol.LookupPages(STORED.namespace, b"".join(STORED.hashes), 5.0)
         replies: list[protocol.Reply] = []
         first = threading.Thread(

@@ -71,7 +71,7 @@ def test_memory_shrunk_just_before_it_is_sealed_is_refused(
         return real(fd, command, argument)
 
     monkeypatch.setattr(fcntl, "fcntl", shrink_before_seal)
-    with pytest.raises(RequestError, match="in a memory of 0 bytes"):
+    with pytest.raises(RequestError, match="in a file of 0 bytes"):
         Pools(PoolBudget(), os.getpid()).register(0, PAGE_BYTES, descriptor)
     os.close(descriptor)
 

@@ -225,4 +225,4 @@ def test_working_agent_with_many_pages_ends_within_a_second(tmp_path: Path) -> N
     assert seconds < STOP_LIMIT
     assert status == 0
     assert start.left_behind() == []
-    assert "agent ended" in log
+    assert "agent stopped" in log

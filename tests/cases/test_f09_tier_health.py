@@ -152,7 +152,7 @@ def test_recovery_is_told_without_any_traffic(
         eventually(lambda: in_log(caplog, "tier minio works"), LIMIT)
         assert metric(client) == 1.0
     log = Path(config.agent.socket).with_name("agent.log").read_text()
-    assert log.count("namespace not described yet") == 1, "said again and again"
+    assert log.count("namespace not described, still retrying") == 1, "logged repeatedly"
 
 
 def test_server_that_goes_away_and_comes_back(

@@ -1,4 +1,4 @@
-"""Engines that are closed in the end."""
+"""Engines that are closed after each test."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What tests of the engine share: pages in and out, and a tier that waits."""
+"""Helpers for engine tests: store and load pages, and a tier that can be held up."""
 
 import threading
 import time

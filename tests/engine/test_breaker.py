@@ -24,7 +24,7 @@ def opened(failures: int, open_seconds: float) -> CircuitBreaker:
     return breaker
 
 
-def test_opens_after_failures_in_a_row_only() -> None:
+def test_opens_only_after_consecutive_failures() -> None:
     breaker = CircuitBreaker("minio", failures=3, open_seconds=HOUR)
     for verdict in (False, False, True, False, None, False):
         breaker.record(verdict)
@@ -34,7 +34,7 @@ def test_opens_after_failures_in_a_row_only() -> None:
     assert not breaker.admit()
 
 
-def test_half_open_lets_one_call_through() -> None:
+def test_half_open_admits_one_call() -> None:
     breaker = opened(1, open_seconds=0.05)
     while breaker.state is BreakerState.OPEN:
         time.sleep(0.005)
@@ -79,7 +79,7 @@ def test_lookups_that_run_out_of_time_open_the_circuit() -> None:
     assert breaker.state is BreakerState.OPEN
 
 
-def test_answers_from_knowledge_do_not_hide_failures() -> None:
+def test_answers_from_the_presence_cache_do_not_hide_failures() -> None:
     """A chain that is known to be there is found, though no load of it succeeds."""
     breaker = CircuitBreaker("minio", failures=3, open_seconds=HOUR)
     tier = BreakerTier(LateTier(MemoryTier()), breaker)
@@ -91,7 +91,7 @@ def test_answers_from_knowledge_do_not_hide_failures() -> None:
     assert breaker.state is BreakerState.OPEN
 
 
-def test_open_circuit_keeps_calls_from_the_tier() -> None:
+def test_open_circuit_blocks_calls() -> None:
     counting = CountingTier(FaultyTier(MemoryTier(), lambda verb, key: True))
     tier = BreakerTier(counting, CircuitBreaker("minio", failures=2, open_seconds=HOUR))
     for _ in range(2):
@@ -108,7 +108,7 @@ def test_open_circuit_keeps_calls_from_the_tier() -> None:
     assert counting.calls.total() == asked
 
 
-def test_misses_are_no_failures() -> None:
+def test_misses_are_not_failures() -> None:
     tier = BreakerTier(MemoryTier(), CircuitBreaker("minio", failures=1, open_seconds=HOUR))
     assert tier.lookup(CHAIN, soon()).length == 0
     page = make_page(CHAIN.keys()[0], (8,), filled=False)

@@ -1,4 +1,4 @@
-"""The engine as a whole: nodes that share, tiers that are missing, full or cleared."""
+"""The engine as a whole: sharing between nodes; missing, full and cleared tiers."""
 
 import threading
 
@@ -21,7 +21,7 @@ from tests.engine.engines import (
 )
 
 
-def test_what_one_node_spilled_the_other_loads(open_engine: Open) -> None:
+def test_nodes_load_each_others_pages(open_engine: Open) -> None:
     shared = MemoryTier(name=SHARED)
     one = open_engine(MemoryTier(name=LOCAL), shared)
     other = open_engine(MemoryTier(name=LOCAL), shared)
@@ -50,7 +50,7 @@ def test_full_disk_sends_pages_to_the_shared_tier(open_engine: Open) -> None:
     assert [one.tier for one in load(engine, keys)] == [LOCAL] * 2 + [SHARED] * 4
 
 
-def test_without_any_tier_everything_is_a_miss(open_engine: Open) -> None:
+def test_without_tiers_everything_is_a_miss(open_engine: Open) -> None:
     engine = open_engine()
     chain = make_chain(NAMESPACE, 3)
     assert spill(engine, chain.keys()) == [SpillResult.REFUSED] * 3
@@ -59,7 +59,7 @@ def test_without_any_tier_everything_is_a_miss(open_engine: Open) -> None:
     assert engine.flush(timeout=1)
 
 
-def test_clear_takes_both_tiers(open_engine: Open) -> None:
+def test_clear_empties_both_tiers(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     engine = open_engine(local, shared)
     chain = make_chain(NAMESPACE, 4)
@@ -77,7 +77,7 @@ def test_descriptions_reach_both_tiers(open_engine: Open) -> None:
     assert local.namespaces() == shared.namespaces() == {NAMESPACE.digest: NAMESPACE}
 
 
-def test_description_waits_for_the_shared_tier(
+def test_description_is_retried_until_the_shared_tier_accepts_it(
     open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.RETRY_SECONDS", 0.01)
@@ -90,9 +90,9 @@ def test_description_waits_for_the_shared_tier(
     wait_until(lambda: NAMESPACE.digest in inner.namespaces())
 
 
-def test_descriptions_are_written_again(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.KEPT_UP_SECONDS", 0.01)
-    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.KEPT_UP", 2)
+def test_descriptions_are_rewritten(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.RENEW_INTERVAL", 0.01)
+    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.MAX_PUBLISHED", 2)
     shared = MemoryTier(name=SHARED)
     engine = open_engine(None, shared)
     oldest, *newest = [make_namespace(model=f"model {number}") for number in range(3)]
@@ -106,11 +106,11 @@ def test_descriptions_are_written_again(open_engine: Open, monkeypatch: pytest.M
     assert oldest.digest not in shared.namespaces()
 
 
-def test_descriptions_that_wait_are_bounded(
+def test_pending_descriptions_are_bounded(
     open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.KEPT_UP", 2)
+    monkeypatch.setattr("memkv_sglang.engine.namespace_publisher.MAX_PUBLISHED", 2)
     inner = MemoryTier(name=SHARED)
     shared = ForgetfulTier(inner)
     engine = open_engine(None, shared)

@@ -9,7 +9,7 @@ from memkv_sglang.tiers.wrappers import FaultyTier
 from tests.engine.engines import LOCAL, NAMESPACE, SHARED, Open, load, loaded_from, spill
 
 
-def test_page_that_must_be_used_again_is_in_the_shared_tier_when_acknowledged(
+def test_second_use_admission_acknowledges_once_the_shared_tier_has_the_page(
     open_engine: Open,
 ) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
@@ -24,7 +24,7 @@ def test_page_that_must_be_used_again_is_in_the_shared_tier_when_acknowledged(
     assert load(engine, keys) == loaded_from(LOCAL, 4) + loaded_from(SHARED, 2)
 
 
-def test_page_that_the_shared_tier_does_not_take_is_kept_here_whatever_the_rule(
+def test_page_refused_by_the_shared_tier_is_stored_locally_under_any_rule(
     open_engine: Open,
 ) -> None:
     local, down = MemoryTier(name=LOCAL), threading.Event()
@@ -43,7 +43,7 @@ def test_page_that_the_shared_tier_does_not_take_is_kept_here_whatever_the_rule(
     assert shared.present(keys, 0) == [True] * 6
 
 
-def test_node_without_shared_tier_keeps_every_page_whatever_the_rule(open_engine: Open) -> None:
+def test_node_without_shared_tier_stores_every_page_under_any_rule(open_engine: Open) -> None:
     engine = open_engine(MemoryTier(name=LOCAL), admission="second_use")
     keys = make_chain(NAMESPACE, 4).keys()
     assert spill(engine, keys) == [SpillResult.STORED] * 4

@@ -1,4 +1,4 @@
-"""Checksums that travel with pages: a client that changes its memory spoils no copy of it."""
+"""Checksums travel with pages, so a client that changes its memory corrupts no copy."""
 
 import threading
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def test_overwritten_page_is_not_promoted(open_engine: Open) -> None:
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (sum(LENGTHS),)], ids=str)
-def test_follower_of_an_overwritten_page_fetches_it_itself(
+def test_follower_of_an_overwritten_page_loads_it_itself(
     open_engine: Open, lengths: tuple[int, ...]
 ) -> None:
     shared = MemoryTier(name=SHARED)
@@ -120,7 +120,7 @@ class SpoiledTier(WrapperTier):
         return super().fetch(pages, deadline)
 
 
-def test_follower_of_a_spoiled_load_fetches_the_pages_itself(open_engine: Open) -> None:
+def test_follower_of_a_corrupted_load_loads_the_pages_itself(open_engine: Open) -> None:
     local = MemoryTier(name=LOCAL)
     keys = make_chain(NAMESPACE, 3).keys()
     put(local, keys)

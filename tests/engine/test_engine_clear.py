@@ -63,7 +63,7 @@ def assert_empty(engine: Engine, *tiers: MemoryTier) -> None:
     assert engine.lookup(make_chain(NAMESPACE, 3)) == (0, True)
 
 
-def test_run_on_its_way_to_the_shared_tier_ends_first(open_engine: Open) -> None:
+def test_clear_waits_for_the_upload_in_flight(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(shared)
     engine = open_engine(local, gated)
@@ -75,7 +75,7 @@ def test_run_on_its_way_to_the_shared_tier_ends_first(open_engine: Open) -> None
     assert shared.present(KEYS, 0) == [True] * 3
 
 
-def test_runs_that_wait_are_cancelled_and_those_of_others_go_on(open_engine: Open) -> None:
+def test_clear_cancels_only_queued_uploads_of_its_namespace(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(shared)
     engine = open_engine(local, gated)
@@ -94,7 +94,7 @@ def test_runs_that_wait_are_cancelled_and_those_of_others_go_on(open_engine: Ope
         assert shared.present(keys, 0) == [True] * 2
 
 
-def test_description_is_back_with_the_next_pages(open_engine: Open) -> None:
+def test_description_is_rewritten_with_the_next_pages(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     engine = open_engine(local, shared)
     engine.describe(NAMESPACE)
@@ -108,7 +108,7 @@ def test_description_is_back_with_the_next_pages(open_engine: Open) -> None:
         wait_until(lambda: DIGEST in shared.namespaces())
 
 
-def test_spill_in_flight_ends_first(open_engine: Open) -> None:
+def test_clear_waits_for_the_spill_in_flight(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(local)
     engine = open_engine(gated, shared, local)
@@ -116,7 +116,7 @@ def test_spill_in_flight_ends_first(open_engine: Open) -> None:
     assert_empty(engine, local, shared)
 
 
-def test_spill_past_the_disk_ends_first(open_engine: Open) -> None:
+def test_clear_waits_for_a_spill_that_bypasses_the_disk(open_engine: Open) -> None:
     shared = MemoryTier(name=SHARED)
     gated = GatedTier(shared)
     engine = open_engine(None, gated)
@@ -133,7 +133,7 @@ def test_load_in_flight_promotes_nothing_afterwards(open_engine: Open) -> None:
     assert_empty(engine, local, shared)
 
 
-def test_promotion_in_flight_ends_first_and_the_next_is_cancelled(open_engine: Open) -> None:
+def test_clear_waits_for_the_promotion_in_flight_and_cancels_the_next(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     put(shared, KEYS)
     gated = GatedTier(local)
@@ -146,7 +146,7 @@ def test_promotion_in_flight_ends_first_and_the_next_is_cancelled(open_engine: O
     assert_empty(engine, local, shared)
 
 
-def test_warming_in_flight_ends_first(open_engine: Open) -> None:
+def test_clear_waits_for_warming_in_flight(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     put(shared, KEYS)
     shared.describe(NAMESPACE)
@@ -169,7 +169,7 @@ class ClearingTier(MemoryTier):
         return removed
 
 
-def test_nothing_is_found_or_stored_in_the_meantime(open_engine: Open) -> None:
+def test_nothing_is_found_or_stored_during_a_clear(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), ClearingTier(SHARED)
     engine = open_engine(local, shared)
     spill(engine, KEYS)
@@ -196,7 +196,7 @@ def test_nothing_is_found_or_stored_in_the_meantime(open_engine: Open) -> None:
     assert_empty(engine, local, shared)
 
 
-def test_pages_that_a_server_stores_late_are_removed_too(open_engine: Open) -> None:
+def test_pages_stored_late_by_a_server_are_removed_too(open_engine: Open) -> None:
     """It may carry a request out whose answer nobody waited for."""
     shared = ClearingTier(SHARED)
     engine = open_engine(None, shared)
@@ -207,7 +207,7 @@ def test_pages_that_a_server_stores_late_are_removed_too(open_engine: Open) -> N
     assert_empty(engine, shared)
 
 
-def test_call_that_does_not_end_makes_the_clearing_incomplete(
+def test_hanging_call_makes_the_clear_incomplete(
     open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "CLEAR_WAIT", 0.05)
@@ -222,7 +222,7 @@ def test_call_that_does_not_end_makes_the_clearing_incomplete(
     assert engine.clear(DIGEST) == Removal(3, complete=True)
 
 
-def test_clearings_of_one_namespace_may_overlap(open_engine: Open) -> None:
+def test_clears_of_one_namespace_may_overlap(open_engine: Open) -> None:
     shared = MemoryTier(name=SHARED)
     gated = GatedTier(shared)
     engine = open_engine(None, gated)

@@ -1,4 +1,4 @@
-"""Conversations that grow in SGLang's own memory: no page on disk outlives one before it."""
+"""Growing conversations: no page on disk outlives an earlier one."""
 
 import tempfile
 from pathlib import Path

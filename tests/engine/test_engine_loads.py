@@ -1,4 +1,4 @@
-"""Loads: each page from the nearest tier, equal ones once, buffers with one owner."""
+"""Loads: each page from its nearest tier, concurrent loads merged, buffers owned by one."""
 
 import threading
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def test_first_miss_ends_the_prefix(open_engine: Open) -> None:
     assert {one.result for one in loads[4:]} == {LoadResult.SKIPPED}
 
 
-def test_equal_loads_in_flight_are_fetched_once(open_engine: Open) -> None:
+def test_concurrent_loads_of_a_page_are_merged(open_engine: Open) -> None:
     inner = MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 5).keys()
     put(inner, keys)
@@ -73,7 +73,7 @@ def test_equal_loads_in_flight_are_fetched_once(open_engine: Open) -> None:
     assert registry.get_sample_value("memkv_merged_pages_total") == 25
 
 
-def test_follower_leaves_at_its_deadline_and_its_buffers_stay_its_own(open_engine: Open) -> None:
+def test_follower_keeps_its_buffers_after_its_deadline(open_engine: Open) -> None:
     inner = MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 2).keys()
     put(inner, keys)
@@ -93,14 +93,14 @@ def test_follower_leaves_at_its_deadline_and_its_buffers_stay_its_own(open_engin
     assert not any(any(b"".join(page.buffers)) for page in pages)
 
 
-def test_page_asked_for_twice_in_one_load(open_engine: Open) -> None:
+def test_page_twice_in_one_load(open_engine: Open) -> None:
     local = MemoryTier(name=LOCAL)
     keys = make_chain(NAMESPACE, 2).keys()
     put(local, keys)
     assert load(open_engine(local), [keys[0], keys[0], keys[1]]) == loaded_from(LOCAL, 3)
 
 
-def test_follower_fetches_what_its_leader_skipped(open_engine: Open) -> None:
+def test_follower_loads_what_its_leader_skipped(open_engine: Open) -> None:
     """The leader's chain has a hole before the page; the follower's has not."""
     inner = MemoryTier(name=SHARED)
     hole, wanted = make_chain(NAMESPACE, 2).keys()

@@ -1,4 +1,4 @@
-"""What a lookup finds over two tiers: the longest prefix that can be loaded."""
+"""Lookups across two tiers find the longest prefix that can be loaded."""
 
 import pytest
 

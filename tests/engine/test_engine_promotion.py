@@ -25,7 +25,7 @@ def test_promotion_follows_its_rule(open_engine: Open, rule: str, uses: int | No
     assert list(local.pending()) == []
 
 
-def test_promotion_beyond_its_memory_is_skipped(open_engine: Open) -> None:
+def test_promotion_over_its_memory_limit_is_skipped(open_engine: Open) -> None:
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 5).keys()
     put(shared, keys)
@@ -49,7 +49,7 @@ class DefectiveTier(MemoryTier):
         return super().spill(pages, deadline)
 
 
-def test_promotion_goes_on_after_an_unexpected_error(open_engine: Open) -> None:
+def test_promotion_continues_after_an_unexpected_error(open_engine: Open) -> None:
     local, shared = DefectiveTier(name=LOCAL), MemoryTier(name=SHARED)
     engine = open_engine(local, shared, promote="always")
     for seed in ("one", "two"):

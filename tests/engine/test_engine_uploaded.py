@@ -1,4 +1,4 @@
-"""What the upload queue takes for settled, and what its own reads count as."""
+"""Which pages the upload queue skips, and how its reads are counted."""
 
 import time
 
@@ -18,7 +18,7 @@ KEYS = make_chain(NAMESPACE, 5).keys()
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_cleared_pages_are_uploaded_when_they_are_spilled_again(again: bool) -> None:
+def test_cleared_pages_are_uploaded_when_spilled_again(again: bool) -> None:
     local, shared = MemoryTier(), MemoryTier()
     engine = Engine(local, shared, local, EngineConfig(), Metrics(CollectorRegistry()))
     try:
@@ -32,7 +32,7 @@ def test_cleared_pages_are_uploaded_when_they_are_spilled_again(again: bool) -> 
         engine.close(drain=0)
 
 
-def test_collected_pages_are_uploaded_when_they_are_spilled_again() -> None:
+def test_collected_pages_are_uploaded_when_spilled_again() -> None:
     """The disk let them go, too; that they were uploaded once counts no more."""
     local, shared = MemoryTier(), MemoryTier()
     engine = Engine(local, shared, local, EngineConfig(), Metrics(CollectorRegistry()))
@@ -50,7 +50,7 @@ def test_collected_pages_are_uploaded_when_they_are_spilled_again() -> None:
         engine.close(drain=0)
 
 
-def test_full_queue_drops_without_a_flood_of_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_drops_of_a_full_queue_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     local, shared = MemoryTier(), MemoryTier()
     config = EngineConfig(upload_backlog=1)
     engine = Engine(local, shared, local, config, Metrics(CollectorRegistry()))

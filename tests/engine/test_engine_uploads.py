@@ -1,4 +1,4 @@
-"""Uploads behind spills: through restarts and outages, without holes, within the backlog."""
+"""Uploads: restarts, outages, no holes in chains, the backlog limit."""
 
 import threading
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from tests.engine.engines import (
 )
 
 
-def test_uploads_go_on_after_a_restart(open_engine: Open) -> None:
+def test_uploads_resume_after_a_restart(open_engine: Open) -> None:
     """What was acknowledged reaches the shared tier though the first process was killed."""
     local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(inner)
@@ -75,7 +75,7 @@ def test_page_evicted_before_it_could_be_marked_is_not_acknowledged(open_engine:
     assert engine.status().queue_pages == 2
 
 
-def test_page_that_can_never_be_uploaded_is_dropped_and_counted(open_engine: Open) -> None:
+def test_page_that_cannot_be_uploaded_is_dropped_and_counted(open_engine: Open) -> None:
     keys = make_chain(NAMESPACE, 3).keys()
     shared = FaultyTier(MemoryTier(name=SHARED), lambda verb, key: key == keys[2])
     registry = CollectorRegistry()
@@ -123,7 +123,7 @@ class SlowlyMarking(MemoryTier):
         return super().mark_pending(keys)
 
 
-def test_calls_at_once_do_not_pass_the_backlog_together(open_engine: Open) -> None:
+def test_concurrent_calls_respect_the_backlog(open_engine: Open) -> None:
     local, inner = SlowlyMarking(), MemoryTier(name=SHARED)
     engine = open_engine(local, inner, upload_backlog=4 * 8192)
     first, second = make_chain(NAMESPACE, 3, "first"), make_chain(NAMESPACE, 2, "second")
@@ -142,7 +142,7 @@ def test_calls_at_once_do_not_pass_the_backlog_together(open_engine: Open) -> No
     assert inner.lookup(second, 0).length == 0
 
 
-def test_disk_full_of_waiting_pages_takes_no_more_and_loses_none(open_engine: Open) -> None:
+def test_disk_full_of_waiting_pages_refuses_more_and_loses_none(open_engine: Open) -> None:
     """During an outage nothing acknowledged leaves; afterwards all of it is uploaded."""
     down = threading.Event()
     down.set()
@@ -161,7 +161,7 @@ def test_disk_full_of_waiting_pages_takes_no_more_and_loses_none(open_engine: Op
     assert load(engine, more.keys()) == loaded_from(LOCAL, 3)
 
 
-def test_dropped_pages_are_uploaded_when_they_are_spilled_again(open_engine: Open) -> None:
+def test_dropped_pages_are_uploaded_when_spilled_again(open_engine: Open) -> None:
     local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(inner)
     engine = open_engine(local, gated, upload_backlog=4 * 8192)
@@ -176,7 +176,7 @@ def test_dropped_pages_are_uploaded_when_they_are_spilled_again(open_engine: Ope
     assert inner.present(keys, 0) == [True] * 4 + [False] * 2
 
 
-def test_no_branch_is_uploaded_behind_a_dropped_page(open_engine: Open) -> None:
+def test_descendants_of_a_dropped_page_are_not_uploaded(open_engine: Open) -> None:
     local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(inner)
     engine = open_engine(local, gated, upload_backlog=3 * 8192)
@@ -203,7 +203,7 @@ class BrokenTier(WrapperTier):
         return super().spill(pages, deadline)
 
 
-def test_uploads_go_on_after_an_unexpected_error(open_engine: Open) -> None:
+def test_uploads_continue_after_an_unexpected_error(open_engine: Open) -> None:
     inner = MemoryTier(name=SHARED)
     engine = open_engine(MemoryTier(name=LOCAL), BrokenTier(inner))
     chain = make_chain(NAMESPACE, 3)
@@ -212,7 +212,7 @@ def test_uploads_go_on_after_an_unexpected_error(open_engine: Open) -> None:
     assert inner.lookup(chain, 0).length == 3
 
 
-def test_what_the_shared_tier_has_is_not_sent_again(open_engine: Open) -> None:
+def test_pages_in_the_shared_tier_are_not_uploaded_again(open_engine: Open) -> None:
     inner = MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 10).keys()
     put(inner, keys[:6])
@@ -223,7 +223,7 @@ def test_what_the_shared_tier_has_is_not_sent_again(open_engine: Open) -> None:
     assert shared.spills == {SpillResult.STORED: 4}
 
 
-def test_close_wakes_who_waits_for_the_queue(open_engine: Open) -> None:
+def test_close_wakes_waiting_flushes(open_engine: Open) -> None:
     local = MemoryTier(name=LOCAL)
     engine = open_engine(local, FaultyTier(MemoryTier(name=SHARED), lambda verb, key: True))
     spill(engine, make_chain(NAMESPACE, 3).keys())
@@ -254,7 +254,7 @@ class SteppingTier(WrapperTier):
         return Lookup(len(there) - there[::-1].index(True) if True in there else 0, complete=True)
 
 
-def test_a_page_missing_amid_others_is_uploaded(open_engine: Open) -> None:
+def test_missing_page_within_a_chain_is_uploaded(open_engine: Open) -> None:
     inner = MemoryTier(name=SHARED)
     chain = make_chain(NAMESPACE, 10)
     put(inner, [key for i, key in enumerate(chain.keys()) if i != 4])
@@ -276,7 +276,7 @@ class FullTier(WrapperTier):
         return super().spill(pages, deadline)
 
 
-def test_pages_wait_until_a_full_shared_tier_has_room(
+def test_pages_wait_until_a_full_shared_tier_has_space(
     open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "RETRY_SECONDS", 0.01)
@@ -288,7 +288,7 @@ def test_pages_wait_until_a_full_shared_tier_has_room(
     assert inner.lookup(chain, 0).length == 3
 
 
-def test_a_page_stored_anew_while_it_waits_is_marked_anew(open_engine: Open) -> None:
+def test_page_stored_again_while_waiting_is_marked_again(open_engine: Open) -> None:
     local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     shared = FaultyTier(inner, lambda verb, key: True)
     engine = open_engine(local, shared)

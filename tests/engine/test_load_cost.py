@@ -1,4 +1,4 @@
-"""Never slower than recomputing: lookups answer with the prefix that pays."""
+"""Lookups leave out pages that are slower to load than to recompute."""
 
 import logging
 import time
@@ -72,14 +72,14 @@ def node() -> Iterator[SlowedNode]:
     node.engine.close(drain=0)
 
 
-def test_nothing_is_declined_before_speeds_are_known(node: SlowedNode) -> None:
+def test_nothing_is_skipped_before_speeds_are_known(node: SlowedNode) -> None:
     assert node.ask(CHEAP) == 12
     node.measure(SLOW)
     assert node.ask(UNKNOWN) == 12
     assert node.declined() == 0
 
 
-def test_the_prefix_that_pays_is_the_answer(
+def test_lookup_returns_the_prefix_worth_loading(
     node: SlowedNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.measure(SLOW)
@@ -97,24 +97,22 @@ def test_the_prefix_that_pays_is_the_answer(
     assert node.ask(CHEAP) == 4
 
 
-def test_a_tier_found_slow_is_tried_again(
-    node: SlowedNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "MIN_TRUST", 0.02)
-    monkeypatch.setattr(worth, "VERDICT_SECONDS", 0.02)
+def test_slow_tier_is_tried_again(node: SlowedNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "MIN_HALF_LIFE", 0.02)
+    monkeypatch.setattr(worth, "DECISION_TTL", 0.02)
     node.measure(SLOW)
     node.slow.seconds = 0
     assert node.ask(CHEAP) == 4
     deadline = time.monotonic() + 30
     while node.ask(CHEAP) < 12:
         assert time.monotonic() < deadline, "never tried again"
-    monkeypatch.setattr(speed, "MIN_TRUST", 1e9)
+    monkeypatch.setattr(speed, "MIN_HALF_LIFE", 1e9)
     for _ in range(30):
         node.load(12)
     assert node.ask(Recompute(SLOW, PAGE)) == 12, "fast again, and known to be"
 
 
-def test_it_can_be_turned_off() -> None:
+def test_skipping_can_be_turned_off() -> None:
     node = SlowedNode(skip_slow_loads=False)
     try:
         node.measure(SLOW)
@@ -142,7 +140,7 @@ def known(latency: float, byte_seconds: float) -> TierSpeed:
     st.tuples(st.floats(1e-4, 1), st.floats(1e-9, 1e-4)),
     st.floats(1e-6, 1),
 )
-def test_neither_everything_nor_nothing_nor_a_tier_less_takes_less_time(
+def test_no_other_boundary_takes_less_time(
     parts: list[tuple[str, int]],
     near: tuple[float, float],
     far: tuple[float, float],

@@ -1,4 +1,4 @@
-"""Which pages are there, one by one, over tiers that may be slow or down."""
+"""Checking pages one by one across tiers that may be slow or down."""
 
 import time
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def found(tiers: Sequence[Tier], seconds: float = SOON) -> list[int]:
     return [page for page, is_there in enumerate(there) if is_there]
 
 
-def test_pages_are_found_wherever_they_are_with_gaps() -> None:
+def test_pages_with_gaps_are_found_in_both_tiers() -> None:
     near, far = [1, 2, 200, 383], [0, 2, 3, 250]
     shared = AskedTier(holding(far))
     assert found([holding(near), shared]) == sorted({*near, *far})
@@ -57,12 +57,12 @@ def test_pages_are_found_wherever_they_are_with_gaps() -> None:
     assert len(asked) == len(KEYS) - len(near)
 
 
-def test_a_tier_that_is_down_hides_no_other() -> None:
+def test_failing_tier_does_not_hide_the_other() -> None:
     assert found([holding([5]), DownTier(holding([6]))]) == [5]
     assert found([DownTier(holding([6])), holding([5])]) == [5]
 
 
-def test_the_end_of_the_chain_comes_first_when_time_is_short() -> None:
+def test_end_of_the_chain_is_checked_first() -> None:
     slow = AskedTier(holding([0, 383]), 0.2)
     begin = time.monotonic()
     assert found([slow], 0.3) == [383]

@@ -1,10 +1,10 @@
-"""What is learnt of speeds: exact where the observations are, never absurd, never for good."""
+"""Speed estimates: exact at observations, never absurd, never permanent."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memkv_sglang.engine.speed import MAX_TRUST, MIN_TRUST, TierSpeed
+from memkv_sglang.engine.speed import MAX_HALF_LIFE, MIN_HALF_LIFE, TierSpeed
 from memkv_sglang.time_model import TimeModel
 
 WORK = st.floats(1, 1e4)
@@ -13,9 +13,7 @@ OBSERVATION = st.tuples(WORK, WORK, st.floats(0, 100))
 
 
 @given(st.lists(st.tuples(WORK, WORK), min_size=2, max_size=12), COST, COST)
-def test_work_that_costs_evenly_is_predicted(
-    work: list[tuple[float, float]], a: float, b: float
-) -> None:
+def test_linear_cost_is_predicted(work: list[tuple[float, float]], a: float, b: float) -> None:
     model = TimeModel()
     for x, y in [*work, (1, 1000), (1000, 1)]:  # the last two make sure that x and y differ
         model.observe(x, y, a * x + b * y)
@@ -36,7 +34,7 @@ def test_more_work_never_takes_less_time(
 
 
 @given(WORK, WORK, st.floats(0.001, 100), st.floats(1, 50))
-def test_one_observation_is_not_stretched_beyond_what_it_tells(
+def test_one_observation_is_not_extrapolated(
     x: float, y: float, seconds: float, times: float
 ) -> None:
     """Nobody knows yet whether calls or bytes took the time: the cheaper reading holds."""
@@ -48,7 +46,7 @@ def test_one_observation_is_not_stretched_beyond_what_it_tells(
 
 
 @given(COST, st.floats(0.05, 20))
-def test_a_change_of_speed_is_believed_soon(cost: float, change: float) -> None:
+def test_change_of_speed_is_learnt_quickly(cost: float, change: float) -> None:
     model = TimeModel()
     for size in (10, 20, 30) * 20:
         model.observe(1, size, cost * size)
@@ -70,11 +68,11 @@ def observed(clock: Clock, speed: TierSpeed, size: int, seconds: float) -> None:
     speed.end(size, size)
 
 
-def test_nothing_known_is_no_time() -> None:
+def test_unknown_speed_estimates_zero() -> None:
     assert TierSpeed().seconds(8, 1 << 30) == 0
 
 
-def test_latency_and_bandwidth_are_told_apart() -> None:
+def test_latency_and_bandwidth_are_separated() -> None:
     clock = Clock()
     speed = TierSpeed(clock)
     for size in (1_000, 50_000, 100_000):
@@ -83,7 +81,7 @@ def test_latency_and_bandwidth_are_told_apart() -> None:
     assert speed.seconds(100, 1_000) == pytest.approx(10.001)
 
 
-def test_what_is_in_flight_has_to_be_waited_for() -> None:
+def test_load_in_flight_adds_to_the_estimate() -> None:
     clock = Clock()
     speed = TierSpeed(clock)
     for size in (1_000, 100_000):
@@ -92,7 +90,7 @@ def test_what_is_in_flight_has_to_be_waited_for() -> None:
     assert speed.seconds(1, 1_000_000) == pytest.approx(4.1)
 
 
-def test_loads_side_by_side_share_the_medium() -> None:
+def test_concurrent_loads_share_the_medium() -> None:
     """Four at once that take four times as long are no slower than one after the other."""
     clock = Clock()
     speed = TierSpeed(clock)
@@ -105,7 +103,7 @@ def test_loads_side_by_side_share_the_medium() -> None:
     assert speed.seconds(1, 10_000_000) == pytest.approx(10)
 
 
-def test_loads_without_a_gap_are_learnt_from_all_the_same() -> None:
+def test_loads_without_idle_gaps_are_measured() -> None:
     clock = Clock()
     speed = TierSpeed(clock)
     speed.begin(500_000)
@@ -117,11 +115,11 @@ def test_loads_without_a_gap_are_learnt_from_all_the_same() -> None:
     assert known == pytest.approx(1, rel=0.5), "half a million bytes, and as many in flight"
 
 
-def test_a_slow_minute_is_not_held_against_the_tier_for_good() -> None:
+def test_slow_estimate_decays() -> None:
     clock = Clock()
     speed = TierSpeed(clock)
     observed(clock, speed, 1_000_000, 64)
-    clock.now += 6 * MIN_TRUST
+    clock.now += 6 * MIN_HALF_LIFE
     assert speed.seconds(1, 1_000_000) == pytest.approx(1)
     speed.begin(1_000_000)  # someone measures again: others wait for the outcome
     assert speed.seconds(1, 1_000_000) == pytest.approx(64)
@@ -130,7 +128,7 @@ def test_a_slow_minute_is_not_held_against_the_tier_for_good() -> None:
     assert speed.seconds(1, 1_000_000) == pytest.approx(0.5)
 
 
-def test_what_measuring_again_confirms_is_trusted_longer() -> None:
+def test_confirmed_estimates_decay_more_slowly() -> None:
     """A tier that stays slow is tried more and more rarely, and at once more often if it is not."""
     clock = Clock()
     speed = TierSpeed(clock)
@@ -146,14 +144,14 @@ def test_what_measuring_again_confirms_is_trusted_longer() -> None:
     for _ in range(10):
         observed(clock, speed, 1_000_000, 64)
         waits.append(trusted())
-    assert waits[0] == pytest.approx(MIN_TRUST, abs=1)
+    assert waits[0] == pytest.approx(MIN_HALF_LIFE, abs=1)
     assert waits == sorted(waits)
-    assert waits[-1] == pytest.approx(MAX_TRUST, abs=1)
+    assert waits[-1] == pytest.approx(MAX_HALF_LIFE, abs=1)
     observed(clock, speed, 1_000_000, 1)
-    assert trusted() == pytest.approx(MIN_TRUST, abs=1)
+    assert trusted() == pytest.approx(MIN_HALF_LIFE, abs=1)
 
 
-def test_loads_that_bring_nothing_say_nothing_of_the_speed() -> None:
+def test_loads_without_data_do_not_affect_the_estimate() -> None:
     """Neither pages that are not there, nor a server that is down."""
     clock = Clock()
     speed = TierSpeed(clock)
@@ -163,7 +161,7 @@ def test_loads_that_bring_nothing_say_nothing_of_the_speed() -> None:
     assert speed.seconds(1, 1_000_000) == pytest.approx(10)
 
 
-def test_a_load_that_ran_out_of_time_tells_how_long_all_of_it_would_take() -> None:
+def test_timed_out_load_is_extrapolated() -> None:
     """Over a line that has become narrow, no call gets through: it must not look short for that."""
     clock = Clock()
     speed = TierSpeed(clock)

@@ -1,4 +1,4 @@
-"""Keeps a link to an agent: connects, starts the agent, and does it again when the agent ends."""
+"""Keep a client connected: start an agent if needed, and reconnect when the agent ends."""
 
 import logging
 import os
@@ -31,32 +31,34 @@ from memkv_sglang.printable import printable
 log = logging.getLogger(__name__)
 
 RETRY_PAUSE = 1.0
-"""Seconds from one attempt to the next."""
+"""Seconds between connection attempts."""
 
 CLOSE_LIMIT = 2.0
-"""Seconds that `close` waits for the thread."""
+"""Seconds that `close` waits for the background thread."""
 
-FORKED = "this client belongs to the parent process; make one of its own in each process"
+FORKED = "this client belongs to the parent process; create one in each process"
 """The problem of a client in a forked child."""
+
 UNSUITABLE_PAUSE = 5.0
-"""Seconds between attempts while an agent serves that cannot be used."""
+"""Seconds between attempts while the running agent cannot be used."""
 
 LONGEST_PAUSE = 30.0
-"""Seconds between attempts when each of them started an agent that did not come up."""
+"""Longest pause, in seconds, between attempts while each of them fails to start an agent."""
 
 
-class LinkKeeper:
-    """Works in a thread of its own, so that no call ever waits for a connection attempt."""
+class Reconnector:
+    """Connects in a background thread, so calls never wait for a connection attempt."""
 
     def __init__(self, config: Config, *, start: bool, module: str = MODULE) -> None:
-        """Begin at once; `start`: start an agent where none answers. Raises `ConfigError`.
+        """Start connecting. Raises `ConfigError`.
 
-        Whoever starts agents also insists on the settings, and logs what the agent's tiers do.
+        With `start`, also start an agent if none answers, insist on the settings in `config`, and
+        log the state of the agent's tiers.
         """
         self.link: Link | None = None
         """None while there is no agent."""
         self.problem = "no agent yet"
-        """Why there is no agent; empty while there is one."""
+        """Why there is no agent; empty while connected."""
         self.registry = Registry()
         self._path = socket_path(config.agent)
         self._config = config
@@ -68,14 +70,14 @@ class LinkKeeper:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="memkv-link", daemon=True)
         self._thread.start()
-        _keepers.add(self)
+        _reconnectors.add(self)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for an agent; False if there is none in time."""
+        """Wait up to `seconds` for an agent; return whether there is one."""
         return not self._closed and self._connected.wait(seconds)
 
     def drop(self, link: Link, problem: str) -> None:
-        """Use the link no more; returns at once, a new one is made behind."""
+        """Stop using a link. Returns at once; the background thread makes a new one."""
         with self._lock:
             if self.link is not link:
                 return
@@ -83,11 +85,11 @@ class LinkKeeper:
             os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Let go of the agent, which stays; idempotent.
+        """Disconnect from the agent, which keeps running. Idempotent.
 
-        An attempt to start an agent that lasts longer than `CLOSE_LIMIT` ends behind.
+        If an agent is being started, this waits for it for up to `CLOSE_LIMIT` seconds.
         """
-        with self._lock:  # so that the thread does not close what is written to
+        with self._lock:  # the thread must not close the eventfd in between
             if not self._closed:
                 self._closed = True
                 os.eventfd_write(self._wake, 1)
@@ -108,8 +110,8 @@ class LinkKeeper:
             except (AgentRefusedError, ConfigError, ConnectionLostError, OSError) as error:
                 self._lose(str(error))
             except Exception as error:
-                # A defect; without this thread there would be no agent for good.
-                log.exception("connection attempt failed")
+                # A bug, but without this thread the client would never reconnect.
+                log.exception("memkv: connection attempt failed")
                 self._lose(repr(error))
             else:
                 pause = RETRY_PAUSE
@@ -124,7 +126,7 @@ class LinkKeeper:
             self._close_wake()
 
     def _connect(self) -> Link:
-        """Return a link whose agent knows all that it must, after publishing it."""
+        """Return a link, after registering all pools and namespaces and publishing it."""
         link = self._open()
         try:
             with self.registry.lock:
@@ -141,7 +143,7 @@ class LinkKeeper:
             self._connected.set()
 
     def _open(self) -> Link:
-        """Return a link to an agent that runs with the settings wanted."""
+        """Return a link to an agent that runs with this client's settings."""
         if not self._start:
             return self._find()
         link = self._find_or_start()
@@ -160,7 +162,7 @@ class LinkKeeper:
         try:
             return Link(self._path)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise ConnectionRefusedError(f"nobody serves {self._path}") from None
+            raise ConnectionRefusedError(f"no agent serves {self._path}") from None
 
     def _find_or_start(self) -> Link:
         try:
@@ -183,8 +185,8 @@ class LinkKeeper:
             os.close(pidfd)
 
     def _wait_for_end(self, pidfd: int, reason: str, seconds: float) -> None:
-        """Return when the agent that was asked to end has ended. Raises `AgentRefusedError`."""
-        self._lose(f"{reason}; it uploads what waits, then another agent replaces it")
+        """Return once an agent that was asked to stop has ended. Raises `AgentRefusedError`."""
+        self._lose(f"{reason}; it finishes its uploads, then a new agent replaces it")
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -192,20 +194,20 @@ class LinkKeeper:
         while not self._closed:
             ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ready:
-                raise UnsuitableAgentError(f"{reason}; it was asked to end and does not")
+                raise UnsuitableAgentError(f"{reason}; it was asked to stop but is still running")
             if any(descriptor == pidfd for descriptor, _ in ready):
                 return
             os.eventfd_read(self._wake)
         raise AgentRefusedError("closed")
 
     def _watch(self, link: Link) -> None:
-        """Return, with the link closed, when the agent ends or the link is dropped."""
+        """Close the link and return when the agent ends or the link is dropped."""
         poll = select.poll()
         poll.register(link.first, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         health = HealthLog()
         while self.link is link and not self._closed:
-            pause = health.look(link) * 1000 if self._start else None
+            pause = health.check(link) * 1000 if self._start else None
             for descriptor, _ in poll.poll(pause):
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
@@ -228,8 +230,8 @@ class LinkKeeper:
             log.warning("memkv: no agent: %s", problem)
         self.problem = problem
 
-    def leave_to_parent(self) -> None:
-        """Be closed in a forked child, where other threads may have held any of the locks."""
+    def abandon_in_child(self) -> None:
+        """Close in a forked child, where other threads may have held any of the locks."""
         self.link, self.problem = None, FORKED
         self._closed = True
         self._lock, self._connected = threading.Lock(), threading.Event()
@@ -238,17 +240,20 @@ class LinkKeeper:
         self._close_wake()
 
     def _close_wake(self) -> None:
-        wake, self._wake = self._wake, -1  # first: a child forked meanwhile must not close it again
+        wake, self._wake = (
+            self._wake,
+            -1,
+        )  # first, so a concurrently forked child does not close it too
         if wake >= 0:
             os.close(wake)
 
 
-_keepers: "weakref.WeakSet[LinkKeeper]" = weakref.WeakSet()
+_reconnectors: "weakref.WeakSet[Reconnector]" = weakref.WeakSet()
 
 
-def _leave_to_parent() -> None:
-    for keeper in list(_keepers):
-        keeper.leave_to_parent()
+def _abandon_in_child() -> None:
+    for reconnector in list(_reconnectors):
+        reconnector.abandon_in_child()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_abandon_in_child)
