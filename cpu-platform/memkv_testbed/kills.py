@@ -1,4 +1,4 @@
-"""Kills of agents in mid-load while others read their memory maps; looks for late writes."""
+"""Kill agents during loads while other processes read their memory maps; detect late writes."""
 
 import os
 import random
@@ -23,32 +23,32 @@ from memkv_testbed.slow_disk import SlowDisk
 
 MIB = 1 << 20
 PAGES = 64
-"""Pages of a load, of a MiB each."""
+"""Pages per load, 1 MiB each."""
 
 POOL = 512
 """Pages of the pool. The agent has touched each, which makes its memory map slow to read."""
 
 QUIET = 0.25
-"""Seconds for which pages must not change. The disk is fast again by then."""
+"""Seconds during which pages must not change; the disk is fast again by then."""
 
 LIMIT = 60.0
-"""Seconds after which any wait is given up."""
+"""Time limit of every wait, in seconds."""
 
 _BLOCK = 4096
 _OURS = 0x55
 
 
 class Kill(NamedTuple):
-    """What a client saw of one."""
+    """Result of one kill for the client."""
 
     seconds: float
     """From the kill to the end of the client's call."""
     loaded: int
-    """Pages that the agent had reported as loaded: none, or the kill came too late."""
+    """Pages that the agent had reported as loaded; not 0 if the kill came too late."""
     withheld: bool
     """Whether the call returned before the agent's writes had ended."""
     changed: int
-    """Pages that changed although they were the client's again."""
+    """Pages that changed after they were returned to the client."""
 
 
 class _Agent(NamedTuple):
@@ -59,7 +59,7 @@ class _Agent(NamedTuple):
 
 
 class Kills:
-    """Agents over one directory, each of them killed once."""
+    """Agents that use one directory, each killed once."""
 
     def __init__(self, home: Path, *, readers: int, limit: float = CALL_LIMIT) -> None:
         """Fill a directory with pages.
