@@ -1,4 +1,4 @@
-"""Certificates of one's own, for tests of everything that speaks TLS."""
+"""Issue certificates for tests of TLS."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Authority:
     """Issues certificates for servers and clients, in a directory that the caller removes."""
 
     def __init__(self, directory: Path, name: str = "test authority") -> None:
-        """Make the authority's own certificate, which is in `file`."""
+        """Create the authority's own certificate in `file`."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -61,8 +61,7 @@ class Authority:
     ) -> Certificate:
         """Write `public.crt` and `private.key` into a directory below the authority's.
 
-        `names` are the host names and addresses that it is good for; the common name is the
-        directory's if none is given.
+        `names` are the host names and addresses to certify. The default common name is `directory`.
         """
         target = self._directory / directory
         target.mkdir()

@@ -1,4 +1,4 @@
-"""Host memory for one chain at a time, laid out like a server's host pool."""
+"""Host memory for one chain at a time, like a server's host pool."""
 
 import mmap
 import os
@@ -11,14 +11,14 @@ from memkv_sglang.testing.pages import page_content
 from memkv_sglang.tiers.base import SpillResult
 
 PARTS = 2
-"""Buffers per page, which are not adjacent, like keys and values."""
+"""Buffers per page, in separate regions like keys and values."""
 
 
 class ChainMemory:
-    """Memory registered with an agent; page `i` of the current chain is in place `i`."""
+    """Memory registered with a client's agent; page `i` of the current chain is at index `i`."""
 
     def __init__(self, client: AgentClient, pages: int, page_bytes: int) -> None:
-        """Allocate and register memory for chains of up to `pages` pages."""
+        """Allocate memory for chains of up to `pages` pages."""
         self.client = client
         self._page_bytes = page_bytes
         self._part = page_bytes // PARTS
@@ -46,7 +46,7 @@ class ChainMemory:
         return self.client.load(chain, self._buffers(len(chain.hashes)))
 
     def holds(self, place: int, key: PageKey) -> bool:
-        """Return whether a place holds the key's content, byte by byte."""
+        """Return whether the page at index `place` has the key's exact content."""
         there = b"".join(self._memory[at : at + self._part] for at in self._places(place))
         return there == page_content(key, self._page_bytes)
 

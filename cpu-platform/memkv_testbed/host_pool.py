@@ -1,4 +1,4 @@
-"""A host pool as SGLang makes it: pages in a memfd, which an agent can map as well."""
+"""A host pool like SGLang's: pages in a memfd that an agent can map."""
 
 import mmap
 import os
@@ -13,9 +13,9 @@ from memkv_sglang.testing.pages import page_content
 
 
 class HostPool:
-    """Pages whose buffers lie apart, as the keys and the values of an MHA pool do.
+    """Pages with separate buffers, like keys and values of an MHA pool.
 
-    First come the first buffers of all pages, then the second ones.
+    The first buffers of all pages come first, then the second ones.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class HostPool:
         name: str = "pool",
         flags: int = os.MFD_ALLOW_SEALING,
     ) -> None:
-        """Take the memory at once; raises `OSError`.
+        """Allocate the memory; raises `OSError`.
 
         Args:
-            pages: how many.
+            pages: number of pages.
             page_bytes: bytes of a page, over all its buffers.
             parts: buffers of a page.
-            huge: whether to ask for huge pages, which the kernel may not have.
+            huge: whether to request huge pages; the kernel may not have any.
             name: of the memfd, as `/proc/PID/maps` shows it.
             flags: of `memfd_create(2)`.
 
@@ -63,11 +63,11 @@ class HostPool:
         return [[Buffer(number, at, self._part) for at in self._places(page)] for page in pages]
 
     def place(self, keys: Sequence[PageKey]) -> list[Page]:
-        """Return one page for each key, in the pool's first places."""
+        """Return one page per key, at the pool's first indices."""
         return [Page(key, self.views(place)) for place, key in enumerate(keys)]
 
     def extents(self, first: int, count: int) -> list[tuple[int, int]]:
-        """Return where `count` pages that follow one another lie: begin and end of each stretch."""
+        """Return begin and end of each region that `count` consecutive pages occupy."""
         return [(at, at + count * self._part) for at in self._places(first)]
 
     def read(self, page: int) -> bytes:
@@ -80,12 +80,12 @@ class HostPool:
             view[:] = content[part * self._part : (part + 1) * self._part]
 
     def fill(self, chain: Chain, first: int = 0) -> None:
-        """Write what the chain's pages must hold, the first of them to place `first`."""
+        """Write the content of the chain's pages, starting at index `first`."""
         for place, key in enumerate(chain.keys(), first):
             self.write(place, page_content(key, self.page_bytes))
 
     def wrong(self, chain: Chain, first: int = 0) -> list[int]:
-        """Return the places of those of the chain's pages that are not there, byte for byte."""
+        """Return the indices of the chain's pages that do not have their exact content."""
         return [
             place
             for place, key in enumerate(chain.keys(), first)
@@ -97,7 +97,7 @@ class HostPool:
         self.memory[:] = bytes(self.length)
 
     def close(self) -> None:
-        """Let go of the memory, as the end of the object does; unmapped with the last view."""
+        """Release the memory, which is unmapped with its last view."""
         self.memory.release()
         self._close_descriptor()
 

@@ -1,4 +1,4 @@
-"""Kill agents in mid-load while other processes read their memory maps; detect late writes."""
+"""Kill agents during loads while other processes read their memory maps; detect late writes."""
 
 import os
 import random
@@ -23,32 +23,32 @@ from memkv_testbed.slow_disk import SlowDisk
 
 MIB = 1 << 20
 PAGES = 64
-"""Pages per load, of 1 MiB each."""
+"""Pages per load, 1 MiB each."""
 
 POOL = 512
 """Pages of the pool. The agent touches all of them, which makes its map slow to read."""
 
 QUIET = 0.25
-"""Seconds during which pages must not change. The disk is unthrottled by then."""
+"""Seconds during which pages must not change; the disk is fast again by then."""
 
 LIMIT = 60.0
-"""Seconds after which a wait fails."""
+"""Time limit of every wait, in seconds."""
 
 _BLOCK = 4096
 _OURS = 0x55
 
 
 class Kill(NamedTuple):
-    """What a client saw of one kill."""
+    """Result of one kill for the client."""
 
     seconds: float
     """From the kill to the end of the client's call."""
     loaded: int
-    """Pages that were loaded; 0 unless the kill came too late."""
+    """Pages that the agent had reported as loaded; not 0 if the kill came too late."""
     withheld: bool
     """Whether the call returned before the agent's writes had ended."""
     changed: int
-    """Pages that changed after the client owned them again."""
+    """Pages that changed after they were returned to the client."""
 
 
 class _Agent(NamedTuple):
@@ -59,7 +59,7 @@ class _Agent(NamedTuple):
 
 
 class Kills:
-    """Starts one agent after the other on one directory and kills each."""
+    """Agents that use one directory, each killed once."""
 
     def __init__(self, home: Path, *, readers: int, limit: float = CALL_LIMIT) -> None:
         """Fill a directory with pages.

@@ -1,4 +1,4 @@
-"""Find a MinIO server binary, or build one once into the user's cache.
+"""Find a MinIO server binary, or build one in the user's cache.
 
 `python -m memkv_testbed.minio_binary` prints its path, building it if needed.
 """
@@ -15,20 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
-"""The release that is built where no server is installed, as a Go pseudo-version."""
+"""The release to build if no server is installed, as a Go pseudo-version."""
 
 MINIMUM_GO = (1, 24)
 """Oldest Go that the module's `go.mod` accepts."""
 
 
 class MinioNotFoundError(Exception):
-    """There is no MinIO server and none could be built; the text names the way out."""
+    """There is no MinIO server and none could be built; the text says what to do."""
 
 
 def find_or_build_minio() -> Path:
     """Return the path of a MinIO server: from PATH, from the user's cache, else built into it.
 
-    A build takes minutes and needs a network; concurrent callers wait for the first one's, and an
+    A build takes minutes and needs a network. Concurrent callers wait for the first one. An
     interrupted build leaves no binary. Raises `MinioNotFoundError`.
     """
     if installed := shutil.which("minio"):

@@ -1,4 +1,4 @@
-"""MinIO over several drives, and over two servers: what is kept when a part of it is gone."""
+"""MinIO with several drives or two servers, to test partial failures."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +21,11 @@ class DrivesServer(MinioServer):
         self._env["MINIO_CI_CD"] = "1"
 
     def remove_drive(self, number: int) -> None:
-        """Take a drive out while the server runs."""
+        """Remove a drive while the server runs."""
         self._drive(number).rename(self._aside(number))
 
     def return_drive(self, number: int) -> None:
-        """Put it back; MinIO has made an empty one meanwhile or has not."""
+        """Put the drive back, replacing an empty one that MinIO may have created."""
         if self._drive(number).exists():
             self._drive(number).rename(self._drive(number).with_name(f"{number}-empty"))
         self._aside(number).rename(self._drive(number))
@@ -54,8 +54,8 @@ def own_address() -> str:
 class TwoServers:
     """Two servers of one cluster, two drives each; a context manager.
 
-    Without one of them nothing can be written, and not everything be read: two of four drives are
-    no quorum.
+    If one is down, nothing can be written and not everything can be read: two of four drives are no
+    quorum.
     """
 
     def __init__(self) -> None:

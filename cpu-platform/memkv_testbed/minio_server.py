@@ -1,4 +1,4 @@
-"""A real MinIO server of one's own, for tests, demos and benchmarks."""
+"""Run a private MinIO server for tests, demos and benchmarks."""
 
 import ctypes
 import http.client
@@ -22,13 +22,13 @@ from memkv_testbed.minio_users import Keys, MinioUsers
 __all__ = ["MinioNotFoundError", "MinioServer", "MinioServerError", "find_or_build_minio"]
 
 START_TIMEOUT = 60.0
-"""Seconds a server may take until it answers."""
+"""Time limit for a server to start, in seconds."""
 
 STOP_TIMEOUT = 20.0
-"""Seconds a server may take to end by itself."""
+"""Time limit for a server to exit, in seconds."""
 
 PORTS = range(10_000, 30_000)
-"""Below those that Linux picks itself (`ip_local_port_range`: 32768 to 60999)."""
+"""Below the ephemeral ports of Linux (`ip_local_port_range`: 32768 to 60999)."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -41,7 +41,7 @@ class MinioServer:
     """A MinIO server on a free loopback port, as a child process.
 
     A context manager: serves from entry to exit, then leaves nothing behind. It dies with the
-    thread that started it, so start it from one that lives as long as the server shall.
+    thread that started it, so start it from a thread that lives long enough.
 
     `access_key` and `secret_key` are those of a user with the policy that nodes get (see
     `tiers/minio/policy.py`) on every bucket, and with the right to make buckets; `root` has the
@@ -140,15 +140,15 @@ class MinioServer:
         return MinioUsers(f"{self.host}:{self.port}", self.root, tls=self._tls)
 
     def stop(self) -> None:
-        """Let the server end by itself; its data stay."""
+        """Stop the server with SIGTERM; its data stay."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the server without warning (SIGKILL); its data stay as they are."""
+        """Kill the server (SIGKILL); its data stay."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """End the server and remove everything but a data directory that was given; idempotent."""
+        """Stop the server and remove all files except a given data directory; idempotent."""
         self.kill()
         shutil.rmtree(self._work, ignore_errors=True)
 
@@ -213,9 +213,9 @@ class _DieWithParent:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on at the moment, and none that the kernel picks itself.
+    """Return a free port that is not ephemeral.
 
-    The kernel would give one of these to the next connection that is made.
+    The kernel could assign an ephemeral port to another connection.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with suppress(OSError), socket.create_server((host, port)):

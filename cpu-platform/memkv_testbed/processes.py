@@ -1,4 +1,4 @@
-"""Other people's processes: stalled for a while, watched, and waited for."""
+"""Stall, watch and wait for other processes."""
 
 import os
 import select
@@ -22,7 +22,7 @@ except OSError:
 
 @contextmanager
 def map_readers(pid: int, count: int) -> Iterator[None]:
-    """Have so many processes read another's memory map without pause, as monitoring does."""
+    """Run processes that read another's memory map continuously, as monitoring does."""
     command = [sys.executable, "-S", "-c", _READER, str(pid)]
     readers = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -42,7 +42,7 @@ def map_readers(pid: int, count: int) -> Iterator[None]:
 
 @contextmanager
 def stalled(pid: int) -> Iterator[None]:
-    """Let a process do nothing until the block ends, if it is alive then."""
+    """Stop a process with SIGSTOP until the block ends."""
     process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGSTOP)

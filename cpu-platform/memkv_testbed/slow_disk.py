@@ -1,4 +1,4 @@
-"""A disk that is slow or hangs for some processes, throttled by the kernel.
+"""Make a disk slow or unresponsive for some processes with the kernel's I/O throttling.
 
 Needs root and the blkio controller of cgroup v1, or the io controller of v2.
 """
@@ -13,14 +13,14 @@ from typing import Self
 _V1 = Path("/sys/fs/cgroup/blkio")
 _V2 = Path("/sys/fs/cgroup")
 HUNG = 1
-"""Bytes per second so few that no request ends before the limit is lifted."""
+"""Bytes per second at which no request completes before the limit is lifted."""
 
 
 class SlowDisk:
-    """Limits how fast some processes read from one directory's disk."""
+    """Limits reads of some processes from one directory's disk."""
 
     def __init__(self, directory: Path) -> None:
-        """Make a control group without limits. Raises `OSError` if that is not possible."""
+        """Create a control group without limits. Raises `OSError` if that is not possible."""
         self._device = _device(directory)
         self._v1 = (_V1 / "blkio.throttle.read_bps_device").exists() or (
             _V1 / "cgroup.procs"
@@ -37,7 +37,7 @@ class SlowDisk:
         (self._group / "cgroup.procs").write_text(str(pid))
 
     def limit_reads(self, rate: int | None) -> None:
-        """Set bytes per second, None for no limit; also applies to waiting requests."""
+        """Set the limit in bytes per second, None for none; pending requests continue."""
         if self._v1:
             name, text = "blkio.throttle.read_bps_device", f"{self._device} {rate or 0}"
         else:

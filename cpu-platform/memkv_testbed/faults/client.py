@@ -72,7 +72,8 @@ class RudeClient:
     def ask(self, request: protocol.Request, *descriptors: int) -> protocol.Reply:
         """Return the reply to a request. Raises `OSError`, `EOFError` or `ProtocolError`."""
         self._channel.send(encode_frame(request), descriptors)
-        return self._channel.receive(time.monotonic() + _REPLY_LIMIT)
+        reply: protocol.Reply = self._channel.receive(time.monotonic() + _REPLY_LIMIT)
+        return reply
 
     def abandon_load(self, chain: Chain) -> None:
         """Ask for a load and hang up before its reply, or shortly after."""
