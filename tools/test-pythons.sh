@@ -49,7 +49,7 @@ test_with() {
     --constraint locks/requirements.txt \
     "sglang-memkv[encryption,testing] @ file://${wheel[0]}" pytest-timeout pytest-xdist
   # A copy without memkv_sglang, so that the tests import the wheel.
-  cp -r tests cpu-platform pyproject.toml "$folder/checkout"
+  cp -r tests docs cpu-platform pyproject.toml "$folder/checkout"
   (
     cd "$folder/checkout"
     # shellcheck disable=SC2086  # several arguments
