@@ -11,12 +11,14 @@ release = version = __version__
 author = "the sglang-memkv authors"
 copyright = f"2026, {author}"  # noqa: A001
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "sglang-memkv"
 html_show_sourcelink = False
 
 myst_heading_anchors = 3
+
+napoleon_numpy_docstring = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

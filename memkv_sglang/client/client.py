@@ -48,13 +48,13 @@ _SPILL_RESULTS = tuple(SpillResult)
 class AgentClient:
     """A connection to the node agent, which moves pages between shared memory and the tiers.
 
-    ```python
-    with AgentClient(load_config(), start=True) as client:
-        client.wait(30)
-        pool = client.register_pool(memfd, length)
-        client.describe(namespace)
-        client.spill(Chain(namespace.digest, hashes), [[Buffer(pool, 0, page_bytes)], ...])
-    ```
+    Example::
+
+        with AgentClient(load_config(), start=True) as client:
+            client.wait(30)
+            pool = client.register_pool(memfd, length)
+            client.describe(namespace)
+            client.spill(Chain(namespace.digest, hashes), [[Buffer(pool, 0, page_bytes)], ...])
 
     Thread-safe. Calls block, and concurrent calls use separate connections. Leaving the `with`
     block closes the client; the agent keeps running.
