@@ -24,6 +24,9 @@ _MAX_SAMPLES = 256
 """Chains kept for the next `adapt`; beyond these, the oldest are discarded."""
 _RECENT_TOUCHES = 32
 """How many touches count as recent: a spill makes up to three, and several run concurrently."""
+
+_PROTECTED_PAGES = 64
+"""Pages that may count as being spilled in a tier too small for a quarter of it to hold a chain."""
 _MAX_QUEUED = 1 << 16
 """Pages whose use may be queued."""
 
@@ -98,8 +101,11 @@ class EvictionOrder:
         """
         if not self._recent_touches:
             return False
-        # In a small tier, at most half of the pages count as being spilled.
-        first = max(self._recent_touches[0], self._next_tick - self._adapted_pages // 2)
+        # More costs hits: with half of 320 pages, 0.86 to 0.92 of the best policy on a loop of
+        # documents, instead of 0.98. With less, chains in tiny tiers lose pages from their middle.
+        pages = self._adapted_pages
+        protected = max(min(pages // 2, _PROTECTED_PAGES), pages // 4)
+        first = max(self._recent_touches[0], self._next_tick - protected)
         return self._ticks[entry] >= first
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
