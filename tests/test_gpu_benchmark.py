@@ -22,6 +22,7 @@ def test_without_a_gpu_the_benchmark_is_skipped() -> None:
     assert done.stderr == "benchmarks: gpu: skipped, there is no CUDA device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("fio") is None, reason="needs fio")
 def test_every_contestant_loads_the_spilled_pages(tmp_path: Path) -> None:
     """Copy to host memory instead of a GPU; `measure` compares it with the loaded pages."""
