@@ -20,6 +20,7 @@ from minio.commonconfig import CopySource
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.encryption.keys import KeyRing
+from memkv_sglang.encryption.sealing import OVERHEAD, unseal
 from memkv_sglang.page import Page, PageKey, page_checksum
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page, page_content
@@ -61,6 +62,11 @@ class TestEncryptedTier(test_minio_conformance.TestMinioTier):
     def tier(self, sealing: MinioConfig, admin: Minio, open_tier: OpenTier) -> Tier:
         self.config, self.admin, self.open_tier = sealing, admin, open_tier
         return open_tier(sealing)
+
+    def decode(self, key: PageKey, stored: bytes) -> bytes:
+        content = memoryview(bytearray(len(stored) - OVERHEAD))
+        unseal(bytes.fromhex(OLD), memoryview(bytearray(stored)), Page(key, (content,)))
+        return bytes(content)
 
 
 def test_memory_kept_for_reuse_is_bounded() -> None:

@@ -142,7 +142,7 @@ def test_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_capacity_above_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="more than the file system") as error:
+    with pytest.raises(ConfigError, match="exceeds the file system") as error:
         Disk(tmp_path / "nvme", capacity=1 << 60)
     assert_one_line(error, "nvme.capacity")
     assert list(tmp_path.iterdir()) == []

@@ -120,7 +120,7 @@ def test_page_that_comes_back_ranks_below_the_pages_before_it(
     back = chain("back", 4)
     spill(full.tier, back.keys()[:2])
     order = full.tier._catalog.order
-    monkeypatch.setattr(order._ghost_list, "take", lambda _: 1)
+    monkeypatch.setattr(order._ghost_list, "pop", lambda _: 1)
     spill(full.tier, back.keys())
     order.flush()
     assert [order._uses[entry] for entry in full.tier._catalog.walk(back)] == [1] * 4
