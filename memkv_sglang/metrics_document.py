@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from memkv_sglang.metrics import Metrics, TierEvents
+from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
 from memkv_sglang.plugin.traffic import TIERS, make_loaded_tokens_counter
+from memkv_sglang.tiers.minio.http import FALLBACK_REASONS
 
 _HEAD = """# Metrics
 
@@ -61,6 +62,7 @@ def agent_metrics() -> list[Metric]:
     metrics.tier_capacity_bytes.labels("nvme")
     metrics.breaker_state.labels("minio")
     registry.register(TierEvents("minio", lambda: {"...": 0}))
+    registry.register(BulkFallbacks(lambda: dict.fromkeys(FALLBACK_REASONS, 0)))
     return list(registry.collect())
 
 
