@@ -179,6 +179,8 @@ def test_chain_may_exceed_the_limit_of_a_message(client: AgentClient) -> None:
     chain = make_chain(NAMESPACE, 2, "end")
     with HostPool(2) as pool:
         buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
+        parent = Chain(chain.namespace, before[-1:])  # without it the end could not be loaded
+        assert client.spill(parent, buffers[:1]) == [STORED]
         assert client.spill(chain, buffers, before) == [STORED] * 2
     whole = Chain(chain.namespace, [*chain.hashes, *before])
     assert client.present(whole) == [True] * 2 + [False] * len(before)

@@ -71,7 +71,14 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "QUICK_IDLE_SECONDS", 0.1)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+NEED_TOOLS = ("nvme", "minio")
+"""Benchmarks that need fio or wrk."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in NEED_TOOLS)) for name in FIGURES],
+)
 def test_a_benchmark_leaves_figures_and_pictures(name: str, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

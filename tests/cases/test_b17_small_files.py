@@ -46,11 +46,11 @@ def test_a_torn_format_is_written_again(tmp_path: Path, content: bytes) -> None:
         (b"memkv nvme 2\n", "another version"),
         (b"memkv nvme 12\n", "another version"),
         (b"memkv nvme 0\n", "another version"),
-        (b'{"version": 1}', "not a directory of memkv"),
-        (b"xfs", "not a directory of memkv"),
-        (WHOLE + b"more", "not a directory of memkv"),
-        (b"\0" + WHOLE, "not a directory of memkv"),
-        (b"x" * (1 << 20), "not a directory of memkv"),
+        (b'{"version": 1}', "not a memkv directory"),
+        (b"xfs", "not a memkv directory"),
+        (WHOLE + b"more", "not a memkv directory"),
+        (b"\0" + WHOLE, "not a memkv directory"),
+        (b"x" * (1 << 20), "not a memkv directory"),
     ],
 )
 def test_another_format_is_refused_with_minio_too(

@@ -81,7 +81,7 @@ def test_an_unused_older_agent_is_replaced(config: Config, monkeypatch: pytest.M
 def test_older_agent_with_another_client_stays(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memkv_sglang.client.keeper.UNSUITABLE_PAUSE", 0.2)
+    monkeypatch.setattr("memkv_sglang.client.reconnector.UNSUITABLE_PAUSE", 0.2)
     old = start(config)
     with RawClient(Path(config.agent.socket)) as other:
         other.greet()

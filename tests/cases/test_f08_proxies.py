@@ -156,7 +156,7 @@ def test_no_command_uses_a_proxy_for_this_machine(
             pinned = memkv("pin", *prompt, environ=variables)
         assert pinned.returncode == 0
         # Nothing was spilled, so the pin names pages that are yet to come.
-        warning = "warning: namespace .*: 3 of 3 pages are not in the bucket now, .*\n"
+        warning = "warning: namespace .*: 3 of 3 pages are not in the bucket, .*\n"
         assert re.fullmatch(warning, pinned.stderr)
         assert memkv("pins", environ=variables).returncode == 0
         assert memkv("warm", *prompt, environ=variables).stdout.startswith("0 pages copied")

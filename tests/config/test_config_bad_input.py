@@ -171,7 +171,7 @@ CASES = [
     flag("--agent-socket", "/" + "x" * 107, "107"),
     Bad(
         "a socket path that is a file",
-        ("agent.socket: {tmp}/private/file", "name another path"),
+        ("agent.socket: {tmp}/private/file", "set another path"),
         ("--agent-socket", "{tmp}/private/file", "--nvme-directory", "{tmp}/cache"),
     ),
 ]

@@ -145,7 +145,7 @@ def test_testing_names_its_extra(installed: Installation) -> None:
 def test_example_spills_and_loads(installed: Installation) -> None:
     output = installed.environment.check("python", ROOT / "examples" / "client.py")
     assert "spilled 8 of 8 pages" in output
-    assert "loaded 8 correctly" in output
+    assert "loaded 8 intact" in output
 
 
 def test_testing_extra(archives: Archives, tmp_path: Path) -> None:

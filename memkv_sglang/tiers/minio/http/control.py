@@ -91,6 +91,9 @@ class _Stream:
         shut_down(self.socket)
 
     def close(self) -> None:
+        """Do nothing: `http.client` closes its socket before it has read the last response."""
+
+    def disconnect(self) -> None:
         self.socket.close()
 
     def _set_timeout(self) -> None:
@@ -192,7 +195,7 @@ class ControlHttp(PoolManager):
             for stream in self._busy:
                 stream.interrupt()
         for stream in idle:
-            stream.close()
+            stream.disconnect()
 
     @staticmethod
     def _form(fields: Any) -> tuple[bytes, str]:
@@ -248,7 +251,7 @@ class ControlHttp(PoolManager):
             if keep and not self._closed and len(self._idle[origin]) < KEPT:
                 self._idle[origin].append(stream)
                 return
-        stream.close()
+        stream.disconnect()
 
     def _connect(self, origin: _Origin, deadline: float) -> socket.socket:
         with self._lock:
