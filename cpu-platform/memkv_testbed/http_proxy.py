@@ -71,6 +71,7 @@ class HttpFaultProxy:
         self._line = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
+        self._spawning = threading.Lock()
         self.port = 0
         self.listen()
 
@@ -101,7 +102,9 @@ class HttpFaultProxy:
         self.refuse()
         while self._threads:
             with contextlib.suppress(KeyError):
-                self._threads.pop().join()
+                with self._spawning:  # a thread in the set has been started
+                    thread = self._threads.pop()
+                thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +118,9 @@ class HttpFaultProxy:
             self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=run, name="http-proxy", daemon=True)
-        self._threads.add(thread)
-        thread.start()
+        with self._spawning:
+            self._threads.add(thread)
+            thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the listener was closed

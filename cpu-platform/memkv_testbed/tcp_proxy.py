@@ -96,8 +96,8 @@ class TcpProxy:
 
     def _spawn(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # started, because `close` joins it
 
     def _accept(self) -> None:
         while not self._closed.is_set():

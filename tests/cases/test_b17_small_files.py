@@ -226,7 +226,8 @@ def test_a_disk_that_fails_at_the_start_is_left_out(
         patch.setattr(os, call.removeprefix("os."), fail)
         with pytest.raises(ConfigError, match=r"nvme\.directory: cannot use"):
             build_engine(Config(nvme=nvme), CollectorRegistry())
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        # Fewer are fine: earlier tests' descriptors may be closed in the background.
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
         engine = build_engine(Config(nvme=nvme, minio=minio_config), CollectorRegistry())
     pages = [make_page(key, (4096, 4096), filled=True) for key in KEYS]
     assert engine.spill(pages) == [SpillResult.STORED] * len(KEYS)
