@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-ci test-all test-python test-serving test-patched bench lint docs audit lock clean
+.PHONY: help setup demo test test-ci test-again test-all test-python test-serving test-patched bench lint docs audit lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: setup  ## Run the tests of a change: at least one for each promise, at mos
 
 test-ci: setup  ## Run those and the soak test, as .ci/run does
 	@$(PYTEST) -m "not slow" --no-skips --durations=25 $(ARGS)
+
+test-again: setup  ## Run the tests that failed last, one after the other
+	@$(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS)
 
 test-all: setup  ## Run every test
 	@$(PYTEST) --durations=25 $(ARGS)
