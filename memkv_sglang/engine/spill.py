@@ -69,7 +69,7 @@ class Spiller:
         if self._is_behind_hole(local, parent, deadline):
             return [SpillResult.REFUSED] * len(pages)
         results = local.spill(pages, deadline)
-        if self._is_behind_hole(local, parent, deadline):  # the parent left meanwhile
+        if self._is_behind_hole(local, parent, deadline):  # the parent was evicted meanwhile
             stored = zip(pages, results, strict=True)
             with suppress(TierError):
                 local.remove([page.key for page, r in stored if r is SpillResult.STORED])
