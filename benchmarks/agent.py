@@ -48,7 +48,7 @@ def run(options: Options) -> Report:
         "agent_calls_per_core_second": "calls per core-second",
         "agent_calls_per_second": "calls per second",
     }.items():
-        # What the three reach in turn, as a conversation calls them.
+        # The three calls in turn, in the order of a conversation.
         report.figures[key] = harmonic_mean([report.median(case, way) for way in WAYS])
     report.figures["index_bytes_per_page"] = report.median("index", "NVMe tier")
     report.figures["agent_idle_cpu_percent"] = report.median("idle", "agent")

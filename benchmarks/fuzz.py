@@ -18,7 +18,8 @@ def run(options: Options) -> Report:
     report = Report("fuzz", "thousand inputs per second")
     for target in track(TARGETS, "fuzz"):
         began = time.perf_counter()
-        # A seed of the day: each run tries others, and a failure can be had again.
+        # The date is the seed: runs on other days try other inputs, and a failure can be
+        # reproduced.
         outcome = fuzz(target, inputs, seed=int(time.time() // 86400))
         rate = outcome.inputs / (time.perf_counter() - began) / 1e3
         report.runs[target.name] = {"damaged": [rate]}

@@ -137,7 +137,7 @@ def _ignorant(config: MinioConfig) -> Iterator[Peer]:
     """Yield a connected tier with an empty presence cache."""
     tier = Ours(MinioTier(config))
     try:
-        # Fills the connections too: as many questions at once as a search asks.
+        # This also opens the connections: it sends as many HEADs at once as a search does.
         tier.lookup(Chain(NAMESPACE.digest, make_hashes(CLAIMED, f"{random.random()}")))
         yield tier
     finally:
@@ -181,7 +181,7 @@ def _claim(report: Report, lengths: tuple[int, ...]) -> None:
         "lookup_2048_cold_round_trips": "memkv, random boundary",
     }
     for key, what in trips.items():
-        # What both ends take themselves is far below half a round trip.
+        # The time that both ends need is far below half a round trip.
         figures[key] = math.floor(report.median("round trips", what) + 0.5)
     for share in ("100%", "50%", "0%"):
         cases = {str(n): f"{n} pages, {share} there" for n in lengths}

@@ -108,7 +108,7 @@ class _Bench:
         return pool
 
     def _peers(self, stack: ExitStack, pool: HostPool, case: str) -> dict[str, Peer]:
-        # Their imports are torch and SGLang; a report without them is one, too.
+        # They import torch and SGLang; the report can be made without them.
         def nixl(pool: HostPool) -> Peer:
             from benchmarks.peers.nixl import Nixl
 

@@ -49,7 +49,8 @@ class Report:
 
     def compete(self, case: str, contestants: Mapping[str, Measure], repetitions: int) -> None:
         """Run all contestants in turn, `repetitions` times, so that noise affects all equally."""
-        # As the agent does: what peers have imported is not to be visited while pages are moved.
+        # Like the agent, keep the garbage collector away from imported modules while pages are
+        # moved.
         gc.collect()
         gc.freeze()
         for _ in range(repetitions):

@@ -48,7 +48,7 @@ class Conversation:
     """A context that grows with each turn."""
 
     def __init__(self, seed: str, context: int, name: str = "") -> None:
-        """Begin with the seed's context; the name tells those apart that begin alike."""
+        """Begin with the seed's context; `name` makes equal contexts distinct."""
         self._seed = f"{seed} {name}"
         self._tokens = prompt(seed, context)
         self._turns = 0
@@ -114,8 +114,8 @@ def _at_once(calls: Sequence[Callable[[], None]]) -> None:
 def run(options: Options) -> Report:
     """Measure three servers, each with conversations of its own; takes about 6 GiB of memory.
 
-    Quickly: contexts of half the length, and one round; still minutes, most of them for the
-    servers to start and to compute each conversation once.
+    `--quick` uses contexts of half the length and one round. It still takes minutes, mostly to
+    start the servers and to compute each conversation once.
     """
     report = Report("sessions", "seconds per turn")
     context = QUICK_CONTEXT if options.quick else CONTEXT
@@ -129,7 +129,7 @@ def run(options: Options) -> Report:
             return Seats(server, (Conversation(f"{name} {i}", context) for i in range(SESSIONS)))
 
         none, pool, ours = seats("none", plain), seats("pool", host), seats("ours", node.server)
-        # Of one context, so that none is ever evicted; each reads it as if it was its own.
+        # All share one context, so none is ever evicted; each reads it as its own.
         few = Seats(node.server, (Conversation("few", context, f"{i}") for i in range(IN_FLIGHT)))
         tell(f"computing {SESSIONS} contexts of {context} tokens on each of two servers")
         _at_once([pool.open, ours.open])

@@ -51,8 +51,9 @@ _numbers = count()
 def run(options: Options) -> Report:
     """Measure with six servers at once; needs about 14 GiB of memory.
 
-    Quickly: one length and one round, without the host pool, SGLang's `file` backend and a server
-    of its own for recomputation; even so about three minutes, which the servers take to start.
+    `--quick` uses one length and one round, and omits the host pool, SGLang's `file` backend and
+    the separate server for recomputation. It still takes about three minutes, mostly to start the
+    servers.
     """
     report = Report("ttft", "seconds to first token")
     with Servers(options.directory) as servers:
@@ -72,7 +73,7 @@ def run(options: Options) -> Report:
 
 
 class _Contest:
-    """Servers, and for each contestant what is to be done before its first token is timed."""
+    """Servers, and each contestant's preparation before its first token is timed."""
 
     def __init__(self, servers: Servers, *, quick: bool) -> None:
         self.one, self.other = servers.node("a"), servers.node("b")
@@ -93,7 +94,7 @@ class _Contest:
         self.one.wait_for_spill(0)
 
     def contestants(self, name: str, length: int) -> dict[str, Measure]:
-        """Return the contestants for prompts of a length, which each has stored then."""
+        """Return the contestants for prompts of this length, after each has stored them."""
         tell(f"{length} tokens: each server that stores computes them once")
         tokens = prompt(name, length)
         self.store(tokens)
@@ -165,7 +166,7 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
         contestants = {"recompute": lambda: contest.recompute(len(slow)), FAR: lambda: anew(slow)}
         report.compete(SLOW, contestants, rounds)
         tell_medians(report, SLOW)
-        # Slower still, so that computing is faster: the first request pays for finding out.
+        # So slow that computing is faster; the first request pays for noticing it.
         size = loads.bytes / loads.pages * TOO_SLOW_LENGTH / PAGE
         proxy.rate = size / (TOO_SLOW * contest.recompute(TOO_SLOW_LENGTH))
         report.compete(FINDS_OUT, {FAR: lambda: anew(unseen.pop())}, 1)

@@ -74,7 +74,7 @@ def _until_seen(here: Engine, there: Engine, pool: HostPool, chain: Chain) -> fl
     began = time.perf_counter()
     results = here.spill(pool.place(chain.keys()))
     demand(set(results) == {SpillResult.STORED}, "spill")
-    # One look, at the end: asking all the while would take of the server's time, which is measured.
+    # One lookup at the end, because polling would use the server's time, which is measured.
     demand(here.flush(LIMIT), "upload")
     demand(there.lookup(chain).length == PAGES, "lookup of uploaded pages")
     return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses, and how the suite is split.
+"""Fixtures that several folders of tests use, and how the suite is split between workers.
 
 Two workers run the suite (`make test`). The tests that start SGLang servers share them, so they all
 run in one worker, from the start; any other module runs as a whole in either worker.
@@ -17,7 +17,7 @@ from memkv_testbed.minio_server import MinioServer
 from memkv_sglang.config import load
 from memkv_sglang.config.schema import MinioConfig
 
-# No test depends on timing, and a machine may be busy.
+# No test depends on timing, and the machine may be busy.
 settings.register_profile("memkv", deadline=None)
 settings.load_profile("memkv")
 
@@ -25,7 +25,7 @@ settings.load_profile("memkv")
 os.environ["MEMKV_CONFIG"] = ""
 load.SYSTEM_FILE = Path("/nonexistent/memkv/config.toml")
 
-# A script's background job, and all it starts, ignores Ctrl-C; some tests press it.
+# A script's background job and its children ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = folder if folder == "packaging" else item.path.stem
         item.add_marker(pytest.mark.xdist_group("servers" if servers else module))
         item.user_properties.append(("servers", servers))
-    # The longest group first: with it last, one worker would wait for the other.
+    # Start with the longest group, or one worker would wait for it at the end.
     items.sort(key=lambda item: not dict(item.user_properties)["servers"])
 
 

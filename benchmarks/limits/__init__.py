@@ -1,1 +1,1 @@
-"""Programs that show what the disk and the server give: the limit of what is possible."""
+"""Programs that measure what the disk and the server can deliver: the upper limit."""

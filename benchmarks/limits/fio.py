@@ -1,4 +1,4 @@
-"""fio: what this disk gives with the same block size, depth and kind of memory."""
+"""fio: the disk's throughput with the same block size, depth and kind of memory."""
 
 import json
 import os
@@ -13,11 +13,11 @@ HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def fio(file: Path, mode: str, block: int, total: int, depth: int, *, huge: bool) -> float:
-    """Return GB/s of `mode` (read, write) over a file that is there, in blocks of `block` bytes.
+    """Return the GB/s of `mode` (read, write) on an existing file, in blocks of `block` bytes.
 
-    One process, io_uring, O_DIRECT, overwriting in place. `huge`: its buffers lie in transparent
-    huge pages, which takes memory aligned to them; else in shared memory of 4 KiB pages, as a memfd
-    has. Raises `MissingToolError`.
+    One process, io_uring, O_DIRECT, overwriting in place. With `huge`, its buffers are aligned
+    memory in transparent huge pages; otherwise shared memory in 4 KiB pages, like a memfd. Raises
+    `MissingToolError`.
     """
     memory = ["--iomem=malloc", f"--iomem_align={HUGE_PAGE}"] if huge else ["--iomem=mmapshared"]
     command = [

@@ -1,4 +1,4 @@
-"""wrk: what this MinIO gives to a client that throws the bytes away."""
+"""wrk: the throughput of this MinIO with a client that discards the bytes."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ end
 
 
 def wrk(urls: Sequence[str], connections: int, seconds: int) -> float:
-    """Return GB/s of GETs over the URLs, one after the other on each connection."""
+    """Return the GB/s of GETs for the URLs, in sequence on each connection."""
     parts = urlsplit(urls[0])
     paths = ",".join(f'"{urlsplit(url).path}?{urlsplit(url).query}"' for url in urls)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:

@@ -1,1 +1,1 @@
-"""What a user would pick instead: each peer a module, all under one contract."""
+"""Alternatives that a user could pick: one module per peer, with one contract."""

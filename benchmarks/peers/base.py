@@ -1,4 +1,4 @@
-"""The contract of everything that spills and loads the same pages: our tiers and the peers."""
+"""The contract of every contestant that spills and loads pages: our tiers and the peers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +12,22 @@ CALL = 128
 
 
 class PeerUnavailableError(Exception):
-    """A peer cannot run here; the text says why in one line."""
+    """The peer cannot run here; the text says why in one line."""
 
 
 class PeerFailedError(Exception):
-    """A peer did not move every page; what it then reached is not worth a number."""
+    """The peer did not move every page, so its measurement is void."""
 
 
 class Peer(ABC):
-    """Calls block until the last page is moved, and raise `PeerFailedError` unless all are.
+    """Calls block until all pages are moved, and raise `PeerFailedError` if one was not.
 
-    Pages lie in the `HostPool` that the peer was made for; a call has at most `CALL` of them.
+    Pages are in the `HostPool` that the peer was created for; a call has at most `CALL` pages.
     """
 
     @abstractmethod
     def spill(self, pages: Sequence[Page]) -> None:
-        """Store pages that are not there yet."""
+        """Store pages that are not stored yet."""
 
     @abstractmethod
     def load(self, pages: Sequence[Page]) -> None:
@@ -35,14 +35,14 @@ class Peer(ABC):
 
     @abstractmethod
     def lookup(self, chain: Chain) -> int:
-        """Return how many pages from the chain's start are there."""
+        """Return how many leading pages of the chain are stored."""
 
     @abstractmethod
     def remove(self, pages: Sequence[Page]) -> None:
-        """Remove pages that are there."""
+        """Remove stored pages."""
 
     def cool(self) -> None:  # noqa: B027 - most peers read through no cache of this machine
-        """Drop what is kept of the pages here, and end what still runs: the next call is cold."""
+        """Drop all caches and wait for background work, so that the next call is cold."""
 
     @abstractmethod
     def close(self) -> None:
@@ -56,14 +56,14 @@ def demand(done: object, what: str) -> None:
 
 
 def names(pages: Sequence[Page]) -> list[str]:
-    """Return the pages' hashes in hex digits, as SGLang hands them to a storage backend."""
+    """Return the pages' hashes in hex digits, as SGLang passes them to a storage backend."""
     return [page.key.hash.hex() for page in pages]
 
 
 def open_peers(
     report: Report, makers: Mapping[str, Callable[[HostPool], Peer]], pool: HostPool
 ) -> dict[str, Peer]:
-    """Return the peers that can run here; the others are left out of the report with a reason."""
+    """Return the peers that can run here; the report gives the reason for omitting the others."""
     peers = {}
     for name, make in makers.items():
         try:

@@ -1,4 +1,4 @@
-"""SGLang's `file` backend: a file a page, buffered, through SGLang's generic path."""
+"""SGLang's `file` backend: one file per page, buffered, through SGLang's generic path."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from memkv_sglang.page import Chain, Page
 
 
 class File(Peer):
-    """Reads into memory of its own and copies to the pool, as SGLang's controller does for it."""
+    """Reads into its own memory and copies to the pool, like SGLang's controller."""
 
     def __init__(self, directory: Path, pool: HostPool) -> None:
         from sglang.srt.mem_cache.hicache_storage import HiCacheFile

@@ -1,4 +1,4 @@
-"""minio-py with a thread a page in flight, as a few lines of one's own would use it."""
+"""minio-py with one thread per page in flight, as a short script would use it."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ THREADS = 16
 
 
 class MinioPy(Peer):
-    """In a bucket of its own."""
+    """Uses its own bucket."""
 
     def __init__(self, config: MinioConfig, pool: HostPool) -> None:
         scheme, _, host = config.endpoint.partition("://")
@@ -36,11 +36,11 @@ class MinioPy(Peer):
         self._threads = ThreadPoolExecutor(THREADS)
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Join each page in memory of its own, and PUT it."""
+        """Join each page in private memory and PUT it."""
         list(self._threads.map(self._put, names(pages), pages))
 
     def load(self, pages: Sequence[Page]) -> None:
-        """Read each body into the page's place."""
+        """Read each body straight into the page."""
         list(self._threads.map(self._get, names(pages), pages))
 
     def lookup(self, chain: Chain) -> int:

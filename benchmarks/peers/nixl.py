@@ -1,4 +1,4 @@
-"""SGLang's `nixl` backend with the POSIX plugin and io_uring: two files a page, O_DIRECT."""
+"""SGLang's `nixl` backend with the POSIX plugin and io_uring: two files per page, O_DIRECT."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class Nixl(Peer):
             raise PeerUnavailableError(f"its POSIX plugin does not load: {error}") from error
         self._store.register_mem_pool_host(self._pool)
         if not self._store.is_zero_copy:
-            raise PeerUnavailableError("it would copy every page, which is not how it is meant")
+            raise PeerUnavailableError("it would copy every page, which is not its intended use")
 
     def spill(self, pages: Sequence[Page]) -> None:
         """Write new files."""
@@ -37,7 +37,7 @@ class Nixl(Peer):
         demand(all(self._store.batch_get_v1(names(pages), self._pool.indices(pages))), "nixl")
 
     def lookup(self, chain: Chain) -> int:
-        """Ask the plugin for every file."""
+        """Query the plugin for every file."""
         return int(self._store.batch_exists([page_hash.hex() for page_hash in chain.hashes]))
 
     def remove(self, pages: Sequence[Page]) -> None:
@@ -46,5 +46,5 @@ class Nixl(Peer):
             Path(self._store.file_manager.get_file_path(name)).unlink()
 
     def close(self) -> None:
-        """Let go of the registered memory."""
+        """Release the registered memory."""
         self._store.close()

@@ -1,4 +1,4 @@
-"""obstore: the object_store crate of Rust behind Python, one batch of coroutines a call."""
+"""obstore: Python bindings of Rust's object_store crate, one batch of coroutines per call."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +17,7 @@ Move = Callable[[str, Page], Awaitable[None]]
 
 
 class Obstore(Peer):
-    """In a bucket of its own, over http."""
+    """Uses its own bucket over http."""
 
     def __init__(self, config: MinioConfig, pool: HostPool) -> None:
         from obstore.store import S3Store
@@ -37,7 +37,7 @@ class Obstore(Peer):
         self._loop = asyncio.new_event_loop()
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Join each page in memory of its own, and PUT it."""
+        """Join each page in private memory and PUT it."""
         import obstore
 
         async def put(name: str, page: Page) -> None:
@@ -46,7 +46,7 @@ class Obstore(Peer):
         self._run(put, pages)
 
     def load(self, pages: Sequence[Page]) -> None:
-        """GET each page into memory of its own, and copy it to its place."""
+        """GET each page into private memory and copy it to the pool."""
         import obstore
 
         async def get(name: str, page: Page) -> None:

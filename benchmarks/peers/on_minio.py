@@ -1,4 +1,4 @@
-"""Peers that use a MinIO, opened where they can run; their imports are dear, so they come late."""
+"""Open the peers that use MinIO; their slow imports are delayed until then."""
 
 from benchmarks.peers.base import Peer, open_peers
 from benchmarks.pool import HostPool
@@ -11,7 +11,7 @@ NAMES = ("seaweedfs", "minio-py", "obstore")
 def open_on_minio(
     report: Report, names: tuple[str, ...], config: MinioConfig, pool: HostPool
 ) -> dict[str, Peer]:
-    """Return the named peers of `NAMES` that can run here; each has objects of its own."""
+    """Return the peers of `NAMES` that can run here; each has its own objects."""
 
     def bucket(name: str) -> MinioConfig:
         return MinioConfig(

@@ -1,4 +1,4 @@
-"""A tier of this project under the contract of the peers."""
+"""One of this project's tiers with the peers' contract."""
 
 import time
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from memkv_sglang.page import Chain, Page
 
 
 class SeaweedFs(Peer):
-    """In a bucket of its own on the same MinIO."""
+    """Uses its own bucket on the same MinIO."""
 
     def __init__(self, config: MinioConfig, pool: HostPool) -> None:
         from sglang.srt.mem_cache.storage.seaweedfs.seaweedfs_store import SeaweedFSStore
@@ -31,30 +31,30 @@ class SeaweedFs(Peer):
         self._bucket = config.bucket
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Join each page in memory of its own, and PUT it."""
+        """Join each page in private memory and PUT it."""
         done = self._store.batch_set_v1(names(pages), self._pool.indices(pages))
         demand(all(done), "seaweedfs")
 
     def load(self, pages: Sequence[Page]) -> None:
-        """GET each page into memory of its own, and copy it to its place."""
+        """GET each page into private memory and copy it to the pool."""
         done = self._store.batch_get_v1(names(pages), self._pool.indices(pages))
         demand(all(done), "seaweedfs")
 
     def lookup(self, chain: Chain) -> int:
-        """Ask for every page, one HEAD each."""
+        """Send one HEAD per page."""
         return int(self._store.batch_exists([page_hash.hex() for page_hash in chain.hashes]))
 
     def remove(self, pages: Sequence[Page]) -> None:
-        """Remove through the boto3 client of the backend, which has no call for it."""
+        """Remove objects with the backend's boto3 client; the backend has no call for it."""
         objects = [{"Key": self._store._object_key(name)} for name in names(pages)]
         self._store._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": objects})
 
     def cool(self) -> None:
-        """Wait for the questions that a lookup has left behind it in the backend's threads."""
+        """Wait for HEADs that an earlier lookup left in the backend's threads."""
         threads = self._store.config.max_workers
         list(self._store._executor.map(lambda _: None, range(threads)))
 
     def close(self) -> None:
-        """End the threads, close the connections."""
+        """Stop the threads and close the connections."""
         self._store._executor.shutdown()
         self._store._s3.close()

@@ -1,4 +1,4 @@
-"""The host pool as SGLang's own storage backends see it, and the rest that they are given."""
+"""The host pool and the other arguments that SGLang passes to its storage backends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUFFERS = 2
 class SglangPool:
     """The part of SGLang's `MHATokenToKVPoolHost` that backends use, over a `HostPool`.
 
-    One "token" a page, in the layout `page_first`: the keys of all pages, then the values.
+    One "token" per page, in the layout `page_first`: the keys of all pages, then the values.
     """
 
     layout = "page_first"
@@ -36,38 +36,38 @@ class SglangPool:
         self.kv_buffer = flat.reshape(BUFFERS, pool.pages, part)
 
     def indices(self, pages: Sequence[Page]) -> torch.Tensor:
-        """Return the pages' places, as SGLang's controller hands them to a backend."""
+        """Return the pages' indices, as SGLang's controller passes them to a backend."""
         import torch
 
         return torch.tensor([self._pool.index(page) for page in pages])
 
     def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Return addresses and lengths, key before value, page after page."""
+        """Return the address and length of each page's key and value, in order."""
         places = [b for page in self._pool.buffers(0, indices.tolist()) for b in page]
         return [self._pool.address + p.offset for p in places], [p.length for p in places]
 
     def is_stride_page_aligned(self, alignment: int) -> bool:
-        """Tell whether direct I/O may go straight to every page."""
+        """Return whether every page is aligned for direct I/O."""
         part = self._pool.page_bytes // BUFFERS
         return self._pool.address % alignment == part % alignment == 0
 
     def get_dummy_flat_data_page(self) -> torch.Tensor:
-        """Return memory for one page, as SGLang's generic path reads into."""
+        """Return memory for one page, like SGLang's generic path reads into."""
         import torch
 
         return torch.zeros(self._pool.page_bytes, dtype=torch.uint8)
 
     def get_data_page(self, index: int, flat: bool = True) -> torch.Tensor:
-        """Return a copy of a page in one piece."""
+        """Return a contiguous copy of a page."""
         return self.kv_buffer[:, index].flatten()
 
     def set_from_flat_data_page(self, index: int, data: torch.Tensor) -> None:
-        """Copy a page in one piece to its place."""
+        """Copy a contiguous page into the pool."""
         self.kv_buffer[:, index] = data.reshape(BUFFERS, -1)
 
 
 def storage_config(**extra: object) -> Any:
-    """Return SGLang's `HiCacheStorageConfig` of one rank that is alone."""
+    """Return SGLang's `HiCacheStorageConfig` for a single rank."""
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
 
     return HiCacheStorageConfig(

@@ -105,7 +105,7 @@ _VALUES: dict[str, Callable[[Outcome], float]] = {
 
 
 def _measure_loads(report: Report, trace: Workload, options: Options) -> None:
-    """Serve with room for every page on each node."""
+    """Serve with space for every page on each node."""
     shares = []
     cases = {}
     rules: tuple[Admission, ...] = ("always", "second_use")

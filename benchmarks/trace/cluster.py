@@ -1,4 +1,4 @@
-"""Nodes that share a MinIO: what their disks write, and where hits come from."""
+"""Nodes that share a MinIO: how much their disks write, and where hits come from."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -18,7 +18,7 @@ def round_robin(requests: Requests) -> list[int]:
 
 
 def prefix_aware(requests: Requests) -> list[int]:
-    """Follow the longest prefix that was sent to some node before; others go in turn."""
+    """Send a request to the node that got its longest prefix before, otherwise round robin."""
     home: dict[int, int] = {}
     nodes = []
     for i, request in enumerate(requests):
@@ -37,22 +37,22 @@ PLACEMENTS: dict[str, Callable[[Requests], list[int]]] = {
 
 
 class Disk(Protocol):
-    """What a node's disk does."""
+    """The interface of a node's disk."""
 
     written: int
     """Pages written to it."""
 
     def lookup(self, pages: Sequence[int]) -> int:
-        """Use the prefix that is there, return its length."""
+        """Use the stored prefix and return its length."""
 
     def spill(self, pages: Sequence[int]) -> None:
-        """Write what is not there."""
+        """Write the missing pages."""
 
     def __contains__(self, page: int) -> bool: ...
 
 
 class LruDisk(Lru):
-    """A disk that is plain LRU."""
+    """A disk with plain LRU eviction."""
 
     written = 0
 
@@ -71,7 +71,7 @@ class LruDisk(Lru):
 
 
 class Rules(NamedTuple):
-    """Which pages are written to a node's disk."""
+    """Decides which pages are written to a node's disk."""
 
     spills: bool
     """All that are spilled there (`engine.admission = "always"`)."""
@@ -85,7 +85,7 @@ SECOND_USE = Rules(spills=False, promote="always")
 
 
 class Outcome(NamedTuple):
-    """What a replay came to, in pages."""
+    """The result of a replay, in pages."""
 
     nvme_hits: int
     minio_hits: int
@@ -101,7 +101,7 @@ class Outcome(NamedTuple):
 def replay(
     requests: Requests, placed: Sequence[int], pages: int, rules: Rules, disk: type[Disk]
 ) -> Outcome:
-    """Replay with a disk of `pages` pages on each node; MinIO holds all, at once."""
+    """Replay with a disk of `pages` pages per node; MinIO has every page immediately."""
     disks = [disk(pages) for _ in range(NODES)]  # type: ignore[call-arg]  # both take the size
     admissions = [Admission(rules.promote) for _ in range(NODES)]
     shared: set[int] = set()

@@ -32,7 +32,7 @@ Admission = Literal["always", "second_use"]
 
 
 class Served(NamedTuple):
-    """What a replay came to."""
+    """The result of a replay."""
 
     hits: int
     """Pages loaded."""
@@ -44,9 +44,9 @@ class Served(NamedTuple):
 def serve(
     workload: Workload, placed: Sequence[int], pages: int, admission: Admission, home: Path
 ) -> Served:
-    """Replay one request after the other: lookup, load of what is found, spill of the rest.
+    """Replay requests in sequence: look up, load the hit, spill the rest.
 
-    Time is scaled by leaving out those parts of the pauses in which nothing is left to do.
+    Pauses are shortened by the time in which nothing is left to do.
     """
     longest = max(map(len, workload.requests))
     arrivals = [*workload.seconds, workload.seconds[-1]]
@@ -66,14 +66,14 @@ def serve(
 
 
 def _pause(engines: Sequence[Engine], seconds: float) -> None:
-    """Give uploads the trace's own time to the next request, and go on once nothing waits."""
+    """Give uploads the trace's time until the next request, but continue once nothing waits."""
     deadline = time.monotonic() + seconds
     for engine in engines:
         engine.flush(max(0.0, deadline - time.monotonic()))
 
 
 def _serve(engine: Engine, request: Sequence[int], pool: HostPool) -> tuple[int, float]:
-    """Return the pages loaded, and how long that took."""
+    """Return the loaded pages and the duration."""
     hashes = [page_hash(page) for page in request]
     pages = pool.place([PageKey(NAMESPACE, page_hash) for page_hash in hashes])
     found = engine.lookup(Chain(NAMESPACE, hashes)).length

@@ -25,7 +25,7 @@ class Cache(ABC):
 
 
 class PeerCache(Cache):
-    """A cache that knows no chains and takes a prompt's pages one by one."""
+    """A cache that ignores chains and handles a prompt's pages one by one."""
 
     leaf_first = True
     """Whether the prompt's last page comes first, so that its first one is the most recent."""
@@ -133,7 +133,7 @@ class S3FifoTwo(S3Fifo):
 class Lru2(PeerCache):
     """O'Neil et al., "The LRU-K Page Replacement Algorithm", SIGMOD 1993, for K = 2.
 
-    The page leaves whose last use but one is the longest ago; the history is never forgotten.
+    Evicts the page whose second-to-last use is the oldest; the history is never forgotten.
     """
 
     def __init__(self, pages: int) -> None:
@@ -161,7 +161,7 @@ class Lru2(PeerCache):
 
 
 class Belady(PeerCache):
-    """The page leaves whose next use is the farthest ahead: it has seen the future."""
+    """Evicts the page whose next use is farthest in the future, which it knows."""
 
     def __init__(self, pages: int, requests: Requests) -> None:
         """Serve exactly these requests."""
@@ -199,7 +199,7 @@ ONLINE: dict[str, type[PeerCache]] = {
 def hits_of_peer(
     kind: type[PeerCache], pages: int, requests: Requests, *, both: bool = True
 ) -> int:
-    """Return a peer's hits, with the better of `both` orders within a prompt, or leaf first."""
+    """Return a peer's hits, leaf first within a prompt; with `both`, the better of both orders."""
     orders = (True, False) if both else (True,)
     return max(_hits(kind(pages), requests, leaf_first=order) for order in orders)
 

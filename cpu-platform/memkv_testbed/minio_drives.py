@@ -17,7 +17,7 @@ class DrivesServer(MinioServer):
         """Prepare a server; does not start it."""
         super().__init__()
         self.volumes = [f"{self.data_dir}/{{1...{DRIVES}}}"]
-        # Directories of one disk stand for disks of their own.
+        # Directories on one disk simulate separate disks.
         self._env["MINIO_CI_CD"] = "1"
 
     def remove_drive(self, number: int) -> None:
@@ -38,9 +38,9 @@ class DrivesServer(MinioServer):
 
 
 def own_address() -> str:
-    """Return an address of this machine that is not its loopback's, if it has one.
+    """Return an address of this machine other than loopback, if it has one.
 
-    In a container MinIO takes no loopback address for a server of a cluster.
+    In a container MinIO rejects loopback addresses for servers of a cluster.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

@@ -43,9 +43,9 @@ class MinioServer:
     A context manager: serves from entry to exit, then leaves nothing behind. It dies with the
     thread that started it, so start it from a thread that lives long enough.
 
-    `access_key` and `secret_key` are those of a user with the policy that nodes get (see
-    `tiers/minio/policy.py`) on every bucket, and with the right to make buckets; `root` has the
-    administrator's.
+    `access_key` and `secret_key` belong to a user with the nodes' policy
+    (`tiers/minio/admin/policy.py`) on every bucket, who may also create buckets; `root` has the
+    administrator's keys.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class MinioServer:
     ) -> None:
         """Prepare a server; does not start it.
 
-        Without `data_dir`, objects lie in a directory that is removed on exit. `certs_dir` holds
+        Without `data_dir`, objects are in a directory that is removed on exit. `certs_dir` holds
         `public.crt` and `private.key`; with it the server speaks https. `no_compat` passes
         `--no-compat`, which drops strict S3 compatibility for speed. `env` adds variables, e.g.
-        `MINIO_DOMAIN`. `host` is the name or address that the server is reached by.
+        `MINIO_DOMAIN`. `host` is the name or address of the server in its URL.
         """
         self.root = Keys.random()
         self.access_key, self.secret_key = Keys.random()
@@ -102,7 +102,7 @@ class MinioServer:
         self.close()
 
     def start(self) -> None:
-        """Start the server, also again after `stop` or `kill`: same port, same data, same keys.
+        """Start the server, or restart it after `stop` or `kill` with the same port, data and keys.
 
         Returns when it answers. Raises `MinioServerError`, `MinioNotFoundError`.
         """
@@ -140,11 +140,11 @@ class MinioServer:
         return MinioUsers(f"{self.host}:{self.port}", self.root, tls=self._tls)
 
     def stop(self) -> None:
-        """Stop the server with SIGTERM; its data stay."""
+        """Stop the server with SIGTERM; keep its data."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the server (SIGKILL); its data stay."""
+        """Kill the server (SIGKILL); keep its data."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
@@ -184,7 +184,10 @@ class MinioServer:
             time.sleep(0.02)
 
     def _answers(self) -> bool:
-        """Tell whether requests are served: an anonymous one is refused, before it is put off."""
+        """Return whether a request is served.
+
+        A ready server refuses an anonymous request; one that is starting asks to retry.
+        """
         connection = (
             http.client.HTTPSConnection(self.host, self.port, timeout=1, context=_trust_any())
             if self._tls
@@ -224,7 +227,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def _trust_any() -> ssl.SSLContext:
-    """Return a context for the readiness probe, which sends no secret and believes no answer."""
+    """Return a context for the readiness probe, which sends no secret and trusts no answer."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Users of a test's MinIO, with policies of their own, made through its admin API."""
+"""Create users of a test's MinIO, with their own policies, through its admin API."""
 
 import secrets
 import time
@@ -36,34 +36,34 @@ class MinioUsers:
     """Adds users as the administrator. Calls block and raise minio-py's exceptions."""
 
     def __init__(self, netloc: str, root: Keys, *, tls: bool) -> None:
-        """Speak to a server that may still be starting, whoever its certificate is of."""
+        """Talk to a server that may still be starting, and accept any certificate."""
         self._admin = MinioAdmin(
             endpoint=netloc, credentials=StaticProvider(*root), secure=tls, cert_check=False
         )
 
     def wait_until_loaded(self) -> None:
-        """Wait until the server has read the users that it keeps, even if there are none yet.
+        """Wait until the server has loaded its stored users, even if there are none.
 
-        It takes new policies and users before that, and forgets them when it has (MinIO's
-        `LoadIAMCache`, `firstTime`); only listing them waits for it.
+        Before that it accepts new policies and users but forgets them once it has loaded the stored
+        ones (MinIO's `LoadIAMCache`, `firstTime`); only listing them waits.
         """
         self._try(self._admin.user_list)
 
     def add_node(self, keys: Keys) -> None:
-        """Add the user of a node: the policy of any bucket, and to make buckets."""
+        """Add a node's user, who has the nodes' policy for any bucket and may create buckets."""
         policy = node_policy("*")
         policy["Statement"].append(MAKE_BUCKETS)
         self.add(keys, policy)
 
     def add(self, keys: Keys, policy: dict[str, Any]) -> None:
-        """Add a user that may do what one policy says."""
+        """Add a user with one policy."""
         name = f"policy-of-{keys.access_key}"
         self.add_policy(name, policy)
         self._try(lambda: self._admin.user_add(*keys))
         self._try(lambda: self._admin.policy_set(name, user=keys.access_key))
 
     def add_policy(self, name: str, policy: dict[str, Any]) -> None:
-        """Add a policy that users, or certificates of this common name, may get."""
+        """Add a policy for users or for certificates with this common name."""
         self._try(lambda: self._admin.policy_add(name, policy=policy))
 
     def _try(self, call: Callable[[], object]) -> None:

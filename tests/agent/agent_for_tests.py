@@ -1,6 +1,6 @@
 """An agent whose tier is in memory and misbehaves as the environment says.
 
-Without an argument it runs in the foreground; with one it is what `start_agent` starts.
+Without an argument it runs in the foreground; with one it runs like an agent from `start_agent`.
 """
 
 import os

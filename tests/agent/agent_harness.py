@@ -1,4 +1,4 @@
-"""What the tests of agent and client share: an agent to run, a host pool, waiting."""
+"""Helpers for tests of the agent and the client: an agent, a host pool, and waiting."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def make_config(directory: Path, **agent: object) -> Config:
 def environment(
     behaviour: str = "0", uploads: Path | None = None, calls: Path | None = None
 ) -> dict[str, str]:
-    """Return what an agent for tests needs in its environment; see `agent_for_tests`."""
+    """Return the environment variables of an agent for tests; see `agent_for_tests`."""
     return {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         BEHAVIOUR: behaviour,
@@ -62,7 +62,7 @@ def entries(directory: str) -> int:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -71,7 +71,7 @@ def alive(pid: int) -> bool:
 
 
 def maps(pid: int, name: str) -> bool:
-    """Tell whether a process maps a memfd of this name."""
+    """Return whether a process maps a memfd of this name."""
     return f"/memfd:{name} " in Path(f"/proc/{pid}/maps").read_text()
 
 
@@ -126,7 +126,7 @@ class RunningAgent:
         return entries(f"/proc/{self.pid}/task")
 
     def maps(self, name: str) -> bool:
-        """Tell whether the agent maps a memfd of this name."""
+        """Return whether the agent maps a memfd of this name."""
         return maps(self.pid, name)
 
 
@@ -137,7 +137,7 @@ def running_agent(
     uploads: Path | None = None,
     calls: Path | None = None,
 ) -> Iterator[RunningAgent]:
-    """Run an agent; kills it at the end if it is still there."""
+    """Run an agent; kill it at the end if it is still running."""
     agent = RunningAgent(config, environment(behaviour, uploads, calls))
     try:
         agent.wait_ready()
@@ -151,7 +151,7 @@ def running_agent(
 
 @contextmanager
 def connected_client(config: Config, limit: float = 8.0) -> Iterator[AgentClient]:
-    """Return a client that has found the agent."""
+    """Return a client that is connected to the agent."""
     client = AgentClient(config, start=False, limit=limit)
     try:
         assert client.wait(LIMIT), client.problem
@@ -167,12 +167,12 @@ class HostPool(host_pool.HostPool):
         super().__init__(pages, PAGE_BYTES, parts=PAGE_BUFFERS, name=name, flags=flags)
 
     def holds(self, chain: Chain, first: int = 0) -> bool:
-        """Tell whether the chain's pages are there, byte for byte."""
+        """Return whether the chain's pages have their exact content."""
         return not self.wrong(chain, first)
 
 
 class RawClient:
-    """A client that sends what it likes."""
+    """A client that can send arbitrary messages."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,7 +1,7 @@
-"""An agent that takes pools and then, asked for a load, misbehaves as its second argument says.
+"""An agent that registers pools and misbehaves on the first load, as its second argument says.
 
-`hang_up` closes the connection, `garbage` answers what is no message, `half` answers half of one.
-In each case it goes on writing into the pool for ever.
+`hang_up` closes the connection, `garbage` sends bytes that are not a message, `half` sends half a
+message. In each case it keeps writing to the pool forever.
 """
 
 import mmap
@@ -45,7 +45,7 @@ def main(path: str, manner: str) -> None:
 
 
 def serve(channel: Channel[protocol.Request], pools: list[mmap.mmap]) -> bool:
-    """Serve until the client does nothing for a moment; True if it asked for a load."""
+    """Serve until the client is silent for a moment; return whether it asked for a load."""
     while True:
         try:
             request = channel.receive(time.monotonic() + 0.1)

@@ -11,7 +11,7 @@ from memkv_sglang.printable import LIMIT
 
 
 class Clock:
-    """Stands in for the monotonic clock."""
+    """A fake monotonic clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

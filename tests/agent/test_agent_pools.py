@@ -1,4 +1,4 @@
-"""Pools: only stable memory, only buffers inside it, unmapped after the last use."""
+"""Pools accept only stable memory and buffers inside it, and are unmapped after the last use."""
 
 import fcntl
 import os

@@ -58,7 +58,7 @@ def start_in_vain(config: Config) -> tuple[int, str]:
 
 
 def test_limit_of_open_files_is_raised(tmp_path: Path) -> None:
-    """A large disk has more segments open than the usual limit of 1,024 leaves room for."""
+    """A large disk needs more open files than the usual limit of 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:
@@ -290,7 +290,7 @@ def test_idle_agent_stops(tmp_path: Path) -> None:
     with running_agent(config) as agent:
         with RawClient(agent.socket) as raw:
             raw.greet()
-            # A client that does nothing is a client.
+            # An idle client still counts as a client.
             raw.socket.settimeout(0.8)
             with pytest.raises(TimeoutError):
                 raw.socket.recv(1)

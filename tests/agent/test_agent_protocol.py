@@ -1,4 +1,4 @@
-"""Limits of what one message may hold."""
+"""Limits on the content of a message."""
 
 import msgspec
 import pytest

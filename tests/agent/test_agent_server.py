@@ -43,7 +43,7 @@ def agent(config: Config) -> Iterator[RunningAgent]:
 
 
 def ended(raw: RawClient) -> bool:
-    """Tell whether the agent closed the connection without a further reply."""
+    """Return whether the agent closed the connection without another reply."""
     try:
         raw.receive()
     except (EOFError, ConnectionResetError):
@@ -194,7 +194,7 @@ def test_killed_client_leaves_nothing_in_the_agent(tmp_path: Path) -> None:
         dying.wait()
         eventually(lambda: not agent.maps("dying"))
         eventually(lambda: agent.descriptors() <= descriptors)
-        # The engine's own pool of threads stays.
+        # The engine keeps its own thread pool.
         eventually(lambda: agent.threads() <= threads + 2)
 
 
@@ -280,7 +280,8 @@ def test_connection_of_another_user_is_closed_unread(agent: RunningAgent) -> Non
         "except (BrokenPipeError, ConnectionResetError):\n"
         "    pass\n"
     )
-    # Opened up for the test: mode and directory are the first line of defence, this is the second.
+    # The test makes them accessible: mode and directory are the first line of defence, this check
+    # is the second.
     directory = os.open(agent.socket.parent, os.O_RDONLY)
     agent.socket.parent.chmod(0o711)
     agent.socket.chmod(0o666)

@@ -1,4 +1,4 @@
-"""Framing: messages arrive unchanged, and garbage fails only its own connection."""
+"""Framing: messages arrive unchanged, and garbage closes only its own connection."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Engines as the agent builds them from its settings."""
+"""The agent builds engines from its settings."""
 
 import errno
 import os
@@ -24,7 +24,9 @@ CHAIN = make_chain(make_namespace(), 3)
 
 
 def test_uploads_are_cancelled_without_a_bucket(tmp_path: Path) -> None:
-    """A node whose bucket was taken from its settings must not end with a disk that is stuck."""
+    """If the bucket is removed from the settings, pages waiting for upload must not block the
+    disk.
+    """
     config = Config(nvme=NvmeConfig(directory=str(tmp_path / "nvme"), capacity=MIB))
     keys = make_chain(make_namespace(), 200).keys()
     before = NvmeTier(config.nvme)

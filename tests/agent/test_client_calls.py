@@ -1,4 +1,6 @@
-"""The client library with a real agent: pages round-trip, agents come and go."""
+"""The client library with a real agent: pages round-trip, and the client follows agents that
+restart.
+"""
 
 import signal
 import threading
@@ -174,7 +176,9 @@ def test_lookup_of_a_chain_over_the_limit_finds_its_beginning(
 
 
 def test_chain_may_exceed_the_limit_of_a_message(client: AgentClient) -> None:
-    """A million tokens and more, with pages of a few: its end is stored, its beginning found."""
+    """A chain of more than a million tokens in small pages: its end is stored, its beginning is
+    found.
+    """
     before = make_hashes(protocol.MAX_HASHES + 1)
     chain = make_chain(NAMESPACE, 2, "end")
     with HostPool(2) as pool:

@@ -40,7 +40,7 @@ OURS = b"\xa5" * PAGE_BYTES
 
 
 class Load:
-    """A load in a thread of its own, into pages that hold zeros."""
+    """A load in a separate thread, into zeroed pages."""
 
     def __init__(self, client: AgentClient, pool: HostPool) -> None:
         self.pool = pool
@@ -61,11 +61,11 @@ class Load:
         self.seconds = time.monotonic() - begin
 
     def wait_until_written(self) -> None:
-        """Return once the agent writes into the pages."""
+        """Wait until the agent writes into the pages."""
         eventually(lambda: any(self.pool.memory[:]))
 
     def assert_missed_and_untouched(self) -> None:
-        """Wait for the end; what was written right after it must stay."""
+        """Wait for the call to end; bytes written right after it must not change."""
         self._thread.join(LIMIT)
         assert [load.result for load in self.loads] == MISSES
         until = time.monotonic() + 0.2
@@ -234,7 +234,7 @@ def test_slow_lookup_is_abandoned_without_killing_the_agent(tmp_path: Path) -> N
         begin = time.monotonic()
         assert client.lookup(CHAIN, budget=0.1) == Lookup(0, complete=False)
         assert time.monotonic() - begin < 2
-        # As long as the agent does not answer, nobody waits for it again.
+        # While the agent does not answer, later calls return at once.
         begin = time.monotonic()
         for _ in range(100):
             client.lookup(CHAIN)

@@ -38,7 +38,7 @@ CHAIN = make_chain(NAMESPACE, 2)
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
-    """Settings for agents that `start_agent` starts; whoever serves at the end is killed."""
+    """Settings for agents that `start_agent` starts; the agent that serves at the end is killed."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     config = make_config(tmp_path)
@@ -194,7 +194,7 @@ def test_starting_an_agent_leaks_nothing(config: Config) -> None:
 
 
 def own_children() -> set[str]:
-    """Return the processes that this one would have to wait for."""
+    """Return this process's children."""
     lists = Path("/proc/self/task").glob("*/children")
     return {pid for children in lists for pid in children.read_text().split()}
 
@@ -231,7 +231,7 @@ def test_pages_on_disk_survive_a_killed_agent(config: Config, tmp_path: Path) ->
 def test_pages_spilled_in_several_calls_are_evicted_leaf_first(
     config: Config, tmp_path: Path
 ) -> None:
-    """Else what is left of the older chain, without its begin, is of no use to anybody."""
+    """Otherwise the rest of the older chain would be unusable without its beginning."""
     config = Config(
         agent=config.agent,
         nvme=NvmeConfig(

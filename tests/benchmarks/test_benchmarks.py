@@ -1,4 +1,4 @@
-"""Each benchmark runs, at sizes that show nothing, and leaves its figures, JSON and pictures."""
+"""Each benchmark runs at tiny sizes and produces its figures, JSON and pictures."""
 
 import json
 import os
@@ -149,7 +149,7 @@ def test_sessions_are_bound_by_computing_or_by_bandwidth(load: float, least: flo
 
 
 def test_faults_are_added_up() -> None:
-    """What the figures say of rounds with every kind of harm, which real ones never show."""
+    """Figures of rounds with every kind of damage, which real rounds never have."""
     growth = Growth()
     growth.sample([os.getpid()])
     with_harm = Outcome(

@@ -1,4 +1,4 @@
-"""That the replay decides as the product does, and the eviction order adapts to what it meets."""
+"""The replay makes the product's decisions, and the eviction order adapts to the workload."""
 
 import random
 from collections.abc import Callable
@@ -32,7 +32,9 @@ def hits_of_product(pages: int, requests: Requests) -> int:
 def test_order_is_near_the_best_whatever_the_requests_are_like(
     make: Callable[[int], Workload], share: int
 ) -> None:
-    """No peer is near the best on all of these: LRU has 0.5 of it on one, LRU-2 0.85 on another."""
+    """No single peer is close to the best on all of these: LRU reaches 0.5 of it on one, LRU-2 0.85
+    on another.
+    """
     workload = make(11)
     pages = workload.pages * share // 100
     best = max(hits_of_peer(kind, pages, workload.requests) for kind in ONLINE.values())
@@ -83,7 +85,7 @@ def test_leaves_are_evicted_before_their_roots(seed: int, pages: int) -> None:
 
 
 def _tree(rng: random.Random, first: int) -> list[list[int]]:
-    """Return chains of 12 pages that share beginnings."""
+    """Return chains of 12 pages that share prefixes."""
     trunk = [first + i for i in range(12)]
     return [
         trunk[: (fork := rng.randint(1, 11))] + [first + 100 * branch + i for i in range(12 - fork)]

@@ -56,7 +56,7 @@ class Server:
         assert self.client.flush(LIMIT)
 
     def load(self, chain: Chain) -> tuple[list[str], list[int]]:
-        """Return the tier of each page that was loaded, and which of these are wrong."""
+        """Return the tier of each loaded page, and the pages with wrong content."""
         self.pool.memory[:] = bytes(self.pool.length)
         loads = self.client.load(chain, self.buffers())
         there = [load.result is LoadResult.LOADED for load in loads]
@@ -69,7 +69,7 @@ class Server:
 
 @contextmanager
 def agent(home: Path, minio: MinioConfig, *, disk: bool = True) -> Iterator[Server]:
-    """Run an agent of its own; yields the client that started it."""
+    """Start an agent; yield the client that started it."""
     config = Config(
         agent=AgentConfig(socket=str(home / "run" / "agent.sock"), drain_timeout=1.0),
         nvme=NvmeConfig(directory=str(home / "pages"), capacity=256 * MIB)
@@ -91,7 +91,7 @@ def agent(home: Path, minio: MinioConfig, *, disk: bool = True) -> Iterator[Serv
 
 @contextmanager
 def scribbling(memory: memoryview) -> Iterator[None]:
-    """Write into memory as fast as possible, as a server would that uses its pages again."""
+    """Write to memory as fast as possible, like a server that reuses its pages."""
     over = threading.Event()
     junk = b"\xee" * len(memory)
 
@@ -144,7 +144,7 @@ def test_pages_overwritten_during_their_load_are_not_promoted(
             tiers.update(found)
             wrong += bad_pages
         assert wrong == []
-        # Pages that a client leaves alone are promoted all the same.
+        # Pages that the client does not change are still promoted.
         for _ in range(2):
             good.load(chains[0])
         assert good.client.flush(LIMIT)
@@ -209,7 +209,7 @@ def test_memory_reused_after_a_client_hung_up_in_mid_load(
 def test_object_outlives_a_client_that_overwrites_its_page(
     minio: MinioConfig, admin: Minio
 ) -> None:
-    """What a client made of its own memory is no sign of a damaged object."""
+    """A page that a client changed in its own memory does not mean that the object is corrupt."""
     key = make_chain(NAMESPACE, 1, "set aside").keys()[0]
     content = page_content(key, PAGE)
     with closing(MinioTier(minio)) as tier:
@@ -228,7 +228,7 @@ def test_object_outlives_a_client_that_overwrites_its_page(
 def test_fleet_gets_no_page_that_a_client_overwrote(
     minio: MinioConfig, admin: Minio, tmp_path: Path
 ) -> None:
-    """Copies on a node's disk are what reaches the bucket once that has lost its own."""
+    """If the bucket loses its pages, the copies on a node's disk are uploaded again."""
     chain = make_chain(NAMESPACE, PAGES, "fleet")
     with agent(tmp_path / "writer", minio, disk=False) as writer:
         writer.spill(chain)

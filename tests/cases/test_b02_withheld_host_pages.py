@@ -1,4 +1,4 @@
-"""Host pages that an ended agent may still write to do not go back to SGLang's pools."""
+"""Host pages that a dead agent's requests may still write to are not returned to SGLang's pools."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ from tests.plugin.attached import Node, after, eventually, keys, prepare_process
 
 
 class Request:
-    """One that a hung disk holds, as far as a client can tell."""
+    """A lifetime that, to a client, looks as if a hung disk kept it alive."""
 
     def __init__(self) -> None:
         self._lock = os.memfd_create("lock", os.MFD_CLOEXEC)
@@ -45,7 +45,7 @@ def request_in_flight() -> Iterator[Request]:
 
 
 class Controller:
-    """What `append_host_mem_release` uses of SGLang's controller."""
+    """The parts of SGLang's controller that `append_host_mem_release` uses."""
 
     _append_host_mem_release_pages = HybridCacheController._append_host_mem_release_pages
 

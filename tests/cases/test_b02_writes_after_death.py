@@ -1,4 +1,6 @@
-"""Once a load has returned no page of it changes, whoever keeps the killed agent's memory map."""
+"""After a load has returned none of its pages changes, even if another process keeps the killed
+agent's memory map.
+"""
 
 import fcntl
 import os
@@ -78,9 +80,9 @@ def test_pages_of_a_hung_disk_stay_withheld_until_it_answers(
 
 @contextmanager
 def agent_with_late_writes(socket: str) -> Iterator[int]:
-    """Run an agent whose writes outlive it; yields the process that makes the writes.
+    """Run an agent whose writes outlive it; yield the process that makes the writes.
 
-    As a request that the disk holds does, that process keeps the agent's lock.
+    Like a request on a hung disk, that process keeps the agent's lock.
     """
     process = subprocess.Popen(
         [sys.executable, AGENT_WITH_LATE_WRITES, socket],
@@ -299,7 +301,7 @@ def load_all(directory: Path) -> list[LoadResult]:
 
 @contextmanager
 def request_in_flight(directory: Path) -> Iterator[Callable[[], None]]:
-    """Hold each segment as a request of an ended agent does; yields what lets it end."""
+    """Lock each segment as a dead agent's request does; yield the function that ends it."""
     held = [os.open(path, os.O_RDWR) for path in (directory / "segments").glob("*.seg")]
     for descriptor in held:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -340,7 +342,7 @@ def test_segment_with_requests_that_do_not_end_is_left_alone(
 def test_requests_in_flight_hold_the_segment_when_the_process_has_ended(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
-    """What the two tests above rest on."""
+    """The property of Linux that the two tests above rely on."""
 
     def free() -> list[bool]:
         looks = []

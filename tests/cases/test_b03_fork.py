@@ -1,4 +1,6 @@
-"""A client belongs to the process that made it: no other process or thread shares a connection."""
+"""A client belongs to the process that created it: no other process or thread shares its
+connection.
+"""
 
 import copy
 import ctypes
@@ -67,7 +69,7 @@ def pool() -> Iterator[HostPool]:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Do something in a forked child, which ends after it; returns the child's process id."""
+    """Call a function in a forked child, which then exits; return the child's process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -113,7 +115,7 @@ def test_replies_do_not_swap_between_parent_and_child(client: AgentClient, pool:
 
 
 def use_everything(client: AgentClient) -> None:
-    """Call whatever a client has: nothing is there, nothing hangs, nothing raises."""
+    """Call every method of a client: it finds nothing, does not hang, and does not raise."""
     with HostPool(PAGES) as pool:
         number = client.register_pool(pool.descriptor, pool.length)
         buffers = pool.buffers(number, range(PAGES))
@@ -245,7 +247,7 @@ def test_child_keeps_none_of_the_descriptors(config: Config, agent: RunningAgent
 def test_session_ends_with_its_process_although_a_child_lives_on(
     config: Config, agent: RunningAgent
 ) -> None:
-    """Or the child would keep the parent's pools mapped, and their memory taken."""
+    """Otherwise the child would keep the parent's pools mapped and their memory in use."""
     read, write = os.pipe()
 
     def make_and_fork() -> None:

@@ -1,4 +1,4 @@
-"""A client that leaves at once, before its welcome or after it, leaves no session behind."""
+"""A client that disconnects right before or after its welcome leaves no session behind."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The storage class in forked and spawned processes: off in a child, at work in one of its own."""
+"""The storage class is off in a forked child and works in a spawned process."""
 
 import copy
 import multiprocessing
@@ -34,7 +34,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Do something in a forked child; fails if it raises or hangs."""
+    """Call a function in a forked child; fail if it raises or hangs."""
     pid = os.fork()
     if pid == 0:
         try:

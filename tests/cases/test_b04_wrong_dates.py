@@ -1,4 +1,6 @@
-"""Dates that are wrong in one answer or in all: no page leaves early, and nothing is touched."""
+"""With wrong dates in one response or in all, no page is removed early and no access time is
+updated.
+"""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ CHAIN = chain_of(6, "dates")
 
 
 def date(seconds: float) -> bytes:
-    """Return the HTTP date of a time so many seconds ahead."""
+    """Return the HTTP date that many seconds from now."""
     return formatdate(time.time() + seconds, usegmt=True).encode()
 
 
@@ -49,7 +51,7 @@ def present(config: MinioConfig) -> list[bool]:
 
 
 def collect(tier: MinioTier, max_age: float) -> None:
-    """Collect as `memkv gc` does; it may say that it cannot."""
+    """Collect like `memkv gc`; it may report that it cannot."""
     try:
         collector, lease = tier.collector(CollectorConfig(max_age=max_age, use_period=1))
         lease.acquire()

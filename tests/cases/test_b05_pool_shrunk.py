@@ -1,4 +1,4 @@
-"""Memory that its owner shrinks, punches or never could seal must not end the agent of everyone."""
+"""Memory that its owner shrinks, punches or cannot seal must not crash the agent."""
 
 import ctypes
 import fcntl
@@ -95,7 +95,7 @@ def test_shrinking_during_registration_affects_only_the_owner(
                 assert raw.receive() == protocol.Done()
             else:
                 assert isinstance(raw.receive(), protocol.Refused)
-            # Touches the pool, if it was taken.
+            # Accesses the pool, if it was accepted.
             spill = protocol.SpillPages(
                 NAMESPACE.digest, page.hashes[0], [[Buffer(0, 0, PAGE_BYTES)]], b""
             )
@@ -125,7 +125,7 @@ def test_hole_in_a_pool_reads_as_zeros(agent: RunningAgent, config: Config) -> N
 
 
 def odd_descriptors(directory: Path) -> dict[str, int]:
-    """Return descriptors that are no memory of a client, by what they are."""
+    """Return descriptors that are not client memory, by kind."""
     file = directory / "file"
     file.write_bytes(bytes(PAGE_BYTES))
     shared = Path("/dev/shm") / f"memkv-test-{os.getpid()}"

@@ -1,4 +1,6 @@
-"""An agent writes only into the directory that it locked, wherever its path leads meanwhile."""
+"""An agent writes only into the directory that it locked, even if its path leads elsewhere
+later.
+"""
 
 import logging
 import os
@@ -33,7 +35,7 @@ def mount_over(path: Path, stack: ExitStack) -> None:
 
 
 def retarget(path: Path, _: ExitStack) -> None:
-    """The path is a symbolic link that leads elsewhere from now on."""
+    """Point the path's symbolic link at another directory."""
     elsewhere = path.with_name("elsewhere")
     elsewhere.mkdir()
     path.unlink()
@@ -74,7 +76,7 @@ def test_two_agents_at_one_path_keep_all_they_acknowledged(
 
 
 def works(running: Agent) -> float:
-    """Return what the agent's metric says."""
+    """Return the value of the agent's metric."""
     report = running.client.status()
     assert report is not None
     url = f"http://127.0.0.1:{report.agent.http_port}/metrics"
@@ -224,7 +226,7 @@ def test_a_client_s_segments_descriptor_does_not_hold_the_lock(nvme: Disk) -> No
 
 
 def test_repair_leaves_the_journal_of_an_agent_that_started_meanwhile(nvme: Disk) -> None:
-    """The journal goes while the directory is locked; what an agent writes later stays."""
+    """The journal is removed while the directory is locked; what an agent writes later remains."""
     nvme.tier.discard_journal()
     nvme.tier.close()
     assert not nvme.journal.exists()

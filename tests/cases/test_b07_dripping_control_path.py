@@ -1,4 +1,4 @@
-"""Whatever a server does with a request of the control path, it ends, and so does SIGTERM."""
+"""Every control request ends, whatever the server does, and so does an agent after SIGTERM."""
 
 import signal
 import socket
@@ -135,7 +135,7 @@ def ends(call: Callable[[], object]) -> None:
 def test_a_listing_ends_whatever_the_server_does(answer: Callable[..., None]) -> None:
     with OddServer(answer) as server:
         bucket = bucket_at(server.url)
-        # A page of few objects with the same token for ever repeats itself within one call.
+        # A listing that returns the same token forever repeats itself within one call.
         ends(lambda: [None for _, _ in zip(bucket.objects(""), range(10**6), strict=False)])
         bucket.close()
 
@@ -213,7 +213,7 @@ def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def dripping(minio_server: MinioServer, minio_config: MinioConfig) -> Iterator[HttpFaultProxy]:
-    """A real server behind a line that lets bodies of listings and contents drip."""
+    """A real server behind a proxy that drips the bodies of listings and objects."""
     bucket = Bucket(minio_config, credential_provider(minio_config), None)
     bucket.ensure()
     bucket.close()

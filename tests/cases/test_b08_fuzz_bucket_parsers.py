@@ -1,6 +1,6 @@
-"""Parsers of what a bucket contains, given inputs of the right structure with wrong values.
+"""Parsers of a bucket's content, given inputs with the right structure and wrong values.
 
-Each returns what is in bounds or refuses; none raises anything else, and none builds much.
+Each returns a valid value or refuses; none raises anything else or allocates much memory.
 """
 
 import json
@@ -38,7 +38,9 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 def document(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    """Return documents with these fields, some of them wrong, missing or in excess; some cut."""
+    """Return documents with these fields, some of them wrong, missing or superfluous, and some
+    truncated.
+    """
     wrong = {name: value | JSON for name, value in fields.items()}
     whole = st.fixed_dictionaries({}, optional=wrong | {"x": JSON}).map(
         lambda value: json.dumps(value).encode()
@@ -180,7 +182,7 @@ def test_listings(content: bytes) -> None:
 
 @given(XML_TEXT)
 def test_forbidden_characters_stop_no_listing(name: str) -> None:
-    """Some servers copy them from names as they are."""
+    """Some servers copy names into them unescaped."""
     text = f"<R><Key>{escape(name)}</Key></R>".encode("utf-8", "surrogatepass")
     ET.fromstring(parseable_xml(text).decode())
 

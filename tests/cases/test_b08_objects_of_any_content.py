@@ -1,4 +1,6 @@
-"""No object in the bucket stops, bloats or misleads a collection or a command; none is removed."""
+"""No foreign object in the bucket stops, slows or misleads a collection or a command, and none is
+removed.
+"""
 
 import io
 import json

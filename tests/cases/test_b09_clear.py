@@ -1,4 +1,4 @@
-"""A namespace that was cleared is empty, whatever was under way."""
+"""A cleared namespace is empty, whatever calls were in flight."""
 
 import threading
 import time
@@ -53,7 +53,7 @@ def test_clearing_during_uploads_leaves_nothing(
             assert time.monotonic() < deadline
         assert node.client.empty(NAMESPACE.digest, LIMIT)
         assert_empty(node, admin, minio_config.bucket, chain)
-        # What is spilled afterwards is stored and uploaded as ever.
+        # Pages spilled afterwards are stored and uploaded as usual.
     pool.spill()
     assert node.client.flush(LIMIT)
     assert pages_in_bucket(admin, minio_config.bucket) == PAGES

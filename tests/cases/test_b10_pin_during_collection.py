@@ -1,4 +1,6 @@
-"""A pin made while a collection runs keeps its pages; so does a use, and a lost lease ends it."""
+"""A pin or a use during a collection keeps the pages, and a collection ends when it loses its
+lease.
+"""
 
 import threading
 import time
@@ -76,7 +78,7 @@ def copy_onto_itself(full: Bucketful, name: str) -> None:
 
 
 def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) -> None:
-    """The holder stood still for longer than its lease between a step and the removal."""
+    """The lease's holder was suspended for longer than its lease before the removal."""
     chain = full.spill("chain", 12)
     collector, own = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
     own.acquire()
@@ -99,7 +101,7 @@ def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) ->
 
 
 def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
-    """As after a lease that ran out in mid-request."""
+    """As if the lease had expired during the request."""
     chain = full.spill("chain", 24)
     second = MinioTier(full.config)
     try:
@@ -135,7 +137,7 @@ def test_pin_waits_for_a_removal_that_has_not_seen_it(
     run: Run,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its pages leave after it was written: it looks only after that, and tells."""
+    """A pin checks its pages only after it has been written, and reports the missing ones."""
     chain = full.spill("chain", 4)
     full.tier.describe(NAMESPACE)
     held = lease(full)

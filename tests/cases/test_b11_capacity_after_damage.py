@@ -1,4 +1,4 @@
-"""Everything below the directory fits into the capacity, whatever was damaged."""
+"""All files below the directory fit into the capacity, whatever was damaged."""
 
 import errno
 import logging
@@ -30,7 +30,7 @@ def keys(name: str, count: int = 64) -> list[PageKey]:
 
 
 def fill(nvme: Disk, name: str) -> list[PageKey]:
-    """Store more than fits, return the keys of the last pages; the disk is as full as it gets."""
+    """Fill the disk by storing more than fits; return the keys of the last pages."""
     for turn in range(CAPACITY // (64 * 12 * KIB) + 4):
         last = keys(f"{name} {turn}")
         spill(nvme.tier, last)
@@ -77,7 +77,7 @@ def test_pages_stay_when_headers_are_lost(
 
 
 def test_unrecognizable_segments_count(tmp_path: Path) -> None:
-    """Nothing in them shows that they are ours, so that they stay, and take capacity."""
+    """Nothing in these files identifies them as ours, so they stay and take up capacity."""
     with disk(tmp_path / "nvme", capacity=CAPACITY, segment_size=SEGMENT) as nvme:
         garbage = os.urandom(SEGMENT)
         for turn in range(3):
@@ -112,7 +112,7 @@ def test_a_directory_full_of_foreign_segments_takes_nothing_more(tmp_path: Path)
 @pytest.mark.parametrize("size", [0, 100, 4096, SEGMENT])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_segments_of_zeros_are_removed(tmp_path: Path, size: int, sparse: bool) -> None:
-    """A power failure leaves them so before anything was written out."""
+    """A power failure before anything was written leaves files like these."""
     with disk(tmp_path / "nvme", capacity=CAPACITY, segment_size=SEGMENT) as nvme:
         nvme.tier.close()
         path = nvme.path / "segments" / "00000005.seg"
@@ -187,7 +187,7 @@ def test_segments_that_cannot_be_opened_count(
 
 
 def test_few_descriptors(tmp_path: Path) -> None:
-    """An agent that cannot open all segments makes none beyond the capacity, and loses none."""
+    """An agent that cannot open all segments stays within its capacity and loses none of them."""
     path, size = tmp_path / "nvme", "1MiB"
     before, meanwhile = chains("before", 60), chains("meanwhile", 60)
     with agent(tmp_path / "a", path, segment_size=size) as first:

@@ -1,4 +1,4 @@
-"""The journal stays short, and keeps the pages of segments that cannot be opened this time."""
+"""The journal stays short and keeps the records of segments that cannot be opened."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def nvme(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def sick(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the first segment be one that the disk does not let be opened; undone when called."""
+    """Make the first segment impossible to open; return a function that undoes it."""
     real, name = os.open, "00000000.seg"
 
     def fail(path: Any, *args: Any, **kwargs: Any) -> int:
@@ -140,7 +140,9 @@ def test_a_segment_that_vanished_is_forgotten(nvme: Disk, sick: Callable[[], Non
 def test_a_journal_that_cannot_be_opened_now_is_not_written_over(
     nvme: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For want of descriptors, or of rights: it is whole, and has the marks."""
+    """The journal is intact and records pages that wait for upload; only descriptors or permissions
+    are lacking.
+    """
     spill(nvme.tier, OURS)
     nvme.tier.mark_pending(OURS[:2])
     nvme.tier.close()
@@ -161,7 +163,7 @@ def test_a_journal_that_cannot_be_opened_now_is_not_written_over(
 
 
 def test_a_journal_truncated_in_its_snapshot_is_rebuilt(nvme: Disk) -> None:
-    """The snapshot was synced, so that a shorter file is a damaged one."""
+    """The snapshot was synced, so a shorter file is damaged."""
     spill(nvme.tier, OURS)
     nvme.tier.close()
     whole = nvme.journal.read_bytes()
@@ -172,7 +174,7 @@ def test_a_journal_truncated_in_its_snapshot_is_rebuilt(nvme: Disk) -> None:
 
 
 def test_a_large_batch_is_read_back(nvme: Disk) -> None:
-    """More records than one frame has, as when thousands of pages begin to wait at once."""
+    """More records than fit in one frame, as when thousands of pages are queued at once."""
     nvme.reopen(capacity=64 * MIB, segment_size=32 * MIB)
     sizes = (100,)
     stored = [key for turn in range(6) for key in keys(f"{turn}", 1000)]

@@ -1,4 +1,4 @@
-"""Whatever shrinks the disk tier, a prefix of each chain stays."""
+"""Whatever shrinks the disk tier, it keeps a prefix of each chain."""
 
 import os
 import random
@@ -35,10 +35,10 @@ def file_bytes(paths: Iterable[Path]) -> int:
 
 
 class Sessions:
-    """Chains that grow, share beginnings and are used again, and the order of their last uses.
+    """Chains that grow, share prefixes and are reused, and the order of their last uses.
 
-    The order is a model of its own: a use of a chain is a use of its last page, then of the one
-    before, and so on to the first.
+    The order is an independent model: using a chain uses its last page, then the one before it, and
+    so on to the first.
     """
 
     def __init__(self, opened: Disk, sizes: Sequence[int], seed: int) -> None:
@@ -94,7 +94,7 @@ class Sessions:
         return {key for key, here in zip(keys, present(self.tier, keys), strict=True) if here}
 
     def holes(self, allowed: frozenset[PageKey] = frozenset()) -> list[str]:
-        """Return the chains with pages behind a missing one, but for those that may be there."""
+        """Return the chains that have a page after a missing one and may not."""
         found = []
         for _, chain in self.chains:
             here = present(self.tier, chain.keys())
@@ -105,7 +105,7 @@ class Sessions:
         return found
 
     def intact(self) -> bool:
-        """Load every page that is there."""
+        """Load every stored page."""
         here = self.present()
         for size in set(self.size.values()):
             load(self.tier, [key for key in here if self.size[key] == size], (size,))
@@ -173,7 +173,7 @@ def test_capacity_may_shrink_and_grow_again(sessions: Sessions) -> None:
 def test_shrinking_while_running_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What others fill of the file system is given back in the same order."""
+    """When other programs fill the file system, pages are evicted in the same order."""
     others, root = [0], tmp_path / "nvme"
 
     def statvfs(_: object) -> SimpleNamespace:
@@ -211,12 +211,12 @@ def test_watermarks_leave_prefixes(tmp_path: Path) -> None:
 
 
 def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
-    """Pinned chains are the last to leave, and do so from their ends as well."""
+    """Pinned chains are evicted last, and also from their ends."""
     kept = frozenset(chain.keys()[i] for _, chain in sessions.chains[:4] for i in range(3))
     kept &= sessions.present()
     sessions.tier.exempt(kept)
     capacity = CAPACITY // 2
-    # A start knows no pins yet: shrink as a running tier does.
+    # Pins are unknown at the start, so shrink the way a running tier does.
     sessions.tier._segments._capacity = capacity
     sessions.tier._reclaimer.shrink()
     assert sessions.file_bytes() <= capacity
@@ -231,7 +231,7 @@ def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
 
 
 def test_pages_that_wait_for_upload_stay_and_others_leave_in_order(sessions: Sessions) -> None:
-    """Behind a hole there may only be what waits: the shared tier has what is missing before it."""
+    """Only pages waiting for upload may follow a hole; the shared tier has the missing pages."""
     waiting = frozenset(k for k in sessions.present() if sessions.chance.random() < 0.02)
     sessions.tier.mark_pending(list(waiting))
     waiting = frozenset(page.key for page in sessions.tier.pending())
@@ -273,7 +273,7 @@ def test_another_page_size_gets_room_though_no_call_waits_for_moves(
 
 
 def test_kill_while_pages_move_loses_no_page(sessions: Sessions) -> None:
-    """The journal knows each page at its old or its new place, and both hold it."""
+    """The journal has each page at its old or its new slot, and both slots hold the page."""
     tier = sessions.tier
     segment = min(tier._segments, key=lambda s: s.taken_bytes)
     tier._reclaimer._evict(segment.slot_size, len(segment.slots))

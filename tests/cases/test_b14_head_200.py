@@ -1,4 +1,4 @@
-"""Answers of a server, or of something in front of it, that say 200 and mean nothing."""
+"""Responses with status 200 that do not mean success, from a server or a proxy in front of it."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""No client, no traffic and no clock makes the agent's log long, silent or full of tracebacks."""
+"""Neither clients, traffic nor clock changes can flood or silence the agent's log, or fill it with
+tracebacks.
+"""
 
 import ctypes
 import os
@@ -42,7 +44,7 @@ RSS_GROWTH = 64 << 20
 
 
 class Running:
-    """An agent whose log is read all the time."""
+    """An agent whose log is read continuously."""
 
     def __init__(self, agent: RunningAgent, config: Config) -> None:
         self.agent, self.config, self.log = agent, config, b""
@@ -60,7 +62,7 @@ class Running:
         return int(status.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def is_well(self) -> bool:
-        """Tell whether it serves, and logs no traceback."""
+        """Return whether the agent serves and has logged no traceback."""
         with RawClient(self.agent.socket) as raw:
             raw.greet()
             assert isinstance(raw.ask(protocol.Status()), protocol.StatusReport)
@@ -101,7 +103,7 @@ def test_nested_description_is_refused_in_one_line(running: Running) -> None:
 
 
 def flood(running: Running, number: int) -> None:
-    """Send one thing after another that the agent refuses."""
+    """Send requests that the agent refuses."""
     chance, end = random.Random(number), time.monotonic() + FLOOD_SECONDS
     bad = [
         protocol.ReleasePool(99),
@@ -171,7 +173,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
-    """The log and the pid of an agent that a program has started."""
+    """The log and the pid of an agent that a program started."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     config = make_config(tmp_path, log_level="debug")
@@ -184,7 +186,9 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 
 
 def test_log_rotates_while_the_agent_runs(launched: tuple[Path, int]) -> None:
-    """Whoever writes to it: here another holder of the same stderr, as a C library would."""
+    """It is bounded whoever writes to it: here another writer on the same stderr, like a C
+    library.
+    """
     path, pid = launched
     for _ in range(3):
         with Path(f"/proc/{pid}/fd/2").open("ab", buffering=0) as stderr:
@@ -220,7 +224,7 @@ def test_log_without_its_directory_is_cut(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def ancillary(chance: random.Random) -> list[tuple[int, int, bytes]]:
-    """Return descriptors in odd numbers, or other things that may come along."""
+    """Return unexpected numbers of descriptors, or other ancillary data."""
     fds = [0] * chance.choice((0, 1, 2, 4, 5, 100))
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(map(ctypes.c_int, fds)))]
 

@@ -1,4 +1,4 @@
-"""Odd notes, names and numbers in the bucket and on the disk, through every verb."""
+"""Odd notes, names and numbers in the bucket and on the disk, for every command."""
 
 import io
 import json
@@ -22,7 +22,7 @@ NAMES = ObjectNames("")
 
 
 def descriptions() -> list[bytes]:
-    """Return descriptions that are odd, the first of them valid."""
+    """Return odd descriptions, of which the first is valid."""
     odd = make_namespace(model=TRICK, details={TRICK: TRICK}).description
     plain = json.loads(make_namespace().description)
     huge = make_namespace(model="x" * 10_000).description
@@ -32,7 +32,7 @@ def descriptions() -> list[bytes]:
 
 
 def digest_of(description: bytes) -> str:
-    """Return the digest under which an odd description would be found."""
+    """Return the digest under which an odd description is stored."""
     import hashlib
 
     return hashlib.sha256(description).hexdigest()[:32]

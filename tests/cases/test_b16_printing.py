@@ -1,4 +1,4 @@
-"""Whatever comes from elsewhere is escaped and bounded where it is printed or logged."""
+"""Untrusted text is escaped and bounded wherever it is printed or logged."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def test_text_is_printable_on_one_line_and_bounded(text: str) -> None:
 def test_quoted_text_reads_back(text: str) -> None:
     shown = quoted(text, 10_000)
     assert shown.isprintable()
-    # JSON joins two surrogates that make a character.
+    # JSON combines a surrogate pair into one character.
     joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     assert json.loads(shown) == joined
 
@@ -67,7 +67,7 @@ def test_a_log_record_is_one_line_whatever_it_holds(fields: dict[str, Any], even
     record.fields = fields
     line = LogfmtFormatter().format(record)
     assert line.isprintable()
-    # Nothing can pass for another field: outside quotes, each name occurs once.
+    # No value can imitate another field: outside quotes, each name occurs once.
     bare = re.sub(r'"(\\.|[^"\\])*"', "", line)
     names = [part.partition("=")[0] for part in bare.split()]
     assert names == ["time", "level", "logger", "event", *fields]

@@ -1,4 +1,4 @@
-"""Odd values, files and environments: a valid setting, or one line and exit status 2."""
+"""Odd values, files and environments give a valid setting, or one line and exit status 2."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ settings = st.sampled_from([setting for setting in all_settings() if not setting
 
 
 def attempt(setting: Setting, load: Callable[[], Any]) -> None:
-    """Load; the outcome is a value in bounds or one clean line with the setting's name."""
+    """Load the settings; require a valid value or one clean line that names the setting."""
     try:
         config = load()
     except ConfigError as error:

@@ -1,6 +1,6 @@
-"""What is read from the disk is bounded: valid files with other values, checksums recomputed.
+"""Reading the disk is bounded, even for files with valid checksums and odd values.
 
-A tier opens whatever the values are, agrees with itself, serves no wrong page and takes new ones.
+Whatever the values, a tier opens, is consistent, serves no wrong page and stores new ones.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ edges = sorted({1 << n for n in range(64)} | {(1 << n) - 1 for n in range(65)} |
 
 
 def integers(bits: int, *likely: int) -> st.SearchStrategy[int]:
-    """Return values of so many bits: likely ones, and those around powers of two."""
+    """Return integers of that many bits: small ones, and ones near powers of two."""
     odd = [edge for edge in edges if edge < 1 << bits]
     return st.sampled_from(likely) | st.sampled_from(odd) | st.integers(0, (1 << bits) - 1)
 
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
-    """Return a directory of twelve pages in two segments or more, in memory."""
+    """Return, in memory, the files of a directory with twelve pages in two or more segments."""
     with tempfile.TemporaryDirectory(prefix="memkv-fuzz-", dir=MEMORY) as home:
         tier = open_tier(Path(home) / "nvme")
         tier.describe(NAMESPACE)
@@ -72,7 +72,7 @@ def copy_of(template: Path) -> Iterator[Path]:
 
 
 def check(path: Path) -> None:
-    """Open the directory twice, and use it."""
+    """Open the directory twice and use it."""
     for _ in range(2):
         tier = open_tier(path)
         try:

@@ -1,4 +1,4 @@
-"""Small files survive a power failure, or are made again; a broken disk does not end a node."""
+"""Small files survive a power failure or are recreated, and a broken disk does not stop a node."""
 
 import errno
 import os
@@ -123,7 +123,7 @@ class Recorder:
         self.calls.append(f"rename {new}")
 
     def assert_durable(self, name: str, folder: str) -> None:
-        """Fail unless the content was synced, then the file renamed, then the folder synced."""
+        """Fail unless the content was synced before the rename and the folder after it."""
         at = [self.calls.index(call) for call in (f"file {name}.new", f"rename {name}")]
         assert at == sorted(at)
         assert f"folder {folder}" in self.calls[at[-1] :]
@@ -226,7 +226,7 @@ def test_a_disk_that_fails_at_the_start_is_left_out(
         patch.setattr(os, call.removeprefix("os."), fail)
         with pytest.raises(ConfigError, match=r"nvme\.directory: cannot use"):
             build_engine(Config(nvme=nvme), CollectorRegistry())
-        # Fewer are fine: earlier tests' descriptors may be closed in the background.
+        # Fewer are fine: descriptors of earlier tests may be closed in the background.
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
         engine = build_engine(Config(nvme=nvme, minio=minio_config), CollectorRegistry())
     pages = [make_page(key, (4096, 4096), filled=True) for key in KEYS]

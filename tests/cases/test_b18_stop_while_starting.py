@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C are obeyed within a second in every part of a start, and leave nothing."""
+"""SIGTERM and Ctrl-C end every phase of a start within a second and leave nothing behind."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ STOP_LIMIT = 2.0
 
 
 class Start:
-    """An agent that starts on a directory."""
+    """An agent that is starting on a directory."""
 
     def __init__(self, directory: Path, capacity: int) -> None:
         self.directory = directory
@@ -62,7 +62,7 @@ class Start:
         self.process.stdin = None
 
     def stop(self, number: int) -> tuple[float, int, str]:
-        """Send a signal; return seconds to the end, exit status and log."""
+        """Send a signal; return the seconds until the exit, the exit status and the log."""
         began = time.monotonic()
         self.process.send_signal(number)
         _, log = self.process.communicate(timeout=60)
@@ -77,7 +77,7 @@ class Start:
         return True
 
     def left_behind(self) -> list[str]:
-        """Return what an agent that has ended should not leave."""
+        """Return everything that an agent left behind and should not have."""
         found = [path.name for path in self.directory.rglob("*.new")]
         return [*found, *(path.name for path in self.directory.rglob("*.sock"))]
 
@@ -93,7 +93,7 @@ def starting(directory: Path, capacity: int) -> Iterator[Start]:
 
 
 def make_directory(directory: Path, segments: int, *, journal: bool) -> None:
-    """Make a directory with so many GiB of slots; the journal has a page in each."""
+    """Make a directory with that many GiB of slots; the journal has a page in each slot."""
     NvmeTier(NvmeConfig(directory=str(directory / "pages"), capacity=1 << 30)).close()
     root, records = Folder.at(directory / "pages"), []
     folder = root.subfolder("segments")
@@ -118,7 +118,7 @@ def make_directory(directory: Path, segments: int, *, journal: bool) -> None:
 
 
 def grow(path: Path, number: int) -> None:
-    """Make a segment of one slot a sparse one of many."""
+    """Extend a segment of one slot to a sparse file of many."""
     with path.open("r+b") as file:
         file.write(pack_header(Header(number, SLOT, SLOTS)))
         file.truncate(HEADER_SIZE + SLOTS * SLOT)
@@ -136,7 +136,7 @@ def logged(event: str) -> Callable[[Start], bool]:
 
 
 def opens(name: str) -> Callable[[Start], bool]:
-    """Tell whether the agent has a file of this name open, or a removed one."""
+    """Return whether the agent has a file of this name open, even if it was removed."""
 
     def has_open(start: Start) -> bool:
         try:
@@ -186,7 +186,7 @@ def test_directory_is_intact_after_any_interrupted_start(tmp_path: Path) -> None
 
 
 def test_start_that_cannot_be_interrupted_is_ended_all_the_same(tmp_path: Path) -> None:
-    """As where a system call hangs on a broken disk."""
+    """As if a system call hung on a broken disk."""
     code = (
         "import ctypes, sys\n"
         "from memkv_sglang.agent.main import run\n"

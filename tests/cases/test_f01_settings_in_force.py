@@ -1,4 +1,4 @@
-"""A server whose settings are not those of the agent that runs is told so, or gets its own."""
+"""A server whose settings differ from the running agent's learns so, or gets its own agent."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CHAIN: Chain = make_chain(make_namespace(PAGE), 2)
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let clients that refuse an agent try again soon."""
+    """Make clients that refuse an agent retry soon."""
     monkeypatch.setattr("memkv_sglang.client.reconnector.UNSUITABLE_PAUSE", 0.2)
 
 

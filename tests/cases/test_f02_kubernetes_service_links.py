@@ -1,4 +1,6 @@
-"""A Kubernetes service whose name begins with `memkv` must not keep anything from starting."""
+"""A Kubernetes service whose name begins with `memkv` must not prevent any program from
+starting.
+"""
 
 import logging
 import re
@@ -15,7 +17,7 @@ from tests.cases.commands import memkv
 SERVICES = (
     "memkv",
     *(f"memkv-{section}" for section in sections()),
-    # Names that lead to a setting's own name, or near one.
+    # Names that produce a setting's name, or one close to it.
     "memkv-agent-http",
     "memkv-config",
     "memkv-minio-endpoint",
@@ -27,7 +29,7 @@ SERVICES = (
 def service_links(
     service: str, host: str = "10.96.0.12", ports: tuple[tuple[str, int, str], ...] = ()
 ) -> dict[str, str]:
-    """Return what kubelet sets for a service, as its `envvars.FromServices` does."""
+    """Return the variables that kubelet sets for a service (`envvars.FromServices`)."""
     ports = ports or (("http", 9000, "TCP"), ("web-console", 9001, "TCP"), ("", 9002, "UDP"))
     prefix = service.upper().replace("-", "_")
     links = {f"{prefix}_SERVICE_HOST": host, f"{prefix}_SERVICE_PORT": str(ports[0][1])}

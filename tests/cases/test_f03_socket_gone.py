@@ -1,4 +1,4 @@
-"""An agent whose socket is gone is reached again, or ends and makes room for another."""
+"""An agent whose socket was removed becomes reachable again, or exits so that another can start."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.cases.started_agents import connected, ending_agents, make_config, se
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let agents give up a lost socket soon."""
+    """Make agents give up a lost socket soon."""
     monkeypatch.setenv(REBIND_LIMIT, "0.5")
 
 

@@ -1,4 +1,4 @@
-"""Agents and clients of different versions, and what is no agent at all."""
+"""Agents and clients of different versions, and sockets that do not belong to an agent."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
 
 
 def start(config: Config) -> int:
-    """Start an agent as a server does; returns its pid."""
+    """Start an agent like a server does; return its pid."""
     assert start_agent(config, MODULE)
     peer = serving_peer(Path(config.agent.socket))
     assert peer is not None
@@ -72,7 +72,8 @@ def test_an_unused_older_agent_is_replaced(config: Config, monkeypatch: pytest.M
     monkeypatch.setattr(AGENT, OWN + 1)
     with client_of(config) as client:
         eventually(lambda: not alive(old))
-        # What it starts is no newer here, and stays: it must not be ended again and again.
+        # The agent that it starts here is no newer, and stays: it must not be stopped over and
+        # over.
         eventually(lambda: f"protocol version {OWN}, this client {OWN + 1}" in client.problem)
     log = Path(config.agent.socket).with_name("agent.log").read_text()
     assert 'event="agent stopped"' in log, "it did not finish its uploads"
@@ -96,7 +97,9 @@ def test_older_agent_with_another_client_stays(
 
 
 def test_connections_not_yet_accepted_count(tmp_path: Path) -> None:
-    """A busy agent may have accepted another client, but not yet the one that would replace it."""
+    """A busy agent may have accepted another client, but not yet the client that would replace
+    it.
+    """
     path = str(tmp_path / "socket")
     with (
         closing(socket.socket(socket.AF_UNIX)) as listening,

@@ -1,4 +1,4 @@
-"""A balancer forgets idle connections and tells nobody: no call fails, and no circuit opens."""
+"""A load balancer silently drops idle connections: no call fails, and no circuit opens."""
 
 import socket
 import time
@@ -48,7 +48,7 @@ def tier(
 
 @pytest.fixture
 def guarded(tier: MinioTier) -> Iterator[BreakerTier]:
-    """The tier behind a breaker that opens at the first failure, and never closes again."""
+    """The tier behind a breaker that opens at the first failure and never closes again."""
     yield BreakerTier(tier, CircuitBreaker("minio", 1, 1e6))
 
 
@@ -88,7 +88,9 @@ def test_a_forgotten_connection_is_no_fault_of_the_server(
 def test_a_lookup_with_a_small_budget_after_a_pause_answers_in_time(
     guarded: BreakerTier, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a pause half of the time is left for a fresh connection, however short it is."""
+    """After a silence, half of the call's time is left for a fresh connection, however short the
+    call is.
+    """
     monkeypatch.setattr(connection, "PAUSE", 0.0)
     guarded.invalidate(CHAIN.keys())
     proxy.forget_connections()
@@ -99,7 +101,7 @@ def test_a_lookup_with_a_small_budget_after_a_pause_answers_in_time(
 def test_only_some_connections_are_forgotten(
     tier: MinioTier, guarded: BreakerTier, proxy: TcpProxy
 ) -> None:
-    """The others go on with their pages meanwhile."""
+    """The other connections continue with their pages."""
     while tier._pool.idle() > 1:
         [(server, lent)] = tier._pool.take_idle(1)
         lent.close()
@@ -115,7 +117,7 @@ def test_only_some_connections_are_forgotten(
 def test_a_server_that_stays_silent_is_at_fault(
     guarded: BreakerTier, proxy: TcpProxy, call: Callable[[BreakerTier], None]
 ) -> None:
-    """Silence of a fresh connection counts, so that the circuit opens."""
+    """If a fresh connection is silent, it counts as a failure and the circuit opens."""
     proxy.fault = Fault("stall")
     with pytest.raises((AssertionError, TierError)):
         call(guarded)

@@ -1,4 +1,4 @@
-"""Secret files: readable by this process's user and groups, and nobody else."""
+"""Secret files may be readable by this process's user and groups, and by no other user."""
 
 import os
 import random
@@ -43,7 +43,7 @@ def write(path: Path, content: str | bytes = GOOD, mode: int = 0o600) -> Path:
 
 
 def as_user(action: Callable[[], object]) -> str:
-    """Return the error of an action in a process of `USER`; empty if there is none."""
+    """Run an action in a process of `USER`; return its error, or an empty string."""
     read, written = os.pipe()
     child = os.fork()
     if child == 0:

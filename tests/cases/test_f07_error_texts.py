@@ -1,4 +1,4 @@
-"""Every error of MinIO that a user can cause ends in a line with the setting and the fix."""
+"""Every MinIO error that a user can cause leads to one line that names the setting and the fix."""
 
 import http.server
 import json
@@ -33,7 +33,7 @@ REGION = "eu-west-7"
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[MinioConfig]:
-    """A server in a region of its own, and a bucket there."""
+    """A server in a non-default region, with a bucket."""
     with MinioServer(env={"MINIO_SITE_REGION": REGION}) as server:
         config = MinioConfig(
             endpoint=server.endpoint,
@@ -61,7 +61,7 @@ Memkv = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def memkv(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Memkv:
-    """Run a command on a node of such settings; returns its exit status and all it printed."""
+    """Run a command on a node with these settings; return its exit status and output."""
     for name in [name for name in os.environ if name.startswith("MEMKV_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "1000")
@@ -90,7 +90,7 @@ VERBS = [
 
 
 def errors_of_the_tier(config: MinioConfig, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Use a tier as an agent does; returns what it raises and logs."""
+    """Use a tier like an agent does; return what it raises and logs."""
     tier = MinioTier(config)
     try:
         with pytest.raises((TierError, ConfigError)) as raised:
@@ -129,7 +129,7 @@ CAUSES = ["region", "key", "secret", "bucket", "refused", "name", "https to http
 def cause(
     request: pytest.FixtureRequest, elsewhere: MinioConfig, tmp_path: Path
 ) -> tuple[MinioConfig, str]:
-    """Settings with something wrong, and what has to be said of it."""
+    """Wrong settings, and the words that the message must contain."""
     settings, fix = causes(elsewhere, Authority(tmp_path), tmp_path)[request.param]
     return changed(elsewhere, **settings), fix
 
@@ -322,7 +322,7 @@ def test_responses_that_are_not_from_s3(
         config = changed(minio_config, endpoint=proxy.url)
         bucket = open_bucket(config)
         with pytest.raises(TierError) as raised:
-            # What answers a HEAD is told by its fields alone.
+            # A response to HEAD can be judged only by its fields.
             bucket.ensure() if "header" in kind else bucket.names("", recursive=True)
         bucket.close()
         status, printed = memkv(config, "inspect")
@@ -334,7 +334,7 @@ def test_responses_that_are_not_from_s3(
 
 
 class Console(http.server.BaseHTTPRequestHandler):
-    """Answers like the console of MinIO: a page for whatever is asked."""
+    """Answers every request with a web page, like MinIO's console."""
 
     def do_GET(self) -> None:
         self.send_response(200)

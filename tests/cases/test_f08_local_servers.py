@@ -1,4 +1,4 @@
-"""The client of the demo's and the tests' own servers, and these servers, use no proxy."""
+"""Local servers of demo and tests, and their clients, use no proxy."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Proxies of the environment: never for this machine's own addresses, nor for MinIO."""
+"""Proxies from the environment are never used for this machine's own addresses or for MinIO."""
 
 import json
 import re
@@ -29,7 +29,7 @@ PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "al
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers as SGLang, as a credentials endpoint, or as a proxy that refuses."""
+    """Answers like SGLang, like a credentials endpoint, or like a proxy that refuses."""
 
     asked: ClassVar[list[str]]
     answers: ClassVar[dict[str, object]] = {}
@@ -74,7 +74,7 @@ SGLANG = {"/server_info": {"page_size": 64}, "/tokenize": {"tokens": list(range(
 
 @pytest.fixture
 def proxy() -> Iterator[ThreadingHTTPServer]:
-    """A proxy that refuses everything and remembers what it was asked."""
+    """A proxy that refuses everything and records the requests."""
     server = serve("127.0.0.1", {})
     yield server
     stop(server)
@@ -82,7 +82,7 @@ def proxy() -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def proxied(proxy: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Set every variable of a proxy, and none that excludes a host."""
+    """Set every proxy variable, and none that excludes a host."""
     variables = dict.fromkeys(PROXY_VARIABLES, f"http://127.0.0.1:{proxy.server_port}")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -155,7 +155,7 @@ def test_no_command_uses_a_proxy_for_this_machine(
         while "no namespace" in pinned.stderr:
             pinned = memkv("pin", *prompt, environ=variables)
         assert pinned.returncode == 0
-        # Nothing was spilled, so the pin names pages that are yet to come.
+        # Nothing was spilled, so the pin names pages that are not stored yet.
         warning = "warning: namespace .*: 3 of 3 pages are not in the bucket, .*\n"
         assert re.fullmatch(warning, pinned.stderr)
         assert memkv("pins", environ=variables).returncode == 0

@@ -1,4 +1,4 @@
-"""Which tiers work, and why one does not, stands where people look: in the server's own log too."""
+"""Commands, metrics and the server's own log show which tiers work, and why one does not."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ LIMIT = 60.0
 
 @pytest.fixture(autouse=True)
 def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let clients ask often whether the tiers work."""
+    """Make clients check often whether the tiers work."""
     monkeypatch.setattr("memkv_sglang.client.health.PERIOD", 0.5)
 
 

@@ -63,7 +63,7 @@ def test_stats_shows_the_agents_counters(run: Run, agent: AgentClient) -> None:
     assert stored == [PAGES]
     shown = run("stats").out
     assert "looked up 12 pages, 100.0 % found" in shown
-    # No node knows what the shared tier holds.
+    # No node knows the content of the shared tier.
     assert any(
         line.split()[:5] == ["minio", "working", "-", "-", "-"] for line in shown.splitlines()
     )

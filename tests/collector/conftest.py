@@ -34,7 +34,7 @@ def _keys(server: MinioServer, *, reader: bool) -> Keys:
 
 @pytest.fixture
 def node_config(minio_config: MinioConfig, node_keys: Keys, admin: Minio) -> MinioConfig:
-    """Settings of such a node, with a bucket that an administrator made."""
+    """Settings of such a node, with a bucket that an administrator created."""
     admin.make_bucket(minio_config.bucket)
     return msgspec.structs.replace(minio_config, **node_keys._asdict())
 

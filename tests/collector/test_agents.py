@@ -1,4 +1,4 @@
-"""Agents of two nodes with one bucket: its limits hold, and pins apply to every node's disk."""
+"""Two nodes' agents share one bucket: its limits hold, and pins apply to every node's disk."""
 
 import time
 from collections.abc import Callable

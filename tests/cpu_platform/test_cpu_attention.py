@@ -1,4 +1,4 @@
-"""Attention over the paged cache against a plain formula and against SGLang's own."""
+"""Attention over the paged cache equals a plain formula and SGLang's own attention."""
 
 from collections.abc import Callable
 from typing import Any

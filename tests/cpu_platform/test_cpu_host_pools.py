@@ -1,4 +1,4 @@
-"""Copies between device pool and host pool, on SGLang's own pool classes."""
+"""Copies between the device pool and the host pool, with SGLang's own pool classes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ from sglang_cpu_platform import host_pools
 LAYERS, PAGE, SLOTS, WIDTH = 3, 4, 32, 8
 CPU = torch.device("cpu")
 LAYOUTS = ["page_first", "page_first_direct", "layer_first"]
-# Pages of the two pools, the last two of which follow each other in both.
+# Pages of the two pools; the last two are adjacent in both.
 HOST = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (5, 1, 2)])
 DEVICE = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (2, 6, 7)])
 
@@ -33,7 +33,7 @@ def _hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(MHATokenToKVPoolHost, back_up, host_pools.mha_back_up_layers)
     monkeypatch.setattr(MLATokenToKVPoolHost, load, host_pools.mla_load_layer)
     monkeypatch.setattr(MLATokenToKVPoolHost, back_up, host_pools.mla_back_up_layers)
-    # The tests' pools have a few KiB: any machine has room for them.
+    # The tests' pools have a few KiB and fit on any machine.
     monkeypatch.setattr("sglang.srt.mem_cache.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
     yield
 
@@ -98,7 +98,7 @@ def mla_pool(layout: str) -> tuple[MLATokenToKVPoolHost, tuple[torch.Tensor, ...
 
 
 def page_of(pool: Any, first: int) -> torch.Tensor:
-    """A page as SGLang's own reader gives it, as [part, layer, token, head, width]."""
+    """A page as SGLang's own reader returns it, with axes [part, layer, token, head, width]."""
     page = pool.get_data_page(first, flat=False)
     if isinstance(pool, MLATokenToKVPoolHost):
         page = page.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""The page hashes without a compiler against those of SGLang's extension."""
+"""Page hashes computed without a compiler equal those of SGLang's extension."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Where the platform steps in, and where it keeps out."""
+"""When the platform is active, and when it is not."""
 
 import importlib.metadata
 import logging
@@ -16,7 +16,7 @@ from sglang_cpu_platform.platform import PlainCpuPlatform
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The targets that get a hook, instead of hooking this very process."""
+    """Records the targets that get a hook, so that this process is not hooked."""
     targets: list[str] = []
     monkeypatch.setattr(HookRegistry, "register", lambda target, *_: targets.append(target))
     monkeypatch.setattr(plugin, "_adjust_sglang", lambda: None)

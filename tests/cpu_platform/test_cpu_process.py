@@ -20,7 +20,7 @@ from sglang_cpu_platform.process import (
     shared_memory_of,
 )
 
-# A process that ignores SIGTERM, and a child of it likewise.
+# A process that ignores SIGTERM, and so does its child.
 STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

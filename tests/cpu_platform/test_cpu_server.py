@@ -15,7 +15,7 @@ from sglang_cpu_platform.server import CpuServer
 
 PAGE = 64
 PROMPT = random.Random(7).choices(range(5, 261), k=3000)
-# The last prompt token is always computed: hits end at a page before it.
+# The last prompt token is always computed, so hits end at the page boundary before it.
 REUSED = (len(PROMPT) - 1) // PAGE * PAGE
 HICACHE = [
     "--enable-hierarchical-cache",

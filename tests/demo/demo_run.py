@@ -1,4 +1,4 @@
-"""What a run of the demo takes down when all is well."""
+"""Results of a demo run in which every claim holds."""
 
 from memkv_testbed.demo.record import Reference, Request, Sources
 from memkv_testbed.demo.scenario import CHANGED_AT, CHANGED_STEP, TENANT, TENANT_STEP
@@ -10,7 +10,7 @@ ANSWER = [7, 8, 9]
 
 
 def make_request(step: str, node: str, reused: Sources, ttft_s: float, **other: object) -> Request:
-    """Return one whose reuse is what it should be, and its answer that of the reference."""
+    """Return a result with perfect reuse and the reference's answer."""
     values = {
         "step": step,
         "node": node,

@@ -34,7 +34,9 @@ BOOLEANS = (
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """The temporary directory of the demo and of all it starts; short, for the sake of sockets."""
+    """The temporary directory of the demo and its processes; short, because sockets limit path
+    lengths.
+    """
     with tempfile.TemporaryDirectory(prefix="memkv-t-") as directory:
         yield Path(directory)
 
@@ -51,7 +53,7 @@ def start(tmp_path: Path, temporary: Path, *arguments: str) -> subprocess.Popen[
 
 
 def started_by(temporary: Path) -> list[str]:
-    """Return the command lines of processes, zombies aside, that have the directory as TMPDIR."""
+    """Return the command lines of processes with this TMPDIR, except zombies."""
     mark = f"TMPDIR={temporary}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -74,7 +76,7 @@ def test_every_claim_is_true_and_nothing_is_left(tmp_path: Path, temporary: Path
     assert {name: figures[name] for name in BOOLEANS} == dict.fromkeys(BOOLEANS, True)
     assert figures["prompt_tokens"] > 16000
     assert 0 < figures["ttft_top_tier_s"] < figures["ttft_recompute_s"]
-    # Far below what a quiet machine shows (see docs/), so that a busy one passes too.
+    # Far below the figures of a quiet machine (see docs/), so that a busy one passes too.
     assert figures["minio_speedup"] > 8
     assert figures["nvme_speedup"] > 8
     nodes = [request["node"] for request in document["requests"] if request["via"] == "router"]

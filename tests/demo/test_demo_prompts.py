@@ -16,7 +16,7 @@ TOKENS = st.lists(st.integers(5, 7), min_size=1, max_size=40)
 
 
 class Bytes:
-    """A tokenizer of a token a byte."""
+    """A tokenizer with one token per byte."""
 
     def __init__(self, ids: Sequence[int] = ()) -> None:
         self.ids = list(ids)

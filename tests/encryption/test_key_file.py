@@ -9,7 +9,7 @@ import pytest
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.encryption.keys import load_key_ring
 
-# The same in every process: parametrized tests contain them, and pytest-xdist compares test names.
+# Constant across processes: they appear in test names, which pytest-xdist compares.
 OLD, NEW = (hashlib.sha256(name).hexdigest() for name in (b"old", b"new"))
 GOOD = f'write = "new-1"\n[keys]\nnew-1 = "{NEW}"\n2026_05 = "{OLD.upper()}"\n'
 

@@ -1,4 +1,4 @@
-"""A sealed page opens only with its master key and as the page that was sealed."""
+"""A sealed page opens only with its master key and under its own page key."""
 
 import hashlib
 import hmac

@@ -15,7 +15,7 @@ from tests.engine.engines import Open
 
 @pytest.fixture
 def open_engine() -> Iterator[Open]:
-    """Give a function that makes engines; closes them in the end."""
+    """Return a function that makes engines; close them at the end."""
     engines: list[Engine] = []
 
     def make(

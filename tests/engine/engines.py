@@ -1,4 +1,4 @@
-"""Helpers for engine tests: store and load pages, and a tier that can be held up."""
+"""Helpers for engine tests: store and load pages, and a tier that can be paused."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ def load(engine: Engine, keys: Sequence[PageKey]) -> list[PageLoad]:
 
 
 def load_any(engine: Engine, keys: Sequence[PageKey]) -> list[PageLoad]:
-    """Load without a look at the buffers of pages that are not loaded."""
+    """Load, ignoring the buffers of pages that are not loaded."""
     return engine.load([make_page(key, LENGTHS, filled=False) for key in keys])
 
 
@@ -54,7 +54,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class GatedTier(WrapperTier):
-    """Holds loads and spills until the gate opens; tells when one has arrived."""
+    """Blocks loads and spills until the gate opens; signals when one has arrived."""
 
     def __init__(self, inner: Tier) -> None:
         super().__init__(inner)

@@ -60,7 +60,7 @@ def test_probe_decides(verdict: bool | None, after: BreakerState) -> None:
 
 
 class LateTier(WrapperTier):
-    """Never answers a lookup in time, and fails every load; what it knows it still knows."""
+    """Never answers a lookup in time and fails every load, but keeps its cached knowledge."""
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         whole = super().lookup(chain, deadline)
@@ -80,7 +80,7 @@ def test_lookups_that_run_out_of_time_open_the_circuit() -> None:
 
 
 def test_answers_from_the_presence_cache_do_not_hide_failures() -> None:
-    """A chain that is known to be there is found, though no load of it succeeds."""
+    """A chain that is known to be present is found, although no load of it succeeds."""
     breaker = CircuitBreaker("minio", failures=3, open_seconds=HOUR)
     tier = BreakerTier(LateTier(MemoryTier()), breaker)
     spill(tier, CHAIN.keys())

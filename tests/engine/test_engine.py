@@ -125,7 +125,7 @@ def test_pending_descriptions_are_bounded(
 
 
 class ForgetfulTier(WrapperTier):
-    """Takes no description until it is told to."""
+    """Rejects descriptions until the test allows them."""
 
     def __init__(self, inner: Tier) -> None:
         super().__init__(inner)

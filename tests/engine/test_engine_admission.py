@@ -35,7 +35,7 @@ def test_page_refused_by_the_shared_tier_is_stored_locally_under_any_rule(
     engine = open_engine(local, shared, admission="second_use", upload_attempts=1000)
     down.set()
     assert spill(engine, keys[:3]) == [SpillResult.STORED] * 3
-    # Their parent waits for upload: past it, the shared tier would hold a chain with a hole.
+    # Their parent waits for upload; without it, the shared tier would hold a chain with a hole.
     assert spill(engine, keys[3:], [key.hash for key in keys[:3]]) == [SpillResult.STORED] * 3
     assert local.present(keys, 0) == [True] * 6
     down.clear()

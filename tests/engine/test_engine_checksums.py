@@ -30,7 +30,7 @@ NAMESPACE = make_namespace(page_bytes=sum(LENGTHS))
 
 
 class OverwrittenTier(WrapperTier):
-    """Its first load is a client's that writes into the pages right after they were verified."""
+    """During its first load a client writes to the pages right after they were verified."""
 
     def __init__(self, inner: Tier) -> None:
         super().__init__(inner)
@@ -45,7 +45,7 @@ class OverwrittenTier(WrapperTier):
 
 
 class KeepingTier(MemoryTier):
-    """Remembers the checksums of the pages it was given."""
+    """Records the checksums of the pages that it receives."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)
@@ -107,7 +107,7 @@ def test_follower_of_an_overwritten_page_loads_it_itself(
 
 
 class SpoiledTier(WrapperTier):
-    """Its first load fails, as where a client writes into the pages while they are verified."""
+    """Its first load fails, as if a client wrote to the pages while they were verified."""
 
     def __init__(self, inner: Tier) -> None:
         super().__init__(inner)

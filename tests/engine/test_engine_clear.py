@@ -42,7 +42,9 @@ def is_closed(engine: Engine) -> bool:
 
 
 def clear_meanwhile(engine: Engine, gated: GatedTier, call: Callable[[], object] | None) -> Removal:
-    """Clear once `call` has reached the gated tier, and let it go on when `clear` waits for it."""
+    """Clear once `call` has reached the gated tier, and let the call continue when `clear` waits
+    for it.
+    """
     other, _ = in_background(call) if call else (None, None)
     gated.arrived.acquire()
     clearing, results = in_background(lambda: engine.clear(DIGEST))
@@ -157,7 +159,7 @@ def test_clear_waits_for_warming_in_flight(open_engine: Open) -> None:
 
 
 class ClearingTier(MemoryTier):
-    """Calls somebody back in the middle of its clearing."""
+    """Calls a function in the middle of a clear."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)
@@ -197,7 +199,7 @@ def test_nothing_is_found_or_stored_during_a_clear(open_engine: Open) -> None:
 
 
 def test_pages_stored_late_by_a_server_are_removed_too(open_engine: Open) -> None:
-    """It may carry a request out whose answer nobody waited for."""
+    """The tier may execute a request although its caller has stopped waiting."""
     shared = ClearingTier(SHARED)
     engine = open_engine(None, shared)
     late = iter([KEYS[:1], KEYS[1:2]])

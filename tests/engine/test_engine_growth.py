@@ -1,8 +1,8 @@
-"""Conversations that grow in SGLang's own memory: no page on disk outlives one before it.
+"""Conversations grow in SGLang's memory; no page on disk outlives its predecessors.
 
-What is guaranteed: a page stored after its parent is never on disk without it, whatever is evicted
-in between. Removals (`clear`, corrupt pages) and pages that wait for upload may leave holes, and so
-may loads of pages that were never looked up.
+The guarantee: a page stored after its parent is never on disk without it, whatever is evicted in
+between. Removals (`clear`, corrupt pages), pages that wait for upload, and loads without a lookup
+may leave holes.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ WHICH = st.integers(0, CONVERSATIONS - 1)
 
 
 class Growing(RuleBasedStateMachine):
-    """Turns are spilled one by one, as SGLang does: it looks up what it has lost, and no more."""
+    """Turns are spilled one by one; like SGLang, it looks up only the pages it has lost."""
 
     @initialize()
     def begin(self) -> None:
@@ -70,7 +70,7 @@ class Growing(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def come_back(self, which: int) -> None:
-        """Go on with what is found, once SGLang has lost its own."""
+        """Continue with the stored prefix, after SGLang has lost its own pages."""
         self.held[which] = self.engine.lookup(self.chains[which]).length
 
     @precondition(lambda self: hasattr(self, "tier"))

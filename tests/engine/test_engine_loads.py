@@ -101,7 +101,7 @@ def test_page_twice_in_one_load(open_engine: Open) -> None:
 
 
 def test_follower_loads_what_its_leader_skipped(open_engine: Open) -> None:
-    """The leader's chain has a hole before the page; the follower's has not."""
+    """The leader's chain has a hole before the page; the follower's chain does not."""
     inner = MemoryTier(name=SHARED)
     hole, wanted = make_chain(NAMESPACE, 2).keys()
     put(inner, [wanted])
@@ -121,7 +121,7 @@ def test_follower_loads_what_its_leader_skipped(open_engine: Open) -> None:
 
 
 class SkippingTier(WrapperTier):
-    """Tries no page behind one that is missing, as a tier may."""
+    """Stops at the first missing page, as a tier may."""
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         outcomes = super().fetch(pages, deadline)

@@ -28,7 +28,7 @@ def test_lookup_is_page_exact_over_both_tiers(
 
 
 def test_lookup_continues_on_disk_where_the_shared_tier_ends(open_engine: Open) -> None:
-    """The disk evicted the middle, and the end still waits for its upload."""
+    """The disk evicted the middle of the chain, and its end still waits for upload."""
     local, shared = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 12).keys()
     put(local, keys[:3] + keys[7:10])

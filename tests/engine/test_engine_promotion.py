@@ -38,7 +38,7 @@ def test_promotion_over_its_memory_limit_is_skipped(open_engine: Open) -> None:
 
 
 class DefectiveTier(MemoryTier):
-    """Has a defect that shows once."""
+    """Raises an unexpected exception once."""
 
     shown = False
 

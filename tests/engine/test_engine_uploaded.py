@@ -33,7 +33,7 @@ def test_cleared_pages_are_uploaded_when_spilled_again(again: bool) -> None:
 
 
 def test_collected_pages_are_uploaded_when_spilled_again() -> None:
-    """The disk let them go, too; that they were uploaded once counts no more."""
+    """The disk evicted them too, so the record of their upload is stale."""
     local, shared = MemoryTier(), MemoryTier()
     engine = Engine(local, shared, local, EngineConfig(), Metrics(CollectorRegistry()))
     pages = [make_page(key, LENGTHS, filled=True) for key in KEYS]

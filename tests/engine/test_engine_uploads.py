@@ -27,7 +27,7 @@ from tests.engine.engines import (
 
 
 def test_uploads_resume_after_a_restart(open_engine: Open) -> None:
-    """What was acknowledged reaches the shared tier though the first process was killed."""
+    """Acknowledged pages reach the shared tier although the first process was killed."""
     local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(inner)
     chain = make_chain(NAMESPACE, 7)
@@ -59,7 +59,7 @@ def test_uploads_survive_an_outage(open_engine: Open) -> None:
 
 
 class CrowdedTier(MemoryTier):
-    """Evicts the third page of a spill for another one that comes at the same time."""
+    """Evicts the third page of a spill for a concurrent spill."""
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         results = super().spill(pages, deadline)
@@ -90,7 +90,7 @@ def test_page_that_cannot_be_uploaded_is_dropped_and_counted(open_engine: Open) 
 
 
 def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
-    """No upload may leave a hole: what follows a dropped page is dropped too."""
+    """No upload may leave a hole: the descendants of a dropped page are dropped too."""
     local, inner = MemoryTier(name=LOCAL), MemoryTier(name=SHARED)
     gated = GatedTier(inner)
     registry = CollectorRegistry()
@@ -110,7 +110,7 @@ def test_full_backlog_keeps_whole_chains_local(open_engine: Open) -> None:
 
 
 class SlowlyMarking(MemoryTier):
-    """Marks pages only once it is let."""
+    """Marks pages only when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__(name=LOCAL)
@@ -143,7 +143,7 @@ def test_concurrent_calls_respect_the_backlog(open_engine: Open) -> None:
 
 
 def test_disk_full_of_waiting_pages_refuses_more_and_loses_none(open_engine: Open) -> None:
-    """During an outage nothing acknowledged leaves; afterwards all of it is uploaded."""
+    """During an outage no acknowledged page is evicted; afterwards all are uploaded."""
     down = threading.Event()
     down.set()
     inner = MemoryTier(name=SHARED)
@@ -192,7 +192,7 @@ def test_descendants_of_a_dropped_page_are_not_uploaded(open_engine: Open) -> No
 
 
 class BrokenTier(WrapperTier):
-    """Has a bug that shows `times` times."""
+    """Raises an unexpected exception `times` times."""
 
     times = 3
 
@@ -247,7 +247,7 @@ def test_close_stops_with_uploads_left(open_engine: Open) -> None:
 
 
 class SteppingTier(WrapperTier):
-    """Finds a prefix as a search by few questions does: it steps over a page that is missing."""
+    """Finds a prefix like a sparse search does: it can step over a missing page."""
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         there = self.inner.present(chain.keys(), deadline)
@@ -265,7 +265,7 @@ def test_missing_page_within_a_chain_is_uploaded(open_engine: Open) -> None:
 
 
 class FullTier(WrapperTier):
-    """Takes nothing for `times` calls."""
+    """Stores nothing for `times` calls."""
 
     times = 5
 

@@ -1,4 +1,4 @@
-"""Lookups leave out pages that are slower to load than to recompute."""
+"""Lookups omit pages that are slower to load than to recompute."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ DEAR, CHEAP = Recompute(60.0, PAGE), Recompute(SLOW / 1000, PAGE)
 
 
 class SlowedNode:
-    """An engine whose shared tier is as slow as asked, and holds 12 pages; the disk has 4."""
+    """An engine with a shared tier of a given slowness that holds 12 pages, and a disk with 4."""
 
     def __init__(self, *, skip_slow_loads: bool = True) -> None:
         self.registry = CollectorRegistry()
@@ -49,7 +49,7 @@ class SlowedNode:
         self.engine = Engine(local, self.slow, local, config, Metrics(self.registry))
 
     def measure(self, seconds: float) -> None:
-        """Let the tier be so slow, and the engine find out."""
+        """Slow the tier down, and let the engine measure it."""
         self.slow.seconds = seconds
         assert self.load(12) == [LoadResult.LOADED] * 12
         assert self.load(6) == [LoadResult.LOADED] * 6
@@ -86,13 +86,13 @@ def test_lookup_returns_the_prefix_worth_loading(
     node.slow.seconds = 0
     with caplog.at_level(logging.WARNING, "memkv_sglang.engine.load_cost"):
         assert node.ask(DEAR) == 12
-        # What the disk has pays; of a chain that only the slow tier has, nothing does.
+        # Pages on the disk are worth loading; pages that only the slow tier has are not.
         assert [node.ask(CHEAP) for _ in range(8)] == [4] * 8
         rest = Chain(node.chain.namespace, node.chain.hashes[4:])
         assert node.ask(CHEAP, rest) == 0
     assert node.declined() == 8 * 8 + 8
     assert len(caplog.records) == 1, "explained once"
-    # Those who ask again meanwhile get the same answer, whatever has been measured since.
+    # Repeated lookups get the same answer for a while, whatever has been measured since.
     node.measure(0)
     assert node.ask(CHEAP) == 4
 
@@ -122,7 +122,7 @@ def test_skipping_can_be_turned_off() -> None:
 
 
 def known(latency: float, byte_seconds: float) -> TierSpeed:
-    """Return what is known of a tier with this speed, at a moment that does not pass."""
+    """Return the estimate for a tier of this speed, at a frozen time."""
     now = [0.0]
     known = TierSpeed(lambda: now[0])
     for size in (PAGE, 100 * PAGE):
@@ -150,7 +150,7 @@ def test_no_other_boundary_takes_less_time(
     places = [tier for tier, pages in parts for _ in range(pages)]
 
     def takes(length: int) -> float:
-        """Both tiers load at once; the rest is computed."""
+        """Both tiers load at the same time; the rest is computed."""
         counts = {tier: places[:length].count(tier) for tier in costs}
         loads = [costs[t][0] + costs[t][1] * n * PAGE for t, n in counts.items() if n]
         return max(loads, default=0) + page_seconds * (len(places) - length)

@@ -23,7 +23,7 @@ def holding(pages: Sequence[int]) -> MemoryTier:
 
 
 class AskedTier(WrapperTier):
-    """Notes what it is asked, and takes its time."""
+    """Records its calls and answers slowly."""
 
     def __init__(self, inner: Tier, seconds: float = 0.0) -> None:
         super().__init__(inner)
@@ -51,7 +51,7 @@ def test_pages_with_gaps_are_found_in_both_tiers() -> None:
     near, far = [1, 2, 200, 383], [0, 2, 3, 250]
     shared = AskedTier(holding(far))
     assert found([holding(near), shared]) == sorted({*near, *far})
-    # What is near is not asked for again.
+    # Pages on the near tier are not looked up again.
     asked = [key for keys in shared.asked for key in keys]
     assert not {KEYS[page] for page in near} & set(asked)
     assert len(asked) == len(KEYS) - len(near)

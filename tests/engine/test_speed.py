@@ -1,4 +1,4 @@
-"""Speed estimates: exact at observations, never absurd, never permanent."""
+"""Speed estimates match observations, stay plausible and expire."""
 
 import pytest
 from hypothesis import given
@@ -37,7 +37,7 @@ def test_more_work_never_takes_less_time(
 def test_one_observation_is_not_extrapolated(
     x: float, y: float, seconds: float, times: float
 ) -> None:
-    """Nobody knows yet whether calls or bytes took the time: the cheaper reading holds."""
+    """It is unknown whether calls or bytes took the time, so the cheaper interpretation applies."""
     model = TimeModel()
     model.observe(x, y, seconds)
     assert model.predict(x, y) == pytest.approx(seconds)
@@ -91,7 +91,7 @@ def test_load_in_flight_adds_to_the_estimate() -> None:
 
 
 def test_concurrent_loads_share_the_medium() -> None:
-    """Four at once that take four times as long are no slower than one after the other."""
+    """Four concurrent loads that take four times as long are as fast as four in sequence."""
     clock = Clock()
     speed = TierSpeed(clock)
     for size in (1_000_000, 2_000_000) * 5:
@@ -129,12 +129,14 @@ def test_slow_estimate_decays() -> None:
 
 
 def test_confirmed_estimates_decay_more_slowly() -> None:
-    """A tier that stays slow is tried more and more rarely, and at once more often if it is not."""
+    """A tier that stays slow is tried less and less often, and normally again as soon as it is
+    fast.
+    """
     clock = Clock()
     speed = TierSpeed(clock)
 
     def trusted() -> float:
-        """Return how long it takes until a load looks half as long."""
+        """Return the time until the predicted load time has halved."""
         known, begin = speed.seconds(1, 1_000_000), clock.now
         while speed.seconds(1, 1_000_000) > known / 2:
             clock.now += 1
@@ -152,7 +154,7 @@ def test_confirmed_estimates_decay_more_slowly() -> None:
 
 
 def test_loads_without_data_do_not_affect_the_estimate() -> None:
-    """Neither pages that are not there, nor a server that is down."""
+    """Neither missing pages nor a server that is down."""
     clock = Clock()
     speed = TierSpeed(clock)
     observed(clock, speed, 1_000_000, 10)
@@ -162,7 +164,7 @@ def test_loads_without_data_do_not_affect_the_estimate() -> None:
 
 
 def test_timed_out_load_is_extrapolated() -> None:
-    """Over a line that has become narrow, no call gets through: it must not look short for that."""
+    """On a link that has become slow no call succeeds; failed calls must not make it look fast."""
     clock = Clock()
     speed = TierSpeed(clock)
     for size in (10_000_000, 60_000_000):

@@ -54,7 +54,7 @@ def test_four_drives_without_one_keep_serving() -> None:
 
 
 def test_two_servers_without_one_fail_softly() -> None:
-    """Half of the drives are no quorum, so pages are misses within the deadline."""
+    """Half of the drives are no quorum, so every page is a miss within the deadline."""
     with TwoServers() as pair, opened(pair.endpoint, pair.servers[0]) as tier:
         before = chain("before").keys()
         wait_until(lambda: set(spill(tier, before)) <= KEPT)  # both know each other then

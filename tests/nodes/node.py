@@ -1,4 +1,4 @@
-"""A node as tests see it: an agent of its own, and host pools like SGLang's."""
+"""A node for tests: its own agent, and host pools like SGLang's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +37,13 @@ class Node:
         assert self.client.wait(LIMIT), self.client.problem
 
     def connect(self) -> AgentClient:
-        """Return a further client, as another server of the node would have it."""
+        """Return another client, like that of another server on the node."""
         client = AgentClient(self.config, start=False)
         assert client.wait(LIMIT), client.problem
         return client
 
     def restart(self) -> None:
-        """End the agent and start it again over the same directory."""
+        """Stop the agent and start it again on the same directory."""
         self.stop()
         self.client = AgentClient(self.config, start=True)
         assert self.client.wait(LIMIT), self.client.problem
@@ -69,7 +69,7 @@ class Node:
 
 
 class Pool:
-    """A host pool for a chain's pages, and the client that moves them."""
+    """A host pool for the pages of a chain, and the client that moves them."""
 
     def __init__(self, client: AgentClient, chain: Chain, page_bytes: int) -> None:
         self._client = client
@@ -78,11 +78,13 @@ class Pool:
         self._number = client.register_pool(self._memory.descriptor, self._memory.length)
 
     def fill(self) -> None:
-        """Write every page's content, which follows from its key."""
+        """Write every page's content, which is derived from its key."""
         self._memory.fill(self._chain)
 
     def wrong(self, pages: int) -> list[int]:
-        """Return which of the first `pages` pages do not hold what their key demands."""
+        """Return the indices among the first `pages` pages whose content does not match their
+        key.
+        """
         return self._memory.wrong(Chain(self._chain.namespace, self._chain.hashes[:pages]))
 
     def spill(self) -> list[SpillResult]:

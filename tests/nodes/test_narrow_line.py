@@ -1,4 +1,6 @@
-"""A node whose line to MinIO is slower than its GPU: what would take longer is not loaded."""
+"""On a node whose link to MinIO is slower than its GPU, pages that take longer to load are
+skipped.
+"""
 
 import time
 from pathlib import Path

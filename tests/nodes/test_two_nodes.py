@@ -1,4 +1,6 @@
-"""Two nodes, two agents, one real MinIO: what one spills the other loads, bit for bit."""
+"""Two nodes with an agent each and one real MinIO: pages that one spills, the other loads bit for
+bit.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -118,7 +120,7 @@ def test_ten_clients_at_once(nodes: list[Node]) -> None:
 
 
 def test_restarts_lose_nothing(minio_server: MinioServer, tmp_path: Path) -> None:
-    """Of the agent, of MinIO, of both; and a spill while MinIO is down arrives afterwards."""
+    """Restart the agent, MinIO, and both; pages spilled while MinIO is down arrive afterwards."""
     namespace = make_namespace(page_bytes=64 * KIB)
     first, second = (make_chain(namespace, 40, seed) for seed in ("first", "second"))
     with MinioServer(tmp_path / "data") as server:

@@ -18,7 +18,7 @@ def series() -> Series:
 
 @pytest.fixture
 def site_packages(tmp_path: Path, series: Series) -> Path:
-    """Copies of the real files; few enough to take milliseconds."""
+    """Copies of the real files, few enough to be copied in milliseconds."""
     installed = distribution("sglang")
     root = tmp_path / "site-packages"
     for path, sums in series.manifest.items():

@@ -41,9 +41,9 @@ def environment_of(copy: Path) -> dict[str, str]:
     return {
         "PYTHONPATH": path,
         "SGLANG_PLUGINS": "plain_cpu",
-        # The page hashes' source has another path here, so PyTorch would recompile it in the user's
-        # cache for this copy and again for the next server. Without a compiler, the copy falls back
-        # to hashlib, whose hashes are the same.
+        # The page-hash source has a different path here, so PyTorch would recompile it in the
+        # user's cache for this copy, and again for the next server. Without a compiler, the copy
+        # falls back to hashlib, whose hashes are the same.
         "TORCH_EXTENSIONS_DIR": str(copy / "extensions"),
         "CXX": str(copy / "no-compiler"),
     }

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from memkv_sglang.patching.unified_diff import MismatchError, apply, parse, revert
 
-# Few different lines, so that they repeat; some that look like parts of a diff.
+# Few distinct lines, so that they repeat; some look like parts of a diff.
 LINES = st.lists(
     st.sampled_from(["a\n", "b\n", "\n", "-- x\n", "++ b/x\n", "\x0c\n", "@@ -1 +1 @@\n"])
 )

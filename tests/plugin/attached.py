@@ -1,4 +1,4 @@
-"""A storage with its host pools, as one rank of a server on one node has it."""
+"""A storage with its host pools, like that of one rank of a server."""
 
 import os
 import time
@@ -27,7 +27,7 @@ LIMIT = 30.0
 
 
 def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for what only a running server has: its arguments, its hooks."""
+    """Provide what only a running server has: its arguments and its hooks."""
     base = "sglang.srt.mem_cache"
     monkeypatch.setattr(f"{base}.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
     monkeypatch.setattr(state, "wanted", lambda: True)
@@ -81,7 +81,7 @@ class Node:
         self._storages: list[MemKVStorage] = []
 
     def attach(self, pools: dict[str, Any], **fields: Any) -> MemKVStorage:
-        """Do what SGLang's controller does with a backend and its host pools."""
+        """Register the host pools with a backend, like SGLang's controller does."""
         storage = MemKVStorage(storage_config({"memkv": {"settings": self.settings}}, **fields), {})
         self._storages.append(storage)
         storage.register_mem_pool_host(pools["kv"])
@@ -104,7 +104,7 @@ class Node:
             return stalled(_pid(client))
 
     def upload(self) -> None:
-        """Return when all that was stored is in the shared tier."""
+        """Wait until all stored pages are in the shared tier."""
         with self.client() as client:
             assert client.flush(LIMIT)
 
@@ -135,12 +135,12 @@ def keys(count: int, seed: str = "") -> list[str]:
 
 
 def after(prefix: list[str]) -> HiCacheStorageExtraInfo:
-    """Return what SGLang says of pages that follow others."""
+    """Return SGLang's extra information for pages that follow others."""
     return HiCacheStorageExtraInfo(prefix_keys=prefix)
 
 
 def store(storage: MemKVStorage, pool: Any, pages: list[str]) -> list[bytes]:
-    """Write a page for each key from the pool's start and store it; return the contents."""
+    """Write and store a page for each key, from the start of the pool; return the contents."""
     contents = [host_pools.write(pool, i, int(page[:8], 16)) for i, page in enumerate(pages)]
     slots = host_pools.slots(pool, range(len(pages)))
     assert storage.batch_set_v1(pages, slots, after([])) == [True] * len(pages)

@@ -1,4 +1,4 @@
-"""Storages as SGLang makes them, without a server: real host pools, agents and MinIO."""
+"""Storages made as SGLang makes them, but without a server: real host pools, agents and MinIO."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process pass for a server's scheduler."""
+    """Make this process look like a server's scheduler."""
     prepare_process(monkeypatch)
 
 
@@ -33,7 +33,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_node(
     home: Path, minio_config: MinioConfig, process: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MakeNode]:
-    """Make nodes that share a bucket; each has an agent and a directory of its own."""
+    """Make nodes that share a bucket; each has its own agent and directory."""
     with ExitStack() as stack:
 
         def make(name: str = "a", minio: MinioConfig | None = minio_config, **kinds: Any) -> Node:

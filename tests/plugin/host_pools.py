@@ -1,4 +1,4 @@
-"""SGLang's own host pools on CPU memory, small, with content that can be told apart."""
+"""Small host pools of SGLang's own classes in CPU memory, with a distinct content per page."""
 
 from typing import Any
 
@@ -87,7 +87,7 @@ def mla(shared: bool = True) -> Any:
 
 
 def mamba(shared: bool = True, side_state: bool = False) -> Any:
-    """A page is one state: temporal and two convolutions, in three memory files."""
+    """A page is one state: a temporal one and two convolutions, in three memory files."""
     slots = 4
     info = MambaStateBufferInfo(
         temporal=torch.zeros(LAYERS, slots, 4, 8),
@@ -109,7 +109,7 @@ def mamba(shared: bool = True, side_state: bool = False) -> Any:
 
 
 def compressed(shared: bool = True) -> Any:
-    """A side pool of DeepSeek V4, whose bytes a token are those of a layer's page."""
+    """A side pool of DeepSeek V4, whose bytes per token are those of a layer's page."""
     return DeepSeekV4PagedHostPool(
         "deepseek_v4_c4",
         [torch.zeros(4, 640, dtype=torch.uint8) for _ in range(LAYERS)],
@@ -127,7 +127,7 @@ def logical() -> Any:
 
 
 def slots(pool: Any, pages: Any) -> torch.Tensor:
-    """Return the token slots of the pool's pages at these places."""
+    """Return the token slots of the pool's pages with these numbers."""
     return torch.cat([torch.arange(p * pool.page_size, (p + 1) * pool.page_size) for p in pages])
 
 
@@ -139,7 +139,7 @@ def read(pool: Any, page: int) -> bytes:
 
 
 def write(pool: Any, page: int, seed: int) -> bytes:
-    """Fill a page, return its bytes."""
+    """Fill a page and return its bytes."""
     generator = torch.Generator().manual_seed(seed)
     for part in _parts(pool, page):
         content = torch.randint(0, 255, (part.nbytes,), dtype=torch.uint8, generator=generator)
@@ -148,7 +148,7 @@ def write(pool: Any, page: int, seed: int) -> bytes:
 
 
 def _parts(pool: Any, page: int) -> list[torch.Tensor]:
-    """Return views of all that a page consists of."""
+    """Return views of all parts of a page."""
     begin, end = page * pool.page_size, (page + 1) * pool.page_size
     if isinstance(pool, MambaPoolHost):
         return [buffer[page] for buffer in (pool.temporal_buffer, *pool.conv_buffer)]

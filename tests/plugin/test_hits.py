@@ -1,4 +1,4 @@
-"""What pools say about a chain, against the policies' own words."""
+"""The hits that the pools report for a chain match each policy's definition."""
 
 from hypothesis import given
 from hypothesis import strategies as st

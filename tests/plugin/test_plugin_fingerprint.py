@@ -1,4 +1,4 @@
-"""A model's fingerprint: its content and nothing else, and in no time."""
+"""A model's fingerprint depends on its content only, and takes almost no time."""
 
 import json
 import os
@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 def write_weights(path: Path, tensors: dict[str, int], content: bytes | None = None) -> None:
-    """Write a safetensors file with tensors of so many bytes; without content, a sparse one."""
+    """Write a safetensors file with tensors of that many bytes; without content, a sparse file."""
     offsets, end = {}, 0
     for name, size in tensors.items():
         offsets[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
@@ -84,7 +84,7 @@ def test_what_changes_computation_counts(model: Path, file: str, content: str) -
 
 
 def test_every_tensor_of_a_large_file_counts(model: Path) -> None:
-    """Fine-tunes that trained one layer, or the last rows of an embedding, differ."""
+    """Fine-tunes of one layer, or of the last rows of an embedding, have different fingerprints."""
     size = 40 << 20
     write_weights(model / "model.safetensors", {"a": size, "b": size, "c": size})
     before = fingerprint(model)

@@ -74,7 +74,9 @@ def test_the_users_own_prefetch_settings_win(values: dict[str, Any]) -> None:
 
 
 def test_large_contexts_have_time_to_load(values: dict[str, Any]) -> None:
-    """128 Ki tokens of 40 KB each at 1 GB/s, and no longer than computing them takes."""
+    """The timeout covers 128 Ki tokens of 40 KB each at 1 GB/s, but is no longer than computing
+    them takes.
+    """
     values["hicache_mem_layout"] = "page_first"
     prepare(values)
     extra = extra_config(values)

@@ -1,4 +1,4 @@
-"""The key of a request names its LoRA adapter by content."""
+"""A request's key identifies its LoRA adapter by content."""
 
 import json
 from array import array
@@ -32,7 +32,7 @@ def adapter(path: Path, content: bytes = b"weights") -> Path:
 
 
 class Manager(LoRAManager):  # type: ignore[misc] # untyped
-    """SGLang's own, without a model to load weights into."""
+    """SGLang's own LoRA manager, without a model to load weights into."""
 
     def __init__(self) -> None:
         self.base_hf_config = SimpleNamespace(vocab_size=8)
@@ -53,7 +53,7 @@ def load(adapter_id: str, path: Path) -> None:
 
 
 def key(adapter_id: str | None, extra: str | None = None) -> str | None:
-    """Return the extra key of a request, which SGLang ends with the adapter's id."""
+    """Return a request's extra key, which SGLang ends with the adapter's id."""
     request = Req.__new__(Req)
     tokens, sampling = array("q", [1]), SamplingParams()
     lora.init_request(

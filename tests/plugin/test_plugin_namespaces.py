@@ -1,4 +1,4 @@
-"""Which weights a name on the hub stands for, and what keeps two namespaces apart."""
+"""The weights that a name on the hub stands for, and the properties that separate namespaces."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -83,8 +83,9 @@ def test_any_difference_is_another_namespace() -> None:
 
 @pytest.mark.usefixtures("process")
 def test_ranks_with_equal_latent_pages_share_them() -> None:
-    """Also under DCP, where a page is dealt out over the DCP ranks: tensor ranks 1 and 3 of 4
-    have the same half of it."""
+    """Also under DCP, which splits a page over the DCP ranks: tensor ranks 1 and 3 of 4 hold the
+    same half of it.
+    """
 
     def latent(**ranks: Any) -> bytes:
         return digest(host_pools.mla(), is_mla_model=True, **ranks)

@@ -1,7 +1,7 @@
 """No order of updates, sessions, requests, backups and flushes mixes pages of different weights.
 
-The hooks wrap SGLang's real weight updater; its model runner and cache are fakes. Weights are a
-text, and a page is the text of the weights that computed it.
+The hooks wrap SGLang's real weight updater; its model runner and cache are fakes. In this test
+weights are a text, and a page is the text of the weights that computed it.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ class Storage:
 
 
 class WeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc] # untyped
-    """SGLang's own, in the process group of this test."""
+    """SGLang's own weight updater, in the process group of this test."""
 
     def __post_init__(self) -> None:
         self.tp_cpu_group = dist.group.WORLD
@@ -138,7 +138,7 @@ class Server:
         self.loaded += " finished"
 
     def _change(self, content: str) -> tuple[bool, str]:
-        """Load weights as `outcome` says: all, a part, or none."""
+        """Load all, some or none of the weights, as `outcome` says."""
         changes = {"whole": content, "part": f"part of {content}"}
         self.loaded = changes.get(self.outcome, self.loaded)
         return self.outcome == "whole", ""
@@ -152,7 +152,7 @@ def update(server: Server, kind: str, request: Any) -> Any:
 
 
 def make_request(outcome: str = "whole", *, flush: bool, **fields: Any) -> Any:
-    """Return a request that sets everything SGLang reads of one."""
+    """Return a request with every field that SGLang reads."""
     return SimpleNamespace(
         outcome=outcome,
         flush_cache=flush,
@@ -201,13 +201,13 @@ class Updates(RuleBasedStateMachine):
 
     @rule()
     def write_weights_remotely(self) -> None:
-        """Change weights by RDMA: SGLang learns of it when the session ends."""
+        """Change weights by RDMA; SGLang notices when the session ends."""
         if self.server.has_session:
             self.server.loaded = f"written {next(self.names)}"
 
     @rule(is_stored_later=st.booleans())
     def serve(self, is_stored_later: bool) -> None:
-        """Load stored pages, compute the rest, store the pages of the tree."""
+        """Load stored pages, compute the rest, and store the pages of the tree."""
         if not self.storage.is_sealed:
             assert self.storage.stored() <= {self.server.loaded}
             self.server.tree |= self.storage.stored()
@@ -231,7 +231,7 @@ class Updates(RuleBasedStateMachine):
     @precondition(lambda self: not self.server.is_busy and not self.server.in_flight)
     @rule()
     def attach_again(self) -> None:
-        """Detach and attach; the tree keeps its pages, which are then stored."""
+        """Detach and attach again; the tree keeps its pages, which are then stored."""
         state.storage = None
         try:
             self.storage = Storage(self.pages, weights.identify_loaded(START))

@@ -1,4 +1,4 @@
-"""What a server is seen to compute is what loads have to compete with."""
+"""Loads compete with the prefill speed that was measured on the server."""
 
 import time
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ def cost(begin: int, end: int) -> float:
 
 
 def batch(spans: list[tuple[int, int]], seconds: float, *, extend: bool = True) -> Any:
-    """Return a batch that was launched so long ago, of spans of prompts."""
+    """Return a batch of spans of prompts that was launched that long ago."""
     return SimpleNamespace(
         launch_ts=time.monotonic() - seconds,
         forward_mode=SimpleNamespace(is_extend_without_speculative=lambda: extend),
@@ -51,7 +51,7 @@ def test_batches_that_say_nothing_are_left_out() -> None:
 
 
 def test_a_batch_that_waited_for_the_one_before_is_not_blamed_for_it() -> None:
-    """Overlapped scheduling launches a batch while the one before still runs."""
+    """Overlapped scheduling launches a batch while the previous one still runs."""
     speed = PrefillSpeed()
     speed.observe(batch([(0, 4096)], 1.0))
     speed.observe(batch([(0, 4096)], 1.0))  # launched with the first, ready just after it

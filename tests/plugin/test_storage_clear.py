@@ -23,7 +23,7 @@ def test_old_pages_are_found_no_more_and_sharing_goes_on(make_node: MakeNode) ->
     storage.clear()
     storage.clear()
     assert time.monotonic() - begin < 0.1
-    # Whatever is answered while it lasts, it is never an old page.
+    # Whatever the storage answers meanwhile, it never returns an old page.
     assert storage.batch_exists(old) == 0
     indices = host_pools.slots(pool, range(8))
     eventually(lambda: all(storage.batch_set_v1(new, indices, after([]))))

@@ -1,4 +1,4 @@
-"""Events of the tiers: announced when a page is there, taken back when it is not."""
+"""KV events of the tiers: a page is announced when it is stored, and retracted when it is gone."""
 
 import threading
 from array import array
@@ -28,7 +28,7 @@ def _published(process: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def backup(chain: list[str], before: list[str], completed: int, **namespace: str) -> Any:
-    """Return what SGLang's controller has at the end of a backup."""
+    """Return the operation that SGLang's controller holds at the end of a backup."""
     tokens = array("q", range(len(before) * PAGE, (len(before) + len(chain)) * PAGE))
     return SimpleNamespace(
         token_ids=RadixKey(tokens, **namespace),
@@ -139,7 +139,7 @@ def test_without_a_publisher_nothing_is_collected(
 
 
 class ClearedMeanwhile:
-    """A client whose answer comes after a removal of what it was asked for."""
+    """A client whose answer arrives after the pages in question were removed."""
 
     announcer: events.Announcer
     problem = ""

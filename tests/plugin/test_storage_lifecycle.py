@@ -1,4 +1,4 @@
-"""The storage as an object: it never raises, waits no longer than it must, and lets go."""
+"""The storage object never raises, never waits longer than necessary, and releases everything."""
 
 import logging
 import os
@@ -82,7 +82,7 @@ def test_a_model_without_a_name_turns_it_off(
 def test_page_hashes_are_compiled_before_the_first_lookup(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A compiler at work in SGLang's thread of lookups would end the server at a flush."""
+    """If SGLang's lookup thread were compiling during a flush, the server would end."""
 
     def compile_nothing() -> None:
         raise RuntimeError("no compiler")
@@ -112,7 +112,7 @@ def test_an_agent_that_cannot_start_is_not_waited_for(
 def test_settings_of_the_environment_are_enough(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An attachment by SGLang's endpoint need not name any."""
+    """A request to SGLang's attach endpoint need not name any settings."""
     node, pool = make_node(), host_pools.mha()
     for key, value in node.settings.items():
         monkeypatch.setenv("MEMKV_" + key.upper().replace(".", "_"), value)

@@ -1,4 +1,4 @@
-"""SGLang is not told of pages that it computes faster than they load."""
+"""Lookups hide pages from SGLang that it computes faster than they load."""
 
 import time
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ TOKENS = len(CHAIN) * host_pools.PAGE
 
 
 def computed(storage: MemKVStorage, seconds: float) -> None:
-    """Let the server have computed prompts of the chain's length in so much time each."""
+    """Pretend that the server computed prompts of the chain's length in that much time each."""
     for _ in range(2):
         batch = SimpleNamespace(
             launch_ts=time.monotonic() - seconds,

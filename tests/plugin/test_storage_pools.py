@@ -1,4 +1,4 @@
-"""Pages of SGLang's host pools go down and come back, byte for byte."""
+"""Pages of SGLang's host pools are stored and loaded back byte for byte."""
 
 import logging
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_calls_larger_than_the_staging_memory(
 def test_every_call_names_all_that_comes_before(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    """Else the agent cannot tell which pages on its disk this chain goes on from."""
+    """Otherwise the agent cannot know which pages on its disk this chain continues."""
     pool = host_pools.mha(shared=shared)
     storage = make_node().attach({"kv": pool})
     _pool(storage).pages_per_call = 3

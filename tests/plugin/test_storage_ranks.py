@@ -1,4 +1,4 @@
-"""Layouts of ranks as SGLang names them to the storage: who may load what another has stored."""
+"""For each layout of ranks that SGLang reports: which ranks can load each other's pages."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ Rank = dict[str, Any]
 @pytest.mark.parametrize(
     ("writer", "reader", "shares"),
     [
-        # DP attention: SGLang counts tensor ranks within each group of attention.
+        # DP attention: SGLang numbers tensor ranks within each attention group.
         ({"tp_size": 2, "dp_rank": 0}, {"tp_size": 2, "dp_rank": 1}, True),
         ({"tp_size": 2, "dp_rank": 0}, {"tp_size": 2, "dp_rank": 1, "tp_rank": 1}, False),
         ({**LATENT, "dp_rank": 1}, {**LATENT, "dp_rank": 0, "tp_rank": 1, "tp_size": 2}, True),
@@ -53,6 +53,6 @@ def test_who_may_load_what(make_node: MakeNode, writer: Rank, reader: Rank, shar
 
 
 def loaded(storage: MemKVStorage, pool: Any, chain: list[str]) -> list[bytes]:
-    """Load without a lookup, as SGLang may; return what came."""
+    """Load without a lookup, as SGLang may; return the results."""
     results = storage.batch_get_v1(chain, host_pools.slots(pool, range(len(chain))), after([]))
     return [host_pools.read(pool, place) for place, result in enumerate(results) if result]

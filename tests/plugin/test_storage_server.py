@@ -1,4 +1,6 @@
-"""A real server, started without the tier: attached, cleared, detached and attached again."""
+"""A real server started without the tier: the storage is attached, cleared, detached and attached
+again.
+"""
 
 import json
 import tempfile
@@ -39,7 +41,7 @@ EXTRA = {
 
 
 class Subscriber:
-    """Reads SGLang's events as a router does."""
+    """Reads SGLang's KV events like a router."""
 
     def __init__(self, endpoint: str) -> None:
         self.stored: dict[str, list[BlockStored]] = defaultdict(list)
@@ -66,7 +68,7 @@ class Subscriber:
                     self.removed[str(event.medium)].update(event.block_hashes)
 
     def blocks(self, medium: str) -> dict[int, tuple[int | None, tuple[int, ...]]]:
-        """Return parent and tokens of each block."""
+        """Return each block's parent and tokens."""
         blocks: dict[int, tuple[int | None, tuple[int, ...]]] = {}
         for event in list(self.stored[medium]):
             parents = [event.parent_block_hash, *event.block_hashes]
@@ -82,7 +84,7 @@ class Subscriber:
 
 
 class Attachable:
-    """The server, its agent's settings, and who listens to its events."""
+    """The server, its agent's settings, and a listener for its events."""
 
     def __init__(self, home: Path, node: Node, storage: MinioServer, model: Path) -> None:
         endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -128,7 +130,7 @@ class Attachable:
         assert "attached" in self.ask("PUT", STORAGE, body)
 
     def detaches(self) -> bool:
-        """Detach; SGLang refuses while it stores pages."""
+        """Detach, retrying while SGLang refuses because it is storing pages."""
         try:
             return "detached" in self.ask("DELETE", STORAGE).lower()
         except urllib.error.HTTPError as error:
@@ -136,7 +138,9 @@ class Attachable:
             return False
 
     def from_storage(self) -> int:
-        """Empty the pools, ask, return how many tokens came from storage; the text is right."""
+        """Empty the pools and send the prompt; check the text, and return the number of tokens from
+        storage.
+        """
         self.ask("POST", "/flush_cache?timeout=30", {})
         answer = self.server.client.generate(PROMPT, max_new_tokens=4)
         assert answer.output_ids == self.computed
@@ -150,7 +154,7 @@ class Attachable:
         return len(self.events.blocks(medium)) >= blocks
 
     def step(self) -> None:
-        """Let the scheduler run a step, with which it publishes."""
+        """Make the scheduler run a step, in which it publishes events."""
         self.server.client.generate([7, 8, 9], max_new_tokens=1)
 
 
@@ -207,7 +211,7 @@ def test_a_life_with_attachments(attachable: Attachable) -> None:
     subject.attach()
     assert subject.from_storage() == expected
 
-    # An agent that stalls while it stores, for as long as it lives, stops no detachment.
+    # An agent that hangs in a spill does not prevent detaching.
     with subject.node.stalled_agent():
         subject.server.client.generate(prompt("stalled", THRESHOLD - 1), max_new_tokens=4)
         eventually(subject.detaches)

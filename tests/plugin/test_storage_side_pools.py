@@ -1,4 +1,4 @@
-"""Models with more than KV: a hit is what every pool can serve."""
+"""Models with side pools: a hit ends where any pool's hit ends."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def hybrid() -> dict[str, Any]:
 def put(
     storage: MemKVStorage, pools: dict[str, Any], name: PoolName, chain: list[str], pages: range
 ) -> dict[int, bytes]:
-    """Store some pages of the chain from the pool's places of the same numbers."""
+    """Store some pages of the chain from the pool's pages with the same numbers."""
     pool = pools[name]
     contents = {page: host_pools.write(pool, page, hash((name, page)) % 2**31) for page in pages}
     policy = ALL if name == PoolName.INDEXER else TRAILING
@@ -49,7 +49,7 @@ def put(
 
 
 def question(*names: PoolName) -> list[PoolTransfer]:
-    """Return what SGLang asks by: no indices yet, as many keys as the window has."""
+    """Return SGLang's query for a side pool: no indices yet, and one key per page of the window."""
     sizes = {PoolName.SWA: WINDOW, PoolName.MAMBA: 1}
     return [
         PoolTransfer(
@@ -93,7 +93,7 @@ def test_only_lengths_that_every_pool_can_serve_are_hits(
 def test_windows_that_overlap_reach_the_other_node_whole(
     make_node: MakeNode, chain: list[str]
 ) -> None:
-    """An earlier window is the end of a later one, as when SGLang splits a node of its tree."""
+    """An earlier window becomes the end of a later one, as when SGLang splits a tree node."""
     near, far = make_node("a"), make_node("b")
     pools, others = hybrid(), hybrid()
     storage = near.attach(pools)
@@ -150,12 +150,14 @@ def test_an_anchor_without_memory_stands_for_its_side_pools(
     hit = storage.batch_exists_v2(chain, question(PoolName.INDEXER))
     assert hit.kv_hit_pages == 7
     assert hit.extra_pool_hit_pages == {PoolName.KV: LENGTH, PoolName.INDEXER: 7}
-    # With no side pool to ask there is nothing that could be loaded.
+    # Without a side pool to ask, nothing could be loaded.
     assert storage.batch_exists(chain) == 0
 
 
 def test_ranks_share_what_is_equal_and_no_more(make_node: MakeNode, chain: list[str]) -> None:
-    """An MLA model: KV is written by rank 0 and read by all, states are each rank's own."""
+    """An MLA model: rank 0 writes the KV and all ranks read it, but each rank has its own
+    states.
+    """
     node = make_node()
     pools = [{"kv": host_pools.mla(), PoolName.MAMBA: host_pools.mamba()} for _ in range(2)]
     ranks = [

@@ -44,7 +44,7 @@ class Users:
         self.names: set[str] = set()
 
     def add(self, name: str = "") -> tuple[str, str]:
-        """Make a user, or give one a new secret."""
+        """Create a user, or give it a new secret."""
         name, secret = name or secrets.token_hex(8), secrets.token_hex(16)
         self.admin.user_add(name, secret)
         if name not in self.names:

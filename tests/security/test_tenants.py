@@ -40,7 +40,8 @@ class Cost:
             return ask(keys, deadline)  # type: ignore[arg-type]  # passed on as it came
 
         monkeypatch.setattr(tier, "_ask", counting)
-        # Which follows from the round trip measured so far, a new one with each connection.
+        # The number of HEADs per round depends on the round-trip time, which each connection
+        # measures anew.
         monkeypatch.setattr("memkv_sglang.tiers.minio.tier.best_width", lambda *_: 8)
 
     def of(self, chain: Chain) -> tuple[Lookup, list[int], int]:

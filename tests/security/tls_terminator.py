@@ -16,7 +16,7 @@ class TlsTerminator:
     """Accept TLS connections on a free loopback port and forward their content; a context manager.
 
     With `clients`, a client must have a certificate of the authority in that file. MinIO itself
-    asks for one only where it logs in by it (STS).
+    requests a client certificate only for certificate login (STS).
     """
 
     def __init__(self, port: int, certificate: Certificate, clients: Path | None = None) -> None:

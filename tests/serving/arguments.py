@@ -1,7 +1,7 @@
-"""What SGLang makes of command lines: run as a process of its own, prints JSON.
+"""Print as JSON what SGLang makes of command lines; run as a separate process.
 
-Reads a list of command lines from standard input. With an argument, that function of SGLang is
-one more that the tier needs: a name that does not exist makes this SGLang another version.
+Reads a list of command lines from standard input. With an argument, the tier also requires the
+SGLang function of that name; a name that does not exist simulates an unsupported version.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Servers that the tests of this folder share: starting one takes most of a minute."""
+"""Servers that the tests of this folder share, because starting one takes most of a minute."""
 
 import shutil
 import tempfile
@@ -51,7 +51,7 @@ def home() -> Iterator[Path]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show with a failure what servers and agents logged last."""
+    """Attach the last log lines of servers and agents to a failure."""
     report = yield
     if report.failed:
         for log in sorted(path for home in _homes for path in home.rglob("*.log")):
@@ -73,7 +73,7 @@ def models(home: Path) -> Models:
 
 @pytest.fixture(scope="session")
 def storage() -> Iterator[MinioServer]:
-    """The MinIO of all these nodes; tests stop it, and start it again."""
+    """The MinIO of all these nodes; some tests stop it and start it again."""
     with MinioServer() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Asks an engine the same twice, its pools emptied in between: run as a process, prints JSON."""
+"""Send an engine the same prompt twice, emptying its pools in between; print JSON."""
 
 import json
 import sys

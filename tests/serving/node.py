@@ -1,4 +1,4 @@
-"""A node as these tests see it: an SGLang server with the tier, and the agent that it starts."""
+"""A node for tests: an SGLang server with the tier, and the agent that it starts."""
 
 import random
 import shutil
@@ -40,23 +40,25 @@ Tokens = list[int]
 
 
 def prompt(seed: int | str, length: int = 1000) -> Tokens:
-    """Return tokens that no other seed's prompt begins with."""
+    """Return a prompt that shares no prefix with those of other seeds."""
     return random.Random(f"prompt {seed}").choices(range(5, 261), k=length)
 
 
 def whole_pages(tokens: int) -> int:
-    """Return how many of so many equal tokens SGLang can take from storage."""
+    """Return how many of that many equal tokens SGLang can take from storage."""
     pages = tokens // PAGE * PAGE
     return pages if pages >= THRESHOLD else 0
 
 
 def reusable(length: int) -> int:
-    """Return the same of a prompt that is stored whole: the last token is computed always."""
+    """Return the same for a prompt that is stored completely, whose last token is always
+    computed.
+    """
     return whole_pages(length - 1)
 
 
 class ServedServer(CpuServer):
-    """A server that `sglang serve` starts, instead of `python -m sglang.launch_server`."""
+    """A server started with `sglang serve` instead of `python -m sglang.launch_server`."""
 
     def __init__(self, model: Path, **arguments: Any) -> None:
         super().__init__(model, **arguments)
@@ -66,7 +68,7 @@ class ServedServer(CpuServer):
 
 
 class Node:
-    """A machine of the cluster; `name` keeps its directories apart from other nodes'."""
+    """One machine of the cluster; `name` separates its directories from other nodes'."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Node:
             "MEMKV_AGENT_SOCKET": str(self.home / "run" / "agent.sock"),
             "MEMKV_AGENT_IDLE_TIMEOUT": "60",
             "MEMKV_AGENT_DRAIN_TIMEOUT": "1",
-            # On a busy machine a tiny model may be computed as fast as its pages are loaded.
+            # On a busy machine a tiny model may compute pages as fast as they load.
             "MEMKV_ENGINE_SKIP_SLOW_LOADS": "false",
         }
         flags = {
@@ -136,12 +138,12 @@ class Node:
         self._server.start()
 
     def wait_ready(self) -> None:
-        """Wait for the server, and until it reuses what it stored."""
+        """Wait for the server, and until it reuses what it has stored."""
         self._server.wait_ready()
         self.wait_reusing()
 
     def wait_reusing(self) -> None:
-        """Wait until the server reuses what it stored: its agent is there, or there again."""
+        """Wait until the server reuses what it has stored, so its agent is running (again)."""
         known = prompt(f"known {self.home}", 2 * THRESHOLD)
         self.generate(known)
         wait_until(lambda: self.stored(known) > 0)
@@ -153,7 +155,7 @@ class Node:
         self._server.kill()
 
     def stop_agent(self) -> None:
-        """End the agent in good order and wait until it has; nothing if there is none."""
+        """Stop the agent gracefully and wait for its exit; do nothing if there is none."""
         with suppress(OSError), self.agent() as agent, ending(_pid(agent), LIMIT):
             agent.shutdown()
 
@@ -162,7 +164,7 @@ class Node:
             signal.pidfd_send_signal(process, signal.SIGKILL)
 
     def stalled_agent(self) -> AbstractContextManager[None]:
-        """Let the agent do nothing until the block ends, if it is alive then."""
+        """Suspend the agent until the block ends."""
         return stalled(self.agent_pid())
 
     def agent_pid(self) -> int:
@@ -198,24 +200,24 @@ class Node:
         return counts
 
     def forget_disk(self) -> None:
-        """Remove the NVMe tier's pages; the agent must not run."""
+        """Remove the NVMe tier's pages; the agent must not be running."""
         shutil.rmtree(self.pages)
 
     def generate(self, tokens: Sequence[int], **request: Any) -> Answer:
         return self.client.generate(tokens, max_new_tokens=NEW_TOKENS, **request)
 
     def flush(self) -> None:
-        """Empty device and host pool, after what they hold has been stored."""
+        """Empty the device and host pools once their content has been stored."""
         self._server.client.flush_cache()
 
     def share(self) -> None:
-        """Return when all that was computed is in the shared tier; the pools are empty then."""
+        """Empty the pools, and wait until everything computed is in the shared tier."""
         self.flush()
         with self.agent() as agent:
             assert agent.flush(LIMIT)
 
     def stored(self, tokens: Sequence[int], **request: Any) -> int:
-        """Flush, ask, and return how many of the tokens came from storage."""
+        """Flush, send the prompt, and return how many tokens came from storage."""
         self.flush()
         return from_storage(self.generate(tokens, **request))
 
@@ -242,14 +244,14 @@ class Node:
 
 
 def from_storage(answer: Answer) -> int:
-    """Return how many tokens came from storage, and that none came from elsewhere."""
+    """Return how many tokens came from storage; assert that none came from elsewhere."""
     storage = answer.cached_by_source.get("storage", 0)
     assert answer.cached_tokens == storage, answer.cached_by_source
     return storage
 
 
 def start_all(*servers: Any) -> None:
-    """Start servers at once; whoever made them stops them."""
+    """Start servers in parallel; their creator stops them."""
     for server in servers:
         server.start()
     for server in servers:

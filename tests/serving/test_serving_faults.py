@@ -1,4 +1,4 @@
-"""Whatever fails below the server: every request is answered, with the same text."""
+"""Whatever fails below the server, every request is answered with the same text."""
 
 import pytest
 from memkv_testbed.minio_server import MinioServer
@@ -21,7 +21,7 @@ def expected(cluster: Cluster) -> Expected:
 
 
 def hits_come_back(cluster: Cluster, name: str) -> None:
-    """Wait until what is computed on one node comes from storage on the other."""
+    """Wait until pages computed on one node come from storage on the other."""
     attempts = iter(range(100))
 
     def is_shared() -> bool:
@@ -60,9 +60,10 @@ def test_minio_stopped_in_mid_traffic(
 def test_server_agent_and_minio_killed_at_once(
     cluster: Cluster, storage: MinioServer, expected: Expected
 ) -> None:
-    """The other node answers on; what was on the killed one's disk alone comes back, and is shared.
+    """The other node keeps answering; pages that only the killed node's disk held come back and are
+    shared.
 
-    MinIO goes first, so that no upload is done before the rest is killed.
+    MinIO is killed first, so that no upload ends before the rest is killed.
     """
     tokens = prompt("before the kill")
     with Traffic([cluster.b], expected) as traffic:
@@ -86,7 +87,7 @@ def test_server_agent_and_minio_killed_at_once(
 
 
 def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) -> None:
-    """The agent stays stopped for as long as it is not killed: longer than any 25 s."""
+    """The agent stays suspended until it is killed."""
     known, fresh = prompt("stalled"), prompt("meanwhile")
     computed = cluster.recompute(known)
     cluster.a.generate(known)
@@ -102,7 +103,7 @@ def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) ->
 
 
 def test_an_agent_that_stalls_while_it_stores(cluster: Cluster) -> None:
-    """The spill under way ends with the agent's process; then the server starts another."""
+    """The spill in flight ends with the agent's process; then the server starts another agent."""
     tokens = prompt("stalls", THRESHOLD - 1)  # too short for a lookup, which would notice first
     computed = cluster.recompute(tokens)
     cluster.b.flush()

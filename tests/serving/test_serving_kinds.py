@@ -1,4 +1,4 @@
-"""Other kinds of server: two ranks, two stages, latent attention, 16 bits, faults."""
+"""Other kinds of servers: two ranks, two pipeline stages, latent attention, 16 bits, faults."""
 
 import re
 from collections.abc import Iterator

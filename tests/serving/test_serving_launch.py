@@ -1,4 +1,4 @@
-"""The flag: what it shows, sets and refuses, on SGLang's own command line."""
+"""What the flag shows, sets and refuses on SGLang's own command line."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def of_sglang(argvs: Sequence[Sequence[str]], *targets: str) -> dict[str, Any]:
 
 
 def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, Any]]:
-    """Ask an engine the same twice, its pools emptied in between."""
+    """Send an engine the same prompt twice, emptying its pools in between."""
     asked = {
         "model_path": str(models.mha),
         "dtype": "float32",
@@ -75,7 +75,7 @@ def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, 
 
 
 class Asked(NamedTuple):
-    """Processes that run at the same time: each takes long to import SGLang."""
+    """Processes that run in parallel, because each needs long to import SGLang."""
 
     this_sglang: Future[dict[str, Any]]
     another_sglang: Future[dict[str, Any]]

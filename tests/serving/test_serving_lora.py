@@ -1,4 +1,4 @@
-"""LoRA by content: what an adapter is called, and where it lies, does not matter."""
+"""LoRA adapters are identified by content: their name and location do not matter."""
 
 import shutil
 

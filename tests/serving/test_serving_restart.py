@@ -1,4 +1,4 @@
-"""Pages outlive the processes: on the node's disk, and in MinIO."""
+"""Pages on the node's disk and in MinIO outlive the processes."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from tests.serving.node import from_storage, prompt, reusable, start_all
 def test_a_restarted_server_loads_from_its_disk(
     cluster: Cluster, storage: MinioServer, models: Models
 ) -> None:
-    """MinIO is down meanwhile. The adapter's content changed meanwhile, at the same path."""
+    """MinIO is down meanwhile. The adapter's content at the same path has changed in between."""
     tokens = prompt("restart")
     computed = cluster.a.generate(tokens).output_ids
     cluster.a.generate(tokens, lora_path="adapter")

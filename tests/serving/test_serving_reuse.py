@@ -1,4 +1,4 @@
-"""Two nodes share prefixes: exactly what is equal, to the page, and no text changes."""
+"""Two nodes share prefixes exactly to the page, and no text changes."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def test_another_salt_reuses_nothing_and_the_same_salt_all(cluster: Cluster) -> 
 
 
 def test_nobody_can_time_what_another_tenant_stored(cluster: Cluster) -> None:
-    """Asking for it costs the agent what asking for a text that nobody stored does."""
+    """A lookup of it costs the agent as much as a lookup of a text that is not stored."""
     base = prompt("timed")
     cluster.a.generate(base, cache_salt="one tenant")
     cluster.a.share()
@@ -66,7 +66,8 @@ def test_nobody_can_time_what_another_tenant_stored(cluster: Cluster) -> None:
         before = cluster.b.lookup_counts()
         assert cluster.b.generate(asked, cache_salt="another tenant").cached_tokens == 0
         spent = cluster.b.lookup_counts() - before
-        # A call: SGLang may ask again while it waits, and so does the upload of what it computed.
+        # Per call: SGLang may repeat a lookup while it waits, and uploads look up the computed
+        # pages.
         costs.append({key: n / spent["lookup", key[1], "calls"] for key, n in spent.items()})
     assert costs[0] == costs[1]
     assert {result for _, _, result in costs[0]} == {"calls", "missing"}
@@ -74,7 +75,7 @@ def test_nobody_can_time_what_another_tenant_stored(cluster: Cluster) -> None:
 
 
 def test_a_conversation_goes_on_behind_the_router(cluster: Cluster) -> None:
-    """Every turn on another node, as round robin does; only the last turns are computed."""
+    """Every turn goes to the other node, like round robin; only the last turns are computed."""
     talk, stored = prompt("talk", 1200), 0
     with Router([cluster.a.url, cluster.b.url], log=cluster.a.home / "router.log") as router:
         for turn in range(4):

@@ -55,7 +55,7 @@ def test_mixed_traffic_leaves_nothing_behind(cluster: Cluster, expected: Expecte
     for node, (files, memory) in zip(nodes, before, strict=True):
         assert descriptors(node) <= files + FILES
         assert private_memory(node) <= memory + LEAK
-    # Half of the host pool is free for a load, or it would be cut off or left out.
+    # Keep half of the host pool free, or loads would be shortened or skipped.
     large = prompt("after the soak", DEVICE_TOKENS - 200)
     computed = cluster.a.generate(large).output_ids
     cluster.a.share()

@@ -1,4 +1,4 @@
-"""Weight updates under traffic: pages are those of the weights that are loaded, or none."""
+"""Weight updates under traffic: only pages of the loaded weights are reused."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,9 @@ OLD = prompt("of the old weights")
 def tuned(
     home: Path, models: Models, shared: MinioConfig, patched: dict[str, str]
 ) -> Iterator[Node]:
-    """A node with the other weights from the start: `sglang serve --enable-memkv`, patched."""
+    """A node with the other weights from the start, started with a patched `sglang serve
+    --enable-memkv`.
+    """
     server = ServedServer
     with Node("tuned", home, shared, models.mha_tuned, env=patched, server=server) as node:
         yield node
@@ -47,7 +49,7 @@ def test_pages_of_other_weights_are_never_used(
 ) -> None:
     old_text = cluster.a.generate(OLD).output_ids
     cluster.a.share()
-    # Its pages would be reused, being those of the new weights; under a salt they are not.
+    # Its pages belong to the new weights and would be reused; a salt prevents that.
     new_text = compute(tuned, OLD, cache_salt="apart")
     texts = {i: [cluster.recompute(PROMPTS[i]), compute(tuned, PROMPTS[i])] for i in range(8)}
     assert all(old != new for old, new in texts.values())
@@ -87,7 +89,7 @@ def test_pages_are_reused_again_when_their_weights_are_back(
 def test_an_update_waits_for_a_backup_in_flight(
     cluster: Cluster, tuned: Node, models: Models
 ) -> None:
-    """SGLang would refuse to flush meanwhile, and serve old KV with the new weights."""
+    """Otherwise SGLang would refuse to flush and serve old KV with the new weights."""
     tokens = prompt("in flight", 4 * PAGE - 1)  # too short for a lookup
     new_text = compute(tuned, tokens)
     cluster.a.flush()

@@ -1,4 +1,4 @@
-"""Requests from several threads at once, each answer compared with what it must be."""
+"""Concurrent requests from several threads; each answer is compared with the expected one."""
 
 import random
 import threading
@@ -17,7 +17,7 @@ Expected = Mapping[int, Sequence[list[int]]]
 
 
 class Traffic:
-    """Runs from entry to exit; then every request has been answered, or its error is raised."""
+    """Runs from entry to exit, which waits until every request is answered, or raises its error."""
 
     def __init__(self, nodes: Sequence[Node], expected: Expected, threads: int = 4) -> None:
         self.answered = 0
@@ -30,7 +30,7 @@ class Traffic:
         self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(threads)]
 
     def goes_on(self, more: int = 12) -> None:
-        """Wait until so many more requests have been answered, or one failed."""
+        """Wait until that many more requests have been answered, or one has failed."""
         goal = self.answered + more
         wait_until(lambda: self.answered >= goal or bool(self.wrong or self.errors))
 

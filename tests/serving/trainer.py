@@ -1,4 +1,4 @@
-"""Weights that come from memory, as training sends them, inside a session of updates."""
+"""Send weights from memory within an update session, like a trainer does."""
 
 import base64
 import pickle

@@ -1,4 +1,4 @@
-"""Objects in the bucket that nobody should have put there, and control requests that go wrong.
+"""Foreign objects in the bucket, and failing control requests.
 
 While these faults last, `memkv` commands list the bucket and collect it. Pages may stay for a day,
 so a collection that removes one has been misled.
@@ -82,7 +82,7 @@ LEASES = [
 
 
 def _storage(cluster: Cluster) -> tuple[Minio, str]:
-    """Return a client with every right, past the proxy, and the bucket."""
+    """Return a client with full permissions that bypasses the proxy, and the bucket."""
     netloc = cluster.minio.endpoint.partition("://")[2]
     return Minio(netloc, *cluster.minio.root, secure=False), "faults"
 

@@ -37,7 +37,7 @@ class Command:
         )
 
     def finish(self) -> list[str]:
-        """Wait for its end; returns what it did wrong. An error in one line is no wrong."""
+        """Wait for its end; return its violations. An error in one line is not a violation."""
         name = " ".join(self._arguments)
         try:
             _, errors = self._process.communicate(timeout=LIMIT)
