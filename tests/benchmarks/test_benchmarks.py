@@ -79,7 +79,7 @@ NEED_TOOLS = ("nvme", "minio")
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in NEED_TOOLS)) for name in FIGURES],
 )
-def test_a_benchmark_leaves_figures_and_pictures(name: str, tmp_path: Path) -> None:
+def test_a_benchmark_writes_figures_and_pictures(name: str, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     file = tmp_path / "out" / f"{name}.json"
@@ -127,14 +127,14 @@ def test_comparisons() -> None:
     assert not Target("k", "", Comparison.AT_LEAST, 2).met(1.9)
 
 
-def test_a_target_is_no_more_than_what_is_possible() -> None:
+def test_a_target_never_exceeds_the_possible() -> None:
     target = Target("k", "", Comparison.AT_LEAST, 43, bound="b")
     assert target.within({"b": 20}).value == 20
     assert target.within({"b": 50}).value == target.within({}).value == 43
 
 
 @pytest.mark.parametrize(("load", "least"), [(0.5, 1.0), (4.0, 4.0)])
-def test_sessions_are_bound_by_computing_or_by_bandwidth(load: float, least: float) -> None:
+def test_sessions_are_bounded_by_compute_or_bandwidth(load: float, least: float) -> None:
     report = Report("sessions", "seconds a turn")
     seconds = {sessions.NONE: 40.0, sessions.HOST: 40.0, sessions.OURS: 5.0, sessions.LIMIT: 1.0}
     report.runs["case"] = {name: [value] for name, value in seconds.items()}
@@ -199,7 +199,7 @@ def test_faults_are_added_up() -> None:
     }
 
 
-def test_a_missing_tool_is_one_line_that_names_the_way_out(
+def test_a_missing_tool_is_one_line_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -18,7 +18,7 @@ from memkv_sglang.testing.conformance import soon, spill
 from tests.tiers.nvme.nvme_support import capacity_for, disk, present
 
 
-def test_trace_is_the_published_one() -> None:
+def test_trace_is_the_published_trace() -> None:
     trace = mooncake()
     assert (len(trace.requests), trace.pages, trace.ideal_hits) == (3993, 43924, 77953)
 
@@ -29,7 +29,7 @@ def hits_of_product(pages: int, requests: Requests) -> int:
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("share", [10])
-def test_order_is_near_the_best_whatever_the_requests_are_like(
+def test_order_is_close_to_the_best_for_every_workload(
     make: Callable[[int], Workload], share: int
 ) -> None:
     """No single peer is close to the best on all of these: LRU reaches 0.5 of it on one, LRU-2 0.85
@@ -41,7 +41,7 @@ def test_order_is_near_the_best_whatever_the_requests_are_like(
     assert hits_of_product(pages, workload.requests) >= 0.9 * best
 
 
-def test_no_peer_sees_the_future() -> None:
+def test_no_peer_beats_the_oracle() -> None:
     workload = popular_documents(3, reads=300)
     pages = workload.pages // 10
     belady = sum(map(Belady(pages, workload.requests).request, workload.requests))
@@ -93,7 +93,7 @@ def _tree(rng: random.Random, first: int) -> list[list[int]]:
     ]
 
 
-def test_pages_that_must_be_used_again_to_be_written_cost_no_hits() -> None:
+def test_second_use_admission_costs_no_hits() -> None:
     workload = popular_documents(7, reads=800)
     placed, pages = round_robin(workload.requests), workload.pages // 10
     lru = replay(workload.requests, placed, pages, WRITE_EVERYTHING, ProductCache)
@@ -103,6 +103,6 @@ def test_pages_that_must_be_used_again_to_be_written_cost_no_hits() -> None:
     assert ruled.nvme_hits >= 0.95 * lru.nvme_hits
 
 
-def test_lru_forgets_what_was_used_longest_ago() -> None:
+def test_lru_evicts_the_least_recently_used_page() -> None:
     cache = Lru(2)
     assert [cache.request([page]) for page in (1, 2, 1, 3, 2, 3)] == [0, 0, 1, 0, 0, 1]

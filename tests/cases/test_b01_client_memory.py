@@ -152,7 +152,7 @@ def test_pages_overwritten_during_their_load_are_not_promoted(
 
 
 @pytest.mark.parametrize("tier", ["nvme", "minio"])
-def test_page_that_waits_for_an_equal_load_gets_right_bytes(
+def test_page_that_waits_for_an_equal_load_gets_the_right_bytes(
     minio: MinioConfig, tmp_path: Path, tier: str
 ) -> None:
     chain = make_chain(NAMESPACE, PAGES, "followed")
@@ -178,7 +178,7 @@ def test_page_that_waits_for_an_equal_load_gets_right_bytes(
                 thread.join()
 
 
-def test_memory_reused_after_a_client_hung_up_in_mid_load(
+def test_memory_reused_after_a_client_hung_up_during_a_load(
     minio: MinioConfig, tmp_path: Path
 ) -> None:
     chain = make_chain(NAMESPACE, PAGES, "closed")
@@ -225,7 +225,7 @@ def test_object_outlives_a_client_that_overwrites_its_page(
     assert [name for name in names if name.startswith("quarantine/")] == []
 
 
-def test_fleet_gets_no_page_that_a_client_overwrote(
+def test_other_nodes_get_no_page_that_a_client_overwrote(
     minio: MinioConfig, admin: Minio, tmp_path: Path
 ) -> None:
     """If the bucket loses its pages, the copies on a node's disk are uploaded again."""

@@ -88,7 +88,7 @@ def test_reset_waits_for_the_disk(
     assert resets == [False]
 
 
-def test_reset_gives_up_in_the_end(
+def test_reset_gives_up_eventually(
     request_in_flight: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "enabled", True)
@@ -113,7 +113,7 @@ def run(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 
 @pytest.mark.parametrize(("hooked", "stages"), [(True, 1), (False, 1), (True, 2)])
-def test_load_returns_only_where_the_pages_can_be_withheld(
+def test_load_returns_only_if_the_pages_can_be_withheld(
     node: Node,
     request_in_flight: Request,
     monkeypatch: pytest.MonkeyPatch,

@@ -141,7 +141,7 @@ def use_everything(client: AgentClient) -> None:
         client.close()
 
 
-def test_child_finds_nothing_and_the_parent_notices_nothing(
+def test_child_finds_nothing_and_the_parent_is_unaffected(
     client: AgentClient, pool: HostPool
 ) -> None:
     number = fill(client, pool)
@@ -152,7 +152,7 @@ def test_child_finds_nothing_and_the_parent_notices_nothing(
     assert {load.result for load in loads} == {LoadResult.LOADED}
 
 
-def test_locks_that_others_hold_at_the_fork_do_not_stop_the_child(client: AgentClient) -> None:
+def test_locks_held_during_the_fork_do_not_block_the_child(client: AgentClient) -> None:
     reconnector = client._reconnector
     event: Any = reconnector._connected
     locks = [reconnector._lock, reconnector.registry.lock, withheld._changed, event._cond]
@@ -204,9 +204,7 @@ def test_forks_amid_calls(client: AgentClient, pool: HostPool) -> None:
     assert wrong == []
 
 
-def test_child_makes_a_client_of_its_own(
-    config: Config, client: AgentClient, pool: HostPool
-) -> None:
+def test_child_creates_its_own_client(config: Config, client: AgentClient, pool: HostPool) -> None:
     fill(client, pool)
 
     def load_by_own() -> None:
@@ -292,7 +290,7 @@ def test_fork_that_python_does_not_see_shares_no_connection_either(
     connection.close()
 
 
-def test_subprocesses_leave_the_client_as_it_is(client: AgentClient, pool: HostPool) -> None:
+def test_subprocesses_do_not_affect_the_client(client: AgentClient, pool: HostPool) -> None:
     fill(client, pool)
     subprocess.run(["true"], check=True)
     subprocess.run(["true"], check=True, preexec_fn=lambda: None)

@@ -6,7 +6,7 @@ from memkv_sglang.agent import protocol
 from tests.agent.agent_harness import RawClient, eventually, make_config, running_agent
 
 
-def test_clients_that_leave_at_once_leave_no_session(tmp_path: Path) -> None:
+def test_clients_that_disconnect_at_once_leave_no_session(tmp_path: Path) -> None:
     with running_agent(make_config(tmp_path)) as agent:
         for _ in range(50):
             with RawClient(agent.socket) as hasty:

@@ -63,7 +63,7 @@ def use_everything(storage: MemKVStorage) -> None:
     storage.close()
 
 
-def test_forked_child_is_off_and_the_parent_goes_on(node: Node) -> None:
+def test_forked_child_is_off_and_the_parent_continues(node: Node) -> None:
     pool = host_pools.mha()
     storage = node.attach({"kv": pool})
     store(storage, pool, CHAIN)

@@ -70,7 +70,7 @@ ALL = ("GET", "HEAD", "PUT")
     [date(400 * DAY), date(2 * DAY), date(600), date(-400 * DAY), b"", b"tomorrow", None],
     ids=["400 days", "2 days", "10 minutes", "-400 days", "empty", "garbage", "none"],
 )
-def test_no_page_leaves_before_its_time(
+def test_no_page_is_removed_early(
     tier: MinioTier,
     proxy: HttpFaultProxy,
     minio_config: MinioConfig,
@@ -86,7 +86,7 @@ def test_no_page_leaves_before_its_time(
 
 
 @pytest.mark.parametrize("status", [b"503", b"404", b"403", b"302", b"504"])
-def test_no_page_leaves_by_the_date_of_a_proxy(
+def test_no_page_is_removed_because_of_a_proxys_date(
     tier: MinioTier, proxy: HttpFaultProxy, minio_config: MinioConfig, status: bytes
 ) -> None:
     proxy.fault = HttpFault(methods=("HEAD",), answer=error(status, 400 * DAY))
@@ -111,9 +111,7 @@ def test_a_listing_with_impossible_times_removes_nothing(
     assert [r.message for r in caplog.records if "LastModified" in r.message]
 
 
-def test_pages_still_leave_when_their_time_has_come(
-    tier: MinioTier, minio_config: MinioConfig
-) -> None:
+def test_expired_pages_are_still_removed(tier: MinioTier, minio_config: MinioConfig) -> None:
     deadline = time.monotonic() + LIMIT
     while any(present(minio_config)):
         collect(tier, max_age=1)

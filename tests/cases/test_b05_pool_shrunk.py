@@ -181,7 +181,7 @@ def test_descriptor_of_any_other_kind_is_refused(
     assert serves(config)
 
 
-def test_one_memory_may_be_several_pools(agent: RunningAgent, config: Config) -> None:
+def test_memory_may_be_registered_as_several_pools(agent: RunningAgent, config: Config) -> None:
     descriptor = memory(16 * BLOCK)
     with RawClient(agent.socket) as raw:
         raw.greet()

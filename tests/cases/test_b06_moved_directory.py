@@ -43,7 +43,7 @@ def retarget(path: Path, _: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("displace", [move, mount_over, retarget])
-def test_two_agents_at_one_path_keep_all_they_acknowledged(
+def test_two_agents_at_one_path_keep_all_acknowledged_pages(
     displace: Callable[[Path, ExitStack], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "nvme"
@@ -160,7 +160,7 @@ def test_a_directory_that_cannot_be_looked_at(nvme: Disk, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("then", ["removed", "replaced"])
-def test_a_lost_journal_is_written_again(
+def test_a_lost_journal_is_rewritten(
     tmp_path: Path, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memkv_sglang.tiers.nvme.tier._CHECK_INTERVAL", 0.05)
@@ -217,7 +217,7 @@ def test_two_directories_do_not_share_segments(nvme: Disk, tmp_path: Path) -> No
     load(nvme.tier, KEYS)
 
 
-def test_a_client_s_segments_descriptor_does_not_hold_the_lock(nvme: Disk) -> None:
+def test_an_inherited_segment_descriptor_does_not_hold_the_lock(nvme: Disk) -> None:
     kept = os.dup(nvme.tier.segments_descriptor)
     try:
         load(nvme.reopen(), KEYS)

@@ -190,7 +190,7 @@ def test_slow_credential_responses_do_not_block_callers(monkeypatch: pytest.Monk
         )
 
 
-def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_ends_a_request_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_http, "REQUEST_SECONDS", 600.0)
     with OddServer(drips_body) as server:
         bucket = bucket_at(server.url)
@@ -245,7 +245,7 @@ def test_commands_end(dripping: HttpFaultProxy, minio_config: MinioConfig, tmp_p
         assert "Traceback" not in errors
 
 
-def test_sigterm_in_mid_collection(
+def test_sigterm_during_a_collection(
     dripping: HttpFaultProxy, minio_config: MinioConfig, tmp_path: Path
 ) -> None:
     process = start(environ(dripping, minio_config, tmp_path), "agent")
@@ -260,7 +260,7 @@ def test_sigterm_in_mid_collection(
     assert time.monotonic() - begin < 3.0  # a second, on a machine that does other things
 
 
-def test_close_waits_for_no_touch_under_way(
+def test_close_does_not_wait_for_a_touch_in_flight(
     minio_server: MinioServer, minio_config: MinioConfig
 ) -> None:
     with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:

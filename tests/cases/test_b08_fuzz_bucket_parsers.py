@@ -224,7 +224,7 @@ def test_xml_of_too_many_parts_is_refused() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_as_an_answer(content: bytes) -> None:
+def test_any_bytes_as_a_response(content: bytes) -> None:
     try:
         parseable_xml(content)
         parseable_xml(b"<" + content)

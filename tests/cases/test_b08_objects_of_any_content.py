@@ -104,7 +104,7 @@ def test_an_object_named_like_a_page_stays(full: Bucketful) -> None:
     assert names_in(full) == {NAMES.page(key)}
 
 
-def test_foreign_folders_are_passed_by(full: Bucketful, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_folders_are_skipped(full: Bucketful, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memkv_sglang.tiers.minio.admin.bucket.LISTED_AT_ONCE", 3)
     for i in range(12):
         put(full, f"0-others/{i:02}")
@@ -174,7 +174,7 @@ def test_a_small_pin_that_names_millions_of_pages_takes_little(full: Bucketful) 
     assert PageKey(b"\xff" * 16, bytes(32)) not in kept
 
 
-def test_equal_pages_of_many_pins_take_memory_for_each_mention_only() -> None:
+def test_equal_pages_of_many_pins_take_bounded_memory() -> None:
     kept = KeptPages()
     for i in range(2000):
         kept.add(frozenset([i.to_bytes(16, "big")]), [bytes(32)])
@@ -230,7 +230,7 @@ LEASES = [
 
 
 @pytest.mark.parametrize("content", LEASES, ids=range(len(LEASES)))
-def test_no_lease_stops_collections(full: Bucketful, content: bytes) -> None:
+def test_no_malformed_lease_stops_collections(full: Bucketful, content: bytes) -> None:
     put(full, NAMES.lease, content)
     _, lease = full.tier.collector(limits(capacity=1, lease_ttl=5))
     give_up = time.monotonic() + 30
@@ -310,7 +310,7 @@ def test_a_nested_description_is_no_namespace() -> None:
         Namespace.parse(b'{"details":' + b'{"a":' * 100_000)
 
 
-def test_pin_names_are_those_of_their_content() -> None:
+def test_pin_names_are_derived_from_their_content() -> None:
     made = Pin(namespaces=[DIGEST], hashes=[HASH], seconds=1.0)
     assert pin_module._OWN_NAME.fullmatch(made.name)
 

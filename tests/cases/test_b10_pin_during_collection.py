@@ -33,7 +33,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 4, 8])
-def test_a_pin_made_in_mid_collection_keeps_its_pages(full: Bucketful, after: int) -> None:
+def test_a_pin_made_during_a_collection_keeps_its_pages(full: Bucketful, after: int) -> None:
     chain = full.spill_in_one_period(1, "chain", 12)
     full.wait_for_next_period(1, chain.keys())
     there: list[list[bool]] = []
@@ -49,7 +49,7 @@ def test_a_pin_made_in_mid_collection_keeps_its_pages(full: Bucketful, after: in
     assert not collection.satisfied
 
 
-def test_a_page_used_in_mid_collection_stays(full: Bucketful) -> None:
+def test_a_page_used_during_a_collection_stays(full: Bucketful) -> None:
     chain = full.spill_in_one_period(1, "chain", 8)
     full.wait_for_next_period(1, chain.keys())
     used = chain.keys()[:2]

@@ -147,7 +147,7 @@ def test_lowered_capacity_leaves_prefixes_and_is_used(sessions: Sessions, part: 
     assert sessions.holes() == []
 
 
-def test_pages_used_last_are_those_that_stay(tmp_path: Path) -> None:
+def test_most_recently_used_pages_stay(tmp_path: Path) -> None:
     for seed in range(4):
         with disk(tmp_path / str(seed), capacity=CAPACITY) as opened:
             sessions = Sessions(opened, [8192], seed)
@@ -170,7 +170,7 @@ def test_capacity_may_shrink_and_grow_again(sessions: Sessions) -> None:
     assert sessions.intact()
 
 
-def test_shrinking_while_running_for_others(
+def test_shrinking_when_other_programs_need_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When other programs fill the file system, pages are evicted in the same order."""
@@ -210,7 +210,7 @@ def test_watermarks_leave_prefixes(tmp_path: Path) -> None:
         assert sessions.intact()
 
 
-def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
+def test_exempt_pages_move_and_stay(sessions: Sessions) -> None:
     """Pinned chains are evicted last, and also from their ends."""
     kept = frozenset(chain.keys()[i] for _, chain in sessions.chains[:4] for i in range(3))
     kept &= sessions.present()
@@ -230,7 +230,7 @@ def test_pages_to_be_kept_move_and_stay(sessions: Sessions) -> None:
     assert sessions.holes() == []
 
 
-def test_pages_that_wait_for_upload_stay_and_others_leave_in_order(sessions: Sessions) -> None:
+def test_pages_waiting_for_upload_stay_and_others_leave_in_order(sessions: Sessions) -> None:
     """Only pages waiting for upload may follow a hole; the shared tier has the missing pages."""
     waiting = frozenset(k for k in sessions.present() if sessions.chance.random() < 0.02)
     sessions.tier.mark_pending(list(waiting))
@@ -243,7 +243,7 @@ def test_pages_that_wait_for_upload_stay_and_others_leave_in_order(sessions: Ses
     assert sessions.intact()
 
 
-def test_page_that_is_read_while_it_moves_is_right(sessions: Sessions) -> None:
+def test_page_that_is_read_while_it_moves_is_intact(sessions: Sessions) -> None:
     key = next(iter(sessions.present()))
     pinned = sessions.tier._catalog.pin(sessions.present())
     place = sessions.tier._catalog.place(pinned[0])  # type: ignore[arg-type]
@@ -259,7 +259,7 @@ def test_page_that_is_read_while_it_moves_is_right(sessions: Sessions) -> None:
     assert key is not None
 
 
-def test_another_page_size_gets_room_though_no_call_waits_for_moves(
+def test_another_page_size_gets_space_although_no_call_waits_for_moves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space_reclaimer, "_MAX_MOVED_PER_CALL", 0)

@@ -181,7 +181,7 @@ def test_a_put_counts_only_with_an_etag(
 
 
 @pytest.mark.parametrize("fields", HEADS.values(), ids=HEADS)
-def test_a_touch_never_copies_the_metadata_of_a_lie(
+def test_a_touch_never_copies_untrusted_metadata(
     tier: MinioTier, proxy: HttpFaultProxy, fields: bytes
 ) -> None:
     spill(tier, CHAIN)
@@ -196,7 +196,7 @@ def test_a_touch_never_copies_the_metadata_of_a_lie(
     assert load(tier, CHAIN) == [LoadResult.LOADED] * 6
 
 
-def test_true_heads_with_other_fields_are_pages(tier: MinioTier, proxy: HttpFaultProxy) -> None:
+def test_valid_heads_with_extra_fields_are_pages(tier: MinioTier, proxy: HttpFaultProxy) -> None:
     spill(tier, CHAIN)
     tier.invalidate(CHAIN.keys())
     proxy.fault = HttpFault(

@@ -130,7 +130,7 @@ def flood(running: Running, number: int) -> None:
                     raw.ask(protocol.Hello(protocol.PROTOCOL_VERSION, b"no such session!"))
 
 
-def test_floods_write_little_and_hold_nothing(running: Running) -> None:
+def test_floods_write_little_and_retain_nothing(running: Running) -> None:
     assert running.is_well()
     before, descriptors = running.rss(), running.agent.descriptors()
     threads = running.agent.threads()

@@ -146,7 +146,7 @@ def test_a_malformed_file_is_a_one_line_error(tmp_path: Path, content: bytes) ->
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "device", "missing", "loop", "not UTF-8"])
-def test_a_configuration_that_is_no_file_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_configuration_that_is_not_a_file_is_one_line(tmp_path: Path, kind: str) -> None:
     path: str | bytes = str(tmp_path / "thing")
     match kind:
         case "directory":
@@ -194,7 +194,7 @@ def test_a_configuration_that_is_no_file_is_one_line(tmp_path: Path, kind: str) 
     ],
     ids=repr,
 )
-def test_every_environment_will_do(variables: dict[str, str], tmp_path: Path) -> None:
+def test_any_environment_is_accepted(variables: dict[str, str], tmp_path: Path) -> None:
     environ = {"MEMKV_NVME_DIRECTORY": str(tmp_path / "nvme"), **variables}
     for arguments in (("config",), ("doctor",), ("--help",), ("inspect", "\u00e9[/x]")):
         done = memkv(*arguments, environ=environ)

@@ -185,7 +185,7 @@ def test_directory_is_intact_after_any_interrupted_start(tmp_path: Path) -> None
     tier.close()
 
 
-def test_start_that_cannot_be_interrupted_is_ended_all_the_same(tmp_path: Path) -> None:
+def test_start_that_cannot_be_interrupted_ends_anyway(tmp_path: Path) -> None:
     """As if a system call hung on a broken disk."""
     code = (
         "import ctypes, sys\n"

@@ -151,7 +151,7 @@ def test_agent_started_by_hand_is_not_replaced(config: Config) -> None:
             process.wait(LIMIT)
 
 
-def test_client_that_only_looks_neither_compares_nor_stands_in_the_way(config: Config) -> None:
+def test_read_only_client_neither_compares_nor_blocks(config: Config) -> None:
     with server(config) as first:
         connected(first)
     with closing(AgentClient(change(config, minio_bucket="x" * 5), start=False)) as looking:

@@ -57,7 +57,7 @@ def test_variables_of_a_service_are_ignored(service: str, host: str) -> None:
 
 
 @given(st.from_regex(r"memkv-[a-z]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True))
-def test_any_service_name_will_do(service: str) -> None:
+def test_any_service_name_is_accepted(service: str) -> None:
     assert load_config(None, service_links(service), {}) == load_config(None, {}, {})
 
 

@@ -164,7 +164,7 @@ LATER = [
 
 
 @pytest.mark.parametrize("hello", LATER)
-def test_hello_of_any_version_is_answered_with_the_own(config: Config, hello: object) -> None:
+def test_hello_of_any_version_is_answered_with_our_version(config: Config, hello: object) -> None:
     with running_agent(config) as agent, RawClient(agent.socket) as raw:
         assert raw.ask(hello) == protocol.Welcome(OWN)
 
@@ -188,7 +188,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("answer", GARBAGE.values(), ids=GARBAGE.keys())
-def test_a_process_that_is_no_agent_is_left_alone(config: Config, answer: bytes) -> None:
+def test_a_process_that_is_not_an_agent_is_left_alone(config: Config, answer: bytes) -> None:
     with answering(Path(config.agent.socket), answer), client_of(config) as client:
         eventually(lambda: client.problem != "no agent yet")
         eventually(
@@ -204,7 +204,7 @@ def test_a_process_that_is_no_agent_is_left_alone(config: Config, answer: bytes)
         framed([32, OWN + 1, {"a": 1}, None]),
     ],
 )
-def test_process_that_says_it_is_an_agent_is_not_killed(
+def test_process_that_claims_to_be_an_agent_is_not_killed(
     config: Config, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received = []

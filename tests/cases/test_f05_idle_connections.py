@@ -76,7 +76,7 @@ CALLS = [try_load, try_spill, try_lookup, try_present]
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_forgotten_connection_is_no_fault_of_the_server(
+def test_a_dropped_idle_connection_is_not_the_servers_fault(
     guarded: BreakerTier, tier: MinioTier, proxy: TcpProxy, call: Callable[[BreakerTier], None]
 ) -> None:
     proxy.forget_connections()
@@ -133,7 +133,7 @@ def test_a_response_that_stops_in_the_middle_is_a_fault(
     assert guarded.breaker.state is BreakerState.OPEN
 
 
-def test_a_connection_that_was_idle_for_long_is_not_used_again(
+def test_a_connection_that_was_idle_for_long_is_not_reused(
     minio_config: MinioConfig, proxy: TcpProxy
 ) -> None:
     with opened(minio_config, proxy, connections=3, idle_timeout=0.05) as tier:

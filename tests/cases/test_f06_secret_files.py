@@ -209,7 +209,7 @@ def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_private_key_of_the_own_group_is_used(place: Path) -> None:
+def test_a_private_key_readable_by_our_group_is_used(place: Path) -> None:
     authority = Authority(place / "authority")
     certificate = authority.issue("node")
     for path in (authority.file.parent, *authority.file.parent.rglob("*")):

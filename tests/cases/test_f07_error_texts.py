@@ -164,7 +164,7 @@ SERVER_OF_TLS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", SERVER_OF_TLS)
-def test_tls_that_does_not_fit(
+def test_mismatched_tls_settings(
     kind: str, tmp_path: Path, memkv: Memkv, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, settings, fix = SERVER_OF_TLS[kind]

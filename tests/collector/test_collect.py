@@ -52,7 +52,7 @@ def test_nothing_is_removed_below_the_capacity(bucketful: Bucketful) -> None:
     assert all(bucketful.there(chain))
 
 
-def test_limits_apply_to_the_own_prefix(bucketful: Bucketful) -> None:
+def test_limits_apply_to_our_prefix_only(bucketful: Bucketful) -> None:
     """A quota per tenant: each agent collects only its own prefix."""
     config = msgspec.structs.replace(bucketful.config, prefix="another")
     another = bucketful._replace(config=config, tier=MinioTier(config))

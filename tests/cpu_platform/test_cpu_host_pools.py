@@ -145,7 +145,7 @@ def test_another_stages_layer_is_left_alone(make: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(device, before, strict=True))
 
 
-def test_an_unknown_layout_is_refused_with_the_way_out() -> None:
+def test_an_unknown_layout_is_refused_with_advice() -> None:
     pool, _ = mha_pool("page_head")
     with pytest.raises(ValueError, match=r"page_head does not work.*use page_first"):
         pool.backup_from_device_all_layer(None, HOST, DEVICE, "kernel")

@@ -86,7 +86,7 @@ def test_a_long_prompt_is_hashed_in_milliseconds() -> None:
     assert time.perf_counter() - begin < 0.5
 
 
-def test_stands_in_only_where_the_extension_cannot_be_built(
+def test_replaces_the_extension_only_if_it_cannot_be_built(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(page_hash, "_fallback", None)

@@ -36,14 +36,14 @@ def test_both_entry_points_are_found() -> None:
 
 
 @pytest.mark.usefixtures("no_accelerator")
-def test_steps_in_without_an_accelerator(registered: list[str]) -> None:
+def test_is_active_without_an_accelerator(registered: list[str]) -> None:
     assert plugin.activate() == plugin.PLATFORM
     assert issubclass(PlainCpuPlatform, SRTPlatform)
     plugin.register_hooks()
     assert len(registered) == len(set(registered)) == len(plugin._hooks())
 
 
-def test_keeps_out_where_there_is_an_accelerator(
+def test_is_inactive_with_an_accelerator(
     registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
@@ -53,7 +53,7 @@ def test_keeps_out_where_there_is_an_accelerator(
 
 
 @pytest.mark.usefixtures("no_accelerator")
-def test_keeps_out_where_sglangs_cpu_engine_is_asked_for(
+def test_is_inactive_with_sglangs_cpu_engine(
     registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")

@@ -75,7 +75,7 @@ def test_nothing_is_left_when_the_starter_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: group_members(group) == [])
 
 
-def test_says_why_a_process_ended_early(tmp_path: Path) -> None:
+def test_error_says_why_a_process_ended_early(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "print('no such model'); exit(3)"]
     with (
         ManagedProcess("broken", argv, env=None, log=tmp_path / "log") as process,

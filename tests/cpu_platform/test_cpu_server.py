@@ -59,7 +59,7 @@ def servers(work: Path) -> Iterator[dict[str, CpuServer]]:
 
 
 @pytest.mark.parametrize("kind", ["mha", "mla"])
-def test_what_is_stored_is_reused_with_the_same_text(
+def test_stored_pages_are_reused_with_the_same_text(
     servers: dict[str, CpuServer], kind: str
 ) -> None:
     client = servers[kind].client

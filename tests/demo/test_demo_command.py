@@ -122,7 +122,7 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, arguments: list[str], line:
     assert "Traceback" not in output
 
 
-def test_what_is_not_installed_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "sglang" else find_spec(name)

@@ -45,7 +45,7 @@ def test_a_good_run_fails_nothing_and_gives_medians_by_source() -> None:
         ("restart", {"reused": Sources(minio=WHOLE)}, ["every_source_seen"]),
     ],
 )
-def test_what_is_not_so_is_said(step: str, change: dict[str, object], claims: list[str]) -> None:
+def test_false_claims_are_reported(step: str, change: dict[str, object], claims: list[str]) -> None:
     run = [
         dataclasses.replace(request, **change) if request.step == step else request  # type: ignore[arg-type]  # any of its fields
         for request in make_run()
@@ -54,12 +54,12 @@ def test_what_is_not_so_is_said(step: str, change: dict[str, object], claims: li
 
 
 @pytest.mark.parametrize("step", [CHANGED_STEP, TENANT_STEP])
-def test_a_step_that_never_ran_is_no_success(step: str) -> None:
+def test_a_step_that_did_not_run_is_a_failure(step: str) -> None:
     run = [request for request in make_run() if request.step != step]
     assert failed(compute_figures(run, PAGE))
 
 
-def test_a_prompt_computed_for_the_most_part_is_no_example_of_a_source() -> None:
+def test_a_mostly_computed_prompt_measures_no_source() -> None:
     request = make_request("part", "A", Sources(minio=WHOLE - 2 * PAGE), 1.0)
     assert source_of(request, PAGE) is None
 

@@ -39,7 +39,7 @@ def test_a_different_answer_is_marked() -> None:
     assert "✗" in text_of_table(80, output_ids=[1])
 
 
-def test_unknown_values_are_open() -> None:
+def test_unknown_values_are_shown_as_unknown() -> None:
     assert "…" in text_of_table(80, reference=None)
 
 

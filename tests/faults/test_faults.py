@@ -55,7 +55,7 @@ def test_fault(rounds: Rounds, name: str) -> None:
         assert outcome.circuit_opened < CIRCUIT_LIMIT + BUSY
 
 
-def test_agent_killed_in_mid_spill_and_mid_load(rounds: Rounds) -> None:
+def test_agent_killed_during_a_spill_and_during_a_load(rounds: Rounds) -> None:
     assert_harmless(rounds.kill_agent(3))
 
 

@@ -22,7 +22,7 @@ LOAD_SECONDS = 1.5
 BUDGET = 30.0
 
 
-def test_lookups_leave_out_what_is_faster_computed(
+def test_lookups_skip_pages_that_are_faster_to_compute(
     minio_server: MinioServer, tmp_path: Path
 ) -> None:
     minio = MinioConfig(

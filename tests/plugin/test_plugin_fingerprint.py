@@ -42,7 +42,7 @@ def model(tmp_path: Path) -> Path:
     return model
 
 
-def test_neither_path_nor_formatting_counts(model: Path, tmp_path: Path) -> None:
+def test_neither_path_nor_formatting_matters(model: Path, tmp_path: Path) -> None:
     before = fingerprint(model)
     other = shutil.copytree(model, tmp_path / "elsewhere")
     (other / "config.json").write_text('{\n "_name_or_path": "/there",\n "layers": 2}')
@@ -50,7 +50,7 @@ def test_neither_path_nor_formatting_counts(model: Path, tmp_path: Path) -> None
     assert fingerprint(other) == before
 
 
-def test_links_to_a_store_of_blobs_count_as_files(model: Path, tmp_path: Path) -> None:
+def test_links_into_a_blob_store_count_as_files(model: Path, tmp_path: Path) -> None:
     linked = tmp_path / "snapshot"
     linked.mkdir()
     for file in model.iterdir():
@@ -74,7 +74,7 @@ def test_a_changed_byte_of_a_small_file_counts(model: Path, offset: int) -> None
         ("more.safetensors", ""),
     ],
 )
-def test_what_changes_computation_counts(model: Path, file: str, content: str) -> None:
+def test_settings_that_change_computation_count(model: Path, file: str, content: str) -> None:
     before = fingerprint(model)
     if content:
         (model / file).write_text(content)
@@ -120,7 +120,7 @@ def test_140_gigabytes_take_less_than_five_seconds(model: Path) -> None:
     assert time.monotonic() - begin < 5
 
 
-def test_tensors_are_named_over_all_files(model: Path) -> None:
+def test_tensors_are_identified_across_files(model: Path) -> None:
     write_weights(model / "more.safetensors", {"c": 10, "__metadata__": 0})
     assert tensor_names(model) == {"a", "b", "c"}
     for file in model.glob("*.safetensors"):

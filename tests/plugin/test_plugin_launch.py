@@ -64,7 +64,7 @@ def test_secrets_stay_in_the_environment(
         assert secret not in str(values)
 
 
-def test_the_users_own_prefetch_settings_win(values: dict[str, Any]) -> None:
+def test_user_settings_for_prefetching_take_precedence(values: dict[str, Any]) -> None:
     given = {"prefetch_timeout_base": 7, "prefetch_threshold": 512}
     values["hicache_mem_layout"] = "page_first"
     values["hicache_storage_backend_extra_config"] = json.dumps(given)

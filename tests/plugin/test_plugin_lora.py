@@ -78,7 +78,7 @@ def test_different_content_under_the_same_id_has_another_key(tmp_path: Path) -> 
     assert key("1" * 32) != before
 
 
-def test_rest_of_the_key_stays(tmp_path: Path) -> None:
+def test_rest_of_the_key_is_unchanged(tmp_path: Path) -> None:
     load("1" * 32, adapter(tmp_path / "here"))
     assert key("1" * 32, "tenant") == f"tenant{key('1' * 32)}"
     assert key(None, "tenant") == "tenant"

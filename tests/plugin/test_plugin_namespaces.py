@@ -34,7 +34,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_revision_is_the_model_that_was_downloaded_of_it(cache: Path) -> None:
+def test_a_revision_stands_for_its_downloaded_model(cache: Path) -> None:
     snapshots = cache / "models--some--model" / "snapshots"
     assert identify_weights(NAME, cache=str(cache)) == fingerprint(snapshots / ("1" * 40))
     tuned = identify_weights(NAME, "tuned", str(cache))
@@ -43,7 +43,7 @@ def test_a_revision_is_the_model_that_was_downloaded_of_it(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "revision"), [(NAME, "gone"), ("no/such", None), ("no such", "")])
-def test_what_was_not_downloaded_has_no_fingerprint(
+def test_a_missing_download_has_no_fingerprint(
     cache: Path, name: str, revision: str | None
 ) -> None:
     with pytest.raises(NoFingerprintError, match="is not a local model"):

@@ -269,7 +269,7 @@ def test_partial_weight_files_get_a_unique_name() -> None:
         state.enabled = False
 
 
-def test_updates_without_the_tier_are_untouched_and_a_later_attach_is_refused() -> None:
+def test_updates_without_the_tier_are_unchanged_and_a_later_attach_is_refused() -> None:
     server, state.weight_updates = Server(), state.WeightUpdates()
     state.enabled = False
     server.in_flight = 1

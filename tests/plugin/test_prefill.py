@@ -34,23 +34,23 @@ def observed(*batches: list[tuple[int, int]]) -> PrefillSpeed:
     return speed
 
 
-def test_nothing_is_claimed_before_anything_was_computed() -> None:
+def test_no_speed_is_reported_before_a_measurement() -> None:
     assert PrefillSpeed().seconds(0, 16384) == 0
 
 
-def test_a_long_prompt_is_judged_by_what_attention_costs() -> None:
+def test_the_cost_of_attention_is_included_for_long_prompts() -> None:
     speed = observed([(0, 4096)], [(4096, 8192)], [(0, 512), (0, 1024)])
     assert speed.seconds(0, 16384) == pytest.approx(cost(0, 16384), rel=0.02)
     assert speed.seconds(12288, 16384) == pytest.approx(cost(12288, 16384), rel=0.02)
 
 
-def test_batches_that_say_nothing_are_left_out() -> None:
+def test_uninformative_batches_are_ignored() -> None:
     speed = observed([(0, MIN_TOKENS - 1)])
     speed.observe(batch([(0, 4096)], 5.0, extend=False))
     assert speed.seconds(0, 16384) == 0
 
 
-def test_a_batch_that_waited_for_the_one_before_is_not_blamed_for_it() -> None:
+def test_waiting_for_the_previous_batch_does_not_count() -> None:
     """Overlapped scheduling launches a batch while the previous one still runs."""
     speed = PrefillSpeed()
     speed.observe(batch([(0, 4096)], 1.0))
@@ -58,7 +58,7 @@ def test_a_batch_that_waited_for_the_one_before_is_not_blamed_for_it() -> None:
     assert 0 < speed.seconds(0, 4096) < 0.75
 
 
-def test_a_speed_can_be_given() -> None:
+def test_a_configured_speed_is_used() -> None:
     speed = PrefillSpeed(1000.0)
     speed.observe(batch([(0, 4096)], 100.0))
     assert speed.seconds(100, 4100) == pytest.approx(4)

@@ -11,7 +11,7 @@ from tests.plugin.attached import after, eventually, keys, store
 from tests.plugin.conftest import MakeNode
 
 
-def test_old_pages_are_found_no_more_and_sharing_goes_on(make_node: MakeNode) -> None:
+def test_old_pages_are_hidden_and_sharing_continues(make_node: MakeNode) -> None:
     near, far = make_node("a"), make_node("b")
     pool, old, new = host_pools.mha(), keys(40), keys(8, "new")
     storage, other = near.attach({"kv": pool}), far.attach({"kv": host_pools.mha()})

@@ -52,7 +52,7 @@ class Subscriber:
         return [name for event in chosen for name in event.block_hashes]
 
 
-def test_pages_are_announced_where_they_are_when_they_are(make_node: MakeNode) -> None:
+def test_pages_are_announced_with_their_tier_once_stored(make_node: MakeNode) -> None:
     chain, pool = keys(70), host_pools.mha()
     names = [hash_str_to_int64(key) for key in chain]
     with MinioServer() as server:
@@ -86,7 +86,7 @@ def test_pages_are_announced_where_they_are_when_they_are(make_node: MakeNode) -
         assert {event.block_size for event in stored} == {PAGE}
 
 
-def test_pages_of_other_names_are_left_out(make_node: MakeNode) -> None:
+def test_pages_of_other_namespaces_are_not_announced(make_node: MakeNode) -> None:
     chain, pool = keys(3), host_pools.mha()
     storage = make_node().attach({"kv": pool})
     subscriber = Subscriber(storage)
@@ -99,7 +99,7 @@ def test_pages_of_other_names_are_left_out(make_node: MakeNode) -> None:
     assert subscriber.names("DISK") == expected
 
 
-def test_what_the_disk_loses_is_taken_back(make_node: MakeNode) -> None:
+def test_evicted_pages_are_retracted(make_node: MakeNode) -> None:
     chain, pool = keys(6), host_pools.mha()
     names = [hash_str_to_int64(key) for key in chain]
     node = make_node(minio=None)
@@ -114,7 +114,7 @@ def test_what_the_disk_loses_is_taken_back(make_node: MakeNode) -> None:
     assert subscriber.names("EXTERNAL") == []
 
 
-def test_clearing_takes_back_everything(make_node: MakeNode) -> None:
+def test_clearing_retracts_every_page(make_node: MakeNode) -> None:
     chain, pool = keys(6), host_pools.mha()
     names = [hash_str_to_int64(key) for key in chain]
     storage = make_node().attach({"kv": pool})
@@ -153,7 +153,7 @@ class ClearedMeanwhile:
         return [True] * len(chain.hashes)
 
 
-def test_what_is_cleared_while_it_is_asked_for_is_not_announced() -> None:
+def test_pages_cleared_during_a_check_are_not_announced() -> None:
     client = ClearedMeanwhile()
     announcer = events.Announcer(client, ["nvme"])  # type: ignore[arg-type]  # a race cannot be had from a real one
     client.announcer = announcer

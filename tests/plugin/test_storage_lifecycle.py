@@ -23,7 +23,7 @@ from tests.plugin.conftest import MakeNode
 pytestmark = pytest.mark.usefixtures("process")
 
 
-def test_the_class_is_where_sglang_is_told_to_look() -> None:
+def test_sglang_finds_the_storage_class() -> None:
     assert memkv_sglang.MemKVStorage is MemKVStorage
     with pytest.raises(AttributeError):
         memkv_sglang.NoSuchClass  # noqa: B018
@@ -96,7 +96,7 @@ def test_page_hashes_are_compiled_before_the_first_lookup(
     assert storage.batch_exists(keys(2)) == 2
 
 
-def test_an_agent_that_cannot_start_is_not_waited_for(
+def test_startup_does_not_wait_for_an_agent_that_cannot_start(
     make_node: MakeNode, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachment, "AGENT_SECONDS", 60.0)
@@ -109,9 +109,7 @@ def test_an_agent_that_cannot_start_is_not_waited_for(
     assert storage.batch_exists(keys(1)) == 0
 
 
-def test_settings_of_the_environment_are_enough(
-    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_settings_suffice(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request to SGLang's attach endpoint need not name any settings."""
     node, pool = make_node(), host_pools.mha()
     for key, value in node.settings.items():
@@ -156,7 +154,7 @@ def test_a_killed_agent_costs_misses_only(make_node: MakeNode) -> None:
     assert storage.batch_get_v1(chain, indices, after([])) == [True] * 8
 
 
-def test_sealed_means_neither_found_nor_stored(make_node: MakeNode) -> None:
+def test_a_sealed_storage_neither_finds_nor_stores(make_node: MakeNode) -> None:
     pool, chain = host_pools.mha(), keys(4)
     indices = host_pools.slots(pool, range(4))
     storage = make_node().attach({"kv": pool})
@@ -172,7 +170,7 @@ def test_sealed_means_neither_found_nor_stored(make_node: MakeNode) -> None:
     assert storage.batch_exists(chain) == 4
 
 
-def test_statistics_are_handed_over_once(make_node: MakeNode) -> None:
+def test_statistics_are_reported_once(make_node: MakeNode) -> None:
     pool, chain = host_pools.mha(), keys(12)
     storage = make_node().attach({"kv": pool})
     store(storage, pool, chain[:8])

@@ -33,7 +33,7 @@ def load(storage: MemKVStorage, pool: Any) -> None:
     assert storage.batch_get_v1(CHAIN, slots, after([])) == [True] * 20
 
 
-def test_pages_are_left_out_once_both_speeds_are_known(
+def test_pages_are_skipped_once_both_speeds_are_known(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memkv_sglang.plugin.prefill.MIN_TOKENS", 1)
@@ -49,7 +49,7 @@ def test_pages_are_left_out_once_both_speeds_are_known(
     assert other.batch_exists(CHAIN) == 20, "a server that has computed nothing yet"
 
 
-def test_a_given_speed_counts_more_than_what_is_seen(make_node: MakeNode) -> None:
+def test_a_configured_speed_overrides_the_measured_one(make_node: MakeNode) -> None:
     node, pool = make_node(), host_pools.mha()
     node.settings["engine.prefill_speed"] = "1e12"
     storage = node.attach({"kv": pool})

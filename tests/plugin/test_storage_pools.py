@@ -65,7 +65,7 @@ def test_calls_larger_than_the_staging_memory(
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "staged"])
-def test_every_call_names_all_that_comes_before(
+def test_every_call_names_all_preceding_pages(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     """Otherwise the agent cannot know which pages on its disk this chain continues."""
@@ -90,7 +90,7 @@ def test_every_call_names_all_that_comes_before(
     assert calls == [(hashes[i:j], hashes[:i]) for i, j in pairwise(begins)]
 
 
-def test_a_page_that_misses_leaves_its_place_alone(make_node: MakeNode) -> None:
+def test_a_missed_page_leaves_its_memory_unchanged(make_node: MakeNode) -> None:
     pool = host_pools.mha(shared=False)
     storage = make_node().attach({"kv": pool})
     store(storage, pool, keys(2))
@@ -103,7 +103,7 @@ def test_a_page_that_misses_leaves_its_place_alone(make_node: MakeNode) -> None:
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "staged"])
 @pytest.mark.parametrize("name", [PoolName.MAMBA, PoolName.DEEPSEEK_V4_C4])
-def test_side_pools_come_back(make_node: MakeNode, name: PoolName, shared: bool) -> None:
+def test_side_pools_round_trip(make_node: MakeNode, name: PoolName, shared: bool) -> None:
     make = host_pools.mamba if name == PoolName.MAMBA else host_pools.compressed
     pool, chain = make(shared=shared), keys(6)
     storage = make_node().attach({"kv": host_pools.mha(), name: pool})
@@ -149,7 +149,7 @@ def test_pages_that_do_not_add_up_are_refused(
     assert "names 8192 bytes per page, but has 1024 per token and 16 tokens" in record.getMessage()
 
 
-def test_slots_that_do_not_fit_the_keys_are_a_miss(make_node: MakeNode) -> None:
+def test_a_wrong_number_of_slots_is_a_miss(make_node: MakeNode) -> None:
     pool, chain = host_pools.mha(), keys(4)
     storage = make_node().attach({"kv": pool})
     short = host_pools.slots(pool, range(3))

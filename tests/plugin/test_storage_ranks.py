@@ -39,7 +39,9 @@ Rank = dict[str, Any]
         "with another part they do not",
     ],
 )
-def test_who_may_load_what(make_node: MakeNode, writer: Rank, reader: Rank, shares: bool) -> None:
+def test_which_ranks_load_which_pages(
+    make_node: MakeNode, writer: Rank, reader: Rank, shares: bool
+) -> None:
     make_pool = host_pools.mla if writer.get("is_mla_model") else host_pools.mha
     node, chain = make_node(minio=None), keys(8)
     pools = make_pool(), make_pool()

@@ -177,7 +177,7 @@ def attachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attachable]
             stack.close()
 
 
-def test_a_life_with_attachments(attachable: Attachable) -> None:
+def test_attach_clear_detach_and_attach_again(attachable: Attachable) -> None:
     subject, events = attachable, attachable.events
     subject.compute()
     assert subject.from_storage() == 0

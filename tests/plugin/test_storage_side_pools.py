@@ -90,7 +90,7 @@ def test_only_lengths_that_every_pool_can_serve_are_hits(
         }
 
 
-def test_windows_that_overlap_reach_the_other_node_whole(
+def test_overlapping_windows_reach_the_other_node_complete(
     make_node: MakeNode, chain: list[str]
 ) -> None:
     """An earlier window becomes the end of a later one, as when SGLang splits a tree node."""
@@ -124,7 +124,7 @@ def test_a_missing_page_of_a_window_fails_it(make_node: MakeNode, chain: list[st
     assert loaded["mamba"] == []
 
 
-def test_block_groups_say_what_they_cover_and_gate_nothing(
+def test_block_groups_report_their_coverage_and_limit_nothing(
     make_node: MakeNode, chain: list[str]
 ) -> None:
     pools = {"kv": host_pools.mha(), PoolName.DEEPSEEK_V4_C4: host_pools.compressed()}
@@ -154,7 +154,7 @@ def test_an_anchor_without_memory_stands_for_its_side_pools(
     assert storage.batch_exists(chain) == 0
 
 
-def test_ranks_share_what_is_equal_and_no_more(make_node: MakeNode, chain: list[str]) -> None:
+def test_ranks_share_only_equal_pages(make_node: MakeNode, chain: list[str]) -> None:
     """An MLA model: rank 0 writes the KV and all ranks read it, but each rank has its own
     states.
     """

@@ -255,7 +255,7 @@ def test_unusable_new_file_is_reported_once_and_the_old_keys_stay(
     assert secret not in str(vars(record))
 
 
-def test_source_is_not_read_for_every_rejected_request(
+def test_rejected_requests_do_not_each_reread_the_source(
     config: MinioConfig,
     file: Path,
     users: Users,

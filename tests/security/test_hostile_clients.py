@@ -193,7 +193,7 @@ def test_pools_of_a_client_are_bounded(agent: RunningAgent, unharmed: Callable[[
         (2**64 - 1, 0, 1),
     ],
 )
-def test_no_offset_leads_out_of_a_pool(
+def test_no_offset_reaches_outside_a_pool(
     agent: RunningAgent, unharmed: Callable[[], None], buffer: tuple[int, int, int]
 ) -> None:
     with HostPool(2) as pool, RawClient(agent.socket) as raw:

@@ -36,7 +36,7 @@ def hits_come_back(cluster: Cluster, name: str) -> None:
     wait_until(is_shared)
 
 
-def test_agents_killed_in_mid_traffic(cluster: Cluster, expected: Expected) -> None:
+def test_agents_killed_during_traffic(cluster: Cluster, expected: Expected) -> None:
     with Traffic([cluster.a, cluster.b], expected) as traffic:
         traffic.goes_on()
         cluster.a.kill_agent()
@@ -45,7 +45,7 @@ def test_agents_killed_in_mid_traffic(cluster: Cluster, expected: Expected) -> N
     hits_come_back(cluster, "killed")
 
 
-def test_minio_stopped_in_mid_traffic(
+def test_minio_stopped_during_traffic(
     cluster: Cluster, storage: MinioServer, expected: Expected
 ) -> None:
     with Traffic([cluster.a, cluster.b], expected) as traffic:
@@ -102,7 +102,7 @@ def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) ->
     hits_come_back(cluster, "stalled")
 
 
-def test_an_agent_that_stalls_while_it_stores(cluster: Cluster) -> None:
+def test_an_agent_that_hangs_in_a_spill(cluster: Cluster) -> None:
     """The spill in flight ends with the agent's process; then the server starts another agent."""
     tokens = prompt("stalls", THRESHOLD - 1)  # too short for a lookup, which would notice first
     computed = cluster.recompute(tokens)

@@ -55,7 +55,7 @@ def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
         yield nodes
 
 
-def test_two_ranks_share_nothing_with_one_and_all_with_their_like(
+def test_servers_share_pages_only_with_the_same_number_of_ranks(
     cluster: Cluster, kinds: Kinds
 ) -> None:
     cluster.a.generate(TOKENS)
@@ -68,9 +68,7 @@ def test_two_ranks_share_nothing_with_one_and_all_with_their_like(
     assert node.generate(TOKENS).output_ids == answer.output_ids
 
 
-def test_ranks_that_find_different_prefixes_agree_on_the_shorter(
-    cluster: Cluster, kinds: Kinds
-) -> None:
+def test_ranks_with_different_prefixes_use_the_shortest(cluster: Cluster, kinds: Kinds) -> None:
     node, tokens = kinds.two_ranks, prompt("ranks that differ", 1500)
     computed = node.generate(tokens).output_ids
     node.share()
@@ -86,7 +84,7 @@ def test_ranks_that_find_different_prefixes_agree_on_the_shorter(
     assert node.stored(tokens) == reusable(len(tokens))
 
 
-def test_stages_of_a_pipeline_load_what_each_has_stored(cluster: Cluster, kinds: Kinds) -> None:
+def test_pipeline_stages_load_their_own_pages(cluster: Cluster, kinds: Kinds) -> None:
     tokens = prompt("stages", 1500)
     computed = kinds.stages.generate(tokens)
     assert computed.output_ids == cluster.recompute(tokens)
@@ -94,7 +92,7 @@ def test_stages_of_a_pipeline_load_what_each_has_stored(cluster: Cluster, kinds:
     assert kinds.stages.generate(tokens).output_ids == computed.output_ids
 
 
-def test_latent_pages_are_equal_on_all_ranks_and_shared_by_any_number_of_them(kinds: Kinds) -> None:
+def test_latent_pages_are_shared_by_any_number_of_ranks(kinds: Kinds) -> None:
     computed = kinds.latent_two_ranks.generate(TOKENS)
     assert computed.cached_tokens == 0
     kinds.latent_two_ranks.share()
@@ -103,7 +101,7 @@ def test_latent_pages_are_equal_on_all_ranks_and_shared_by_any_number_of_them(ki
     assert answer.output_ids == computed.output_ids
 
 
-def test_another_data_type_shares_with_its_like_only(cluster: Cluster, kinds: Kinds) -> None:
+def test_servers_share_pages_only_with_the_same_data_type(cluster: Cluster, kinds: Kinds) -> None:
     tokens = prompt("data types")
     cluster.a.generate(tokens)
     cluster.a.share()
@@ -112,7 +110,7 @@ def test_another_data_type_shares_with_its_like_only(cluster: Cluster, kinds: Ki
     assert kinds.half.stored(tokens) == reusable(len(tokens))
 
 
-def test_texts_stay_the_same_when_calls_of_the_storage_fail_or_last(
+def test_texts_are_unchanged_when_storage_calls_fail_or_take_long(
     cluster: Cluster, kinds: Kinds
 ) -> None:
     prompts = [prompt(f"injected {i}", 600 + 100 * i) for i in range(6)]

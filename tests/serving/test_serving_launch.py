@@ -135,7 +135,7 @@ def test_the_flag_sets_what_hicache_needs_and_says_so(answers: dict[str, Any]) -
     assert "page size 256" in outcome["log"]
 
 
-def test_a_given_page_size_and_a_given_chunk_count(answers: dict[str, Any]) -> None:
+def test_user_settings_of_page_size_and_chunk_are_respected(answers: dict[str, Any]) -> None:
     assert [outcome["page_size"] for outcome in answers["sizes"]] == [32, 64]
 
 
@@ -144,7 +144,7 @@ def test_every_conflict_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_cannot_work_is_refused_in_one_line(answers: dict[str, Any], name: str) -> None:
+def test_impossible_settings_are_refused_in_one_line(answers: dict[str, Any], name: str) -> None:
     outcome = answers["conflicts"][name]
     assert outcome["code"] == 2
     (line,) = outcome["stderr"].splitlines()

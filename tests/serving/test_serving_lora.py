@@ -16,7 +16,7 @@ def unload(node: Node, name: str) -> None:
     node.client.post("/unload_lora_adapter", {"lora_name": name})
 
 
-def test_an_adapter_shares_its_pages_with_nobody_else(cluster: Cluster) -> None:
+def test_adapters_with_different_content_share_no_pages(cluster: Cluster) -> None:
     computed = cluster.a.generate(ONE, lora_path="adapter").output_ids
     cluster.a.share()
     assert cluster.b.stored(ONE) == 0

@@ -55,7 +55,7 @@ def test_another_salt_reuses_nothing_and_the_same_salt_all(cluster: Cluster) -> 
     assert cluster.b.stored(base, cache_salt="one tenant") == reusable(len(base))
 
 
-def test_nobody_can_time_what_another_tenant_stored(cluster: Cluster) -> None:
+def test_lookups_of_another_tenants_pages_take_the_usual_time(cluster: Cluster) -> None:
     """A lookup of it costs the agent as much as a lookup of a text that is not stored."""
     base = prompt("timed")
     cluster.a.generate(base, cache_salt="one tenant")
@@ -74,7 +74,7 @@ def test_nobody_can_time_what_another_tenant_stored(cluster: Cluster) -> None:
     assert {operation for operation, _, _ in costs[0]} == {"lookup"}
 
 
-def test_a_conversation_goes_on_behind_the_router(cluster: Cluster) -> None:
+def test_a_conversation_continues_behind_the_router(cluster: Cluster) -> None:
     """Every turn goes to the other node, like round robin; only the last turns are computed."""
     talk, stored = prompt("talk", 1200), 0
     with Router([cluster.a.url, cluster.b.url], log=cluster.a.home / "router.log") as router:
@@ -108,7 +108,7 @@ def _answer(client: Client, path: str) -> str:
         return str(error)
 
 
-def test_secrets_are_nowhere_to_be_read(cluster: Cluster, shared: MinioConfig) -> None:
+def test_no_secret_is_exposed(cluster: Cluster, shared: MinioConfig) -> None:
     for node in (cluster.a, cluster.b):
         agent = Client(f"http://127.0.0.1:{node.agent_port()}")
         told = [_answer(node.client, path) for path in SERVER_PATHS]

@@ -100,7 +100,7 @@ def test_an_update_waits_for_a_backup_in_flight(
     cluster.a.wait_reusing()
 
 
-def test_after_a_session_of_updates_nothing_old_is_used(cluster: Cluster) -> None:
+def test_no_old_page_is_used_after_an_update_session(cluster: Cluster) -> None:
     tokens = prompt("session")
     computed = cluster.a.generate(tokens).output_ids
     cluster.a.flush()
@@ -119,7 +119,7 @@ def test_a_failed_update_leaves_the_server_answering(cluster: Cluster, home: Pat
 
 
 @pytest.mark.parametrize("send", [send_as_tensors, broadcast])
-def test_weights_that_come_without_files_share_with_nobody(
+def test_weights_without_files_are_not_shared(
     cluster: Cluster, tuned: Node, models: Models, send: Callable[[Node, Path], None]
 ) -> None:
     tokens = prompt(f"without files {send.__name__}")

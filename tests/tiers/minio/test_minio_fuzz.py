@@ -136,7 +136,7 @@ def test_a_head_is_parsed_or_refused(head: bytes) -> None:
 
 @settings(max_examples=120)
 @given(heads())
-def test_metadata_is_judged_without_tripping(head: bytes) -> None:
+def test_any_metadata_is_judged_without_an_exception(head: bytes) -> None:
     found = parsed(head)
     if found is None:
         return
@@ -217,7 +217,7 @@ def test_a_date_is_parsed_or_rejected(value: bytes) -> None:
 
 @settings(max_examples=120)
 @given(heads())
-def test_no_head_moves_the_clock_far(head: bytes) -> None:
+def test_no_response_moves_the_clock_far(head: bytes) -> None:
     found = parsed(head)
     if found is None:
         return
@@ -265,7 +265,7 @@ class Stream:
 
 @settings(max_examples=MANY)
 @given(heads(), st.sampled_from([CONTENT, CONTENT[:-1], CONTENT + b"x", b"", CONTENT * 2]))
-def test_both_ways_to_receive_agree(head: bytes, body: bytes) -> None:
+def test_both_receive_paths_agree(head: bytes, body: bytes) -> None:
     """The slow path accepts every response that the fast path delivers."""
     loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
     response = head + b"\r\n" + body

@@ -43,9 +43,7 @@ def round_trips(tier: MinioTier) -> int:
     return tier.telemetry.counts().get("lookup_round_trips", 0)
 
 
-def test_what_one_node_spills_the_other_loads(
-    minio_config: MinioConfig, open_tier: OpenTier
-) -> None:
+def test_one_node_loads_what_another_spills(minio_config: MinioConfig, open_tier: OpenTier) -> None:
     one, other = open_tier(minio_config), open_tier(minio_config)
     assert spill(one, CHAIN.keys()) == {SpillResult.STORED}
     assert other.lookup(CHAIN, soon()) == (200, True)
@@ -90,7 +88,7 @@ def test_number_of_probes(minio_config: MinioConfig, open_tier: OpenTier) -> Non
     assert round_trips(one) == asked + 1, "what a lookup found below its answer is known"
 
 
-def test_pages_of_others_show_up(minio_config: MinioConfig, open_tier: OpenTier) -> None:
+def test_pages_of_other_nodes_are_found(minio_config: MinioConfig, open_tier: OpenTier) -> None:
     config = msgspec.structs.replace(minio_config, negative_ttl=0.05)
     one, other = open_tier(config), open_tier(config)
     assert other.lookup(CHAIN, soon()).length == 0
@@ -171,7 +169,7 @@ def test_prefixes_are_separate(minio_config: MinioConfig, open_tier: OpenTier) -
     assert one.lookup(CHAIN, soon()).length == 3
 
 
-def test_description_is_rewritten_each_time(
+def test_every_description_call_rewrites_the_object(
     minio_config: MinioConfig, admin: Minio, open_tier: OpenTier
 ) -> None:
     """The bucket's lifecycle rule may have removed it."""

@@ -113,7 +113,7 @@ def test_page_used_after_it_was_chosen_to_leave_stays(
     assert full.tier.check_integrity() == []
 
 
-def test_page_that_comes_back_ranks_below_the_pages_before_it(
+def test_page_stored_again_ranks_below_its_predecessors(
     full: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as used again, so the pages before it must count as well."""

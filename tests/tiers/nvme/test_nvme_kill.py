@@ -36,7 +36,7 @@ def chain(turn: int) -> Chain:
 
 
 @pytest.mark.parametrize("journal", ["kept", "lost"])
-def test_kill_in_mid_spill(tmp_path: Path, journal: str) -> None:
+def test_kill_during_a_spill(tmp_path: Path, journal: str) -> None:
     """Three kills on one directory, whose capacity is large enough to avoid evictions."""
     directory = tmp_path / "nvme"
     command = [sys.executable, "-c", SPILLER, str(directory)]
