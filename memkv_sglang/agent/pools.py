@@ -81,7 +81,7 @@ class Pools:
     """
 
     def __init__(self, budget: PoolBudget, pid: int) -> None:
-        """Start without pools. Those that process `pid` registers count in the budget."""
+        """Start without pools. Pools that process `pid` registers count toward the budget."""
         self._budget = budget
         self._pid = pid
         self._views: dict[int, memoryview] = {}

@@ -52,7 +52,7 @@ MAX_EVENTS = 100_000
 
 
 class Block(NamedTuple):
-    """A page as KV events name it."""
+    """A page as KV events identify it."""
 
     hash: bytes
     name: int

@@ -54,7 +54,7 @@ class Pieces(NamedTuple):
 
 
 def start_deadline() -> float:
-    """Return the time until which a storage call that begins now may start agent calls."""
+    """Return the time by which a storage call that begins now must start its last agent call."""
     return time.monotonic() + START_SECONDS
 
 

@@ -52,7 +52,7 @@ class RegisteredPools:
         return [registered.digest for registered in list(self._pools.values())]
 
     def add(self, name: str, host_pool: Any, model: ModelIdentity) -> None:
-        """Let the agent map a pool, unless it has. Raises `UnsuitablePoolError`."""
+        """Let the agent map a pool unless it already has. Raises `UnsuitablePoolError`."""
         if name in self._pools:
             return
         try:

@@ -43,7 +43,7 @@ class AttachedStorage(Protocol):
 
 
 class Weights(NamedTuple):
-    """Weights that are loaded now."""
+    """The weights that are loaded now."""
 
     fingerprint: str = ""
     """Of the files they come from; empty: the files that the server was started with."""
@@ -120,7 +120,7 @@ unfinished_clears: set[bytes] = set()
 
 
 def wanted() -> bool:
-    """Return whether this server is to have the tier. Works before the storage exists."""
+    """Return whether this server should have the tier. Works before the storage exists."""
     from sglang.srt.runtime_context import get_memory
 
     return uses_memkv(get_memory())

@@ -30,7 +30,7 @@ RESET_LIMIT = 60.0
 
 
 def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
-    """Return the identity of the loaded model; `started_with` is the one of the server's start.
+    """Return the identity of the loaded model; `started_with` is that at the server's start.
 
     Raises `NoFingerprintError` if updates make the identity uncertain.
     """

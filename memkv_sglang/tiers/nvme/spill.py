@@ -59,7 +59,7 @@ class Spiller:
     ) -> tuple[list[SpillResult], SpillResult]:
         """Store missing pages with distinct keys.
 
-        Returns the results of the leading pages that are stored now, and the result of all others.
+        Returns the results of the leading pages that are now stored, and one result for all others.
         """
         if not pages:
             return [], SpillResult.FAILED

@@ -153,11 +153,11 @@ class Connection:
         return self._stall_timeout
 
     def is_idle(self) -> bool:
-        """Return whether the server has sent nothing since the last response, nor closed."""
+        """Return whether the server has not closed, and sent nothing since the last response."""
         return self.transport.is_idle()
 
     def interrupt(self) -> None:
-        """Make the call fail that another thread is blocked in."""
+        """Abort the call that another thread is blocked in."""
         self.transport.interrupt()
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ class _Stream:
         return False
 
     def interrupt(self) -> None:
-        """Make the call fail that another thread is blocked in."""
+        """Abort the call that another thread is blocked in."""
         shut_down(self.socket)
 
     def close(self) -> None:

@@ -68,7 +68,7 @@ class Transport(Protocol):
         """Return whether there are no unread bytes and the peer has not closed; does not block."""
 
     def interrupt(self) -> None:
-        """Make the call fail that another thread is blocked in."""
+        """Abort the call that another thread is blocked in."""
 
     def close(self) -> None:
         """Close the socket."""

@@ -316,5 +316,5 @@ def _unusable(found: Sequence[tuple[str, str]]) -> Unusable:
 def _digits(text: str, size: int) -> bytes:
     value = bytes.fromhex(text)
     if len(value) != size:
-        raise ValueError(f"{shown(text)!r} has not {2 * size} hex digits")
+        raise ValueError(f"{shown(text)!r} does not have {2 * size} hex digits")
     return value
