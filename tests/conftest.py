@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from memkv_testbed.minio_server import MinioServer
 
+from memkv_sglang.agent import paths
 from memkv_sglang.config import load
 from memkv_sglang.config.schema import MinioConfig
 
@@ -24,6 +25,7 @@ settings.load_profile("memkv")
 # Neither this process nor those it starts read this machine's configuration files.
 os.environ["MEMKV_CONFIG"] = ""
 load.SYSTEM_FILE = Path("/nonexistent/memkv/config.toml")
+paths.SERVICE_DIRECTORY = Path("/nonexistent/memkv")
 
 # A script's background job and its children ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,6 +24,7 @@ from memkv_sglang.agent.log_file import limit_log
 from memkv_sglang.agent.paths import agent_log, socket_path
 from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
+from memkv_sglang.agent.service_manager import ServiceManager
 from memkv_sglang.agent.sessions import Sessions
 from memkv_sglang.agent.stopping import STOP_SIGNALS, StoppedError, interrupt_at_signal
 from memkv_sglang.config.errors import BrokenDiskError, ConfigError
@@ -40,6 +41,9 @@ CALLS_LIMIT = 8.0
 REPLIES_LIMIT = 2.0
 """Seconds to wait for other calls after the engine has closed, which ends them."""
 
+STOP_MARGIN = 10.0
+"""Seconds that systemd waits beyond these limits before it kills the agent."""
+
 REPEAT_LIMIT = 1.0
 """Seconds during which a repeated signal is ignored: process managers also signal the group."""
 
@@ -54,6 +58,9 @@ READY_LIMIT = 10.0
 
 PROBE_PERIOD = 5.0
 """Seconds between probes while a tier does not work."""
+
+STATUS_PERIOD = 5.0
+"""Seconds between updates of the status that systemd shows."""
 
 EXIT_FAILURE = 1
 """Exit status after a failure, and after a stop that did not shut down in order."""
@@ -142,6 +149,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._ending = threading.Event()
         self._signalled: float | None = None
+        self._manager = ServiceManager({} if locked else os.environ)
         interrupt_at_signal(partial(os._exit, EXIT_FAILURE))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -195,11 +203,41 @@ class Agent:
             asyncio.create_task(self._accept()),
             asyncio.create_task(self._watch_socket()),
         ]
+        if self._manager.is_present:
+            self._tasks.append(asyncio.create_task(self._report_status()))
+        if self._manager.watchdog:
+            self._tasks.append(asyncio.create_task(self._feed_watchdog()))
         if self._config.idle_timeout:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
         threading.Thread(target=self._probe_tiers, name="memkv-ready", daemon=True).start()
         fields = {"socket": self._listener.path, "http_port": self._http.port}
         log.info("agent ready", extra={"fields": fields})
+        self._manager.ready()
+
+    async def _feed_watchdog(self) -> None:
+        """Show systemd that this process runs. Clients end an agent whose calls hang."""
+        while True:
+            self._manager.alive()
+            await asyncio.sleep(self._manager.watchdog / 3)
+
+    async def _report_status(self) -> None:
+        while True:
+            self._manager.status(self._summary())
+            await asyncio.sleep(STATUS_PERIOD)
+
+    def _summary(self) -> str:
+        """Return the state of the agent in one line."""
+        engine = self._engine.status()
+        clients = len(self._sessions.snapshot())
+        failing = [
+            f"{tier.name} does not work: {tier.problem}" for tier in engine.tiers if tier.problem
+        ]
+        parts = [
+            f"{clients} client{'s' * (clients != 1)}",
+            f"{engine.queue_pages} pages waiting for upload",
+            *(failing or ["no tier reports a problem"]),
+        ]
+        return "; ".join(parts)
 
     def _probe_tiers(self) -> None:
         """Probe once at the start, then whenever a tier does not work, to notice its recovery."""
@@ -289,6 +327,9 @@ class Agent:
         self._ending.set()
         self._http.ready = False
         log.info("agent stopping", extra={"fields": {"drain": self._config.drain_timeout}})
+        self._manager.stopping(
+            CALLS_LIMIT + self._config.drain_timeout + REPLIES_LIMIT + STOP_MARGIN
+        )
         reason = "the agent is stopping"
         if not await asyncio.to_thread(self._server.stop, reason, CALLS_LIMIT):
             log.error(

@@ -13,6 +13,9 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig
 from memkv_sglang.flocks import describe_holder
 
+SERVICE_DIRECTORY = Path("/run/memkv")
+"""Where a service's socket is, so that servers and shells of the service's user find it."""
+
 LOCK_LIMIT = 30.0
 """Seconds to wait while another process starts an agent."""
 
@@ -32,10 +35,19 @@ def agent_log(socket: Path) -> Path:
 
 
 def _default_path() -> Path:
+    if _is_own(SERVICE_DIRECTORY):
+        return SERVICE_DIRECTORY / "agent.sock"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     # Safe in /tmp: `_open_directory` checks owner and mode.
     directory = Path(runtime) / "memkv" if runtime else Path(f"/tmp/memkv-{os.getuid()}")  # noqa: S108
     return directory / "agent.sock"
+
+
+def _is_own(directory: Path) -> bool:
+    try:
+        return directory.stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 @contextmanager

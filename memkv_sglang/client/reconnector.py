@@ -63,6 +63,7 @@ class Reconnector:
         self._path = socket_path(config.agent)
         self._config = config
         self._start = start
+        self._autostart = config.agent.autostart
         self._module = module
         self._lock = threading.Lock()
         self._connected = threading.Event()
@@ -168,9 +169,13 @@ class Reconnector:
         try:
             return Link(self._path)
         except (FileNotFoundError, ConnectionRefusedError):
-            pass
+            if not self._autostart:
+                raise ConnectionRefusedError(
+                    f"no agent serves {self._path}, and agent.autostart is off; start the agent's "
+                    "service or container"
+                ) from None
         except OtherVersionError as error:
-            if not error.is_older:
+            if not error.is_older or not self._autostart:
                 raise
             self._replace_older(error)
         if start_agent(self._config, self._module):

@@ -50,10 +50,19 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             extra=PATH,
             description="Unix socket on which the agent serves this node's SGLang servers. Empty: "
-            "`agent.sock` in `$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` if that is not "
+            "`agent.sock` in `/run/memkv` if that directory belongs to this user, as the service's "
+            "does; otherwise in `$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` if that is not "
             "set.",
         ),
     ] = ""
+    autostart: Annotated[
+        bool,
+        Meta(
+            description="Whether a server starts an agent if none is running. Turn it off where "
+            "the agent is a service or runs in another container. A server then needs no other "
+            "settings.",
+        ),
+    ] = True
     http_port: Annotated[
         int,
         Meta(
