@@ -10,7 +10,6 @@ from memkv_sglang.cli.checks.compiled import check_compiled
 from memkv_sglang.cli.checks.disk import check_disk
 from memkv_sglang.cli.checks.endpoint import check_endpoints
 from memkv_sglang.cli.checks.files import check_files
-from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.cli.checks.memory import check_memory
 from memkv_sglang.cli.checks.pins import check_pins
 from memkv_sglang.cli.options import SettingsCommand
@@ -18,6 +17,7 @@ from memkv_sglang.cli.output import make_console, print_json
 from memkv_sglang.config.environment import check_any_tier, check_ca_file
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.finding import Finding, split_problem
 
 _STYLES = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
 

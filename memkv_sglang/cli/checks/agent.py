@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memkv_sglang import __version__
-from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.cli.output import human_time
 from memkv_sglang.cli.running import CONNECT_LIMIT
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.finding import Finding, split_problem
 
 if TYPE_CHECKING:
     from memkv_sglang.agent.protocol import AgentStatus

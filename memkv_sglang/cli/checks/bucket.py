@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.finding import Finding, split_problem
 from memkv_sglang.tiers.base import TierError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from memkv_sglang.cli.checks.finding import Finding
+from memkv_sglang.finding import Finding
 from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
 
 

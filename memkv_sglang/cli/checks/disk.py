@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.environment import check_capacity, check_directory, existing_part
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.finding import Finding, split_problem
 
 
 def check_disk(loaded: LoadedConfig) -> Iterator[Finding]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from memkv_sglang.cli.checks.finding import Finding
 from memkv_sglang.cli.output import human_time
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.finding import Finding
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.http.errors import ProtocolError
 from memkv_sglang.tiers.minio.http.explain import BODY_LIMIT, misdirected, unreachable

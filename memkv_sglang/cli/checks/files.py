@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from memkv_sglang.cli.checks.finding import Finding, split_problem
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.finding import Finding, split_problem
 
 
 def check_files(config: MinioConfig) -> Iterator[Finding]:

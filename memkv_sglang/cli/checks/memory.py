@@ -5,7 +5,7 @@ import mmap
 import os
 from collections.abc import Iterator
 
-from memkv_sglang.cli.checks.finding import Finding
+from memkv_sglang.finding import Finding
 
 HUGE = 2 << 20
 """Size of a huge page in bytes."""

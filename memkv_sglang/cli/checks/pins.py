@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from memkv_sglang.cli.checks.finding import Finding
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.finding import Finding
 from memkv_sglang.tiers.base import TierError
 
 

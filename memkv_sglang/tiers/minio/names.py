@@ -71,6 +71,11 @@ class ObjectNames:
         """Prefix of the pins."""
         return f"{self.root}pins/"
 
+    @property
+    def probes(self) -> str:
+        """Prefix of the objects with which a node finds out what the server supports."""
+        return f"{self.root}probe/"
+
     def is_quarantined(self, name: str) -> bool:
         """Return whether a name is that of a quarantined page."""
         beyond = name.removeprefix(self.quarantined)

@@ -47,6 +47,7 @@ from memkv_sglang.tiers.minio.objects import (
     Telemetry,
 )
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
+from memkv_sglang.tiers.minio.probe import ServerSupport, probe_server
 from memkv_sglang.tiers.minio.retention import (
     DELAY,
     AccessTimeCache,
@@ -142,6 +143,7 @@ class MinioTier(Tier):
         self._access_time_updater: AccessTimeUpdater | None = None
         self._collector: CollectorWorker | None = None
         self._pins: PinStore | None = None
+        self._support = BackgroundCall(self._probe)
         self._opening = BackgroundCall(self._open, lambda opened: opened.bucket.close())
         self._opening.begin()
 
@@ -305,6 +307,7 @@ class MinioTier(Tier):
         """
         if self._read_only:
             return
+        self._support.begin()
         self._access_times = AccessTimeCache(config.use_period, self._clock)
         self._access_time_updater = AccessTimeUpdater(
             lambda: self._opened(time.monotonic() + OPENING_TIME).control,
@@ -335,6 +338,16 @@ class MinioTier(Tier):
         bucket = self._bucket()
         client, storage_fields = self._opened(0.0).control, server_side_encryption(self._config)
         return ControlPath(bucket, Records(client, storage_fields, self._clock), self._names)
+
+    def support(self, deadline: float) -> ServerSupport:
+        """Return what the server supports: measured once, then from memory.
+
+        `keep_limits` starts the measurement in the background; otherwise the first call does. Takes
+        seconds. A failed measurement is repeated by the next call. Raises `TierError`, also for a
+        reader, and `OutOfTimeError` at the deadline.
+        """
+        self._demand_writer()
+        return self._support.result(deadline)
 
     def pins(self) -> PinStore:
         """Wait until the bucket is open, and return its pins. Raises `TierError`."""
@@ -375,6 +388,7 @@ class MinioTier(Tier):
         itself within seconds and then closes its connections.
         """
         self._opening.close()
+        self._support.close()
         self._control_pool.abort()
         if self._collector is not None:
             self._collector.close()
@@ -405,6 +419,21 @@ class MinioTier(Tier):
             on_bucket_lost=self._bucket_lost,
         )
         return _Opened(bucket, client, control, transfers)
+
+    def _probe(self) -> ServerSupport:
+        opened = self._opened(time.monotonic() + OPENING_TIME)
+        support = probe_server(
+            opened.control,
+            opened.bucket,
+            self._names,
+            self._config.bucket,
+            server_side_encryption(self._config),
+        )
+        for finding in support.findings:
+            if finding.level != "ok":
+                fields = {"detail": finding.detail, "advice": finding.advice}
+                log.warning(f"S3 server: {finding.what}", extra={"fields": fields})
+        return support
 
     def _demand_writer(self) -> None:
         if self._read_only:

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from memkv_sglang.tiers.minio.http import PERMISSIONS, control_error, shown
 if TYPE_CHECKING:
     from minio import Minio
     from minio.datatypes import Object
+    from minio.error import S3Error
     from minio.sse import Sse
 
     from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
@@ -56,6 +58,12 @@ class ObjectInfo(NamedTuple):
     etag: str = ""
     """Changes with each write."""
 
+
+OFF = "Off"
+"""Versioning of a bucket that never kept versions, as minio-py has it."""
+
+UNSUPPORTED = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.METHOD_NOT_ALLOWED}
+UNSUPPORTED_CODES = {"NotImplemented", "MethodNotAllowed"}
 
 ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
@@ -182,6 +190,22 @@ class Bucket:
                     "s3:DeleteObject on minio.bucket, and see the server's log"
                 )
 
+    def versioning(self) -> str | None:
+        """Return `Off`, `Enabled` or `Suspended`; None if these credentials may not ask."""
+        from minio.error import S3Error
+
+        def get(client: "Minio") -> str | None:
+            try:
+                return client.get_bucket_versioning(self._name).status or OFF
+            except S3Error as error:
+                if is_unsupported(error):
+                    return OFF
+                if error.response.status == HTTPStatus.FORBIDDEN:
+                    return None
+                raise
+
+        return self._call("read the bucket's versioning", get)
+
     def administration(self) -> "Minio":
         """Return minio-py's client for the first server, for administrative calls."""
         return self._clients[0]
@@ -233,6 +257,11 @@ class Bucket:
             except Exception as error:  # minio-py raises many types for a malformed response
                 reason = shown(control_error(url, error, permission), REASON_LIMIT)
         raise TierError(f"could not {what}: {reason}")
+
+
+def is_unsupported(error: "S3Error") -> bool:
+    """Return whether a server refused a request because it lacks the feature."""
+    return error.response.status in UNSUPPORTED or error.code in UNSUPPORTED_CODES
 
 
 def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio") -> "list[Object]":

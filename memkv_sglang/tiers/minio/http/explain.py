@@ -202,6 +202,7 @@ PERMISSIONS = {
     "read an object": "s3:GetObject",
     "write an object": "s3:PutObject",
     "remove objects": "s3:DeleteObject",
+    "read the bucket's versioning": "s3:GetBucketVersioning",
 }
 """Required permission, by HTTP method (data path) or operation (control path)."""
 

@@ -1,0 +1,51 @@
+"""What an S3 server supports, as measured."""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from memkv_sglang.finding import Finding
+
+NEW = {"if-none-match": "*"}
+"""Header fields of a write that must not replace an object."""
+
+
+class Conditions(Enum):
+    """How a server takes conditional writes (`If-Match`, `If-None-Match: *`)."""
+
+    QUOTED = "quoted"
+    """They work, with the ETag in quotes, as RFC 9110 has it."""
+    BARE = "bare"
+    """They work, with the ETag without quotes (Ceph RGW)."""
+    NONE = "none"
+    """They do not work: the server ignores them, or lets several concurrent writers win."""
+
+    def fields(self, etag: str | None) -> Mapping[str, str]:
+        """Return the header fields of a write over the version `etag`; None: of a new object.
+
+        `etag` may have quotes. Raises `ValueError` for `NONE`: such a write would be unconditional.
+        """
+        if self is Conditions.NONE:
+            raise ValueError("this server has no conditional writes")
+        if etag is None:
+            return NEW
+        bare = etag.strip('"')
+        return {"if-match": bare if self is Conditions.BARE else f'"{bare}"'}
+
+
+class ServerSupport(NamedTuple):
+    """What one bucket's server supports. Measured, so it holds until the server is replaced."""
+
+    conditions: Conditions
+    """Which form of conditional writes to use. With `NONE`, no lease excludes another node."""
+    copy_renews: bool
+    """Whether copying an object onto itself moves its LastModified.
+
+    If not, only storing an object again keeps it from a lifecycle rule that expires by age.
+    """
+    versioned: bool
+    """Whether the bucket keeps the previous versions of objects."""
+    keep_alive: bool
+    """Whether the server answers several requests per connection."""
+    findings: tuple[Finding, ...]
+    """One line per probe, also for those that are well."""
