@@ -130,6 +130,11 @@ class Metrics:
             "Limit of the upload queue (engine.upload_backlog); 0 if this node does not upload",
             registry=registry,
         )
+        self.upload_deferred_bytes = Gauge(
+            "memkv_upload_deferred_bytes",
+            "Page bytes on this disk that are uploaded when it fills (engine.upload)",
+            registry=registry,
+        )
         self.breaker_state = Enum(
             "memkv_breaker_state",
             "Circuit breaker of a tier: 1 for the current state, 0 for the others",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
+from memkv_sglang.config.schema import Config, EngineConfig, MinioConfig, NvmeConfig
 
 Name = Callable[[str], str]
 """Return a setting's name as the user wrote it, given its key."""
@@ -25,6 +25,7 @@ _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 def check_config(config: Config, name: Name) -> None:
     """Raise `ConfigError` at the first setting that cannot work."""
     check_socket(config.agent.socket, name("agent.socket"))
+    _check_upload(config.engine, name)
     _check_watermarks(config.nvme, name)
     _check_bucket(config.minio.bucket, name("minio.bucket"))
     _check_prefix(config.minio.prefix, name("minio.prefix"))
@@ -49,6 +50,15 @@ def check_socket(path: str, name: str) -> None:
         raise ConfigError(
             f"{name}: the path has {length} bytes, but a Unix socket's can have only "
             f"{MAX_SOCKET_PATH}; choose a shorter one"
+        )
+
+
+def _check_upload(config: EngineConfig, name: Name) -> None:
+    if config.upload != "always" and config.admission != "always":
+        raise ConfigError(
+            f"{name('engine.upload')}: {config.upload} cannot be combined with "
+            f"{name('engine.admission')} = {config.admission}, which uploads every page first; set "
+            "one of them to always"
         )
 
 

@@ -136,6 +136,16 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "decide whether a load beats recomputation. 0: measure it.",
         ),
     ] = 0.0
+    upload: Annotated[
+        Literal["always", "second_use", "before_eviction"],
+        Meta(
+            description="When to copy a page from this node's disk to the shared tier. `always`: "
+            "right after it is spilled, so that any node can continue a conversation. "
+            "`second_use`: once this node uses it again. `before_eviction`: when pages that were "
+            "not copied fill half of the disk, oldest first. The latter two save uploads and cost "
+            "hits on other nodes; they need `admission` = `always`.",
+        ),
+    ] = "always"
     upload_backlog: Annotated[
         int,
         Meta(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
@@ -138,6 +138,7 @@ class Engine:
             self._gate,
             backlog=self._config.upload_backlog,
             attempts=self._config.upload_attempts,
+            rule=self._config.upload,
         )
 
     def describe(self, namespace: Namespace) -> None:
@@ -188,7 +189,10 @@ class Engine:
             if not is_open:
                 skipped = [PageLoad(LoadResult.SKIPPED)] * (len(pages) - 1)
                 return [PageLoad(LoadResult.MISSING), *skipped]
-            return self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
+            loads = self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
+            loaded = sum(one.result is LoadResult.LOADED for one in loads)
+            self._record_use(pages[0].length, (page.key for page in pages[:loaded]))
+            return loads
 
     def spill(self, pages: Sequence[Page], before: Sequence[bytes] = ()) -> list[SpillResult]:
         """Store pages of a chain, which follows the pages with the hashes `before`.
@@ -214,7 +218,13 @@ class Engine:
         results = self._spiller.spill(pages, parent, deadline)
         if before:
             self._touch(Chain(namespace, [*before, *(page.key.hash for page in pages)]))
+            self._record_use(pages[0].length, (PageKey(namespace, one) for one in before))
         return results
+
+    def _record_use(self, length: int, keys: Iterable[PageKey]) -> None:
+        """Tell the upload queue that pages of a chain, each of `length` bytes, were used again."""
+        if self._uploads is not None and self._uploads.tracks_use:
+            self._uploads.use(list(keys), length)
 
     def _touch(self, chain: Chain) -> None:
         if self._local is not None and chain.hashes:

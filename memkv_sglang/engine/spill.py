@@ -80,6 +80,8 @@ class Spiller:
             held = [PendingPage(page.key, page.length) for page in pages[:kept]]
             fresh = [pages[i].key for i in range(kept) if results[i] is SpillResult.STORED]
             kept = self._uploads.offer(held, parent, fresh)
+        if kept < len(pages) and self._uploads is not None and SpillResult.REFUSED in results:
+            self._uploads.release()
         return results[:kept] + self._spill_shared(pages[kept:], deadline)
 
     def _is_behind_hole(self, local: Tier, parent: PageKey | None, deadline: float) -> bool:

@@ -1,11 +1,17 @@
-"""The upload queue: copy pages from this node's disk to the shared tier in the background."""
+"""The upload queue: copy pages from this node's disk to the shared tier in the background.
+
+`engine.upload` decides when. Every rule uploads the pages of a chain in order, so that a chain in
+the shared tier has no holes.
+"""
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from memkv_sglang.engine.breaker import BreakerState, CircuitBreaker
 from memkv_sglang.engine.gate import NamespaceGate
@@ -25,6 +31,8 @@ from memkv_sglang.tiers.base import (
 )
 
 log = logging.getLogger(__name__)
+
+UploadRule = Literal["always", "second_use", "before_eviction"]
 
 UPLOADERS = 2
 """Upload threads. One reads from the disk while the other waits for the shared tier."""
@@ -48,7 +56,10 @@ MAX_DROPPED = 100_000
 """Dropped pages to remember, so that none of their descendants is uploaded."""
 
 MAX_UPLOADED = 200_000
-"""Uploaded pages to remember, so that spilling them again costs nothing."""
+"""Pages to remember that need no upload, so that spilling or using them again costs nothing."""
+
+DEFERRED_SHARE = 0.5
+"""Share of the disk that deferred pages may take. The rest can be evicted at any time."""
 
 
 @dataclass(slots=True)
@@ -70,7 +81,9 @@ class _Run:
 class UploadQueue:
     """Uploads pages from `local` to `shared` in the background, in the order of their spill.
 
-    Waiting pages are recorded in `marks`, so the queue survives a crash. Thread-safe.
+    Waiting pages are recorded in `marks`, so the queue survives a crash. With the rule
+    `before_eviction`, pages are first deferred: they are marked, and queued once the deferred pages
+    take more than `DEFERRED_SHARE` of the disk. Thread-safe.
     """
 
     def __init__(
@@ -84,8 +97,12 @@ class UploadQueue:
         *,
         backlog: int,
         attempts: int,
+        rule: UploadRule = "always",
     ) -> None:
         """Resume the queue of an earlier process. `backlog` is the limit in bytes."""
+        self._rule = rule
+        self._deferred: deque[_Run] = deque()
+        self._deferred_bytes = 0
         self._local = local
         self._shared = shared
         self._marks = marks
@@ -105,9 +122,7 @@ class UploadQueue:
         self._uploaded = RecentPages(MAX_UPLOADED)
         self._waiting: set[PageKey] = set()
         self._closing = threading.Event()
-        found = list(marks.pending())
-        self._count(len(found), _bytes(found))
-        self._enqueue(_split(found, chained=False))
+        self._enqueue(_split(marks.pending(), chained=False))
         self._threads = [
             threading.Thread(target=self._upload_all, name=f"memkv-upload-{i}", daemon=True)
             for i in range(UPLOADERS)
@@ -124,6 +139,10 @@ class UploadQueue:
                     self._settle(run, [])
                 else:
                     self._runs.append(run)
+            for run in [run for run in self._deferred if run.namespace == namespace]:
+                self._deferred.remove(run)
+                self._deferred_bytes -= _bytes(run.pages)
+                self._waiting.difference_update(_page_keys(run.pages))
             self._uploaded.discard(namespace)
             self._dropped.discard(namespace)
 
@@ -154,17 +173,56 @@ class UploadQueue:
         Over the backlog limit, the pages stay on this node, and so do their descendants: a chain
         with a hole in the shared tier could not be loaded.
 
+        With the rule `second_use`, fresh pages are not queued; see `use`.
+
         Returns how many pages are still stored, counted from the first. A page can be evicted
         before it is marked if the disk is full of marked pages.
 
         """
+        stored = list(fresh)
         with self._changed:
-            stored = list(fresh)
             for key in stored:
                 self._uploaded.remove(key)
             unmarked = [key for key in stored if key in self._waiting]
         if unmarked:  # the mark was lost with the evicted copy; the queued run uploads the new one
             self._marks.mark_pending(unmarked)
+        if self._rule == "second_use":
+            used = _before_first(pages, set(stored))
+            self._queue(used, parent)  # if one was evicted meanwhile, it is merely not uploaded
+            return len(pages)
+        return self._queue(pages, parent)
+
+    @property
+    def tracks_use(self) -> bool:
+        """Whether `use` does anything."""
+        return self._rule == "second_use"
+
+    def use(self, keys: Sequence[PageKey], length: int) -> None:
+        """Queue pages of a chain, root first, that are used again; each has `length` bytes.
+
+        For the rule `second_use`. Queues only pages on this disk.
+        """
+        with self._changed:
+            settled = next((i for i in reversed(range(len(keys))) if self._is_settled(keys[i])), -1)
+        parent = keys[settled] if settled >= 0 else None
+        keys = keys[settled + 1 :]
+        if not keys:
+            return
+        held = self._local.present(keys, time.monotonic() + BATCH_SECONDS)
+        with self._changed:
+            self._uploaded.add(key for key, here in zip(keys, held, strict=True) if not here)
+        ours = [PendingPage(key, length) for key, here in zip(keys, held, strict=True) if here]
+        if ours:
+            first = keys.index(ours[0].key)
+            self._queue(ours, keys[first - 1] if first else parent)
+
+    def release(self) -> None:
+        """Upload all deferred pages now, because the disk needs their space."""
+        with self._changed:
+            self._release(0)
+
+    def _queue(self, pages: Sequence[PendingPage], parent: PageKey | None) -> int:
+        """Queue and mark the pages that are not settled; see `offer` for the result."""
         with self._changed:
             unsettled = [page for page in pages if not self._is_settled(page.key)]
             if not unsettled:
@@ -172,19 +230,20 @@ class UploadQueue:
             before = [parent, *(page.key for page in pages)][pages.index(unsettled[0])]
             is_orphan = before is not None and before in self._dropped
             size = _bytes(unsettled)
-            if is_orphan or self._bytes + size > self._backlog:
+            if is_orphan or (self._is_limited and self._bytes + size > self._backlog):
                 self._drop(unsettled, "backlog")
                 return len(pages)
             self._count(len(unsettled), size)  # now: calls may be concurrent
         marked = self._marks.mark_pending([page.key for page in unsettled])
-        self._enqueue(_split(unsettled[:marked], chained=True))
-        if marked == len(unsettled):
-            return len(pages)
-        evicted = unsettled[marked:]
         with self._changed:
-            self._count(-len(evicted), -_bytes(evicted))
-            self._changed.notify_all()
-        return pages.index(evicted[0])
+            self._count(-len(unsettled), -size)
+            self._enqueue(_split(unsettled[:marked], chained=True))
+        return len(pages) if marked == len(unsettled) else pages.index(unsettled[marked])
+
+    @property
+    def _is_limited(self) -> bool:
+        """Whether the backlog limit applies: deferred pages have a limit of their own."""
+        return self._rule != "before_eviction"
 
     def lacks(self, key: PageKey) -> bool:
         """Return whether a page is known to be missing from the shared tier: waiting or dropped."""
@@ -203,12 +262,33 @@ class UploadQueue:
             log.warning("uploads dropped", extra={"fields": fields})
 
     def _enqueue(self, runs: Iterable[_Run]) -> None:
-        """Pass runs, whose pages are already counted, to the upload threads."""
+        """Pass runs to the upload threads, or defer them."""
         with self._changed:
             for run in runs:
-                self._runs.append(run)
                 self._waiting.update(page.key for page in run.pages)
-            self._changed.notify_all()
+                self._deferred.append(run)
+                self._deferred_bytes += _bytes(run.pages)
+            self._release(self._deferrable())
+
+    def _deferrable(self) -> float:
+        """Return how many bytes may be deferred."""
+        if self._rule != "before_eviction":
+            return 0
+        usage = self._local.usage()
+        if usage.capacity is None:
+            return math.inf
+        return 0 if usage.bytes > usage.capacity else DEFERRED_SHARE * usage.capacity
+
+    def _release(self, limit: float) -> None:
+        """Queue the oldest deferred runs until at most `limit` bytes remain deferred."""
+        while self._deferred and self._deferred_bytes > limit:
+            run = self._deferred.popleft()
+            size = _bytes(run.pages)
+            self._deferred_bytes -= size
+            self._count(len(run.pages), size)
+            self._runs.append(run)
+        self._metrics.upload_deferred_bytes.set(self._deferred_bytes)
+        self._changed.notify_all()
 
     def _count(self, pages: int, size: int) -> None:
         self._pages += pages
@@ -330,6 +410,12 @@ def _page_keys(pages: Sequence[PendingPage]) -> list[PageKey]:
 
 def _keys(pages: Sequence[Page], chosen: Sequence[bool]) -> set[PageKey]:
     return {page.key for page, is_chosen in zip(pages, chosen, strict=True) if is_chosen}
+
+
+def _before_first(pages: Sequence[PendingPage], keys: set[PageKey]) -> Sequence[PendingPage]:
+    """Return the pages before the first whose key is among `keys`."""
+    count = next((i for i, page in enumerate(pages) if page.key in keys), len(pages))
+    return pages[:count]
 
 
 def _split(pages: Iterable[PendingPage], *, chained: bool) -> list[_Run]:

@@ -16,6 +16,16 @@ from tests.engine.engines import Open
 @pytest.fixture
 def open_engine() -> Iterator[Open]:
     """Return a function that makes engines; close them at the end."""
+    yield from _open_engines()
+
+
+@pytest.fixture(scope="module")
+def open_engine_once() -> Iterator[Open]:
+    """Do the same for Hypothesis tests, which share their fixtures between examples."""
+    yield from _open_engines()
+
+
+def _open_engines() -> Iterator[Open]:
     engines: list[Engine] = []
 
     def make(
