@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from memkv_sglang.config.schema import MinioConfig
 
 
+_OWN_TOOLS = (
+    "if the server is not MinIO, add them with its own tools: `memkv bucket policy` prints them"
+)
+
+
 @click.group(short_help="Set up the bucket; print the policy that nodes need.")
 def bucket() -> None:
     """Set up the bucket with an administrator's keys, and print the policy that nodes need."""
@@ -41,8 +46,9 @@ def bucket() -> None:
 def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     """Create the bucket and its lifecycle rule, using an administrator's keys.
 
-    Safe to repeat; keeps other lifecycle rules. Exit status 1 if the bucket has object lock, since
-    removing pages then frees no space.
+    Safe to repeat; keeps other lifecycle rules. Also prints what the S3 server supports. Exit
+    status 1 if it lacks something that is needed, or if the bucket has object lock, since removing
+    pages then frees no space.
     """
     from memkv_sglang.cli.listing.minio import open_bucket
     from memkv_sglang.tiers.minio.admin.setup import set_up
@@ -51,15 +57,20 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     require_bucket(config)
     done = set_up(open_bucket(config).administration(), config, days)
     click.echo(f"bucket {config.bucket}: {'created' if done.made else 'already exists'}")
-    click.echo(f"lifecycle: pages unused for {days} days expire")
-    if done.versioning != "Off":
-        print_line(
-            f"warning: versioning is {done.versioning.lower()}: removed pages take up space for "
-            "another day (a rule now expires old versions), and each access time update copies the "
-            "page; "
-            "suspend versioning (`mc version suspend`) or use another bucket",
-            err=True,
+    if done.expires:
+        click.echo(f"lifecycle: pages unused for {days} days expire")
+    else:
+        _warn(
+            "lifecycle: the server has no lifecycle rules, so pages that no agent removes stay; "
+            "set collector.max_age, or run `memkv gc --collector-max-age`"
         )
+    if done.versioning != "Off":
+        _warn(
+            f"versioning is {done.versioning.lower()}: removed pages take up space for "
+            "another day (a rule now expires old versions), and each access time update copies the "
+            "page; suspend versioning (`mc version suspend`) or use another bucket"
+        )
+    usable = _print_support(loaded)
     if add_policies:
         _add_policies(config)
     if done.locked:
@@ -67,6 +78,8 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
             f"minio.bucket: {config.bucket} has object lock, so removing pages may free no "
             "space; use a bucket created without object lock"
         )
+    if not usable:
+        raise click.ClickException("the server does not do what pages need; see the errors above")
 
 
 @bucket.command(
@@ -81,17 +94,44 @@ def policy(loaded: LoadedConfig, reader: bool) -> None:
     click.echo(json.dumps(node_policy(config.bucket, config.prefix, reader=reader), indent=2))
 
 
+def _print_support(loaded: LoadedConfig) -> bool:
+    """Print what the server supports; return False if it cannot store pages.
+
+    Versions and lifecycle rules are printed already.
+    """
+    from memkv_sglang.cli.checks.bucket import check_server
+
+    usable = True
+    for finding in check_server(loaded.config):
+        line = f"{finding.what}: " + "; ".join(filter(None, (finding.detail, finding.advice)))
+        if finding.level == "FAIL":
+            usable = False
+            print_line(f"error: {line}", err=True)
+        elif finding.level == "ok":
+            click.echo(line)
+        elif finding.what != "versions":
+            _warn(line)
+    return usable
+
+
+def _warn(text: str) -> None:
+    print_line(f"warning: {text}", err=True)
+
+
 def _add_policies(config: "MinioConfig") -> None:
     from minio import MinioAdmin
 
     from memkv_sglang.config.check import endpoint_urls
+    from memkv_sglang.tiers.minio.admin.bucket import REASON_LIMIT
     from memkv_sglang.tiers.minio.admin.policy import node_policy
     from memkv_sglang.tiers.minio.auth.signing import credential_provider
+    from memkv_sglang.tiers.minio.http.answers import shown
     from memkv_sglang.tiers.minio.http.control import ControlHttp
     from memkv_sglang.tiers.minio.http.tls import tls_context
 
     scheme, _, netloc = endpoint_urls(config)[0].partition("://")
     provider: Provider = credential_provider(config)
+    added: list[str] = []
     try:
         admin = MinioAdmin(
             endpoint=netloc,
@@ -99,9 +139,16 @@ def _add_policies(config: "MinioConfig") -> None:
             secure=scheme == "https",
             http_client=ControlHttp(context=tls_context(config)),
         )
+        json.loads(admin.policy_list())  # another server could take a policy for an object
         for ending, reader in (("", False), ("-reader", True)):
             name = f"memkv-{config.bucket}{ending}"
             admin.policy_add(name, policy=node_policy(config.bucket, config.prefix, reader=reader))
-            click.echo(f"policy {name}: added; attach it with `mc admin policy attach`")
+            added.append(name)
+        unlisted = set(added) - set(json.loads(admin.policy_list()))
     except Exception as error:  # minio-py raises many types for malformed responses
-        raise TierError(f"could not add policies: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {shown(str(error), REASON_LIMIT)}"
+        raise TierError(f"could not add policies: {reason}; {_OWN_TOOLS}") from error
+    if unlisted:
+        raise TierError(f"the server accepted policies that it does not list; {_OWN_TOOLS}")
+    for name in added:
+        click.echo(f"policy {name}: added; attach it with `mc admin policy attach`")

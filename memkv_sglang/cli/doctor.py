@@ -19,7 +19,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.finding import Finding, split_problem
 
-_STYLES = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+_STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
 
 
 @click.command(
@@ -59,11 +59,13 @@ def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
         return
     servers = list(check_endpoints(loaded.config.minio))
     yield from servers
-    if not any(finding.level == "ok" and finding.what == "MinIO" for finding in servers):
+    if all(finding.level == "FAIL" for finding in servers if finding.what == "MinIO"):
         return
-    bucket = list(check_bucket(loaded.config.minio))
-    yield from bucket
-    if all(finding.level == "ok" for finding in bucket):
+    bucket = []
+    for finding in check_bucket(loaded.config):
+        bucket.append(finding)
+        yield finding
+    if all(finding.level in ("ok", "skip") for finding in bucket):
         yield from check_pins(loaded.config.minio)
 
 

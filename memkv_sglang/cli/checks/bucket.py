@@ -1,15 +1,16 @@
-"""Check the bucket and the permissions of the credentials."""
+"""Check the bucket, the permissions of the credentials, and what the S3 server supports."""
 
 import os
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.schema import Config, MinioConfig
 from memkv_sglang.finding import Finding, split_problem
 from memkv_sglang.tiers.base import TierError
 
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 CHAIN_LIMIT = 10.0
 """Time limit in seconds for the credential chain; its last provider may wait for a server."""
 
+PROBE_SECONDS = 60.0
+"""Time limit in seconds to find out what the server supports."""
+
 _KEY_FILES = ("~/.aws/credentials", "~/.mc/config.json")
 
 _CONTENT = b"probe of memkv doctor"
 
 
-def check_bucket(config: MinioConfig) -> Iterator[Finding]:
-    """Try the credentials with a probe object, and remove it. Creates no bucket."""
+def check_bucket(settings: Config) -> Iterator[Finding]:
+    """Try the credentials and the server with probe objects, and remove them. Creates no bucket."""
+    config = settings.minio
     if not config.endpoint:
         return
     from memkv_sglang.cli.listing.minio import open_bucket
@@ -40,7 +45,55 @@ def check_bucket(config: MinioConfig) -> Iterator[Finding]:
         return
     yield from _key_files(config)
     name = "/".join(filter(None, (config.prefix, f"memkv-doctor-{uuid.uuid4().hex}")))
-    yield from _probe(open_bucket(config), name, config)
+    bucket, usable = open_bucket(config), True
+    for finding in _probe(bucket, name, config):
+        usable = usable and finding.level == "ok"
+        yield finding
+    if usable:
+        yield from check_server(settings)
+        yield check_features(bucket, config)
+
+
+def check_server(settings: Config) -> Iterator[Finding]:
+    """Find out what the S3 server supports. The bucket must exist."""
+    if settings.minio.role == "reader":
+        yield Finding("skip", "conditions", "not tried: minio.role is `reader`")
+        return
+    from memkv_sglang.cli.listing.minio import open_minio
+
+    limited = bool(settings.collector.capacity or settings.collector.max_age)
+    with open_minio(settings.minio) as tier:
+        try:
+            support = tier.support(time.monotonic() + PROBE_SECONDS)
+        except TierError as error:
+            yield split_problem("server", str(error))
+            return
+    for finding in support.findings:
+        if finding.what == "conditions" and limited and not support.exclusive:
+            yield finding._replace(level="FAIL")  # two nodes could collect at the same time
+        else:
+            yield finding
+
+
+def check_features(bucket: "Bucket", config: MinioConfig) -> Finding:
+    """Check object lock and the lifecycle rule, which only some credentials may read."""
+    from memkv_sglang.tiers.minio.admin import read_features
+
+    what = "lifecycle"
+    try:
+        features = read_features(bucket.administration(), config)
+    except TierError as error:
+        return split_problem(what, str(error))
+    if features is None:
+        detail = "lifecycle rule and object lock not read: these credentials may not"
+        return Finding("skip", what, detail, "an administrator's `memkv bucket setup` shows them")
+    if features.locked:
+        advice = "use a bucket created without object lock"
+        return Finding("FAIL", "lock", f"bucket {config.bucket} has object lock", advice)
+    if features.days is None:
+        detail = "no rule expires pages that nobody removes"
+        return Finding("warn", what, detail, "run `memkv bucket setup`, if the server has rules")
+    return Finding("ok", what, f"pages unused for {features.days} days expire; no object lock")
 
 
 def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
@@ -91,8 +144,7 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
         get = _try("get", lambda: bucket.read(name), config)
         yield get or Finding("ok", "get", "allowed; a reader needs no more")
         return
-    versions: list[bool] = []
-    put = _try("put", lambda: versions.append(bucket.write(name, _CONTENT)), config)
+    put = _try("put", lambda: bucket.write(name, _CONTENT), config)
     yield put or Finding("ok", "put", "allowed")
     if put is not None:
         return
@@ -101,9 +153,6 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
     )
     removal = _try("delete", lambda: bucket.remove([name]), config)
     yield removal or Finding("ok", "delete", "allowed; the probe object was removed")
-    if any(versions):
-        detail = f"bucket {config.bucket} is versioned, so removing pages frees no space"
-        yield Finding("warn", "versions", detail, "run `memkv bucket setup` for advice")
 
 
 def _read(bucket: "Bucket", name: str) -> None:

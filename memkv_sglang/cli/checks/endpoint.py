@@ -80,15 +80,21 @@ def _ask(url: str, config: MinioConfig) -> _Answer:
 
 
 def _health(url: str, answer: _Answer, seconds: float) -> Finding:
-    if advice := misdirected(answer.status, answer.content_type, answer.body):
+    """Any HTTP response means that the server is alive: only MinIO knows this page.
+
+    A web page with status 200 or 400 is MinIO's console, or a port that expects TLS.
+    """
+    advice = misdirected(answer.status, answer.content_type, answer.body)
+    if advice and answer.status in (http.HTTPStatus.OK, http.HTTPStatus.BAD_REQUEST):
         return Finding("FAIL", "MinIO", f"{url}: {advice.problem}", advice.fix)
-    if answer.status == http.HTTPStatus.OK:
-        return Finding("ok", "MinIO", f"{url} responded in {human_time(seconds)}")
+    took = human_time(seconds)
+    if answer.status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Finding("ok", "MinIO", f"{url} responded in {took}")
     return Finding(
         "warn",
         "MinIO",
-        f"{url} responds, but its health page returns status {answer.status}",
-        "see the server's log; behind a proxy, let /minio/health/live through",
+        f"{url} responded in {took}, but its health page returns status {answer.status}",
+        "see the server's log, and look for a proxy in between",
     )
 
 

@@ -29,6 +29,19 @@ class Faults(NamedTuple):
     """The bucket's versioning, or the error code of a server without it."""
     version_ids: bool = False
     copies: bool = True
+    rules: str = ""
+    """The error code of a server without lifecycle rules and object lock."""
+    region: str = ""
+    """The only region that the server accepts, if any. Its answers to HEAD cannot name it."""
+    rules_set: bool = False
+    """Whether the bucket has this project's lifecycle rule."""
+
+
+_RULES = (
+    b"<LifecycleConfiguration><Rule><ID>memkv</ID><Status>Enabled</Status>"
+    b"<Filter><Prefix></Prefix></Filter><Expiration><Days>7</Days></Expiration></Rule>"
+    b"</LifecycleConfiguration>"
+)
 
 
 class Stored(NamedTuple):
@@ -49,14 +62,30 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    @override
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        region = self.faults.region
+        if region and f"/{region}/s3/" not in self.headers.get("Authorization", region):
+            code = f"<Code>AuthorizationHeaderMalformed</Code><Region>{region}</Region>"
+            self.close_connection = True
+            self._answer(400, f"<Error>{code}</Error>".encode())
+            return False
+        return True
+
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         query = parse_qs(parts.query, keep_blank_values=True)
         stored = self.objects.get(unquote(parts.path))
         if "versioning" in query:
             self._versioning()
+        elif "lifecycle" in query or "object-lock" in query:
+            self._rules("lifecycle" in query)
         elif "list-type" in query:
             self._list(query["prefix"][0])
+        elif parts.path.startswith("/minio/"):
+            self._refuse(403, "AccessDenied")  # as an unknown page
         elif parts.path.count("/") == 1:
             self._answer(200)
         elif stored is None:
@@ -68,7 +97,9 @@ class Handler(BaseHTTPRequestHandler):
         name = unquote(self.path)
         content = self.rfile.read(int(self.headers["Content-Length"]))
         source = self.headers.get("x-amz-copy-source")
-        if source and not self.faults.copies:
+        if "?lifecycle" in name:
+            self._rules(lifecycle=True)
+        elif source and not self.faults.copies:
             self._refuse(501, "NotImplemented")
         elif source:
             old = self.objects[name]
@@ -135,6 +166,18 @@ class Handler(BaseHTTPRequestHandler):
             return
         inner = f"<Status>{status}</Status>" if status else ""
         self._answer(200, f"<VersioningConfiguration>{inner}</VersioningConfiguration>".encode())
+
+    def _rules(self, lifecycle: bool) -> None:
+        if self.faults.rules:
+            self._refuse(501 if self.faults.rules == "NotImplemented" else 403, self.faults.rules)
+        elif self.command == "PUT":
+            self._answer(200)
+        elif lifecycle and self.faults.rules_set:
+            self._answer(200, _RULES)
+        elif lifecycle:
+            self._refuse(404, "NoSuchLifecycleConfiguration")
+        else:
+            self._refuse(404, "ObjectLockConfigurationNotFoundError")
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code></Error>".encode())

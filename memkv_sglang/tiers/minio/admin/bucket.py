@@ -4,7 +4,7 @@ import io
 import math
 import ssl
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from http import HTTPStatus
 from itertools import islice
@@ -62,6 +62,9 @@ class ObjectInfo(NamedTuple):
 OFF = "Off"
 """Versioning of a bucket that never kept versions, as minio-py has it."""
 
+REGION_FIELD = "x-amz-bucket-region"
+"""Header field in which some servers name the bucket's region."""
+
 UNSUPPORTED = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.METHOD_NOT_ALLOWED}
 UNSUPPORTED_CODES = {"NotImplemented", "MethodNotAllowed"}
 
@@ -87,7 +90,7 @@ class Bucket:
 
     def ensure(self) -> None:
         """Create the bucket if it does not exist. Raises `ConfigError` if that is not allowed."""
-        if self._call("look for the bucket", lambda client: client.bucket_exists(self._name)):
+        if self._call("look for the bucket", lambda client: bucket_exists(client, self._name)):
             return
         if not self._config.create_bucket or self._config.role == "reader":
             raise ConfigError(
@@ -158,9 +161,9 @@ class Bucket:
 
         return self._call("read an object", get, size=limit + HEAD_ROOM)
 
-    def write(self, name: str, content: bytes) -> bool:
-        """Store an object; return whether the bucket keeps versions."""
-        result = self._call(
+    def write(self, name: str, content: bytes) -> None:
+        """Store an object."""
+        self._call(
             "write an object",
             lambda client: client.put_object(
                 self._name,
@@ -171,7 +174,6 @@ class Bucket:
                 sse=_encryption(self._config),
             ),
         )
-        return result.version_id is not None
 
     def remove(self, names: Iterable[str], seconds: float = math.inf) -> None:
         """Delete objects; missing ones are ignored. Each request takes `seconds` at most."""
@@ -257,6 +259,20 @@ class Bucket:
             except Exception as error:  # minio-py raises many types for a malformed response
                 reason = shown(control_error(url, error, permission), REASON_LIMIT)
         raise TierError(f"could not {what}: {reason}")
+
+
+def bucket_exists(client: "Minio", name: str) -> bool:
+    """Return whether a bucket exists. Raises `S3Error`, with the server's reason."""
+    from minio.error import InvalidResponseError, S3Error
+
+    try:
+        return client.bucket_exists(name)
+    except S3Error as error:
+        if error.response.status in REFUSED and REGION_FIELD not in error.response.headers:
+            # The answer to a HEAD has no body that says what is wrong; the answer to a GET has one.
+            with suppress(InvalidResponseError):
+                next(client.list_objects(name), None)
+        raise
 
 
 def is_unsupported(error: "S3Error") -> bool:

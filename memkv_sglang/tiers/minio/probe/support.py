@@ -49,3 +49,8 @@ class ServerSupport(NamedTuple):
     """Whether the server answers several requests per connection."""
     findings: tuple[Finding, ...]
     """One line per probe, also for those that are well."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a lease on this server excludes other nodes."""
+        return self.conditions is not Conditions.NONE
