@@ -3,16 +3,15 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from memkv_sglang.tiers.eviction import Victims
 from memkv_sglang.tiers.nvme.catalog import Catalog
-from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory, read_fully, write_fully
 from memkv_sglang.tiers.nvme.faults import PAUSE, FaultLog
-from memkv_sglang.tiers.nvme.segment import Place, Segment
-from memkv_sglang.tiers.nvme.slots import NO_ENTRY
+from memkv_sglang.tiers.nvme.page_mover import PageMover
+from memkv_sglang.tiers.nvme.segment import Segment
 
 _SCAN_CHUNK = 4096
 """Entries scanned before other threads get to run."""
@@ -52,7 +51,7 @@ class SpaceReclaimer:
         self._no_segments_until = 0.0
         self._no_segments_reason = "nvme.capacity is too small"
         self._reclaiming = threading.RLock()
-        self._scratch = memoryview(b"")
+        self._mover = PageMover(catalog, faults)
         self._stopped = False
         self._requested_sizes: set[int] = set()
         """Slot sizes that need a segment of another size to be removed in the background."""
@@ -270,45 +269,11 @@ class SpaceReclaimer:
             segment.retiring = False
 
     def _move(self, segment: Segment, slots: range) -> bool:
-        """Move the pages in these slots to other segments; False if those lack free slots."""
-        entries = [segment.slots.entries[slot] for slot in slots]
-        keys = [key for e in entries if e != NO_ENTRY and (key := self._catalog.index.key(e))]
-        pinned = self._catalog.pin(keys)  # a page may have moved before it was pinned
-        places: list[Place] = []
-        try:
-            pages = [e for e in pinned if e is not None and self._lies_in(segment, e)]
-            places += self._catalog.reserve(segment.slot_size, len(pages))
-            if len(places) < len(pages):
-                return False
-            moves = list(zip(pages, places, strict=True))
-            unreadable = [entry for entry, place in moves if not self._copy(entry, place)]
-            moved = self._catalog.move((e, p) for e, p in moves if e not in unreadable)
-            places = [place for entry, place in moves if entry not in moved]
-            for victims in self._victims_of.values():
-                victims.replace(moved)
-            self._catalog.drop([e for e in unreadable if e not in self._catalog.pending])
-        finally:
-            self._catalog.release(places)
-            self._catalog.unpin(pinned)
-        return True
+        return self._mover.move(segment, slots, self._replace_victims)
 
-    def _lies_in(self, segment: Segment, entry: int) -> bool:
-        return self._catalog.index.segments[entry] == segment.number
-
-    def _copy(self, entry: int, place: Place) -> bool:
-        """Copy a page with its footer, which has the checksum; return False if unreadable."""
-        source = self._catalog.place(entry)
-        size = place.segment.slot_size
-        if len(self._scratch) < size:
-            self._scratch = aligned_memory(size)
-        content = [self._scratch[:size]]
-        try:
-            read_fully(source.segment.fd, content, source.segment.offset(source.slot))
-        except (OSError, EOFError) as error:
-            self._faults.report("cannot read a page to move it", error=str(error))
-            return False
-        write_fully(place.segment.fd, content, place.segment.offset(place.slot))
-        return True
+    def _replace_victims(self, moved: Mapping[int, int]) -> None:
+        for victims in self._victims_of.values():
+            victims.replace(moved)
 
     def _remove_segment(self, segment: Segment) -> bool:
         """Remove a segment's file; return False if the segment is not empty.
