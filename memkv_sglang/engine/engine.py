@@ -11,15 +11,16 @@ from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.load import Loader
 from memkv_sglang.engine.load_cost import LoadCostPolicy
 from memkv_sglang.engine.lookup import NOTHING, Finder
+from memkv_sglang.engine.measured import MeasuredTier
 from memkv_sglang.engine.namespace_publisher import NamespacePublisher
 from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Removal, Warming
-from memkv_sglang.engine.speed import SpeedTier
 from memkv_sglang.engine.spill import Spiller
-from memkv_sglang.engine.status import EngineStatus, TierStatus
+from memkv_sglang.engine.status import EngineStatus
+from memkv_sglang.engine.status_reporter import StatusReporter
 from memkv_sglang.engine.uploads import UploadQueue
 from memkv_sglang.engine.warming import Warmer
 from memkv_sglang.metrics import Metrics
@@ -34,7 +35,6 @@ from memkv_sglang.tiers.base import (
     Tier,
     TierError,
 )
-from memkv_sglang.tiers.wrappers import MeasuredTier
 
 log = logging.getLogger(__name__)
 
@@ -81,26 +81,25 @@ class Engine:
             disabled: tiers that could not be opened, with the reasons.
 
         """
-        self._disabled = disabled
         self._watcher = watcher
         self._uses = uses
         self._config = config
-        self._metrics = metrics
+        self._gate = NamespaceGate()
         self._breaker = CircuitBreaker(
             shared.name if shared else "", config.breaker_failures, config.breaker_cooldown
         )
-        near = SpeedTier(MeasuredTier(local, metrics)) if local else None
+        near = MeasuredTier(local, metrics) if local else None
         # Inside the breaker: calls that it rejects must not count as fast.
-        far = SpeedTier(MeasuredTier(shared, metrics)) if shared else None
+        far = MeasuredTier(shared, metrics) if shared else None
         self._local = near
         self._shared = BreakerTier(far, self._breaker) if far else None
+        self._tiers = [tier for tier in (self._local, self._shared) if tier is not None]
         speeds = {tier.name: tier.speed for tier in (near, far) if tier is not None}
         costs = LoadCostPolicy(speeds, metrics) if config.skip_slow_loads else None
-        self._gate = NamespaceGate()
         changed = ChangedPages(metrics)
-        self._promoter = self._make_promoter(changed)
+        self._promoter = self._make_promoter(metrics, changed)
         # Reads for uploads bypass the metrics, which count clients' loads.
-        self._uploads = self._make_uploads(local, marks)
+        self._uploads = self._make_uploads(local, marks, metrics)
         self._finder = Finder(self._local, self._shared, costs, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed)
         self._spiller = Spiller(
@@ -108,9 +107,11 @@ class Engine:
         )
         self._publisher = NamespacePublisher(self._shared) if self._shared else None
         self._warmer = Warmer(self._local, self._shared, self._gate)
+        breaker = self._breaker if shared else None
+        self._reporter = StatusReporter(self._tiers, disabled, breaker, self._uploads, metrics)
         self.status()  # sets the gauges before the first scrape
 
-    def _make_promoter(self, changed: ChangedPages) -> Promoter | None:
+    def _make_promoter(self, metrics: Metrics, changed: ChangedPages) -> Promoter | None:
         if self._local is None or self._shared is None or self._config.promote == "never":
             return None
         config = self._config
@@ -118,15 +119,15 @@ class Engine:
         rule = (
             "always" if self._bypass_local() and config.promote == "second_use" else config.promote
         )
-        return Promoter(
-            self._local, rule, config.promote_buffer, self._metrics, changed, self._gate
-        )
+        return Promoter(self._local, rule, config.promote_buffer, metrics, changed, self._gate)
 
     def _bypass_local(self) -> bool:
         """Return whether spills go to the shared tier first."""
         return self._config.admission == "second_use" and self._shared is not None
 
-    def _make_uploads(self, local: Tier | None, marks: PendingUploads | None) -> UploadQueue | None:
+    def _make_uploads(
+        self, local: Tier | None, marks: PendingUploads | None, metrics: Metrics
+    ) -> UploadQueue | None:
         if local is None or self._shared is None or marks is None:
             return None
         return UploadQueue(
@@ -134,7 +135,7 @@ class Engine:
             self._shared,
             marks,
             self._breaker,
-            self._metrics,
+            metrics,
             self._gate,
             backlog=self._config.upload_backlog,
             attempts=self._config.upload_attempts,
@@ -175,7 +176,7 @@ class Engine:
         `tier` restricts the check to one tier. Pages not checked in time count as absent.
         """
         seconds = self._config.lookup_budget if budget is None else budget
-        tiers = [one for one in self._tiers() if tier in ("", one.name)]
+        tiers = [one for one in self._tiers if tier in ("", one.name)]
         if not keys:
             return []
         with self._gate.enter(keys[0].namespace) as is_open:
@@ -248,7 +249,7 @@ class Engine:
             for worker in (self._uploads, self._promoter, self._publisher):
                 if worker is not None:
                     worker.forget(namespace)
-            for tier in self._tiers():
+            for tier in self._tiers:
                 try:
                     removed += _clear(tier, namespace)
                 except TierError as error:
@@ -265,26 +266,7 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """Return the current state, and update the gauges."""
-        statuses = [_disabled_status(*item) for item in self._disabled.items()]
-        statuses += [_tier_status(tier) for tier in self._tiers()]
-        for status in statuses:
-            self._metrics.tier_works.labels(status.name).set(status.problem == "")
-            self._metrics.tier_pages.labels(status.name).set(status.pages)
-            self._metrics.tier_bytes.labels(status.name).set(status.bytes)
-            self._metrics.tier_evicted_pages.set(status.name, status.evicted)
-            if status.capacity is not None:
-                self._metrics.tier_capacity_bytes.labels(status.name).set(status.capacity)
-        if self._shared is not None:
-            self._metrics.breaker_state.labels(self._shared.name).state(self._breaker.state.value)
-        return EngineStatus(
-            tiers=statuses,
-            queue_pages=self._uploads.pages if self._uploads else 0,
-            queue_bytes=self._uploads.bytes if self._uploads else 0,
-            breaker=self._breaker.state.value if self._shared else "none",
-        )
-
-    def _tiers(self) -> list[Tier]:
-        return [tier for tier in (self._local, self._shared) if tier is not None]
+        return self._reporter.report()
 
     def close(self, drain: float) -> None:
         """Upload for at most `drain` seconds, then close the tiers. Idempotent."""
@@ -298,7 +280,7 @@ class Engine:
         if self._promoter is not None:
             self._promoter.close()
         self._loader.close()
-        for tier in self._tiers():
+        for tier in self._tiers:
             tier.close(deadline)
 
 
@@ -319,19 +301,3 @@ def _describe(tier: Tier, namespace: Namespace) -> None:
     except TierError as error:
         fields = {"tier": tier.name, "error": str(error)}
         log.warning("namespace not described", extra={"fields": fields})
-
-
-def _tier_status(tier: Tier) -> TierStatus:
-    usage = tier.usage()
-    return TierStatus(
-        name=tier.name,
-        problem=tier.problem(),
-        pages=usage.pages,
-        bytes=usage.bytes,
-        capacity=usage.capacity,
-        evicted=usage.evicted,
-    )
-
-
-def _disabled_status(name: str, problem: str) -> TierStatus:
-    return TierStatus(name=name, problem=problem, pages=0, bytes=0, capacity=None, evicted=0)

@@ -2,11 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from memkv_sglang.page import Page
-from memkv_sglang.tiers.base import Fetched, LoadResult, Tier
-from memkv_sglang.tiers.wrappers import WrapperTier
 from memkv_sglang.time_model import TimeModel
 
 MIN_HALF_LIFE, MAX_HALF_LIFE = 20.0, 600.0
@@ -82,27 +79,3 @@ class TierSpeed:
             predicted = self._model.predict(calls, size + sum(self._in_flight)) or 0.0
             age = self._clock() - max(self._measured, self._begun)
             return float(predicted * 0.5 ** (age / self._half_life))
-
-
-class SpeedTier(WrapperTier):
-    """Measures the loads of a tier with a `TierSpeed`."""
-
-    def __init__(self, inner: Tier) -> None:
-        """Start without measurements."""
-        super().__init__(inner)
-        self.speed = TierSpeed()
-
-    def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Load, and measure it. A fault before the deadline says nothing about the speed."""
-        size, moved, late = sum(page.length for page in pages), 0, False
-        self.speed.begin(size)
-        try:
-            outcomes = super().fetch(pages, deadline)
-            results = [fetched.result for fetched in outcomes]
-            late = time.monotonic() >= deadline
-            if late or LoadResult.FAILED not in results:
-                loaded = zip(pages, results, strict=True)
-                moved = sum(page.length for page, result in loaded if result is LoadResult.LOADED)
-        finally:
-            self.speed.end(size, moved, cut_short=late)
-        return outcomes

@@ -4,6 +4,5 @@ from memkv_sglang.tiers.wrappers.base import WrapperTier
 from memkv_sglang.tiers.wrappers.counting import CountingTier
 from memkv_sglang.tiers.wrappers.faults import FaultyTier
 from memkv_sglang.tiers.wrappers.latency import SlowTier
-from memkv_sglang.tiers.wrappers.measured import MeasuredTier
 
-__all__ = ["CountingTier", "FaultyTier", "MeasuredTier", "SlowTier", "WrapperTier"]
+__all__ = ["CountingTier", "FaultyTier", "SlowTier", "WrapperTier"]

@@ -1,4 +1,4 @@
-"""A wrapper that reports a tier's calls to the metrics."""
+"""A wrapper that reports a tier's calls to the metrics and learns how fast it loads."""
 
 import time
 from collections import Counter
@@ -7,18 +7,23 @@ from contextlib import contextmanager
 
 from typing_extensions import override
 
+from memkv_sglang.engine.speed import TierSpeed
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, Page
 from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier
-from memkv_sglang.tiers.wrappers.base import WrapperTier
+from memkv_sglang.tiers.wrappers import WrapperTier
 
 
 class MeasuredTier(WrapperTier):
-    """Times lookups, loads and spills, and counts their pages by result and the bytes moved."""
+    """Times lookups, loads and spills, and counts their pages by result and the bytes moved.
+
+    `speed` predicts how long a load takes.
+    """
 
     def __init__(self, inner: Tier, metrics: Metrics) -> None:
         """Wrap `inner` and report under its name."""
         super().__init__(inner)
+        self.speed = TierSpeed()
         self._metrics = metrics
         metrics.initialize_tier(inner.name)
 
@@ -31,11 +36,20 @@ class MeasuredTier(WrapperTier):
 
     @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        with self._timed("load"):
-            outcomes = super().fetch(pages, deadline)
-        results = [fetched.result for fetched in outcomes]
+        size, moved, late = sum(page.length for page in pages), 0, False
+        self.speed.begin(size)
+        try:
+            with self._timed("load"):
+                outcomes = super().fetch(pages, deadline)
+            results = [fetched.result for fetched in outcomes]
+            late = time.monotonic() >= deadline
+            # A fault before the deadline says nothing about the speed.
+            if late or LoadResult.FAILED not in results:
+                moved = _bytes(pages, results, LoadResult.LOADED)
+        finally:
+            self.speed.end(size, moved, cut_short=late)
         self._count("load", _tally(results))
-        self._count_bytes("load", pages, [result == LoadResult.LOADED for result in results])
+        self._count_bytes("load", _bytes(pages, results, LoadResult.LOADED))
         return outcomes
 
     @override
@@ -43,7 +57,7 @@ class MeasuredTier(WrapperTier):
         with self._timed("spill"):
             results = super().spill(pages, deadline)
         self._count("spill", _tally(results))
-        self._count_bytes("spill", pages, [result == SpillResult.STORED for result in results])
+        self._count_bytes("spill", _bytes(pages, results, SpillResult.STORED))
         return results
 
     @contextmanager
@@ -62,9 +76,14 @@ class MeasuredTier(WrapperTier):
         for result, count in results.items():
             self._metrics.pages.labels(self.name, operation, result).inc(count)
 
-    def _count_bytes(self, operation: str, pages: Sequence[Page], moved: Sequence[bool]) -> None:
-        total = sum(page.length for page, did in zip(pages, moved, strict=True) if did)
+    def _count_bytes(self, operation: str, total: int) -> None:
         self._metrics.bytes.labels(self.name, operation).inc(total)
+
+
+def _bytes(pages: Sequence[Page], results: Sequence[object], wanted: object) -> int:
+    """Return the total length of the pages with the wanted result."""
+    paired = zip(pages, results, strict=True)
+    return sum(page.length for page, result in paired if result is wanted)
 
 
 def _tally(results: Sequence[LoadResult] | Sequence[SpillResult]) -> dict[str, int]:

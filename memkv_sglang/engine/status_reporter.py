@@ -1,0 +1,72 @@
+"""Collect the engine's state for status messages and the metrics' gauges."""
+
+from collections.abc import Mapping, Sequence
+
+from memkv_sglang.engine.breaker import CircuitBreaker
+from memkv_sglang.engine.status import EngineStatus, TierStatus
+from memkv_sglang.engine.uploads import UploadQueue
+from memkv_sglang.metrics import Metrics
+from memkv_sglang.tiers.base import Tier
+
+
+class StatusReporter:
+    """Reports the state of the tiers, the upload queue and the circuit breaker. Thread-safe."""
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        disabled: Mapping[str, str],
+        breaker: CircuitBreaker | None,
+        uploads: UploadQueue | None,
+        metrics: Metrics,
+    ) -> None:
+        """Report `tiers`, nearest first, and tiers that are `disabled`, with the reasons.
+
+        `breaker` belongs to the last tier and is None if there is no shared tier.
+        """
+        self._tiers = tiers
+        self._disabled = disabled
+        self._breaker = breaker
+        self._uploads = uploads
+        self._metrics = metrics
+
+    def report(self) -> EngineStatus:
+        """Return the current state, and update the gauges. Does no I/O."""
+        statuses = [_disabled_status(*item) for item in self._disabled.items()]
+        statuses += [_tier_status(tier) for tier in self._tiers]
+        for status in statuses:
+            self._update_gauges(status)
+        breaker = "none"
+        if self._breaker is not None:
+            breaker = self._breaker.state.value
+            self._metrics.breaker_state.labels(self._tiers[-1].name).state(breaker)
+        return EngineStatus(
+            tiers=statuses,
+            queue_pages=self._uploads.pages if self._uploads else 0,
+            queue_bytes=self._uploads.bytes if self._uploads else 0,
+            breaker=breaker,
+        )
+
+    def _update_gauges(self, status: TierStatus) -> None:
+        self._metrics.tier_works.labels(status.name).set(status.problem == "")
+        self._metrics.tier_pages.labels(status.name).set(status.pages)
+        self._metrics.tier_bytes.labels(status.name).set(status.bytes)
+        self._metrics.tier_evicted_pages.set(status.name, status.evicted)
+        if status.capacity is not None:
+            self._metrics.tier_capacity_bytes.labels(status.name).set(status.capacity)
+
+
+def _tier_status(tier: Tier) -> TierStatus:
+    usage = tier.usage()
+    return TierStatus(
+        name=tier.name,
+        problem=tier.problem(),
+        pages=usage.pages,
+        bytes=usage.bytes,
+        capacity=usage.capacity,
+        evicted=usage.evicted,
+    )
+
+
+def _disabled_status(name: str, problem: str) -> TierStatus:
+    return TierStatus(name=name, problem=problem, pages=0, bytes=0, capacity=None, evicted=0)
