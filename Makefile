@@ -17,7 +17,7 @@ help:  ## List the commands
 
 setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build a MinIO server
 
-demo: setup  ## Show two SGLang servers share every prefix; ARGS="--json FILE", "--keep", "--help"
+demo: setup  ## Show two SGLang servers share every prefix; ARGS="--tokens 4096", "--keep", "--help"
 	@$(BIN)/python -m memkv_testbed.demo $(ARGS)
 
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup

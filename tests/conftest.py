@@ -1,7 +1,7 @@
 """Fixtures that several folders of tests use, and how the suite is split between workers.
 
-Two workers run the suite (`make test`). The tests that start SGLang servers share them, so they all
-run in one worker, from the start; any other module runs as a whole in either worker.
+Two workers run the suite (`make test`). The tests of `tests/serving` share SGLang servers, so they
+all run in one worker, from the start; any other module runs as a whole in either worker.
 """
 
 import os
@@ -49,8 +49,11 @@ def minio_config(minio_server: MinioServer) -> MinioConfig:
     )
 
 
-SERVERS = ("serving", "demo", "cpu_platform")
-"""Folders whose tests start SGLang servers."""
+ONE_GROUP = ("serving", "packaging")
+"""Folders whose modules share what takes long to make: SGLang servers, the archives."""
+
+FIRST = ("serving", "demo", "cpu_platform")
+"""Folders with the longest modules. With one of them last, one worker would wait for the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,16 +63,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        servers = folder in SERVERS
+        folder = _folder(item)
         if folder == "serving":
             item.add_marker(pytest.mark.serving)
-        # The modules of tests/packaging share the archives they test.
-        module = folder if folder == "packaging" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group("servers" if servers else module))
-        item.user_properties.append(("servers", servers))
-    # Start with the longest group, or one worker would wait for it at the end.
-    items.sort(key=lambda item: not dict(item.user_properties)["servers"])
+        group = folder if folder in ONE_GROUP else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    rank = {folder: place for place, folder in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(_folder(item), len(FIRST)))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.hookimpl(trylast=True)

@@ -71,13 +71,13 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "QUICK_IDLE_SECONDS", 0.1)
 
 
-NEED_TOOLS = ("nvme", "minio")
-"""Benchmarks that need fio or wrk."""
+SLOW = ("nvme", "minio", "interference", "lookup")
+"""The first two need fio or wrk; the others take long. `agent` covers what they share."""
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in NEED_TOOLS)) for name in FIGURES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FIGURES],
 )
 def test_a_benchmark_writes_figures_and_pictures(name: str, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

@@ -37,7 +37,6 @@ from tests.agent.agent_harness import (
     running_agent,
 )
 
-KILLS = 12
 BUSY = 30 * MIB
 """Bytes a second: what is in flight at the kill takes the disk half a second more."""
 
@@ -58,17 +57,18 @@ def slow_disk(tmp_path: Path) -> Iterator[SlowDisk]:
         yield disk
 
 
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_no_page_changes_after_a_kill_on_a_busy_disk_with_readers(
-    tmp_path: Path, slow_disk: SlowDisk
+    tmp_path: Path, slow_disk: SlowDisk, kills: int
 ) -> None:
-    kills = Kills(tmp_path, readers=4)
-    outcomes = [kills.kill(slow_disk, BUSY) for _ in range(KILLS)]
-    assert [outcome.changed for outcome in outcomes] == [0] * KILLS
+    agents = Kills(tmp_path, readers=4)
+    outcomes = [agents.kill(slow_disk, BUSY) for _ in range(kills)]
+    assert [outcome.changed for outcome in outcomes] == [0] * kills
     assert not any(outcome.withheld for outcome in outcomes)
     assert all(outcome.loaded == 0 for outcome in outcomes), "the kills came too late"
 
 
-@pytest.mark.parametrize("readers", [0, 4])
+@pytest.mark.parametrize("readers", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_pages_of_a_hung_disk_stay_withheld_until_it_answers(
     tmp_path: Path, slow_disk: SlowDisk, readers: int
 ) -> None:

@@ -126,7 +126,11 @@ def find_by(storage: MemKVStorage, results: "multiprocessing.SimpleQueue[int]") 
     results.put(storage.batch_exists(CHAIN))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    "method",
+    # A spawned process imports SGLang again.
+    ["fork", pytest.param("spawn", marks=pytest.mark.slow)],
+)
 def test_multiprocessing(
     node: Node, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,7 +132,7 @@ def test_a_busy_tier_keeps_only_prefixes(sessions: Sessions) -> None:
     assert sessions.intact()
 
 
-@pytest.mark.parametrize("part", [2, 3, 8])
+@pytest.mark.parametrize("part", [3, *(pytest.param(i, marks=pytest.mark.slow) for i in (2, 8))])
 def test_lowered_capacity_leaves_prefixes_and_is_used(sessions: Sessions, part: int) -> None:
     before = sessions.present()
     sessions.disk.reopen(capacity=CAPACITY // part)

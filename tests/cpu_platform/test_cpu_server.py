@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -46,23 +45,22 @@ def server(work: Path, kind: str, tp: int = 1) -> CpuServer:
 
 
 @pytest.fixture(scope="module")
-def servers(work: Path) -> Iterator[dict[str, CpuServer]]:
-    """An MHA server, and an MLA server on two ranks."""
-    servers = {"mha": server(work, "mha"), "mla": server(work, "mla", tp=2)}
-    with ExitStack() as stack:
-        for each in servers.values():
-            stack.callback(each.stop)
-            each.start()
-        for each in servers.values():
-            each.wait_ready()
-        yield servers
+def mha(work: Path) -> Iterator[CpuServer]:
+    with server(work, "mha") as started:
+        yield started
 
 
-@pytest.mark.parametrize("kind", ["mha", "mla"])
+@pytest.fixture(scope="module")
+def mla(work: Path) -> Iterator[CpuServer]:
+    with server(work, "mla", tp=2) as started:
+        yield started
+
+
+@pytest.mark.parametrize("kind", ["mha", pytest.param("mla", marks=pytest.mark.slow)])
 def test_stored_pages_are_reused_with_the_same_text(
-    servers: dict[str, CpuServer], kind: str
+    kind: str, request: pytest.FixtureRequest
 ) -> None:
-    client = servers[kind].client
+    client = request.getfixturevalue(kind).client
     computed = client.generate(PROMPT)
     assert computed.cached_tokens == 0
     assert len(set(computed.output_ids)) > 3
@@ -74,19 +72,17 @@ def test_stored_pages_are_reused_with_the_same_text(
         client.flush_cache()  # waits for the pages to be stored, too
 
 
-def test_children_are_forks_that_need_no_imports(servers: dict[str, CpuServer]) -> None:
-    members = group_members(servers["mla"].pid)
-    assert len(members) > 3
+def test_children_are_forks_that_need_no_imports(mha: CpuServer) -> None:
+    members = group_members(mha.pid)
+    assert len(members) >= 3
     for pid in members:
         assert b"spawn_main" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_a_stopped_server_leaves_neither_processes_nor_shared_memory(
-    servers: dict[str, CpuServer],
-) -> None:
-    group = servers["mla"].pid
+def test_stopped_server_leaves_neither_processes_nor_shared_memory(mha: CpuServer) -> None:
+    group = mha.pid
     mapped = shared_memory_of(group)
     assert mapped
-    servers["mla"].stop()
+    mha.stop()
     assert group_members(group) == []
     assert not any(path.exists() for path in mapped)

@@ -1,12 +1,13 @@
 """Results of a demo run in which every claim holds."""
 
 from memkv_testbed.demo.record import Reference, Request, Sources
-from memkv_testbed.demo.scenario import CHANGED_AT, CHANGED_STEP, TENANT, TENANT_STEP
+from memkv_testbed.demo.scenario import CHANGED_STEP, TENANT, TENANT_STEP
 
 PAGE = 256
 PROMPT = [5] * 16411
 WHOLE = 16384
 ANSWER = [7, 8, 9]
+CHANGED_AT = 15000
 
 
 def make_request(step: str, node: str, reused: Sources, ttft_s: float, **other: object) -> Request:
@@ -24,11 +25,11 @@ def make_request(step: str, node: str, reused: Sources, ttft_s: float, **other: 
         "expected": reused.total,
         "reference": Reference(14.0, ANSWER),
     }
-    return Request(**{**values, **other})  # type: ignore[arg-type]  # a test's own keywords
+    return Request(**{**values, **other})  # type: ignore[arg-type]  # keywords of this test
 
 
 def make_run() -> list[Request]:
-    """Return requests of every kind."""
+    """Return requests of every kind, all successful."""
     near = CHANGED_AT // PAGE * PAGE
     return [
         make_request("turn 1", "A", Sources(), 13.0, via="router"),

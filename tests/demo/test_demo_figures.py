@@ -5,14 +5,14 @@ from memkv_testbed.demo.figures import compute_figures, failed, source_of
 from memkv_testbed.demo.record import Reference, Sources, rows
 from memkv_testbed.demo.scenario import CHANGED_STEP, TENANT_STEP
 
-from tests.demo.demo_run import PAGE, WHOLE, make_request, make_run
+from tests.demo.demo_run import CHANGED_AT, PAGE, WHOLE, make_request, make_run
 
 
-def test_a_good_run_fails_nothing_and_gives_medians_by_source() -> None:
-    figures = compute_figures(make_run(), PAGE)
+def test_successful_run_gives_medians_by_source() -> None:
+    figures = compute_figures(make_run(), PAGE, CHANGED_AT)
     assert failed(figures) == []
     assert figures["ttft_recompute_s"] == 14.0  # 13, 15 and the reference's 14
-    assert figures["ttft_minio_s"] == 0.4  # turn 3 had a page of it only
+    assert figures["ttft_minio_s"] == 0.4  # turn 3 loaded only one page from it
     assert figures["ttft_nvme_s"] == 0.28
     assert figures["ttft_host_s"] == 0.25
     assert figures["ttft_top_tier_s"] == 0.2
@@ -47,16 +47,16 @@ def test_a_good_run_fails_nothing_and_gives_medians_by_source() -> None:
 )
 def test_false_claims_are_reported(step: str, change: dict[str, object], claims: list[str]) -> None:
     run = [
-        dataclasses.replace(request, **change) if request.step == step else request  # type: ignore[arg-type]  # any of its fields
+        dataclasses.replace(request, **change) if request.step == step else request  # type: ignore[arg-type]  # any field
         for request in make_run()
     ]
-    assert failed(compute_figures(run, PAGE)) == claims
+    assert failed(compute_figures(run, PAGE, CHANGED_AT)) == claims
 
 
 @pytest.mark.parametrize("step", [CHANGED_STEP, TENANT_STEP])
 def test_a_step_that_did_not_run_is_a_failure(step: str) -> None:
     run = [request for request in make_run() if request.step != step]
-    assert failed(compute_figures(run, PAGE))
+    assert failed(compute_figures(run, PAGE, CHANGED_AT))
 
 
 def test_a_mostly_computed_prompt_measures_no_source() -> None:

@@ -1,4 +1,4 @@
-"""The demo's output: the table at common widths, the picture, the JSON."""
+"""The demo's table at common widths, its picture and its JSON file."""
 
 import dataclasses
 import io
@@ -12,13 +12,13 @@ from memkv_testbed.demo.report import write_json
 from memkv_testbed.demo.table import make_table
 from rich.console import Console
 
-from tests.demo.demo_run import PAGE, make_run
+from tests.demo.demo_run import CHANGED_AT, PAGE, make_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def text_of_table(width: int, **change: object) -> str:
-    run = [dataclasses.replace(request, **change) for request in make_run()]  # type: ignore[arg-type]  # any of its fields
+    run = [dataclasses.replace(request, **change) for request in make_run()]  # type: ignore[arg-type]  # any field
     console = Console(width=width, file=io.StringIO())
     with console.capture() as capture:
         console.print(make_table(run, width))
@@ -26,7 +26,7 @@ def text_of_table(width: int, **change: object) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits_the_terminal_without_cutting_anything(width: int) -> None:
+def test_table_fits_the_terminal_without_truncation(width: int) -> None:
     text = text_of_table(width)
     assert "…" not in text
     for figure in ("16,411", "16,384", "12,288", "13.00", "70x", "again x3", "A*"):
@@ -34,7 +34,7 @@ def test_the_table_fits_the_terminal_without_cutting_anything(width: int) -> Non
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
 
 
-def test_a_different_answer_is_marked() -> None:
+def test_different_answer_is_marked() -> None:
     assert "✗" not in text_of_table(80)
     assert "✗" in text_of_table(80, output_ids=[1])
 
@@ -43,7 +43,7 @@ def test_unknown_values_are_shown_as_unknown() -> None:
     assert "…" in text_of_table(80, reference=None)
 
 
-def test_the_picture_is_a_png_even_without_samples_of_a_source(tmp_path: Path) -> None:
+def test_picture_is_a_png_even_if_a_source_was_not_measured(tmp_path: Path) -> None:
     times = samples(make_run(), PAGE)
     for number, host in enumerate((times["host"], [])):
         path = tmp_path / f"{number}.png"
@@ -51,10 +51,10 @@ def test_the_picture_is_a_png_even_without_samples_of_a_source(tmp_path: Path) -
         assert path.read_bytes().startswith(PNG)
 
 
-def test_the_json_file_has_flat_figures_and_every_request(tmp_path: Path) -> None:
+def test_json_file_has_flat_figures_and_every_request(tmp_path: Path) -> None:
     run = make_run()
     path = tmp_path / "out.json"
-    write_json(path, compute_figures(run, PAGE), run, {"page_size": PAGE}, 200.0)
+    write_json(path, compute_figures(run, PAGE, CHANGED_AT), run, {"page_size": PAGE}, 200.0)
     document = json.loads(path.read_text())
     assert not any(isinstance(value, dict | list) for value in document["figures"].values())
     assert [request["step"] for request in document["requests"]] == [each.step for each in run]

@@ -57,9 +57,16 @@ def test_exactly_one_token_changes(tokens: list[int], data: st.DataObject) -> No
     assert changed[position + 1 :] == tokens[position + 1 :]
 
 
-def test_the_conversation_is_the_same_in_every_run_and_grows_by_pages() -> None:
+def test_conversation_is_the_same_in_every_run_and_grows_by_pages() -> None:
     script, again = Script(Bytes()), Script(Bytes())
     assert script.opening() == again.opening()
     assert CONTEXT_TOKENS < len(script.opening()) < CONTEXT_TOKENS + 100
     assert [len(script.follow_up(turn)) for turn in (2, 3)] == [FOLLOW_UP_TOKENS] * 2
     assert common_prefix(script.warm_up(0), script.warm_up(1)) < PAGE * 3
+
+
+def test_context_has_the_chosen_length_and_the_token_changes_within_it() -> None:
+    short = Script(Bytes(), 4096)
+    assert 4096 < len(short.opening()) < 4096 + 100
+    assert short.opening()[:4096] == Script(Bytes()).opening()[:4096]
+    assert 4096 * 3 // 4 < short.changed_position < 4096

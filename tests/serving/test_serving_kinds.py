@@ -32,20 +32,33 @@ class Kinds(NamedTuple):
     latent_two_ranks: Node
     stages: Node
     """Two, each with half of the layers."""
+
+
+@pytest.fixture(scope="module")
+def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
+    nodes = Kinds(
+        Node("tp2", home, shared, models.mha, tp=2),
+        Node("mla", home, shared, models.mla),
+        Node("mla-tp2", home, shared, models.mla, tp=2),
+        Node("pp2", home, shared, models.mha, extra=["--pp-size", "2"], env=ONE_CORE_EACH),
+    )
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.close)
+        start_all(*nodes)
+        yield nodes
+
+
+class FurtherKinds(NamedTuple):
     half: Node
     """Computes and keeps 16-bit numbers."""
     injected: Node
 
 
 @pytest.fixture(scope="module")
-def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
-    half = ["--dtype", "bfloat16"]
-    nodes = Kinds(
-        Node("tp2", home, shared, models.mha, tp=2),
-        Node("mla", home, shared, models.mla),
-        Node("mla-tp2", home, shared, models.mla, tp=2),
-        Node("pp2", home, shared, models.mha, extra=["--pp-size", "2"], env=ONE_CORE_EACH),
-        Node("half", home, shared, models.mha, extra=half),
+def further_kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[FurtherKinds]:
+    nodes = FurtherKinds(
+        Node("half", home, shared, models.mha, extra=["--dtype", "bfloat16"]),
         Node("injected", home, shared, models.mha, env=INJECTED),
     )
     with ExitStack() as stack:
@@ -101,25 +114,30 @@ def test_latent_pages_are_shared_by_any_number_of_ranks(kinds: Kinds) -> None:
     assert answer.output_ids == computed.output_ids
 
 
-def test_servers_share_pages_only_with_the_same_data_type(cluster: Cluster, kinds: Kinds) -> None:
+@pytest.mark.slow
+def test_servers_share_pages_only_with_the_same_data_type(
+    cluster: Cluster, further_kinds: FurtherKinds
+) -> None:
+    half = further_kinds.half
     tokens = prompt("data types")
     cluster.a.generate(tokens)
     cluster.a.share()
-    assert kinds.half.generate(tokens).cached_tokens == 0
-    kinds.half.share()
-    assert kinds.half.stored(tokens) == reusable(len(tokens))
+    assert half.generate(tokens).cached_tokens == 0
+    half.share()
+    assert half.stored(tokens) == reusable(len(tokens))
 
 
+@pytest.mark.slow
 def test_texts_are_unchanged_when_storage_calls_fail_or_take_long(
-    cluster: Cluster, kinds: Kinds
+    cluster: Cluster, further_kinds: FurtherKinds
 ) -> None:
     prompts = [prompt(f"injected {i}", 600 + 100 * i) for i in range(6)]
     computed = [cluster.recompute(each) for each in prompts]
     reused = 0
     for _ in range(3):
         for each, text in zip(prompts, computed, strict=True):
-            answer = kinds.injected.generate(each)
+            answer = further_kinds.injected.generate(each)
             assert answer.output_ids == text
             reused += answer.cached_by_source.get("storage", 0)
-            kinds.injected.flush()
+            further_kinds.injected.flush()
     assert reused > 0

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from memkv_testbed.demo.needs import DemoError, check_needs
+from memkv_testbed.demo.prompts import CONTEXT_TOKENS, LEAST_CONTEXT_TOKENS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -24,8 +25,15 @@ FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
     show_default=True,
     help="Write the picture (PNG) to this file.",
 )
+@click.option(
+    "--tokens",
+    type=click.IntRange(LEAST_CONTEXT_TOKENS, CONTEXT_TOKENS),
+    default=CONTEXT_TOKENS,
+    show_default=True,
+    help="Length of the shared context. A shorter one takes less time and saves less.",
+)
 @click.option("--keep", is_flag=True, help="Leave the servers running until Ctrl-C.")
-def main(json_path: Path | None, picture: Path, keep: bool) -> None:
+def main(json_path: Path | None, picture: Path, tokens: int, keep: bool) -> None:
     """Show that two SGLang servers behind a router share every prefix.
 
     Exits with status 1 if a claim is false or could not be tested. Leaves nothing behind.
@@ -41,7 +49,7 @@ def main(json_path: Path | None, picture: Path, keep: bool) -> None:
     except DemoError as error:
         _fail(console, error)
     try:
-        sys.exit(run(console, json_path, picture, keep))
+        sys.exit(run(console, json_path, picture, tokens, keep))
     except KeyboardInterrupt as interrupt:
         console.print("interrupted; nothing is left running")
         sys.exit(128 + interrupt.args[0])

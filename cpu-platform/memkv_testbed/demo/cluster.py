@@ -13,6 +13,7 @@ from sglang_cpu_platform.server import CpuServer
 
 from memkv_testbed.demo.model import cached_model
 from memkv_testbed.demo.node import Node
+from memkv_testbed.demo.prompts import CONTEXT_TOKENS
 from memkv_testbed.demo.server import make_server
 from memkv_testbed.minio_server import MinioServer
 
@@ -27,9 +28,14 @@ SetStatus = Callable[[str], None]
 class Cluster:
     """All processes of the demo. A context manager that stops them and removes their files."""
 
-    def __init__(self, set_status: SetStatus) -> None:
-        """Start nothing yet; `set_status` is called with the current activity."""
+    def __init__(self, set_status: SetStatus, context_tokens: int = CONTEXT_TOKENS) -> None:
+        """Start nothing yet.
+
+        `set_status` is called with the current activity. The servers' device pools have room for
+        one and a half conversations with a context of `context_tokens`.
+        """
         self._set_status = set_status
+        self._device_tokens = context_tokens * 3 // 2
         self._stack = ExitStack()
         self._closed = False
 
@@ -60,7 +66,10 @@ class Cluster:
         self.home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
         self._set_status("starting MinIO")
         self.minio = self._stack.enter_context(MinioServer())
-        self.nodes = [Node(name, self.home, self.model, self.minio) for name in ("A", "B")]
+        self.nodes = [
+            Node(name, self.home, self.model, self.minio, device_tokens=self._device_tokens)
+            for name in ("A", "B")
+        ]
         self._set_status("starting two SGLang servers with --enable-memkv, and SGLang's router")
         for node in self.nodes:
             self._stack.callback(node.close)
@@ -79,7 +88,13 @@ class Cluster:
 
         Both start at the same time, because nothing is measured meanwhile.
         """
-        reference = make_server(self.model, self.home / "reference", ["--disable-radix-cache"], {})
+        reference = make_server(
+            self.model,
+            self.home / "reference",
+            ["--disable-radix-cache"],
+            {},
+            self._device_tokens,
+        )
         self._stack.callback(reference.kill)
         node.server.kill()
         node.server.start()

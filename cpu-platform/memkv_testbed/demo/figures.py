@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from memkv_testbed.demo.record import Request
-from memkv_testbed.demo.scenario import CHANGED_AT, CHANGED_STEP, TENANT_STEP
+from memkv_testbed.demo.scenario import CHANGED_STEP, TENANT_STEP
 
 Figures = dict[str, bool | int | float | None]
 
@@ -41,8 +41,11 @@ def samples(requests: Sequence[Request], page_size: int) -> dict[str, list[float
     return found
 
 
-def compute_figures(requests: Sequence[Request], page_size: int) -> Figures:
-    """Return the JSON file's flat object; times are medians in seconds, None if unmeasured."""
+def compute_figures(requests: Sequence[Request], page_size: int, changed_at: int) -> Figures:
+    """Return the JSON file's flat object; times are medians in seconds, None if unmeasured.
+
+    `changed_at` is the position of the changed token.
+    """
     times = samples(requests, page_size)
     medians = {name: median(values) if values else None for name, values in times.items()}
     recompute = medians["recompute"]
@@ -52,7 +55,7 @@ def compute_figures(requests: Sequence[Request], page_size: int) -> Figures:
         "changed_token_isolated": _all_of(
             requests,
             CHANGED_STEP,
-            lambda request: request.reported == CHANGED_AT // page_size * page_size,
+            lambda request: request.reported == changed_at // page_size * page_size,
         ),
         "tenant_isolated": _all_of(
             requests, TENANT_STEP, lambda request: request.reported == request.reused.total == 0

@@ -15,7 +15,7 @@ from memkv_sglang.cli.scrape import Samples, scrape
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_testbed.demo.needs import DemoError
-from memkv_testbed.demo.server import make_server
+from memkv_testbed.demo.server import DEVICE_TOKENS, make_server
 from memkv_testbed.minio_server import MinioServer
 
 SPILL_SECONDS = 60.0
@@ -51,6 +51,7 @@ class Node:
         endpoint: str = "",
         environment: Mapping[str, str] | None = None,
         extra: Sequence[str] = (),
+        device_tokens: int = DEVICE_TOKENS,
     ) -> None:
         """Start nothing yet.
 
@@ -62,6 +63,7 @@ class Node:
             endpoint: URL to use instead of MinIO's own, for a proxy.
             environment: more settings (`MEMKV_*`).
             extra: more arguments of the server.
+            device_tokens: capacity of the top tier.
 
         """
         self.name = name
@@ -89,6 +91,7 @@ class Node:
                 *extra,
             ],
             settings,
+            device_tokens,
         )
 
     def connect(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 Tokens = list[int]
 
 CONTEXT_TOKENS = 16384
+LEAST_CONTEXT_TOKENS = 4096
+
 FOLLOW_UP_TOKENS = 256
 """Length of a later question. With the answer more than a page, so each turn adds one."""
 
@@ -25,13 +27,19 @@ def load_tokenizer(model: Path) -> Any:
 class Script:
     """Creates the prompts; the tokenizer needs `encode(text).ids`."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, context_tokens: int = CONTEXT_TOKENS) -> None:
         self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+
+    @property
+    def changed_position(self) -> int:
+        """Position in the context of the token that is changed once, near its end."""
+        return self._context_tokens * 11 // 12
 
     def opening(self) -> Tokens:
         """Return the context and the first question about it."""
-        context = "Field notes of the survey.\n" + _prose(0, CONTEXT_TOKENS)
-        return self._encode(context[:CONTEXT_TOKENS] + "\n\nQ: Where did it begin?\nA:")
+        context = "Field notes of the survey.\n" + _prose(0, self._context_tokens)
+        return self._encode(context[: self._context_tokens] + "\n\nQ: Where did it begin?\nA:")
 
     def follow_up(self, number: int) -> Tokens:
         """Return the question of turn `number` (from 2), which follows the last answer."""

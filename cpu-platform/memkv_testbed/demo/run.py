@@ -37,21 +37,22 @@ FAULTS = (
 """Errors whose text says what is wrong. Others are bugs and keep their traceback."""
 
 
-def run(console: Console, json_path: Path | None, picture: Path, keep: bool) -> int:
+def run(
+    console: Console, json_path: Path | None, picture: Path, context_tokens: int, keep: bool
+) -> int:
     """Run the demo and return the exit status. Leaves nothing behind. Raises one of `FAULTS`."""
     began = time.monotonic()
     screen = Screen(console)
-    with Cluster(screen.set_status) as cluster:
+    with Cluster(screen.set_status, context_tokens) as cluster:
         with screen:
             cluster.start()
-            scenario = Scenario(
-                cluster, Script(load_tokenizer(cluster.model)), screen.set_status, screen.show
-            )
+            script = Script(load_tokenizer(cluster.model), context_tokens)
+            scenario = Scenario(cluster, script, screen.set_status, screen.show)
             requests = scenario.run()
             if not keep:
                 cluster.close()
         setup = describe_setup(scenario.page_size)
-        figures = compute_figures(requests, scenario.page_size)
+        figures = compute_figures(requests, scenario.page_size, script.changed_position)
         draw(
             samples(requests, scenario.page_size),
             f"{figures['prompt_tokens']:,}-token prompt; {one_line(setup)}",

@@ -14,8 +14,6 @@ from memkv_testbed.demo.record import Reference, Request, Sources
 ANSWER_TOKENS = 16
 REPEATS = 3
 TURNS = 3
-CHANGED_AT = 15000
-"""Position of the changed token in the context."""
 
 TENANT = "tenant-2"
 WARM_UP = "warm-up"
@@ -56,7 +54,8 @@ class Scenario:
         self._ask("turn 1, evicted", opening, first)
         self._repeat("tenant 2, moved", other, opening, times=2, tenant=TENANT, flush=True)
         self._repeat("turn 1, flushed", other, opening, times=1, flush=True)
-        self._repeat(CHANGED_STEP, other, change_token(opening, CHANGED_AT), times=1, flush=True)
+        changed = change_token(opening, self._script.changed_position)
+        self._repeat(CHANGED_STEP, other, changed, times=1, flush=True)
         self._set_status(
             f"restarting node {first.name}; starting a server without any cache for comparison"
         )

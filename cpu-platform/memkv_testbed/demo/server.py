@@ -8,14 +8,20 @@ DEVICE_TOKENS = 24576
 """Capacity of the top tier: one and a half conversations. The host pool has twice as much."""
 
 
-def make_server(model: Path, home: Path, extra: list[str], env: dict[str, str]) -> CpuServer:
+def make_server(
+    model: Path,
+    home: Path,
+    extra: list[str],
+    env: dict[str, str],
+    device_tokens: int = DEVICE_TOKENS,
+) -> CpuServer:
     """Return a server, not started yet, that runs on the CPU even if there is a GPU."""
     temporary = home / "tmp"
     temporary.mkdir(parents=True)
     return CpuServer(
         model,
         log=home / "server.log",
-        max_total_tokens=DEVICE_TOKENS,
+        max_total_tokens=device_tokens,
         extra=extra,
         env={"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(temporary), **env},
     )
