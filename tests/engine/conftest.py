@@ -1,13 +1,15 @@
 """Engines that are closed after each test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.engine import Engine
+from memkv_sglang.engine.single_flight import Follower, SingleFlight
 from memkv_sglang.metrics import Metrics
+from memkv_sglang.page import Page, PageKey
 from memkv_sglang.tiers.base import Tier
 from memkv_sglang.tiers.memory import MemoryTier
 from tests.engine.engines import Open
@@ -45,3 +47,18 @@ def _open_engines() -> Iterator[Open]:
     yield make
     for engine in engines:
         engine.close(drain=0)
+
+
+@pytest.fixture
+def waiting_pages(monkeypatch: pytest.MonkeyPatch) -> list[PageKey]:
+    """Pages of loads that wait for an equal load in flight, in the order in which they joined."""
+    waiting: list[PageKey] = []
+    join = SingleFlight.join
+
+    def record(flights: SingleFlight, pages: Sequence[Page]) -> list[Follower | None]:
+        followed = join(flights, pages)
+        waiting.extend(follower.page.key for follower in followed if follower is not None)
+        return followed
+
+    monkeypatch.setattr(SingleFlight, "join", record)
+    return waiting

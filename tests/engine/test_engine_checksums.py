@@ -80,7 +80,7 @@ def test_overwritten_page_is_not_promoted(open_engine: Open) -> None:
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (sum(LENGTHS),)], ids=str)
 def test_follower_of_an_overwritten_page_loads_it_itself(
-    open_engine: Open, lengths: tuple[int, ...]
+    open_engine: Open, waiting_pages: list[PageKey], lengths: tuple[int, ...]
 ) -> None:
     shared = MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 3).keys()
@@ -95,7 +95,7 @@ def test_follower_of_an_overwritten_page_loads_it_itself(
     answers: list[list[PageLoad]] = []
     follower = threading.Thread(target=lambda: answers.append(engine.load(pages)))
     follower.start()
-    wait_until(lambda: all(map(engine._loader._flights._flights.get, keys)))
+    wait_until(lambda: waiting_pages == keys)
     gated.gate.set()
     leader.join()
     follower.join()
@@ -120,7 +120,9 @@ class SpoiledTier(WrapperTier):
         return super().fetch(pages, deadline)
 
 
-def test_follower_of_a_corrupted_load_loads_the_pages_itself(open_engine: Open) -> None:
+def test_follower_of_a_corrupted_load_loads_the_pages_itself(
+    open_engine: Open, waiting_pages: list[PageKey]
+) -> None:
     local = MemoryTier(name=LOCAL)
     keys = make_chain(NAMESPACE, 3).keys()
     put(local, keys)
@@ -132,7 +134,7 @@ def test_follower_of_a_corrupted_load_loads_the_pages_itself(open_engine: Open) 
     answers: list[list[PageLoad]] = []
     follower = threading.Thread(target=lambda: answers.append(load(engine, keys)))
     follower.start()
-    wait_until(lambda: all(map(engine._loader._flights._flights.get, keys)))
+    wait_until(lambda: waiting_pages == keys)
     gated.gate.set()
     leader.join()
     follower.join()

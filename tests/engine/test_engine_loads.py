@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.testing.pages import make_chain, make_page
@@ -49,7 +48,9 @@ def test_first_miss_ends_the_prefix(open_engine: Open) -> None:
     assert {one.result for one in loads[4:]} == {LoadResult.SKIPPED}
 
 
-def test_concurrent_loads_of_a_page_are_merged(open_engine: Open) -> None:
+def test_concurrent_loads_of_a_page_are_merged(
+    open_engine: Open, waiting_pages: list[PageKey]
+) -> None:
     inner = MemoryTier(name=SHARED)
     keys = make_chain(NAMESPACE, 5).keys()
     put(inner, keys)
@@ -64,7 +65,7 @@ def test_concurrent_loads_of_a_page_are_merged(open_engine: Open) -> None:
     for thread in threads:
         thread.start()
     gated.arrived.acquire()
-    wait_until(lambda: flights(engine, keys[0]) == 5)
+    wait_until(lambda: waiting_pages.count(keys[0]) == 5)
     gated.gate.set()
     for thread in threads:
         thread.join()
@@ -100,7 +101,9 @@ def test_page_twice_in_one_load(open_engine: Open) -> None:
     assert load(open_engine(local), [keys[0], keys[0], keys[1]]) == loaded_from(LOCAL, 3)
 
 
-def test_follower_loads_what_its_leader_skipped(open_engine: Open) -> None:
+def test_follower_loads_what_its_leader_skipped(
+    open_engine: Open, waiting_pages: list[PageKey]
+) -> None:
     """The leader's chain has a hole before the page; the follower's chain does not."""
     inner = MemoryTier(name=SHARED)
     hole, wanted = make_chain(NAMESPACE, 2).keys()
@@ -113,7 +116,7 @@ def test_follower_loads_what_its_leader_skipped(open_engine: Open) -> None:
     answers: list[list[PageLoad]] = []
     follower = threading.Thread(target=lambda: answers.append(load(engine, [wanted])))
     follower.start()
-    wait_until(lambda: flights(engine, wanted) == 1)
+    wait_until(lambda: waiting_pages == [wanted])
     gated.gate.set()
     leader.join()
     follower.join()
@@ -128,7 +131,3 @@ class SkippingTier(WrapperTier):
         misses = (i for i, one in enumerate(outcomes) if one.result is not LoadResult.LOADED)
         end = next(misses, len(pages)) + 1
         return outcomes[:end] + [Fetched(LoadResult.SKIPPED)] * len(outcomes[end:])
-
-
-def flights(engine: Engine, key: PageKey) -> int:
-    return len(engine._loader._flights._flights.get(key, []))
