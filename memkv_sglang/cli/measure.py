@@ -6,9 +6,10 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,10 +104,12 @@ def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -
     memory = _memory(min(BATCH, moved))
     batches = list(_batches(keys, memory, page_size))
     pages = [Page(key, (memory[:page_size],)) for key in singles]
+    spill = partial(_timed, tier, tier.spill, SpillResult.STORED, progress, task)
+    load = partial(_timed, tier, tier.load, LoadResult.LOADED, progress, task)
     try:
-        spilling = sum(_spill(tier, batch, progress, task) for batch in batches)
-        loading = sum(_load(tier, batch, progress, task) for batch in batches)
-        times = [_load(tier, [page], progress, task) for page in pages]
+        spilling = sum(map(spill, batches))
+        loading = sum(map(load, batches))
+        times = [load([page]) for page in pages]
     finally:
         tier.clear(namespace)
     return Measurement(
@@ -137,22 +140,19 @@ def _batches(keys: Sequence[PageKey], memory: memoryview, page_size: int) -> Ite
         yield [Page(key, (buffer,)) for key, buffer in zip(batch, buffers, strict=False)]
 
 
-def _spill(tier: Tier, pages: Sequence[Page], progress: Progress, task: TaskID) -> float:
-    """Return the call's duration in seconds."""
+def _timed(
+    tier: Tier,
+    call: Callable[[Sequence[Page], float], Sequence[IntEnum]],
+    wanted: IntEnum,
+    progress: Progress,
+    task: TaskID,
+    pages: Sequence[Page],
+) -> float:
+    """Spill or load pages; return the call's duration in seconds."""
     begin = time.perf_counter()
-    results = tier.spill(pages, time.monotonic() + CALL_LIMIT)
+    results = call(pages, time.monotonic() + CALL_LIMIT)
     seconds = time.perf_counter() - begin
-    _check_results(tier, results, SpillResult.STORED)
-    progress.advance(task, len(pages))
-    return seconds
-
-
-def _load(tier: Tier, pages: Sequence[Page], progress: Progress, task: TaskID) -> float:
-    """Return the call's duration in seconds."""
-    begin = time.perf_counter()
-    results = tier.load(pages, time.monotonic() + CALL_LIMIT)
-    seconds = time.perf_counter() - begin
-    _check_results(tier, results, LoadResult.LOADED)
+    _check_results(tier, results, wanted)
     progress.advance(task, len(pages))
     return seconds
 

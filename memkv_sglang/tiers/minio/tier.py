@@ -121,22 +121,16 @@ class MinioTier(Tier):
         self._presence = PresenceCache(config.presence_cache_pages, config.negative_ttl)
         self.telemetry = Telemetry()
         self._threads = TransferPool(config.connections)
-        self._pool = ConnectionPool(
+        make_pool = partial(
+            ConnectionPool,
             endpoints,
             context=self._context,
             connect_timeout=config.connect_timeout,
             stall_timeout=config.stall_timeout,
             idle_timeout=config.idle_timeout,
-            keep=2 * config.connections,
         )
-        self._control_pool = ConnectionPool(
-            endpoints,
-            context=self._context,
-            connect_timeout=config.connect_timeout,
-            stall_timeout=config.stall_timeout,
-            idle_timeout=config.idle_timeout,
-            keep=2,
-        )
+        self._pool = make_pool(keep=2 * config.connections)
+        self._control_pool = make_pool(keep=2)
         self._limit: int | None = None
         self._clock = ServerClock()
         self._access_times: AccessTimeCache | None = None

@@ -8,9 +8,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from memkv_sglang.tiers.minio.http.addresses import Address
+
+Socket = TypeVar("Socket", bound=socket.socket)
 
 IOV_LIMIT = 512
 """Maximum number of buffers per system call; the kernel accepts 1024."""
@@ -74,7 +76,34 @@ class Transport(Protocol):
         """Close the socket."""
 
 
-class PlainTransport:
+class _SocketTransport(Generic[Socket]):
+    """What plain and TLS sockets have in common."""
+
+    def __init__(self, sock: Socket) -> None:
+        """Take ownership of a connected socket."""
+        self._socket = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    @property
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def is_idle(self) -> bool:
+        """Poll the socket: between two responses, only the end of the stream may arrive."""
+        return not self._poll.poll(0)
+
+    def interrupt(self) -> None:
+        """Shut the socket down."""
+        shut_down(self._socket)
+
+    def close(self) -> None:
+        """Close the socket, with TLS without a closing handshake, which could block."""
+        self._socket.close()
+
+
+class PlainTransport(_SocketTransport[socket.socket]):
     """A blocking socket with kernel timeouts: `MSG_WAITALL` fills a page in one system call.
 
     With a Python timeout the socket would be non-blocking, and calls would return few bytes.
@@ -83,8 +112,7 @@ class PlainTransport:
     def __init__(self, sock: socket.socket) -> None:
         """Take ownership of a connected socket."""
         sock.settimeout(None)
-        self._socket = sock
-        self._poll = _poll_of(sock)
+        super().__init__(sock)
         self._timeout = 0.0
 
     def set_timeout(self, seconds: float) -> None:
@@ -118,11 +146,6 @@ class PlainTransport:
         except BlockingIOError as error:
             raise TimeoutError from error
 
-    @property
-    def fileno(self) -> int:
-        """The socket's."""
-        return self._socket.fileno()
-
     def send_now(self, request: bytes) -> None:
         """Send with one system call."""
         try:
@@ -136,26 +159,9 @@ class PlainTransport:
         """Receive with one system call."""
         return self._socket.recvmsg_into(buffers[:IOV_LIMIT], 0, socket.MSG_DONTWAIT)[0]
 
-    def is_idle(self) -> bool:
-        """Poll."""
-        return not self._poll.poll(0)
 
-    def interrupt(self) -> None:
-        """Shut the socket down."""
-        shut_down(self._socket)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-class TlsTransport:
-    """A TLS socket; records of 16 KiB are decrypted straight into the buffers."""
-
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        """Take ownership of a socket after its handshake."""
-        self._socket = sock
-        self._poll = _poll_of(sock)
+class TlsTransport(_SocketTransport[ssl.SSLSocket]):
+    """A TLS socket, after its handshake; records of 16 KiB are decrypted into the buffers."""
 
     def set_timeout(self, seconds: float) -> None:
         """Use the timeout of the ssl module."""
@@ -172,11 +178,6 @@ class TlsTransport:
     def receive_some(self, buffer: memoryview) -> int:
         """Receive one record."""
         return self._socket.recv_into(buffer)
-
-    @property
-    def fileno(self) -> int:
-        """The socket's."""
-        return self._socket.fileno()
 
     def send_now(self, request: bytes) -> None:
         """Send one record."""
@@ -199,29 +200,11 @@ class TlsTransport:
                 raise BlockingIOError from None
         return count
 
-    def is_idle(self) -> bool:
-        """Poll the socket: between two responses, only the end of the stream may arrive."""
-        return not self._poll.poll(0)
-
-    def interrupt(self) -> None:
-        """Shut down the underlying socket."""
-        shut_down(self._socket)
-
-    def close(self) -> None:
-        """Close the socket without a closing handshake, which could block."""
-        self._socket.close()
-
 
 def shut_down(sock: socket.socket) -> None:
     """Shut down both directions, which wakes up threads that are blocked on the socket."""
     with suppress(OSError):  # SSLSocket.shutdown is not thread-safe
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def _poll_of(sock: socket.socket) -> select.poll:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return poll
 
 
 def connect(
