@@ -24,7 +24,15 @@ log = logging.getLogger(__name__)
 EXIT_BROKEN_ENGINE = 70
 """Exit status (EX_SOFTWARE) if a load or spill raises."""
 
-OBSERVING = frozenset({protocol.Status, protocol.Settings, protocol.Retire, protocol.Shutdown})
+OBSERVING = frozenset(
+    {
+        protocol.Status,
+        protocol.Settings,
+        protocol.Metrics,
+        protocol.Retire,
+        protocol.Shutdown,
+    }
+)
 """Requests that do not make their session count as a user of the agent."""
 
 Handler = Callable[[Session, Any, list[int]], protocol.Reply]
@@ -39,6 +47,7 @@ class Calls:
         config: Config,
         sessions: Sessions,
         status: Callable[[], protocol.AgentStatus],
+        metrics: Callable[[], bytes],
         stop: Callable[[], None],
         *,
         launched: bool,
@@ -49,6 +58,7 @@ class Calls:
         self._sessions = sessions
         self._launched = launched
         self._status = status
+        self._metrics = metrics
         self._stop = stop
         self._handlers: dict[type[protocol.Request], Handler] = {
             protocol.RegisterPool: self._register_pool,
@@ -66,6 +76,7 @@ class Calls:
             protocol.Settings: self._settings,
             protocol.Join: self._join,
             protocol.Retire: self._retire,
+            protocol.Metrics: self._report_metrics,
         }
 
     def answer(
@@ -163,6 +174,9 @@ class Calls:
 
     def _report(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
         return protocol.StatusReport(self._status(), self._engine.status())
+
+    def _report_metrics(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
+        return protocol.MetricsReport(self._metrics().decode())
 
     def _shutdown(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
         self._stop()

@@ -1,63 +1,113 @@
-"""`/healthz`, `/readyz` and `/metrics` on a loopback port."""
+"""`/livez`, `/readyz` and `/metrics` over HTTP, for probes and scrapes."""
 
 import asyncio
+import hmac
+import ipaddress
+import logging
 import socket
+import ssl
 from collections.abc import Callable
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from memkv_sglang.config.certificates import FileWatch, load_certificate
 from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.private import read_private
+from memkv_sglang.config.schema import AgentConfig
 
-_HOST = "127.0.0.1"
+log = logging.getLogger(__name__)
 
 REQUEST_LIMIT = 5.0
 """Seconds for a client to send its request and receive the response."""
 
+MAX_CONNECTIONS = 64
+"""Maximum open connections; further ones are closed."""
+
+RELOAD_PERIOD = 1.0
+"""Seconds between checks whether the certificate or the token has changed."""
+
 _MAX_HEAD = 16 << 10
 
 Answer = tuple[str, str, bytes]
-"""Status, content type, body."""
+"""Status, further header lines, body."""
 
-_TEXT = "text/plain; charset=utf-8"
+_TEXT = "Content-Type: text/plain; charset=utf-8\r\n"
 
 
 class HttpServer:
     """Serves GET requests in the event loop, one per connection."""
 
-    def __init__(
-        self, port: int, registry: CollectorRegistry, refresh: Callable[[], object]
-    ) -> None:
-        """Bind the port. Each scrape first calls `refresh`. Raises `ConfigError`."""
+    def __init__(self, config: AgentConfig, metrics: Callable[[], bytes]) -> None:
+        """Bind the address, and read certificate and token. Raises `ConfigError`.
+
+        `metrics` returns the body of `/metrics`.
+        """
         self.ready = False
         """What `/readyz` reports."""
-        self._registry = registry
-        self._refresh = refresh
-        try:
-            self._socket = socket.create_server((_HOST, port))
-        except OSError as error:
-            raise ConfigError(
-                f"agent.http_port: cannot listen on {_HOST}:{port} ({error.strerror}); "
-                "set another port, or 0 to use a free one"
-            ) from None
+        self._metrics = metrics
+        self._connections = 0
+        self._config = config
+        self._context = _make_context(config)
+        self._token = _read_token(config)
+        self._watch = FileWatch(
+            [config.http_cert_file, config.http_key_file, config.http_token_file]
+        )
+        self._socket = _bind(config.http_address, config.http_port)
         self.port: int = self._socket.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        """URL of the metrics."""
+        host = self._config.http_address
+        host = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._context else 'http'}://{host}:{self.port}/metrics"
 
     async def start(self) -> None:
         """Serve until the event loop ends."""
-        self._server = await asyncio.start_server(self._serve, sock=self._socket, limit=_MAX_HEAD)
+        self._server = await asyncio.start_server(
+            self._serve,
+            sock=self._socket,
+            limit=_MAX_HEAD,
+            ssl=self._context,
+            ssl_handshake_timeout=REQUEST_LIMIT if self._context else None,
+        )
+        self._reloading = asyncio.create_task(self._reload_changes())
 
     def close(self) -> None:
         """Stop listening. Idempotent."""
         self._socket.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _reload_changes(self) -> None:
+        while True:
+            await asyncio.sleep(RELOAD_PERIOD)
+            if self._watch.changed():
+                self._reload()
+
+    def _reload(self) -> None:
+        """Use changed files for new connections; keep the old content if they cannot be used."""
         try:
-            async with asyncio.timeout(REQUEST_LIMIT):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(head, *self._answer(head)))
-                await writer.drain()
+            _make_context(self._config)  # a failure would leave the server's own context broken
+            self._token = _read_token(self._config)
+            if self._context:
+                _load(self._context, self._config)
+        except ConfigError as error:
+            fields = {"reason": str(error)}
+            log.warning("changed certificate or token not used", extra={"fields": fields})
+        else:
+            log.info("certificate and token of the HTTP server reloaded")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        try:
+            if self._connections <= MAX_CONNECTIONS:
+                async with asyncio.timeout(REQUEST_LIMIT):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(_response(head, *self._answer(head)))
+                    await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the client's fault
         finally:
+            self._connections -= 1
             writer.close()
 
     def _answer(self, head: bytes) -> Answer:
@@ -65,21 +115,73 @@ class HttpServer:
         if method not in (b"GET", b"HEAD"):
             return "405 Method Not Allowed", _TEXT, b"only GET is supported\n"
         match rest.partition(b" ")[0].partition(b"?")[0]:
-            case b"/healthz":
+            case b"/livez" | b"/healthz":
                 return "200 OK", _TEXT, b"ok\n"
             case b"/readyz" if self.ready:
                 return "200 OK", _TEXT, b"ready\n"
             case b"/readyz":
                 return "503 Service Unavailable", _TEXT, b"not ready\n"
+            case b"/metrics" if self._is_authorized(head):
+                return "200 OK", f"Content-Type: {CONTENT_TYPE_LATEST}\r\n", self._metrics()
             case b"/metrics":
-                self._refresh()
-                return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        return "404 Not Found", _TEXT, b"try /healthz, /readyz or /metrics\n"
+                fields = f"{_TEXT}WWW-Authenticate: Bearer\r\n"
+                return "401 Unauthorized", fields, b"send the token of agent.http_token_file\n"
+        return "404 Not Found", _TEXT, b"try /livez, /readyz or /metrics\n"
+
+    def _is_authorized(self, head: bytes) -> bool:
+        if not self._token:
+            return True
+        for line in head.split(b"\r\n")[1:]:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"authorization":
+                scheme, _, token = value.strip().partition(b" ")
+                is_bearer = scheme.lower() == b"bearer"
+                return is_bearer and hmac.compare_digest(token.strip(), self._token)
+        return False
 
 
-def _response(head: bytes, status: str, content_type: str, body: bytes) -> bytes:
+def _bind(address: str, port: int) -> socket.socket:
+    is_v6 = ipaddress.ip_address(address).version == 6
+    family = socket.AF_INET6 if is_v6 else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"agent.http_address, agent.http_port: cannot listen on {address}:{port} "
+            f"({error.strerror}); set another port, or 0 to use a free one"
+        ) from None
+
+
+def _make_context(config: AgentConfig) -> ssl.SSLContext | None:
+    """Return the server's TLS context, None for plain http. Raises `ConfigError`."""
+    if not config.http_cert_file:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, config)
+    return context
+
+
+def _load(context: ssl.SSLContext, config: AgentConfig) -> None:
+    load_certificate(context, "agent.http_", config.http_cert_file, config.http_key_file)
+
+
+def _read_token(config: AgentConfig) -> bytes:
+    """Return the token that scrapes must send; empty if they need none. Raises `ConfigError`."""
+    if not config.http_token_file:
+        return b""
+    name = "agent.http_token_file"
+    token = read_private(config.http_token_file, name).strip()
+    if not token or not token.isascii() or len(token.split()) != 1:
+        raise ConfigError(
+            f"{name}: {config.http_token_file} does not contain one token; write it with "
+            f"`openssl rand -hex 32`"
+        )
+    return token
+
+
+def _response(head: bytes, status: str, fields: str, body: bytes) -> bytes:
     header = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        f"HTTP/1.1 {status}\r\n{fields}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return header.encode() + (b"" if head.startswith(b"HEAD ") else body)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from memkv_sglang import __version__
 from memkv_sglang.agent.assembly import build_engine
@@ -156,7 +156,8 @@ class Agent:
         self._listener = Listener(socket_path(config.agent), locked=locked)
         interrupt_at_signal(self._exit_now)  # building the engine blocks the event loop
         try:
-            self._http = HttpServer(config.agent.http_port, registry, self._refresh_metrics)
+            self._registry = registry
+            self._http = HttpServer(config.agent, self._collect_metrics)
             self._engine = build(config, registry)
             for number in STOP_SIGNALS:
                 self._loop.add_signal_handler(number, self._on_signal)
@@ -165,12 +166,20 @@ class Agent:
             raise
         self._sessions = Sessions()
         calls = Calls(
-            self._engine, config, self._sessions, self.status, self.stop, launched=self._launched
+            self._engine,
+            config,
+            self._sessions,
+            self.status,
+            self._collect_metrics,
+            self.stop,
+            launched=self._launched,
         )
         self._server = Server(calls, self._sessions)
 
-    def _refresh_metrics(self) -> None:
-        self._engine.status()
+    def _collect_metrics(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        self._engine.status()  # updates the gauges
+        return generate_latest(self._registry)
 
     def status(self) -> AgentStatus:
         """Return the current state."""
@@ -181,6 +190,7 @@ class Agent:
             socket=str(self._listener.path),
             log=str(agent_log(self._listener.path)) if self._launched else "",
             http_port=self._http.port,
+            metrics_url=self._http.url,
             uptime=time.monotonic() - self._started,
             sessions=len(sessions),
             connections=self._server.connections,

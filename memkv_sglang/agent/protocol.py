@@ -137,6 +137,10 @@ class Shutdown(_Message, tag=10):
     """Stop the agent, as SIGTERM does."""
 
 
+class Metrics(_Message, tag=15):
+    """Ask for the agent's metrics."""
+
+
 class CheckPages(_Message, tag=11):
     """Check for each page whether it is stored, regardless of earlier pages."""
 
@@ -247,6 +251,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     log: str
     """Log file; empty if the agent logs to the stderr that it was started with."""
     http_port: int
+    metrics_url: str = ""
     uptime: float
     """Seconds."""
     sessions: int
@@ -278,6 +283,13 @@ class SettingsReport(_Message, tag=43):
     """Keyed hashes of the secrets that are set, by key."""
 
 
+class MetricsReport(_Message, tag=44):
+    """Reply to `Metrics`."""
+
+    text: str
+    """Prometheus' text format."""
+
+
 class WarmedPages(_Message, tag=52):
     """Reply to `WarmPages`: numbers of pages; see `engine.results.Warming`."""
 
@@ -303,6 +315,7 @@ Request = (
     | Settings
     | Join
     | Retire
+    | Metrics
     | WarmPages
 )
 Reply = (
@@ -318,6 +331,7 @@ Reply = (
     | StatusReport
     | CheckedPages
     | SettingsReport
+    | MetricsReport
     | WarmedPages
 )
 

@@ -19,6 +19,11 @@ from memkv_sglang.config.settings import Setting, all_settings
 CLIENT_ONLY = frozenset({"agent.socket", "agent.autostart", "engine.prefill_speed"})
 """Settings not to compare: the agent does not use them, or the client reached it through them."""
 
+AGENT_ONLY = frozenset(
+    f"agent.http_{name}" for name in ("address", "cert_file", "key_file", "token_file")
+)
+"""Settings reported but not compared: how an agent is scraped makes no difference to a server."""
+
 CHAIN_VARIABLES = (
     "MINIO_ACCESS_KEY",
     "MINIO_SECRET_KEY",
@@ -91,7 +96,7 @@ class RunningSettings(NamedTuple):
 
     def _plain(self, config: Config, keys: Collection[str]) -> Iterator[Difference]:
         for setting in all_settings():
-            if setting.secret or setting.key not in keys or setting.key in CLIENT_ONLY:
+            if setting.secret or setting.key not in keys or setting.key in CLIENT_ONLY | AGENT_ONLY:
                 continue
             running, wanted = self._value(setting), setting.value_in(config)
             if _is_used(setting, self.report.values, config) and not _agree(

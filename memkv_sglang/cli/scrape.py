@@ -1,4 +1,4 @@
-"""Read the agent's metrics from its loopback port."""
+"""Read metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,18 +33,22 @@ class Samples:
 
 
 def scrape(port: int) -> Samples:
-    """Read the metrics. Raises `click.ClickException` if the agent does not respond."""
+    """Read metrics from a loopback port. Raises `click.ClickException` if nothing responds."""
+    url = f"http://127.0.0.1:{port}/metrics"
+    return parse_metrics(fetch(url, _TIMEOUT).decode(), url)
+
+
+def parse_metrics(text: str, source: str) -> Samples:
+    """Parse Prometheus' text format. Raises `click.ClickException`, which names the source."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    url = f"http://127.0.0.1:{port}/metrics"
-    content = fetch(url, _TIMEOUT)
     try:
         return Samples(
             [
                 (sample.name, dict(sample.labels), sample.value)
-                for family in text_string_to_metric_families(content.decode())
+                for family in text_string_to_metric_families(text)
                 for sample in family.samples
             ]
         )
     except ValueError as error:
-        raise click.ClickException(f"invalid metrics at {url} ({error})") from None
+        raise click.ClickException(f"invalid metrics from {source} ({error})") from None

@@ -10,7 +10,7 @@ import msgspec
 from memkv_sglang.cli.options import Duration, SettingsCommand
 from memkv_sglang.cli.output import human_size, human_time, make_console, print_json
 from memkv_sglang.cli.running import running_agent
-from memkv_sglang.cli.scrape import Samples, scrape
+from memkv_sglang.cli.scrape import Samples, parse_metrics
 from memkv_sglang.config.load import LoadedConfig
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def _fetch(client: "AgentClient") -> tuple["StatusReport", Samples]:
     report = client.status()
     if report is None:
         raise click.ClickException(f"the agent did not respond ({client.problem})")
-    return report, scrape(report.agent.http_port)
+    metrics = client.metrics()
+    if metrics is None:
+        raise click.ClickException(f"the agent sent no metrics ({client.problem})")
+    return report, parse_metrics(metrics, "the agent")
 
 
 def _fetch_settings(client: "AgentClient") -> "RunningSettings":
@@ -116,7 +119,7 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
         f"agent {agent.version}, pid {agent.pid}, up {human_time(agent.uptime)}",
         f"  socket  {agent.socket}",
         f"  log     {agent.log or 'its stderr'}",
-        f"  metrics http://127.0.0.1:{agent.http_port}/metrics",
+        f"  metrics {agent.metrics_url}",
         f"  clients {agent.sessions}, pools {agent.pools} ({human_size(agent.pool_bytes)})",
         "",
         _tiers(report),

@@ -302,6 +302,11 @@ class AgentClient:
         reply = self._call(protocol.Status(), self._limit)
         return reply if isinstance(reply, protocol.StatusReport) else None
 
+    def metrics(self) -> str | None:
+        """Return the agent's metrics in Prometheus' text format; None without an agent."""
+        reply = self._call(protocol.Metrics(), self._limit)
+        return reply.text if isinstance(reply, protocol.MetricsReport) else None
+
     def settings(self) -> RunningSettings | None:
         """Return the settings that the agent runs with; None without an agent."""
         nonce = make_nonce()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import Config, EngineConfig, MinioConfig, NvmeConfig
+from memkv_sglang.config.schema import AgentConfig, Config, EngineConfig, MinioConfig, NvmeConfig
 
 Name = Callable[[str], str]
 """Return a setting's name as the user wrote it, given its key."""
@@ -26,6 +26,7 @@ def check_config(config: Config, name: Name) -> None:
     """Raise `ConfigError` at the first setting that cannot work."""
     check_socket(config.agent.socket, name("agent.socket"))
     _check_upload(config.engine, name)
+    _check_http(config.agent, name)
     _check_watermarks(config.nvme, name)
     _check_bucket(config.minio.bucket, name("minio.bucket"))
     _check_prefix(config.minio.prefix, name("minio.prefix"))
@@ -33,7 +34,7 @@ def check_config(config: Config, name: Name) -> None:
     for url in endpoint_urls(config.minio):
         _check_endpoint(url, config.minio, name)
     _check_credentials(config.minio, name)
-    _check_client_certificate(config.minio, name)
+    _check_pair("minio.", config.minio.cert_file, config.minio.key_file, name)
     _check_certificate_login(config.minio, name)
     _check_sse(config.minio, name)
 
@@ -163,11 +164,21 @@ def _check_credentials(config: MinioConfig, name: Name) -> None:
     )
 
 
-def _check_client_certificate(config: MinioConfig, name: Name) -> None:
-    if bool(config.cert_file) != bool(config.key_file):
-        given, other = ("cert", "key") if config.cert_file else ("key", "cert")
+def _check_http(config: AgentConfig, name: Name) -> None:
+    if not is_address(config.http_address):
         raise ConfigError(
-            f"{name(f'minio.{given}_file')}: set without minio.{other}_file; set both or neither"
+            f"{name('agent.http_address')}: {config.http_address[:60]!r} is not an IP address; use "
+            "127.0.0.1, or 0.0.0.0 for every interface"
+        )
+    _check_pair("agent.http_", config.http_cert_file, config.http_key_file, name)
+
+
+def _check_pair(section: str, certificate: str, key: str, name: Name) -> None:
+    if bool(certificate) != bool(key):
+        given, other = ("cert", "key") if certificate else ("key", "cert")
+        raise ConfigError(
+            f"{name(f'{section}{given}_file')}: set without {section}{other}_file; set both or "
+            "neither"
         )
 
 

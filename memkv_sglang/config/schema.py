@@ -68,10 +68,43 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=0,
             le=65535,
-            description="Loopback port for `/healthz`, `/readyz` and `/metrics`. 0: any free "
-            "port; `memkv stats` shows it.",
+            description="Port for `/livez`, `/readyz` and `/metrics`. 0: any free port; "
+            "`memkv stats` shows it.",
         ),
     ] = 0
+    http_address: Annotated[
+        str,
+        Meta(
+            description="Address for this port. Other machines reach it unless it is a loopback "
+            "address; `0.0.0.0` or `::` means every interface.",
+        ),
+    ] = "127.0.0.1"
+    http_cert_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="PEM file with the certificate for this port, followed by its "
+            "intermediates. Requires `http_key_file`. A changed file takes effect within seconds. "
+            "Empty: plain http.",
+        ),
+    ] = ""
+    http_key_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="PEM file with the private key of `http_cert_file`, without a password. "
+            "Other users must not have access to it.",
+        ),
+    ] = ""
+    http_token_file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="File with a token that requests for `/metrics` must send "
+            "(`Authorization: Bearer ...`). Probes need none. Other users must not have access to "
+            "it. A changed file takes effect within seconds. Empty: no token.",
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(
@@ -313,7 +346,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             extra=PATH,
-            description="PEM file with the CA certificates to trust. Empty: the system's.",
+            description="PEM file with the CA certificates to trust. A changed file takes effect "
+            "within seconds. Empty: the system's.",
         ),
     ] = ""
     cert_file: Annotated[
@@ -321,7 +355,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             extra=PATH,
             description="PEM file with this node's client certificate, for servers that require "
-            "one. Requires `key_file`.",
+            "one. Requires `key_file`. A changed file takes effect within seconds.",
         ),
     ] = ""
     key_file: Annotated[

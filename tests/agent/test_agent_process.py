@@ -225,7 +225,8 @@ def test_failed_start_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         status, log = start_in_vain(make_config(tmp_path, http_port=port))
     assert (status, len(log.splitlines())) == (2, 1)
-    assert log.startswith(f"error: agent.http_port: cannot listen on 127.0.0.1:{port}")
+    problem = f"agent.http_address, agent.http_port: cannot listen on 127.0.0.1:{port}"
+    assert log.startswith(f"error: {problem}")
     status, log = start_in_vain(make_config(tmp_path / ("d" * 100)))
     assert (status, len(log.splitlines())) == (2, 1)
     assert log.startswith("error: agent.socket: ")

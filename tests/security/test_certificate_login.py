@@ -39,7 +39,7 @@ def server(authority: Authority) -> Iterator[MinioServer]:
     (certs_dir / "CAs").mkdir()
     (certs_dir / "CAs" / "authority.pem").write_bytes(authority.file.read_bytes())
     with MinioServer(certs_dir=certs_dir, env={"MINIO_IDENTITY_TLS_ENABLE": "on"}) as server:
-        http = ControlHttp(context=ssl.create_default_context(cafile=str(authority.file)))
+        http = ControlHttp(context=lambda: ssl.create_default_context(cafile=str(authority.file)))
         netloc = f"{server.host}:{server.port}"
         Minio(netloc, *server.root, http_client=http).make_bucket(BUCKET)
         server.users.add_policy(NODE, node_policy(BUCKET))

@@ -20,6 +20,7 @@ from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.http.errors import ConnectError
 from memkv_sglang.tiers.minio.http.pool import ConnectionPool
 from memkv_sglang.tiers.minio.http.tls import tls_context
+from tests.agent.agent_harness import eventually
 from tests.security.tls_terminator import TlsTerminator
 
 OpenTier = Callable[[MinioConfig], MinioTier]
@@ -142,8 +143,9 @@ def test_plain_http_is_rejected_if_tls_is_required() -> None:
 
 
 def test_old_protocols_are_disabled(authority: Authority) -> None:
-    context = tls_context(MinioConfig(endpoint="https://minio", ca_file=str(authority.file)))
-    assert context is not None
+    source = tls_context(MinioConfig(endpoint="https://minio", ca_file=str(authority.file)))
+    assert source is not None
+    context = source()
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname
@@ -179,3 +181,40 @@ def test_certificate_and_key_are_set_together() -> None:
     for name in ("cert_file", "key_file"):
         with pytest.raises(ConfigError, match=rf"minio-{name.replace('_', '-')}: set without"):
             load_config(None, {}, {f"minio.{name}": "/a.pem"})
+
+
+def test_changed_certificates_are_used_without_a_restart(
+    minio_config: MinioConfig,
+    port: int,
+    authority: Authority,
+    open_tier: OpenTier,
+    tmp_path: Path,
+) -> None:
+    """Both sides move to another authority, as when a company replaces its own."""
+    own = authority.issue("node")
+    files = [tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem")]
+    ca_file, cert_file, key_file = files
+    key_file.touch(mode=0o600)
+
+    def install(issuer: Authority, certificate: Certificate) -> None:
+        ca_file.write_bytes(issuer.file.read_bytes())
+        cert_file.write_bytes(certificate.cert_file.read_bytes())
+        key_file.write_bytes(certificate.key_file.read_bytes())
+
+    install(authority, own)
+    with TlsTerminator(port, authority.issue("server"), authority.file) as server:
+        config = msgspec.structs.replace(
+            minio_config,
+            endpoint=server.url,
+            ca_file=str(ca_file),
+            cert_file=str(cert_file),
+            key_file=str(key_file),
+        )
+        tier = open_tier(config)
+        spill(tier, KEYS)
+        address = server.port
+    successor = Authority(tmp_path / "successor")
+    with TlsTerminator(port, successor.issue("server"), successor.file, address):
+        install(successor, successor.issue("node"))
+        page = make_page(KEYS[0], LENGTHS, filled=False)
+        eventually(lambda: tier.load([page], soon()) == [LoadResult.LOADED])

@@ -13,14 +13,18 @@ CHUNK = 64 << 10
 
 
 class TlsTerminator:
-    """Accept TLS connections on a free loopback port and forward their content; a context manager.
+    """Accept TLS connections on a loopback port and forward their content; a context manager.
+
+    `listen` is the port to accept them on; 0 takes a free one.
 
     With `clients`, a client must have a certificate of the authority in that file. MinIO itself
     requests a client certificate only for certificate login (STS).
     """
 
-    def __init__(self, port: int, certificate: Certificate, clients: Path | None = None) -> None:
-        self.port = 0
+    def __init__(
+        self, port: int, certificate: Certificate, clients: Path | None = None, listen: int = 0
+    ) -> None:
+        self.port = listen
         self._target = port
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=clients)
         self._context.load_cert_chain(certificate.cert_file, certificate.key_file)
@@ -46,7 +50,7 @@ class TlsTerminator:
 
     async def _run(self) -> None:
         self._loop.set_exception_handler(lambda *_: None)  # some handshakes fail on purpose
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stopping.wait()

@@ -63,9 +63,10 @@ def _ask(url: str, config: MinioConfig) -> _Answer:
     parts = urlsplit(url)
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
+    source = tls_context(config)
     if parts.scheme == "https":
         connection = http.client.HTTPSConnection(
-            host, parts.port, timeout=ANSWER_LIMIT, context=tls_context(config)
+            host, parts.port, timeout=ANSWER_LIMIT, context=source() if source else None
         )
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=ANSWER_LIMIT)

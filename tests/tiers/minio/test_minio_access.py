@@ -68,7 +68,7 @@ def test_certificate_of_another_host_is_refused(
         open_tier(tls_config).check(soon())
     pool = ConnectionPool(
         parse_endpoints(tls_config),
-        context=ssl.create_default_context(cafile=tls_config.ca_file),
+        context=lambda: ssl.create_default_context(cafile=tls_config.ca_file),
         connect_timeout=1.0,
         stall_timeout=1.0,
         keep=1,

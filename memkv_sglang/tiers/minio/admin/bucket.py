@@ -2,7 +2,6 @@
 
 import io
 import math
-import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
     from memkv_sglang.tiers.minio.http.control import ControlHttp
+    from memkv_sglang.tiers.minio.http.tls import ContextSource
 
 Answer = TypeVar("Answer")
 
@@ -75,7 +75,7 @@ class Bucket:
     """Makes, lists, reads and deletes through minio-py. Calls block, and raise `TierError`."""
 
     def __init__(
-        self, config: MinioConfig, provider: "RenewableProvider", context: ssl.SSLContext | None
+        self, config: MinioConfig, provider: "RenewableProvider", context: "ContextSource | None"
     ) -> None:
         """Use the first reachable endpoint of the settings."""
         self._name = config.bucket

@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from memkv_sglang.tiers.minio.http.addresses import Addresses
 from memkv_sglang.tiers.minio.http.answers import parseable_xml
+from memkv_sglang.tiers.minio.http.tls import ContextSource
 from memkv_sglang.tiers.minio.http.transport import open_socket, shut_down
 
 CONNECT_TIMEOUT = 2.0
@@ -126,12 +127,13 @@ class ControlHttp(PoolManager):
     """Sends each request once. Thread-safe; minio-py requires a `PoolManager`."""
 
     def __init__(
-        self, connect_timeout: float = CONNECT_TIMEOUT, context: ssl.SSLContext | None = None
+        self, connect_timeout: float = CONNECT_TIMEOUT, context: ContextSource | None = None
     ) -> None:
         """Open no connection yet."""
         super().__init__()
         self._connect_timeout = connect_timeout
         self._context = context
+        self._system_context: ssl.SSLContext | None = None
         self._addresses: dict[_Origin, Addresses] = {}
         self._idle: dict[_Origin, list[_Stream]] = defaultdict(list)
         self._busy: set[_Stream] = set()
@@ -267,9 +269,11 @@ class ControlHttp(PoolManager):
         return open_socket(addresses, origin.host, left, context)
 
     def _tls(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = ssl.create_default_context()
-        return self._context
+        if self._context is not None:
+            return self._context()
+        if self._system_context is None:
+            self._system_context = ssl.create_default_context()
+        return self._system_context
 
 
 def _default_port(parts: Any) -> int:

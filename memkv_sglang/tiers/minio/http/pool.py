@@ -1,7 +1,6 @@
 """A pool of persistent connections, spread evenly over the reachable servers."""
 
 import itertools
-import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from memkv_sglang.tiers.minio.http.errors import (
     StatusError,
 )
 from memkv_sglang.tiers.minio.http.explain import unreachable
+from memkv_sglang.tiers.minio.http.tls import ContextSource
 from memkv_sglang.tiers.minio.http.transport import connect
 
 AVOID_FOR = 5.0
@@ -51,7 +51,7 @@ class ConnectionPool:
         self,
         endpoints: Sequence[Endpoint],
         *,
-        context: ssl.SSLContext | None,
+        context: ContextSource | None,
         connect_timeout: float,
         stall_timeout: float,
         idle_timeout: float = IDLE_TIMEOUT,
@@ -217,7 +217,7 @@ class ConnectionPool:
         if begin >= deadline:
             raise OutOfTimeError("the deadline passed")
         timeout = min(self._connect_timeout, deadline - begin)
-        context = self._context if endpoint.scheme == "https" else None
+        context = self._context() if self._context and endpoint.scheme == "https" else None
         try:
             addresses = server.addresses.get(timeout)
             left = timeout - (time.monotonic() - begin)

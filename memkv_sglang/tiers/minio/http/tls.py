@@ -1,55 +1,64 @@
 """The TLS settings of all https connections to MinIO."""
 
-import os
+import logging
 import ssl
+import threading
+from collections.abc import Callable
 
+from memkv_sglang.config.certificates import FileWatch, load_certificate
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.environment import trusting_context
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.private import check_private, open_regular
 from memkv_sglang.config.schema import MinioConfig
 
+log = logging.getLogger(__name__)
 
-def tls_context(config: MinioConfig) -> ssl.SSLContext | None:
-    """Return the context for the configured endpoints, None if all are plain http.
+ContextSource = Callable[[], ssl.SSLContext]
+"""Returns the context for a new connection. Thread-safe."""
+
+
+def tls_context(config: MinioConfig) -> ContextSource | None:
+    """Return the source of contexts for the configured endpoints, None if all are plain http.
 
     The server's certificate must name its host, be in date, and be signed by an authority in
-    `minio.ca_file` or in the system's store. Raises `ConfigError`.
+    `minio.ca_file` or in the system's store. When `ca_file`, `cert_file` or `key_file` changes, new
+    connections use the new content. Raises `ConfigError`.
     """
     if all(url.startswith("http:") for url in endpoint_urls(config)):
         return None
+    return _ReloadedContext(config).current
+
+
+class _ReloadedContext:
+    """A context that follows its files. Files that cannot be used leave it as it is."""
+
+    def __init__(self, config: MinioConfig) -> None:
+        self._config = config
+        self._watch = FileWatch([config.ca_file, config.cert_file, config.key_file])
+        self._lock = threading.Lock()
+        self._context = _make_context(config)
+
+    def current(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._watch.changed():
+                self._reload()
+            return self._context
+
+    def _reload(self) -> None:
+        try:
+            # A new one, because a context cannot forget authorities.
+            self._context = _make_context(self._config)
+        except ConfigError as error:  # such as a certificate whose key is yet to be written
+            fields = {"reason": str(error)}
+            log.warning("changed certificates not used", extra={"fields": fields})
+        else:
+            log.info("certificates reloaded")
+
+
+def _make_context(config: MinioConfig) -> ssl.SSLContext:
     context = trusting_context(config.ca_file, "minio.ca_file")
     # By default, the minimum version depends on the system's OpenSSL configuration.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.cert_file:
-        _load_certificate(context, config)
+        load_certificate(context, "minio.", config.cert_file, config.key_file)
     return context
-
-
-def _load_certificate(context: ssl.SSLContext, config: MinioConfig) -> None:
-    advice = "name a PEM file"
-    with (
-        open_regular(config.cert_file, "minio.cert_file", advice) as certificate,
-        open_regular(config.key_file, "minio.key_file", advice) as key,
-    ):
-        check_private(key, config.key_file, "minio.key_file")
-        _load_chain(context, certificate, key, config)
-
-
-def _load_chain(context: ssl.SSLContext, certificate: int, key: int, config: MinioConfig) -> None:
-    try:
-        # OpenSSL accepts only paths; these refer to the files that were checked. An empty password
-        # keeps OpenSSL from asking for one on the terminal.
-        context.load_cert_chain(f"/proc/self/fd/{certificate}", f"/proc/self/fd/{key}", password="")
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"minio.cert_file, minio.key_file: {config.cert_file} and {config.key_file} are not "
-            f"a certificate and its key ({_reason(error)}); name PEM files that belong together, "
-            "the key without a password"
-        ) from None
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or "not PEM").lower().replace("_", " ")
-    return error.strerror or os.strerror(error.errno or 0)
