@@ -64,7 +64,7 @@ audit: setup  ## Look for known vulnerabilities in the locked dependencies
 lock:  ## Update locks/requirements.txt to the newest allowed versions
 	$(or $(shell command -v uv),$(BIN)/uv) pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate --excludes locks/gpu-only.txt \
-	  --extra bench --extra encryption --group dev --group docs pyproject.toml locks/sglang.in -o locks/requirements.txt
+	  --extra bench --extra encryption --extra plan --group dev --group docs pyproject.toml locks/sglang.in -o locks/requirements.txt
 
 clean:  ## Remove .venv, built documentation and wheels, and caches inside the checkout
 	rm -rf $(VENV) build/docs build/pythons .mypy_cache .pytest_cache .ruff_cache .hypothesis

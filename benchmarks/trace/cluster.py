@@ -5,9 +5,10 @@ from typing import Literal, NamedTuple, Protocol
 
 from benchmarks.trace.peers import Lru
 from benchmarks.trace.product import NAMESPACE
-from benchmarks.trace.requests import Requests, page_hash
+from benchmarks.trace.requests import Requests
 from memkv_sglang.engine.promotion import Admission
 from memkv_sglang.page import PageKey
+from memkv_sglang.planning.disk import page_hash
 
 NODES = 4
 
@@ -42,13 +43,13 @@ class Disk(Protocol):
     written: int
     """Pages written to it."""
 
-    def lookup(self, pages: Sequence[int]) -> int:
+    def lookup(self, pages: Sequence[int], /) -> int:
         """Use the stored prefix and return its length."""
 
-    def spill(self, pages: Sequence[int]) -> None:
-        """Write the missing pages."""
+    def spill(self, pages: Sequence[int], /) -> int:
+        """Write the missing pages; return how many there were."""
 
-    def __contains__(self, page: int) -> bool: ...
+    def __contains__(self, page: int, /) -> bool: ...
 
 
 class LruDisk(Lru):
@@ -63,11 +64,13 @@ class LruDisk(Lru):
             self.use(page)
         return length
 
-    def spill(self, pages: Sequence[int]) -> None:
+    def spill(self, pages: Sequence[int]) -> int:
         """See `Disk`."""
+        before = self.written
         for page in reversed(pages):
             self.written += page not in self
             self.use(page)
+        return self.written - before
 
 
 class Rules(NamedTuple):

@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from benchmarks.pool import HostPool
 from benchmarks.trace.cluster import NODES
 from benchmarks.trace.product import NAMESPACE
-from benchmarks.trace.requests import Workload, page_hash
+from benchmarks.trace.requests import Workload
 from memkv_sglang.config.schema import KIB, MIB, EngineConfig, MinioConfig, NvmeConfig
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.planning.disk import page_hash
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.nvme import NvmeTier

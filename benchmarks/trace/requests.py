@@ -1,10 +1,8 @@
 """The requests that are replayed."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,9 +48,3 @@ def mooncake() -> Workload:
         records = [json.loads(line) for line in file]
     seconds = [record["timestamp"] / 1000 for record in records]
     return Workload("mooncake", [record["hash_ids"] for record in records], seconds)
-
-
-@lru_cache(1 << 17)
-def page_hash(page: int) -> bytes:
-    """Return a page hash: 32 bytes that look random, like a SHA-256."""
-    return hashlib.sha256(page.to_bytes(8, "little")).digest()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from benchmarks.trace.cluster import SECOND_USE, WRITE_EVERYTHING, replay, round_robin
 from benchmarks.trace.peers import ONLINE, Belady, Lru, hits_of_peer
 from benchmarks.trace.product import NAMESPACE, ProductCache
-from benchmarks.trace.requests import Requests, Workload, mooncake, page_hash
+from benchmarks.trace.requests import Requests, Workload, mooncake
 from benchmarks.trace.workloads import MAKERS, conversations, phases, popular_documents
 from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.planning.disk import page_hash
 from memkv_sglang.testing.conformance import soon, spill
 from tests.tiers.nvme.nvme_support import capacity_for, disk, present
 

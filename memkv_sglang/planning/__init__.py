@@ -1,0 +1,4 @@
+"""Simulate clusters of any size, and size them. See docs/scale.md and docs/planning.md.
+
+Start with `scenario.py` (all inputs) and `cluster.py` (what happens to a request).
+"""

@@ -1,0 +1,293 @@
+"""Numbers that simulations rest on, each with its source: `calibration/*.toml`."""
+
+import itertools
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from memkv_sglang.config.errors import ConfigError
+
+FOLDER = Path(__file__).parent / "calibration"
+PUBLISHED = FOLDER / "published.toml"
+MEASURED = FOLDER / "epyc-2-cores.toml"
+"""The machine whose measurements apply unless `memkv bench --calibration` has made others."""
+
+_LARGEST_FILE = 1 << 20
+Kind = TypeVar("Kind", "Published", "Measured")
+
+
+class Number(Struct, frozen=True, forbid_unknown_fields=True):
+    """A number and the name of its source, which the file's `sources` describes."""
+
+    value: float
+    source: str
+
+
+class PrefillRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds to the first token of a prompt on one replica."""
+
+    gpu: str
+    new: int
+    cached: int
+    seconds: float
+    source: str
+
+
+class StepRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds of a decode step of `batch` requests with `context` tokens each."""
+
+    gpu: str
+    batch: int
+    context: int
+    seconds: float
+    source: str
+
+
+class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
+    """One GPU."""
+
+    memory_bytes: Number
+    memory_bytes_per_s: Number
+    memory_fraction: Number
+    host_to_device_bytes_per_s: Number
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model as it is served."""
+
+    name: str
+    kv_bytes_per_token: Number
+    weight_bytes: Number
+    tensor_parallel: Number
+    ranks: Number
+    prefill: list[PrefillRow] = []
+    step: list[StepRow] = []
+
+
+class NodeNumbers(Struct, frozen=True, forbid_unknown_fields=True):
+    """A GPU node beside its GPUs."""
+
+    cores: Number
+    agent_cores: Number
+    nic_bytes_per_s: Number
+    host_pool_bytes: Number
+    nvme_bytes: Number
+    nvme_drives: Number
+    drive_read_bytes_per_s: Number
+    drive_write_bytes_per_s: Number
+    drive_writes_per_day: Number
+    link_share: Number
+
+
+class ServerNumbers(Struct, frozen=True, forbid_unknown_fields=True):
+    """A storage server."""
+
+    cores: Number
+    nic_bytes_per_s: Number
+    drives: Number
+    drive_read_bytes_per_s: Number
+    drive_write_bytes_per_s: Number
+    drive_bytes: Number
+    link_share: Number
+    set_nodes: Number
+    set_parity: Number
+    published_get_bytes_per_s: Number
+
+
+class Published(Struct, frozen=True, forbid_unknown_fields=True):
+    """`published.toml`."""
+
+    sources: dict[str, str]
+    gpus: dict[str, Gpu]
+    models: dict[str, Model]
+    node: NodeNumbers
+    server: ServerNumbers
+
+
+class CpuRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """CPU seconds per GB for objects of `bytes`."""
+
+    bytes: int
+    cpu_s_per_gb: float
+    source: str
+
+
+class DiskRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """Throughput of the node's disk for pages of `bytes`."""
+
+    bytes: int
+    load_bytes_per_s: float
+    spill_bytes_per_s: float
+    source: str
+
+
+class Machine(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and when the file's numbers were measured."""
+
+    name: str
+    date: str
+    version: str
+
+
+class Calls(Struct, frozen=True, forbid_unknown_fields=True):
+    """Cost of single calls."""
+
+    head_server_cpu_s: Number
+    head_client_cpu_s: Number
+    lookup_rounds: Number
+    heads_per_round: Number
+    lookup_cold_s: Number
+    lookup_warm_s: Number
+    lookup_disk_s: Number
+    calls_per_core_s: Number
+    round_trip_s: Number
+
+
+class Measured(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of measurements, as `memkv bench --calibration` writes it."""
+
+    machine: Machine
+    sources: dict[str, str]
+    client_load: list[CpuRow]
+    server_get: list[CpuRow]
+    server_put: list[CpuRow]
+    calls: Calls
+    disk: list[DiskRow] = []
+
+
+class LinearCpu(NamedTuple):
+    """CPU seconds of an operation: `per_request` + `per_byte` x bytes."""
+
+    per_request: float
+    per_byte: float
+
+    def per_byte_at(self, size: float) -> float:
+        """Return CPU seconds per byte for objects of `size` bytes."""
+        return self.per_request / size + self.per_byte
+
+
+class PrefillCost(NamedTuple):
+    """Seconds to compute tokens: fixed + per_token x new + per_pair x new x (cached + new / 2)."""
+
+    fixed: float
+    per_token: float
+    per_pair: float
+
+    def seconds(self, new: float, cached: float) -> float:
+        """Return the seconds for `new` tokens after `cached` ones."""
+        return self.fixed + self.marginal(new, cached)
+
+    def marginal(self, new: float, cached: float) -> float:
+        """Return the seconds that these tokens add to a batch."""
+        return new * (self.per_token + self.per_pair * (cached + new / 2))
+
+
+class StepCost(NamedTuple):
+    """Seconds of a decode step: fixed + per_token x tokens of context in the batch."""
+
+    fixed: float
+    per_token: float
+
+    def seconds(self, tokens: float) -> float:
+        """Return the seconds of a step over `tokens` tokens of context."""
+        return self.fixed + self.per_token * tokens
+
+
+def published() -> Published:
+    """Read `published.toml`."""
+    return _read(PUBLISHED, Published)
+
+
+def measured(file: Path = MEASURED) -> Measured:
+    """Read a file of measurements. Raises `ConfigError`."""
+    return _read(file, Measured)
+
+
+def _read(file: Path, kind: type[Kind]) -> Kind:
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            raise ConfigError(f"{file}: larger than 1 MiB, so not a calibration")
+        content = msgspec.convert(tomllib.loads(file.read_text("utf-8")), kind)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from None
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ConfigError(
+            f"{file}: not a calibration ({error}); `memkv bench --calibration FILE` writes one"
+        ) from None
+    for source in _sources(msgspec.to_builtins(content)):
+        if source not in content.sources:
+            raise ConfigError(f"{file}: [sources] does not describe {source!r}")
+    return content
+
+
+def _sources(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [source for item in value for source in _sources(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["source"]] if isinstance(value.get("source"), str) else []
+    return own + [source for item in value.values() for source in _sources(item)]
+
+
+def fit_cpu(rows: Sequence[CpuRow]) -> LinearCpu:
+    """Fit CPU seconds per request and per byte to rows, by least relative squares.
+
+    One row gives no slope: its cost is then proportional to the bytes.
+    """
+    seconds = np.array([row.cpu_s_per_gb * row.bytes / 1e9 for row in rows])
+    sizes = np.array([float(row.bytes) for row in rows])
+    if len(rows) == 1:
+        return LinearCpu(0.0, float(seconds[0] / sizes[0]))
+    return LinearCpu(*_fit(np.stack([np.ones(len(rows)), sizes], axis=1), seconds))
+
+
+def fit_prefill(rows: Sequence[PrefillRow]) -> PrefillCost:
+    """Fit the cost of computing tokens to rows, by least relative squares.
+
+    With fewer than three rows there is no fixed cost.
+    """
+    new = np.array([float(row.new) for row in rows])
+    cached = np.array([float(row.cached) for row in rows])
+    columns = [np.ones(len(rows)), new, new * (cached + new / 2)]
+    seconds = np.array([row.seconds for row in rows])
+    if len(rows) < len(columns):
+        return PrefillCost(0.0, *_fit(np.stack(columns[1:], axis=1), seconds))
+    return PrefillCost(*_fit(np.stack(columns, axis=1), seconds))
+
+
+def _fit(columns: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> list[float]:
+    """Return the non-negative coefficients with the least sum of squared relative errors.
+
+    There are at most three, so trying every set of non-zero ones is simple and exact.
+    """
+    scaled = columns / values[:, None]
+    best, least = np.zeros(columns.shape[1]), np.inf
+    indices = range(columns.shape[1])
+    for size in range(1, columns.shape[1] + 1):
+        for chosen in itertools.combinations(indices, size):
+            found, *_ = np.linalg.lstsq(scaled[:, chosen], np.ones(len(values)), rcond=None)
+            error = float(((scaled[:, chosen] @ found - 1) ** 2).sum())
+            if (found >= 0).all() and error < least - 1e-12:
+                best, least = np.zeros(columns.shape[1]), error
+                best[list(chosen)] = found
+    return [float(value) for value in best]
+
+
+def fit_step(model: Model, gpu_name: str, gpu: Gpu) -> StepCost:
+    """Return the cost of decode steps: reading the context at the memory's bandwidth, and a rest.
+
+    The rest comes from a measured row if there is one for this GPU, or else it is the time to read
+    the weights.
+    """
+    replica = model.tensor_parallel.value * gpu.memory_bytes_per_s.value
+    per_token = model.kv_bytes_per_token.value / replica
+    rows = [row for row in model.step if row.gpu == gpu_name]
+    if not rows:
+        return StepCost(model.weight_bytes.value / replica, per_token)
+    row = rows[0]
+    return StepCost(max(row.seconds - row.batch * row.context * per_token, 0.0), per_token)

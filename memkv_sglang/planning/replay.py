@@ -1,0 +1,129 @@
+"""Replay a trace through the tiers, without time: what traffic would have hit where."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from memkv_sglang.engine.promotion import Admission
+from memkv_sglang.page import PageKey
+from memkv_sglang.planning.disk import NAMESPACE, SimulatedDisk, page_hash
+from memkv_sglang.planning.pool import LruPool
+from memkv_sglang.planning.traces import Request, Trace
+
+Placement = Literal["prefix_aware", "round_robin"]
+
+
+class Tiers(NamedTuple):
+    """Capacities in pages: of each node's pool and disk, and of the bucket."""
+
+    host: float
+    nvme: int
+    minio: float
+    promote: Literal["never", "second_use", "always"] = "second_use"
+
+
+class Hits(NamedTuple):
+    """Pages of the prompts by where they came from."""
+
+    host: int
+    nvme: int
+    minio: int
+    asked: int
+    ideal: int
+    """Hits if nothing were ever evicted."""
+    written: int
+    """Pages written to the nodes' disks."""
+    by_request: Sequence[int] = ()
+    """Hits of each request."""
+
+    @property
+    def total(self) -> int:
+        """Hits of all tiers."""
+        return self.host + self.nvme + self.minio
+
+
+class _Node(NamedTuple):
+    host: LruPool
+    disk: SimulatedDisk
+    admission: Admission
+
+
+def replay(
+    trace: Trace,
+    tiers: Tiers,
+    *,
+    nodes: int = 1,
+    placement: Placement = "prefix_aware",
+    run: int = 1,
+) -> Hits:
+    """Serve the requests one after the other; uploads are done before the next one.
+
+    `run` pages are handled at a time; 1 decides page by page, as the tiers do.
+    """
+    homes = [
+        _Node(LruPool(tiers.host, run), SimulatedDisk(tiers.nvme, run), Admission(tiers.promote))
+        for _ in range(nodes)
+    ]
+    bucket, everything = LruPool(tiers.minio, run), LruPool(float("inf"), run)
+    last_at: dict[int, int] = {}
+    counts = [0, 0, 0]
+    asked = ideal = 0
+    by_request = []
+    for number, request in enumerate(trace.requests):
+        runs, pages = request.runs(run), request.pages
+        node = number % nodes
+        if placement == "prefix_aware" and nodes > 1:
+            node = _follow(runs, last_at, node)
+        ideal += everything.lookup(runs, pages)
+        everything.store(runs, pages)
+        parts = _serve(homes[node], bucket, runs, pages, run)
+        counts = [a + b for a, b in zip(counts, parts, strict=True)]
+        by_request.append(sum(parts))
+        asked += pages
+    written = sum(home.disk.written for home in homes)
+    host, nvme, minio = counts
+    return Hits(host, nvme, minio, asked, ideal, written, by_request)
+
+
+def _follow(runs: Sequence[int], last_at: dict[int, int], turn: int) -> int:
+    """Return the node of the longest prefix that was sent before, else the next in turn."""
+    known = next((run for run in reversed(runs) if run in last_at), None)
+    node = turn if known is None else last_at[known]
+    last_at.update(dict.fromkeys(runs, node))
+    return node
+
+
+def _serve(
+    home: _Node, bucket: LruPool, runs: Sequence[int], pages: int, run: int
+) -> tuple[int, int, int]:
+    """Return the pages from host pool, disk and bucket, and store the rest in all of them."""
+    host = home.host.lookup(runs, pages)
+    near = far = 0
+    elsewhere = []
+    if host < pages:
+        home.disk.lookup(runs, pages)
+        for i in range(host // run, len(runs)):
+            skipped, wanted = max(0, host - i * run), min(run, pages - i * run)
+            here = max(min(home.disk.size(runs[i]), wanted), skipped)
+            there = max(min(bucket.size(runs[i]), wanted), here)
+            near, far = near + here - skipped, far + there - here
+            if there > here:
+                elsewhere.append(runs[i])
+            if there < wanted:
+                break
+    admitted = [
+        number
+        for number in elsewhere
+        if home.admission.admits(PageKey(NAMESPACE, page_hash(number)))
+    ]
+    if admitted:
+        home.disk.spill(admitted)
+    home.disk.spill(runs, pages, (host + near + far) // run)
+    home.host.store(runs, pages)
+    bucket.store(runs, pages)
+    return host, near, far
+
+
+def recorded_hits(requests: Sequence[Request]) -> int | None:
+    """Return the pages that the tiers had when the trace was recorded; None if it does not tell."""
+    hits = [request.stored for request in requests]
+    return None if None in hits else sum(hit for hit in hits if hit is not None)

@@ -1,0 +1,117 @@
+"""The links of a cluster: nodes, spine and storage servers."""
+
+from typing import NamedTuple
+
+from memkv_sglang.planning.fabric import Fabric
+from memkv_sglang.planning.scenario import Scenario
+
+
+class Amplification(NamedTuple):
+    """Bytes that the servers move per byte of a client's request."""
+
+    get_out: float
+    get_in: float
+    put_out: float
+    put_in: float
+    put_drives: float
+
+
+def amplification(scenario: Scenario) -> Amplification:
+    """Return what erasure coding adds.
+
+    In a cluster, the server that gets a request holds one share of the object; it reads the others
+    from its peers, over the same network cards: (n - 1) / n more bytes each way for n servers per
+    erasure set. PUTs send data and parity to the peers. Shards have no peers.
+    """
+    data = 16 - scenario.set_parity
+    overhead = 16 / data
+    peers = min(scenario.set_nodes, scenario.servers)
+    internode = (peers - 1) / peers if scenario.layout == "cluster" and peers else 0.0
+    return Amplification(
+        get_out=1 + internode,
+        get_in=internode,
+        put_out=internode * overhead,
+        put_in=1 + internode * overhead,
+        put_drives=overhead,
+    )
+
+
+class Routes(NamedTuple):
+    """The routes of one node's bytes."""
+
+    host: int
+    """Host pool to device."""
+    read: int
+    """Disk to host pool (and device)."""
+    write: int
+    """Host pool to disk."""
+    get: int
+    """Bucket to host pool."""
+    put: int
+    """Disk to bucket."""
+    hot: int
+    """Bucket to host pool, if all nodes want the same objects."""
+
+
+def build_links(fabric: Fabric, scenario: Scenario) -> list[Routes]:
+    """Add the links and return each node's routes.
+
+    The servers are one link of each kind: pages are spread over them by hash, so each gets an equal
+    share of what many loads need.
+    """
+    s = scenario
+    share = amplification(s)
+    size = s.object_bytes
+    down = fabric.add_link("spine down", s.nodes * s.nic / s.spine_oversubscription)
+    up = fabric.add_link("spine up", s.nodes * s.nic / s.spine_oversubscription)
+    server_out = fabric.add_link("server network out", max(s.servers, 1) * s.server_nic)
+    server_in = fabric.add_link("server network in", max(s.servers, 1) * s.server_nic)
+    server_cpu = fabric.add_link("server CPU", max(s.servers, 1) * s.server_cores)
+    drives_read = fabric.add_link("server drives reading", max(s.servers, 1) * s.server_drives_read)
+    drives_write = fabric.add_link(
+        "server drives writing", max(s.servers, 1) * s.server_drives_write
+    )
+    software = fabric.add_link("server published rate", max(s.servers, 1) * s.server_limit)
+    busy = s.hot_servers or max(s.servers, 1)
+    hot = fabric.add_link("servers of hot objects", busy * s.server_nic / share.get_out)
+    routes = []
+    for node in range(s.nodes):
+        into = fabric.add_link(f"node {node} network in", s.nic)
+        out = fabric.add_link(f"node {node} network out", s.nic)
+        cpu = fabric.add_link(f"node {node} agent CPU", s.agent_cores)
+        reading = fabric.add_link(f"node {node} NVMe reading", max(s.nvme_read, 1.0))
+        writing = fabric.add_link(f"node {node} NVMe writing", max(s.nvme_write, 1.0))
+        device = fabric.add_link(f"node {node} host to device", s.host_to_device)
+        client = s.client_cpu.per_byte_at(size)
+        get = {
+            into: 1.0,
+            cpu: client,
+            device: 1.0,
+            down: 1.0,
+            server_out: share.get_out,
+            server_in: share.get_in,
+            server_cpu: s.server_get_cpu.per_byte_at(size),
+            drives_read: 1.0,
+            software: 1.0,
+        }
+        put = {
+            out: 1.0,
+            cpu: client,
+            reading: 1.0 if s.nvme_bytes else 0.0,
+            up: 1.0,
+            server_in: share.put_in,
+            server_out: share.put_out,
+            server_cpu: s.server_put_cpu.per_byte_at(size),
+            drives_write: share.put_drives,
+        }
+        routes.append(
+            Routes(
+                host=fabric.add_route({device: 1.0}),
+                read=fabric.add_route({reading: 1.0, device: 1.0}),
+                write=fabric.add_route({writing: 1.0}),
+                get=fabric.add_route(get),
+                put=fabric.add_route(put),
+                hot=fabric.add_route({**get, hot: 1.0}),
+            )
+        )
+    return routes

@@ -1,0 +1,200 @@
+"""Sessions whose turns load a cluster: synthetic ones, and those of published traces."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple, Protocol
+
+SESSION_BITS = 24
+"""Bits of a run's number that tell the runs of one session apart."""
+
+
+Blocks = Sequence[tuple[int, int]]
+"""Pages of a chain, as (first number, count) of consecutive numbers."""
+
+
+def as_blocks(pages: Sequence[int]) -> Blocks:
+    """Return page numbers as blocks."""
+    blocks: list[tuple[int, int]] = []
+    for page in pages:
+        if blocks and page == sum(blocks[-1]):
+            blocks[-1] = (blocks[-1][0], blocks[-1][1] + 1)
+        else:
+            blocks.append((page, 1))
+    return blocks
+
+
+def count_pages(blocks: Blocks) -> int:
+    """Return the number of pages."""
+    return sum(count for _, count in blocks)
+
+
+def first_pages(blocks: Blocks, run: int) -> list[int]:
+    """Return the first page of each run of `run` pages, which names the run.
+
+    Two chains that part within a run share it as far as the shorter one goes, so hits are
+    overestimated by half a run where a session branches.
+    """
+    pages = chain.from_iterable(range(first, first + count) for first, count in blocks)
+    return list(islice(pages, 0, None, run))
+
+
+class Turn(NamedTuple):
+    """One request of a session."""
+
+    think: float
+    """Seconds since the answer to the turn before."""
+    runs: Sequence[int]
+    """The prompt's whole pages, as `SimulatedDisk` takes them."""
+    pages: int
+    tokens: int
+    """Tokens of the prompt."""
+    output: int
+    """Tokens of the answer."""
+    shared_pages: int = 0
+    """Leading pages that other sessions have, too."""
+
+
+class Session(Protocol):
+    """Yields turns; the session ends when there are no more."""
+
+    def __iter__(self) -> Iterator[Turn]: ...
+
+
+class Think(NamedTuple):
+    """Think times: log-normal with this median and mean, in seconds."""
+
+    median: float
+    mean: float
+
+    def draw(self, rng: random.Random) -> float:
+        """Return one think time; constant if mean and median are equal."""
+        if self.mean <= self.median:
+            return self.median
+        sigma = math.sqrt(2 * math.log(self.mean / self.median))
+        return self.median * math.exp(rng.gauss(0, sigma))
+
+
+class SteadySession:
+    """A context of constant length: each turn appends new tokens to it, which it then forgets.
+
+    So load does not depend on how long the session has been going on.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        seed: int,
+        *,
+        context: int,
+        new: int,
+        output: int,
+        think: Think,
+        page_tokens: int,
+        run: int,
+    ) -> None:
+        """Begin a context of `context` tokens; the last `new` of them differ in each turn."""
+        self._rng = random.Random(seed * 1_000_003 + number)
+        self._first = number << SESSION_BITS
+        self._think = think
+        self._tokens, self._output = context, output
+        self._pages = max(1, context // page_tokens)
+        known = max(0, context - new) // page_tokens
+        self._stable = list(range(self._first, self._first + known // run))
+        self._tail = -(-self._pages // run) - len(self._stable)
+        self._next = self._first + len(self._stable)
+
+    def __iter__(self) -> Iterator[Turn]:
+        """Yield turns without end."""
+        while True:
+            tail = range(self._next, self._next + self._tail)
+            self._next += self._tail
+            yield Turn(
+                self._think.draw(self._rng),
+                [*self._stable, *tail],
+                self._pages,
+                self._tokens,
+                self._output,
+            )
+
+
+class TemplateTurn(NamedTuple):
+    """A turn of a recorded session."""
+
+    think: float
+    blocks: Blocks
+    pages: int
+    tokens: int
+    output: int
+
+
+class Template(NamedTuple):
+    """A recorded session that many simulated sessions repeat, each with pages of its own."""
+
+    turns: Sequence[TemplateTurn]
+    group: int
+    """Sessions of one group begin with the same pages."""
+    shared_pages: int
+    """Number of those pages."""
+
+    @property
+    def seconds(self) -> float:
+        """Think time of all turns."""
+        return sum(turn.think for turn in self.turns)
+
+
+class RepeatedSession:
+    """A session that repeats a template from one of its turns on."""
+
+    def __init__(self, number: int, template: Template, first: int, scale: float, run: int) -> None:
+        """Multiply think times by `scale`."""
+        self._number = number
+        self._template = template
+        self._first = first
+        self._scale = scale
+        self._run = run
+
+    def __iter__(self) -> Iterator[Turn]:
+        """Yield the rest of the template's turns."""
+        base = (self._number + 1) << SESSION_BITS
+        shared = self._template.shared_pages // self._run
+        group = -((self._template.group + 1) << SESSION_BITS)
+        for turn in self._template.turns[self._first :]:
+            runs = [base + page for page in first_pages(turn.blocks, self._run)]
+            common = min(shared, len(runs))
+            runs[:common] = range(group, group + common)
+            pages = min(common * self._run, turn.pages)
+            think = turn.think * self._scale
+            yield Turn(think, runs, turn.pages, turn.tokens, turn.output, pages)
+
+
+class Population:
+    """Keeps a number of sessions going: when one ends, another begins."""
+
+    def __init__(self, templates: Sequence[Template], seed: int, *, scale: float, run: int) -> None:
+        """Draw templates by their length in time, so that the start is typical of any moment."""
+        self._templates = templates
+        self._rng = random.Random(seed)
+        self._scale = scale
+        self._run = run
+        self._weights = [template.seconds + len(template.turns) for template in templates]
+        self._count = 0
+
+    def running(self) -> RepeatedSession:
+        """Return a session that began some time ago."""
+        template = self._rng.choices(self._templates, self._weights)[0]
+        at, first = self._rng.random() * template.seconds, 0
+        for first, turn in enumerate(template.turns):  # noqa: B007 - the last one is the result
+            at -= turn.think
+            if at <= 0:
+                break
+        return self._make(template, first)
+
+    def new(self) -> RepeatedSession:
+        """Return a session that begins now."""
+        return self._make(self._rng.choice(self._templates), 0)
+
+    def _make(self, template: Template, first: int) -> RepeatedSession:
+        self._count += 1
+        return RepeatedSession(self._count, template, first, self._scale, self._run)
