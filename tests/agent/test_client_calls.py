@@ -158,8 +158,8 @@ def test_bad_requests_are_misses(client: AgentClient) -> None:
         assert client.spill(chain, outside) == [SpillResult.REFUSED] * 2
         assert client.lookup(Chain(b"short", chain.hashes)) == Lookup(0, complete=False)
         huge = Chain(NAMESPACE.digest, [bytes(32)] * (1 << 20))
-        assert client.lookup(huge) == Lookup(0, complete=True)
-        assert not any(client.present(huge))
+        assert client.lookup(huge, budget=LIMIT) == Lookup(0, complete=True)
+        assert not any(client.present(huge, budget=LIMIT))
         assert client.spill(chain, pool.buffers(number, range(2))) == [STORED] * 2
 
 
@@ -187,7 +187,7 @@ def test_chain_may_exceed_the_limit_of_a_message(client: AgentClient) -> None:
         assert client.spill(parent, buffers[:1]) == [STORED]
         assert client.spill(chain, buffers, before) == [STORED] * 2
     whole = Chain(chain.namespace, [*chain.hashes, *before])
-    assert client.present(whole) == [True] * 2 + [False] * len(before)
+    assert client.present(whole, budget=LIMIT) == [True] * 2 + [False] * len(before)
 
 
 def test_unsealable_memory_is_refused(client: AgentClient) -> None:
