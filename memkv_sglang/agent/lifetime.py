@@ -18,21 +18,47 @@ import os
 from memkv_sglang.shared_memory import map_until_exit
 
 
+class LifetimeMemory:
+    """The memory that a `Lifetime` locks. A supervisor creates it, then forks the agent."""
+
+    def __init__(self) -> None:
+        """Allocate the memory. Raises `OSError`."""
+        self.descriptor = os.memfd_create("memkv-lifetime", os.MFD_CLOEXEC)
+        os.ftruncate(self.descriptor, mmap.PAGESIZE)
+
+    def is_of(self, descriptor: int) -> bool:
+        """Return whether a `Lifetime.descriptor` belongs to this memory."""
+        return os.path.sameopenfile(self.descriptor, descriptor)
+
+    def reopen(self, flags: int) -> int:
+        """Return a descriptor with a lock of its own; a duplicate would share the lock."""
+        return os.open(f"/proc/self/fd/{self.descriptor}", flags | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close this process's descriptor."""
+        os.close(self.descriptor)
+
+
 class Lifetime:
     """A lock that this process's memory map holds until the kernel has torn it down."""
 
-    def __init__(self) -> None:
-        """Take the lock for the rest of the process's life. Raises `OSError`."""
-        memory = os.memfd_create("memkv-lifetime", os.MFD_CLOEXEC)
+    def __init__(self, memory: LifetimeMemory | None = None) -> None:
+        """Take the lock for the rest of the process's life. Raises `OSError`.
+
+        Closes `memory`, by default memory of its own.
+        """
+        memory = memory or LifetimeMemory()
         try:
-            os.ftruncate(memory, mmap.PAGESIZE)
-            fcntl.flock(memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            map_until_exit(memory, mmap.PAGESIZE)
-            # Reopened, because a duplicate would share the open file and its lock.
-            self.descriptor = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
-            """Pass it to any process, which calls `has_ended` on it."""
+            locked = memory.reopen(os.O_RDWR)
+            try:
+                fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                map_until_exit(locked, mmap.PAGESIZE)
+                self.descriptor = memory.reopen(os.O_RDONLY)
+                """Pass it to any process, which calls `has_ended` on it."""
+            finally:
+                os.close(locked)
         finally:
-            os.close(memory)
+            memory.close()
 
 
 def has_ended(descriptor: int) -> bool:

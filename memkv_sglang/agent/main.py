@@ -18,6 +18,7 @@ from memkv_sglang import __version__
 from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.http_server import HttpServer
+from memkv_sglang.agent.lifetime import LifetimeMemory
 from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.log import configure_logging
 from memkv_sglang.agent.log_file import limit_log
@@ -81,6 +82,7 @@ def run(
     locked: bool = False,
     report: Report | None = None,
     build: EngineBuilder = build_engine,
+    lifetime: LifetimeMemory | None = None,
 ) -> int:
     """Serve until SIGTERM, SIGINT, a client's request or idleness; return the exit status.
 
@@ -90,6 +92,7 @@ def run(
         report: called once, with an empty string when clients are served, or with a one-line error.
             By default, errors go to stderr.
         build: makes the engine.
+        lifetime: see `Lifetime`.
 
     """
     os.umask(0o077)
@@ -97,7 +100,7 @@ def run(
     configure_logging(config.agent.log_level)
     report = report or _print_problem
     try:
-        asyncio.run(_serve(config, locked, report, build))
+        asyncio.run(_serve(config, locked, report, build, lifetime))
     except StoppedError:
         log.info("agent stopped before it was ready")
         if report is not _print_problem:
@@ -121,8 +124,14 @@ def _print_problem(problem: str) -> None:
         print(f"error: {problem}", file=sys.stderr)
 
 
-async def _serve(config: Config, locked: bool, report: Report, build: EngineBuilder) -> None:
-    agent = Agent(config, locked, build)
+async def _serve(
+    config: Config,
+    locked: bool,
+    report: Report,
+    build: EngineBuilder,
+    lifetime: LifetimeMemory | None,
+) -> None:
+    agent = Agent(config, locked, build, lifetime)
     try:
         await agent.start()
         gc.freeze()  # these objects live forever, so collections can skip them
@@ -136,8 +145,14 @@ async def _serve(config: Config, locked: bool, report: Report, build: EngineBuil
 class Agent:
     """Owns all parts of the process. Runs in one event loop."""
 
-    def __init__(self, config: Config, locked: bool, build: EngineBuilder) -> None:
-        """Bind the socket, then build the engine. `locked`: see `run`.
+    def __init__(
+        self,
+        config: Config,
+        locked: bool,
+        build: EngineBuilder,
+        lifetime: LifetimeMemory | None,
+    ) -> None:
+        """Bind the socket, then build the engine. The arguments are those of `run`.
 
         Raises `ConfigError` after cleaning up.
         """
@@ -174,7 +189,7 @@ class Agent:
             self.stop,
             launched=self._launched,
         )
-        self._server = Server(calls, self._sessions)
+        self._server = Server(calls, self._sessions, lifetime)
 
     def _collect_metrics(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

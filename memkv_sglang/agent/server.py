@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.connection import ClientConnection
-from memkv_sglang.agent.lifetime import Lifetime
+from memkv_sglang.agent.lifetime import Lifetime, LifetimeMemory
 from memkv_sglang.agent.peer import Peer, peer_of
 from memkv_sglang.agent.protocol import Refused
 from memkv_sglang.agent.sessions import Sessions
@@ -31,9 +31,11 @@ MAX_CONNECTIONS_OF_PROCESS = 192
 class Server:
     """Owns the open connections. Thread-safe."""
 
-    def __init__(self, calls: Calls, sessions: Sessions) -> None:
-        """Let `calls` handle the requests. Raises `OSError`."""
-        self._lifetime = Lifetime()
+    def __init__(
+        self, calls: Calls, sessions: Sessions, lifetime: LifetimeMemory | None = None
+    ) -> None:
+        """Let `calls` handle the requests. `lifetime`: see `Lifetime`. Raises `OSError`."""
+        self._lifetime = Lifetime(lifetime)
         self._calls = calls
         self._sessions = sessions
         self._lock = threading.Lock()

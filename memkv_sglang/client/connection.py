@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from memkv_sglang.agent import protocol
+from memkv_sglang.agent import protocol, supervisor
 from memkv_sglang.agent.lifetime import has_ended
 from memkv_sglang.agent.peer import open_peer_pidfd, peer_of
 from memkv_sglang.agent.wire import Channel, ProtocolError, encode_frame
@@ -41,6 +41,11 @@ _LOST = (OSError, EOFError, ProtocolError)
 _decoder = msgspec.msgpack.Decoder(protocol.Reply)
 
 
+def place_of(pid: int) -> str:
+    """Return where a process is: its id, unless another pid namespace hides it."""
+    return f"pid {pid}" if pid else "in another container"
+
+
 class ConnectionLostError(Exception):
     """No valid reply arrived; the connection is unusable."""
 
@@ -64,8 +69,8 @@ class OtherVersionError(AgentRefusedError):
         age = "older" if self.is_older else "newer"
         place = "for the agent" if self.is_older else "here"
         super().__init__(
-            f"the agent (pid {pid}) is {age}: it uses protocol version {version}, this client "
-            f"{own}; install the {'newer' if self.is_older else 'same'} sglang-memkv {place}"
+            f"the agent ({place_of(pid)}) is {age}: it uses protocol version {version}, this "
+            f"client {own}; install the {'newer' if self.is_older else 'same'} sglang-memkv {place}"
         )
 
 
@@ -81,6 +86,7 @@ class AgentConnection:
         Raises `AgentRefusedError`, or `OSError` if no agent answers by the deadline.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path = path
         self._pidfd = -1
         self._lifetime = -1
         self._pid = os.getpid()
@@ -95,6 +101,7 @@ class AgentConnection:
             self._channel.limit_send(SEND_LIMIT)
             self._identify(sock)
             self.session = self._shake_hands(session, deadline)
+            self._require_supervisor(deadline)
         except BaseException:
             self.close()
             raise
@@ -106,13 +113,28 @@ class AgentConnection:
                 f"the agent runs as uid {peer.uid}, this process as {os.getuid()}; run both as the "
                 "same user"
             )
-        if peer.pid == 0:
-            raise AgentRefusedError(
-                "the agent runs in another pid namespace, so this process could not kill it if it "
-                "hung; run server and agent in the same one (docker run --pid=container:NAME)"
-            )
         self.pid = peer.pid
-        self._pidfd = open_peer_pidfd(sock)
+        """The agent's process; 0 if it is in another pid namespace."""
+        try:
+            self._pidfd = open_peer_pidfd(sock)
+        except OSError:
+            if self.pid:
+                raise
+            raise AgentRefusedError(
+                "the agent runs in another container, which needs Linux 6.5 or later; run server "
+                "and agent in the same pid namespace (docker run --pid=container:NAME)"
+            ) from None
+
+    def _require_supervisor(self, deadline: float) -> None:
+        """Raise `AgentRefusedError` if nothing could kill the agent when it hangs."""
+        if self.pid:
+            return
+        left = max(0.001, deadline - time.monotonic())
+        if not supervisor.ask(self._path, supervisor.ASK, self._lifetime, left):
+            raise AgentRefusedError(
+                "the agent runs in another container without a supervisor, so nothing could end it "
+                "if it hung; start it with `memkv agent --supervise`"
+            )
 
     def _shake_hands(self, session: bytes, deadline: float) -> bytes:
         with suppress(BrokenPipeError):  # the agent may refuse and close before reading
@@ -232,12 +254,20 @@ class AgentConnection:
             return True
         fields = {"pid": self.pid}
         log.error("memkv: agent killed because it did not answer in time", extra={"fields": fields})
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._kill(deadline + END_LIMIT)
         if self._wait_for_end(deadline + END_LIMIT):
             return True
         log.error("memkv: disk requests of the killed agent do not end", extra={"fields": fields})
         return False
+
+    def _kill(self, deadline: float) -> None:
+        if self.pid:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            return
+        left = max(0.001, deadline - time.monotonic())
+        if not supervisor.ask(self._path, supervisor.KILL, self._lifetime, left):
+            log.error("memkv: the agent's supervisor did not answer")
 
     def _wait_for_end(self, deadline: float) -> bool:
         """Wait until the agent can no longer write; False at the deadline."""

@@ -16,7 +16,12 @@ from typing import NamedTuple
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.peer import open_peer_pidfd, peer_of
 from memkv_sglang.agent.settings import RunningSettings, make_nonce
-from memkv_sglang.client.connection import AgentConnection, AgentRefusedError, OtherVersionError
+from memkv_sglang.client.connection import (
+    AgentConnection,
+    AgentRefusedError,
+    OtherVersionError,
+    place_of,
+)
 from memkv_sglang.config.schema import Config
 
 ANSWER_LIMIT = 5.0
@@ -63,12 +68,12 @@ def join_or_retire(connection: AgentConnection, config: Config) -> Retired | Non
     reply = _ask(connection, protocol.Retire())
     if not isinstance(reply, protocol.Done):
         raise UnsuitableAgentError(
-            f"{difference}; the agent (pid {connection.pid}) keeps running: {_reason(reply)}. Give "
-            "all servers of this node the same settings, restart the agent, or set another "
-            "agent.socket"
+            f"{difference}; the agent ({place_of(connection.pid)}) keeps running: "
+            f"{_reason(reply)}. Give all servers of this node the same settings, restart the agent, "
+            "or set another agent.socket"
         )
     drain = float(report.values.get("agent.drain_timeout", LONGEST_DRAIN))
-    return Retired(f"{difference} (pid {connection.pid})", drain + END_LIMIT)
+    return Retired(f"{difference} ({place_of(connection.pid)})", drain + END_LIMIT)
 
 
 def end_older_agent(path: Path, module: str, error: OtherVersionError) -> int:
@@ -91,13 +96,16 @@ def end_older_agent(path: Path, module: str, error: OtherVersionError) -> int:
 
 def _check_replaceable(pid: int, module: str, error: OtherVersionError) -> None:
     if problem := _why_not_replaceable(pid, module, error):
+        stop = f"kill {pid}" if pid else "replace its container"
         raise UnsuitableAgentError(
-            f"{error}; it keeps running: {problem}. Stop it (kill {pid}) once it is unused, "
-            "or set another agent.socket"
+            f"{error}; it keeps running: {problem}. Stop it ({stop}) once it is unused, or set "
+            "another agent.socket"
         )
 
 
 def _why_not_replaceable(pid: int, module: str, error: OtherVersionError) -> str:
+    if pid == 0:
+        return "it runs in another container"
     if pid != error.pid:
         return "another process serves the socket now"
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
