@@ -69,8 +69,8 @@ def join_or_retire(connection: AgentConnection, config: Config) -> Retired | Non
     if not isinstance(reply, protocol.Done):
         raise UnsuitableAgentError(
             f"{difference}; the agent ({place_of(connection.pid)}) keeps running: "
-            f"{_reason(reply)}. Give all servers of this node the same settings, restart the agent, "
-            "or set another agent.socket"
+            f"{_reason(reply)}. Give all servers of this node the same settings, restart the "
+            "agent, or set another agent.socket"
         )
     drain = float(report.values.get("agent.drain_timeout", LONGEST_DRAIN))
     return Retired(f"{difference} ({place_of(connection.pid)})", drain + END_LIMIT)

@@ -293,4 +293,4 @@ def test_agent_in_another_pid_namespace_is_refused(tmp_path: Path) -> None:
             text=True,
             timeout=LIMIT,
         )
-        assert "the agent runs in another pid namespace" in done.stderr
+        assert "in another container without a supervisor" in done.stderr
