@@ -16,7 +16,9 @@ from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import REDACTED, Config, MinioConfig
 from memkv_sglang.config.settings import Setting, all_settings
 
-CLIENT_ONLY = frozenset({"agent.socket", "agent.autostart", "engine.prefill_speed"})
+CLIENT_ONLY = frozenset(
+    {"agent.socket", "agent.autostart", "engine.prefill_speed", "engine.namespace_salt"}
+)
 """Settings not to compare: the agent does not use them, or the client reached it through them."""
 
 AGENT_ONLY = frozenset(

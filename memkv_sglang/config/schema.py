@@ -179,6 +179,14 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "hits on other nodes; they need `admission` = `always`.",
         ),
     ] = "always"
+    namespace_salt: Annotated[
+        str,
+        Meta(
+            max_length=256,
+            description="Part of every page's name. Servers share pages only if theirs is equal; "
+            "change it to start over, for instance after KV that a faulty release computed.",
+        ),
+    ] = ""
     upload_backlog: Annotated[
         int,
         Meta(

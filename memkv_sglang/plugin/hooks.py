@@ -37,6 +37,8 @@ UPDATES = (
     "update_weights_from_ipc",
     "begin_weight_update",
     "end_weight_update",
+    "release_memory_occupation",
+    "resume_memory_occupation",
 )
 
 COMMAND_LINE = (
@@ -52,6 +54,8 @@ HOOKS = (
     Hook(
         "sglang.srt.mem_cache.storage.mmap.mmap_allocator.alloc_shm", "host_memory.allocate_shared"
     ),
+    Hook(f"{CONTROLLER}.attach_storage_backend", "device_pools.attach"),
+    Hook(f"{CONTROLLER}.register_host_pool_entry", "device_pools.register"),
     Hook(f"{TREE}.reset", "weights.reset_tree"),
     Hook("sglang.srt.managers.schedule_batch.Req.__init__", "lora.init_request"),
     Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", "lora.load_adapter"),

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +11,52 @@ import msgspec
 
 from memkv_sglang.namespace import Namespace, Shard
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
+from memkv_sglang.plugin.kv_arguments import describe_arguments, describe_environment
+from memkv_sglang.plugin.kv_format import describe_format
 
 KV_POOL = "kv"
 MAMBA_POOL = "mamba"
+
+LAYOUT_GENERATION = "1"
+"""Raise it when a release of SGLang gives the bytes of a page another meaning, or when KV that a
+faulty release stored must not be found any more."""
+
+COORDINATES = {
+    "schema_version": "details: sglang_schema",
+    "model_id": "model, by content",
+    "dtype": "details: kv_format",
+    "page_size": "page_size",
+    "rank_replicated": "shard: equal for all tensor-parallel ranks",
+    "total_kv_heads": "heads, shard.tp_size",
+    "head_group": "heads",
+    "layer_partition": "layers",
+    "object_layout": "layout, details: pool_class",
+}
+"""Where this project names each part of SGLang's own `KVCacheNamespace`."""
+
+STORAGE_CONFIG = {
+    "tp_rank": "shard, unless the ranks' pages are equal",
+    "tp_size": "shard, unless the ranks' pages are equal",
+    "pp_rank": "shard",
+    "pp_size": "shard",
+    "attn_cp_rank": "shard",
+    "attn_cp_size": "shard",
+    "dcp_rank": "shard",
+    "dcp_size": "shard",
+    "logical_page_size": "page_size, shard.dcp_size",
+    "is_mla_model": "shard: whether the ranks' pages are equal",
+    "is_page_first_layout": "layout",
+    "dp_rank": "not named: replicas compute the same",
+    "model_name": "not named: a model is named by content",
+    "enable_storage_metrics": "not named: only counts",
+    "tp_lcm_size": "not named: pages are not split by heads",
+    "should_split_heads": "not named: pages are not split by heads",
+    "extra_config": "not named: settings of the tier",
+}
+"""Where each field of SGLang's `HiCacheStorageConfig` is named, or why it is not."""
+
+FOREIGN_WEIGHTS = ("remote_instance", "ipc_cache", "rdma", "private")
+"""Values of `--load-format` whose weights do not come from the files under the model's path."""
 
 
 class ModelIdentity(NamedTuple):
@@ -24,16 +69,62 @@ class ModelIdentity(NamedTuple):
     """Settings that change KV but no file."""
 
 
-def identify_model(server_args: Any) -> ModelIdentity:
-    """Return the served model's identity. Reads its files; raises `NoFingerprintError`."""
+def identify_model(server_args: Any, salt: str = "") -> ModelIdentity:
+    """Return the served model's identity. Reads its files; raises `NoFingerprintError`.
+
+    `salt` is the operator's `engine.namespace_salt`.
+    """
     from sglang.srt.arg_groups.overrides import model_config_of
 
     model = model_config_of(server_args)
-    if str(server_args.load_format) == "dummy":
-        raise NoFingerprintError("dummy weights have no identity; drop --load-format dummy")
+    _require_weights_from_files(server_args)
     cache = getattr(server_args, "download_dir", None)
     weights = identify_weights(model.model_path, server_args.revision, cache)
-    return ModelIdentity(weights, "", _details(server_args, model))
+    details = _details(server_args, model) | _surroundings(server_args)
+    if salt:
+        details["salt"] = salt
+    return ModelIdentity(weights, "", details)
+
+
+def _require_weights_from_files(server_args: Any) -> None:
+    load_format = str(getattr(server_args.load_format, "value", server_args.load_format))
+    if load_format == "dummy":
+        raise NoFingerprintError("dummy weights have no identity; drop --load-format dummy")
+    if load_format in FOREIGN_WEIGHTS:
+        raise NoFingerprintError(
+            f"--load-format {load_format} loads weights that are not the model's files, so they "
+            "have no identity; load the files"
+        )
+    if getattr(server_args, "weight_cache_mode", "off") == "client":
+        raise NoFingerprintError(
+            "--weight-cache-mode client uses weights that another process loaded earlier, so they "
+            "have no identity; use --weight-cache-mode daemon or off"
+        )
+
+
+def _surroundings(server_args: Any) -> dict[str, str]:
+    """Return what else changes pages: SGLang's layouts, its arguments and its variables."""
+    from sglang.srt.arg_groups.arg_utils import record_fields
+    from sglang.srt.arg_groups.overrides import resolution_result
+    from sglang.srt.environ import EnvField, envs
+    from sglang.srt.mem_cache import hicache_key_scheme
+
+    fields = record_fields(type(server_args))
+    values = {field.name: resolution_result(server_args, field.name) for field in fields}
+    defaults = {field.name: _default(field) for field in fields}
+    variables = sorted(n for n, field in vars(type(envs)).items() if isinstance(field, EnvField))
+    return {
+        "layout_generation": LAYOUT_GENERATION,
+        "sglang_schema": str(hicache_key_scheme._SCHEMA_VERSION),
+        **describe_arguments(values, defaults),
+        **describe_environment(os.environ, variables),
+    }
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default
 
 
 def identify_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> str:
@@ -93,11 +184,30 @@ def _details(server_args: Any, model: Any) -> dict[str, str]:
 
 
 def describe_pool(
-    pool: str, host_pool: Any, page_bytes: int, config: Any, model: ModelIdentity
+    pool: str,
+    host_pool: Any,
+    device_pools: Sequence[Any],
+    page_bytes: int,
+    config: Any,
+    model: ModelIdentity,
 ) -> Namespace:
-    """Return the namespace of a pool's pages. `config` is SGLang's `HiCacheStorageConfig`."""
-    details = {**model.details, "pool_class": type(host_pool).__name__}
-    for name in ("storage_format_tag", "temporal_dtype"):
+    """Return the namespace of a pool's pages.
+
+    Args:
+        pool: SGLang's name of it.
+        host_pool: the host pool.
+        device_pools: the device pool that it mirrors, and draft pools packed into its pages.
+        page_bytes: size of a page.
+        config: SGLang's `HiCacheStorageConfig`.
+        model: the loaded model.
+
+    """
+    details = {
+        **model.details,
+        "pool_class": type(host_pool).__name__,
+        "kv_format": describe_format(device_pools),
+    }
+    for name in ("storage_format_tag", "temporal_dtype", "conv_dtype"):
         if getattr(host_pool, name, None):
             details[name] = str(getattr(host_pool, name))
     shard = _shard(config)

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain
-from memkv_sglang.plugin.namespaces import ModelIdentity, describe_pool, differs_by_rank
+from memkv_sglang.plugin import state
+from memkv_sglang.plugin.namespaces import (
+    KV_POOL,
+    ModelIdentity,
+    describe_pool,
+    differs_by_rank,
+)
 from memkv_sglang.plugin.pools import (
     Pool,
     SharedPool,
@@ -57,10 +63,10 @@ class RegisteredPools:
             return
         try:
             pool = None if is_logical(host_pool) else self._map(host_pool)
+            self._host_pools[name] = host_pool
+            self._pools[name] = RegisteredPool(pool, self._describe(name, pool, model))
         except UnsuitablePoolError as error:
             raise UnsuitablePoolError(f"pool {name}: {error}") from error
-        self._host_pools[name] = host_pool
-        self._pools[name] = RegisteredPool(pool, self._describe(name, pool, model))
 
     def rename(self, model: ModelIdentity) -> None:
         """Continue in the namespaces of this model."""
@@ -79,6 +85,13 @@ class RegisteredPools:
         host_pool = self._host_pools.get(name)
         return host_pool is not None and differs_by_rank(name, host_pool, self._config)
 
+    def _device_pools(self, name: str) -> tuple[Any, ...]:
+        """Return the pool's device pools and the model's main one. Raises `UnsuitablePoolError`."""
+        pools = state.device_pools.get(name)
+        if pools is None:
+            raise UnsuitablePoolError("its device pool, and so the format of its KV, is not known")
+        return pools if name == KV_POOL else (*pools, *state.device_pools.get(KV_POOL, ())[:1])
+
     def _map(self, host_pool: Any) -> Pool:
         if is_shared(host_pool):
             return SharedPool(host_pool, self._client)
@@ -93,7 +106,12 @@ class RegisteredPools:
     def _describe(self, name: str, pool: Pool | None, model: ModelIdentity) -> bytes:
         page_bytes = pool.page_bytes if pool is not None else 0
         namespace: Namespace = describe_pool(
-            name, self._host_pools[name], page_bytes, self._config, model
+            name,
+            self._host_pools[name],
+            self._device_pools(name),
+            page_bytes,
+            self._config,
+            model,
         )
         if pool is not None:
             self._client.describe(namespace)

@@ -63,6 +63,8 @@ class WeightUpdates:
         """Start with the weights that the server was started with."""
         self._in_progress = 0
         """Updates and update sessions that have begun and not ended."""
+        self._is_suspended = False
+        """Whether SGLang has released device memory and not taken all of it back."""
         self.loaded: Weights | None = Weights()
         """None: not known."""
         self._tree_is_clean = True
@@ -73,7 +75,8 @@ class WeightUpdates:
     @property
     def settled(self) -> Weights | None:
         """The weights that computed everything in the radix tree; None if that is not certain."""
-        return self.loaded if self._tree_is_clean and not self._in_progress else None
+        changing = self._in_progress or self._is_suspended
+        return self.loaded if self._tree_is_clean and not changing else None
 
     def begin(self) -> None:
         """Seal the storage: the weights may change from now on."""
@@ -87,6 +90,25 @@ class WeightUpdates:
         """Record the weights that are loaded now; a tree reset since `begin` came after them."""
         self._in_progress -= 1
         self.loaded = weights
+        self._unseal()
+
+    def suspend(self) -> None:
+        """Seal the storage: SGLang is about to release device memory."""
+        self._is_suspended = True
+        if storage is not None:
+            storage.seal()
+
+    def lose_kv(self) -> None:
+        """Record that the KV in the radix tree is lost; a reset of the tree ends that."""
+        self._tree_is_clean = False
+
+    def lose_weights(self) -> None:
+        """Record that the loaded weights are lost; an update of all of them ends that."""
+        self.loaded = None
+
+    def resume(self) -> None:
+        """Record that SGLang has taken back all device memory."""
+        self._is_suspended = False
         self._unseal()
 
     def tree_was_reset(self) -> None:
@@ -111,6 +133,9 @@ all_storages: "weakref.WeakSet[AttachedStorage]" = weakref.WeakSet()
 """Every storage of this process, for the fork handler."""
 
 weight_updates = WeightUpdates()
+
+device_pools: dict[str, tuple[Any, ...]] = {}
+"""By the host pool's name: its device pool, and the draft pools packed into its pages."""
 
 adapter_digests: dict[str, str] = {}
 """Content digest of each LoRA adapter by its id."""

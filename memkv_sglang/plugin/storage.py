@@ -88,7 +88,7 @@ class MemKVStorage(HiCacheStorage):
         self._client = AgentClient(config, start=True)
         self._pools = RegisteredPools(self._client, self._config)
         self._clearing = Clearing(self._client, self._spill_lock)
-        self._model = identify_loaded(identify_model(server_args))
+        self._model = identify_loaded(identify_model(server_args, config.engine.namespace_salt))
         if events.are_published():
             self._announcer = events.Announcer(self._client, events.tiers_of(config))
         hooks.install_optional_hooks()

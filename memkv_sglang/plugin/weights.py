@@ -88,6 +88,41 @@ def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) 
     return result
 
 
+def release_memory_occupation(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    """Wrap the release of device memory: seal the storage until all of it is back.
+
+    What the memory held is lost, unless SGLang keeps a copy of the weights. Lost weights keep the
+    storage sealed until an update has replaced them.
+    """
+    from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE, GPU_MEMORY_TYPE_WEIGHTS
+
+    updates = state.weight_updates
+    updates.suspend()
+    if state.enabled:
+        _wait_for_backups(manager)
+    tags = request.tags or (GPU_MEMORY_TYPE_KV_CACHE, GPU_MEMORY_TYPE_WEIGHTS)
+    if manager.memory_saver_adapter.enabled:
+        if GPU_MEMORY_TYPE_KV_CACHE in tags:
+            updates.lose_kv()  # until SGLang has reset its tree
+        if GPU_MEMORY_TYPE_WEIGHTS in tags and not _keeps_weights(manager):
+            updates.lose_weights()
+            log.info("memkv: released the weights; sealed until they are updated")
+    return original(manager, request)
+
+
+def resume_memory_occupation(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    """Wrap the return of device memory."""
+    try:
+        return original(manager, request)
+    finally:
+        if not manager.offload_tags:
+            state.weight_updates.resume()
+
+
+def _keeps_weights(manager: Any) -> bool:
+    return bool(manager.scheduler.server_args.enable_weights_cpu_backup)
+
+
 def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap the reset of the radix tree. Raises `RuntimeError` if pages stay withheld."""
     if state.enabled:

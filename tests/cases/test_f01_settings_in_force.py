@@ -189,6 +189,7 @@ def test_equivalent_settings_do_not_differ(tmp_path: Path) -> None:
         change(one, nvme_directory=str(tmp_path / "link")),
         change(one, minio_endpoint="http://b:2, http://a:1"),
         change(one, engine_prefill_speed=9.0),
+        change(one, engine_namespace_salt="again"),
         change(one, agent_socket="elsewhere"),
         Config(),
     ):

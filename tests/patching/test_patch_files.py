@@ -190,18 +190,19 @@ def importable(site_packages: Path, series: Series) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("step", "left"),
+    ("steps_per_file", "left"),
     [
         # All files are written before the first is moved.
-        (0, State.ORIGINAL),
-        (5, State.ORIGINAL),
-        (12, State.INTERRUPTED),
-        (20, State.INTERRUPTED),
+        (0.0, State.ORIGINAL),
+        (0.5, State.ORIGINAL),
+        (1.25, State.INTERRUPTED),
+        (1.75, State.INTERRUPTED),
     ],
 )
 def test_the_next_run_completes_or_reverts_a_killed_one(
-    site_packages: Path, series: Series, step: int, left: State
+    site_packages: Path, series: Series, steps_per_file: float, left: State
 ) -> None:
+    step = int(steps_per_file * len(series.manifest))
     before = contents(site_packages)
     assert run_until(site_packages, "apply_series", step, "SIGKILL") == -signal.SIGKILL
     assert state(site_packages, series) is left

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheSt
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
-from memkv_sglang.plugin import events, hooks, host_memory, state
+from memkv_sglang.plugin import device_pools, events, hooks, host_memory, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
@@ -32,13 +33,14 @@ def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{base}.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
     monkeypatch.setattr(state, "wanted", lambda: True)
     monkeypatch.setattr(state, "unfinished_clears", set())
+    monkeypatch.setattr(state, "device_pools", {})
     monkeypatch.setattr(
         f"{base}.storage.mmap.alloc_shm",
         lambda dims, dtype: host_memory.allocate_shared(_unused, dims, dtype),
     )
     monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: None)
     monkeypatch.setattr(storage_module, "check_server", lambda extra, server_args: None)
-    monkeypatch.setattr(storage_module, "identify_model", lambda server_args: MODEL)
+    monkeypatch.setattr(storage_module, "identify_model", lambda server_args, salt: MODEL)
     monkeypatch.setattr(hooks, "install_optional_hooks", lambda: None)
     monkeypatch.setattr(events, "are_published", lambda: False)
 
@@ -64,6 +66,16 @@ def storage_config(extra: dict[str, Any] | None = None, **fields: Any) -> HiCach
     return HiCacheStorageConfig(extra_config=extra, **values)
 
 
+def note_device_pools(pools: dict[str, Any]) -> None:
+    """Let the hook see the controller of a server with these host pools."""
+    entries = [
+        SimpleNamespace(name=name, host_pool=pool, device_pool=SimpleNamespace(dtype="float32"))
+        for name, pool in pools.items()
+    ]
+    controller = SimpleNamespace(mem_pool_host=SimpleNamespace(entries=entries))
+    device_pools.attach(lambda controller: None, controller)
+
+
 class Node:
     """An agent's settings, and storages that use it."""
 
@@ -82,7 +94,9 @@ class Node:
 
     def attach(self, pools: dict[str, Any], **fields: Any) -> MemKVStorage:
         """Register the host pools with a backend, like SGLang's controller does."""
-        storage = MemKVStorage(storage_config({"memkv": {"settings": self.settings}}, **fields), {})
+        config = storage_config({"memkv": {"settings": self.settings}}, **fields)
+        note_device_pools(pools)
+        storage = MemKVStorage(config, {})
         self._storages.append(storage)
         storage.register_mem_pool_host(pools["kv"])
         for name, pool in pools.items():

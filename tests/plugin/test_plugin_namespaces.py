@@ -1,5 +1,6 @@
 """The weights that a name on the hub stands for, and the properties that separate namespaces."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,15 @@ import pytest
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
 import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
-from memkv_sglang.plugin.namespaces import describe_pool, identify_weights
+from memkv_sglang.plugin.namespaces import (
+    COORDINATES,
+    STORAGE_CONFIG,
+    describe_pool,
+    identify_weights,
+)
 from tests.plugin import host_pools
 from tests.plugin.attached import MODEL, storage_config
 
@@ -50,9 +57,39 @@ def test_a_missing_download_has_no_fingerprint(
         identify_weights(name, revision, str(cache))
 
 
-def digest(pool: Any = None, model: Any = MODEL, **ranks: Any) -> bytes:
+def digest(
+    pool: Any = None, model: Any = MODEL, device: tuple[Any, ...] = (), **ranks: Any
+) -> bytes:
     pool = pool or host_pools.mha()
-    return describe_pool("kv", pool, 4096, storage_config(**ranks), model).digest
+    return describe_pool("kv", pool, device, 4096, storage_config(**ranks), model).digest
+
+
+def device_mha(dtype: torch.dtype) -> Any:
+    """Return SGLang's device pool for KV of this type."""
+    return MHATokenToKVPool(
+        size=64,
+        page_size=16,
+        dtype=dtype,
+        head_num=2,
+        head_dim=32,
+        layer_num=2,
+        device="cpu",
+        enable_memory_saver=False,
+    )
+
+
+def device_mla(dtype: torch.dtype) -> Any:
+    """Return SGLang's device pool for latent KV of this type."""
+    return MLATokenToKVPool(
+        size=64,
+        page_size=16,
+        dtype=dtype,
+        kv_lora_rank=24,
+        qk_rope_head_dim=8,
+        layer_num=2,
+        device="cpu",
+        enable_memory_saver=False,
+    )
 
 
 CHANGES: dict[str, Callable[[], bytes]] = {
@@ -62,6 +99,10 @@ CHANGES: dict[str, Callable[[], bytes]] = {
     "KV's element type": lambda: digest(of_type(torch.float8_e5m2)),
     "layout": lambda: digest(host_pools.mha("page_first_direct")),
     "kind of pool": lambda: digest(host_pools.mla()),
+    "layout of the device's buffers": lambda: digest(
+        device=(SimpleNamespace(kv_cache_layout="hnd"),)
+    ),
+    "packed draft": lambda: digest(device=(SimpleNamespace(), SimpleNamespace())),
     "tensor rank": lambda: digest(tp_rank=1, tp_size=2),
     "tensor ranks": lambda: digest(tp_size=2),
     "pipeline stage": lambda: digest(pp_rank=1, pp_size=2),
@@ -94,3 +135,31 @@ def test_ranks_with_equal_latent_pages_share_them() -> None:
     halves = {"tp_size": 4, "dcp_size": 2, "logical_page_size": 2 * host_pools.PAGE}
     first, second, third, fourth = (latent(tp_rank=i, dcp_rank=i % 2, **halves) for i in range(4))
     assert first == third != second == fourth
+
+
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz)
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("make", [device_mha, device_mla])
+def test_formats_that_sglang_stores_as_the_same_type_are_kept_apart(
+    make: Callable[[torch.dtype], Any],
+) -> None:
+    devices = [make(dtype) for dtype in EIGHT_BITS]
+    assert {device.get_device_pool_infos()[0].buffer_info.dtype for device in devices} == {
+        torch.uint8
+    }
+    assert len({digest(device=(device,)) for device in devices}) == len(EIGHT_BITS)
+    assert digest(device=(make(torch.float8_e5m2),)) == digest(device=(devices[1],))
+
+
+def test_every_part_of_sglangs_own_namespace_is_named() -> None:
+    from sglang.srt.mem_cache.hicache_key_scheme import KVCacheNamespace
+
+    assert set(KVCacheNamespace.__struct_fields__) == set(COORDINATES)
+
+
+def test_every_field_of_the_storage_config_is_named_or_has_a_reason_not_to_be() -> None:
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+
+    assert {field.name for field in dataclasses.fields(HiCacheStorageConfig)} == set(STORAGE_CONFIG)

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 pytest.importorskip("torch", reason="needs an environment with SGLang 0.5.23")
 
+import torch
 import torch.distributed as dist
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
@@ -36,6 +37,7 @@ def one_rank() -> Iterator[None]:
         patch.setattr(weights, "find_weights", lambda path: path)
         patch.setattr(weights, "tensor_names", lambda path: TENSORS.get(path, {"a", "b"}))
         patch.setattr(weights, "POLL_SECONDS", 0)
+        patch.setattr(torch, "get_device_module", lambda: torch.cpu)
         patch.setattr(state, "weight_updates", state.WeightUpdates())
         yield
     dist.destroy_process_group()
@@ -65,11 +67,15 @@ class WeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc] # unty
     def __post_init__(self) -> None:
         self.tp_cpu_group = dist.group.WORLD
 
+    def _assert_weight_cache_inactive(self, op: str) -> None:
+        pass
+
 
 class Server:
     """A fake of SGLang's model runner, cache and scheduler, with the real weight updater."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_weights: bool = False) -> None:
+        self.lost = count()
         self.loaded = START.fingerprint
         self.tree: set[str] = set()
         self.in_flight = 0
@@ -78,12 +84,14 @@ class Server:
         self.updater = WeightUpdater(
             tp_worker=self,
             draft_worker=None,
-            memory_saver_adapter=None,
+            memory_saver_adapter=self,
             flush_cache=self.flush_cache,
-            is_fully_idle=lambda: not self.is_busy,
+            is_fully_idle=lambda ignore_waiting: not self.is_busy,
             scheduler=self,
         )
-        self.server_args = SimpleNamespace(model_path=START.fingerprint)
+        self.server_args = SimpleNamespace(
+            model_path=START.fingerprint, enable_weights_cpu_backup=keeps_weights
+        )
 
     @property
     def has_session(self) -> bool:
@@ -113,11 +121,32 @@ class Server:
     def record_weight_version_change(self, new_version: str | None) -> None:
         pass
 
+    _engine_paused = False
+    disaggregation_mode = None
+
+    # Of SGLang's memory saver:
+
+    enabled = True
+
+    def pause(self, tag: str) -> None:
+        if tag == "weights" and not self.server_args.enable_weights_cpu_backup:
+            self.loaded = f"lost {next(self.lost)}"
+        if tag == "kv_cache":
+            self.tree = {f"lost {next(self.lost)}" for _ in self.tree}
+
+    def resume(self, tag: str) -> None:
+        pass
+
     # Of SGLang's model worker, and its runner's `weight_updater`:
 
     @property
     def weight_updater(self) -> "Server":
         return self
+
+    model_runner = model = property(lambda self: self)
+
+    def named_buffers(self) -> tuple[()]:
+        return ()
 
     def weight_update_runners(self) -> list[tuple[str, "Server"]]:
         return [("target", self)]
@@ -166,10 +195,10 @@ def make_request(outcome: str = "whole", *, flush: bool, **fields: Any) -> Any:
 
 
 class Updates(RuleBasedStateMachine):
-    @initialize()
-    def start(self) -> None:
+    @initialize(keeps_weights=st.booleans())
+    def start(self, keeps_weights: bool = False) -> None:
         self.names = count()
-        self.server = Server()
+        self.server = Server(keeps_weights)
         self.pages: dict[tuple[str, str], set[str]] = {}
         state.weight_updates = state.WeightUpdates()
         state.enabled = True
@@ -198,6 +227,17 @@ class Updates(RuleBasedStateMachine):
     @rule()
     def end_session(self) -> None:
         update(self.server, "end_weight_update", make_request(flush=False))
+
+    @precondition(lambda self: not self.server.is_busy)
+    @rule(tags=st.sets(st.sampled_from(["weights", "kv_cache"])))
+    def release_memory(self, tags: set[str]) -> None:
+        update(self.server, "release_memory_occupation", SimpleNamespace(tags=sorted(tags)))
+
+    @rule(every=st.booleans())
+    def take_memory_back(self, every: bool) -> None:
+        released = sorted(self.server.updater.offload_tags)
+        for tag in released if every else released[:1]:
+            update(self.server, "resume_memory_occupation", SimpleNamespace(tags=[tag]))
 
     @rule()
     def write_weights_remotely(self) -> None:
@@ -278,6 +318,25 @@ def test_updates_without_the_tier_are_unchanged_and_a_later_attach_is_refused() 
     assert server.in_flight == 1
     with pytest.raises(NoFingerprintError, match="start the server with --enable-memkv"):
         weights.identify_loaded(START)
+
+
+@pytest.mark.parametrize("keeps_weights", [True, False])
+def test_released_memory_keeps_the_storage_sealed_until_it_is_whole_again(
+    keeps_weights: bool,
+) -> None:
+    machine = Updates()
+    machine.start(keeps_weights)
+    machine.serve(is_stored_later=False)
+    machine.release_memory(set())
+    assert machine.storage.is_sealed
+    machine.take_memory_back(every=False)
+    assert machine.storage.is_sealed
+    machine.take_memory_back(every=True)
+    assert machine.storage.is_sealed == (not keeps_weights)
+    machine.update_from_files("whole", flush=True, path=FILES[0])
+    assert not machine.storage.is_sealed
+    assert machine.storage.model == START
+    machine.teardown()
 
 
 @pytest.fixture

@@ -1,0 +1,24 @@
+"""Hooks that note the device pool behind each host pool, which SGLang does not tell a storage."""
+
+from collections.abc import Callable
+from typing import Any
+
+from memkv_sglang.plugin import state
+
+
+def attach(original: Callable[..., Any], controller: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap `attach_storage_backend`, which creates the storage: note the pools it will be given."""
+    for entry in getattr(controller.mem_pool_host, "entries", ()):
+        _note(entry)
+    return original(controller, *args, **kwargs)
+
+
+def register(original: Callable[..., Any], controller: Any, entry: Any) -> Any:
+    """Wrap `register_host_pool_entry`, which adds a pool to a storage: note it first."""
+    _note(entry)
+    return original(controller, entry)
+
+
+def _note(entry: Any) -> None:
+    drafts = tuple(getattr(entry, "packed_draft_device_pools", ()))
+    state.device_pools[str(entry.name)] = (entry.device_pool, *drafts)
