@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from memkv_testbed.minio_binary import MINIO_MODULE, find_or_build_minio
+from memkv_testbed.server_binaries import MINIO_MODULE, find_or_build_minio
 
 import memkv_sglang
 

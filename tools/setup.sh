@@ -45,4 +45,4 @@ setup: from MinIO use more CPU. To compile them, run apt-get install gcc python3
 setup: make --always-make setup
 TEXT
 PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare
-"$VENV/bin/python" -m memkv_testbed.minio_binary >/dev/null
+"$VENV/bin/python" -m memkv_testbed.server_binaries >/dev/null

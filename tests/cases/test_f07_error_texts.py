@@ -15,8 +15,9 @@ import msgspec
 import pytest
 from memkv_testbed.certificates import Authority
 from memkv_testbed.http_proxy import HttpFault, HttpFaultProxy
-from memkv_testbed.minio_server import MinioServer, free_port
+from memkv_testbed.minio_server import MinioServer
 from memkv_testbed.minio_users import Keys
+from memkv_testbed.s3_server import free_port
 
 from memkv_sglang.cli.listing.minio import open_bucket
 from memkv_sglang.cli.main import main

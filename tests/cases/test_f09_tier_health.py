@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from memkv_testbed.host_pool import HostPool
-from memkv_testbed.minio_server import MinioServer, free_port
+from memkv_testbed.minio_server import MinioServer
 from memkv_testbed.minio_users import Keys
+from memkv_testbed.s3_server import free_port
 
 from memkv_sglang.cli.main import main
 from memkv_sglang.cli.scrape import scrape

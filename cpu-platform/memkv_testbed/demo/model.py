@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from memkv_testbed.demo.needs import DemoError
-from memkv_testbed.minio_binary import cache_directory
+from memkv_testbed.server_binaries import cache_directory
 
 SEED = 0
 QUERY_HEADS = 8

@@ -23,13 +23,14 @@ from memkv_testbed.demo.report import (
 )
 from memkv_testbed.demo.scenario import Scenario
 from memkv_testbed.demo.screen import Screen
-from memkv_testbed.minio_server import MinioNotFoundError, MinioServerError
+from memkv_testbed.s3_server import S3ServerError
+from memkv_testbed.server_binaries import ServerNotFoundError
 
 FAULTS = (
     DemoError,
     ConfigError,
-    MinioNotFoundError,
-    MinioServerError,
+    ServerNotFoundError,
+    S3ServerError,
     ProcessFailedError,
     RequestFailedError,
     OSError,

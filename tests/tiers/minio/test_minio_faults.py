@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
-from memkv_testbed.minio_server import MinioServer, free_port
+from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.s3_server import free_port
 from memkv_testbed.tcp_proxy import Fault, TcpProxy
 
 from memkv_sglang.config.schema import MinioConfig

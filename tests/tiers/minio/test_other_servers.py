@@ -1,0 +1,150 @@
+"""The tier on S3 servers other than MinIO: the conformance suite, an outage, and the commands."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import msgspec
+import pytest
+from memkv_testbed.other_servers import SeaweedServer, VersityServer
+from memkv_testbed.s3_server import S3Server
+from minio import Minio
+
+from memkv_sglang.cli.main import main
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.page import PageKey
+from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
+from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.probe import Conditions
+from tests.tiers.minio import test_minio_conformance as on_minio
+from tests.tiers.minio.conftest import OpenTier
+
+pytestmark = pytest.mark.slow
+
+PAGE = 4096
+PAGES = 64
+NAMESPACE = make_namespace(PAGE)
+
+
+def deadline() -> float:
+    return time.monotonic() + 30
+
+
+@pytest.fixture(scope="class")
+def minio_server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    """The server of the test's class."""
+    with request.cls.make_server() as server:
+        yield server
+
+
+def present_again(tier: MinioTier, keys: Sequence[PageKey]) -> list[bool]:
+    """Ask until the tier, which avoids a failed server for a while, asks the server again."""
+    end = deadline()
+    while True:
+        try:
+            return tier.present(keys, end)
+        except TierError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+class OnOtherServer(on_minio.TestMinioTier):
+    """The tier contract, and what users rely on beyond it."""
+
+    make_server: Callable[[], S3Server]
+
+    def test_lookups_and_loads_of_a_chain(
+        self, minio_config: MinioConfig, open_tier: OpenTier
+    ) -> None:
+        writer, reader = open_tier(minio_config), open_tier(minio_config)
+        chain = make_chain(NAMESPACE, PAGES, "chain")
+        pages = [make_page(key, [PAGE], filled=True) for key in chain.keys()]
+        assert writer.spill(pages, deadline()) == [SpillResult.STORED] * PAGES
+        for _ in range(20):
+            assert reader.present(chain.keys(), deadline()) == [True] * PAGES
+            reader.invalidate(chain.keys())
+        assert reader.lookup(chain, deadline()).length == PAGES
+        empty = [make_page(key, [PAGE], filled=False) for key in chain.keys()]
+        assert {result for result, _ in reader.fetch(empty, deadline())} == {LoadResult.LOADED}
+        assert [bytes(page.buffers[0]) for page in empty] == [
+            bytes(page.buffers[0]) for page in pages
+        ]
+
+    def test_pages_survive_an_outage(
+        self, minio_config: MinioConfig, minio_server: S3Server, open_tier: OpenTier
+    ) -> None:
+        tier = open_tier(minio_config)
+        chain = make_chain(NAMESPACE, 8, "outage")
+        pages = [make_page(key, [PAGE], filled=True) for key in chain.keys()]
+        assert tier.spill(pages, deadline()) == [SpillResult.STORED] * len(pages)
+        tier.invalidate(chain.keys())
+        minio_server.kill()
+        try:
+            with pytest.raises(TierError):
+                tier.present(chain.keys(), time.monotonic() + 2)
+            empty = [make_page(key, [PAGE], filled=False) for key in chain.keys()]
+            missed = tier.fetch(empty, time.monotonic() + 2)
+            assert LoadResult.LOADED not in {result for result, _ in missed}
+        finally:
+            minio_server.start()
+        assert present_again(tier, chain.keys()) == [True] * len(pages)
+        assert {result for result, _ in tier.fetch(empty, deadline())} == {LoadResult.LOADED}
+
+    def test_doctor_and_setup_pass(
+        self, minio_config: MinioConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("endpoint", "bucket", "prefix", "access_key", "secret_key"):
+            monkeypatch.setenv(f"MEMKV_MINIO_{name.upper()}", getattr(minio_config, name))
+        assert main(["bucket", "setup"]) == 0
+        assert main(["doctor", "--collector-capacity", "1TiB"]) == 0
+        monkeypatch.setenv("MEMKV_MINIO_SECRET_KEY", "another-secret")
+        assert main(["doctor"]) == 1
+
+    def test_no_policy_is_added_where_there_are_none(
+        self,
+        minio_config: MinioConfig,
+        minio_server: S3Server,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        for name in ("endpoint", "bucket", "prefix", "access_key", "secret_key"):
+            monkeypatch.setenv(f"MEMKV_MINIO_{name.upper()}", getattr(minio_config, name))
+        assert main(["bucket", "setup", "--add-policies"]) == 1
+        assert "`memkv bucket policy` prints them" in capfd.readouterr().err
+        client = Minio(minio_config.endpoint.partition("://")[2], *minio_server.root, secure=False)
+        assert not client.bucket_exists("minio")  # the admin API's path, taken for an object's
+
+
+class TestSeaweedFS(OnOtherServer):
+    make_server = SeaweedServer
+
+    def test_what_it_supports(self, minio_config: MinioConfig, open_tier: OpenTier) -> None:
+        support = open_tier(minio_config).support(deadline())
+        assert support.conditions is Conditions.QUOTED
+        assert support.copy_renews
+        assert support.keep_alive
+
+
+class TestVersitygw(OnOtherServer):
+    """With its default, which closes each connection after one response."""
+
+    make_server = VersityServer
+
+    def test_what_it_supports(self, minio_config: MinioConfig, open_tier: OpenTier) -> None:
+        support = open_tier(minio_config).support(deadline())
+        assert support.conditions is Conditions.QUOTED
+        assert not support.copy_renews
+        assert not support.keep_alive
+
+    def test_setup_names_the_right_region(
+        self, minio_config: MinioConfig, open_tier: OpenTier
+    ) -> None:
+        tier = open_tier(msgspec.structs.replace(minio_config, region="eu-west-9"))
+        with pytest.raises(TierError, match=r"set minio\.region to us-east-1"):
+            tier.check(deadline())
+
+
+class TestVersitygwWithKeepAlive(OnOtherServer):
+    make_server = partial(VersityServer, keep_alive=True)
