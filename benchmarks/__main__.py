@@ -19,6 +19,7 @@ from benchmarks import (
     lookup,
     minio,
     nvme,
+    s3,
     sessions,
     trace,
     ttft,
@@ -45,7 +46,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "sessions": sessions.run,
 }
 
-BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run}
+BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run, "s3": s3.run}
 """Not part of `all`: they take long, or need what most machines lack."""
 
 

@@ -311,13 +311,13 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The cache tier shared by all nodes."""
+    """The cache tier shared by all nodes: a bucket on MinIO or another S3 server."""
 
     endpoint: Annotated[
         str,
         Meta(
-            description="Comma-separated URLs of the servers of one MinIO cluster, without a "
-            "path, e.g. `http://minio:9000`. Empty: no MinIO tier."
+            description="Comma-separated URLs of the servers of one MinIO cluster, or of another "
+            "S3 server, without a path, e.g. `http://minio:9000`. Empty: no MinIO tier."
         ),
     ] = ""
     bucket: Annotated[
@@ -451,15 +451,15 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             le=3600,
             extra=SECONDS,
             description="Close connections idle for longer than this. Set it below the idle "
-            "timeout of any load balancer or firewall in front of MinIO.",
+            "timeout of any load balancer or firewall in front of the server.",
         ),
     ] = 60.0
     presence_cache_pages: Annotated[
         int,
         Meta(
             ge=0,
-            description="Maximum number of pages remembered as present, which saves asking MinIO "
-            "again.",
+            description="Maximum number of pages remembered as present, which saves asking the "
+            "server again.",
         ),
     ] = 1_000_000
     negative_ttl: Annotated[

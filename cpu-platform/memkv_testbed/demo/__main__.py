@@ -32,8 +32,15 @@ FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
     show_default=True,
     help="Length of the shared context. A shorter one takes less time and saves less.",
 )
+@click.option(
+    "--s3",
+    type=click.Choice(("minio", "seaweedfs", "versitygw")),
+    default="minio",
+    show_default=True,
+    help="S3 server to share pages on. It is fetched or built on first use.",
+)
 @click.option("--keep", is_flag=True, help="Leave the servers running until Ctrl-C.")
-def main(json_path: Path | None, picture: Path, tokens: int, keep: bool) -> None:
+def main(json_path: Path | None, picture: Path, tokens: int, s3: str, keep: bool) -> None:
     """Show that two SGLang servers behind a router share every prefix.
 
     Exits with status 1 if a claim is false or could not be tested. Leaves nothing behind.
@@ -49,7 +56,7 @@ def main(json_path: Path | None, picture: Path, tokens: int, keep: bool) -> None
     except DemoError as error:
         _fail(console, error)
     try:
-        sys.exit(run(console, json_path, picture, tokens, keep))
+        sys.exit(run(console, json_path, picture, tokens, s3, keep))
     except KeyboardInterrupt as interrupt:
         console.print("interrupted; nothing is left running")
         sys.exit(128 + interrupt.args[0])

@@ -1,4 +1,4 @@
-"""Start and stop everything in the demo: MinIO, two nodes, the router, an uncached server."""
+"""Start and stop the demo: an S3 server, two nodes, the router, an uncached server."""
 
 import os
 import tempfile
@@ -16,6 +16,7 @@ from memkv_testbed.demo.node import Node
 from memkv_testbed.demo.prompts import CONTEXT_TOKENS
 from memkv_testbed.demo.server import make_server
 from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.s3_server import S3Server
 
 PREFIX = "memkv-demo-"
 """Prefix of the directory with all files; short because socket paths have a length limit."""
@@ -28,12 +29,19 @@ SetStatus = Callable[[str], None]
 class Cluster:
     """All processes of the demo. A context manager that stops them and removes their files."""
 
-    def __init__(self, set_status: SetStatus, context_tokens: int = CONTEXT_TOKENS) -> None:
+    def __init__(
+        self,
+        set_status: SetStatus,
+        context_tokens: int = CONTEXT_TOKENS,
+        make_server: Callable[[], S3Server] = MinioServer,
+    ) -> None:
         """Start nothing yet.
 
         `set_status` is called with the current activity. The servers' device pools have room for
-        one and a half conversations with a context of `context_tokens`.
+        one and a half conversations with a context of `context_tokens`. `make_server` prepares the
+        S3 server.
         """
+        self._make_server = make_server
         self._set_status = set_status
         self._device_tokens = context_tokens * 3 // 2
         self._stack = ExitStack()
@@ -64,8 +72,9 @@ class Cluster:
         self._set_status("creating the model (first run only)")
         self.model = cached_model()
         self.home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
-        self._set_status("starting MinIO")
-        self.minio = self._stack.enter_context(MinioServer())
+        server = self._make_server()
+        self._set_status(f"starting {server.name}")
+        self.minio = self._stack.enter_context(server)
         self.nodes = [
             Node(name, self.home, self.model, self.minio, device_tokens=self._device_tokens)
             for name in ("A", "B")
@@ -106,4 +115,4 @@ class Cluster:
     def urls(self) -> dict[str, str]:
         """Return the URL of each process by name."""
         nodes = {f"node {node.name}": node.server.url for node in self.nodes}
-        return {"router": self.router.url, **nodes, "MinIO": self.minio.endpoint}
+        return {"router": self.router.url, **nodes, self.minio.name: self.minio.endpoint}

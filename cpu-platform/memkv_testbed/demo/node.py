@@ -16,7 +16,7 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_testbed.demo.needs import DemoError
 from memkv_testbed.demo.server import DEVICE_TOKENS, make_server
-from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.s3_server import S3Server
 
 SPILL_SECONDS = 60.0
 END_SECONDS = 15.0
@@ -46,7 +46,7 @@ class Node:
         name: str,
         home: Path,
         model: Path,
-        minio: MinioServer,
+        minio: S3Server,
         *,
         endpoint: str = "",
         environment: Mapping[str, str] | None = None,
@@ -59,7 +59,7 @@ class Node:
             name: name of the node and of its directory.
             home: parent of the directory for socket, pages and log.
             model: directory of the model.
-            minio: the shared MinIO.
+            minio: the shared S3 server.
             endpoint: URL to use instead of MinIO's own, for a proxy.
             environment: more settings (`MEMKV_*`).
             extra: more arguments of the server.

@@ -23,8 +23,13 @@ from memkv_testbed.demo.report import (
 )
 from memkv_testbed.demo.scenario import Scenario
 from memkv_testbed.demo.screen import Screen
+from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.other_servers import SeaweedServer, VersityServer
 from memkv_testbed.s3_server import S3ServerError
 from memkv_testbed.server_binaries import ServerNotFoundError
+
+SERVERS = {"minio": MinioServer, "seaweedfs": SeaweedServer, "versitygw": VersityServer}
+"""S3 servers by the value of `--s3`."""
 
 FAULTS = (
     DemoError,
@@ -39,12 +44,17 @@ FAULTS = (
 
 
 def run(
-    console: Console, json_path: Path | None, picture: Path, context_tokens: int, keep: bool
+    console: Console,
+    json_path: Path | None,
+    picture: Path,
+    context_tokens: int,
+    s3: str,
+    keep: bool,
 ) -> int:
     """Run the demo and return the exit status. Leaves nothing behind. Raises one of `FAULTS`."""
     began = time.monotonic()
     screen = Screen(console)
-    with Cluster(screen.set_status, context_tokens) as cluster:
+    with Cluster(screen.set_status, context_tokens, SERVERS[s3]) as cluster:
         with screen:
             cluster.start()
             script = Script(load_tokenizer(cluster.model), context_tokens)

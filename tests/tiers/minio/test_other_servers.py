@@ -3,15 +3,18 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
 from memkv_testbed.other_servers import SeaweedServer, VersityServer
 from memkv_testbed.s3_server import S3Server
 from minio import Minio
+from prometheus_client import CollectorRegistry
 
+from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.cli.main import main
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
@@ -91,6 +94,31 @@ class OnOtherServer(on_minio.TestMinioTier):
             minio_server.start()
         assert present_again(tier, chain.keys()) == [True] * len(pages)
         assert {result for result, _ in tier.fetch(empty, deadline())} == {LoadResult.LOADED}
+
+    def test_a_backlog_drains_after_an_outage(
+        self,
+        minio_config: MinioConfig,
+        minio_server: S3Server,
+        open_tier: OpenTier,
+        tmp_path: Path,
+    ) -> None:
+        other = open_tier(minio_config)
+        other.check(deadline())
+        nvme = NvmeConfig(directory=str(tmp_path / "nvme"), capacity=64 * MIB)
+        settings = Config(nvme=nvme, minio=minio_config)
+        engine = build_engine(settings, CollectorRegistry())
+        try:
+            minio_server.kill()
+            chain = make_chain(NAMESPACE, PAGES, "backlog")
+            pages = [make_page(key, [PAGE], filled=True) for key in chain.keys()]
+            assert engine.spill(pages) == [SpillResult.STORED] * PAGES
+            assert not engine.flush(1)
+            minio_server.start()
+            assert engine.flush(60)
+            assert present_again(other, chain.keys()) == [True] * PAGES
+        finally:
+            minio_server.start()
+            engine.close(drain=0)
 
     def test_doctor_and_setup_pass(
         self, minio_config: MinioConfig, monkeypatch: pytest.MonkeyPatch
