@@ -20,6 +20,7 @@ from benchmarks import (
     minio,
     nvme,
     s3,
+    scale,
     sessions,
     trace,
     ttft,
@@ -46,7 +47,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "sessions": sessions.run,
 }
 
-BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run, "s3": s3.run}
+BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run, "s3": s3.run, "scale": scale.run}
 """Not part of `all`: they take long, or need what most machines lack."""
 
 

@@ -1,6 +1,7 @@
 """`memkv bench`."""
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -68,7 +69,19 @@ class Size(click.ParamType[int]):
     help="Amount to spill and load per page size.  [default: 256MiB]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(loaded: LoadedConfig, pages: tuple[int, ...], volume: int, as_json: bool) -> None:
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the results to a TOML file for `memkv plan --calibration`.",
+)
+def bench(
+    loaded: LoadedConfig,
+    pages: tuple[int, ...],
+    volume: int,
+    as_json: bool,
+    calibration: Path | None,
+) -> None:
     """Measure throughput and latency of this node's tiers by page size.
 
     Uses a temporary directory and a temporary prefix, next to the cache's own, and removes them
@@ -77,6 +90,8 @@ def bench(loaded: LoadedConfig, pages: tuple[int, ...], volume: int, as_json: bo
     from memkv_sglang.cli.measure import measure
 
     check_environment(loaded)
+    if calibration is not None:
+        _require_planning(calibration)
     for page in pages:
         if page > min(volume, MAX_PAGE):
             limit = human_size(min(volume, MAX_PAGE))
@@ -84,10 +99,40 @@ def bench(loaded: LoadedConfig, pages: tuple[int, ...], volume: int, as_json: bo
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after SIGTERM too
     with make_progress() as progress:
         results = measure(loaded.config, pages, volume, progress)
+    if calibration is not None:
+        _write_calibration(results, calibration)
     if as_json:
         print_json([result._asdict() for result in results])
     else:
         make_console().print(_table(results))
+
+
+def _require_planning(file: Path) -> None:
+    """Fail before the measurement rather than after it."""
+    try:
+        import memkv_sglang.planning.calibration_file  # noqa: F401
+    except ImportError:
+        raise click.ClickException(
+            "--calibration needs numpy; install it: pip install 'sglang-memkv[plan]'"
+        ) from None
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"--calibration {file}: its directory does not exist; create it first")
+
+
+def _write_calibration(results: list["Measurement"], file: Path) -> None:
+    from memkv_sglang.planning.calibration_file import TierSpeed, write_calibration
+
+    speeds = [
+        TierSpeed(
+            result.tier,
+            result.page_bytes,
+            result.load_gb_s * 1e9,
+            result.spill_gb_s * 1e9,
+            result.load_cpu_s_per_gb,
+        )
+        for result in results
+    ]
+    write_calibration(speeds, file)
 
 
 def _table(results: list["Measurement"]) -> "Table":

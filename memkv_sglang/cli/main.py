@@ -24,6 +24,7 @@ from memkv_sglang.cli.inspect import inspect
 from memkv_sglang.cli.output import print_line
 from memkv_sglang.cli.patch import patch
 from memkv_sglang.cli.pin import pin, pins, unpin
+from memkv_sglang.cli.plan import plan
 from memkv_sglang.cli.stats import stats
 from memkv_sglang.cli.verify import verify
 from memkv_sglang.cli.warm import warm
@@ -89,7 +90,7 @@ def memkv() -> None:
 VERBS = (
     *(doctor, config, agent, stats, inspect, verify),
     *(bucket, gc, pin, unpin, pins, warm),
-    *(bench, patch),
+    *(bench, plan, patch),
 )
 
 for verb in VERBS:

@@ -45,6 +45,8 @@ class Measurement(NamedTuple):
     load_gb_s: float
     load_p50_s: float
     load_p99_s: float
+    load_cpu_s_per_gb: float
+    """CPU of this process during the loads."""
 
 
 def measure(
@@ -108,7 +110,9 @@ def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -
     load = partial(_timed, tier, tier.load, LoadResult.LOADED, progress, task)
     try:
         spilling = sum(map(spill, batches))
+        cpu = time.process_time()
         loading = sum(map(load, batches))
+        cpu = time.process_time() - cpu
         times = [load([page]) for page in pages]
     finally:
         tier.clear(namespace)
@@ -119,6 +123,7 @@ def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -
         load_gb_s=moved / loading / 1e9,
         load_p50_s=statistics.median(times),
         load_p99_s=sorted(times)[int(0.99 * (len(times) - 1))],
+        load_cpu_s_per_gb=cpu / moved * 1e9,
     )
 
 

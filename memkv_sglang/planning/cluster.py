@@ -1,7 +1,6 @@
 """Simulate a cluster: sessions, replicas, tiers and the links between them."""
 
 import itertools
-import random
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from memkv_sglang.planning.router import Sticky, make_router
 from memkv_sglang.planning.scenario import Scenario
 from memkv_sglang.planning.storage import Routes, build_links
 from memkv_sglang.planning.traces import read_trace
-from memkv_sglang.planning.workload import Population, SteadySession, Template, Turn
+from memkv_sglang.planning.workload import Population, Session, SteadySession, Template, Think, Turn
 
 TIERS = ("device", "host", "nvme", "minio", "computed")
 _SPEED_WEIGHT = 0.2
@@ -136,7 +135,6 @@ class Cluster:
         ]
         self._bucket = LruPool(s.shared_bytes / page if s.servers else 0, run)
         self._router = make_router(s, self._workers, self._estimate)
-        self._rng = random.Random(s.seed)
         self._population = self._make_population(templates)
         self._numbers = itertools.count()
         self._served: list[Served] = []
@@ -173,19 +171,12 @@ class Cluster:
 
     def _open(self, number: int) -> None:
         """Begin a session somewhere in its life, with what it has computed before in the pools."""
-        if self._population is not None:
-            turns = iter(self._population.running())
-        else:
-            turns = iter(self._steady(number))
-        first = next(turns)
-        worker = self._workers[self._router.choose(number, first)]
-        self._remember(worker, first, 0)
-        self._bucket.store(first.runs, first.pages)
-        wait = self._rng.random() * self._mean_think(first)
-        self._loop.at(wait, partial(self._think, number, turns))
-
-    def _mean_think(self, turn: Turn) -> float:
-        return max(turn.think, self._s.think.mean * self._s.think_scale)
+        session: Session = self._population.running() if self._population else self._steady(number)
+        if before := session.before():
+            worker = self._workers[self._router.choose(number, before)]
+            self._remember(worker, before, 0)
+            self._bucket.store(before.runs, before.pages)
+        self._think(number, iter(session))
 
     def _steady(self, number: int) -> SteadySession:
         s = self._s
@@ -195,7 +186,7 @@ class Cluster:
             context=s.context,
             new=s.new_tokens,
             output=s.output_tokens,
-            think=s.think,
+            think=Think(s.think.median * s.think_scale, s.think.mean * s.think_scale),
             page_tokens=s.page_tokens,
             run=s.run_pages,
         )
@@ -425,7 +416,8 @@ class Cluster:
                 tier: sum(fabric.bytes_moved(getattr(node.routes, route)) for node in self._nodes)
                 for tier, route in (("host", "host"), ("nvme", "read"), ("minio", "get"))
             },
-            "prefill": [worker.replica.prefill_seconds for worker in self._workers],
+            "GPU prefill": [worker.replica.prefill_seconds for worker in self._workers],
+            "GPU memory": [worker.replica.memory_seconds for worker in self._workers],
         }
 
     def _result(self, before: dict[str, Any], *, keep_requests: bool) -> Result:
@@ -474,8 +466,9 @@ class Cluster:
             heads = (after["heads"] - before["heads"]) * s.head_server_cpu / s.seconds
             use["server CPU"] += heads / (s.servers * s.server_cores)
         # Not decode: it fills all the time that prefill leaves while any request runs.
-        busy = max(b - a for a, b in zip(before["prefill"], after["prefill"], strict=True))
-        use["GPU prefill"] = busy / s.seconds
+        for name in ("GPU prefill", "GPU memory"):
+            busy = max(b - a for a, b in zip(before[name], after[name], strict=True))
+            use[name] = busy / s.seconds
         return use
 
 

@@ -48,6 +48,9 @@ class Replica:
         self._capacity = tokens
         self._queue: deque[Job] = deque()
         self._used = 0.0
+        self._occupied = 0.0
+        """Tokens in use times seconds, until `_occupied_since`."""
+        self._occupied_since = 0.0
         self._is_prefilling = False
         self._backlog = 0.0
         """Seconds of prefill of the jobs that wait."""
@@ -77,6 +80,18 @@ class Replica:
         """Seconds of prefill so far."""
         return self._prefill_seconds - max(self._batch_end - self._loop.now, 0.0)
 
+    @property
+    def memory_seconds(self) -> float:
+        """Share of the device memory that running jobs used, times seconds."""
+        self._occupy(0)
+        return self._occupied / self._capacity
+
+    def _occupy(self, tokens: float) -> None:
+        now = self._loop.now
+        self._occupied += min(self._used, self._capacity) * (now - self._occupied_since)
+        self._occupied_since = now
+        self._used += tokens
+
     def submit(self, job: Job) -> None:
         """Queue a job whose cached tokens are in memory."""
         self._queue.append(job)
@@ -94,7 +109,7 @@ class Replica:
             if not fits or (batch and new + job.new > CHUNK):
                 break
             self._queue.popleft()
-            self._used += job.tokens
+            self._occupy(job.tokens)
             new += job.new
             batch.append(job)
         if not batch:
@@ -148,7 +163,7 @@ class Replica:
         while self._decoding and self._decoding[0][0] <= self._generated + slack:
             ended.append(heapq.heappop(self._decoding)[2])
         for job in ended:
-            self._used -= job.tokens
+            self._occupy(-job.tokens)
             self._contexts -= job.new + job.cached
             self._count -= 1
         self._start_prefill()

@@ -12,6 +12,10 @@ from memkv_sglang.planning.traces import Request, Trace
 Placement = Literal["prefix_aware", "round_robin"]
 
 
+_PAGE_BY_PAGE = 1_000_000
+"""Pages of a trace's prompts up to which it is replayed page by page."""
+
+
 class Tiers(NamedTuple):
     """Capacities in pages: of each node's pool and disk, and of the bucket."""
 
@@ -121,6 +125,12 @@ def _serve(
     home.host.store(runs, pages)
     bucket.store(runs, pages)
     return host, near, far
+
+
+def run_of(trace: Trace) -> int:
+    """Return pages per run that make a replay quick: 1 for traces of few pages."""
+    asked = sum(request.pages for request in trace.requests)
+    return 1 if asked < _PAGE_BY_PAGE else 32
 
 
 def recorded_hits(requests: Sequence[Request]) -> int | None:

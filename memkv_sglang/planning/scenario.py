@@ -27,7 +27,7 @@ PAGE_BY_PAGE_NODES = 4
 RUN_PAGES, LONG_RUN_PAGES = 32, 128
 """Pages of a run, up to `RUN_NODES` nodes and beyond."""
 RUN_NODES = 250
-EXACT_NODES = 16
+EXACT_NODES = 4
 """Up to this many nodes flows start and end at any time, beyond it in steps of `QUANTUM`."""
 QUANTUM = 0.01
 """Seconds."""

@@ -1,5 +1,6 @@
 """The links of a cluster: nodes, spine and storage servers."""
 
+import math
 from typing import NamedTuple
 
 from memkv_sglang.planning.fabric import Fabric
@@ -62,8 +63,9 @@ def build_links(fabric: Fabric, scenario: Scenario) -> list[Routes]:
     s = scenario
     share = amplification(s)
     size = s.object_bytes
-    down = fabric.add_link("spine down", s.nodes * s.nic / s.spine_oversubscription)
-    up = fabric.add_link("spine up", s.nodes * s.nic / s.spine_oversubscription)
+    is_limit = s.spine_oversubscription > 1
+    spine = s.nodes * s.nic / s.spine_oversubscription if is_limit else math.inf
+    down, up = fabric.add_link("spine down", spine), fabric.add_link("spine up", spine)
     server_out = fabric.add_link("server network out", max(s.servers, 1) * s.server_nic)
     server_in = fabric.add_link("server network in", max(s.servers, 1) * s.server_nic)
     server_cpu = fabric.add_link("server CPU", max(s.servers, 1) * s.server_cores)

@@ -104,6 +104,8 @@ class _RecordHead(msgspec.Struct):
 class _Record(msgspec.Struct):
     t: float
     ns: str
+    n: int
+    """Pages asked for: the last ones of the chain."""
     hit: int
     at: int = 0
     """Pages before `new` that the record does not repeat."""
@@ -250,7 +252,7 @@ def _recorded(file: Path, lines: Iterator[bytes], page_tokens: int) -> Trace:
         last = number_of(one.ns + one.parent, -1) if one.at else -1
         for i in range(0, len(one.new), 16):
             last = number_of(one.ns + one.new[i : i + 16], last)
-        blocks = _chain(last, parents)
+        blocks = _chain(last, one.n, parents)
         start = one.t if start is None else start
         tokens = count_pages(blocks) * page_tokens
         requests.append(Request(one.t - start, blocks, tokens, 0, one.hit))
@@ -258,10 +260,10 @@ def _recorded(file: Path, lines: Iterator[bytes], page_tokens: int) -> Trace:
     return Trace("recorder", requests, page_tokens)
 
 
-def _chain(last: int, parents: Sequence[int]) -> Blocks:
-    """Return a page with all its ancestors, root first."""
-    pages = []
-    while last >= 0:
+def _chain(last: int, count: int, parents: Sequence[int]) -> Blocks:
+    """Return a page with its ancestors, `count` pages at most, root first."""
+    pages: list[int] = []
+    while last >= 0 and len(pages) < count:
         pages.append(last)
         last = parents[last]
     return as_blocks(pages[::-1])

@@ -59,6 +59,9 @@ class Turn(NamedTuple):
 class Session(Protocol):
     """Yields turns; the session ends when there are no more."""
 
+    def before(self) -> Turn | None:
+        """Return the turn before the first one, or None."""
+
     def __iter__(self) -> Iterator[Turn]: ...
 
 
@@ -70,10 +73,24 @@ class Think(NamedTuple):
 
     def draw(self, rng: random.Random) -> float:
         """Return one think time; constant if mean and median are equal."""
-        if self.mean <= self.median:
-            return self.median
-        sigma = math.sqrt(2 * math.log(self.mean / self.median))
-        return self.median * math.exp(rng.gauss(0, sigma))
+        return self.median * math.exp(rng.gauss(0, self._sigma))
+
+    def rest(self, rng: random.Random) -> float:
+        """Return what is left of a think time at a moment of no significance.
+
+        Such a moment lies in a long one more often than in a short one: lengths at it have the
+        density x f(x) / mean, which is log-normal again, and the moment is anywhere within.
+        """
+        length = self.median * math.exp(rng.gauss(self._sigma**2, self._sigma))
+        return rng.random() * length
+
+    @property
+    def _sigma(self) -> float:
+        return math.sqrt(2 * math.log(max(self.mean / self.median, 1.0)))
+
+
+_TAIL_RUNS = 1 << (SESSION_BITS - 2)
+"""Numbers of the runs that a steady session does not keep; then they come again."""
 
 
 class SteadySession:
@@ -94,29 +111,37 @@ class SteadySession:
         page_tokens: int,
         run: int,
     ) -> None:
-        """Begin a context of `context` tokens; the last `new` of them differ in each turn."""
-        self._rng = random.Random(seed * 1_000_003 + number)
+        """Begin a context of about `context` tokens; the last `new` of them differ in each turn.
+
+        The rest is rounded to whole runs.
+        """
+        self._rng = random.Random(f"{seed} {number}")
         self._first = number << SESSION_BITS
         self._think = think
-        self._tokens, self._output = context, output
-        self._pages = max(1, context // page_tokens)
-        known = max(0, context - new) // page_tokens
-        self._stable = list(range(self._first, self._first + known // run))
-        self._tail = -(-self._pages // run) - len(self._stable)
-        self._next = self._first + len(self._stable)
+        self._output = output
+        count = max(1, round((context - new) / page_tokens / run))
+        known, added = count * run, -(-new // page_tokens)
+        self._pages = known + added
+        self._tokens = known * page_tokens + new
+        self._stable = list(range(self._first, self._first + count))
+        self._tail = -(-added // run)
+        self._offset = 0
+
+    def before(self) -> Turn:
+        """Return the turn before the first one."""
+        return self._turn(0.0)
 
     def __iter__(self) -> Iterator[Turn]:
-        """Yield turns without end."""
+        """Yield turns without end, the first one after the rest of a think time."""
+        yield self._turn(self._think.rest(self._rng))
         while True:
-            tail = range(self._next, self._next + self._tail)
-            self._next += self._tail
-            yield Turn(
-                self._think.draw(self._rng),
-                [*self._stable, *tail],
-                self._pages,
-                self._tokens,
-                self._output,
-            )
+            yield self._turn(self._think.draw(self._rng))
+
+    def _turn(self, think: float) -> Turn:
+        first = self._first + len(self._stable) + self._offset
+        self._offset = (self._offset + self._tail) % _TAIL_RUNS
+        tail = range(first, first + self._tail)
+        return Turn(think, [*self._stable, *tail], self._pages, self._tokens, self._output)
 
 
 class TemplateTurn(NamedTuple):
@@ -147,26 +172,44 @@ class Template(NamedTuple):
 class RepeatedSession:
     """A session that repeats a template from one of its turns on."""
 
-    def __init__(self, number: int, template: Template, first: int, scale: float, run: int) -> None:
-        """Multiply think times by `scale`."""
+    def __init__(
+        self,
+        number: int,
+        template: Template,
+        first: int,
+        scale: float,
+        run: int,
+        rest: float | None = None,
+    ) -> None:
+        """Multiply think times by `scale`; `rest` is what is left of the first one."""
+        self._rest = rest
         self._number = number
         self._template = template
         self._first = first
         self._scale = scale
         self._run = run
 
+    def before(self) -> Turn | None:
+        """Return the turn before the first one; None if the session begins with that."""
+        turns = self._template.turns[: self._first]
+        return self._turn(turns[-1], 0.0) if turns else None
+
     def __iter__(self) -> Iterator[Turn]:
         """Yield the rest of the template's turns."""
+        for number, turn in enumerate(self._template.turns[self._first :]):
+            is_rest = not number and self._rest is not None
+            yield self._turn(turn, self._rest if is_rest else turn.think)
+
+    def _turn(self, turn: TemplateTurn, think: float | None) -> Turn:
         base = (self._number + 1) << SESSION_BITS
         shared = self._template.shared_pages // self._run
         group = -((self._template.group + 1) << SESSION_BITS)
-        for turn in self._template.turns[self._first :]:
-            runs = [base + page for page in first_pages(turn.blocks, self._run)]
-            common = min(shared, len(runs))
-            runs[:common] = range(group, group + common)
-            pages = min(common * self._run, turn.pages)
-            think = turn.think * self._scale
-            yield Turn(think, runs, turn.pages, turn.tokens, turn.output, pages)
+        runs = [base + page for page in first_pages(turn.blocks, self._run)]
+        common = min(shared, len(runs))
+        runs[:common] = range(group, group + common)
+        pages = min(common * self._run, turn.pages)
+        seconds = (think or 0.0) * self._scale
+        return Turn(seconds, runs, turn.pages, turn.tokens, turn.output, pages)
 
 
 class Population:
@@ -178,23 +221,23 @@ class Population:
         self._rng = random.Random(seed)
         self._scale = scale
         self._run = run
-        self._weights = [template.seconds + len(template.turns) for template in templates]
+        self._weights = [template.seconds for template in templates]
         self._count = 0
 
     def running(self) -> RepeatedSession:
         """Return a session that began some time ago."""
         template = self._rng.choices(self._templates, self._weights)[0]
-        at, first = self._rng.random() * template.seconds, 0
-        for first, turn in enumerate(template.turns):  # noqa: B007 - the last one is the result
+        at = self._rng.random() * template.seconds
+        for first, turn in enumerate(template.turns):
+            if at <= turn.think:
+                return self._make(template, first, turn.think - at)
             at -= turn.think
-            if at <= 0:
-                break
-        return self._make(template, first)
+        return self._make(template, 0)
 
     def new(self) -> RepeatedSession:
         """Return a session that begins now."""
         return self._make(self._rng.choice(self._templates), 0)
 
-    def _make(self, template: Template, first: int) -> RepeatedSession:
+    def _make(self, template: Template, first: int, rest: float | None = None) -> RepeatedSession:
         self._count += 1
-        return RepeatedSession(self._count, template, first, self._scale, self._run)
+        return RepeatedSession(self._count, template, first, self._scale, self._run, rest)

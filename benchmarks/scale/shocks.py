@@ -1,0 +1,99 @@
+"""What everyone does at once: reading one prompt, and restarting."""
+
+import statistics
+
+from benchmarks.report import Panel, Report
+from benchmarks.scale.cases import agents, base
+from memkv_sglang.planning.cluster import Served, simulate
+from memkv_sglang.planning.scenario import Scenario
+
+HOT_TOKENS = 20_000
+"""A system prompt with its tools."""
+IN_FLIGHT = 8
+"""`minio.connections`: pages in flight per node."""
+AT = 60.0
+WINDOW = 10.0
+NODES, QUICK_NODES = 125, 16
+
+
+def add_shocks(report: Report, *, quick: bool) -> None:
+    """Add how much first tokens suffer."""
+    nodes = QUICK_NODES if quick else NODES
+    _hot_prompt(report, nodes)
+    _restart(report, nodes)
+
+
+def _hot_prompt(report: Report, nodes: int) -> None:
+    case = "first token of one prompt that every node reads"
+    quiet = base(
+        nodes=nodes,
+        sessions=0,
+        seconds=120.0,
+        warm_up=1.0,
+        hot_prompt_at=AT,
+        hot_prompt_tokens=HOT_TOKENS,
+    )
+    alone = _slowest(
+        base(
+            nodes=1,
+            sessions=0,
+            seconds=120.0,
+            warm_up=1.0,
+            hot_prompt_at=AT,
+            hot_prompt_tokens=HOT_TOKENS,
+            servers=quiet.servers,
+        )
+    )
+    in_order = _slowest(quiet.replace(hot_servers=float(IN_FLIGHT)))
+    shuffled = _slowest(quiet)
+    for name, value in {
+        "one node reads": alone,
+        "all nodes read in the same order": in_order,
+        "each node reads in an order of its own": shuffled,
+    }.items():
+        report.record(case, name, value)
+    report.figures |= {
+        "scale_hot_prompt_x": in_order / alone,
+        "scale_hot_prompt_x_own_order": shuffled / alone,
+    }
+    report.panels.append(Panel(f"{case}, {nodes} nodes", "s", {"": case}))
+
+
+def _slowest(scenario: Scenario) -> float:
+    served = simulate(scenario, keep_requests=True).served
+    times = sorted(one.first_token for one in served if one.hot)
+    return times[int(0.99 * (len(times) - 1))]
+
+
+def _restart(report: Report, nodes: int) -> None:
+    """All nodes lose device and host pools; disks keep their pages."""
+    scenario = base(
+        nodes=nodes, workload="agentic", seconds=240.0, warm_up=30.0, restart_at=30.0 + AT
+    )
+    before, after = "before the restart", "after the restart"
+    served = simulate(scenario, agents(), keep_requests=True).served
+    normal = _p95([one for one in served if 30.0 <= one.arrived < 30.0 + AT])
+    worst, back = normal, 0.0
+    for start in range(int(30 + AT), 260, int(WINDOW)):
+        window = [one for one in served if start <= one.arrived < start + WINDOW]
+        if not window:
+            continue
+        value = _p95(window)
+        report.record(
+            "first token after a restart of all nodes", f"{start - 30 - int(AT)} s", value
+        )
+        worst = max(worst, value)
+        if value > 1.25 * normal:
+            back = start + WINDOW - 30 - AT
+    report.record("first token, 95 %", before, normal)
+    report.record("first token, 95 %", f"worst {WINDOW:.0f} s {after}", worst)
+    report.figures |= {"scale_restart_s": back, "scale_restart_worst_x": worst / normal}
+    report.panels.append(
+        Panel(f"first token, 95 %, {nodes} nodes restart", "s", {"": "first token, 95 %"})
+    )
+
+
+def _p95(served: list[Served]) -> float:
+    if len(served) < 2:
+        return max((one.first_token for one in served), default=0.0)
+    return statistics.quantiles([one.first_token for one in served], n=20)[-1]

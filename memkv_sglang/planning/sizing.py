@@ -1,0 +1,202 @@
+"""Answer "would this help me, and what do I need?" by simulation."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from memkv_sglang.planning.cluster import Result, simulate
+from memkv_sglang.planning.scenario import Scenario
+from memkv_sglang.planning.storage import amplification
+
+HEADROOM = 0.7
+"""Share of a resource that a plan uses at most: beyond it, queues grow quickly."""
+PATIENCE = 1.5
+"""The bound on the first token (95 % of requests), over computing the prompt on an idle replica."""
+REQUESTS = 600
+"""Requests of a simulation that looks for the most sessions."""
+RUNS_PER_CONTEXT = 8
+DAY = 86_400
+
+Tell = Callable[[float], None]
+
+TIERS: Mapping[str, Mapping[str, Any]] = {
+    "device memory only": {"host_bytes": 0.0, "nvme_bytes": 0.0, "servers": 0},
+    "and host pool": {"nvme_bytes": 0.0, "servers": 0},
+    "and NVMe": {"servers": 0},
+    "and MinIO": {},
+}
+"""What to take away from a scenario, by the tiers that are left."""
+
+
+class Capacity(NamedTuple):
+    """The most sessions that keep the bound on the first token."""
+
+    sessions: int
+    first_token_p95: float
+    bottleneck: str
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a cluster needs for its traffic, and what it gets."""
+
+    result: Result
+    bound: float
+    """Seconds to the first token that 95 % of requests shall keep."""
+    bytes_per_token: float
+    page_bytes: float
+    object_bytes: float
+    live_bytes: float
+    """KV of all sessions at once."""
+    nvme_bytes_per_node: float
+    """So that each node's sessions fit its disk."""
+    bucket_bytes: float
+    """All sessions, and what is uploaded in a day."""
+    uploaded_bytes_per_day: float
+    servers: int
+    """So that the servers are busy for at most `HEADROOM` of the time."""
+    server_limit: str
+    """What limits a server."""
+    node_gbit_s: float
+    """Network of a node, with the same headroom."""
+    sessions_per_gpu: dict[str, float]
+    """Within the bound, by the tiers that there are."""
+    bottlenecks: dict[str, str]
+
+
+def run_for(context: int, new: int, page_tokens: int) -> int:
+    """Return pages per run so that what a steady context keeps is `RUNS_PER_CONTEXT` runs."""
+    return max(1, round((context - new) / page_tokens / RUNS_PER_CONTEXT))
+
+
+def first_token_bound(scenario: Scenario) -> float:
+    """Return the bound: `PATIENCE` times computing the context on an idle replica."""
+    return PATIENCE * scenario.prefill.seconds(scenario.context, 0)
+
+
+def most_sessions(scenario: Scenario, bound: float) -> Capacity:
+    """Search the most sessions of one node whose first tokens keep the bound.
+
+    One node stands for all: its share of the servers is as large as in the whole cluster.
+    """
+    one = scenario.replace(
+        nodes=1, servers=math.ceil(scenario.servers / scenario.nodes), quantum=0.005
+    )
+    best = Capacity(0, math.inf, "GPU prefill")
+
+    def keeps(sessions: int) -> bool:
+        nonlocal best
+        found = _try(one, sessions)
+        if found.first_token_p95 > bound or found.is_behind:
+            if not best.sessions:
+                best = best._replace(bottleneck=found.bottleneck)
+            return False
+        if sessions > best.sessions:
+            best = Capacity(sessions, found.first_token_p95, found.bottleneck)
+        return True
+
+    low, high = 0, max(1, int(_estimate(one)))
+    while keeps(high) and high < 1 << 17:
+        low, high = high, high * 2
+    while high - low > max(1, low // 12):
+        middle = (low + high) // 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return best
+
+
+class _Tried(NamedTuple):
+    first_token_p95: float
+    bottleneck: str
+    is_behind: bool
+    """Whether requests arrive faster than they are answered."""
+
+
+def _try(scenario: Scenario, sessions: int) -> _Tried:
+    cycle = scenario.think.mean * scenario.think_scale
+    seconds = max(cycle * REQUESTS / sessions, 60.0)
+    result = simulate(scenario.replace(sessions=sessions, seconds=seconds, warm_up=seconds / 2))
+    in_flight = scenario.replicas * scenario.device_tokens / max(scenario.context, 1)
+    is_behind = result.waiting > 4 * in_flight + 0.2 * result.requests + 4
+    return _Tried(result.first_token_p95, result.bottleneck, is_behind)
+
+
+def _estimate(scenario: Scenario) -> float:
+    """Return sessions that compute their whole context at each turn, on a busy node."""
+    compute = scenario.prefill.seconds(scenario.context, 0)
+    return scenario.replicas * scenario.think.mean * scenario.think_scale / compute
+
+
+def make_plan(scenario: Scenario, *, bound: float | None = None, tell: Tell | None = None) -> Plan:
+    """Simulate a steady scenario, and search the most sessions with and without each tier."""
+    limit = first_token_bound(scenario) if bound is None else bound
+    tell = tell or (lambda _: None)
+    result = simulate(scenario, tell=lambda share: tell(0.5 * share))
+    capacities: dict[str, Capacity] = {}
+    for i, (name, without) in enumerate(TIERS.items()):
+        capacities[name] = most_sessions(scenario.replace(**without), limit)
+        tell(0.5 + 0.125 * (i + 1))
+    live = scenario.sessions * scenario.context * scenario.kv_bytes_per_token
+    uploads = result.uploaded_bytes_per_s * DAY
+    servers, reason = servers_needed(
+        scenario, result.loaded_bytes_per_s["minio"], result.uploaded_bytes_per_s
+    )
+    most = max(result.loaded_bytes_per_s["minio"], result.uploaded_bytes_per_s)
+    return Plan(
+        result=result,
+        bound=limit,
+        bytes_per_token=scenario.kv_bytes_per_token,
+        page_bytes=scenario.page_bytes,
+        object_bytes=scenario.object_bytes,
+        live_bytes=live,
+        nvme_bytes_per_node=live / scenario.nodes / HEADROOM,
+        bucket_bytes=live + uploads,
+        uploaded_bytes_per_day=uploads,
+        servers=servers,
+        server_limit=reason,
+        node_gbit_s=most / scenario.nodes * 8 / 1e9 / HEADROOM,
+        sessions_per_gpu={
+            name: found.sessions / scenario.gpus for name, found in capacities.items()
+        },
+        bottlenecks={name: found.bottleneck for name, found in capacities.items()},
+    )
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON values, with all inputs. Infinite sizes are null."""
+    content: dict[str, Any] = msgspec.to_builtins(plan)
+    content["result"] = plan.result.summary()
+    scenario = content["result"]["scenario"]
+    for name, value in scenario.items():
+        if value == math.inf:
+            scenario[name] = None
+    return content
+
+
+def servers_needed(scenario: Scenario, get: float, put: float) -> tuple[int, str]:
+    """Return how many servers GETs and PUTs of so many bytes per second need, and what limits them.
+
+    Adding servers widens erasure sets, so this is found by trying.
+    """
+    servers = 1
+    while True:
+        uses = server_uses(scenario.replace(servers=servers), get, put)
+        limit = max(uses, key=uses.__getitem__)
+        if uses[limit] <= HEADROOM:
+            return servers, limit
+        servers = max(servers + 1, int(servers * uses[limit] / HEADROOM))
+
+
+def server_uses(scenario: Scenario, get: float, put: float) -> dict[str, float]:
+    """Return the used share of each resource of the servers, for bytes per second of all nodes."""
+    s, share, size = scenario, amplification(scenario), scenario.object_bytes
+    cpu = get * s.server_get_cpu.per_byte_at(size) + put * s.server_put_cpu.per_byte_at(size)
+    return {
+        "server network out": (get * share.get_out + put * share.put_out)
+        / (s.servers * s.server_nic),
+        "server network in": (get * share.get_in + put * share.put_in) / (s.servers * s.server_nic),
+        "server CPU": cpu / (s.servers * s.server_cores),
+        "server drives reading": get / (s.servers * s.server_drives_read),
+        "server drives writing": put * share.put_drives / (s.servers * s.server_drives_write),
+        "server published rate": get / (s.servers * s.server_limit),
+    }
