@@ -6,7 +6,9 @@ The format is that of SGLang 0.5.23: `mem_cache/cpp_utils/hash_binding.cpp` and,
 
 import hashlib
 import struct
+from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 
 UINT32_MAX = 2**32 - 1
 
@@ -37,9 +39,47 @@ def chain_seed(extra_key: str | None, salt: str | None) -> bytes:
     return digest.digest()
 
 
+class PythonPageHash:
+    """SGLang's compiled extension (`hash_binding.cpp`) in Python, at a third of its speed."""
+
+    def get_hash(
+        self,
+        raw_tokens: "array[int]",
+        logical_len: int,
+        unit_width: int,
+        is_bigram: bool,
+        prior_digest: bytes | None,
+        page_size: int | None = None,
+    ) -> str | list[str]:
+        """Return the hash (hex) of each page; the last one may be shorter.
+
+        Args:
+            raw_tokens: token ids.
+            logical_len: units to hash.
+            unit_width: token ids per unit.
+            is_bigram: a unit is a token id and the next one; `raw_tokens` has one more.
+            prior_digest: the hash before the first page; None at the start.
+            page_size: units per page; None for one hash of everything.
+
+        Raises `ValueError` for a negative token.
+
+        """
+        tokens = list(raw_tokens)
+        if is_bigram:
+            tokens = [token for pair in pairwise(tokens[: logical_len + 1]) for token in pair]
+        step = (page_size or max(logical_len, 1)) * unit_width
+        end = logical_len * unit_width
+        hashes, previous = [], prior_digest or b""
+        for first in range(0, max(end, 0 if page_size else 1), step):
+            page = tokens[first : min(first + step, end)]
+            previous = hashlib.sha256(previous + _encode(page)).digest()
+            hashes.append(previous.hex())
+        return hashes if page_size else hashes[0]
+
+
 def _encode(tokens: Sequence[int]) -> bytes:
     try:
-        if max(tokens) > UINT32_MAX:
+        if tokens and max(tokens) > UINT32_MAX:
             return b"\xff" + struct.pack(f"<{len(tokens)}q", *tokens)
         return struct.pack(f"<{len(tokens)}I", *tokens)
     except struct.error as error:

@@ -8,7 +8,8 @@ import ctypes
 import errno
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 HUGE_PAGE = 2 << 20
 """Bytes per huge page on x86-64, and on 64-bit Arm with 4 KiB pages."""
@@ -46,6 +47,10 @@ _libc.mmap.argtypes = (
 )
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+REPORT_SECONDS = 5.0
+"""Seconds between reports of progress."""
 
 
 def is_ordinary_memory(descriptor: int) -> bool:
@@ -95,8 +100,10 @@ def map_until_exit(descriptor: int, length: int) -> None:
         raise _error("exclude a mapping from forked children")
 
 
-def populate(memory: memoryview) -> bool:
+def populate(memory: memoryview, report: Callable[[int], None] | None = None) -> bool:
     """Allocate every page of mapped memory, in huge pages if the kernel provides them.
+
+    Calls `report` with the bytes done every `REPORT_SECONDS` until all are.
 
     Returns whether all memory that can be in huge pages is. Blocks for about two seconds per GiB
     and thread. Raises `OSError` if there is not enough memory. A kernel before 5.14 allocates the
@@ -109,7 +116,16 @@ def populate(memory: memoryview) -> bool:
     ]
     threads = min(THREADS, len(chunks), len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="memkv-populate") as executor:
-        return all(list(executor.map(_populate_chunk, chunks)))
+        futures = {executor.submit(_populate_chunk, chunk): chunk[1] for chunk in chunks}
+        while wait(futures, REPORT_SECONDS, FIRST_EXCEPTION).not_done:
+            done = [future for future in futures if future.done()]
+            if any(future.exception() for future in done):
+                executor.shutdown(cancel_futures=True)
+                break
+            if report is not None:
+                report(sum(futures[future] for future in done))
+        results = [future.result() for future in futures if not future.cancelled()]
+    return all(results)
 
 
 def _populate_chunk(chunk: tuple[int, int]) -> bool:

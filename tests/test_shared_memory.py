@@ -1,7 +1,9 @@
 """Shared memory as the agent and the servers map it."""
 
+import errno
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from ctypes import addressof, c_char
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from memkv_sglang import shared_memory
 from memkv_sglang.shared_memory import HUGE_PAGE, map_memory, populate
 
 SIZE = 3 * HUGE_PAGE + 4096
@@ -94,3 +97,39 @@ def test_hugetlb_memory_reports_its_page_size(flags: int) -> None:
 def test_invalid_descriptor_is_refused() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         map_memory(-1, SIZE)
+
+
+def test_progress_is_reported_until_all_is_allocated(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, reported = threading.Event(), []
+    real = shared_memory._populate_chunk
+
+    def populate_chunk(chunk: tuple[int, int]) -> bool:
+        if chunk[1] != HUGE_PAGE:  # the last, shorter one
+            assert last.wait(30)
+        return real(chunk)
+
+    def report(done: int) -> None:
+        reported.append(done)
+        if done == 3 * HUGE_PAGE:
+            last.set()
+
+    monkeypatch.setattr(shared_memory, "_populate_chunk", populate_chunk)
+    monkeypatch.setattr(shared_memory, "CHUNK", HUGE_PAGE)
+    monkeypatch.setattr(shared_memory, "REPORT_SECONDS", 0.01)
+    populate(map_memory(descriptor, SIZE), report)
+    assert reported == sorted(reported)
+    assert reported[-1] == 3 * HUGE_PAGE
+
+
+def test_memory_that_cannot_be_allocated_is_an_error(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(chunk: tuple[int, int]) -> bool:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(shared_memory, "_populate_chunk", fail)
+    monkeypatch.setattr(shared_memory, "CHUNK", 4096)
+    with pytest.raises(OSError, match="no memory"):
+        populate(map_memory(descriptor, SIZE))

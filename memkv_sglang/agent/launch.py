@@ -23,6 +23,13 @@ footers of up to millions of pages, at about 15,000 per second."""
 MODULE = "memkv_sglang.agent"
 """Module that `python -m` runs."""
 
+OF_THE_SERVER = (
+    *("LD_PRELOAD", "LD_AUDIT", "PROMETHEUS_MULTIPROC_DIR"),
+    *("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "TORCH", "PYTORCH_", "TRITON_"),
+    *("OMP_", "MKL_", "KMP_", "GOMP_"),
+)
+"""Beginnings of environment variables that concern a server's own process, GPUs and threads."""
+
 READY = "ready"
 """Line that the agent prints once it serves clients; any other line is an error message."""
 
@@ -65,8 +72,7 @@ def _spawn(config: Config, module: str, lock: int, log: Path) -> str:
             stderr=log_descriptor,
             pass_fds=[lock],
             start_new_session=True,
-            # The server's metrics directory is for its own processes.
-            env={k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"},
+            env={k: v for k, v in os.environ.items() if not k.startswith(OF_THE_SERVER)},
         )
     except OSError as error:
         raise StartError(f"cannot run {sys.executable}: {error.strerror}") from None

@@ -9,6 +9,7 @@ from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.agent.log_file import watch_log
 from memkv_sglang.agent.main import EngineBuilder, run
 from memkv_sglang.agent.paths import agent_log, socket_path
+from memkv_sglang.agent.placement import use_whole_machine
 from memkv_sglang.config.schema import Config
 
 READY = "ready"
@@ -30,6 +31,7 @@ def run_launched(text: bytes, lock: int, build: EngineBuilder = build_engine) ->
         os.close(null)
         os.close(lock)
 
+    use_whole_machine()
     config = msgspec.json.decode(text, type=Config)
     watch_log(agent_log(socket_path(config.agent)))
     return run(config, locked=True, report=report, build=build)

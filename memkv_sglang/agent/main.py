@@ -23,6 +23,7 @@ from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.log import configure_logging
 from memkv_sglang.agent.log_file import limit_log
 from memkv_sglang.agent.paths import agent_log, socket_path
+from memkv_sglang.agent.placement import set_oom_score
 from memkv_sglang.agent.protocol import AgentStatus
 from memkv_sglang.agent.server import Server
 from memkv_sglang.agent.service_manager import ServiceManager
@@ -98,6 +99,7 @@ def run(
     os.umask(0o077)
     _allow_descriptors()
     configure_logging(config.agent.log_level)
+    set_oom_score(config.agent.oom_score_adj)
     report = report or _print_problem
     try:
         asyncio.run(_serve(config, locked, report, build, lifetime))
@@ -232,7 +234,7 @@ class Agent:
             self._tasks.append(asyncio.create_task(self._report_status()))
         if self._manager.watchdog:
             self._tasks.append(asyncio.create_task(self._feed_watchdog()))
-        if self._config.idle_timeout:
+        if self._config.idle_timeout and self._launched:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
         threading.Thread(target=self._probe_tiers, name="memkv-ready", daemon=True).start()
         fields = {"socket": self._listener.path, "http_port": self._http.port}

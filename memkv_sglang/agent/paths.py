@@ -34,6 +34,17 @@ def agent_log(socket: Path) -> Path:
     return socket.with_name("agent.log")
 
 
+def private_directory(name: str) -> Path:
+    """Return a directory of this node's user next to the default socket, creating it if needed.
+
+    No other user can change what is in it. Raises `ConfigError`.
+    """
+    parent = _default_path().parent
+    os.close(_open_directory(parent))
+    os.close(_open_directory(parent / name))
+    return parent / name
+
+
 def _default_path() -> Path:
     if _is_own(SERVICE_DIRECTORY):
         return SERVICE_DIRECTORY / "agent.sock"

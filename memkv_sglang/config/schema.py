@@ -126,10 +126,21 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=0,
             extra=SECONDS,
-            description="The agent exits after this long without clients and with an empty upload "
-            "queue. 0: never.",
+            description="An agent that a server started exits after this long without clients, "
+            "once its upload queue is empty. 0: never. An agent started by hand or as a service "
+            "stays.",
         ),
-    ] = 0.0
+    ] = 60.0
+    oom_score_adj: Annotated[
+        int,
+        Meta(
+            ge=-1000,
+            le=1000,
+            description="How readily the kernel kills the agent when memory runs out: -1000 is "
+            "never, 1000 is first. Lowering it needs CAP_SYS_RESOURCE. 0: keep what the agent "
+            "inherits.",
+        ),
+    ] = 0
 
 
 class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

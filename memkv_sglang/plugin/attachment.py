@@ -10,6 +10,7 @@ from typing import Any
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import Config
+from memkv_sglang.plugin.compatibility import differences
 from memkv_sglang.plugin.hooks import missing_hooks
 from memkv_sglang.plugin.launch import uses_memkv
 
@@ -36,6 +37,13 @@ def read_config(extra: Mapping[str, Any]) -> Config:
     return load_config(Path(file) if file else None, os.environ, entry.get("settings") or {})
 
 
+def check_version(storage_config: Any) -> None:
+    """Raise `UnsuitableServerError` if SGLang is not what the hooks were written for."""
+    found = next(differences(storage_config), None)
+    if found is not None:
+        raise UnsuitableServerError(f"this SGLang differs from 0.5.23: {found}")
+
+
 def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
     """Raise `UnsuitableServerError` if the storage would serve wrong pages or none."""
     missing = missing_hooks()
@@ -53,6 +61,9 @@ def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
 def load_page_hash() -> None:
     """Compile SGLang's page hashes before a request needs them. Blocks, possibly many seconds.
 
+    Raises `UnsuitableServerError` if they cannot be compiled and the hook that replaces them is
+    missing.
+
     SGLang would compile them in its lookup thread at the first lookup. A flush or detach waits 10 s
     for that thread, and a timeout ends the server.
     """
@@ -61,7 +72,9 @@ def load_page_hash() -> None:
     try:
         native_hash._load_native_hash_module()
     except Exception as error:
-        log.warning("memkv: SGLang cannot compile its page hashes: %s", error.__cause__ or error)
+        raise UnsuitableServerError(
+            f"SGLang cannot compile its page hashes: {error.__cause__ or error}"
+        ) from None
 
 
 def wait_for_agent(client: AgentClient) -> None:

@@ -12,6 +12,8 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,9 +53,21 @@ class NoFingerprintError(Exception):
 
 
 class _Range(NamedTuple):
-    path: Path
     offset: int
     length: int
+
+
+def model_files(model: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the files that identify a model: configurations, code and weights, each sorted.
+
+    Raises `NoFingerprintError` if configuration or weights are missing, and `OSError`.
+    """
+    configs = [model / name for name in CONFIG_NAMES if (model / name).is_file()]
+    code = sorted(path for path in model.glob("*.py") if path.is_file())
+    weights = sorted(p for p in model.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
+    if not configs or not weights:
+        raise NoFingerprintError(f"{model} has no configuration or no weights")
+    return configs, code, weights
 
 
 def fingerprint(model: Path) -> str:
@@ -61,11 +75,7 @@ def fingerprint(model: Path) -> str:
 
     Raises `NoFingerprintError` if configuration or weights are missing.
     """
-    configs = [model / name for name in CONFIG_NAMES if (model / name).is_file()]
-    code = sorted(path for path in model.glob("*.py") if path.is_file())
-    weights = sorted(p for p in model.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.is_file())
-    if not configs or not weights:
-        raise NoFingerprintError(f"{model} has no configuration or no weights")
+    configs, code, weights = model_files(model)
     digest = hashlib.sha256()
     for path in configs:
         _update(digest, path.name.encode(), _canonical(path))
@@ -73,10 +83,11 @@ def fingerprint(model: Path) -> str:
         _update(digest, path.name.encode(), path.read_bytes())
     with ThreadPoolExecutor(READERS) as readers:
         for path in weights:
-            head, samples = _plan(path)
-            _update(digest, path.name.encode(), head)
-            for content in readers.map(_read, samples):
-                digest.update(content)
+            with path.open("rb", buffering=0) as file:  # once: it may be on a network file system
+                head, samples = _plan(path, file)
+                _update(digest, path.name.encode(), head)
+                for content in readers.map(partial(_read, file.fileno()), samples):
+                    digest.update(content)
     return digest.hexdigest()
 
 
@@ -87,7 +98,8 @@ def tensor_names(model: Path) -> frozenset[str]:
     """
     names: set[str] = set()
     for path in model.glob("*.safetensors"):
-        names |= json.loads(_safetensors_header(path, path.stat().st_size)).keys()
+        with path.open("rb", buffering=0) as file:
+            names |= json.loads(_safetensors_header(path, file)).keys()
     if not names:
         raise NoFingerprintError(f"{model} has no safetensors files, so its tensors are not known")
     return frozenset(names - {"__metadata__"})
@@ -111,27 +123,27 @@ def _update(digest: "hashlib._Hash", *parts: bytes) -> None:
         digest.update(part)
 
 
-def _plan(path: Path) -> tuple[bytes, list[_Range]]:
+def _plan(path: Path, file: FileIO) -> tuple[bytes, list[_Range]]:
     """Return bytes of a weight file to hash now, and ranges to read and hash later."""
-    size = path.stat().st_size
-    header = _safetensors_header(path, size) if path.suffix == ".safetensors" else b""
+    size = os.fstat(file.fileno()).st_size
+    header = _safetensors_header(path, file) if path.suffix == ".safetensors" else b""
     if size <= SMALL_FILE:
-        return header, [_Range(path, 0, size)]
+        return header, [_Range(0, size)]
     if header:
         return header, [*_tensor_samples(path, header)]
     step = max(size // SAMPLES_OF_OTHERS, SAMPLE)
-    samples = [_Range(path, offset, SAMPLE) for offset in range(0, size, step)]
+    samples = [_Range(offset, SAMPLE) for offset in range(0, size, step)]
     return size.to_bytes(8, "little"), samples
 
 
-def _safetensors_header(path: Path, size: int) -> bytes:
+def _safetensors_header(path: Path, file: FileIO) -> bytes:
     """Return the JSON header; format: https://github.com/huggingface/safetensors#format."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > min(size - 8, MAX_HEADER):
-            raise NoFingerprintError(f"{path} is not a complete safetensors file")
-        return file.read(length)
+    descriptor = file.fileno()
+    size, prefix = os.fstat(descriptor).st_size, os.pread(descriptor, 8, 0)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+    if length > min(size - 8, MAX_HEADER):
+        raise NoFingerprintError(f"{path} is not a complete safetensors file")
+    return _read(descriptor, _Range(8, length))
 
 
 def _tensor_samples(path: Path, header: bytes) -> Iterator[_Range]:
@@ -143,15 +155,20 @@ def _tensor_samples(path: Path, header: bytes) -> Iterator[_Range]:
         for begin, end in extents:
             step = max(end - begin - SAMPLE, 0) // (SAMPLES_OF_TENSOR - 1)
             for offset in range(begin, begin + step * SAMPLES_OF_TENSOR, step or SAMPLE):
-                yield _Range(path, base + offset, SAMPLE)
-            yield _Range(path, base + max(end - SAMPLE, begin), min(SAMPLE, end - begin))
+                yield _Range(base + offset, SAMPLE)
+            yield _Range(base + max(end - SAMPLE, begin), min(SAMPLE, end - begin))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise NoFingerprintError(f"{path} has an invalid safetensors header: {error}") from None
 
 
-def _read(sample: _Range) -> bytes:
-    descriptor = os.open(sample.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(descriptor, sample.length, sample.offset)
-    finally:
-        os.close(descriptor)
+def _read(descriptor: int, samples: _Range) -> bytes:
+    """Read a range; shorter if the file ends in it."""
+    offset, left = samples
+    parts = []
+    while left:
+        part = os.pread(descriptor, left, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset, left = offset + len(part), left - len(part)
+    return b"".join(parts)

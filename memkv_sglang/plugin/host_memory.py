@@ -1,5 +1,6 @@
 """Allocate the host pool in sealed shared memory that the agent can map, in huge pages."""
 
+import functools
 import logging
 import math
 import mmap
@@ -11,6 +12,8 @@ from memkv_sglang.plugin import state
 from memkv_sglang.shared_memory import map_memory, populate
 
 log = logging.getLogger(__name__)
+
+GIB = 1 << 30
 
 
 def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
@@ -24,16 +27,36 @@ def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: 
         return original(dims, dtype)
     import torch
 
+    _warn_about_huge_pages()
     count = math.prod(dims)
     size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = os.memfd_create("memkv-host-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
         memory = map_memory(descriptor, size)
-        if not populate(memory):
+        if not populate(memory, lambda done: _report(done, size)):
             log.info("memkv: the host pool has no huge pages, so loads from NVMe are slower")
     except BaseException:
         os.close(descriptor)
         raise
     tensor = torch.frombuffer(memory, dtype=dtype, count=count).reshape(dims)
     return tensor, descriptor, memory
+
+
+def _report(done: int, size: int) -> None:
+    log.info(
+        "memkv: allocating the host pool: %.0f of %.0f GiB (%d %%)",
+        done / GIB,
+        size / GIB,
+        100 * done // size,
+    )
+
+
+@functools.cache
+def _warn_about_huge_pages() -> None:
+    """Log once that SGLang's setting for hugetlb pages has no effect: agents refuse such memory."""
+    if os.environ.get("SGLANG_HUGEPAGE_SIZE"):
+        log.warning(
+            "memkv: SGLANG_HUGEPAGE_SIZE is ignored; the host pool uses transparent huge pages "
+            "of 2 MiB, which need no reservation"
+        )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from memkv_sglang.plugin.fingerprint import fingerprint
+from memkv_sglang.plugin.fingerprint_cache import cached_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def _content(value: Any) -> str:
             if path.is_file():
                 return hashlib.sha256(path.read_bytes()).hexdigest()
             if path.is_dir():
-                return fingerprint(path)
+                return cached_fingerprint(path)
         return value
     return json.dumps(value, sort_keys=True, default=_plain)
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from memkv_sglang.namespace import Namespace, Shard
-from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
+from memkv_sglang.plugin.fingerprint import NoFingerprintError
+from memkv_sglang.plugin.fingerprint_cache import cached_fingerprint
 from memkv_sglang.plugin.kv_arguments import describe_arguments, describe_environment
 from memkv_sglang.plugin.kv_format import describe_format
 
@@ -132,7 +133,7 @@ def identify_weights(model_path: str, revision: str | None = None, cache: str | 
 
     Blocks; raises `NoFingerprintError`. For the arguments see `find_weights`.
     """
-    return fingerprint(find_weights(model_path, revision, cache))
+    return cached_fingerprint(find_weights(model_path, revision, cache))
 
 
 def find_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> Path:

@@ -95,11 +95,26 @@ class Pool(ABC):
         """Spill a page per hash, in agent calls that start before `until`; see `Engine.spill`."""
         results: list[SpillResult] = []
         for part, slots in self._parts(chain, indices, until):
-            results += self._spill(part, slots, prefix)
+            results += self._spill_once_there_is_an_agent(part, slots, prefix, until)
             if results[-1] > SpillResult.PRESENT:
                 break
             prefix = [*prefix, *part.hashes]
         return results + [SpillResult.REFUSED] * (len(chain.hashes) - len(results))
+
+    def _spill_once_there_is_an_agent(
+        self, chain: Chain, indices: Any, prefix: Sequence[bytes], until: float
+    ) -> list[SpillResult]:
+        """Spill, again if there was no agent: SGLang never offers refused pages a second time."""
+        results = self._spill(chain, indices, prefix)
+        while (
+            set(results) == {SpillResult.REFUSED}
+            and self._client.problem
+            and time.monotonic() < until
+        ):
+            if not self._client.wait(max(0.0, until - time.monotonic())):
+                break
+            results = self._spill(chain, indices, prefix)
+        return results
 
     def _parts(self, chain: Chain, indices: Any, until: float) -> Iterator[tuple[Chain, Any]]:
         pages = len(chain.hashes)

@@ -137,11 +137,32 @@ weight_updates = WeightUpdates()
 device_pools: dict[str, tuple[Any, ...]] = {}
 """By the host pool's name: its device pool, and the draft pools packed into its pages."""
 
+tree: "weakref.ref[Any] | None" = None
+"""SGLang's radix tree."""
+
 adapter_digests: dict[str, str] = {}
 """Content digest of each LoRA adapter by its id."""
 
 unfinished_clears: set[bytes] = set()
 """Namespaces whose removal a detach interrupted; the next attach resumes it."""
+
+
+def server_seed() -> int:
+    """Return a number that all ranks of this server share and other servers do not, by default.
+
+    It is SGLang's random seed, which is random unless the server was started with one.
+    """
+    from sglang.srt.arg_groups.overrides import resolution_result
+    from sglang.srt.runtime_context import get_server_args
+
+    return int(resolution_result(get_server_args(), "random_seed") or 0)
+
+
+def write_policy() -> str:
+    """Return when SGLang copies pages from the device to the host pool."""
+    from sglang.srt.runtime_context import get_memory
+
+    return str(get_memory().hicache_write_policy)
 
 
 def wanted() -> bool:

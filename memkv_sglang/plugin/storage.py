@@ -17,6 +17,7 @@ from memkv_sglang.plugin import events, hooks, state
 from memkv_sglang.plugin.attachment import (
     UnsuitableServerError,
     check_server,
+    check_version,
     load_page_hash,
     read_config,
     wait_for_agent,
@@ -29,6 +30,7 @@ from memkv_sglang.plugin.pools import Pool, UnsuitablePoolError, start_deadline
 from memkv_sglang.plugin.prefill import PrefillSpeed
 from memkv_sglang.plugin.registered import RegisteredPool, RegisteredPools
 from memkv_sglang.plugin.side_pools import ALL_PAGES, Search
+from memkv_sglang.plugin.sizing import check_host_pool
 from memkv_sglang.plugin.traffic import Traffic
 from memkv_sglang.plugin.weights import identify_loaded
 from memkv_sglang.tiers.base import LoadResult, SpillResult
@@ -93,6 +95,7 @@ class MemKVStorage(HiCacheStorage):
             self._announcer = events.Announcer(self._client, events.tiers_of(config))
         hooks.install_optional_hooks()
         load_page_hash()
+        check_version(self._config)
         wait_for_agent(self._client)
         state.storage = self
 
@@ -122,6 +125,8 @@ class MemKVStorage(HiCacheStorage):
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """Let the agent map the anchor pool."""
         super().register_mem_pool_host(mem_pool_host)
+        if self._client is not None:
+            check_host_pool(mem_pool_host, state.write_policy())
         self._add_pool(KV_POOL, mem_pool_host)
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:

@@ -9,6 +9,7 @@ in flight. It would then serve old KV with new weights, so an update first waits
 import logging
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,7 @@ def _keeps_weights(manager: Any) -> bool:
 
 def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap the reset of the radix tree. Raises `RuntimeError` if pages stay withheld."""
+    state.tree = weakref.ref(tree)
     if state.enabled:
         _wait_for_withheld_pages()
     result = original(tree, *args, **kwargs)

@@ -1,9 +1,11 @@
 """Starting an agent: one for all clients, independent of its starter, with clear errors."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from memkv_sglang.agent import launch
 from memkv_sglang.agent.launch import StartError, start_agent
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.agent.log_file import LOG_LIMIT
+from memkv_sglang.agent.placement import SET_MEMPOLICY
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config, MinioConfig, NvmeConfig
 from memkv_sglang.page import Chain
@@ -93,6 +96,80 @@ def test_started_agent_outlives_its_starter(config: Config) -> None:
     log = Path(config.agent.socket).with_name("agent.log")
     assert [open_files[number] for number in range(3)] == [Path(os.devnull), log, log]
     assert log.parent not in open_files.values(), "the lock is still held"
+
+
+def test_an_idle_agent_ends(config: Config, tmp_path: Path) -> None:
+    config = make_config(tmp_path, idle_timeout=0.3)
+    client = AgentClient(config, start=True, module=MODULE)
+    assert client.wait(LIMIT), client.problem
+    pid = pid_of(client)
+    time.sleep(0.8)  # an idle client still counts as a client
+    assert alive(pid)
+    client.close()
+    eventually(lambda: not alive(pid))
+    assert 'event="agent idle"' in Path(config.agent.socket).with_name("agent.log").read_text()
+
+
+CONFINED = """
+import ctypes, os, sys, time
+from tests.agent.agent_harness import *
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+node = ctypes.c_ulong(1)
+assert ctypes.CDLL(None).syscall(int(sys.argv[2]), 2, ctypes.byref(node), 64) == 0  # MPOL_BIND
+client = AgentClient(make_config(Path(sys.argv[1])), start=True, module=MODULE)
+print(client.wait(LIMIT) and client.status().agent.pid, flush=True)
+time.sleep(LIMIT)
+"""
+
+
+def test_an_agent_uses_the_whole_machine_and_not_its_starters_part_of_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang binds each rank to a NUMA node, and its environment names the rank's GPU."""
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_PRELOAD"):
+        monkeypatch.setenv(name, "" if name == "LD_PRELOAD" else "1")
+    call = SET_MEMPOLICY.get(platform.machine())
+    if call is None:
+        pytest.skip("no number of set_mempolicy for this machine")
+    command = [sys.executable, "-c", CONFINED, str(tmp_path), str(call)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        starter.kill()
+    assert os.sched_getaffinity(pid) == os.sched_getaffinity(0)
+    policies = Path(f"/proc/{pid}/numa_maps").read_text().splitlines()
+    assert {line.split()[1] for line in policies} == {"default"}
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    names = {entry.partition(b"=")[0] for entry in variables}
+    assert names.isdisjoint({b"CUDA_VISIBLE_DEVICES", b"OMP_NUM_THREADS", b"LD_PRELOAD"})
+    assert b"PYTHONPATH" in names
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process's children and theirs."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(child) for line in lists for child in line.split()]
+    return children + [pid for child in children for pid in descendants(child)]
+
+
+def test_an_agent_survives_a_starter_that_kills_all_its_descendants(
+    config: Config, tmp_path: Path
+) -> None:
+    """SGLang does that when it ends. Other servers of the node keep their agent."""
+    command = [sys.executable, "-c", CONFINED.replace("assert ctypes", "# "), str(tmp_path), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        other = AgentClient(config, start=True, module=MODULE)
+        try:
+            assert other.wait(LIMIT), other.problem
+            for child in descendants(starter.pid):
+                os.kill(child, signal.SIGKILL)
+            starter.kill()
+            starter.wait()
+            assert pid_of(other) == pid
+        finally:
+            other.close()
 
 
 @pytest.mark.parametrize("size", [LOG_LIMIT, LOG_LIMIT + 1])

@@ -14,6 +14,8 @@ from sglang.srt.mem_cache.cpp_utils import native_hash
 from sglang_cpu_platform import page_hash
 from sglang_cpu_platform.page_hash import HashlibPageHash, PageHash
 
+from memkv_sglang.page_hash import PythonPageHash
+
 HASHLIB = HashlibPageHash()
 
 
@@ -53,6 +55,7 @@ def test_equals_the_extension(
     units = max(len(raw) - 1, 0) if is_bigram else len(raw) // unit_width
     arguments = (raw, units, 2 if is_bigram else unit_width, is_bigram, prior, page_size)
     assert HASHLIB.get_hash(*arguments) == extension.get_hash(*arguments)
+    assert PythonPageHash().get_hash(*arguments) == extension.get_hash(*arguments)
 
 
 @pytest.mark.parametrize(

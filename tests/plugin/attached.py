@@ -32,6 +32,7 @@ def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
     base = "sglang.srt.mem_cache"
     monkeypatch.setattr(f"{base}.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
     monkeypatch.setattr(state, "wanted", lambda: True)
+    monkeypatch.setattr(state, "write_policy", lambda: "write_through")
     monkeypatch.setattr(state, "unfinished_clears", set())
     monkeypatch.setattr(state, "device_pools", {})
     monkeypatch.setattr(

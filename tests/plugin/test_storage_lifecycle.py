@@ -12,12 +12,12 @@ import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolTransfer
 
 import memkv_sglang
-from memkv_sglang.plugin import attachment, state
+from memkv_sglang.plugin import attachment, hash_extension, pools, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.storage import MemKVStorage
 from tests.plugin import host_pools
-from tests.plugin.attached import MODEL, after, eventually, keys, storage_config, store
+from tests.plugin.attached import LIMIT, MODEL, after, eventually, keys, storage_config, store
 from tests.plugin.conftest import MakeNode
 
 pytestmark = pytest.mark.usefixtures("process")
@@ -71,7 +71,7 @@ def test_bad_settings_turn_it_off_with_one_line(
 def test_a_model_without_a_name_turns_it_off(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(server_args: Any) -> None:
+    def refuse(server_args: Any, salt: str) -> None:
         raise NoFingerprintError("dummy weights have no identity")
 
     monkeypatch.setattr(storage_module, "identify_model", refuse)
@@ -89,9 +89,15 @@ def test_page_hashes_are_compiled_before_the_first_lookup(
 
     module = "sglang.srt.mem_cache.cpp_utils.native_hash"
     monkeypatch.setattr(f"{module}._load_native_hash_module", compile_nothing)
+    assert_is_off(make_node().attach({"kv": host_pools.mha()}))
+    assert "cannot compile its page hashes: no compiler" in caplog.text
+    monkeypatch.setattr(
+        f"{module}._load_native_hash_module", lambda: hash_extension.load(compile_nothing)
+    )
+    monkeypatch.setattr(hash_extension, "_fallback", None)
     pool = host_pools.mha()
     storage = make_node().attach({"kv": pool})
-    assert "cannot compile its page hashes: no compiler" in caplog.text
+    assert "cannot compile its page hashes (no compiler), so Python computes them" in caplog.text
     store(storage, pool, keys(2))
     assert storage.batch_exists(keys(2)) == 2
 
@@ -152,6 +158,22 @@ def test_a_killed_agent_costs_misses_only(make_node: MakeNode) -> None:
     assert all(host_pools.read(pool, 20 + i) == contents[i] for i, ok in enumerate(loaded) if ok)
     eventually(lambda: storage.batch_exists(chain) == 8)
     assert storage.batch_get_v1(chain, indices, after([])) == [True] * 8
+
+
+def test_pages_refused_while_the_agent_restarts_are_stored(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang drops a page for good if the storage refuses it."""
+    monkeypatch.setattr(pools, "START_SECONDS", LIMIT)
+    pool, node = host_pools.mha(), make_node()
+    storage = node.attach({"kv": pool})
+    store(storage, pool, keys(4))
+    with node.client() as client:
+        report = client.status()
+    assert report is not None
+    os.kill(report.agent.pid, signal.SIGKILL)
+    store(storage, pool, keys(4, "next"))
+    assert storage.batch_exists(keys(4, "next")) == 4
 
 
 def test_a_sealed_storage_neither_finds_nor_stores(make_node: MakeNode) -> None:

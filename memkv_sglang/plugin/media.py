@@ -1,0 +1,97 @@
+"""Media in prompts by content, shape and grid: inputs that differ never share pages.
+
+SGLang puts numbers derived from an image's identity in place of its tokens, so that the identity
+becomes part of the page hashes. Often the identity is a 64-bit hash of the features' bytes alone,
+and features of two shapes can be the same bytes. A caller can also give any hash it likes. The hook
+replaces the identity with a digest of all that the model sees of the image.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from memkv_sglang.log_limit import LogLimit
+from memkv_sglang.plugin import state
+
+log = logging.getLogger(__name__)
+
+LOG_SECONDS = 600.0
+
+_limit = LogLimit(LOG_SECONDS)
+
+
+class _UnreadableError(Exception):
+    """A value whose content this process cannot read."""
+
+
+def identify_media(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Wrap `MultimodalInputs.from_processor_output`, which gives media their identities.
+
+    Runs in the scheduler's thread, on every rank: equal items get equal identities there.
+    """
+    inputs = original(*args, **kwargs)
+    if state.wanted():
+        for item in inputs.mm_items:
+            item.set_identity(_identity(item))
+        inputs.padded_input_ids = None  # made from the identities that SGLang gave
+    return inputs
+
+
+def _identity(item: Any) -> bytes:
+    """Return 32 bytes that differ for items that differ in anything the model sees."""
+    given = item.identity or item.hash.to_bytes(8, "big")
+    digest = hashlib.sha256(b"memkv media 1" + given)
+    features = item.feature if item.feature is not None else item.precomputed_embeddings
+    try:
+        seen = (_present(features), item.precomputed_embeddings, item.model_specific_data)
+        for content in _contents((item.modality, item.format, *seen)):
+            digest.update(len(content).to_bytes(8, "big") + content)
+    except _UnreadableError as error:
+        digest.update(b"of this server" + state.server_seed().to_bytes(16, "big"))
+        if _limit.admit(error.args) is not None:
+            log.warning(
+                "memkv: requests with %s do not share pages with other servers, because only a "
+                "hash of their media is known",
+                error,
+            )
+    return digest.digest()
+
+
+def _present(features: Any) -> Any:
+    if features is None:
+        raise _UnreadableError("media that another process holds")
+    return features
+
+
+def _contents(value: Any) -> Iterator[bytes]:
+    """Yield bytes that are equal for equal values only. Raises `_UnreadableError`."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        yield xxhash.xxh3_128_digest(raw.numpy())
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        yield f"{value.dtype} {value.shape}".encode()
+        yield xxhash.xxh3_128_digest(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, dict):
+        yield f"dict {len(value)}".encode()
+        for name in sorted(value, key=str):
+            yield from _contents((name, value[name]))
+    elif isinstance(value, list | tuple):
+        yield f"list {len(value)}".encode()
+        for each in value:
+            yield from _contents(each)
+    elif isinstance(value, Enum):
+        yield str(value).encode()
+    elif value is None or isinstance(value, bool | int | float | str | bytes):
+        yield repr(value).encode()
+    elif hasattr(value, "tensor"):  # SGLang's pointer to shared memory
+        yield from _contents(value.tensor)
+    else:
+        raise _UnreadableError(f"media in a {type(value).__name__}")
