@@ -63,7 +63,7 @@ class SeaweedServer(S3Server):
 
     @override
     def is_ready(self) -> bool:
-        """Return whether objects can be written: the gateway answers before the volumes do."""
+        """Return whether a new bucket takes objects: the gateway answers before the volumes do."""
         if not super().is_ready():
             return False
         client = Minio(f"{self.host}:{self.port}", *self.root, secure=False, region="us-east-1")
@@ -72,6 +72,7 @@ class SeaweedServer(S3Server):
                 client.make_bucket(READY_BUCKET)
             client.put_object(READY_BUCKET, "ready", io.BytesIO(b"ready"), 5)
             client.remove_object(READY_BUCKET, "ready")
+            client.remove_bucket(READY_BUCKET)  # so that the next start makes new volumes
         except (MinioException, HTTPError):
             return False
         return True

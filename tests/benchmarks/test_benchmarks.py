@@ -11,7 +11,7 @@ from memkv_testbed.faults.base import Outcome
 from memkv_testbed.faults.growth import Growth
 from memkv_testbed.faults.rounds import AUDIT
 
-from benchmarks import agent, cpu, faults, interference, lookup, minio, nvme, sessions, visible
+from benchmarks import agent, cpu, faults, interference, lookup, minio, nvme, s3, sessions, visible
 from benchmarks.__main__ import main
 from benchmarks.base import MissingToolError, tool
 from benchmarks.report import Report
@@ -50,6 +50,11 @@ FIGURES = {
         "scheduler_speed_kept_minio",
         "scheduler_speed_kept_seaweedfs",
     },
+    "s3": {
+        f"s3_{verb}_{server}_over_minio"
+        for verb in ("load", "spill")
+        for server in ("seaweedfs", "versitygw", "versitygw_keep_alive")
+    },
     "agent": {"agent_calls_per_core_second", "index_bytes_per_page", "agent_idle_cpu_percent"},
 }
 
@@ -64,6 +69,8 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visible, "PAGES", 8)
     monkeypatch.setattr(lookup, "QUICK_LENGTHS", (16, 64))
     monkeypatch.setattr(lookup, "CLAIMED", 64)
+    monkeypatch.setattr(s3, "QUICK_PAGES", 4)
+    monkeypatch.setattr(s3, "SECONDS", 0.0)
     monkeypatch.setattr(interference, "PAGES", 4)
     monkeypatch.setattr(interference, "QUICK_SECONDS", 0.1)
     monkeypatch.setattr(agent, "QUICK_SECONDS", 0.05)
@@ -71,8 +78,8 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "QUICK_IDLE_SECONDS", 0.1)
 
 
-SLOW = ("nvme", "minio", "interference", "lookup")
-"""The first two need fio or wrk; the others take long. `agent` covers what they share."""
+SLOW = ("nvme", "minio", "interference", "lookup", "s3")
+"""They need fio, wrk or other servers, or take long. `agent` covers what they share."""
 
 
 @pytest.mark.parametrize(
