@@ -18,6 +18,9 @@ READY_BUCKET = "ready"
 """A bucket in which a starting server is tried."""
 
 
+SOCKETS = Path("/tmp")  # noqa: S108 - the path is SeaweedFS's
+
+
 class SeaweedServer(S3Server):
     """SeaweedFS: master, volume server, filer and S3 gateway in one process. Nodes are root."""
 
@@ -60,6 +63,13 @@ class SeaweedServer(S3Server):
     def environment(self) -> Mapping[str, str]:
         # One volume per bucket at a time: enough for tests, and quicker to make than seven.
         return {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+
+    @override
+    def close(self) -> None:
+        super().close()
+        for port in self._ports.values():  # sockets that SeaweedFS makes there and leaves behind
+            for path in SOCKETS.glob(f"seaweedfs-*-grpc-{port}.sock"):
+                path.unlink(missing_ok=True)
 
     @override
     def is_ready(self) -> bool:
