@@ -164,6 +164,7 @@ REQUESTS: list[protocol.Request] = [
     protocol.CheckPages(KEY.namespace, KEY.hash, None, "nvme"),
     protocol.WarmPages(KEY.namespace, KEY.hash),
     protocol.Clear(KEY.namespace),
+    protocol.Hide(KEY.namespace),
     protocol.Flush(1.5),
     protocol.Status(),
     protocol.Settings(b"n" * 32),

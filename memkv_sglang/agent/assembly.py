@@ -1,11 +1,13 @@
 """Build the engine from the configured tiers."""
 
+import hashlib
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from memkv_sglang.agent.paths import socket_path
 from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
@@ -86,7 +88,9 @@ def _nvme(config: Config, metrics: Metrics, disabled: dict[str, str]) -> "NvmeTi
 def _minio(config: Config, metrics: Metrics, registry: CollectorRegistry) -> "MinioTier":
     from memkv_sglang.tiers.minio import MinioTier
 
-    tier = MinioTier(config.minio)
+    bucket = f"{config.minio.endpoint} {config.minio.bucket} {config.minio.prefix}"
+    name = f"cleared-{hashlib.sha256(bucket.encode()).hexdigest()[:16]}.json"
+    tier = MinioTier(config.minio, socket_path(config.agent).with_name(name))
     registry.register(TierEvents(tier.name, tier.telemetry.counts))
     registry.register(BulkFallbacks(tier.telemetry.fallbacks))
     tier.keep_limits(config.collector, metrics)

@@ -70,6 +70,7 @@ class Calls:
             protocol.SpillPages: self._spill,
             protocol.WarmPages: self._warm,
             protocol.Clear: self._clear,
+            protocol.Hide: self._hide,
             protocol.Flush: self._flush,
             protocol.Status: self._report,
             protocol.Shutdown: self._shutdown,
@@ -164,6 +165,9 @@ class Calls:
             return protocol.WarmedPages(*self._engine.warm(chain.keys()))
         except TierError as error:
             raise RequestError(str(error)) from None
+
+    def _hide(self, _session: Session, request: protocol.Hide, _: list[int]) -> protocol.Reply:
+        return protocol.Cleared(*self._engine.hide(request.namespace))
 
     def _clear(self, _session: Session, request: protocol.Clear, _: list[int]) -> protocol.Reply:
         split_hashes(request.namespace, b"")

@@ -16,7 +16,7 @@ from msgspec import Meta
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Increase it with every change that another version could misread."""
 
 MAX_MESSAGE = 16 << 20
@@ -118,6 +118,12 @@ class SpillPages(_Message, tag=6):
 
 class Clear(_Message, tag=7):
     """Delete all pages of a namespace."""
+
+    namespace: Digest
+
+
+class Hide(_Message, tag=21):
+    """Treat a namespace's pages as missing on this node until they are stored again."""
 
     namespace: Digest
 
@@ -227,7 +233,7 @@ class SpilledPages(_Message, tag=38):
 
 
 class Cleared(_Message, tag=39):
-    """Reply to `Clear`."""
+    """Reply to `Clear` and `Hide`."""
 
     pages: int
     complete: bool = True
@@ -308,6 +314,7 @@ Request = (
     | LoadPages
     | SpillPages
     | Clear
+    | Hide
     | Flush
     | Status
     | Shutdown

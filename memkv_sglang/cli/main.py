@@ -17,6 +17,7 @@ from memkv_sglang import __version__
 from memkv_sglang.cli.agent import agent
 from memkv_sglang.cli.bench import bench
 from memkv_sglang.cli.bucket import bucket
+from memkv_sglang.cli.clear import clear
 from memkv_sglang.cli.config import config
 from memkv_sglang.cli.doctor import doctor
 from memkv_sglang.cli.gc import gc
@@ -89,7 +90,7 @@ def memkv() -> None:
 
 VERBS = (
     *(doctor, config, agent, stats, inspect, verify),
-    *(bucket, gc, pin, unpin, pins, warm),
+    *(bucket, clear, gc, pin, unpin, pins, warm),
     *(bench, plan, patch),
 )
 

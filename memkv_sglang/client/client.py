@@ -292,6 +292,15 @@ class AgentClient:
         reply = self._call(protocol.Clear(namespace), seconds)
         return isinstance(reply, protocol.Cleared) and reply.complete
 
+    def hide(self, namespace: bytes, seconds: float) -> bool:
+        """Treat a namespace's pages as missing on this node until they are stored again.
+
+        Other nodes and the shared tier keep theirs. Returns whether every tier confirmed it within
+        `seconds`. Drops the connection to the agent if it takes longer.
+        """
+        reply = self._call(protocol.Hide(namespace), seconds)
+        return isinstance(reply, protocol.Cleared) and reply.complete
+
     def flush(self, timeout: float) -> bool:
         """Wait until all uploads have finished; False after `timeout` seconds."""
         reply = self._call(protocol.Flush(timeout), timeout + self._limit)

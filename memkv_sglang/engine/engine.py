@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
@@ -242,6 +242,16 @@ class Engine:
         returns, lookups find none of its pages and spills are refused. Can take long if the shared
         tier has many pages.
         """
+        return self._empty(namespace, lambda tier: tier.clear(namespace))
+
+    def hide(self, namespace: bytes) -> Removal:
+        """Treat a namespace's pages as missing on this node until they are stored again.
+
+        As `clear`, but other nodes and the shared tier keep their pages.
+        """
+        return self._empty(namespace, lambda tier: tier.hide(namespace))
+
+    def _empty(self, namespace: bytes, empty: Callable[[Tier], int]) -> Removal:
         removed = 0
         with self._gate.close(namespace, CLEAR_WAIT) as complete:
             if not complete:
@@ -251,7 +261,7 @@ class Engine:
                     worker.forget(namespace)
             for tier in self._tiers:
                 try:
-                    removed += _clear(tier, namespace)
+                    removed += _empty_tier(tier, empty)
                 except TierError as error:
                     complete = False
                     fields = {"tier": tier.name, "error": str(error)}
@@ -284,11 +294,11 @@ class Engine:
             tier.close(deadline)
 
 
-def _clear(tier: Tier, namespace: bytes) -> int:
-    """Clear a tier until it is empty: the server may still complete uploads that timed out."""
+def _empty_tier(tier: Tier, empty: Callable[[Tier], int]) -> int:
+    """Repeat until nothing is left: the server may still complete uploads that timed out."""
     removed = 0
     for _ in range(CLEAR_PASSES):
-        found = tier.clear(namespace)
+        found = empty(tier)
         removed += found
         if not found:
             break

@@ -58,25 +58,6 @@ def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
         )
 
 
-def load_page_hash() -> None:
-    """Compile SGLang's page hashes before a request needs them. Blocks, possibly many seconds.
-
-    Raises `UnsuitableServerError` if they cannot be compiled and the hook that replaces them is
-    missing.
-
-    SGLang would compile them in its lookup thread at the first lookup. A flush or detach waits 10 s
-    for that thread, and a timeout ends the server.
-    """
-    from sglang.srt.mem_cache.cpp_utils import native_hash
-
-    try:
-        native_hash._load_native_hash_module()
-    except Exception as error:
-        raise UnsuitableServerError(
-            f"SGLang cannot compile its page hashes: {error.__cause__ or error}"
-        ) from None
-
-
 def wait_for_agent(client: AgentClient) -> None:
     """Wait until the client is connected or its first attempt has failed.
 

@@ -1,4 +1,4 @@
-"""Delete every page of a server's namespaces in the background."""
+"""Make a node forget every page of a server's namespaces, in the background."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from memkv_sglang.plugin import state
 log = logging.getLogger(__name__)
 
 CLEAR_SECONDS = 600.0
-"""Time limit for one namespace; a million objects in MinIO take some minutes."""
+"""Time limit for one namespace."""
 
 UPLOAD_SECONDS = 10.0
 """Time limit for uploads that began before the clear."""
@@ -89,6 +89,6 @@ class Clearing:
 
     def _clear_all(self, digests: Iterable[bytes]) -> bool:
         return all(
-            not self._closed.is_set() and self._client.empty(digest, CLEAR_SECONDS)
+            not self._closed.is_set() and self._client.hide(digest, CLEAR_SECONDS)
             for digest in digests
         )

@@ -1,30 +1,29 @@
-"""SGLang's page hashes where its extension cannot be compiled."""
+"""SGLang's page hashes, also where its extension cannot be compiled."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 from memkv_sglang.page_hash import PythonPageHash
 
 log = logging.getLogger(__name__)
 
-_fallback: PythonPageHash | None = None
 
+def load_page_hash() -> None:
+    """Compile SGLang's page hashes before a request needs them, or compute them in Python.
 
-def load(original: Callable[[], Any]) -> Any:
-    """Wrap `_load_native_hash_module`: return the extension, or the same hashes in Python.
-
-    Without this, SGLang answers every lookup with 0 pages and still stores all it computes.
+    Blocks, possibly many seconds. SGLang would compile them in its lookup thread at the first
+    lookup. A flush or detach waits 10 s for that thread, and a timeout ends the server. Where they
+    cannot be compiled, SGLang would answer every lookup with 0 pages and still store all it
+    computes.
     """
-    global _fallback
-    if _fallback is None:
-        try:
-            return original()
-        except RuntimeError as error:
-            log.warning(
-                "memkv: SGLang cannot compile its page hashes (%s), so Python computes them, which "
-                "takes three times as long; install g++, ninja and OpenSSL's headers",
-                str(error.__cause__ or error).partition("\n")[0],
-            )
-            _fallback = PythonPageHash()
-    return _fallback
+    from sglang.srt.mem_cache.cpp_utils import native_hash
+
+    try:
+        native_hash._load_native_hash_module()
+    except Exception as error:
+        log.warning(
+            "memkv: SGLang cannot compile its page hashes (%s), so Python computes them, which "
+            "takes three times as long; install g++, ninja and OpenSSL's headers",
+            str(error.__cause__ or error).partition("\n")[0],
+        )
+        fallback = PythonPageHash()
+        native_hash._load_native_hash_module = lambda: fallback

@@ -64,11 +64,6 @@ HOOKS = (
     ),
     Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", "lora.load_adapter"),
     *(Hook(f"{UPDATER}.{name}", f"weights.{name}") for name in UPDATES),
-    Hook(
-        "sglang.srt.mem_cache.cpp_utils.native_hash._load_native_hash_module",
-        "hash_extension.load",
-        required=False,
-    ),
     Hook(f"{CONTROLLER}._page_transfer", "storage_hooks.load", required=False),
     Hook(f"{CONTROLLER}._page_backup", "storage_hooks.back_up", required=False),
     Hook(f"{CONTROLLER}.should_backup", "storage_hooks.should_back_up", required=False),

@@ -18,12 +18,12 @@ from memkv_sglang.plugin.attachment import (
     UnsuitableServerError,
     check_server,
     check_version,
-    load_page_hash,
     read_config,
     wait_for_agent,
 )
 from memkv_sglang.plugin.clearing import Clearing
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
+from memkv_sglang.plugin.hash_extension import load_page_hash
 from memkv_sglang.plugin.hits import intersect, whole_prefix
 from memkv_sglang.plugin.namespaces import KV_POOL, ModelIdentity, identify_model
 from memkv_sglang.plugin.pools import Pool, UnsuitablePoolError, start_deadline
@@ -319,11 +319,11 @@ class MemKVStorage(HiCacheStorage):
         return self.traffic.take()
 
     def clear(self) -> None:
-        """Hide this server's pages immediately; delete them in the background.
+        """Treat everything stored so far as missing on this node; other nodes keep their pages.
 
-        Deletes every page of the server's namespaces, on this node and in the shared tier. Lookups
-        miss and spills fail until that is done. Then the server continues in the same namespaces
-        and shares the pages that other servers store from then on.
+        Returns immediately. Lookups miss and spills fail until the agent has removed the server's
+        pages from the disk and noted that those in the shared tier are hidden. Then the server
+        continues in the same namespaces and finds what any node stores from then on.
         """
         if self._client is None:
             return

@@ -161,6 +161,14 @@ class Tier(ABC):
         May delete the namespace's description as well.
         """
 
+    def hide(self, namespace: bytes) -> int:
+        """Treat every page of a namespace stored so far as missing, on this node only.
+
+        Returns the number of pages removed. A tier of this node removes them; a shared one keeps
+        them for the other nodes. Pages stored again are found. Raises `TierError`.
+        """
+        return self.clear(namespace)
+
     @abstractmethod
     def usage(self) -> TierUsage:
         """Return what the tier holds, without I/O."""

@@ -40,6 +40,7 @@ def test_largest_messages_are_accepted() -> None:
         ),
         (protocol.Describe(bytes(64 << 10)), protocol.Describe(bytes((64 << 10) + 1))),
         (protocol.Clear(bytes(16)), protocol.Clear(bytes(17))),
+        (protocol.Hide(bytes(16)), protocol.Hide(bytes(17))),
     ],
 )
 def test_oversized_messages_are_rejected(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ from memkv_sglang.tiers.base import (
 from memkv_sglang.tiers.minio.admin import REMOVED_AT_ONCE, Bucket
 from memkv_sglang.tiers.minio.auth import Signer, credential_provider, read_credentials
 from memkv_sglang.tiers.minio.forms import page_form
+from memkv_sglang.tiers.minio.hidden import HiddenPages
 from memkv_sglang.tiers.minio.http import (
     BackgroundCall,
     ConnectionPool,
@@ -67,6 +69,9 @@ log = logging.getLogger(__name__)
 
 OPENING_TIME = 8.0
 """How long calls of the control path wait for the bucket to open, in seconds."""
+
+CLOCK_MARGIN = 1.0
+"""Seconds by which the known time of a server can be behind: servers report whole seconds."""
 
 CONTROL_TIME = 60.0
 """Maximum time, in seconds, to check which of a batch of pages exist before deleting them."""
@@ -108,8 +113,11 @@ class MinioTier(Tier):
 
     name = "minio"
 
-    def __init__(self, config: MinioConfig) -> None:
-        """Start to open the bucket in the background. Raises `ConfigError` for invalid settings."""
+    def __init__(self, config: MinioConfig, hidden: Path | None = None) -> None:
+        """Start to open the bucket in the background. Raises `ConfigError` for invalid settings.
+
+        The file `hidden` remembers what `hide` has hidden.
+        """
         endpoints = parse_endpoints(config)
         self._config = config
         self._read_only = config.role == "reader"
@@ -119,6 +127,7 @@ class MinioTier(Tier):
             read_credentials(config.credentials_file)  # raises now if the file is invalid
         self._names = ObjectNames(config.prefix)
         self._presence = PresenceCache(config.presence_cache_pages, config.negative_ttl)
+        self._hidden = HiddenPages(hidden)
         self.telemetry = Telemetry()
         self._threads = TransferPool(config.connections)
         make_pool = partial(
@@ -182,6 +191,15 @@ class MinioTier(Tier):
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Receive pages straight into their buffers; see `PageTransfers.load`."""
+        if pages and self._hidden.until(pages[0].key.namespace):
+            visible = self.present([page.key for page in pages], deadline)
+            if not all(visible):
+                end = visible.index(False)
+                rest = [SKIPPED] * (len(pages) - end - 1)
+                return [*self._fetch(pages[:end], deadline), Fetched(LoadResult.MISSING), *rest]
+        return self._fetch(pages, deadline)
+
+    def _fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         transfers = self._transfers(deadline) if pages else None
         fetched = (
             stopped(Fetched(LoadResult.FAILED), len(pages))
@@ -290,6 +308,23 @@ class MinioTier(Tier):
         bucket.remove([self._names.description(namespace)])
         self._presence.forget(namespace)
         return removed
+
+    @override
+    def hide(self, namespace: bytes) -> int:
+        """Find only pages that are stored from now on, or more exactly from a second later."""
+        deadline = time.monotonic() + CONTROL_TIME
+        try:
+            name = self._names.description(namespace)
+            (head,) = self._opened(deadline).control.heads([name], deadline)
+            self._hidden.hide(namespace, self._clock.now(head) + CLOCK_MARGIN)
+        except (TransferError, StatusError, OutOfTimeError, OSError) as error:
+            raise TierError(f"cannot hide the namespace: {error}") from error
+        self._presence.forget(namespace)
+        return 0
+
+    def digests(self) -> list[bytes]:
+        """Return every namespace that has objects in the bucket. Raises `TierError`."""
+        return list(filter(None, map(_digest, self._bucket().folders(self._names.root))))
 
     def keep_limits(
         self, config: CollectorConfig, metrics: Metrics, *, delay: float = DELAY
@@ -451,6 +486,18 @@ class MinioTier(Tier):
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
 
+    def _visible(
+        self, client: ObjectClient, keys: Sequence[PageKey], names: Sequence[str], deadline: float
+    ) -> list[bool]:
+        """Return which pages are stored and not hidden."""
+        if not any(self._hidden.until(key.namespace) for key in keys):
+            return client.exist(names, deadline)
+        times = client.stored_times(names, deadline)
+        return [
+            stored > self._hidden.until(key.namespace)
+            for key, stored in zip(keys, times, strict=True)
+        ]
+
     def _ask(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """Return which pages the server has. Raises `TierError`, `OutOfTimeError`."""
         if not keys:
@@ -458,7 +505,7 @@ class MinioTier(Tier):
         client = self._opened(deadline).client
         names = [self._names.page(key) for key in keys]
         try:
-            found = client.exist(names, deadline)
+            found = self._visible(client, keys, names, deadline)
         except OutOfTimeError as error:
             self.telemetry.fault(LOOKUP_FAILED, error)
             raise

@@ -51,6 +51,10 @@ class WrapperTier(Tier):
         return self.inner.clear(namespace)
 
     @override
+    def hide(self, namespace: bytes) -> int:
+        return self.inner.hide(namespace)
+
+    @override
     def describe(self, namespace: Namespace) -> None:
         self.inner.describe(namespace)
 

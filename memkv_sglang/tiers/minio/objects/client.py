@@ -19,6 +19,7 @@ from memkv_sglang.tiers.minio.http import (
     StaleError,
     StatusError,
     is_html,
+    modified_time,
     refused,
     unusable_answer,
 )
@@ -108,6 +109,13 @@ class ObjectClient:
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
         """Return which names belong to stored pages, judged by their metadata; see `heads`."""
         return [self._stores_page(head) for head in self.heads(names, deadline)]
+
+    def stored_times(self, names: Sequence[str], deadline: float) -> list[float]:
+        """Return when each page was stored, by the server's clock; 0 if it is not; see `heads`."""
+        return [
+            modified_time(head) if self._stores_page(head) else 0.0
+            for head in self.heads(names, deadline)
+        ]
 
     def heads(
         self, names: Sequence[str], deadline: float, *, ways: int | None = None

@@ -1,0 +1,48 @@
+"""Pages of the bucket that this node treats as missing although other nodes keep them."""
+
+import json
+import logging
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class HiddenPages:
+    """For each cleared namespace, the server's time until which its pages are hidden. Thread-safe.
+
+    A page that is stored again is newer, so it is found.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the times from `path`; without one they are forgotten with the process."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._until: dict[str, float] = _read(path) if path is not None else {}
+
+    def hide(self, namespace: bytes, until: float) -> None:
+        """Hide what was stored until then. Raises `OSError` if that cannot be remembered."""
+        with self._lock:
+            self._until[namespace.hex()] = until
+            if self._path is not None:
+                temporary = self._path.with_suffix(".new")
+                temporary.write_text(json.dumps(self._until))
+                temporary.replace(self._path)
+
+    def until(self, namespace: bytes) -> float:
+        """Return until when the namespace's pages are hidden; 0 for never."""
+        return self._until.get(namespace.hex(), 0.0)
+
+
+def _read(path: Path) -> dict[str, float]:
+    with suppress(FileNotFoundError):
+        try:
+            times = json.loads(path.read_text())
+            return {str(name): float(until) for name, until in times.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            log.warning(
+                "cleared pages may be found again",
+                extra={"fields": {"file": str(path), "reason": str(error)}},
+            )
+    return {}
