@@ -2,8 +2,12 @@
 
 SGLang's `torch_native` backend computes a query for every token of the sequence, including the
 cached prefix, and discards those rows, so a cache hit saves almost nothing. Here only the new
-tokens are queries. The fused kernel does not support MLA's values, which are narrower than its
-keys; SGLang's own calls then take PyTorch's slow path.
+tokens are queries, and a layer with a sliding window reads only the keys inside it. The fused
+kernel does not support MLA's values, which are narrower than its keys; SGLang's own calls then take
+PyTorch's slow path.
+
+Layers with a sliding window may keep their KV in a pool of their own (`SWAKVPool`). `torch_native`
+writes to that pool, but reads it with the slots of the other pool; here they are translated.
 """
 
 import inspect
@@ -53,14 +57,16 @@ class _Call:
         return self._arguments[name]
 
     def is_plain(self, *, causal: bool) -> bool:
-        """Return whether this is self-attention over all previous tokens, without a window."""
-        window = self["sliding_window_size"]
+        """Return whether this is self-attention over previous tokens."""
         return (
-            self["causal"] == causal
-            and not self["is_cross_attn"]
-            and self["encoder_lens"] is None
-            and (window is None or window < 0)
+            self["causal"] == causal and not self["is_cross_attn"] and self["encoder_lens"] is None
         )
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens before its own a query sees; None for all."""
+        size = self["sliding_window_size"]
+        return None if size is None or size < 0 else int(size)
 
     def attend(self, new_tokens: list[int]) -> torch.Tensor:
         """Compute the output of all requests and return it."""
@@ -69,15 +75,25 @@ class _Call:
         requests = zip(
             self["req_pool_indices"].tolist(), self["seq_lens"].tolist(), new_tokens, strict=True
         )
-        first = 0
+        first, window = 0, self.window
         for request, length, new in requests:
-            slots = self["req_to_token"][request, :length]
+            # Slots before the window may already hold another sequence.
+            begin = 0 if window is None else max(0, length - new - window)
+            slots = self._slots(self["req_to_token"][request, begin:length])
             rows = slice(first, first + new)
             keys = self["k_cache"][slots].to(query.dtype)
             values = self["v_cache"][slots].to(query.dtype)
-            attend(query[rows], keys, values, output[rows], self["scaling"])
+            attend(query[rows], keys, values, output[rows], self["scaling"], window)
             first += new
         return output
+
+    def _slots(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return where the layer's pool keeps these tokens."""
+        backend = self["self"]
+        if self.window is None or not getattr(backend, "use_sliding_window_kv_pool", False):
+            return slots
+        translated: torch.Tensor = backend.token_to_kv_pool.translate_loc_from_full_to_swa(slots)
+        return translated
 
 
 def attend(
@@ -86,6 +102,7 @@ def attend(
     values: torch.Tensor,
     output: torch.Tensor,
     scaling: float | None,
+    window: int | None = None,
 ) -> None:
     """Write causal attention of a sequence's last tokens to `output`.
 
@@ -95,10 +112,13 @@ def attend(
         values: all tokens, `[tokens, kv_heads, v_head_dim]`.
         output: `[new, heads, v_head_dim]`.
         scaling: factor of the scores; None for one over the root of `head_dim`.
+        window: how many tokens before its own a query sees; None for all.
 
     """
     new, length, width = len(query), len(keys), values.shape[-1]
     if new == 1:
+        first = 0 if window is None else max(0, length - 1 - window)
+        keys, values = keys[first:], values[first:]
         output[0] = _attend_one(query[0], keys, values, scaling)
         return
     # The fused CPU kernel requires values as wide as keys (MLA's are narrower).
@@ -106,16 +126,17 @@ def attend(
     query, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (query, keys, values))
     grouped = query.shape[1] != keys.shape[1]
     # Without a prefix the kernel's own causal mode skips half the work.
-    whole = new == length
+    whole = new == length and (window is None or length <= window + 1)
     rows = new if whole else QUERY_ROWS
     for begin in range(0, new, rows):
         end = min(begin + rows, new)
         visible = length - new + end
+        first = 0 if window is None else max(0, visible - (end - begin) - window)
         part = scaled_dot_product_attention(
             query[:, :, begin:end],
-            keys[:, :, :visible],
-            values[:, :, :visible],
-            attn_mask=None if whole else _lower_right(end - begin, visible),
+            keys[:, :, first:visible],
+            values[:, :, first:visible],
+            attn_mask=None if whole else _lower_right(end - begin, visible - first, window),
             is_causal=whole,
             scale=scaling,
             enable_gqa=grouped,
@@ -123,9 +144,10 @@ def attend(
         output[begin:end] = part[0, :, :, :width].transpose(0, 1)
 
 
-def _lower_right(queries: int, keys: int) -> torch.Tensor:
+def _lower_right(queries: int, keys: int, window: int | None) -> torch.Tensor:
     """Return the causal mask of the last `queries` of `keys` tokens."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
+    return mask if window is None else mask.triu_(keys - queries - window)
 
 
 def _attend_one(

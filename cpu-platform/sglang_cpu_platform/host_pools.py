@@ -1,9 +1,10 @@
 """Copy between HiCache's device and host pools with PyTorch instead of CUDA kernels.
 
-Replaces the two transfer methods of SGLang's MHA and MLA host pools. Token `i` of a layer
+Replaces the two transfer methods of SGLang's MHA, MLA and Mamba host pools. Token `i` of a layer
 lies at `host[i]` in `layer_first`, `host[i, layer]` in `page_first`, and
 `host[i // page_size, layer, i % page_size]` in `page_first_direct`; layouts as in
-`mem_cache/pool_host/mha.py` and `mla.py` of SGLang 0.5.23. Copies are synchronous.
+`mem_cache/pool_host/mha.py` and `mla.py` of SGLang 0.5.23. State `i` of a Mamba layer lies at
+`host[i, layer, 0]` in each of its buffers. Copies are synchronous.
 """
 
 from collections.abc import Iterator
@@ -126,3 +127,41 @@ def mla_back_up_layers(
     """Replace `MLATokenToKVPoolHost.backup_from_device_all_layer`."""
     for layer, source in enumerate(self.device_kv_buffers):
         back_up(self, self.kv_buffer, layer, host_indices, device_indices, source)
+
+
+def mamba_load_layer(
+    self: Any,
+    device_pool: Any,  # noqa: ARG001
+    host_indices: Tensor,
+    device_indices: Tensor,
+    layer_id: int,
+    io_backend: str = "kernel",  # noqa: ARG001
+    *,
+    is_draft: bool = False,  # noqa: ARG001
+) -> None:
+    """Replace `MambaPoolHost.load_to_device_per_layer`."""
+    if layer_id == 0:  # what belongs to no layer
+        self._transfer_slot_states(host_indices, device_indices, to_device=True)
+    for host, layers in _states(self):
+        layers[layer_id][device_indices] = host[host_indices, layer_id, 0]
+
+
+def mamba_back_up_layers(
+    self: Any,
+    device_pool: Any,  # noqa: ARG001
+    host_indices: Tensor,
+    device_indices: Tensor,
+    io_backend: str = "kernel",  # noqa: ARG001
+) -> None:
+    """Replace `MambaPoolHost.backup_from_device_all_layer`."""
+    self._transfer_slot_states(host_indices, device_indices, to_device=False)
+    for host, layers in _states(self):
+        for layer, source in enumerate(layers):
+            host[host_indices, layer, 0] = source[device_indices]
+
+
+def _states(pool: Any) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield the host buffer and the device layers of each kind of state."""
+    if pool.temporal_state_elem_size:
+        yield pool.temporal_buffer, pool.temporal_device_layers
+    yield from zip(pool.conv_buffer, pool.conv_device_layers, strict=True)

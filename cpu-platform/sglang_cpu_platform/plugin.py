@@ -52,30 +52,44 @@ def register_hooks() -> None:
 def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
     from sglang.srt.plugins.hook_registry import HookType
 
-    from sglang_cpu_platform import attention, forking, host_pools, mla, page_hash, pinning
+    from sglang_cpu_platform import (
+        attention,
+        disaggregation,
+        forking,
+        host_pools,
+        mla,
+        page_hash,
+        pinning,
+    )
 
     pools = "sglang.srt.mem_cache.pool_host"
     mha_pool = f"{pools}.mha.MHATokenToKVPoolHost"
+    mamba_pool = f"{pools}.mamba.MambaPoolHost"
     mla_pool = f"{pools}.mla.MLATokenToKVPoolHost"
     load, back_up = "load_to_device_per_layer", "backup_from_device_all_layer"
     attention_backend = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
     rope = "sglang.srt.layers.rotary_embedding.factory"
     native_hash = "sglang.srt.mem_cache.cpp_utils.native_hash"
     handlers = "sglang.srt.models.deepseek_common.attention_backend_handler"
+    transfer = "sglang.srt.disaggregation.utils"
     set_up = "sglang.srt.entrypoints.engine._set_envs_and_config"
     return [
         *([(set_up, forking.fork_children, HookType.AFTER)] if forking.is_enabled() else []),
         (f"{pools}.base.HostKVCache.__init__", pinning.not_pinned, HookType.BEFORE),
+        (f"{mamba_pool}.__init__", pinning.not_pinned, HookType.BEFORE),
         *((f"torch.{make}", pinning.not_pinned, HookType.BEFORE) for make in pinning.FACTORIES),
         ("torch.Tensor.pin_memory", pinning.unchanged, HookType.REPLACE),
         (f"{mha_pool}.{load}", host_pools.mha_load_layer, HookType.REPLACE),
         (f"{mha_pool}.{back_up}", host_pools.mha_back_up_layers, HookType.REPLACE),
         (f"{mla_pool}.{load}", host_pools.mla_load_layer, HookType.REPLACE),
         (f"{mla_pool}.{back_up}", host_pools.mla_back_up_layers, HookType.REPLACE),
+        (f"{mamba_pool}.{load}", host_pools.mamba_load_layer, HookType.REPLACE),
+        (f"{mamba_pool}.{back_up}", host_pools.mamba_back_up_layers, HookType.REPLACE),
         (f"{attention_backend}._run_sdpa_forward_extend", attention.extend, HookType.AROUND),
         (f"{attention_backend}._run_sdpa_forward_decode", attention.decode, HookType.AROUND),
         (f"{handlers}.AttentionBackendRegistry.get_handler", mla.handler, HookType.AFTER),
         (f"{rope}.get_rope_wrapper", mla.rope, HookType.REPLACE),
+        (f"{transfer}.get_kv_class", disaggregation.kv_class, HookType.AFTER),
         (f"{native_hash}._load_native_hash_module", page_hash.load, HookType.AROUND),
     ]
 

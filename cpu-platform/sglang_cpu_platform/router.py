@@ -26,6 +26,8 @@ class Router(ManagedProcess):
     Args:
         workers: URLs of the servers.
         log: file its output is appended to.
+        decode: URLs of decode servers; `workers` are then prefill servers.
+        bootstrap_ports: of the prefill servers.
         policy: how it chooses a worker: `cache_aware`, `round_robin`, `random`, ...
         extra: more arguments of `sglang_router.launch_router`.
         python: interpreter of the environment in which the router is installed.
@@ -37,6 +39,8 @@ class Router(ManagedProcess):
         workers: Sequence[str],
         *,
         log: Path,
+        decode: Sequence[str] = (),
+        bootstrap_ports: Sequence[int] = (),
         policy: str = "round_robin",
         extra: Sequence[str] = (),
         python: str = sys.executable,
@@ -44,7 +48,14 @@ class Router(ManagedProcess):
         port = free_port()
         self.url = f"http://{HOST}:{port}"
         self.client = Client(self.url)
-        self._workers = list(workers)
+        self._workers = [*workers, *decode]
+        roles = ["--worker-urls", *workers]
+        if decode:
+            roles = ["--pd-disaggregation"]
+            for url, bootstrap_port in zip(workers, bootstrap_ports, strict=True):
+                roles += ["--prefill", url, str(bootstrap_port)]
+            for url in decode:
+                roles += ["--decode", url]
         argv = [
             python, "-c", _LAUNCH,
             "--host", HOST,
@@ -53,7 +64,7 @@ class Router(ManagedProcess):
             "--prometheus-host", HOST,
             "--prometheus-port", str(free_port()),
             "--policy", policy,
-            "--worker-urls", *workers,
+            *roles,
             "--worker-startup-check-interval", "1",
             *extra,
         ]  # fmt: skip

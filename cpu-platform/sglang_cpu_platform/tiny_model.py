@@ -1,9 +1,10 @@
 """Create tiny models with random weights, without a download.
 
 `mha` is a Llama with grouped-query attention, `mla` a DeepSeek-V2 with latent attention and
-no experts. Both have 4 layers, a context of 32,768 tokens, a byte-level tokenizer (one token
-per byte) and 4 KiB of KV per token in float32, so a page of 64 tokens has 256 KiB. The weights
-depend only on kind, seed and library versions.
+no experts, and `swa` a Mellum without experts, in which every other layer sees a window of
+`WINDOW` tokens. All have 4 layers, a context of 32,768 tokens, a byte-level tokenizer (one token
+per byte) and 4 KiB of KV per token in float32, so a page of 64 tokens has 256 KiB (128 KiB in
+each of the two pools of `swa`). The weights depend only on kind, seed and library versions.
 """
 
 import argparse
@@ -12,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["mha", "mla"]
+Kind = Literal["mha", "mla", "swa"]
 
 CONTEXT_LENGTH = 32768
+
+WINDOW = 256
+"""Tokens that a sliding layer of the `swa` model sees, its own included."""
 
 _SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 _CHAT_TEMPLATE = (
@@ -58,14 +62,14 @@ def make(directory: Path, kind: Kind = "mha", seed: int = 0) -> None:
 
     Args:
         directory: created if necessary; existing files of the same names are replaced.
-        kind: `mha` or `mla`.
+        kind: `mha`, `mla` or `swa`.
         seed: of the random weights.
 
     """
     import torch
 
     torch.manual_seed(seed)
-    model = _llama() if kind == "mha" else _deepseek()
+    model = {"mha": _llama, "mla": _deepseek, "swa": _mellum}[kind]()
     model.float().save_pretrained(directory)
     _tokenizer().save_pretrained(directory)
 
@@ -114,6 +118,25 @@ def _deepseek() -> Any:
     return DeepseekV2ForCausalLM(config)
 
 
+def _mellum() -> Any:
+    from transformers import MellumConfig, MellumForCausalLM
+
+    layers = _COMMON["num_hidden_layers"]
+    config = MellumConfig(
+        **_COMMON,
+        **_LLAMA,
+        vocab_size=len(_tokens()),
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+        # Dense layers only, but the configuration describes routed experts too.
+        mlp_layer_types=["dense"] * layers,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=64,
+    )
+    return MellumForCausalLM(config)
+
+
 def _tokens() -> list[str]:
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -145,7 +168,7 @@ def main() -> int:
         prog="python -m sglang_cpu_platform.tiny_model", description=__doc__
     )
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--kind", choices=["mha", "mla", "lora"], default="mha")
+    parser.add_argument("--kind", choices=["mha", "mla", "swa", "lora"], default="mha")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     options = parser.parse_args()
     if options.kind == "lora":

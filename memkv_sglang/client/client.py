@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NoReturn, Self, TypeVar
 
@@ -152,18 +152,25 @@ class AgentClient:
                 load faster than the server can recompute them.
 
         `complete` is false if the budget ran out or a tier failed; `length` is then a lower bound.
-        Considers at most the first `MAX_HASHES` (65,536) pages.
 
         """
-        seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
-        asked = chain.hashes[: protocol.MAX_HASHES]
-        hashes = b"".join(asked)
-        request = protocol.LookupPages(chain.namespace, hashes, budget, recompute)
-        reply = self._call(request, seconds)
-        if isinstance(reply, protocol.FoundPages) and 0 <= reply.length <= len(asked):
-            known = reply.length < len(asked) or len(asked) == len(chain.hashes)
-            return Lookup(reply.length, reply.complete and known)
-        return Lookup(0, complete=False)
+        found = Lookup(0, complete=True)
+        for hashes, seconds in self._parts(chain, budget):
+            request = protocol.LookupPages(chain.namespace, b"".join(hashes), seconds, recompute)
+            reply = self._call(request, seconds + LOOKUP_GRACE)
+            if not isinstance(reply, protocol.FoundPages) or not 0 <= reply.length <= len(hashes):
+                return Lookup(found.length, complete=False)
+            found = Lookup(found.length + reply.length, reply.complete)
+            if reply.length < len(hashes) or not reply.complete:
+                break
+        return found
+
+    def _parts(self, chain: Chain, budget: float | None) -> Iterator[tuple[Sequence[bytes], float]]:
+        """Yield what a message holds of a chain, and the seconds left, until none are left."""
+        deadline = time.monotonic() + (self._budget if budget is None else budget)
+        for begin in range(0, max(1, len(chain.hashes)), protocol.MAX_HASHES):
+            left = max(0.0, deadline - time.monotonic())
+            yield chain.hashes[begin : begin + protocol.MAX_HASHES], left
 
     def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:
         """Return for each page of the chain whether a tier holds it, regardless of earlier pages.
@@ -173,16 +180,14 @@ class AgentClient:
             budget: seconds; pages not checked in time count as absent.
             tier: check only this tier; empty checks all.
 
-        Considers at most the first `MAX_HASHES` (65,536) pages; later ones count as absent.
-
         """
-        seconds = (self._budget if budget is None else budget) + LOOKUP_GRACE
-        hashes = chain.hashes[: protocol.MAX_HASHES]
-        request = protocol.CheckPages(chain.namespace, b"".join(hashes), budget, tier)
-        reply = self._call(request, seconds)
-        present = []
-        if isinstance(reply, protocol.CheckedPages) and len(reply.present) == len(hashes):
-            present = [bool(flag) for flag in reply.present]
+        present: list[bool] = []
+        for hashes, seconds in self._parts(chain, budget):
+            request = protocol.CheckPages(chain.namespace, b"".join(hashes), seconds, tier)
+            reply = self._call(request, seconds + LOOKUP_GRACE)
+            if not isinstance(reply, protocol.CheckedPages) or len(reply.present) != len(hashes):
+                break
+            present += map(bool, reply.present)
         return present + [False] * (len(chain.hashes) - len(present))
 
     def __reduce__(self) -> NoReturn:

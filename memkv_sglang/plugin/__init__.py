@@ -13,6 +13,7 @@ def register() -> None:
         register_hooks,
         required_hooks,
     )
+    from memkv_sglang.plugin.model_check import register_model_check
     from memkv_sglang.plugin.page_size import register_page_size
     from memkv_sglang.plugin.server_args import make_engine_args
 
@@ -21,6 +22,7 @@ def register() -> None:
     register_hooks()
     if not absent_targets():
         register_page_size()
+        register_model_check()
     from sglang.srt.entrypoints.engine import Engine
 
     Engine.server_args_class = staticmethod(make_engine_args)

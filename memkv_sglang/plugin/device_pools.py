@@ -4,11 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 from memkv_sglang.plugin import state
+from memkv_sglang.plugin.namespaces import KV_POOL
 
 
 def attach(original: Callable[..., Any], controller: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrap `attach_storage_backend`, which creates the storage: note the pools it will be given."""
-    for entry in getattr(controller.mem_pool_host, "entries", ()):
+    """Wrap `attach_storage_backend`, which creates the storage: note the pools it will be given.
+
+    SGLang's decode offload has one pool and no entries.
+    """
+    entries = getattr(controller.mem_pool_host, "entries", None)
+    if entries is None:
+        state.device_pools[KV_POOL] = (controller.mem_pool_device,)
+    for entry in entries or ():
         _note(entry)
     return original(controller, *args, **kwargs)
 

@@ -42,8 +42,13 @@ Your own values win. The server logs one line with what it set.
 
 _PAGE_SIZES = """
 Larger pages need fewer requests and load faster; smaller ones match prefixes more exactly. If the
-attention backend or a hybrid model requires a page size, that size is used. `--hicache-ratio` stays
-as it is: setting it would disable SGLang's own sizing of the host pool.
+attention backend requires a page size, that size is used. Models of which SGLang keeps one Mamba
+state per sequence (`--mamba-radix-cache-strategy no_buffer`) need page size 1; the log says so and
+what it costs. `--hicache-ratio` stays as it is: setting it would disable SGLang's own sizing of the
+host pool.
+
+Decode servers get other flags: see [Prefill and decode
+servers](sglang-storage.md#prefill-and-decode-servers).
 """
 
 _MISSING = """## Other SGLang versions
@@ -84,8 +89,9 @@ def _settings() -> str:
         "`--hicache-storage-prefetch-policy`": "`timeout`, SGLang's default; SGLang stops "
         f"waiting for a load after {base:g} s plus {per_ki_token:g} s per 1024 tokens",
         "memory of the host pool": "shared with the agent, in huge pages if possible",
-        "`--page-size`": f"the smallest power of two, at most {LARGEST_PAGE} tokens, with pages "
-        f"of at least {TARGET_BYTES >> 20} MiB per shard, that divides `--chunked-prefill-size`",
+        "`--page-size`": f"the smallest power of two with pages of at least {TARGET_BYTES >> 20} "
+        f"MiB per shard; at most {LARGEST_PAGE} tokens and the sliding window, and a divisor of "
+        "`--chunked-prefill-size` and `--mamba-track-interval`",
     }
     rows = [f"| {name} | {value} |\n" for name, value in settings.items()]
     return "".join([_SETS, *rows, _PAGE_SIZES])

@@ -17,7 +17,7 @@ class Hook(NamedTuple):
     `missing_hooks`, and importing them here would be a cycle."""
     required: bool = True
     """Whether pages could be wrong without it. Without an optional hook a server loses a metric,
-    an event or some cache hits."""
+    an event or some cache hits, or a decode server fails requests whose pages have gone."""
 
     @property
     def wrapper(self) -> Callable[..., Any]:
@@ -29,7 +29,9 @@ class Hook(NamedTuple):
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 TREE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+BASE_CONTROLLER = "sglang.srt.managers.cache_controller.HiCacheController"
 CONTROLLER = "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller.HybridCacheController"
+DECODE_QUEUE = "sglang.srt.disaggregation.decode_hicache_mixin.DecodeHiCachePreallocMixin"
 UPDATES = (
     "update_weights_from_disk",
     "update_weights_from_tensor",
@@ -54,7 +56,7 @@ HOOKS = (
     Hook(
         "sglang.srt.mem_cache.storage.mmap.mmap_allocator.alloc_shm", "host_memory.allocate_shared"
     ),
-    Hook(f"{CONTROLLER}.attach_storage_backend", "device_pools.attach"),
+    Hook(f"{BASE_CONTROLLER}.attach_storage_backend", "device_pools.attach"),
     Hook(f"{CONTROLLER}.register_host_pool_entry", "device_pools.register"),
     Hook(f"{TREE}.reset", "weights.reset_tree"),
     Hook("sglang.srt.managers.schedule_batch.Req.__init__", "lora.init_request"),
@@ -70,6 +72,11 @@ HOOKS = (
     Hook(f"{CONTROLLER}.prefetch_rate_limited", "sizing.rate_limited", required=False),
     Hook(f"{TREE}.take_events", "storage_hooks.take_events", required=False),
     Hook(f"{SCHEDULER}.process_batch_result", "storage_hooks.process_result", required=False),
+    Hook(
+        f"{DECODE_QUEUE}._build_decode_prefix_match",
+        "storage_hooks.match_on_decode",
+        required=False,
+    ),
     RELEASE,
 )
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
+from memkv_sglang.plugin import disaggregation
 from memkv_sglang.plugin.flags import take_flags
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def prepare(values: MutableMapping[str, Any]) -> None:
     _refuse_conflicts(values)
     extra = _extra_config(values, file, settings)
     wanted = {
-        "enable_hierarchical_cache": True,
+        **disaggregation.cache_arguments(values),
         "hicache_storage_backend": "dynamic",
         "hicache_storage_backend_extra_config": json.dumps(extra),
     }
@@ -94,7 +95,10 @@ def uses_memkv(server_args: Any) -> bool:
 
 
 def _refuse_conflicts(values: Mapping[str, Any]) -> None:
+    disaggregation.refuse_conflicts(values)
     for conflict in CONFLICTS:
+        if conflict.name == "disable_radix_cache" and disaggregation.is_decode(values):
+            continue  # SGLang decides by --disaggregation-decode-enable-radix-cache alone
         if conflict.name in values and values[conflict.name] not in conflict.works:
             flag = "--" + conflict.name.replace("_", "-")
             raise ConfigError(f"{flag}: does not work with --enable-memkv; {conflict.fix}")

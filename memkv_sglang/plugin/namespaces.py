@@ -40,8 +40,8 @@ STORAGE_CONFIG = {
     "tp_size": "shard, unless the ranks' pages are equal",
     "pp_rank": "shard",
     "pp_size": "shard",
-    "attn_cp_rank": "shard",
-    "attn_cp_size": "shard",
+    "attn_cp_rank": "shard, unless the ranks' pages are equal",
+    "attn_cp_size": "shard, unless the ranks' pages are equal",
     "dcp_rank": "shard",
     "dcp_size": "shard",
     "logical_page_size": "page_size, shard.dcp_size",
@@ -55,6 +55,9 @@ STORAGE_CONFIG = {
     "extra_config": "not named: settings of the tier",
 }
 """Where each field of SGLang's `HiCacheStorageConfig` is named, or why it is not."""
+
+SPLIT_OVER_CONTEXT_RANKS = ("arg.enable_kv_cache_sharding", "arg.enable_dsa_cache_layer_split")
+"""Arguments with which the context-parallel ranks of a server keep different KV."""
 
 FOREIGN_WEIGHTS = ("remote_instance", "ipc_cache", "rdma", "private")
 """Values of `--load-format` whose weights do not come from the files under the model's path."""
@@ -214,6 +217,9 @@ def describe_pool(
     shard = _shard(config)
     if not differs_by_rank(pool, host_pool, config):
         shard = msgspec.structs.replace(shard, tp_rank=0, tp_size=1)
+        # Context-parallel ranks gather each other's KV, unless the server splits it between them.
+        if not any(name in model.details for name in SPLIT_OVER_CONTEXT_RANKS):
+            shard = msgspec.structs.replace(shard, cp_rank=0, cp_size=1)
     return Namespace(
         model=model.fingerprint,
         revision=model.revision,

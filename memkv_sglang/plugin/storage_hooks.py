@@ -62,3 +62,25 @@ def release(original: Callable[..., Any], controller: Any, *args: Any, **kwargs:
     withheld pages: that needs no bookkeeping, and the pools are only a little smaller meanwhile.
     """
     withheld.when_free(partial(original, controller, *args, **kwargs))
+
+
+def match_on_decode(
+    original: Callable[..., Any], queue: Any, req: Any, result: Any, **more: Any
+) -> Any:
+    """Wrap `_build_decode_prefix_match`: promise only the prefix that is locked on the device.
+
+    The prefill server does not transfer the promised prefix. SGLang would include pages of the host
+    pool and of the storage, which it loads after the transfer, and it fails the request with HTTP
+    500 if one of them is gone by then. It would also wait in the scheduler for the lookup. The
+    prefill server finds the same pages in storage and transfers them.
+    """
+    if not state.enabled:
+        return original(queue, req, result, **more)
+    from sglang.srt.disaggregation.decode_hicache_mixin import DecodePrefixMatch
+
+    return DecodePrefixMatch(
+        prefix_indices=queue.tree_cache.prefix_device_indices(req),
+        l2_host_hit_length=0,
+        l3_storage_hit_length=0,
+        last_device_node=result.last_device_node,
+    )

@@ -163,16 +163,42 @@ def test_bad_requests_are_misses(client: AgentClient) -> None:
         assert client.spill(chain, pool.buffers(number, range(2))) == [STORED] * 2
 
 
-def test_lookup_of_a_chain_over_the_limit_finds_its_beginning(
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_calls_about_more_pages_than_fit_a_message_cover_the_whole_chain(
+    client: AgentClient, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_HASHES", limit)
+    chain = make_chain(NAMESPACE, 5, f"limit {limit}")
+    with HostPool(5) as pool:
+        buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(5))
+        for stored in range(1, 6):
+            one = Chain(chain.namespace, chain.hashes[stored - 1 : stored])
+            before = chain.hashes[: stored - 1]
+            assert client.spill(one, buffers[stored - 1 : stored], before) == [STORED]
+            assert client.lookup(chain) == Lookup(stored, complete=True)
+            assert client.present(chain) == [True] * stored + [False] * (5 - stored)
+
+
+def test_a_call_about_many_messages_keeps_its_budget(
     client: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chain = make_chain(NAMESPACE, 3, "long")
+    monkeypatch.setattr(protocol, "MAX_HASHES", 1)
+    sent: list[float] = []
+    original = AgentClient._call
+
+    def call(self: AgentClient, request: protocol.LookupPages, seconds: float) -> object:
+        assert request.budget is not None
+        sent.append(request.budget)
+        return original(self, request, seconds)
+
     with HostPool(3) as pool:
+        chain = make_chain(NAMESPACE, 3, "budget")
         buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(3))
-        assert client.spill(chain, buffers) == [STORED] * 3
-    for limit, found in ((2, Lookup(2, complete=False)), (3, Lookup(3, complete=True))):
-        monkeypatch.setattr(protocol, "MAX_HASHES", limit)
-        assert client.lookup(chain) == found
+        client.spill(chain, buffers)
+    monkeypatch.setattr(AgentClient, "_call", call)
+    assert client.lookup(chain, 0.5) == Lookup(3, complete=True)
+    first, second, third = sent
+    assert 0.5 >= first > second > third
 
 
 def test_chain_may_exceed_the_limit_of_a_message(client: AgentClient) -> None:

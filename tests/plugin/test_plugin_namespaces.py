@@ -13,9 +13,11 @@ pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
+from memkv_sglang.plugin import device_pools, state
 from memkv_sglang.plugin.fingerprint import NoFingerprintError, fingerprint
 from memkv_sglang.plugin.namespaces import (
     COORDINATES,
+    SPLIT_OVER_CONTEXT_RANKS,
     STORAGE_CONFIG,
     describe_pool,
     identify_weights,
@@ -132,6 +134,14 @@ def test_ranks_with_equal_latent_pages_share_them() -> None:
         return digest(host_pools.mla(), is_mla_model=True, **ranks)
 
     assert latent(tp_rank=1, tp_size=2) == latent()
+    contexts = {"tp_size": 2, "attn_cp_size": 2}
+    assert latent(tp_rank=1, attn_cp_rank=1, **contexts) == latent(**contexts) == latent()
+    for argument in SPLIT_OVER_CONTEXT_RANKS:
+        split = MODEL._replace(details={argument: "True"})
+        first, second = (
+            latent(model=split, tp_rank=i, attn_cp_rank=i, **contexts) for i in range(2)
+        )
+        assert first != second
     halves = {"tp_size": 4, "dcp_size": 2, "logical_page_size": 2 * host_pools.PAGE}
     first, second, third, fourth = (latent(tp_rank=i, dcp_rank=i % 2, **halves) for i in range(4))
     assert first == third != second == fourth
@@ -163,3 +173,12 @@ def test_every_field_of_the_storage_config_is_named_or_has_a_reason_not_to_be() 
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
 
     assert {field.name for field in dataclasses.fields(HiCacheStorageConfig)} == set(STORAGE_CONFIG)
+
+
+@pytest.mark.usefixtures("process")
+def test_the_only_pool_of_a_decode_server_that_offloads_has_a_known_format() -> None:
+    """Its controller has a host pool instead of a group of them."""
+    device = device_mha(torch.float32)
+    controller = SimpleNamespace(mem_pool_host=host_pools.mha(), mem_pool_device=device)
+    device_pools.attach(lambda controller: None, controller)
+    assert state.device_pools == {"kv": (device,)}

@@ -18,6 +18,7 @@ SHOWN = (
     "hicache_storage_backend",
     "hicache_storage_backend_extra_config",
     "hicache_mem_layout",
+    "disaggregation_decode_enable_offload_kvcache",
 )
 
 

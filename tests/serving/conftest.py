@@ -2,10 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pytest
 
@@ -19,7 +19,11 @@ from memkv_sglang.config.schema import MinioConfig
 from tests.patching.patched_copy import environment_of, make_patched_copy, sglang_under_test
 from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, start_all
 
-Recompute = Callable[[Tokens], list[int]]
+
+class Recompute(Protocol):
+    """Asks a server that has no cache of any kind."""
+
+    def __call__(self, tokens: Tokens, new_tokens: int = ...) -> list[int]: ...
 
 
 class Models(NamedTuple):
@@ -27,6 +31,8 @@ class Models(NamedTuple):
     mha_tuned: Path
     """The same architecture with other weights."""
     mla: Path
+    swa: Path
+    """Every other layer has a sliding window of `tiny_model.WINDOW` tokens."""
     red: Path
     blue: Path
     """Two adapters for `mha`."""
@@ -65,6 +71,7 @@ def models(home: Path) -> Models:
     tiny_model.make(models.mha, "mha")
     tiny_model.make(models.mha_tuned, "mha", seed=1)
     tiny_model.make(models.mla, "mla")
+    tiny_model.make(models.swa, "swa")
     tiny_model.make_lora(models.red, seed=1)
     tiny_model.make_lora(models.blue, seed=2)
     shutil.copytree(models.red, models.adapter)
@@ -104,16 +111,35 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def cluster(
-    home: Path, models: Models, shared: MinioConfig, patched: dict[str, str]
-) -> Iterator[Cluster]:
-    """Two nodes on one MinIO, and a server with neither the tier nor a radix cache."""
+def recompute(home: Path, models: Models) -> Iterator[Recompute]:
+    """Ask a server that has neither the tier nor a radix cache. The first call waits for it."""
     plain = CpuServer(
         models.mha,
         log=home / "plain.log",
         max_total_tokens=DEVICE_TOKENS,
         extra=["--disable-radix-cache"],
     )
+    ready = False
+
+    def recompute(tokens: Tokens, new_tokens: int = NEW_TOKENS) -> list[int]:
+        nonlocal ready
+        if not ready:
+            plain.wait_ready()
+            ready = True
+        return plain.client.generate(tokens, max_new_tokens=new_tokens).output_ids
+
+    try:
+        plain.start()
+        yield recompute
+    finally:
+        plain.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    home: Path, models: Models, shared: MinioConfig, patched: dict[str, str], recompute: Recompute
+) -> Iterator[Cluster]:
+    """Two nodes on one MinIO, and a server with neither the tier nor a radix cache."""
     lora = [
         *("--enable-lora", "--lora-backend", "torch_native"),
         *("--max-lora-rank", "8", "--lora-target-modules", "all"),
@@ -123,12 +149,7 @@ def cluster(
     a = Node("a", home, shared, models.mha, extra=lora)
     b = Node("b", home, shared, models.mha, extra=lora, env=patched, enable=by_name)
     with ExitStack() as stack:
-        stack.callback(plain.kill)
         stack.callback(a.close)
         stack.callback(b.close)
-        start_all(plain, a, b)
-
-        def recompute(tokens: Tokens) -> list[int]:
-            return plain.client.generate(tokens, max_new_tokens=NEW_TOKENS).output_ids
-
+        start_all(a, b)
         yield Cluster(a, b, recompute)

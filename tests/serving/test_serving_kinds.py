@@ -32,6 +32,8 @@ class Kinds(NamedTuple):
     latent_two_ranks: Node
     stages: Node
     """Two, each with half of the layers."""
+    windows: Node
+    """Every other layer has a sliding window."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,7 @@ def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
         Node("mla", home, shared, models.mla),
         Node("mla-tp2", home, shared, models.mla, tp=2),
         Node("pp2", home, shared, models.mha, extra=["--pp-size", "2"], env=ONE_CORE_EACH),
+        Node("windows", home, shared, models.swa),
     )
     with ExitStack() as stack:
         for node in nodes:
@@ -103,6 +106,17 @@ def test_pipeline_stages_load_their_own_pages(cluster: Cluster, kinds: Kinds) ->
     assert computed.output_ids == cluster.recompute(tokens)
     assert kinds.stages.stored(tokens) == reusable(len(tokens))
     assert kinds.stages.generate(tokens).output_ids == computed.output_ids
+
+
+def test_a_model_with_sliding_windows_reuses_whole_sequences(kinds: Kinds) -> None:
+    node, tokens = kinds.windows, prompt("windows", 1500)
+    computed = node.generate(tokens)
+    assert computed.cached_tokens == 0
+    node.share()
+    assert node.stored(tokens) == reusable(len(tokens))
+    assert node.generate(tokens).output_ids == computed.output_ids
+    # Only the end of a stored sequence has its window.
+    assert node.stored([*tokens[:700], *prompt("elsewhere", 300)]) == 0
 
 
 def test_latent_pages_are_shared_by_any_number_of_ranks(kinds: Kinds) -> None:

@@ -29,6 +29,50 @@ CHANGES: dict[str, Sequence[str]] = {
 
 BAD = (("--memkv-nvme-capacity", "much"), ("--memkv-config", "/none.toml"))
 SIZES = (("--page-size", "32"), ("--chunked-prefill-size", "192"))
+DECODE = ("--disaggregation-mode", "decode")
+RADIX_CACHE = "--disaggregation-decode-enable-radix-cache"
+DECODES: dict[str, Sequence[str]] = {
+    "offload": DECODE,
+    "radix cache": (*DECODE, RADIX_CACHE),
+    "disabled radix cache": (*DECODE, "--disable-radix-cache"),
+}
+DECODE_CONFLICTS: dict[str, Sequence[str]] = {
+    "--disaggregation-decode-host-receive-threshold": ("0.5",),
+    "--enable-hierarchical-cache": (),
+    "--enable-pd-role-switch": (),
+    "--enable-unified-memory": (),
+    "--disaggregation-decode-retraction-backup": ("host_pool",),
+    "--disaggregation-decode-enable-offload-kvcache": (RADIX_CACHE,),
+}
+"""Flags that do not work on a decode server with the tier, and their values."""
+
+HYBRIDS: dict[str, tuple[str, Sequence[str]]] = {
+    "window": ("swa", ()),
+    "small window": ("swa", ("--json-model-override-args", '{"sliding_window": 100}')),
+    "only windows": (
+        "swa",
+        ("--json-model-override-args", json.dumps({"layer_types": ["sliding_attention"] * 4})),
+    ),
+    "states": ("states", ()),
+}
+"""Models with side pools, by their directory, and more arguments."""
+
+TWO_NODES = ("--nnodes", "2", "--node-rank", "0", "--dist-init-addr", "127.0.0.1:1", "--tp-size")
+NODES: dict[str, tuple[str, Sequence[str]]] = {
+    "latent": ("mla", (*TWO_NODES, "2")),
+    "latent, with MinIO": ("mla", (*TWO_NODES, "2", "--memkv-endpoint", "http://minio:9000")),
+    "heads": ("mha", (*TWO_NODES, "2")),
+    "latent, stages": ("mla", (*TWO_NODES, "1", "--pp-size", "2")),
+}
+"""Servers on two nodes, by their model."""
+
+HYBRID_DECODES: dict[str, tuple[str, Sequence[str]]] = {
+    "window": ("swa", DECODE),
+    "window and radix cache": ("swa", (*DECODE, RADIX_CACHE)),
+    "states": ("states", DECODE),
+}
+"""The same on decode servers, where SGLang cannot store them."""
+
 GONE = "sglang.srt.mem_cache.gone.Function"
 ENGINE_TOKENS = prompt("engine")
 
@@ -74,6 +118,22 @@ def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, 
     return answers
 
 
+def make_states_model(directory: Path) -> None:
+    """Write the configuration of a model that keeps one state per sequence, without weights."""
+    from transformers import Lfm2Config
+
+    layers = ["conv", "full_attention"] * 2
+    config = Lfm2Config(
+        hidden_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=len(layers),
+        layer_types=layers,
+        architectures=["Lfm2ForCausalLM"],
+    )
+    config.save_pretrained(directory)
+
+
 class Asked(NamedTuple):
     """Processes that run in parallel, because each needs long to import SGLang."""
 
@@ -89,6 +149,11 @@ def asked(models: Models, home: Path) -> Iterator[Asked]:
     argvs = [basic[:2], basic]
     argvs += [[*basic, "--" + name.replace("_", "-"), *values] for name, values in CHANGES.items()]
     argvs += [[*basic, *more] for more in (*BAD, *SIZES)]
+    argvs += [[*basic, *more] for more in DECODES.values()]
+    argvs += [[*basic, *DECODE, flag, *more] for flag, more in DECODE_CONFLICTS.items()]
+    make_states_model(models.swa.with_name("states"))
+    for name, more in [*HYBRIDS.values(), *HYBRID_DECODES.values(), *NODES.values()]:
+        argvs.append(["--model-path", str(models.swa.with_name(name)), *basic[2:], *more])
     with ThreadPoolExecutor(len(Asked._fields)) as processes:
         yield Asked(
             processes.submit(of_sglang, argvs),
@@ -108,6 +173,11 @@ def answers(asked: Asked) -> dict[str, Any]:
         "conflicts": {name: next(outcomes) for name in CHANGES},
         "bad": [next(outcomes) for _ in BAD],
         "sizes": [next(outcomes) for _ in SIZES],
+        "decodes": {name: next(outcomes) for name in DECODES},
+        "decode conflicts": {name: next(outcomes) for name in DECODE_CONFLICTS},
+        "hybrids": {name: next(outcomes) for name in HYBRIDS},
+        "hybrid decodes": {name: next(outcomes) for name in HYBRID_DECODES},
+        "nodes": {name: next(outcomes) for name in NODES},
     }
 
 
@@ -149,6 +219,63 @@ def test_impossible_settings_are_refused_in_one_line(answers: dict[str, Any], na
     assert outcome["code"] == 2
     (line,) = outcome["stderr"].splitlines()
     assert line.startswith("error: --" + name.replace("_", "-"))
+
+
+@pytest.mark.parametrize("name", DECODES)
+def test_a_decode_server_stores_in_the_way_that_sglang_allows(
+    answers: dict[str, Any], name: str
+) -> None:
+    outcome = answers["decodes"][name]
+    assert outcome["code"] == 0
+    has_radix_cache = name == "radix cache"
+    assert outcome["enable_hierarchical_cache"] == has_radix_cache
+    assert outcome["disaggregation_decode_enable_offload_kvcache"] != has_radix_cache
+    assert outcome["hicache_storage_backend"] == "dynamic"
+
+
+@pytest.mark.parametrize("flag", DECODE_CONFLICTS)
+def test_what_cannot_work_on_a_decode_server_is_refused_in_one_line(
+    answers: dict[str, Any], flag: str
+) -> None:
+    outcome = answers["decode conflicts"][flag]
+    assert outcome["code"] == 2
+    (line,) = outcome["stderr"].splitlines()
+    assert line.startswith(f"error: {flag}")
+
+
+@pytest.mark.parametrize("name", HYBRID_DECODES)
+def test_a_hybrid_model_that_a_decode_server_cannot_store_is_refused(
+    answers: dict[str, Any], name: str
+) -> None:
+    outcome = answers["hybrid decodes"][name]
+    assert outcome["code"] == 2
+    *_, line = outcome["stderr"].splitlines()  # SGLang's own warnings come before
+    assert line.startswith("error: --enable-memkv: SGLang")
+    assert "Traceback" not in outcome["stderr"]
+
+
+def test_the_page_size_of_hybrid_models(answers: dict[str, Any]) -> None:
+    """At most the window; 1 where SGLang keeps one state per sequence, and the log says why."""
+    sizes = {name: outcome["page_size"] for name, outcome in answers["hybrids"].items()}
+    assert sizes == {"window": 256, "small window": 64, "only windows": 256, "states": 1}
+    (line,) = (line for line in answers["hybrids"]["states"]["log"].splitlines() if "page" in line)
+    assert "this model needs page size 1" in line
+
+
+def test_a_model_with_windows_only_starts_without_the_tier_and_says_so(
+    answers: dict[str, Any],
+) -> None:
+    lines = answers["hybrids"]["only windows"]["log"].splitlines()
+    assert [line for line in lines if "memkv: off" in line and "sliding window" in line]
+    assert "memkv: off" not in answers["hybrids"]["window"]["log"]
+
+
+def test_a_server_on_two_nodes_that_needs_minio_says_so(answers: dict[str, Any]) -> None:
+    warned = {
+        name for name, outcome in answers["nodes"].items() if "without MinIO" in outcome["log"]
+    }
+    assert warned == {"latent"}
+    assert {outcome["code"] for outcome in answers["nodes"].values()} == {0}
 
 
 def test_bad_values_are_refused_in_one_line(answers: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
-from tests.serving.node import Node, prompt, wait_until
+from sglang_cpu_platform.client import Answer
+
+from tests.serving.node import Tokens, prompt, wait_until
 
 PROMPTS = [prompt(f"traffic {i}", 300 + 37 * i) for i in range(24)]
 """More tokens than a device pool holds, so that they come and go."""
@@ -16,10 +18,16 @@ Expected = Mapping[int, Sequence[list[int]]]
 """The texts that may be the answer, by the prompt's number."""
 
 
+class Target(Protocol):
+    """A node, or a router in front of several."""
+
+    def generate(self, tokens: Tokens, **request: Any) -> Answer: ...
+
+
 class Traffic:
     """Runs from entry to exit, which waits until every request is answered, or raises its error."""
 
-    def __init__(self, nodes: Sequence[Node], expected: Expected, threads: int = 4) -> None:
+    def __init__(self, nodes: Sequence[Target], expected: Expected, threads: int = 4) -> None:
         self.answered = 0
         """Requests whose answer was right."""
         self.wrong: list[tuple[int, list[int]]] = []
