@@ -44,6 +44,22 @@ class TotalsCounter(Collector):
         yield family
 
 
+RECORD_RESULTS = ("written", "dropped")
+
+
+def make_records_counter(registry: CollectorRegistry) -> Counter:
+    """Return the counter of the recorder (`[recorder]`), which only agents that record have."""
+    counter = Counter(
+        "memkv_recorded_lookups",
+        "Lookups for the recorder, if `recorder.file` is set. Dropped: the disk was slow or full",
+        ["result"],
+        registry=registry,
+    )
+    for result in RECORD_RESULTS:
+        counter.labels(result)
+    return counter
+
+
 class Metrics:
     """The agent's metrics. Each instance registers its own set in the given registry.
 

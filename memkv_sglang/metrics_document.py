@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
+from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents, make_records_counter
 from memkv_sglang.plugin.traffic import TIERS, make_loaded_tokens_counter
 from memkv_sglang.tiers.minio.http import FALLBACK_REASONS
 
@@ -52,6 +52,7 @@ def agent_metrics() -> list[Metric]:
     """Return every metric of the agent, with the series that exist from the start."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
+    make_records_counter(registry)
     for tier in TIERS:
         metrics.initialize_tier(tier)
         metrics.tier_works.labels(tier)

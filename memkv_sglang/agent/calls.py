@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +18,9 @@ from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page
 from memkv_sglang.tiers.base import TierError
+
+if TYPE_CHECKING:
+    from memkv_sglang.agent.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +54,10 @@ class Calls:
         stop: Callable[[], None],
         *,
         launched: bool,
+        recorder: "Recorder | None" = None,
     ) -> None:
         """`stop` asks the agent to stop, without waiting. `launched`: a server started it."""
+        self._recorder = recorder
         self._engine = engine
         self._config = config
         self._sessions = sessions
@@ -139,7 +144,10 @@ class Calls:
     ) -> protocol.Reply:
         chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
         recompute = Recompute(*request.recompute)
-        return protocol.FoundPages(*self._engine.lookup(chain, request.budget, recompute))
+        found = self._engine.lookup(chain, request.budget, recompute)
+        if self._recorder is not None:
+            self._recorder.record(chain, found.length)
+        return protocol.FoundPages(*found)
 
     def _check(
         self, _session: Session, request: protocol.CheckPages, _: list[int]

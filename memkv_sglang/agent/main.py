@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
@@ -30,10 +31,14 @@ from memkv_sglang.agent.service_manager import ServiceManager
 from memkv_sglang.agent.sessions import Sessions
 from memkv_sglang.agent.stopping import STOP_SIGNALS, StoppedError, interrupt_at_signal
 from memkv_sglang.config.errors import BrokenDiskError, ConfigError
-from memkv_sglang.config.schema import Config
+from memkv_sglang.config.schema import Config, RecorderConfig
 from memkv_sglang.engine.engine import Engine
+from memkv_sglang.metrics import make_records_counter
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
 from memkv_sglang.tiers.base import TierError
+
+if TYPE_CHECKING:
+    from memkv_sglang.agent.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +149,21 @@ async def _serve(
         agent.close(locked)
 
 
+def _make_recorder(config: RecorderConfig, registry: CollectorRegistry) -> "Recorder | None":
+    if not config.file:
+        return None
+    from memkv_sglang.agent.recorder import Recorder
+
+    counter = make_records_counter(registry)
+    try:
+        return Recorder(config, lambda result, records: counter.labels(result).inc(records))
+    except OSError as error:
+        raise ConfigError(
+            f"recorder.file: cannot create {config.file} ({error.strerror}); choose a file in an "
+            "existing directory that the agent may write to"
+        ) from None
+
+
 class Agent:
     """Owns all parts of the process. Runs in one event loop."""
 
@@ -175,6 +195,7 @@ class Agent:
         try:
             self._registry = registry
             self._http = HttpServer(config.agent, self._collect_metrics)
+            self._recorder = _make_recorder(config.recorder, registry)
             self._engine = build(config, registry)
             for number in STOP_SIGNALS:
                 self._loop.add_signal_handler(number, self._on_signal)
@@ -190,6 +211,7 @@ class Agent:
             self._collect_metrics,
             self.stop,
             launched=self._launched,
+            recorder=self._recorder,
         )
         self._server = Server(calls, self._sessions, lifetime)
 
@@ -234,6 +256,8 @@ class Agent:
             self._tasks.append(asyncio.create_task(self._report_status()))
         if self._manager.watchdog:
             self._tasks.append(asyncio.create_task(self._feed_watchdog()))
+        if self._recorder is not None:
+            self._tasks.append(asyncio.create_task(self._recorder.run()))
         if self._config.idle_timeout and self._launched:
             self._tasks.append(asyncio.create_task(self._watch_idleness()))
         threading.Thread(target=self._probe_tiers, name="memkv-ready", daemon=True).start()
@@ -369,6 +393,9 @@ class Agent:
             log.warning("calls still running, agent stops without replying to them")
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._recorder is not None:
+            await self._recorder.flush()
         self._http.close()
         log.info("agent stopped")
 

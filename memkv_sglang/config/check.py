@@ -15,6 +15,9 @@ Name = Callable[[str], str]
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket in bytes: `sun_path` has 108 with the final zero, unix(7)."""
 
+MIN_SALT = 16
+"""Characters of the shortest salt."""
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9!_.*'()-]{1,255}")
 _MAX_PREFIX = 512
@@ -26,6 +29,7 @@ def check_config(config: Config, name: Name) -> None:
     """Raise `ConfigError` at the first setting that cannot work."""
     check_socket(config.agent.socket, name("agent.socket"))
     _check_upload(config.engine, name)
+    _check_salt(config.recorder.salt, name("recorder.salt"))
     _check_http(config.agent, name)
     _check_watermarks(config.nvme, name)
     _check_bucket(config.minio.bucket, name("minio.bucket"))
@@ -51,6 +55,14 @@ def check_socket(path: str, name: str) -> None:
         raise ConfigError(
             f"{name}: the path has {length} bytes, but a Unix socket's can have only "
             f"{MAX_SOCKET_PATH}; choose a shorter one"
+        )
+
+
+def _check_salt(salt: str, name: str) -> None:
+    if salt and len(salt) < MIN_SALT:
+        raise ConfigError(
+            f"{name}: shorter than {MIN_SALT} characters, so hashes could be guessed; use a longer "
+            "one, or none"
         )
 
 

@@ -535,6 +535,34 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 60.0
 
 
+class RecorderConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record of lookups for `memkv plan --trace`. It has no text, only salted hashes of pages."""
+
+    file: Annotated[
+        str,
+        Meta(
+            extra=PATH,
+            description="File to record lookups in, in an existing directory; older files get the "
+            "suffixes `.1`, `.2` and so on. Empty: record nothing.",
+        ),
+    ] = ""
+    max_size: Annotated[
+        int,
+        Meta(ge=MIB, extra=BYTES, description="Size at which a new file begins."),
+    ] = 64 * MIB
+    files: Annotated[
+        int, Meta(ge=1, le=1000, description="Files to keep, including the current one.")
+    ] = 4
+    salt: Annotated[
+        str,
+        Meta(
+            extra=SECRET,
+            description="Secret of at least 16 characters that page hashes are salted with. Nodes "
+            "with the same salt write comparable records. Empty: a random one for each start.",
+        ),
+    ] = ""
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings. Each section is a table of the TOML file."""
 
@@ -543,3 +571,4 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nvme: NvmeConfig = NvmeConfig()
     minio: MinioConfig = MinioConfig()
     collector: CollectorConfig = CollectorConfig()
+    recorder: RecorderConfig = RecorderConfig()
