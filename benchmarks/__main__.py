@@ -24,6 +24,7 @@ from benchmarks import (
     sessions,
     trace,
     ttft,
+    uploads,
 )
 from benchmarks.all import run_all
 from benchmarks.base import MissingToolError, Options
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "load": load.run,
     "gc": gc.run,
     "trace": trace.run,
+    "uploads": uploads.run,
     "ttft": ttft.run,
     "sessions": sessions.run,
 }

@@ -33,6 +33,8 @@ class SimulatedDisk:
         self.order = EvictionOrder()
         self.written = 0
         """Pages stored."""
+        self.exempt: set[int] = set()
+        """Runs that are not evicted, such as those waiting for upload."""
         self._capacity = pages
         self._run = run
         self._held = 0
@@ -185,4 +187,5 @@ class SimulatedDisk:
         return self._is_unpinned(entry) and not self.order.is_being_spilled(entry)
 
     def _is_unpinned(self, entry: int) -> bool:
-        return self._runs[entry] is not None and entry not in self._pinned
+        run = self._runs[entry]
+        return run is not None and entry not in self._pinned and run not in self.exempt
