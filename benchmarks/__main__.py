@@ -28,6 +28,7 @@ from benchmarks import (
 )
 from benchmarks.all import run_all
 from benchmarks.base import MissingToolError, Options
+from benchmarks.node import run as node
 from benchmarks.picture import draw
 from benchmarks.report import Report
 from benchmarks.table import show
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "uploads": uploads.run,
     "ttft": ttft.run,
     "sessions": sessions.run,
+    "node": node.run,
 }
 
 BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run, "s3": s3.run, "scale": scale.run}

@@ -1,12 +1,9 @@
 """Measure the agent alone: calls per second with no-op tiers, memory per page, idle CPU."""
 
-import os
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from statistics import harmonic_mean
 
 from benchmarks.base import Options
@@ -14,7 +11,7 @@ from benchmarks.peers.base import CALL, demand
 from benchmarks.peers.ours import Ours
 from benchmarks.pool import HostPool
 from benchmarks.report import Panel, Report
-from benchmarks.servers import RunningAgent, agent, minio
+from benchmarks.servers import RunningAgent, agent, importable, minio
 from memkv_sglang.config.schema import GIB, KIB, NvmeConfig
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_hashes, make_namespace
@@ -40,7 +37,7 @@ WAYS = ("lookup", "load", "spill")
 def run(options: Options) -> Report:
     """Measure one client that calls as fast as it can, then memory, then an idle agent."""
     report = Report("agent", "calls/s")
-    with _importable(), agent(module="benchmarks.no_op_agent") as running:
+    with importable(), agent(module="benchmarks.no_op_agent") as running:
         _count_calls(report, running, options)
     _weigh_index(report, options)
     _watch_idle(report, options)
@@ -135,18 +132,3 @@ def _watch_idle(report: Report, options: Options) -> None:
             cpu = running.cpu_seconds()
             time.sleep(seconds)
             report.record("idle", "agent", 100 * (running.cpu_seconds() - cpu) / seconds)
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Let child processes import this package from any working directory."""
-    before = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).parents[1])
-    os.environ["PYTHONPATH"] = here if before is None else f"{here}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

@@ -82,7 +82,7 @@ def _measure(
         runs = {name: Throughput(peer, pool) for name, peer in contestants.items()}
         seconds = 0 if quick else SECONDS
         loads: dict[str, Measure] = {
-            "wrk": partial(wrk, _presigned(config), config.connections, max(seconds, 1))
+            "wrk": partial(wrk, presigned(config), config.connections, max(seconds, 1))
         }
         loads |= {name: partial(r.load, seconds) for name, r in runs.items()}
         report.compete(f"load {case}", loads, repetitions)
@@ -91,7 +91,7 @@ def _measure(
             finished.clear()
 
 
-def _presigned(config: MinioConfig) -> list[str]:
+def presigned(config: MinioConfig) -> list[str]:
     """Return the URL of each object in the bucket."""
     scheme, _, host = config.endpoint.partition("://")
     client = MinioClient(

@@ -57,6 +57,7 @@ class RunningAgent(NamedTuple):
 
     client: AgentClient
     pid: int
+    config: Config
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that the agent has used."""
@@ -83,11 +84,26 @@ def agent(
             assert status is not None
             pid = status.agent.pid
             try:
-                yield RunningAgent(client, pid)
+                yield RunningAgent(client, pid, config)
             finally:
                 _end(client, pid)
         finally:
             client.close()
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Let child processes import this package from any working directory."""
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = here if before is None else f"{here}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _end(client: AgentClient, pid: int) -> None:

@@ -93,6 +93,24 @@ TARGETS = (
     Target("agent_calls_per_core_second", "no-op tiers", _LEAST, 8000),
     Target("index_bytes_per_page", "NVMe index", _UNDER, 250),
     Target("agent_idle_cpu_percent", "no calls", _UNDER, 0.5),
+    *(
+        Target(f"node_{key}_{size}", what, comparison, value)
+        for key, what, comparison, values in (
+            ("load_8_over_1", "eight callers / one", _LEAST, (1.0, 1.0, 1.0)),
+            ("load_cpu_8_over_1", "CPU per GB, eight / one", _MOST, (1.1, 1.1, 1.1)),
+            ("load_over_floor", "CPU per GB / a C program", _MOST, (None, 1.5, 1.25)),
+            ("load_slowest_over_mean", "slowest of eight calls / mean", _MOST, (1.5, 1.5, 1.5)),
+            ("lock_ms_per_gb", "GIL held, eight callers", _MOST, (40, 10, 3)),
+            ("upload_8_over_1", "uploads, eight callers / one", _LEAST, (1.0, 1.0, 1.0)),
+            ("upload_lock_ms_per_gb", "GIL held, uploads", _MOST, (None, 15, None)),
+            ("ceiling_gb_s", "derived for 112 cores", _LEAST, (None, 60, 97)),
+            ("load_over_wrk_8", "MinIO, eight callers / wrk", _LEAST, (1.0, 1.0, 1.0)),
+            ("tls_over_plain", "https / http, eight callers", _LEAST, (0.8, 0.8, 0.8)),
+            ("encrypted_over_plain", "encrypted / plain", _LEAST, (0.6, 0.6, 0.6)),
+        )
+        for size, value in zip(("256k", "1m", "4m"), values, strict=True)
+        if value is not None
+    ),
 )
 
 

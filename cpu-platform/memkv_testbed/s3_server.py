@@ -102,7 +102,7 @@ class S3Server(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_DieWithParent(),
+                preexec_fn=DieWithParent(),
             )
         self._wait_until_ready()
 
@@ -164,14 +164,16 @@ class S3Server(ABC):
             time.sleep(0.02)
 
 
-class _DieWithParent:
+class DieWithParent:
     """Runs in the child before exec: ask the kernel to kill it when its parent is gone."""
 
     def __init__(self) -> None:
+        """Remember the parent; call this in it."""
         self._prctl = ctypes.CDLL(None).prctl
         self._parent = os.getpid()
 
     def __call__(self) -> None:
+        """Make the request."""
         self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._parent:  # it died before the request was in place
             os._exit(1)

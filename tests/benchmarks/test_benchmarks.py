@@ -14,6 +14,7 @@ from memkv_testbed.faults.rounds import AUDIT
 from benchmarks import agent, cpu, faults, interference, lookup, minio, nvme, s3, sessions, visible
 from benchmarks.__main__ import main
 from benchmarks.base import MissingToolError, tool
+from benchmarks.node import run as node
 from benchmarks.report import Report
 from benchmarks.targets import TARGETS, Comparison, Target, show_targets
 from memkv_sglang.config.schema import MIB
@@ -55,6 +56,23 @@ FIGURES = {
         for verb in ("load", "spill")
         for server in ("seaweedfs", "versitygw", "versitygw_keep_alive")
     },
+    "node": {
+        f"node_{key}_{size}"
+        for size in ("256k", "1m", "4m")
+        for key in (
+            "load_8_over_1",
+            "load_cpu_8_over_1",
+            "load_over_floor",
+            "load_slowest_over_mean",
+            "lock_ms_per_gb",
+            "upload_8_over_1",
+            "upload_lock_ms_per_gb",
+            "ceiling_gb_s",
+            "load_over_wrk_8",
+            "tls_over_plain",
+            "encrypted_over_plain",
+        )
+    },
     "agent": {"agent_calls_per_core_second", "index_bytes_per_page", "agent_idle_cpu_percent"},
 }
 
@@ -67,6 +85,8 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minio, "TLS_PAGES", ("1m",))
     monkeypatch.setattr(cpu, "PAGES", 8)
     monkeypatch.setattr(visible, "PAGES", 8)
+    monkeypatch.setattr(node, "QUICK_POOL", 8 * MIB)
+    monkeypatch.setattr(node, "QUICK_SECONDS", 0.05)
     monkeypatch.setattr(lookup, "QUICK_LENGTHS", (16, 64))
     monkeypatch.setattr(lookup, "CLAIMED", 64)
     monkeypatch.setattr(s3, "QUICK_PAGES", 4)

@@ -1,0 +1,1 @@
+"""Measure one agent that serves as many clients as a node has GPUs."""

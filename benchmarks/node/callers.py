@@ -1,0 +1,133 @@
+"""Client processes, each with its own host pool, that call one agent at the same time."""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import xxhash
+
+from benchmarks.peers.base import demand
+from benchmarks.pool import HostPool
+from benchmarks.through_agent import PagesThroughAgent
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.config.schema import Config
+
+START = 60.0
+"""Time limit for a caller to connect, in seconds."""
+
+AHEAD = 0.01
+"""Seconds between an order and the common start."""
+
+
+class _Order(NamedTuple):
+    method: str
+    """Method of `PagesThroughAgent`."""
+    begin: float
+    """When to start, on `time.monotonic`."""
+    seconds: float
+    """For how long to repeat it; 0 for one call."""
+
+
+class Done(NamedTuple):
+    """What one caller did."""
+
+    bytes: int
+    seconds: float
+    """From the common start."""
+    cpu: float
+
+
+class Callers:
+    """Processes with a pool of `pages` pages each. A context manager."""
+
+    def __init__(self, config: Config, count: int, pages: int, page_bytes: int) -> None:
+        """Start the processes and store their pages through the agent of `config`."""
+        context = multiprocessing.get_context("spawn")
+        self._stack = ExitStack()
+        self._pipes: list[Connection] = []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, config, pages, page_bytes, number), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._stack.callback(process.join)
+            self._stack.callback(ours.close)
+            self._pipes.append(ours)
+        # One after the other: a slow server could not store all of them by the deadline of a call.
+        self.hashes: list[list[bytes]] = [_ask(pipe, None) for pipe in self._pipes]
+        """Page hashes of each caller's chain."""
+        self.page_bytes = page_bytes
+
+    def __enter__(self) -> "Callers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, method: str, callers: int, seconds: float = 0.0) -> list[Done]:
+        """Let the first callers repeat `load` or `spill` for some seconds; 0 means once."""
+        order = _Order(method, time.monotonic() + AHEAD, seconds)
+        for pipe in self._pipes[:callers]:
+            pipe.send(order)
+        return [_receive(pipe) for pipe in self._pipes[:callers]]
+
+
+def _ask(pipe: Connection, order: _Order | None) -> Any:
+    pipe.send(order)
+    return _receive(pipe)
+
+
+def _receive(pipe: Connection) -> Any:
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _serve(pipe: Connection, config: Config, pages: int, page_bytes: int, number: int) -> None:
+    """Answer orders with `Done`, or with an exception; the first one is to store the pages."""
+    with HostPool(pages, page_bytes, huge=True) as pool, AgentClient(config, start=False) as client:
+        if not client.wait(START):
+            raise RuntimeError(f"no agent: {client.problem}")
+        pool.fill()
+        moved = PagesThroughAgent(client, pool, f"caller {number}")
+        while True:
+            try:
+                order = pipe.recv()
+            except EOFError:
+                return
+            try:
+                pipe.send(_execute(moved, order, pool.length) if order else _store(moved, pool))
+            except Exception as error:
+                pipe.send(error)
+
+
+def _store(moved: PagesThroughAgent, pool: HostPool) -> list[bytes]:
+    """Store the pages, check that they come back byte for byte, and return their hashes."""
+    moved.spill()
+    content = xxhash.xxh3_128_digest(pool.memory)
+    pool.wipe()
+    moved.load()
+    demand(xxhash.xxh3_128_digest(pool.memory) == content, "content")
+    return list(moved.chain.hashes)
+
+
+def _execute(moved: PagesThroughAgent, order: _Order, size: int) -> Done:
+    cpu, done = time.process_time(), 0
+    time.sleep(max(order.begin - time.monotonic(), 0.0))
+    while not done or time.monotonic() - order.begin < order.seconds:
+        if order.method == "spill":
+            moved.renew()
+        getattr(moved, order.method)()
+        done += size
+    return Done(done, time.monotonic() - order.begin, time.process_time() - cpu)
+
+
+def rates(done: Sequence[Done]) -> float:
+    """Return the callers' bytes per second together."""
+    return sum(one.bytes / one.seconds for one in done)
