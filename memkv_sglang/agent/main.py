@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.http_server import HttpServer
 from memkv_sglang.agent.lifetime import LifetimeMemory
+from memkv_sglang.agent.limits import missing_disk_requests, raise_descriptor_limit
 from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.log import configure_logging
 from memkv_sglang.agent.log_file import limit_log
@@ -102,9 +102,9 @@ def run(
 
     """
     os.umask(0o077)
-    _allow_descriptors()
     configure_logging(config.agent.log_level)
     set_oom_score(config.agent.oom_score_adj)
+    _raise_limits(config)
     report = report or _print_problem
     try:
         asyncio.run(_serve(config, locked, report, build, lifetime))
@@ -119,11 +119,10 @@ def run(
     return 0
 
 
-def _allow_descriptors() -> None:
-    """Raise the limit of open files: a large disk has a thousand segments open."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _raise_limits(config: Config) -> None:
+    problems = [raise_descriptor_limit(), missing_disk_requests() if config.nvme.directory else ""]
+    for problem in filter(None, problems):
+        log.warning("a limit of the system is low", extra={"fields": {"reason": problem}})
 
 
 def _print_problem(problem: str) -> None:

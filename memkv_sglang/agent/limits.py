@@ -1,0 +1,45 @@
+"""The system's limits on the agent: raise what may be raised, report the rest."""
+
+import resource
+from pathlib import Path
+
+DESCRIPTORS = 16_384
+"""Open files that a large node needs: a thousand segments per TB, and connections."""
+
+REQUESTS = 1024
+"""Requests of Linux AIO that concurrent calls of eight servers need."""
+
+_AIO = Path("/proc/sys/fs")
+
+
+def raise_descriptor_limit() -> str:
+    """Raise the limit of open files as far as the system allows; return what it denies, or ""."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else max(most, DESCRIPTORS)
+    for limit in (wanted, most):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, most)))
+        except (ValueError, OSError):  # more than this process may have
+            continue
+        break
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed >= DESCRIPTORS:
+        return ""
+    return (
+        f"the system allows {allowed} open files, and a large node needs {DESCRIPTORS}; raise "
+        "`ulimit -n` (systemd: LimitNOFILE)"
+    )
+
+
+def missing_disk_requests(folder: Path = _AIO) -> str:
+    """Return in one line that the system has too few AIO requests left, or ""."""
+    try:
+        most, used = (int((folder / name).read_text()) for name in ("aio-max-nr", "aio-nr"))
+    except (OSError, ValueError):  # no AIO, or a container hides it; the disk then uses threads
+        return ""
+    if most - used >= REQUESTS:
+        return ""
+    return (
+        f"the system has {most - used} of {most} disk requests (AIO) left, and a large node needs "
+        f"{REQUESTS}; raise them: sysctl -w fs.aio-max-nr={max(1 << 20, 2 * most)}"
+    )
