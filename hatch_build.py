@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "memkv_sglang.tiers.minio.http"
-MODULES = ("receive_loop", "xxh3")
+MODULES = ("libcrypto", "receive_loop", "xxh3")
 
 
 class CompileModules(BuildHookInterface):

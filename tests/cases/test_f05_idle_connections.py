@@ -103,7 +103,7 @@ def test_only_some_connections_are_forgotten(
 ) -> None:
     """The other connections continue with their pages."""
     while tier._pool.idle() > 1:
-        [(server, lent)] = tier._pool.take_idle(1)
+        [(server, lent)] = tier._pool.take_several(1, soon())
         lent.close()
         tier._pool.give_back(server, lent, None)
     proxy.forget_connections()

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tests.packaging.conftest import Archives
 from tests.packaging.environments import ROOT
 
-EXTENSIONS = ("receive_loop", "xxh3")
+EXTENSIONS = ("libcrypto", "receive_loop", "xxh3")
 
 
 def wheel_files(wheel: Path) -> dict[str, bytes]:

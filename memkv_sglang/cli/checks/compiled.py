@@ -15,6 +15,6 @@ def check_compiled() -> Iterator[Finding]:
             "warn",
             "installation",
             f"loads from MinIO use more CPU, because the compiled loop is unusable: {WHY_NOT}",
-            "install a C compiler, Python's headers (python3-dev) and the xxhash wheel, then "
-            "reinstall this package",
+            "install a C compiler, Python's headers (python3-dev), OpenSSL and the xxhash wheel, "
+            "then reinstall this package",
         )

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.http import ResponseHead, UnreadableError
+from memkv_sglang.tiers.minio.http import ResponseHead, Sealing, UnreadableError
 
 if TYPE_CHECKING:
     from memkv_sglang.encryption.keys import KeyRing
@@ -28,8 +28,8 @@ class PageForm(ABC):
     fields: Mapping[str, str]
     """Header fields that mark the form of a stored page."""
 
-    in_place = False
-    """Whether the stored bytes are the page's own bytes."""
+    sealing: Sealing | None = None
+    """How stored pages are encrypted; None if the stored bytes are the page's own bytes."""
 
     @abstractmethod
     def stored_page(self, page: Page) -> AbstractContextManager[Page]:
@@ -60,7 +60,6 @@ class PlainForm(PageForm):
     """Stores the page's bytes unchanged."""
 
     fields: Mapping[str, str] = {}
-    in_place = True
 
     @override
     def stored_page(self, page: Page) -> AbstractContextManager[Page]:
@@ -99,6 +98,10 @@ class SealedForm(PageForm):
         self._ring = ring
         self._idle: list[bytearray] = []
         self.fields = {KEY_ID: ring.write}
+        self.sealing = Sealing(
+            {f"\r\n{KEY_ID}: {name}\r\n".encode(): key for name, key in ring.keys.items()},
+            sealing.CONTEXT,
+        )
 
     @contextmanager
     def stored_page(self, page: Page) -> Iterator[Page]:

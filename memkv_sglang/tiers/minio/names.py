@@ -2,6 +2,7 @@
 
 import re
 from http import HTTPStatus
+from urllib.parse import quote
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import FORMAT_VERSION
@@ -12,7 +13,13 @@ from memkv_sglang.page import (
     PageKey,
     spill_checksum,
 )
-from memkv_sglang.tiers.minio.http import Framing, ProtocolError, ResponseHead, UnreadableError
+from memkv_sglang.tiers.minio.http import (
+    Framing,
+    Metadata,
+    ProtocolError,
+    ResponseHead,
+    UnreadableError,
+)
 
 _FORMAT_VERSION = b"%d" % FORMAT_VERSION
 
@@ -46,11 +53,17 @@ class ObjectNames:
     def __init__(self, prefix: str) -> None:
         """Use a prefix; an empty one means the root of the bucket."""
         self.root = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._quoted_root = quote(self.root)
 
     def page(self, key: PageKey) -> str:
         """Return the name of a page's object, in one of 256 folders per namespace."""
         digits = key.hash.hex()
         return f"{self.root}{key.namespace.hex()}/{digits[:2]}/{digits}"
+
+    def page_path(self, key: PageKey) -> bytes:
+        """Return the quoted name of a page's object."""
+        digits = key.hash.hex()
+        return f"{self._quoted_root}{key.namespace.hex()}/{digits[:2]}/{digits}".encode()
 
     def quarantine(self, key: PageKey) -> str:
         """Return the name of a corrupt page in the quarantine, which is outside its namespace."""
@@ -185,16 +198,13 @@ def checksum_matches(head: ResponseHead, checksum: bytes) -> bool:
     return head.field(CHECKSUM.encode()) == checksum.hex().encode()
 
 
-def fast_match(head: ResponseHead, page: Page, checksum: bytes) -> bool:
-    """Return whether the metadata matches the page and the checksum of the received bytes.
-
-    Fast path: False means "parse the head in full".
-    """
-    return (
-        head.lower.count(_OWN_FIELD) == 3  # none repeated, and no key id
-        and b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION) in head.lower
-        and b"\r\n%b: %d\r\n" % (LENGTH.encode(), page.length) in head.lower
-        and b"\r\n%b: %b\r\n" % (CHECKSUM.encode(), checksum.hex().encode()) in head.lower
+def page_metadata() -> Metadata:
+    """Return the metadata of a page in a response head, for the fast path."""
+    return Metadata(
+        prefix=_OWN_FIELD,
+        lines=(b"\r\n%b: %b\r\n" % (FORMAT.encode(), _FORMAT_VERSION),),
+        length=b"\r\n%b: " % LENGTH.encode(),
+        checksum=b"\r\n%b: " % CHECKSUM.encode(),
     )
 
 

@@ -85,6 +85,9 @@ LARGEST_PAGE = 1 << 30
 NAMES_SHOWN = 5
 """Maximum number of objects that a log line names."""
 
+CALLS_AT_ONCE = 16
+"""Calls for which connections are kept open: loads of eight ranks, and some that wait."""
+
 SKIPPED = Fetched(LoadResult.SKIPPED)
 
 
@@ -138,7 +141,7 @@ class MinioTier(Tier):
             stall_timeout=config.stall_timeout,
             idle_timeout=config.idle_timeout,
         )
-        self._pool = make_pool(keep=2 * config.connections)
+        self._pool = make_pool(keep=CALLS_AT_ONCE * config.connections)
         self._control_pool = make_pool(keep=2)
         self._limit: int | None = None
         self._clock = ServerClock()

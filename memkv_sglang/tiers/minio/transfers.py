@@ -14,6 +14,7 @@ from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.http import (
     Connection,
     ProtocolError,
+    Request,
     Response,
     ResponseHead,
     StatusError,
@@ -26,7 +27,6 @@ from memkv_sglang.tiers.minio.http import (
 from memkv_sglang.tiers.minio.names import (
     ObjectNames,
     checksum_matches,
-    fast_match,
     is_foreign,
     is_stored,
     metadata_mismatch,
@@ -164,13 +164,15 @@ class PageTransfers:
         self, pages: Sequence[Page], deadline: float
     ) -> tuple[list[bytes | None], Mapping[PageKey, _Fault], TransferError | None]:
         """Return each page's verified checksum or None, the faults seen, and why to give up."""
-        checksums: list[bytes | None] = [None] * len(pages)
-        faults = dict[PageKey, _Fault]()
-        if not self._form.in_place:
-            return checksums, faults, None
-        objects = [(self._names.page(page.key), page) for page in pages]
-        responses, failure = self._client.read_bulk(objects, deadline)
-        for response in responses:
+        requests = [Request(self._names.page_path(page.key), page) for page in pages]
+        sealing = self._form.sealing
+        keep_heads = self._access_times() is not None
+        answer = self._client.bulk.read(requests, deadline, sealing=sealing, keep_heads=keep_heads)
+        checksums, faults = answer.checksums, dict[PageKey, _Fault]()
+        loaded = (page for page, checksum in zip(pages, checksums, strict=True) if checksum)
+        for page, head in zip(loaded, answer.heads, strict=keep_heads):
+            self._note_access(page, framed_head(head, page.length))
+        for response in answer.unverified:
             page = pages[response.number]
             try:
                 fault = self._verify(page, response)
@@ -183,13 +185,9 @@ class PageTransfers:
                 checksums[response.number] = response.checksum
             else:
                 faults[page.key] = fault
-        return checksums, faults, failure
+        return checksums, faults, answer.failure
 
     def _verify(self, page: Page, response: Response) -> _Fault | None:
-        head = framed_head(response.head, page.length)
-        if fast_match(head, page, response.checksum):
-            self._note_access(page, head)
-            return None
         head = parse_head(response.head)
         if fault := self._head_fault(head, page):
             return fault

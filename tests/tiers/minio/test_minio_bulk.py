@@ -1,6 +1,7 @@
 """The fast path reads the pages of a call at once; the slow path reads the rest one by one."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -20,9 +21,17 @@ from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace
 from memkv_sglang.tiers.base import LoadResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.auth.signing import Signer, credential_provider
+from memkv_sglang.tiers.minio.http import Connection, Request
 from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
+from memkv_sglang.tiers.minio.http.transport import PlainTransport
+from memkv_sglang.tiers.minio.names import page_metadata
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
-from memkv_sglang.tiers.minio.objects.bulk_reader import Requests
+
+loop = pytest.importorskip(
+    "memkv_sglang.tiers.minio.http.receive_loop",
+    reason="not compiled: needs a C compiler with Python's headers",
+    exc_type=ImportError,
+)
 
 KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
 
@@ -81,19 +90,53 @@ def test_missing_page_ends_the_load(
     assert set(results[21:]) <= {LoadResult.LOADED, LoadResult.SKIPPED}
 
 
-def test_requests_are_in_order_and_end_when_told_to(minio_config: MinioConfig) -> None:
+def test_requests_are_signed_and_in_order(minio_config: MinioConfig) -> None:
+    """The compiled signature equals that of the slow path."""
     signer = Signer(credential_provider(minio_config), "region")
-    pages = [(f"page {i}", make_page(key, LENGTHS, filled=False)) for i, key in enumerate(KEYS)]
-    requests, [endpoint] = Requests(signer, pages, soon()), parse_endpoints(minio_config)
-    taken = [requests.take(endpoint) for _ in range(30)]
-    assert [request.number for request in taken if request] == list(range(30))
-    assert all(
-        b"GET /%s/page%%20%d " % (minio_config.bucket.encode(), i) in request.head
-        for i, request in enumerate(taken)
-        if request
-    )
-    requests.stop()
-    assert requests.take(endpoint) is None
+    [endpoint] = parse_endpoints(minio_config)
+    credentials = signer.credentials(soon())
+    template = signer.template(credentials, "GET", endpoint)
+    requests = [
+        Request(b"page%%20%d" % i, make_page(KEYS[0], [6], filled=False)) for i in range(30)
+    ]
+    batch = loop.Batch(requests, {endpoint: template}, page_metadata())
+    ours, theirs = socket.socketpair()
+    heads: list[bytes] = []
+
+    def serve() -> None:
+        with theirs:
+            while head := theirs.recv(1 << 16):
+                heads.append(head)
+                theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nmemkv!")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    connection = Connection(endpoint, PlainTransport(ours), 5.0)
+    loop.receive([connection], batch, soon(), 5.0)
+    connection.close()
+    thread.join()
+    date = template.text.split(b"\n")[1].decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memkv_sglang.tiers.minio.auth.signing.request_date", lambda: date)
+        assert heads == [
+            signer.head(credentials, "GET", endpoint, endpoint.base_path + f"page%20{i}", {})
+            for i in range(30)
+        ]
+
+
+def test_no_request_after_a_stop(minio_config: MinioConfig) -> None:
+    [endpoint] = parse_endpoints(minio_config)
+    signer = Signer(credential_provider(minio_config), "region")
+    template = signer.template(signer.credentials(soon()), "GET", endpoint)
+    page = make_page(KEYS[0], LENGTHS, filled=False)
+    batch = loop.Batch([Request(b"page", page)], {endpoint: template}, page_metadata())
+    batch.stop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        connection = Connection(endpoint, PlainTransport(ours), 5.0)
+        loop.receive([connection], batch, soon(), 5.0)
+        connection.close()
+        assert theirs.recv(1) == b""
 
 
 def test_closed_connections_do_not_fail_a_load(tier: MinioTier, proxy: HttpFaultProxy) -> None:

@@ -1,6 +1,5 @@
 """The compiled receive loop, against a scripted server."""
 
-import itertools
 import signal
 import socket
 import threading
@@ -12,7 +11,7 @@ import pytest
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.minio.http.bulk import Request, Response, Source
+from memkv_sglang.tiers.minio.http.bulk import BulkTemplate, Metadata, Request, Response
 from memkv_sglang.tiers.minio.http.connection import Connection
 from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, StallError
@@ -28,6 +27,11 @@ SIZE = 6000
 CONTENT = bytes(range(250)) * (SIZE // 250)
 KEY = make_chain(make_namespace(page_bytes=SIZE), 1).keys()[0]
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nx: y\r\n\r\n" % SIZE + CONTENT
+
+TEMPLATE = BulkTemplate(b"GET /", b"", b"", b"key", b"authorization: ")
+METADATA = Metadata(
+    b"\r\nx-amz-meta-", (), b"\r\nx-amz-meta-length: ", b"\r\nx-amz-meta-checksum: "
+)
 
 SERVER, IDLE = (Endpoint("http", host, 80, "/") for host in ("server", "idle"))
 
@@ -51,32 +55,25 @@ class Caller:
         self.connection = Connection(SERVER, PlainTransport(sock), stall_timeout)
         buffers = tuple(memoryview(bytearray(length)) for length in lengths)
         self.pages = [Page(KEY, buffers)] * 2
-        self.stopped = False
+        self.reasons: list[str] = []
         self.responses: list[Response] = []
-        self.requests: Iterator[Request] = (
-            Request(number, page, b"GET / HTTP/1.1\r\n\r\n")
-            for number, page in enumerate(self.pages)
-        )
         self._stall_timeout = stall_timeout
 
     def receive(self, *, with_idle: bool = False, seconds: float = 30.0) -> None:
         """Receive in a thread with this connection only, or with an idle one as well."""
-        source = Source(self.take, self._stop, self.responses.append)
+        requests = [Request(b"page", page) for page in self.pages]
+        batch = loop.Batch(requests, {SERVER: TEMPLATE}, METADATA, self.reasons.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
         theirs.shutdown(socket.SHUT_WR)  # irrelevant without a request in flight
         with ours, theirs:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
             connections = [self.connection, idle] if with_idle else [self.connection]
-            loop.receive(connections, source, deadline, self._stall_timeout)
-
-    def take(self, endpoint: Endpoint) -> Request | None:
-        """Return the next request, for the server only."""
-        return None if endpoint == IDLE else next(self.requests, None)
-
-    def _stop(self) -> None:
-        self.stopped = True
-        self.requests = iter(())
+            try:
+                loop.receive(connections, batch, deadline, self._stall_timeout)
+            finally:
+                batch.close()
+                self.responses = batch.unverified()
 
 
 @pytest.fixture
@@ -124,7 +121,7 @@ def test_pages_are_received(serving: Start, with_idle: bool) -> None:
     assert caller.responses[0].head == GOOD[: -SIZE - 2]
     assert b"".join(caller.pages[0].buffers) == CONTENT.lower()
     assert caller.connection.reusable
-    assert not caller.stopped
+    assert caller.reasons == []
 
 
 def test_response_that_comes_in_pieces(serving: Start, with_idle: bool) -> None:
@@ -162,7 +159,7 @@ def test_buffers_are_free_again(serving: Start, with_idle: bool) -> None:
 
 def test_buffer_that_cannot_be_written(serving: Start, with_idle: bool) -> None:
     caller = Caller(serving(answer(GOOD)))
-    caller.requests = iter([Request(0, Page(KEY, (memoryview(bytes(SIZE)),)), b"GET / ")])
+    caller.pages = [Page(KEY, (memoryview(bytes(SIZE)),))]
     with pytest.raises(BufferError):
         caller.receive(with_idle=with_idle)
 
@@ -173,7 +170,7 @@ def test_more_than_a_small_page(serving: Start, with_idle: bool, more: bytes) ->
     memory = memoryview(bytearray(SIZE))
     response = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + bytes(range(1, 11)) + more
     caller = Caller(serving(answer(response)))
-    caller.requests = iter([Request(0, Page(KEY, (memory[:4], memory[4:10])), b"GET / ")])
+    caller.pages = [Page(KEY, (memory[:4], memory[4:10]))]
     caller.receive(with_idle=with_idle)
     assert caller.responses == []
     assert not caller.connection.reusable
@@ -276,7 +273,7 @@ def test_other_responses_close_the_connection(
     caller = Caller(serving(serve))
     caller.receive(with_idle=with_idle)
     assert caller.responses == []
-    assert caller.stopped
+    assert len(caller.reasons) == 1, "the second page was not asked for"
     assert not caller.connection.reusable
 
 
@@ -284,7 +281,7 @@ def test_refusal_that_is_read_keeps_the_connection(serving: Start, with_idle: bo
     caller = Caller(serving(answer(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")))
     caller.receive(with_idle=with_idle)
     assert caller.responses == []
-    assert caller.stopped
+    assert caller.reasons == ["status"], "the second page was not asked for"
     assert caller.connection.reusable
 
 
@@ -292,37 +289,27 @@ def test_second_answer_to_one_request_closes_the_connection(
     serving: Start, with_idle: bool
 ) -> None:
     """Otherwise, each request would get the response of the previous one."""
-    both = threading.Event()
 
     def serve(sock: socket.socket) -> None:
         sock.recv(1000)
         sock.sendall(GOOD[:-1])
-        sock.sendall(GOOD[-1:] + GOOD)
-        both.set()
+        sock.sendall(GOOD[-1:] + GOOD)  # both arrive at once
 
-    sock = serving(serve)
-    caller = Caller(sock)
-    take = caller.take
-
-    def take_late(endpoint: Endpoint) -> Request | None:
-        if caller.responses:
-            both.wait()
-        return take(endpoint)
-
-    caller.take = take_late  # type: ignore[method-assign]
+    caller = Caller(serving(serve))
     caller.receive(with_idle=with_idle)
     assert len(caller.responses) == 1
+    assert caller.reasons == ["malformed"]
     assert not caller.connection.reusable
 
 
 def test_deadline_while_bytes_keep_coming(serving: Start, with_idle: bool) -> None:
     def serve(sock: socket.socket) -> None:
-        while sock.recv(1000):
-            sock.sendall(GOOD)
+        sock.recv(1000)
+        for at in range(len(GOOD)):
+            sock.sendall(GOOD[at : at + 1])
+            time.sleep(0.01)
 
     caller = Caller(serving(serve))
-    endless = Request(0, caller.pages[0], b"GET / HTTP/1.1\r\n\r\n")
-    caller.requests = itertools.repeat(endless)
     with pytest.raises(OutOfTimeError):
         caller.receive(with_idle=with_idle, seconds=0.3)
 

@@ -11,17 +11,14 @@ from hypothesis import strategies as st
 
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.minio.http.bulk import Request, Response, Source
 from memkv_sglang.tiers.minio.http.connection import Connection
-from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 from memkv_sglang.tiers.minio.http.errors import ProtocolError, TransferError, UnreadableError
 from memkv_sglang.tiers.minio.http.explain import refusal, refused, unusable_answer
-from memkv_sglang.tiers.minio.http.framing import HEAD_LIMIT, ResponseHead, framed_head, parse_head
+from memkv_sglang.tiers.minio.http.framing import HEAD_LIMIT, ResponseHead, parse_head
 from memkv_sglang.tiers.minio.http.times import ServerClock, is_plausible, modified_time, parse_date
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
 from memkv_sglang.tiers.minio.names import (
     checksum_matches,
-    fast_match,
     is_foreign,
     is_stored,
     metadata_mismatch,
@@ -29,12 +26,12 @@ from memkv_sglang.tiers.minio.names import (
 )
 from memkv_sglang.tiers.minio.objects.client import demand_printable
 from memkv_sglang.tiers.minio.retention.access_time_updater import kept_fields
+from tests.tiers.minio.fast_path import SERVER, receive, receive_on
 
 SIZE = 600
 CONTENT = bytes(range(200)) * (SIZE // 200)
 KEY = make_chain(make_namespace(page_bytes=SIZE), 1).keys()[0]
 CHECKSUM = page_checksum(KEY, [memoryview(CONTENT)])
-SERVER = Endpoint("http", "server", 80, "/")
 LINE = 600
 MANY = 250
 
@@ -156,8 +153,8 @@ def test_any_metadata_is_judged_without_an_exception(head: bytes) -> None:
 @settings(max_examples=120)
 @given(heads())
 def test_the_fast_match_accepts_no_more_than_the_full_check(head: bytes) -> None:
-    page = Page(KEY, (memoryview(bytearray(CONTENT)),))
-    if not fast_match(framed_head(head, SIZE), page, CHECKSUM):
+    page = Page(KEY, (memoryview(bytearray(SIZE)),))
+    if receive(head + b"\r\n" + CONTENT, page).checksums() == [None]:
         return
     long = parsed(head)
     if long is not None and long.status == 200 and long.length == SIZE:
@@ -267,20 +264,17 @@ class Stream:
 @given(heads(), st.sampled_from([CONTENT, CONTENT[:-1], CONTENT + b"x", b"", CONTENT * 2]))
 def test_both_receive_paths_agree(head: bytes, body: bytes) -> None:
     """The slow path accepts every response that the fast path delivers."""
-    loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
     response = head + b"\r\n" + body
     page = Page(KEY, (memoryview(bytearray(SIZE)),))
-    delivered: list[Response] = []
-    requests = iter([Request(0, page, b"GET / HTTP/1.1\r\n\r\n")])
-    source = Source(lambda _: next(requests, None), lambda: None, delivered.append)
     with Stream(response) as stream:
-        loop.receive([stream.connection], source, time.monotonic() + 5, 5.0)
+        batch = receive_on(stream.connection, page)
+    checksums = [one.checksum for one in batch.unverified()] or batch.checksums()
     with Stream(response) as stream:
         found = stream.ask()
-    if delivered:
+    if checksums != [None]:
         assert found is not None
         assert (found.status, found.length, found.keep_alive) == (200, SIZE, True)
-        assert delivered[0].checksum == page_checksum(KEY, [memoryview(body[:SIZE])])
+        assert checksums[0] == page_checksum(KEY, [memoryview(body[:SIZE])])
 
 
 @given(st.integers(0, 40), st.sampled_from([b"x: y\r\n", b"\x00" * 100, b"\r\n" * 3, b"a" * 1000]))

@@ -20,21 +20,18 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.http import (
     Connection,
-    Endpoint,
-    Request,
     Response,
-    Source,
     TransferError,
 )
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
 from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
 from tests.tiers.minio.conftest import OpenTier
+from tests.tiers.minio.fast_path import SERVER, receive_on
 
 SIZE = 6000
 CONTENT = bytes(range(250)) * (SIZE // 250)
 CHAIN = make_chain(make_namespace(page_bytes=SIZE), 20)
 KEY = CHAIN.keys()[0]
-SERVER = Endpoint("http", "server", 80, "/")
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 
 
@@ -174,13 +171,9 @@ def slow(connection: Connection, target: Page) -> int:
 
 def fast(connection: Connection, target: Page) -> tuple[list[Response], list[str]]:
     """Receive a page on the fast path; return the responses and the reasons to fall back."""
-    loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
-    delivered: list[Response] = []
     reasons: list[str] = []
-    requests = iter([Request(0, target, REQUEST)])
-    source = Source(lambda _: next(requests, None), lambda: None, delivered.append, reasons.append)
-    loop.receive([connection], source, time.monotonic() + 5, 5.0)
-    return delivered, reasons
+    batch = receive_on(connection, target, reasons.append)
+    return batch.unverified(), reasons
 
 
 @PIECES

@@ -12,7 +12,13 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.auth.sigv4 import UNSIGNED, Template, request_date, template
-from memkv_sglang.tiers.minio.http import BackgroundCall, Endpoint, OutOfTimeError, TransferError
+from memkv_sglang.tiers.minio.http import (
+    BackgroundCall,
+    BulkTemplate,
+    Endpoint,
+    OutOfTimeError,
+    TransferError,
+)
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
@@ -107,6 +113,20 @@ class Signer:
             cached = _CachedTemplate(date, credentials, template)
             self._templates[method, endpoint] = cached
         return cached.template.head(path)
+
+    def template(self, credentials: "Credentials", method: str, endpoint: Endpoint) -> BulkTemplate:
+        """Return what the fast path needs to sign requests without extra fields.
+
+        The date in it is now; servers accept it for some minutes.
+        """
+        signed = self._template(credentials, method, endpoint, request_date(), {})
+        return BulkTemplate(
+            start=f"{method} {endpoint.base_path}".encode(),
+            canonical=signed.canonical.encode(),
+            text=signed.text.encode(),
+            key=signed.key,
+            lines=signed.lines.encode(),
+        )
 
     def _template(
         self,

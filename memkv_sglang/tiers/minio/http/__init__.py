@@ -2,7 +2,14 @@
 
 from memkv_sglang.tiers.minio.http.answers import shown
 from memkv_sglang.tiers.minio.http.background import BackgroundCall
-from memkv_sglang.tiers.minio.http.bulk import FALLBACK_REASONS, Request, Response, Source
+from memkv_sglang.tiers.minio.http.bulk import (
+    FALLBACK_REASONS,
+    BulkTemplate,
+    Metadata,
+    Request,
+    Response,
+    Sealing,
+)
 from memkv_sglang.tiers.minio.http.connection import Connection
 from memkv_sglang.tiers.minio.http.endpoints import Endpoint, parse_endpoints
 from memkv_sglang.tiers.minio.http.errors import (
@@ -30,19 +37,21 @@ __all__ = [
     "FALLBACK_REASONS",
     "PERMISSIONS",
     "BackgroundCall",
+    "BulkTemplate",
     "ClosedError",
     "Connection",
     "ConnectionPool",
     "Endpoint",
     "Framing",
+    "Metadata",
     "OutOfTimeError",
     "ProtocolError",
     "Request",
     "Response",
     "ResponseHead",
+    "Sealing",
     "Server",
     "ServerClock",
-    "Source",
     "StaleError",
     "StatusError",
     "TransferError",

@@ -1,48 +1,74 @@
 """Requests and responses of the fast path."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from memkv_sglang.page import Page
-from memkv_sglang.tiers.minio.http.endpoints import Endpoint
 
 FALLBACK_REASONS = ("status", "framing", "length", "close", "interim", "malformed", "stale")
-"""Why the fast path leaves pages to the slow path, see `Source.fall_back`."""
+"""Why the fast path leaves pages to the slow path, see `ignore_fallback`."""
 
 
 class Request(NamedTuple):
-    """A request for a page's object, and the page to receive it into."""
+    """The object of a page, and the page to receive it into."""
 
-    number: int
-    """Identifies the page to the caller."""
+    path: bytes
+    """Path below the endpoint's `base_path`, quoted."""
     page: Page
-    head: bytes
+
+
+class BulkTemplate(NamedTuple):
+    """Everything in a signed request that does not depend on the object; see `auth.sigv4`."""
+
+    start: bytes
+    """Method, space and base path."""
+    canonical: bytes
+    """The canonical request after the path."""
+    text: bytes
+    """The string to sign, up to the hash of the canonical request."""
+    key: bytes
+    lines: bytes
+    """The header fields, up to the signature."""
+
+
+class Metadata(NamedTuple):
+    """What the head of a stored page has, in lower case: lines begin and end with CR LF."""
+
+    prefix: bytes
+    """Start of all own fields."""
+    lines: tuple[bytes, ...]
+    """Lines that every page has."""
+    length: bytes
+    """Start of the line that ends with the length."""
+    checksum: bytes
+    """Start of the line that ends with the checksum in hexadecimal digits."""
+
+
+class Sealing(NamedTuple):
+    """How stored pages are encrypted; see `memkv_sglang.encryption.sealing`."""
+
+    keys: Mapping[bytes, bytes]
+    """Master keys, by the line of the head that names the key."""
+    context: bytes
+    """What precedes the page's key in the associated data."""
 
 
 class Response(NamedTuple):
     """An object of the page's length, received completely. Its metadata is not verified yet."""
 
     number: int
+    """Index of the request."""
     head: bytes
     """The response head as received, up to the empty line."""
     checksum: bytes
-    """Checksum of the page's buffers."""
+    """Checksum of the object's bytes."""
 
 
-def _ignore(_: str) -> None:
-    pass
+FallBack = Callable[[str], None]
 
 
-class Source(NamedTuple):
-    """Supplies requests and takes responses. Its functions must be thread-safe."""
-
-    take: Callable[[Endpoint], Request | None]
-    """Returns the next request for a server, None if there are no more."""
-    stop: Callable[[], None]
-    """Called after the first response that the fast path cannot handle; ends the requests."""
-    deliver: Callable[[Response], None]
-    fall_back: Callable[[str], None] = _ignore
-    """Called with one of `FALLBACK_REASONS` for each request left to the slow path:
+def ignore_fallback(_: str) -> None:
+    """Do nothing. A replacement is called with the reason for each page left to the slow path.
 
     - `status`: the server did not answer 200 (a missing page, for example);
     - `framing`: chunked, or without a content length;

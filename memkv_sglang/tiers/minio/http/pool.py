@@ -4,6 +4,8 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from memkv_sglang.tiers.minio.http.addresses import Addresses
 from memkv_sglang.tiers.minio.http.connection import Connection
@@ -71,6 +73,7 @@ class ConnectionPool:
         self._lent = 0
         self._out: set[Connection] = set()
         """Connections that are lent now."""
+        self._opener = ThreadPoolExecutor(keep, thread_name_prefix="memkv-connect")
         self._closed = False
         self._aborted = False
         self._lock = threading.Lock()
@@ -99,35 +102,67 @@ class ConnectionPool:
         try:
             server, connection = self._find(deadline, fresh)
         except BaseException:
-            with self._lock:
-                self._end_loan()
+            self._give_up()
             raise
-        self._out.add(connection)
-        if self._aborted:
-            connection.interrupt()
+        self._lend_out(connection)
         return server, connection
 
-    def take_idle(self, count: int) -> list[tuple[Server, Connection]]:
-        """Take `count` idle connections, or none if there are fewer; does not block."""
+    def take_several(self, count: int, deadline: float) -> list[tuple[Server, Connection]]:
+        """Take up to `count` connections, spread over the servers; the caller returns each.
+
+        Opens the missing ones. Waits for them only if no connection is idle, otherwise they are
+        for the next call. Returns at least one. Raises as `take` does.
+        """
         with self._lock:
             if self._closed:
-                return []
+                raise ConnectError("the tier is closed")
             self._lent += count
-        taken: list[tuple[Server, Connection]] = []
         servers = self._in_turn()
-        while servers and len(taken) < count:
-            server = servers.pop(0)
+        taken: list[tuple[Server, Connection]] = []
+        opening: list[tuple[Server, Future[Connection]]] = []
+        for number in range(count if servers else 0):
+            server = servers[number % len(servers)]
             if connection := self._pop_idle(server):
+                self._lend_out(connection)
                 taken.append((server, connection))
-                servers.append(server)
-        if len(taken) == count:
+            else:
+                opening.append((server, self._opener.submit(self._open, server, deadline)))
+        for _ in range(count - len(taken) - len(opening)):
+            self._give_up()
+        if taken:
+            for server, future in opening:
+                future.add_done_callback(partial(self._keep_opened, server))
             return taken
-        for server, connection in taken:
-            self.give_back(server, connection, None)
-        with self._lock:
-            for _ in range(count - len(taken)):
-                self._end_loan()
-        return []
+        return self._wait_for_opened(opening)
+
+    def _open(self, server: Server, deadline: float) -> Connection:
+        try:
+            return self._connect(server, deadline)
+        except ConnectError:
+            self._avoid(server)
+            raise
+
+    def _keep_opened(self, server: Server, future: "Future[Connection]") -> None:
+        if future.exception() is None:
+            self.give_back(server, future.result(), None)
+        else:
+            self._give_up()
+
+    def _wait_for_opened(
+        self, opening: list[tuple[Server, "Future[Connection]"]]
+    ) -> list[tuple[Server, Connection]]:
+        taken: list[tuple[Server, Connection]] = []
+        failure: BaseException = _all_resting()
+        for server, future in opening:
+            if error := future.exception():
+                failure = error
+                self._give_up()
+            else:
+                self._lend_out(future.result())
+                taken.append((server, future.result()))
+        if not taken:
+            raise failure
+        return taken
 
     def give_back(
         self, server: Server, connection: Connection, error: BaseException | None
@@ -164,6 +199,7 @@ class ConnectionPool:
             self._changed.wait_for(lambda: self._lent == 0)
             for server in self._servers:
                 _close_all(server.idle)
+        self._opener.shutdown()
 
     def abort(self) -> None:
         """Abort requests in flight and close all connections; does not block."""
@@ -175,13 +211,24 @@ class ConnectionPool:
                 while server.idle:
                     server.idle.pop().close()
 
+    def _lend_out(self, connection: Connection) -> None:
+        with self._lock:
+            self._out.add(connection)
+            if self._aborted:
+                connection.interrupt()
+
+    def _give_up(self) -> None:
+        """End a loan that got no connection."""
+        with self._lock:
+            self._end_loan()
+
     def _end_loan(self) -> None:
         self._lent -= 1
         if self._closed:
             self._changed.notify_all()
 
     def _find(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
-        failure = ConnectError("every server asked clients to back off")
+        failure = _all_resting()
         for server in self._in_turn():
             if not fresh and (connection := self._pop_idle(server)):
                 return server, connection
@@ -234,6 +281,10 @@ class ConnectionPool:
         with self._lock:
             server.avoid_until = time.monotonic() + AVOID_FOR
             _close_all(server.idle)
+
+
+def _all_resting() -> ConnectError:
+    return ConnectError("every server asked clients to back off")
 
 
 def _close_all(connections: list[Connection]) -> None:

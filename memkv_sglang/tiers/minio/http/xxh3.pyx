@@ -68,23 +68,22 @@ cdef void update(void *state, const void *data, size_t length) noexcept nogil:
     _update(state, data, length)
 
 
-cdef bytes digest(void *state):
-    cdef unsigned char canonical[16]
-    _canonical(canonical, _digest(state))
-    return canonical[:16]
+cdef void digest(void *state, unsigned char *out) noexcept nogil:
+    _canonical(out, _digest(state))
 
 
 cdef _check():
     """Raise ImportError unless these functions agree with the package's Python API."""
+    cdef unsigned char computed[16]
     data, seed = b"memkv" * 1000, 7
     state = new_state()
     try:
         reset(state, seed)
         update(state, <const unsigned char *>data, len(data))
-        computed = digest(state)
+        digest(state, computed)
     finally:
         free_state(state)
-    if computed != xxhash.xxh3_128_digest(data, seed=seed):
+    if computed[:16] != xxhash.xxh3_128_digest(data, seed=seed):
         raise ImportError(f"the xxhash package ({xxhash.VERSION}) has a different C interface")
 
 

@@ -1,6 +1,5 @@
 """Signed requests for objects: one at a time, pipelined, and in bulk."""
 
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer
 from memkv_sglang.tiers.minio.objects.client import (
     NO_FIELDS,
     UNGUARDED,
@@ -21,7 +20,6 @@ __all__ = [
     "NO_FIELDS",
     "SPILL_FAILED",
     "UNGUARDED",
-    "BulkAnswer",
     "Guard",
     "ObjectClient",
     "Telemetry",

@@ -6,22 +6,18 @@ Where the loop is not compiled, callers read all pages on the slow path, one req
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
-from urllib.parse import quote
 
-from memkv_sglang.page import Page
 from memkv_sglang.tiers.minio.auth import Signer
 from memkv_sglang.tiers.minio.http import (
     Connection,
     ConnectionPool,
-    Endpoint,
+    Metadata,
     Request,
     Response,
+    Sealing,
     Server,
-    Source,
     TransferError,
 )
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
@@ -29,149 +25,150 @@ from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 # Why there is no compiled loop; empty if there is one.
 try:
     from memkv_sglang.tiers.minio.http import receive_loop as loop
-except ImportError as error:  # there was no compiler, or no xxhash that exports its functions
+except ImportError as error:  # there was no compiler, or a library does not export its functions
     WHY_NOT = str(error)
 else:
     WHY_NOT = ""
-
-WRITTEN_AT_ONCE = 16
-"""Maximum number of requests that are signed in a row."""
 
 logger = logging.getLogger(__name__)
 
 
 class BulkAnswer(NamedTuple):
-    """The objects that the fast path received."""
+    """What the fast path received."""
 
-    responses: list[Response]
+    checksums: list[bytes | None]
+    """The checksum of each page that was received and verified, else None."""
+    heads: list[bytes]
+    """The heads of those pages' responses, in order, if they were asked for."""
+    unverified: list[Response]
+    """Objects whose metadata the fast path could not match."""
     failure: TransferError | None
     """Why the other objects should not be tried on the slow path; None if they should."""
 
 
-class Requests:
-    """Signed GET requests for the objects of one call, in order. Thread-safe."""
+class Helpers:
+    """Counts the threads that help callers to receive, at most one for two cores. Thread-safe.
 
-    def __init__(
-        self, signer: Signer, objects: Sequence[tuple[str, Page]], deadline: float
-    ) -> None:
-        """Sign for objects, given by name and page. Blocks until there are credentials.
+    Each call has its own thread, so helpers are for the cores that callers leave idle. Where cores
+    are scarce, switching threads costs more than it gains.
+    """
 
-        Raises `TransferError`.
-        """
-        self._signer = signer
-        self._credentials = signer.credentials(deadline)
-        self._objects = enumerate(objects)
-        self._left = len(objects)
-        self._written: dict[Endpoint, deque[Request]] = {}
+    def __init__(self) -> None:
+        """Start without helpers."""
+        self._free = max((os.cpu_count() or 1) // 2, 1) - 1
         self._lock = threading.Lock()
 
-    def take(self, endpoint: Endpoint) -> Request | None:
-        """Return the next request for a server, None if there are no more."""
+    def take(self, wanted: int) -> int:
+        """Return how many helpers a call gets: at most half of those that are free."""
         with self._lock:
-            written = self._written.setdefault(endpoint, deque())
-            if not written:
-                written += self._write(endpoint)
-            return written.popleft() if written else None
+            got = max(min(wanted, (self._free + 1) // 2), 0)
+            self._free -= got
+            return got
 
-    def stop(self) -> None:
-        """Drop the remaining requests."""
+    def give_back(self, count: int) -> None:
+        """End the help of some threads."""
         with self._lock:
-            self._objects = enumerate(())
-            self._written.clear()
-
-    def _write(self, endpoint: Endpoint) -> list[Request]:
-        """Write the next requests, fewer towards the end to balance the load between servers."""
-        count = min(max(self._left // 4, 1), WRITTEN_AT_ONCE)
-        found = list(islice(self._objects, count))
-        self._left -= len(found)
-        return [
-            Request(number, page, self._head(endpoint, quote(name)))
-            for number, (name, page) in found
-        ]
-
-    def _head(self, endpoint: Endpoint, path: str) -> bytes:
-        target = endpoint.base_path + path
-        return self._signer.head(self._credentials, "GET", endpoint, target, {})
+            self._free += count
 
 
 class BulkReader:
-    """Reads objects for one call at a time. Thread-safe."""
+    """Reads objects for any number of calls at once. Thread-safe."""
 
     def __init__(
-        self, pool: ConnectionPool, signer: Signer, telemetry: Telemetry, *, connections: int
+        self,
+        pool: ConnectionPool,
+        signer: Signer,
+        telemetry: Telemetry,
+        metadata: Metadata,
+        *,
+        connections: int,
     ) -> None:
-        """Use up to `connections` of the pool's connections, and one thread for two cores.
+        """Use up to `connections` of the pool's connections for each call.
 
-        The calling thread is one of them. Where cores are scarce, switching threads costs more
-        than it gains.
+        `metadata` is what the heads of the objects must have.
         """
         self._pool = pool
         self._signer = signer
         self._telemetry = telemetry
+        self._metadata = metadata
         self._connections = connections
-        self._threads = max((os.cpu_count() or 1) // 2, 1)
-        self._busy = threading.Lock()
+        self._helpers = Helpers()
 
-    def read(self, objects: Sequence[tuple[str, Page]], deadline: float) -> BulkAnswer:
-        """GET objects, given by name, into the buffers of their pages.
+    def read(
+        self,
+        requests: Sequence[Request],
+        deadline: float,
+        *,
+        sealing: Sealing | None = None,
+        keep_heads: bool = False,
+    ) -> BulkAnswer:
+        """GET objects into the buffers of their pages; decrypt them there if they are encrypted.
 
-        Stops at the first response that is not an object of its page's length. Reads nothing while
-        another call is reading, or while too few connections are open: the slow path opens them all
-        at once. The buffers are not written to after this returns. Blocks until `deadline` at most.
+        Stops at the first response that is not an object of its page's length. The buffers are not
+        written to after this returns. Blocks until `deadline` at most.
         """
-        responses: list[Response] = []
-        if WHY_NOT or not objects or not self._busy.acquire(blocking=False):
-            return BulkAnswer(responses, None)
+        if WHY_NOT or not requests:
+            return BulkAnswer([None] * len(requests), [], [], None)
+        failure = None
         taken: list[tuple[Server, Connection]] = []
+        batch = None
         try:
-            taken = self._pool.take_idle(min(self._connections, len(objects)))
-            if taken:
-                requests = Requests(self._signer, objects, deadline)
-                connections = [connection for _, connection in taken]
-                self._receive(connections, requests, responses, deadline)
+            credentials = self._signer.credentials(deadline)
+            taken = self._pool.take_several(min(self._connections, len(requests)), deadline)
+            connections = [connection for _, connection in taken]
+            templates = {
+                endpoint: self._signer.template(credentials, "GET", endpoint)
+                for endpoint in {connection.endpoint for connection in connections}
+            }
+            batch = loop.Batch(
+                requests,
+                templates,
+                self._metadata,
+                self._telemetry.count_fallback,
+                sealing=sealing,
+                keep_heads=keep_heads,
+            )
+            self._receive(connections, batch, deadline)
         except TransferError as error:
-            return BulkAnswer(responses, error)
+            failure = error
         except Exception:
             logger.exception("bulk read failed unexpectedly")
         finally:
+            if batch is not None:
+                batch.close()
             for server, connection in taken:
                 self._pool.give_back(server, connection, None)
-            self._busy.release()
-        return BulkAnswer(responses, None)
+        if batch is None:
+            return BulkAnswer([None] * len(requests), [], [], failure)
+        return BulkAnswer(batch.checksums(), batch.heads(), batch.unverified(), failure)
 
-    def _receive(
-        self,
-        connections: list[Connection],
-        requests: Requests,
-        responses: list[Response],
-        deadline: float,
-    ) -> None:
-        fall_back = self._telemetry.count_fallback
-        source = Source(requests.take, requests.stop, responses.append, fall_back)
+    def _receive(self, connections: list[Connection], batch: "loop.Batch", deadline: float) -> None:
+        """Receive in this thread and in those of the helpers."""
         failures: list[BaseException] = []
 
         def work(share: list[Connection]) -> None:
             try:
-                loop.receive(share, source, deadline, self._pool.stall_timeout)
+                loop.receive(share, batch, deadline, self._pool.stall_timeout)
             except BaseException as error:
-                requests.stop()
+                batch.stop()
                 failures.append(error)
                 if not isinstance(error, TransferError):  # else the loop has closed them
                     for connection in share:
                         connection.close()
 
-        threads = min(self._threads, len(connections))
-        shares = [connections[i::threads] for i in range(threads)]
-        helpers: list[threading.Thread] = []
+        helpers = self._helpers.take(len(connections) - 1)
+        shares = [connections[i :: helpers + 1] for i in range(helpers + 1)]
+        threads: list[threading.Thread] = []
         try:
             for share in shares[1:]:
-                helper = threading.Thread(target=work, args=(share,), name="memkv-bulk")
-                helper.start()
-                helpers.append(helper)
+                thread = threading.Thread(target=work, args=(share,), name="memkv-bulk")
+                thread.start()
+                threads.append(thread)
             work(shares[0])
         finally:
-            requests.stop()
-            for helper in helpers:
-                helper.join()
+            batch.stop()
+            for thread in threads:
+                thread.join()
+            self._helpers.give_back(helpers)
         if failures:
             raise failures[0]

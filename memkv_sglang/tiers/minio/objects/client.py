@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
-from memkv_sglang.page import Page
 from memkv_sglang.tiers.minio.auth import REFUSED, Signer
 from memkv_sglang.tiers.minio.http import (
     ClosedError,
@@ -23,8 +22,8 @@ from memkv_sglang.tiers.minio.http import (
     refused,
     unusable_answer,
 )
-from memkv_sglang.tiers.minio.names import stores_page
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkAnswer, BulkReader
+from memkv_sglang.tiers.minio.names import page_metadata, stores_page
+from memkv_sglang.tiers.minio.objects.bulk_reader import BulkReader
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ class ObjectClient:
         self._signer = signer
         self._ways = ways
         self.telemetry = telemetry
-        self._bulk = BulkReader(pool, signer, telemetry, connections=ways)
+        self.bulk = BulkReader(pool, signer, telemetry, page_metadata(), connections=ways)
+        """Reads whole pages on the fast path."""
 
     def exchange(
         self,
@@ -101,10 +101,6 @@ class ObjectClient:
             if error.status not in REFUSED or not self._signer.renew(credentials, deadline):
                 raise
             return attempt(self._signer.credentials(deadline))
-
-    def read_bulk(self, objects: Sequence[tuple[str, Page]], deadline: float) -> BulkAnswer:
-        """Read objects on the fast path; see `BulkReader.read`."""
-        return self._bulk.read(objects, deadline)
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
         """Return which names belong to stored pages, judged by their metadata; see `heads`."""
