@@ -18,7 +18,8 @@ def page_hashes(tokens: Sequence[int], page_size: int, seed: bytes = b"") -> lis
 
     Each hash covers the previous one (`seed` for the first page) and the page's tokens as
     little-endian 32-bit integers. If a token does not fit, the page is encoded as the byte 0xff
-    followed by 64-bit integers. Raises `ValueError` for a negative token or one that needs more.
+    followed by 64-bit integers. Raises `ValueError` for a token that is negative or does
+    not fit in 64 bits.
     """
     hashes, previous = [], seed
     for first in range(0, len(tokens) - page_size + 1, page_size):

@@ -70,14 +70,17 @@ class ClientConnection:
         self._channel.stop_receiving()
 
     def wait_for_buffers(self, deadline: float) -> bool:
-        """After `stop_receiving`, wait until no call uses buffers. False at the deadline."""
+        """After `stop_receiving`, wait until no call uses buffers.
+
+        Returns False at the deadline.
+        """
         ended = self._using_buffers.acquire(timeout=max(0.0, deadline - time.monotonic()))
         if ended:
             self._using_buffers.release()
         return ended
 
     def join(self, deadline: float) -> bool:
-        """Wait for the thread to end. False at the deadline."""
+        """Wait for the thread to end. Returns False at the deadline."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 

@@ -24,7 +24,7 @@ MAX_CONNECTIONS = 64
 """Maximum open connections; further ones are closed."""
 
 RELOAD_PERIOD = 1.0
-"""Seconds between checks whether the certificate or the token has changed."""
+"""Seconds between checks for a changed certificate or token."""
 
 _MAX_HEAD = 16 << 10
 

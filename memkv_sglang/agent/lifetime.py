@@ -27,11 +27,13 @@ class LifetimeMemory:
         os.ftruncate(self.descriptor, mmap.PAGESIZE)
 
     def is_of(self, descriptor: int) -> bool:
-        """Return whether a `Lifetime.descriptor` belongs to this memory."""
+        """Return whether a `Lifetime.descriptor` refers to this memory."""
         return os.path.sameopenfile(self.descriptor, descriptor)
 
     def reopen(self, flags: int) -> int:
-        """Return a descriptor with a lock of its own; a duplicate would share the lock."""
+        """Return a new open file description, which can hold its own lock; a duplicated descriptor
+        would share the lock.
+        """
         return os.open(f"/proc/self/fd/{self.descriptor}", flags | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -43,9 +45,9 @@ class Lifetime:
     """A lock that this process's memory map holds until the kernel has torn it down."""
 
     def __init__(self, memory: LifetimeMemory | None = None) -> None:
-        """Take the lock for the rest of the process's life. Raises `OSError`.
+        """Take the lock for the rest of the process's life.
 
-        Closes `memory`, by default memory of its own.
+        Raises `OSError`. Closes `memory`; if None, allocates its own.
         """
         memory = memory or LifetimeMemory()
         try:
@@ -54,7 +56,7 @@ class Lifetime:
                 fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 map_until_exit(locked, mmap.PAGESIZE)
                 self.descriptor = memory.reopen(os.O_RDONLY)
-                """Pass it to any process, which calls `has_ended` on it."""
+                """Any process that receives this descriptor can call `has_ended` on it."""
             finally:
                 os.close(locked)
         finally:

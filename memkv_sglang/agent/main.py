@@ -49,16 +49,18 @@ REPLIES_LIMIT = 2.0
 """Seconds to wait for other calls after the engine has closed, which ends them."""
 
 STOP_MARGIN = 10.0
-"""Seconds that systemd waits beyond these limits before it kills the agent."""
+"""Extra seconds that systemd allows beyond these limits before it kills the agent."""
 
 REPEAT_LIMIT = 1.0
-"""Seconds during which a repeated signal is ignored: process managers also signal the group."""
+"""Seconds during which a repeated signal is ignored, because process managers often signal both the
+process and its group.
+"""
 
 SOCKET_PERIOD = 1.0
 """Seconds between checks that the socket is still in place."""
 
 REBIND_LIMIT = 10.0
-"""Seconds of failed attempts to bind a lost socket after which the agent stops."""
+"""If the socket is lost and cannot be bound again for this many seconds, the agent stops."""
 
 READY_LIMIT = 10.0
 """Seconds after which the agent reports ready even if a tier has not answered."""
@@ -70,11 +72,12 @@ STATUS_PERIOD = 5.0
 """Seconds between updates of the status that systemd shows."""
 
 EXIT_FAILURE = 1
-"""Exit status after a failure, and after a stop that did not shut down in order."""
+"""Exit status after a failure or an unclean stop."""
 
 EXIT_CONFIG = 2
-"""Exit status after a wrong configuration. A restart cannot help; see systemd's
-`RestartPreventExitStatus`."""
+"""Exit status for an invalid configuration, which a restart cannot fix; see systemd's
+`RestartPreventExitStatus`.
+"""
 
 _ACCEPT_PAUSE = 0.5
 
@@ -265,7 +268,10 @@ class Agent:
         self._manager.ready()
 
     async def _feed_watchdog(self) -> None:
-        """Show systemd that this process runs. Clients end an agent whose calls hang."""
+        """Tell systemd's watchdog that the event loop is running.
+
+        Hung calls are detected by clients, which then end the agent.
+        """
         while True:
             self._manager.alive()
             await asyncio.sleep(self._manager.watchdog / 3)

@@ -114,7 +114,10 @@ class Server:
         return all(connection.wait_for_buffers(deadline) for connection in connections)
 
     def join(self, limit: float) -> bool:
-        """After `stop`, wait for all other calls. False after `limit` seconds."""
+        """After `stop`, wait for all other calls.
+
+        Returns False if some have not ended after `limit` seconds.
+        """
         with self._lock:
             connections = list(self._connections)
         deadline = time.monotonic() + limit

@@ -25,19 +25,21 @@ class ServiceManager:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         is_watched = bool(address) and limit.isdigit()
         self.watchdog = int(limit) / 1e6 if is_watched else 0.0
-        """Seconds between two calls of `alive` after which systemd restarts the agent; 0: never."""
+        """Maximum seconds between two calls of `alive` before systemd restarts the agent; 0: no
+        limit.
+        """
 
     @property
     def is_present(self) -> bool:
-        """Whether a service manager listens."""
+        """Whether a service manager started this process."""
         return bool(self._address)
 
     def ready(self) -> None:
-        """Report that clients are served."""
+        """Report that the agent serves clients."""
         self._send("READY=1")
 
     def alive(self) -> None:
-        """Restart the watchdog's time limit."""
+        """Tell the watchdog that the agent is alive."""
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
@@ -45,7 +47,7 @@ class ServiceManager:
         self._send(f"STATUS={' '.join(text.split())}")
 
     def stopping(self, seconds: float) -> None:
-        """Report that the agent stops, which may take this long."""
+        """Report that the agent is stopping, which may take `seconds`."""
         self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def _send(self, message: str) -> None:

@@ -19,7 +19,9 @@ from memkv_sglang.config.settings import Setting, all_settings
 CLIENT_ONLY = frozenset(
     {"agent.socket", "agent.autostart", "engine.prefill_speed", "engine.namespace_salt"}
 )
-"""Settings not to compare: the agent does not use them, or the client reached it through them."""
+"""Settings not to compare: the agent does not use them, or the client needed them to reach the
+agent.
+"""
 
 AGENT_ONLY = frozenset(
     f"agent.http_{name}" for name in ("address", "cert_file", "key_file", "token_file")

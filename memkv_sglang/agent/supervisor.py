@@ -5,7 +5,7 @@ ended but cannot kill it. It asks this process, which shares the agent's pid nam
 believes only the agent's `Lifetime`, so it need not trust the answer.
 
 A request is one byte and the descriptor of the agent's `Lifetime` as the client got it; the answer
-is one byte. The descriptor says which agent is meant, so a late request cannot kill the next one.
+is one byte. The descriptor identifies the agent, so a late request cannot kill its successor.
 """
 
 import ctypes
@@ -26,16 +26,16 @@ from memkv_sglang.agent.peer import peer_of
 from memkv_sglang.agent.stopping import STOP_SIGNALS
 
 ASK, KILL = b"?", b"k"
-"""Requests: does this process supervise the agent; kill it."""
+"""Requests: ask whether this process supervises the agent; kill the agent."""
 
 YES, NO = b"y", b"n"
-"""Answers: it is or was this process's agent; it is not."""
+"""Answers: the agent is or was this process's child; it never was."""
 
 REQUEST_LIMIT = 1.0
 """Seconds for a client to send its request."""
 
 EXIT_FAILURE = 1
-"""Exit status if a signal ended the agent that no client asked for."""
+"""Exit status if the agent was killed by a signal that no client asked for."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -77,7 +77,7 @@ class _Supervisor:
         return status
 
     def _run_once(self) -> int | None:
-        """Run an agent until it ends; return its exit status, None if a client had it killed."""
+        """Run an agent until it ends; return its exit status, or None if a client had it killed."""
         memory = LifetimeMemory()
         parent = os.getpid()
         pid = os.fork()
@@ -181,5 +181,5 @@ def _send_signal(pidfd: int, number: int) -> None:
 def _die_with(parent: int) -> None:
     """Let the kernel kill this process when its parent, the supervisor, ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(EXIT_FAILURE)

@@ -1,4 +1,4 @@
-"""Numbers that simulations rest on, each with its source: `calibration/*.toml`."""
+"""Read the measured numbers that simulations use, with their sources, from `calibration/*.toml`."""
 
 import itertools
 import tomllib
@@ -15,7 +15,7 @@ from memkv_sglang.config.errors import ConfigError
 FOLDER = Path(__file__).parent / "calibration"
 PUBLISHED = FOLDER / "published.toml"
 MEASURED = FOLDER / "epyc-2-cores.toml"
-"""The machine whose measurements apply unless `memkv bench --calibration` has made others."""
+"""Measurements of this machine apply unless a file from `memkv bench --calibration` is given."""
 
 _LARGEST_FILE = 1 << 20
 Kind = TypeVar("Kind", "Published", "Measured")
@@ -29,7 +29,7 @@ class Number(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PrefillRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds to the first token of a prompt on one replica."""
+    """A measured time to first token of a prompt on one replica, in seconds."""
 
     gpu: str
     new: int
@@ -39,7 +39,7 @@ class PrefillRow(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds of a decode step of `batch` requests with `context` tokens each."""
+    """A measured decode step, in seconds, of `batch` requests with `context` tokens each."""
 
     gpu: str
     batch: int
@@ -58,7 +58,7 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
-    """A model as it is served."""
+    """A model and its parallelism."""
 
     name: str
     kv_bytes_per_token: Number
@@ -70,7 +70,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeNumbers(Struct, frozen=True, forbid_unknown_fields=True):
-    """A GPU node beside its GPUs."""
+    """Hardware of a GPU node, except its GPUs."""
 
     cores: Number
     agent_cores: Number
@@ -161,7 +161,7 @@ class Measured(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LinearCpu(NamedTuple):
-    """CPU seconds of an operation: `per_request` + `per_byte` x bytes."""
+    """CPU time of an operation in seconds: `per_request` + `per_byte` x bytes."""
 
     per_request: float
     per_byte: float
@@ -172,29 +172,31 @@ class LinearCpu(NamedTuple):
 
 
 class PrefillCost(NamedTuple):
-    """Seconds to compute tokens: fixed + per_token x new + per_pair x new x (cached + new / 2)."""
+    """Time of a prefill in seconds: fixed + per_token x new + per_pair x new x (cached + new /
+    2).
+    """
 
     fixed: float
     per_token: float
     per_pair: float
 
     def seconds(self, new: float, cached: float) -> float:
-        """Return the seconds for `new` tokens after `cached` ones."""
+        """Return the time to compute `new` tokens after `cached` ones."""
         return self.fixed + self.marginal(new, cached)
 
     def marginal(self, new: float, cached: float) -> float:
-        """Return the seconds that these tokens add to a batch."""
+        """Return the time that these tokens add to a batch."""
         return new * (self.per_token + self.per_pair * (cached + new / 2))
 
 
 class StepCost(NamedTuple):
-    """Seconds of a decode step: fixed + per_token x tokens of context in the batch."""
+    """Time of a decode step in seconds: fixed + per_token x context tokens in the batch."""
 
     fixed: float
     per_token: float
 
     def seconds(self, tokens: float) -> float:
-        """Return the seconds of a step over `tokens` tokens of context."""
+        """Return the time of a step over `tokens` tokens of context."""
         return self.fixed + self.per_token * tokens
 
 
@@ -235,9 +237,9 @@ def _sources(value: Any) -> list[str]:
 
 
 def fit_cpu(rows: Sequence[CpuRow]) -> LinearCpu:
-    """Fit CPU seconds per request and per byte to rows, by least relative squares.
+    """Fit the CPU cost per request and per byte to rows, minimizing squared relative errors.
 
-    One row gives no slope: its cost is then proportional to the bytes.
+    With only one row, the cost is proportional to the bytes.
     """
     seconds = np.array([row.cpu_s_per_gb * row.bytes / 1e9 for row in rows])
     sizes = np.array([float(row.bytes) for row in rows])
@@ -247,9 +249,9 @@ def fit_cpu(rows: Sequence[CpuRow]) -> LinearCpu:
 
 
 def fit_prefill(rows: Sequence[PrefillRow]) -> PrefillCost:
-    """Fit the cost of computing tokens to rows, by least relative squares.
+    """Fit the prefill cost to rows, minimizing squared relative errors.
 
-    With fewer than three rows there is no fixed cost.
+    With fewer than three rows, the fixed cost is 0.
     """
     new = np.array([float(row.new) for row in rows])
     cached = np.array([float(row.cached) for row in rows])
@@ -279,10 +281,10 @@ def _fit(columns: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> lis
 
 
 def fit_step(model: Model, gpu_name: str, gpu: Gpu) -> StepCost:
-    """Return the cost of decode steps: reading the context at the memory's bandwidth, and a rest.
+    """Return the cost of decode steps: a fixed part, plus reading the context at memory bandwidth.
 
-    The rest comes from a measured row if there is one for this GPU, or else it is the time to read
-    the weights.
+    The fixed part comes from a measured row for this GPU. Without one, it is the time to read the
+    weights.
     """
     replica = model.tensor_parallel.value * gpu.memory_bytes_per_s.value
     per_token = model.kv_bytes_per_token.value / replica

@@ -26,7 +26,7 @@ from memkv_sglang.planning.workload import Population, Session, SteadySession, T
 
 TIERS = ("device", "host", "nvme", "minio", "computed")
 _SPEED_WEIGHT = 0.2
-"""Weight of the newest load in the average speed of a tier."""
+"""Weight of the newest load in a tier's moving average of speed."""
 _HOT_SESSION = 1 << 40
 
 
@@ -42,31 +42,31 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a simulation came to, after its warm-up. Contains all inputs."""
+    """The results of a simulation, without its warm-up. Contains all inputs."""
 
     scenario: Scenario
     requests: int
     waiting: int
-    """Requests without a first token at the end."""
+    """Requests that had no first token when the simulation ended."""
     first_token_p50: float
     first_token_p95: float
     first_token_p99: float
     hits: dict[str, float]
-    """Share of prompt pages by where they came from."""
+    """Share of prompt pages by source: a tier, or recomputed."""
     use: dict[str, float]
-    """Share of each resource that was used; the highest node's for resources of nodes."""
+    """Utilization of each resource. For a node's resources, that of the busiest node."""
     bottleneck: str
     loaded_bytes_per_s: dict[str, float]
-    """Of the cluster, by tier."""
+    """Bytes per second of the whole cluster, by tier."""
     spilled_bytes_per_s: float
     uploaded_bytes_per_s: float
     nvme_writes_per_day: float
-    """Bytes that a node's disk writes per day, over its warranty."""
+    """Bytes written per day to a node's disk, relative to its rated endurance."""
     bucket_bytes: float
     served: list[Served] = []
 
     def summary(self) -> dict[str, Any]:
-        """Return everything except the single requests."""
+        """Return everything except the individual requests."""
         content: dict[str, Any] = msgspec.to_builtins(self)
         del content["served"]
         return content
@@ -110,7 +110,7 @@ class _Request:
 
 
 class Cluster:
-    """A cluster of a scenario, which `run` simulates once."""
+    """The cluster that a scenario describes. Call `run` once."""
 
     def __init__(self, scenario: Scenario, templates: Sequence[Template] = ()) -> None:
         """Build nodes, links and sessions. `templates` are needed for the agentic workload."""
@@ -150,7 +150,7 @@ class Cluster:
     def run(
         self, *, keep_requests: bool = False, tell: Callable[[float], None] | None = None
     ) -> Result:
-        """Simulate; `tell` gets the share that is done from time to time."""
+        """Run the simulation; call `tell` from time to time with the completed fraction."""
         s = self._s
         for number in range(s.sessions):
             self._open(number)
@@ -170,7 +170,7 @@ class Cluster:
     # Sessions
 
     def _open(self, number: int) -> None:
-        """Begin a session somewhere in its life, with what it has computed before in the pools."""
+        """Begin a session midway, with its earlier pages already in the pools."""
         session: Session = self._population.running() if self._population else self._steady(number)
         if before := session.before():
             worker = self._workers[self._router.choose(number, before)]
@@ -211,7 +211,7 @@ class Cluster:
     # A request
 
     def _look_up(self, request: _Request, then: Callable[[], None]) -> None:
-        """Split the prompt by tier, and load what is not on the device."""
+        """Find which tier holds each page, and load the pages that are not on the device."""
         parts, seconds = self._split(request.worker, request.turn)
         node = self._nodes[request.worker.node]
         if parts["nvme"]:
@@ -227,7 +227,7 @@ class Cluster:
             self._loop.after(seconds, partial(self._load, request, tier, pages, then))
 
     def _split(self, worker: _Worker, turn: Turn) -> tuple[dict[str, int], float]:
-        """Return the pages by tier, and the seconds that looking them up takes."""
+        """Return the number of pages by tier, and the lookup time in seconds."""
         runs, pages = turn.runs, turn.pages
         usable = min(pages, (turn.tokens - 1) // self._s.page_tokens)
         device = min(worker.device.lookup(runs, pages), usable)
@@ -248,9 +248,9 @@ class Cluster:
         }, seconds
 
     def _stored(self, node: int, turn: Turn, start: int, end: int) -> tuple[int, int]:
-        """Return how many pages from `start` on each tier has, up to the first that both lack.
+        """Return how many pages to load from disk and from the bucket, starting at page `start`.
 
-        Each page comes from the disk if it is there, as in `Loader.load`.
+        Stops at the first page that neither has. The disk is preferred, as in `Loader.load`.
         """
         disk, bucket, full = self._nodes[node].disk, self._bucket, self._s.run_pages
         near = far = 0
@@ -268,7 +268,7 @@ class Cluster:
         return near, far
 
     def _drop_slow_loads(self, request: _Request, parts: dict[str, int], node: _Node) -> None:
-        """Compute what would take longer to load, as `engine.skip_slow_loads` does."""
+        """Recompute pages that would take longer to load, like `engine.skip_slow_loads`."""
         if not self._s.skip_slow_loads:
             return
         s = self._s
@@ -280,7 +280,8 @@ class Cluster:
             known += parts["nvme"] * s.page_tokens if tier == "minio" else 0
             saved = s.prefill.marginal(parts[tier] * s.page_tokens, known)
             if parts[tier] * s.page_bytes / speed > saved:
-                # Confidence fades, so that a slow minute disables no tier.
+                # Old measurements count less and less, so a slow minute does not disable a tier for
+                # good.
                 node.speeds[tier] = speed * 1.2
                 parts["computed"] += parts[tier]
                 parts[tier] = 0
@@ -339,7 +340,7 @@ class Cluster:
         self._bucket.store(turn.runs, turn.pages)
 
     def _promote(self, request: _Request, node: _Node) -> int:
-        """Copy runs loaded from the bucket to the disk as the product does; return pages."""
+        """Copy runs that were loaded from the bucket to the disk; return the number of pages."""
         pages = request.parts["minio"]
         if not pages or not self._s.nvme_bytes:
             return 0
@@ -354,9 +355,9 @@ class Cluster:
         return node.disk.spill(admitted) if admitted else 0
 
     def _remember(self, worker: _Worker, turn: Turn, start: int) -> int:
-        """Store a chain in the pools, and its runs from `start` on on the disk.
+        """Store a chain in the pools, and its runs from number `start` on the disk.
 
-        Returns the pages written to the disk.
+        Returns the number of pages written to the disk.
         """
         worker.device.store(turn.runs, turn.pages)
         worker.host.store(turn.runs, turn.pages)
@@ -389,7 +390,7 @@ class Cluster:
             self._look_up(request, _nothing)
 
     def _estimate(self, worker_number: int, turn: Turn) -> float:
-        """Return the seconds to the first token on a worker, for `TierAware`."""
+        """Estimate the time to first token on a worker, for `TierAware`."""
         s, worker = self._s, self._workers[worker_number]
         node = self._nodes[worker.node]
         parts, _ = self._split(worker, turn)
@@ -452,7 +453,7 @@ class Cluster:
         )
 
     def _uses(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-        """Return the used share of every resource."""
+        """Return the utilization of every resource."""
         s = self._s
         use: dict[str, float] = {}
         for link, taken in after["use"].items():
@@ -465,7 +466,7 @@ class Cluster:
         if s.servers:
             heads = (after["heads"] - before["heads"]) * s.head_server_cpu / s.seconds
             use["server CPU"] += heads / (s.servers * s.server_cores)
-        # Not decode: it fills all the time that prefill leaves while any request runs.
+        # Excludes decode, which takes all the time that prefill leaves while any request runs.
         for name in ("GPU prefill", "GPU memory"):
             busy = max(b - a for a, b in zip(before[name], after[name], strict=True))
             use[name] = busy / s.seconds

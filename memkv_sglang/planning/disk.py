@@ -1,4 +1,4 @@
-"""A simulation of the NVMe tier's eviction, without files: pages are numbers.
+"""Simulate the NVMe tier's eviction without files; pages are numbers.
 
 It runs the tier's own `EvictionOrder` and `Victims`; a test compares it with the tier itself.
 """
@@ -21,10 +21,10 @@ def page_hash(page: int) -> bytes:
 
 
 class SimulatedDisk:
-    """Uses `EvictionOrder` like the NVMe tier does, on runs of consecutive pages of a chain.
+    """An NVMe tier without files. It evicts runs of consecutive pages of a chain.
 
     A chain is a list of run numbers and its length in pages. Only its last run may be shorter than
-    `run` pages; it keeps its number as it grows. With runs of one page this decides page by page,
+    `run` pages; it keeps its number as it grows. With one page per run, it evicts page by page,
     like the tier.
     """
 
@@ -55,7 +55,7 @@ class SimulatedDisk:
         return self._held
 
     def size(self, run: int) -> int:
-        """Return how many pages of a run are stored. Does not count as a use."""
+        """Return how many pages of a run are stored, without recording a use."""
         entry = self._entries.get(run)
         return 0 if entry is None else self._sizes[entry]
 
@@ -76,9 +76,8 @@ class SimulatedDisk:
         return length
 
     def spill(self, runs: Sequence[int], pages: int | None = None, start: int = 0) -> int:
-        """Store the missing runs from number `start` on, as many as fit beside the chain's others.
-
-        The whole chain counts as used. Returns the number of pages written.
+        """Store the missing runs from number `start` on, as far as they fit without evicting this
+        chain. Records a use of the whole chain. Returns the number of pages written.
         """
         present, missing = [], []
         growth: list[tuple[int, int]] = []
@@ -111,7 +110,7 @@ class SimulatedDisk:
         return self._capacity - self._held
 
     def _evict(self, count: int) -> int:
-        """Do the same as `SpaceReclaimer._evict`; return the pages evicted."""
+        """Evict like `SpaceReclaimer._evict`; return the number of pages evicted."""
         evicted, taken, held = 0, 0, len(self._entries)
         self.order.adapt(held)
         while taken < count and (victims := self._victims.take(held, count - taken)):

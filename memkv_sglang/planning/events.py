@@ -1,4 +1,4 @@
-"""The simulator's clock: actions in the order of their times."""
+"""The simulator's clock and its queue of actions."""
 
 import heapq
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Action = Callable[[], None]
 class EventLoop:
     """Runs actions at simulated times, in seconds. Actions at equal times run in order of arrival.
 
-    A heap of callbacks: a simulation needs no more, and generators would halve its speed.
+    It is a plain heap of callbacks, because generators would halve the simulator's speed.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class EventLoop:
         self._count = 0
 
     def at(self, time: float, action: Action) -> None:
-        """Run `action` at `time`, or now if that has passed."""
+        """Run `action` at `time`, or now if `time` is in the past."""
         self._count += 1
         heapq.heappush(self._heap, (max(time, self.now), self._count, action))
 
@@ -28,7 +28,7 @@ class EventLoop:
         self.at(self.now + delay, action)
 
     def run(self, until: float) -> None:
-        """Run the actions up to and including the time `until`, and set the clock to it."""
+        """Run all actions due by `until`, inclusive, and set the clock to `until`."""
         heap = self._heap
         while heap and heap[0][0] <= until:
             self.now, _, action = heapq.heappop(heap)

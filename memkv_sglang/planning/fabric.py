@@ -1,4 +1,4 @@
-"""Flows of bytes over links that they share max-min fairly."""
+"""Simulate flows of bytes over links, which they share max-min fairly."""
 
 import heapq
 import math
@@ -10,18 +10,18 @@ from memkv_sglang.planning.events import Action, EventLoop
 from memkv_sglang.planning.fairness import max_min
 
 _DONE = 1e-6
-"""Bytes of a flow that may be left when it counts as done."""
+"""A flow with at most this many bytes left counts as done."""
 
 
 class Fabric:
     """Moves flows along routes. Flows on one route have equal rates and are handled together.
 
-    A link is anything with a limited rate: a network card, a disk, CPU seconds per second. A route
-    says how much of each link one byte per second takes. Build all links and routes before the
-    first `send`.
+    A link is anything with a limited rate: a network card, a disk, a CPU. A route says how much
+    capacity of each link one byte per second takes. Build all links and routes before the first
+    `send`.
 
     With a `quantum`, flows start and end at multiples of it, which bounds the work per simulated
-    second for any number of flows. 0 is exact.
+    second. A quantum of 0 is exact.
     """
 
     def __init__(self, loop: EventLoop, quantum: float = 0.0) -> None:
@@ -33,7 +33,9 @@ class Fabric:
         self._route_links: list[Sequence[int]] = []
         self._route_uses: list[Sequence[float]] = []
         self._heaps: list[list[tuple[float, int, float, Action]]] = []
-        """By route: when a flow ends, in bytes served to each flow, its number, size and action."""
+        """One heap per route, of (end, number, size, action) for each flow. The end is in bytes
+        served to each flow of the route.
+        """
         self._sent = 0
         self._settled_at = 0.0
         self._next_settle = math.inf
@@ -46,7 +48,7 @@ class Fabric:
         return len(self.link_names) - 1
 
     def add_route(self, uses: dict[int, float]) -> int:
-        """Add a route that takes so much of each link per byte; return its number."""
+        """Add a route that takes the given capacity of each link per byte; return its number."""
         self._route_links.append(tuple(uses))
         self._route_uses.append(tuple(uses.values()))
         self._heaps.append([])
@@ -97,7 +99,7 @@ class Fabric:
         return float(self._finished[route]) if self._built else 0.0
 
     def use_by_link(self) -> dict[str, float]:
-        """Return what finished flows have taken of each link, in units of its capacity times s."""
+        """Return how long finished flows have occupied each link, in seconds at full capacity."""
         if not self._built:
             return dict.fromkeys(self.link_names, 0.0)
         taken = np.bincount(
@@ -122,13 +124,13 @@ class Fabric:
             self._loop.at(time, lambda: self._settle(time))
 
     def _settle(self, time: float) -> None:
-        """End finished flows, share the links anew, and wait for the next end."""
+        """End finished flows, recompute the rates, and schedule the next end."""
         if time != self._next_settle:
             return  # an earlier call has replaced this one
         self._next_settle = math.inf
         self._advance()
         finished: list[Action] = []
-        # A rate has rounding errors, and time passes in steps of at least 1e-12 of the clock.
+        # Rates have rounding errors, and the clock cannot advance by less than 1e-12 of its value.
         slack = _DONE + self._rates * (1e-12 * max(1.0, self._loop.now))
         for route in np.flatnonzero(self._targets <= self._served + slack).tolist():
             self._finish(route, float(self._served[route] + slack[route]), finished)

@@ -1,4 +1,4 @@
-"""Max-min fair shares of links."""
+"""Compute max-min fair shares of links."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,14 @@ def max_min(counts: Floats, links: Ints, uses: Floats, capacities: Floats) -> Fl
     """Return the max-min fair rate of one flow of each class.
 
     All rates rise together. A flow stops when one of its links is full; the others go on (Bertsekas
-    and Gallager, "Data Networks", 1992, section 6.5.2). Links that are the tightest for all their
-    flows cannot be relieved by other links, so each round fills all of them at once.
+    and Gallager, "Data Networks", 1992, section 6.5.2). A link that is the bottleneck of all its
+    flows stays their bottleneck, so each round fills all such links at once.
 
     Args:
         counts: number of flows in each class, shape (n,).
         links: indices of the links that a class uses, shape (n, k). Pad with the index of a link
             of infinite capacity.
-        uses: capacity of each of those links that a rate of 1 takes, shape (n, k).
+        uses: how much capacity of each of those links a rate of 1 takes, shape (n, k).
         capacities: of each link, shape (m,).
 
     Raises `ValueError` if a class uses no finite link.

@@ -1,4 +1,4 @@
-"""One model replica: prefill one batch at a time, decode in the time between."""
+"""Simulate one model replica, which prefills one batch at a time and decodes in between."""
 
 import heapq
 import math
@@ -10,7 +10,9 @@ from memkv_sglang.planning.calibration import PrefillCost, StepCost
 from memkv_sglang.planning.events import EventLoop
 
 CHUNK = 16_384
-"""New tokens of a prefill batch, SGLang's `--max-prefill-tokens`; a longer prompt is alone."""
+"""Maximum new tokens of a prefill batch (SGLang's `--max-prefill-tokens`). A longer prompt is a
+batch of its own.
+"""
 
 
 @dataclass(eq=False)
@@ -20,7 +22,7 @@ class Job:
     new: float
     """Tokens to compute."""
     cached: float
-    """Tokens before them that are in memory."""
+    """Tokens before the new ones; their KV is in memory."""
     output: float
     """Tokens to generate."""
     first_token: Callable[[], None]
@@ -28,20 +30,20 @@ class Job:
 
     @property
     def tokens(self) -> float:
-        """Tokens that occupy device memory at the end."""
+        """Tokens in device memory when the job ends."""
         return self.new + self.cached + self.output
 
 
 class Replica:
     """Serves jobs in order of arrival. Like SGLang, it prefers prefill to decode.
 
-    A job waits until device memory has room for all its tokens beside those of the jobs that run.
+    A job waits until device memory has room for all its tokens.
     """
 
     def __init__(
         self, loop: EventLoop, prefill: PrefillCost, step: StepCost, tokens: float
     ) -> None:
-        """Hold at most `tokens` tokens of running jobs; a larger job runs alone."""
+        """Hold at most `tokens` tokens in device memory; a larger job runs alone."""
         self._loop = loop
         self._prefill = prefill
         self._step = step
@@ -53,11 +55,11 @@ class Replica:
         self._occupied_since = 0.0
         self._is_prefilling = False
         self._backlog = 0.0
-        """Seconds of prefill of the jobs that wait."""
+        """Total prefill time of the waiting jobs, in seconds."""
         self._batch_end = 0.0
         self._prefill_seconds = 0.0
         self._decoding: list[tuple[float, int, Job]] = []
-        """By the generated tokens at which each ends, counted since the start."""
+        """Heap by end, in tokens that the batch has generated since the start."""
         self._generated = 0.0
         self._contexts = 0.0
         self._rate = 0.0
@@ -67,12 +69,12 @@ class Replica:
 
     @property
     def jobs(self) -> int:
-        """Jobs that wait or run."""
+        """Number of waiting and running jobs."""
         return len(self._queue) + self._count
 
     @property
     def wait(self) -> float:
-        """Seconds of prefill before a new job's."""
+        """Seconds of prefill ahead of a new job."""
         return self._backlog + max(self._batch_end - self._loop.now, 0.0)
 
     @property
@@ -143,7 +145,7 @@ class Replica:
         self._since = self._loop.now
 
     def _set_rate(self) -> None:
-        """Continue to decode at the batch's speed, or pause while prefilling."""
+        """Decode at the batch's speed, or pause during prefill."""
         self._advance()
         self._version += 1
         if self._is_prefilling or not self._decoding:

@@ -1,4 +1,4 @@
-"""A least recently used pool of runs of pages: SGLang's device and host pools, and the bucket."""
+"""Simulate an LRU pool of runs of pages: SGLang's device and host pools, and the bucket."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 class LruPool:
     """Holds chains, and evicts the least recently used pages, leaves before roots.
 
-    Chains are as `SimulatedDisk` takes them.
+    For the form of chains see `SimulatedDisk`.
     """
 
     def __init__(self, pages: float, run: int = 1) -> None:
@@ -27,11 +27,11 @@ class LruPool:
         self.held = 0
 
     def size(self, run: int) -> int:
-        """Return how many pages of a run are stored."""
+        """Return how many pages of a run are stored, without recording a use."""
         return self._sizes.get(run, 0)
 
     def lookup(self, runs: Sequence[int], pages: int) -> int:
-        """Return the length of the stored prefix in pages. Does not count as a use."""
+        """Return the length of the stored prefix in pages, without recording a use."""
         sizes, full = self._sizes, self._run
         for i, run in enumerate(runs):
             size = sizes.get(run)
@@ -42,15 +42,15 @@ class LruPool:
         return pages
 
     def store(self, runs: Sequence[int], pages: int) -> int:
-        """Use a chain and add its missing pages; return how many were added.
+        """Record a use of a chain and add its missing pages; return how many were added.
 
-        A chain that is larger than the pool is cut.
+        A chain larger than the pool is truncated.
         """
         if pages > self._capacity:
             pages = int(self._capacity)
         count = -(-pages // self._run)
         sizes, before = self._sizes, self.held
-        for i in range(count - 1, -1, -1):  # the root last, as the most recent
+        for i in range(count - 1, -1, -1):  # the root last, so that it is the most recently used
             run = runs[i]
             size = self._run if i < count - 1 else pages - self._run * (count - 1)
             old = sizes.get(run, 0)

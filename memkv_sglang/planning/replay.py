@@ -1,4 +1,4 @@
-"""Replay a trace through the tiers, without time: what traffic would have hit where."""
+"""Replay a trace through the tiers, without time, and count the hits of each tier."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -26,14 +26,14 @@ class Tiers(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """Pages of the prompts by where they came from."""
+    """Prompt pages by the tier that served them."""
 
     host: int
     nvme: int
     minio: int
     asked: int
     ideal: int
-    """Hits if nothing were ever evicted."""
+    """Hits if no page were ever evicted."""
     written: int
     """Pages written to the nodes' disks."""
     by_request: Sequence[int] = ()
@@ -59,9 +59,9 @@ def replay(
     placement: Placement = "prefix_aware",
     run: int = 1,
 ) -> Hits:
-    """Serve the requests one after the other; uploads are done before the next one.
+    """Serve the requests one after the other; uploads finish before the next request.
 
-    `run` pages are handled at a time; 1 decides page by page, as the tiers do.
+    Tiers evict `run` pages at a time; 1 is exact.
     """
     homes = [
         _Node(LruPool(tiers.host, run), SimulatedDisk(tiers.nvme, run), Admission(tiers.promote))
@@ -89,7 +89,9 @@ def replay(
 
 
 def _follow(runs: Sequence[int], last_at: dict[int, int], turn: int) -> int:
-    """Return the node of the longest prefix that was sent before, else the next in turn."""
+    """Return the node that got the longest matching prefix; without a match, the next node in
+    turn.
+    """
     known = next((run for run in reversed(runs) if run in last_at), None)
     node = turn if known is None else last_at[known]
     last_at.update(dict.fromkeys(runs, node))
@@ -99,7 +101,7 @@ def _follow(runs: Sequence[int], last_at: dict[int, int], turn: int) -> int:
 def _serve(
     home: _Node, bucket: LruPool, runs: Sequence[int], pages: int, run: int
 ) -> tuple[int, int, int]:
-    """Return the pages from host pool, disk and bucket, and store the rest in all of them."""
+    """Return the hits in host pool, disk and bucket; store all other pages in each of them."""
     host = home.host.lookup(runs, pages)
     near = far = 0
     elsewhere = []
@@ -134,6 +136,8 @@ def run_of(trace: Trace) -> int:
 
 
 def recorded_hits(requests: Sequence[Request]) -> int | None:
-    """Return the pages that the tiers had when the trace was recorded; None if it does not tell."""
+    """Return the hits at the time the trace was recorded; None if the trace does not contain
+    them.
+    """
     hits = [request.stored for request in requests]
     return None if None in hits else sum(hit for hit in hits if hit is not None)

@@ -10,7 +10,7 @@ from memkv_sglang.planning.workload import Turn
 
 
 class Worker(Protocol):
-    """What routers see of a replica."""
+    """What a router knows about a replica."""
 
     @property
     def jobs(self) -> int:
@@ -21,14 +21,14 @@ class Router(Protocol):
     """Chooses a worker for each request."""
 
     def choose(self, session: int, turn: Turn) -> int:
-        """Return the number of the worker for a session's turn."""
+        """Return the index of the worker that gets this turn of a session."""
 
 
 class RoundRobin:
-    """Takes the workers in turn."""
+    """Chooses the workers in turn."""
 
     def __init__(self, workers: int) -> None:
-        """Begin with the first of so many workers."""
+        """Begin with the first of these workers."""
         self._workers = workers
         self._next = -1
 
@@ -39,7 +39,7 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """Takes the worker with the fewest requests; ties go in turn."""
+    """Chooses the worker with the fewest requests; breaks ties in turn."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         """Choose among these workers."""
@@ -58,7 +58,7 @@ class Sticky:
     """Keeps a session on its worker, except for a share of turns that move it to another one."""
 
     def __init__(self, workers: int, moves: float, seed: int) -> None:
-        """Move a turn with probability `moves`."""
+        """Send a turn to another worker with probability `moves`."""
         self._workers = workers
         self._moves = moves
         self._rng = random.Random(seed)
@@ -83,13 +83,13 @@ class _Sent(NamedTuple):
 
 
 class CacheAware:
-    """SGLang's cache-aware policy, as sglang-router 0.3.2 has it.
+    """SGLang's cache-aware policy, as in sglang-router 0.3.2.
 
     If the longest and the shortest queue differ by more than `absolute` requests and by more than
     the factor `relative`, the shortest one gets the request. Otherwise the worker whose history
     matches the longest prefix gets it, if that is more than `threshold` of the prompt; or else the
-    worker with the smallest history. Histories are by session and by shared beginning, instead of
-    the router's tree of characters.
+    worker with the smallest history. Unlike the router's character tree, histories are kept by
+    session and by shared prefix.
     """
 
     _REMEMBERED = 1 << 20
@@ -97,7 +97,7 @@ class CacheAware:
     def __init__(
         self, workers: Sequence[Worker], threshold: float, absolute: int, relative: float
     ) -> None:
-        """Use the parameters of the router's command line."""
+        """The parameters are those of the router's command line."""
         self._workers = workers
         self._threshold = threshold
         self._absolute = absolute
@@ -132,13 +132,14 @@ class CacheAware:
 
 
 class TierAware:
-    """Knows the tiers: compares the session's last worker with the least loaded one.
+    """Compares the session's last worker with the least loaded one.
 
-    It sends the request where the wait, the loads and the rest to compute take least.
+    It chooses the one with the shorter estimated time to first token: queueing, loading and
+    prefill.
     """
 
     def __init__(self, workers: Sequence[Worker], estimate: Callable[[int, Turn], float]) -> None:
-        """`estimate` returns the seconds to the first token on a worker."""
+        """`estimate` returns the time to first token on a worker, in seconds."""
         self._least = LeastLoaded(workers)
         self._estimate = estimate
         self._homes: dict[int, int] = {}

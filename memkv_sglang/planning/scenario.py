@@ -1,4 +1,4 @@
-"""All inputs of a simulation, with every number resolved."""
+"""All inputs of a simulation."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -23,12 +23,14 @@ from memkv_sglang.planning.workload import Think
 RouterPolicy = Literal["sticky", "round_robin", "least_loaded", "cache_aware", "tier_aware"]
 
 PAGE_BY_PAGE_NODES = 4
-"""Up to this many nodes disks decide page by page, beyond it by runs of pages."""
+"""Up to this many nodes, disks evict page by page; larger clusters evict runs of pages."""
 RUN_PAGES, LONG_RUN_PAGES = 32, 128
-"""Pages of a run, up to `RUN_NODES` nodes and beyond."""
+"""Pages per run, up to `RUN_NODES` nodes and above."""
 RUN_NODES = 250
 EXACT_NODES = 4
-"""Up to this many nodes flows start and end at any time, beyond it in steps of `QUANTUM`."""
+"""Up to this many nodes, flows start and end at any time; in larger clusters, at multiples of
+`QUANTUM`.
+"""
 QUANTUM = 0.01
 """Seconds."""
 
@@ -36,8 +38,8 @@ QUANTUM = 0.01
 class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A cluster, its traffic and the time to simulate. Bytes, seconds and tokens.
 
-    Rates and sizes are per node or per server unless the name says otherwise. 0 bytes or servers
-    mean that there is no such tier.
+    Rates and sizes are per node or per server unless the name says otherwise. A tier with 0 bytes
+    or 0 servers does not exist.
     """
 
     model: str
@@ -46,7 +48,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpus: int
     """Per node."""
     replicas: int
-    """Of the model, per node."""
+    """Replicas of the model per node."""
     kv_bytes_per_token: float
     page_tokens: int
     objects_per_page: int
@@ -60,7 +62,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nvme_read: float
     nvme_write: float
     nvme_drive_bytes_per_day: float
-    """Bytes that the node's drives may write per day by their warranty."""
+    """Rated endurance of the node's drives, in bytes written per day."""
     host_to_device: float
     nic: float
     """Usable rate of the node's network card, each way."""
@@ -72,9 +74,9 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     servers: int = 0
     shared_bytes: float = float("inf")
-    """Capacity of the bucket, of all servers."""
+    """Capacity of the bucket, over all servers."""
     layout: Literal["cluster", "shards"] = "cluster"
-    """One erasure-coded cluster, or servers of their own that pages are spread over by hash."""
+    """One erasure-coded cluster, or independent servers with pages spread over them by hash."""
     set_nodes: int = 16
     set_parity: int = 4
     server_nic: float
@@ -84,13 +86,13 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     server_drives_read: float
     server_drives_write: float
     server_limit: float = float("inf")
-    """Rate at which a server delivers at most, whatever its hardware."""
+    """Upper limit of a server's rate, regardless of its hardware."""
     spine_oversubscription: float = 1.0
-    """Sum of the nodes' network cards over what the spine carries."""
+    """Oversubscription: sum of the nodes' network cards / capacity of the spine."""
     head_server_cpu: float
     heads_per_lookup: float
     lookup_seconds: float
-    """Of a lookup that asks the bucket."""
+    """Seconds of a lookup that asks the bucket."""
 
     router: RouterPolicy = "sticky"
     moves: float = 0.0
@@ -114,26 +116,27 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quantum: float = 0.0
 
     restart_at: float = 0.0
-    """When all nodes lose device and host pools; 0: never."""
+    """When all nodes restart and lose their device and host pools; 0: never."""
     hot_prompt_at: float = 0.0
     """When every node gets one request with the same prompt, which only the bucket has."""
     hot_prompt_tokens: int = 0
     hot_servers: float = 0.0
-    """Servers that those reads keep busy at a time: as many as objects in flight per node, if all
-    nodes read in the same order; 0: all."""
+    """Servers that these reads keep busy at once. If all nodes read in the same order, that is the
+    number of objects in flight per node. 0: all servers.
+    """
 
     @property
     def page_bytes(self) -> float:
-        """Bytes of a page of all ranks."""
+        """Size of a page, over all ranks, in bytes."""
         return self.page_tokens * self.kv_bytes_per_token
 
     @property
     def object_bytes(self) -> float:
-        """Bytes of an object."""
+        """Size of an object in bytes."""
         return self.page_bytes / self.objects_per_page
 
     def replace(self, **changes: Any) -> "Scenario":
-        """Return a copy with some inputs changed."""
+        """Return a copy with these inputs changed."""
         return msgspec.structs.replace(self, **changes)
 
 
@@ -148,10 +151,10 @@ def make_scenario(
     page_tokens: int = 64,
     changes: Mapping[str, Any] | None = None,
 ) -> Scenario:
-    """Return a scenario with the calibration's numbers, then `changes`.
+    """Return a scenario with the calibration's numbers, overridden by `changes`.
 
-    `model` is a name in the calibration or a model of its own. Raises `ConfigError` if the model
-    does not fit the GPUs, or if there are no numbers for it.
+    `model` is the name of a model in the calibration, or a model. Raises `ConfigError` if the model
+    does not fit the GPUs, or if the calibration has no numbers for it.
     """
     kind = gpu_named(numbers, gpu)
     served = model if isinstance(model, Model) else model_named(numbers, model)

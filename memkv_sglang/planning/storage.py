@@ -8,7 +8,7 @@ from memkv_sglang.planning.scenario import Scenario
 
 
 class Amplification(NamedTuple):
-    """Bytes that the servers move per byte of a client's request."""
+    """Bytes that the servers move for each byte that a client sends or receives."""
 
     get_out: float
     get_in: float
@@ -18,7 +18,7 @@ class Amplification(NamedTuple):
 
 
 def amplification(scenario: Scenario) -> Amplification:
-    """Return what erasure coding adds.
+    """Return the amplification of erasure coding.
 
     In a cluster, the server that gets a request holds one share of the object; it reads the others
     from its peers, over the same network cards: (n - 1) / n more bytes each way for n servers per
@@ -57,8 +57,8 @@ class Routes(NamedTuple):
 def build_links(fabric: Fabric, scenario: Scenario) -> list[Routes]:
     """Add the links and return each node's routes.
 
-    The servers are one link of each kind: pages are spread over them by hash, so each gets an equal
-    share of what many loads need.
+    All servers together are one link of each kind: pages are spread over them by hash, so their
+    load is equal.
     """
     s = scenario
     share = amplification(s)

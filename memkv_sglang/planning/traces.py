@@ -1,4 +1,4 @@
-"""Read request traces: Mooncake's, those of coding agents, and the recorder's."""
+"""Read request traces of three formats: Mooncake's, coding agents' and the recorder's."""
 
 import gzip
 import itertools
@@ -20,25 +20,25 @@ from memkv_sglang.planning.workload import (
 )
 
 LARGEST_LINE = 64 << 20
-"""Bytes of a trace's longest line."""
+"""Maximum length of a line in bytes."""
 MOONCAKE_BLOCK = 512
-"""Tokens of a block of Mooncake's traces."""
+"""Tokens per block in Mooncake's traces."""
 
 
 class Request(NamedTuple):
     """A request of a trace."""
 
     seconds: float
-    """Since the trace's begin."""
+    """Seconds since the beginning of the trace."""
     blocks: Blocks
-    """The prompt's pages. Equal numbers mean equal prefixes up to there."""
+    """The prompt's pages. Pages with equal numbers end equal prefixes."""
     tokens: int
     output: int
     stored: int | None = None
-    """Pages of the prompt that the tiers had at the time, if recorded."""
+    """Pages of the prompt that the tiers held when it was recorded, if known."""
 
     def runs(self, run: int = 1) -> list[int]:
-        """Return the numbers of runs of `run` pages, each named by its first page."""
+        """Return the numbers of the runs of `run` pages. A run has the number of its first page."""
         return first_pages(self.blocks, run)
 
     @property
@@ -54,7 +54,7 @@ class Trace(NamedTuple):
     requests: Sequence[Request]
     page_tokens: int
     sessions: Sequence[Template] = ()
-    """The same requests by session, for a trace that tells."""
+    """The same requests by session, if the trace has sessions."""
 
     @property
     def pages(self) -> int:
@@ -63,7 +63,7 @@ class Trace(NamedTuple):
 
     @property
     def ideal_hits(self) -> int:
-        """Hits of a cache that evicts nothing, in pages."""
+        """Pages that hit in a cache that never evicts."""
         seen: set[int] = set()
         hits = 0
         for request in self.requests:
@@ -108,20 +108,20 @@ class _Record(msgspec.Struct):
     """Pages asked for: the last ones of the chain."""
     hit: int
     at: int = 0
-    """Pages before `new` that the record does not repeat."""
+    """Number of pages before `new`, which the record omits."""
     parent: str = ""
-    """The last of those."""
+    """Hash of the last omitted page."""
     new: str = ""
-    """Hashes of the pages, 16 hex digits each."""
+    """Hashes of the other pages, 16 hex digits each."""
 
 
 def read_trace(file: Path, *, spacing: float = 30.0, page_tokens: int = 64) -> Trace:
-    """Read a trace of any known format, which its first line shows; `.gz` is unpacked.
+    """Read a trace, detecting its format by the first line; `.gz` files are decompressed.
 
     Args:
         file: the trace, one JSON object a line.
-        spacing: seconds between the starts of sessions, for traces without these.
-        page_tokens: tokens of a page, for records, which do not tell.
+        spacing: seconds between the starts of sessions, for traces without start times.
+        page_tokens: tokens per page, for the recorder's traces, which do not contain it.
 
     Raises `ConfigError` with one line that names the file and line.
 
@@ -177,7 +177,7 @@ def _mooncake(file: Path, lines: Iterator[bytes]) -> Trace:
 
 
 def _agentic(file: Path, lines: Iterator[bytes], spacing: float) -> Trace:
-    """Each session starts `spacing` seconds after the one before; subagents are part of it."""
+    """Each session starts `spacing` seconds after the previous one and includes its subagents."""
     requests: list[Request] = []
     templates: list[Template] = []
     block_tokens = 0
@@ -205,7 +205,7 @@ def _check_blocks(file: Path, line: int, blocks: Sequence[tuple[int, int]]) -> N
 
 
 def _relabel(blocks: Blocks, shared: int, group: int, base: int) -> Blocks:
-    """Return blocks with the shared pages numbered by group, and the others by session."""
+    """Return blocks whose shared pages are numbered per group and all others per session."""
     result = []
     for first, count in blocks:
         common = min(max(0, shared + 1 - first), count)
@@ -217,7 +217,7 @@ def _relabel(blocks: Blocks, shared: int, group: int, base: int) -> Blocks:
 
 
 def _template(file: Path, line: int, one: _AgenticLine) -> Template:
-    """Keep the main agent's requests; its subagents' would need sessions of their own."""
+    """Keep only the main agent's requests; its subagents would need separate sessions."""
     turns = []
     for _, think, _, tokens, output, blocks in one.requests:
         _check_blocks(file, line, blocks)
@@ -229,7 +229,7 @@ def _template(file: Path, line: int, one: _AgenticLine) -> Template:
 def _recorded(file: Path, lines: Iterator[bytes], page_tokens: int) -> Trace:
     """Rebuild whole chains from their suffixes.
 
-    A record whose parent was dropped starts a chain of its own at that parent.
+    A record whose parent is missing starts a new chain at that parent.
     """
     numbers: dict[str, int] = {}
     parents: list[int] = []

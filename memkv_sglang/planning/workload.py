@@ -1,4 +1,4 @@
-"""Sessions whose turns load a cluster: synthetic ones, and those of published traces."""
+"""Generate sessions: synthetic ones, and copies of those in published traces."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 SESSION_BITS = 24
-"""Bits of a run's number that tell the runs of one session apart."""
+"""Low bits of a run's number, which distinguish the runs of one session."""
 
 
 Blocks = Sequence[tuple[int, int]]
@@ -33,8 +33,8 @@ def count_pages(blocks: Blocks) -> int:
 def first_pages(blocks: Blocks, run: int) -> list[int]:
     """Return the first page of each run of `run` pages, which names the run.
 
-    Two chains that part within a run share it as far as the shorter one goes, so hits are
-    overestimated by half a run where a session branches.
+    Chains that diverge within a run still share the whole run, so each branch of a session
+    overestimates hits by half a run on average.
     """
     pages = chain.from_iterable(range(first, first + count) for first, count in blocks)
     return list(islice(pages, 0, None, run))
@@ -44,16 +44,16 @@ class Turn(NamedTuple):
     """One request of a session."""
 
     think: float
-    """Seconds since the answer to the turn before."""
+    """Seconds since the answer to the previous turn."""
     runs: Sequence[int]
-    """The prompt's whole pages, as `SimulatedDisk` takes them."""
+    """The prompt's complete pages; for their form see `SimulatedDisk`."""
     pages: int
     tokens: int
     """Tokens of the prompt."""
     output: int
     """Tokens of the answer."""
     shared_pages: int = 0
-    """Leading pages that other sessions have, too."""
+    """Leading pages that other sessions share."""
 
 
 class Session(Protocol):
@@ -94,9 +94,9 @@ _TAIL_RUNS = 1 << (SESSION_BITS - 2)
 
 
 class SteadySession:
-    """A context of constant length: each turn appends new tokens to it, which it then forgets.
+    """A context of constant length: each turn appends new tokens, and the next turn drops them.
 
-    So load does not depend on how long the session has been going on.
+    So the load does not depend on the session's age.
     """
 
     def __init__(
@@ -159,18 +159,18 @@ class Template(NamedTuple):
 
     turns: Sequence[TemplateTurn]
     group: int
-    """Sessions of one group begin with the same pages."""
+    """Group of the session. Sessions of a group begin with the same pages."""
     shared_pages: int
-    """Number of those pages."""
+    """Number of pages that the group shares."""
 
     @property
     def seconds(self) -> float:
-        """Think time of all turns."""
+        """Total think time of all turns, in seconds."""
         return sum(turn.think for turn in self.turns)
 
 
 class RepeatedSession:
-    """A session that repeats a template from one of its turns on."""
+    """A session that repeats a template, beginning at one of its turns."""
 
     def __init__(
         self,
@@ -213,10 +213,12 @@ class RepeatedSession:
 
 
 class Population:
-    """Keeps a number of sessions going: when one ends, another begins."""
+    """Keeps the number of sessions constant: when one ends, another begins."""
 
     def __init__(self, templates: Sequence[Template], seed: int, *, scale: float, run: int) -> None:
-        """Draw templates by their length in time, so that the start is typical of any moment."""
+        """Weight templates by their duration, so that the sessions at the start are typical of any
+        moment.
+        """
         self._templates = templates
         self._rng = random.Random(seed)
         self._scale = scale
@@ -225,7 +227,7 @@ class Population:
         self._count = 0
 
     def running(self) -> RepeatedSession:
-        """Return a session that began some time ago."""
+        """Return a session that is already under way."""
         template = self._rng.choices(self._templates, self._weights)[0]
         at = self._rng.random() * template.seconds
         for first, turn in enumerate(template.turns):

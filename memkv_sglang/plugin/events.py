@@ -26,7 +26,7 @@ MEDIA = {LOCAL: "DISK", "minio": "EXTERNAL"}
 """SGLang's `StorageMedium` of each tier."""
 
 POLL_SECONDS = 1.0
-"""Between two checks for pages that are not on a tier yet."""
+"""Seconds between checks for pages that are not on a tier yet."""
 
 POLL_PAGES = 64
 """Pages per check. Each page not in the presence cache costs a request to MinIO."""
@@ -35,7 +35,7 @@ MISSES = 32
 """Misses after which a round ends: uploads are in order, so later backups are not there either."""
 
 PATIENCE = 600.0
-"""Seconds after which pages that have not reached a tier are given up."""
+"""Seconds to wait for pages to reach a tier."""
 
 SWEEP_SECONDS = 10.0
 SWEEP_PAGES = 2048
@@ -154,7 +154,9 @@ class Announcer:
                     self._wait_for(backup._replace(blocks=backup.blocks[found:]))
 
     def _wait_for(self, left: _Backup) -> None:
-        """Check again later. Pages not on the disk right after a spill will not get there."""
+        """Check again later, except on the disk: pages that it lacks right after a spill never get
+        there.
+        """
         may_come = left.blocks and left.tier != LOCAL
         if may_come and time.monotonic() - left.since < PATIENCE:
             self._waiting.append(left)
@@ -206,7 +208,7 @@ class Announcer:
             hashes = [page for (of, page), _ in keys if of == namespace]
             present = self._client.present(Chain(namespace, hashes), POLL_SECONDS, LOCAL)
             if self._client.problem:
-                return  # no agent, so a miss means nothing
+                return  # without an agent, a miss does not mean that the page is gone
             missing = [(namespace, h) for h, held in zip(hashes, present, strict=True) if not held]
             with self._changed:
                 self._withdraw(LOCAL, missing)

@@ -43,7 +43,7 @@ def block_pages(pages: int, block: int, group: int) -> list[list[int]]:
 
 
 def leading_blocks(groups: Sequence[Sequence[bool]], block: int) -> int:
-    """Return how many pages the leading complete groups cover."""
+    """Return how many pages the complete groups at the beginning cover."""
     complete = next((i for i, group in enumerate(groups) if not all(group)), len(groups))
     return complete * block
 

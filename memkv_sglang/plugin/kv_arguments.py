@@ -21,7 +21,7 @@ Table = Mapping[str, str]
 """Argument names, separated by spaces, by the reason that they have in common."""
 
 NAMED: Table = {
-    "another model is computed from the same files": """
+    "computes another model from the same files": """
         is_embedding model_impl model_config_parser custom_weight_loader model_loader_extra_config
         load_format forward_hooks enable_multimodal language_model_only
         dllm_algorithm dllm_algorithm_config dllm_fdfo prefill_only_disable_kv_cache
@@ -54,7 +54,7 @@ NAMED: Table = {
         speculative_draft_kv_cache_dtype speculative_draft_window_size
         speculative_draft_sink_size speculative_draft_model_quantization enable_multi_layer_eagle
         speculative_enable_w4a4_mxfp4_megamoe decoupled_spec_role""",
-    "the same image or adapter is turned into other numbers": """
+    "turns the same image or adapter into other numbers": """
         mm_process_config image_processor_backend disable_fast_image_processor
         enable_precise_embedding_interpolation experts_shared_outer_loras""",
 }
@@ -79,7 +79,7 @@ ELSEWHERE: Table = {
 """Arguments that a namespace or a page's hash covers in another way."""
 
 HARMLESS: Table = {
-    "selects a kernel; what kernels compute is equal up to rounding, and layouts are named": """
+    "selects a kernel; results are equal up to rounding, and namespaces include the layout": """
         attention_backend decode_attention_backend prefill_attention_backend enable_lean_attention
         mm_attention_backend fp8_gemm_runner_backend fp4_gemm_runner_backend bf16_gemm_backend
         disable_flashinfer_autotune flashinfer_autotune_skip_ops enable_fused_qk_norm_rope
@@ -96,7 +96,7 @@ HARMLESS: Table = {
         cuda_graph_bs_prefill cuda_graph_prefill_max_context disable_prefill_cuda_graph
         disable_decode_cuda_graph disable_cuda_graph disable_cuda_graph_padding
         enable_profile_cuda_graph enable_cudagraph_gc debug_cuda_graph""",
-    "distributes the work; the parts of a page's KV are named by the shard": """
+    "distributes the work; the shard says which part of the KV a page holds": """
         nccl_port dist_timeout dist_init_addr gated_launch_port nnodes node_rank
         pp_max_micro_batch_size pp_async_batch_depth dp_size load_balance_method moe_dp_size
         dwdp_size dcp_comm_backend dcp_replicate_q_proj enable_dp_attention_local_control_broadcast
@@ -173,7 +173,7 @@ HARMLESS: Table = {
         sampling_mask_max_tokens enable_watermark watermark_config watermark_key watermark_key_b
         watermark_context_window watermark_mixing_probability watermark_max_probability
         watermark_default_enabled watermark_enforce_all""",
-    "moves or caches media; what is computed of them is named by content": """
+    "moves or caches media, which page hashes identify by content": """
         enable_broadcast_mm_inputs_process enable_prefix_mm_cache mm_enable_dp_encoder
         mm_processor_worker_num mm_io_worker_num allowed_media_domains media_url_max_file_size_mb
         mm_preprocess_cache_size_mb limit_mm_data_per_request enable_mm_global_cache
@@ -189,7 +189,7 @@ HARMLESS: Table = {
         disaggregation_decode_allocation_policy disaggregation_enable_kv_checksum
         optimistic_prefill_attempts enable_pd_role_switch decoupled_spec_bind_endpoint
         decoupled_spec_connect_endpoints decoupled_spec_rank""",
-    "loads the same weights in another way; an update of them is a namespace of its own": """
+    "loads the same weights in another way; updated weights get their own namespace": """
         modelopt_checkpoint_save_path modelopt_export_path startup_weight_load_mode
         weight_loader_disable_mmap weight_loader_prefetch_checkpoints
         weight_loader_prefetch_num_threads weight_loader_drop_cache_after_load
@@ -255,7 +255,7 @@ HARMLESS_PREFIX = "SGLANG_KV_CANARY_"
 
 
 def names_of(table: Table) -> frozenset[str]:
-    """Return all names in a table."""
+    """Return all argument names in a table."""
     return frozenset(name for names in table.values() for name in names.split())
 
 
@@ -263,9 +263,9 @@ _NAMED, _ELSEWHERE, _HARMLESS = names_of(NAMED), names_of(ELSEWHERE), names_of(H
 
 
 def describe_arguments(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
-    """Return the server arguments that change pages, by name, if they are not at their defaults.
+    """Return the server arguments that change pages and differ from their defaults, by name.
 
-    `values` are the resolved arguments. Reads the files that they name. Raises `OSError` and
+    `values` are the resolved arguments. Reads the files that they point to. Raises `OSError` and
     `NoFingerprintError`.
     """
     described = {}

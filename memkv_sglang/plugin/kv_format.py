@@ -1,7 +1,7 @@
 """The format of a pool's KV, which only the device pool knows.
 
 SGLang stores every 8-bit format as `uint8`, on the device and in the host pool, and copies pages to
-the host in the device's own order of bytes.
+the host without changing the order of their bytes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ FACTS = (
     "dsa_kv_cache_store_fp8",
     "mxfp8_sf_interleaved",
 )
-"""Attributes of SGLang's device pools (`mem_cache/memory_pool.py`) that say how bytes are meant."""
+"""Attributes of SGLang's device pools (`mem_cache/memory_pool.py`) that say how to interpret the
+bytes.
+"""
 
 
 def describe_format(pools: Sequence[Any]) -> str:
@@ -24,7 +26,7 @@ def describe_format(pools: Sequence[Any]) -> str:
 
 
 def _describe(pool: Any) -> str:
-    if pool is None:  # its buffers belong to the pool that anchors the model
+    if pool is None:  # its buffers belong to the model's anchor pool
         return "none"
     facts = [(name, getattr(pool, name, None)) for name in FACTS]
     quantisation = getattr(pool, "quant_method", None)

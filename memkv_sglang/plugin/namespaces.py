@@ -33,7 +33,7 @@ COORDINATES = {
     "layer_partition": "layers",
     "object_layout": "layout, details: pool_class",
 }
-"""Where this project names each part of SGLang's own `KVCacheNamespace`."""
+"""Which part of this project's namespaces covers each field of SGLang's own `KVCacheNamespace`."""
 
 STORAGE_CONFIG = {
     "tp_rank": "shard, unless the ranks' pages are equal",
@@ -48,13 +48,15 @@ STORAGE_CONFIG = {
     "is_mla_model": "shard: whether the ranks' pages are equal",
     "is_page_first_layout": "layout",
     "dp_rank": "not named: replicas compute the same",
-    "model_name": "not named: a model is named by content",
-    "enable_storage_metrics": "not named: only counts",
+    "model_name": "not named: models are identified by content",
+    "enable_storage_metrics": "not named: these only count ranks",
     "tp_lcm_size": "not named: pages are not split by heads",
     "should_split_heads": "not named: pages are not split by heads",
     "extra_config": "not named: settings of the tier",
 }
-"""Where each field of SGLang's `HiCacheStorageConfig` is named, or why it is not."""
+"""Which part of the namespace covers each field of SGLang's `HiCacheStorageConfig`, or why none
+does.
+"""
 
 SPLIT_OVER_CONTEXT_RANKS = ("arg.enable_kv_cache_sharding", "arg.enable_dsa_cache_layer_split")
 """Arguments with which the context-parallel ranks of a server keep different KV."""
@@ -74,9 +76,9 @@ class ModelIdentity(NamedTuple):
 
 
 def identify_model(server_args: Any, salt: str = "") -> ModelIdentity:
-    """Return the served model's identity. Reads its files; raises `NoFingerprintError`.
+    """Return the served model's identity.
 
-    `salt` is the operator's `engine.namespace_salt`.
+    Reads its files. Raises `NoFingerprintError`. `salt` is the operator's `engine.namespace_salt`.
     """
     from sglang.srt.arg_groups.overrides import model_config_of
 
@@ -107,7 +109,10 @@ def _require_weights_from_files(server_args: Any) -> None:
 
 
 def _surroundings(server_args: Any) -> dict[str, str]:
-    """Return what else changes pages: SGLang's layouts, its arguments and its variables."""
+    """Return everything else that changes pages:
+
+    SGLang's layouts, arguments and environment variables.
+    """
     from sglang.srt.arg_groups.arg_utils import record_fields
     from sglang.srt.arg_groups.overrides import resolution_result
     from sglang.srt.environ import EnvField, envs

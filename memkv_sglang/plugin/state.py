@@ -46,12 +46,14 @@ class Weights(NamedTuple):
     """The weights that are loaded now."""
 
     fingerprint: str = ""
-    """Of the files they come from; empty: the files that the server was started with."""
+    """Fingerprint of the files they came from; empty for the files that the server was started
+    with.
+    """
     revision: str = ""
     """A unique name for weights that did not come from files."""
 
     def name(self, model: ModelIdentity) -> ModelIdentity:
-        """Return the model's identity with these weights."""
+        """Return the model's identity when it runs with these weights."""
         fingerprint = self.fingerprint or model.fingerprint
         return model._replace(fingerprint=fingerprint, revision=self.revision)
 
@@ -64,17 +66,17 @@ class WeightUpdates:
         self._in_progress = 0
         """Updates and update sessions that have begun and not ended."""
         self._is_suspended = False
-        """Whether SGLang has released device memory and not taken all of it back."""
+        """Whether SGLang has released device memory and not yet resumed all of it."""
         self.loaded: Weights | None = Weights()
         """None: not known."""
         self._tree_is_clean = True
-        """Whether the loaded weights computed everything in the radix tree."""
+        """Whether all KV in the radix tree was computed with the loaded weights."""
         self.started_with = ""
         """Model path that the server was started with; empty before the first update."""
 
     @property
     def settled(self) -> Weights | None:
-        """The weights that computed everything in the radix tree; None if that is not certain."""
+        """The weights that all KV in the radix tree was computed with; None if uncertain."""
         changing = self._in_progress or self._is_suspended
         return self.loaded if self._tree_is_clean and not changing else None
 
@@ -87,7 +89,10 @@ class WeightUpdates:
             storage.seal()
 
     def end(self, weights: Weights | None) -> None:
-        """Record the weights that are loaded now; a tree reset since `begin` came after them."""
+        """Record the weights that are loaded now.
+
+        Any reset of the tree since `begin` happened after they were loaded.
+        """
         self._in_progress -= 1
         self.loaded = weights
         self._unseal()
@@ -107,12 +112,14 @@ class WeightUpdates:
         self.loaded = None
 
     def resume(self) -> None:
-        """Record that SGLang has taken back all device memory."""
+        """Record that SGLang has resumed all device memory."""
         self._is_suspended = False
         self._unseal()
 
     def tree_was_reset(self) -> None:
-        """Record that only the loaded weights compute what enters the radix tree from now on."""
+        """Record that the radix tree was emptied, so from now on all its KV is computed with the
+        loaded weights.
+        """
         was_clean, self._tree_is_clean = self._tree_is_clean, True
         if not was_clean:
             self._unseal()

@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 BACKUP_POLLS = 2000
 POLL_SECONDS = 0.005
-"""Together: how long an update waits for backups, longer than any storage call takes. Polls are
-counted, not timed: each one runs collectives, so every rank must make the same number."""
+"""Their product is how long an update waits for backups: longer than any storage call takes. Each
+poll runs collectives, so every rank must make the same number of polls; hence the fixed count.
+"""
 
 RESET_LIMIT = 60.0
 """Seconds that a reset of the pools waits for a disk; SGLang's watchdog waits 300."""
@@ -45,7 +46,7 @@ def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
 
 
 def update_weights_from_disk(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Wrap an update from files, whose content names the new weights."""
+    """Wrap an update from files. The content of the files identifies the new weights."""
     if not state.weight_updates.started_with:  # the update changes SGLang's model_path
         state.weight_updates.started_with = manager.scheduler.server_args.model_path
     return _update(original, manager, request, lambda: _fingerprint(request.model_path))
@@ -203,7 +204,8 @@ def _no_fingerprint() -> str:
 
 
 def _agree(manager: Any, fingerprint: str) -> Weights:
-    """Return the weights as all ranks name them: by a common fingerprint, or else a unique name.
+    """Agree with all ranks on the identity of the weights: the common fingerprint, or else a unique
+    name.
 
     A collective: every rank calls this once per update, even if its update failed.
     """

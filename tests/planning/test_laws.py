@@ -47,7 +47,7 @@ def test_a_replica_with_random_arrivals_waits_like_an_m_m_1_queue() -> None:
 
 @pytest.mark.parametrize("sizes", ["exponential", "constant", "two kinds"])
 def test_a_shared_link_is_processor_sharing_for_any_sizes(sizes: str) -> None:
-    """Mean time in the system is that of M/M/1, whatever the distribution of sizes."""
+    """The mean time in the system matches M/M/1, whatever the distribution of sizes."""
     rng, loop = random.Random(3), EventLoop()
     fabric = Fabric(loop)
     route = fabric.add_route({fabric.add_link("link", 1.0): 1.0})

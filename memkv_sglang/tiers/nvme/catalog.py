@@ -204,8 +204,8 @@ class Catalog:
     def evict(self, victims: Iterable[tuple[int, int]], rank: Callable[[int], int]) -> int:
         """Evict pages, given as rank and entry; return how many were evicted.
 
-        A page stays if it is pinned, pending, or was used since it got its rank: a spill uses the
-        pages before its own, so none of its pages ends up behind an evicted one.
+        A page stays if it is pinned, pending, or was used after it was chosen. A spill uses all
+        ancestors of its pages, so no stored page ends up behind an evicted one.
         """
         with self.changes:  # no page is published in the meantime
             self.order.flush()
@@ -258,7 +258,7 @@ class Catalog:
         return successors
 
     def remember_evicted(self, entries: Iterable[int]) -> None:
-        """Remember in the eviction order how often pages about to be evicted were used."""
+        """Before pages are evicted, save their use counts in the eviction order."""
         self.order.flush()
         with self.lock:
             keys = ((self.index.key(entry), entry) for entry in entries)

@@ -27,22 +27,26 @@ from memkv_sglang.tiers.minio.objects import NO_FIELDS, ObjectClient, refuse
 from memkv_sglang.tiers.minio.probe.support import NEW, Conditions, ServerSupport
 
 WRITERS = 2
-"""Number of concurrent writers, of which one must win. SeaweedFS lets each wait a second."""
+"""Number of concurrent writers, of which one must win. SeaweedFS makes each of them wait a
+second.
+"""
 
 ROUNDS = 8
-"""Number of times that they compete. A server without atomic writes loses most rounds."""
+"""Number of rounds. A server without atomic writes loses most rounds."""
 
 COPIES = 2
-"""Number of objects copied onto themselves; one server moves only the first one's time."""
+"""Number of objects copied onto themselves. More than one, because one server updates only the
+first object's time.
+"""
 
 NEXT_SECOND = 1.1
-"""Pause before a copy, in seconds: Last-Modified has whole seconds."""
+"""Pause before a copy, in seconds; longer than a second, the resolution of Last-Modified."""
 
 CALL_SECONDS = 5.0
 """Maximum time for one request, in seconds."""
 
 LOST = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND})
-"""Answers to a conditional write that another writer won; AWS S3 also sends 409."""
+"""Status codes of a conditional write that another writer won. AWS S3 also sends 409."""
 
 ONE_COLLECTOR = (
     "set no limits on the nodes, and run `memkv gc` from one node, for example with cron"
@@ -56,10 +60,11 @@ def probe_server(
     bucket_name: str,
     storage_fields: Mapping[str, str] = NO_FIELDS,
 ) -> ServerSupport:
-    """Measure what the server of a bucket supports; takes seconds and about 60 small requests.
+    """Find out what a bucket's server supports.
 
-    `storage_fields` are sent with each PUT. Writes only under `ObjectNames.probes`, and removes
-    what it wrote. Needs the rights of a writer. Raises `TierError` if a probe cannot run.
+    Blocks for seconds and sends about 60 small requests. `storage_fields` are sent with each PUT.
+    All objects are under `ObjectNames.probes` and are removed afterwards. Needs the rights of a
+    writer. Raises `TierError` if a probe cannot run.
     """
     prefix = f"{names.probes}{uuid.uuid4().hex}/"
     probe = _Probe(client, prefix, bucket_name, storage_fields)
@@ -109,7 +114,7 @@ class _Probe:
         self._storage_fields = storage_fields
         self.written: list[str] = []
         self.version_ids = False
-        """Whether the answers to writes named versions."""
+        """Whether responses to writes contained version ids."""
 
     def conditions(self) -> tuple[Conditions, Finding]:
         """Find the form of conditional writes that works, if any."""
@@ -129,7 +134,7 @@ class _Probe:
         return form, Finding("warn", "conditions", f"conditional writes {detail}", ONE_COLLECTOR)
 
     def copies(self) -> tuple[bool, Finding]:
-        """Find out whether a copy onto itself moves an object's LastModified."""
+        """Find out whether copying an object onto itself updates its LastModified."""
         names = [self._name(f"copy-{number}") for number in range(COPIES)]
         for name in names:
             self._put(name, b"copy", {})
@@ -153,12 +158,12 @@ class _Probe:
         return False, Finding("warn", "copy", problem, advice)
 
     def heads(self) -> list[ResponseHead]:
-        """Look at all objects with pipelined requests."""
+        """Send a HEAD for every object, pipelined."""
         deadline = time.monotonic() + CALL_SECONDS
         return self._client.heads(self.written, deadline, ways=1)
 
     def _sequence(self) -> tuple[Conditions, str]:
-        """Try one write after the other. Returns why no form works, if none does."""
+        """Try sequential writes. Returns why they fail; None if they work."""
         name = self._name("sequence")
         first = self._put(name, b"first", NEW)
         if first is None:
@@ -261,7 +266,7 @@ def _check_removal(probe: _Probe) -> Finding:
 
 
 def _is_versioned(bucket: Bucket, version_ids: bool) -> bool:
-    """Ask the server; judge by the answers to writes if this node may not ask."""
+    """Ask the server; without permission to ask, infer it from the responses to writes."""
     status = bucket.versioning()
     return version_ids if status is None else status != "Off"
 

@@ -7,23 +7,23 @@ from typing import NamedTuple
 from memkv_sglang.finding import Finding
 
 NEW = {"if-none-match": "*"}
-"""Header fields of a write that must not replace an object."""
+"""Header fields of a write that must not replace an existing object."""
 
 
 class Conditions(Enum):
-    """How a server takes conditional writes (`If-Match`, `If-None-Match: *`)."""
+    """Whether and in which form conditional writes work (`If-Match`, `If-None-Match: *`)."""
 
     QUOTED = "quoted"
-    """They work, with the ETag in quotes, as RFC 9110 has it."""
+    """They work, with the ETag in quotes as in RFC 9110."""
     BARE = "bare"
     """They work, with the ETag without quotes (Ceph RGW)."""
     NONE = "none"
     """They do not work: the server ignores them, or lets several concurrent writers win."""
 
     def fields(self, etag: str | None) -> Mapping[str, str]:
-        """Return the header fields of a write over the version `etag`; None: of a new object.
-
-        `etag` may have quotes. Raises `ValueError` for `NONE`: such a write would be unconditional.
+        """Return the header fields of a write that replaces the version `etag`, or that creates an
+        object if `etag` is None. `etag` may be quoted. Raises `ValueError` for `NONE`: such a write
+        would be unconditional.
         """
         if self is Conditions.NONE:
             raise ValueError("this server has no conditional writes")
@@ -34,12 +34,12 @@ class Conditions(Enum):
 
 
 class ServerSupport(NamedTuple):
-    """What one bucket's server supports. Measured, so it holds until the server is replaced."""
+    """What one bucket's server supports, as measured. Valid until the server is replaced."""
 
     conditions: Conditions
     """Which form of conditional writes to use. With `NONE`, no lease excludes another node."""
     copy_renews: bool
-    """Whether copying an object onto itself moves its LastModified.
+    """Whether copying an object onto itself updates its LastModified.
 
     If not, only storing an object again keeps it from a lifecycle rule that expires by age.
     """
@@ -48,7 +48,7 @@ class ServerSupport(NamedTuple):
     keep_alive: bool
     """Whether the server answers several requests per connection."""
     findings: tuple[Finding, ...]
-    """One line per probe, also for those that are well."""
+    """One line per probe, including those that passed."""
 
     @property
     def exclusive(self) -> bool:
