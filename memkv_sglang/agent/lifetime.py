@@ -31,9 +31,7 @@ class LifetimeMemory:
         return os.path.sameopenfile(self.descriptor, descriptor)
 
     def reopen(self, flags: int) -> int:
-        """Return a new open file description, which can hold its own lock; a duplicated descriptor
-        would share the lock.
-        """
+        """Return a descriptor with its own lock; a duplicate would share the lock."""
         return os.open(f"/proc/self/fd/{self.descriptor}", flags | os.O_CLOEXEC)
 
     def close(self) -> None:

@@ -172,9 +172,7 @@ class LinearCpu(NamedTuple):
 
 
 class PrefillCost(NamedTuple):
-    """Time of a prefill in seconds: fixed + per_token x new + per_pair x new x (cached + new /
-    2).
-    """
+    """Prefill time in seconds: fixed + per_token x new + per_pair x new x (cached + new / 2)."""
 
     fixed: float
     per_token: float

@@ -76,8 +76,10 @@ class SimulatedDisk:
         return length
 
     def spill(self, runs: Sequence[int], pages: int | None = None, start: int = 0) -> int:
-        """Store the missing runs from number `start` on, as far as they fit without evicting this
-        chain. Records a use of the whole chain. Returns the number of pages written.
+        """Store the missing runs from number `start` on.
+
+        Stores only what fits without evicting this chain. Records a use of the whole chain. Returns
+        the number of pages written.
         """
         present, missing = [], []
         growth: list[tuple[int, int]] = []

@@ -89,9 +89,7 @@ def replay(
 
 
 def _follow(runs: Sequence[int], last_at: dict[int, int], turn: int) -> int:
-    """Return the node that got the longest matching prefix; without a match, the next node in
-    turn.
-    """
+    """Return the node that got the longest matching prefix; without a match, `turn`."""
     known = next((run for run in reversed(runs) if run in last_at), None)
     node = turn if known is None else last_at[known]
     last_at.update(dict.fromkeys(runs, node))
@@ -136,8 +134,6 @@ def run_of(trace: Trace) -> int:
 
 
 def recorded_hits(requests: Sequence[Request]) -> int | None:
-    """Return the hits at the time the trace was recorded; None if the trace does not contain
-    them.
-    """
+    """Return the hits at the time of recording; None if the trace does not contain them."""
     hits = [request.stored for request in requests]
     return None if None in hits else sum(hit for hit in hits if hit is not None)

@@ -97,7 +97,7 @@ class CacheAware:
     def __init__(
         self, workers: Sequence[Worker], threshold: float, absolute: int, relative: float
     ) -> None:
-        """The parameters are those of the router's command line."""
+        """Take the parameters of the router's command line."""
         self._workers = workers
         self._threshold = threshold
         self._absolute = absolute

@@ -216,9 +216,7 @@ class Population:
     """Keeps the number of sessions constant: when one ends, another begins."""
 
     def __init__(self, templates: Sequence[Template], seed: int, *, scale: float, run: int) -> None:
-        """Weight templates by their duration, so that the sessions at the start are typical of any
-        moment.
-        """
+        """Weight templates by duration, so that the first sessions are typical of any moment."""
         self._templates = templates
         self._rng = random.Random(seed)
         self._scale = scale

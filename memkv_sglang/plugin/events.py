@@ -154,9 +154,7 @@ class Announcer:
                     self._wait_for(backup._replace(blocks=backup.blocks[found:]))
 
     def _wait_for(self, left: _Backup) -> None:
-        """Check again later, except on the disk: pages that it lacks right after a spill never get
-        there.
-        """
+        """Check again later. Not on disk: it stores pages during the spill or never."""
         may_come = left.blocks and left.tier != LOCAL
         if may_come and time.monotonic() - left.since < PATIENCE:
             self._waiting.append(left)

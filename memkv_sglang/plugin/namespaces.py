@@ -49,7 +49,7 @@ STORAGE_CONFIG = {
     "is_page_first_layout": "layout",
     "dp_rank": "not named: replicas compute the same",
     "model_name": "not named: models are identified by content",
-    "enable_storage_metrics": "not named: these only count ranks",
+    "enable_storage_metrics": "not named: only enables metrics",
     "tp_lcm_size": "not named: pages are not split by heads",
     "should_split_heads": "not named: pages are not split by heads",
     "extra_config": "not named: settings of the tier",
@@ -109,10 +109,7 @@ def _require_weights_from_files(server_args: Any) -> None:
 
 
 def _surroundings(server_args: Any) -> dict[str, str]:
-    """Return everything else that changes pages:
-
-    SGLang's layouts, arguments and environment variables.
-    """
+    """Return what else changes pages: SGLang's layouts, arguments and environment variables."""
     from sglang.srt.arg_groups.arg_utils import record_fields
     from sglang.srt.arg_groups.overrides import resolution_result
     from sglang.srt.environ import EnvField, envs

@@ -117,9 +117,7 @@ class WeightUpdates:
         self._unseal()
 
     def tree_was_reset(self) -> None:
-        """Record that the radix tree was emptied, so from now on all its KV is computed with the
-        loaded weights.
-        """
+        """Record that the tree is empty; it only gets KV of the loaded weights from now on."""
         was_clean, self._tree_is_clean = self._tree_is_clean, True
         if not was_clean:
             self._unseal()

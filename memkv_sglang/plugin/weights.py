@@ -204,8 +204,7 @@ def _no_fingerprint() -> str:
 
 
 def _agree(manager: Any, fingerprint: str) -> Weights:
-    """Agree with all ranks on the identity of the weights: the common fingerprint, or else a unique
-    name.
+    """Agree with all ranks on a name of the weights: a common fingerprint or a unique name.
 
     A collective: every rank calls this once per update, even if its update failed.
     """

@@ -35,7 +35,7 @@ class Bucketful(NamedTuple):
         return chain
 
     def spill_in_one_period(self, seconds: float, seed: str, count: int) -> Chain:
-        """Store a chain within one period; retry if a period ended meanwhile."""
+        """Store a chain within one period; retry if the period ends meanwhile."""
         while True:
             chain = self.spill(seed, count)
             if len({self.modified(key) // seconds for key in chain.keys()}) == 1:

@@ -73,7 +73,7 @@ class Signer:
             try:
                 retrieval.result(max(deadline - time.monotonic(), 0))
             except TimeoutError as error:
-                raise OutOfTimeError("the deadline passed before there were credentials") from error
+                raise OutOfTimeError("the deadline passed before credentials arrived") from error
             except TierError as error:
                 raise TransferError(str(error)) from error
         return self._credentials

@@ -21,9 +21,10 @@ class Conditions(Enum):
     """They do not work: the server ignores them, or lets several concurrent writers win."""
 
     def fields(self, etag: str | None) -> Mapping[str, str]:
-        """Return the header fields of a write that replaces the version `etag`, or that creates an
-        object if `etag` is None. `etag` may be quoted. Raises `ValueError` for `NONE`: such a write
-        would be unconditional.
+        """Return the header fields of a write that replaces the version `etag`.
+
+        None creates a new object. `etag` may be quoted. Raises `ValueError` for `NONE`: such a
+        write would be unconditional.
         """
         if self is Conditions.NONE:
             raise ValueError("this server has no conditional writes")
