@@ -1,4 +1,4 @@
-"""Simulate the headline claims and look for what breaks beyond them.
+"""Simulate the headline claims, and find the first bottleneck of larger clusters.
 
 Nothing is measured here: every figure follows from `memkv_sglang/planning/calibration` and the
 scenarios in this folder. `docs/scale.md` explains them; `published` compares the simulator with
@@ -18,7 +18,7 @@ from benchmarks.scale.sweeps import add_sweeps
 
 
 def run(options: Options) -> Report:
-    """Run every part; quickly with fewer models, contexts and sessions."""
+    """Run every part; `quick` uses fewer models, contexts and sessions."""
     report = Report("scale", "simulated")
     began = time.monotonic()
     parts = {

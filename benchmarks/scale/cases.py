@@ -1,4 +1,4 @@
-"""Scenarios that the parts of this benchmark begin with."""
+"""Scenarios that the parts of this benchmark share."""
 
 import time
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from memkv_sglang.planning.storage import build_links
 from memkv_sglang.planning.workload import Template
 
 SESSIONS_PER_NODE = 128
-"""Of the headline: 16,000 requests on 125 nodes."""
+"""Sessions per node in the headline: 16,000 on 125 nodes."""
 SERVERS_PER_NODE = 2
 FLOWS = 64
 
 
 def tell(text: str) -> None:
-    """Print the current activity."""
+    """Print the current step."""
     click.echo(time.strftime("%H:%M:%S ") + text, err=True)
 
 
@@ -40,7 +40,7 @@ def agents() -> Sequence[Template]:
 
 
 def base(model: str = "llama-70b", nodes: int = 1, **changes: Any) -> Scenario:
-    """Return the headline's hardware: nodes of eight H200 with two servers each, 70B."""
+    """Return the headline's scenario: a 70B model on nodes of eight H200, with two servers each."""
     values = {"servers": SERVERS_PER_NODE * nodes, "sessions": SESSIONS_PER_NODE * nodes}
     return make_scenario(*numbers(), model=model, nodes=nodes, changes={**values, **changes})
 

@@ -16,7 +16,7 @@ SPEED_TARGETS = {"scale_1000_speed": 10, "scale_10000_speed": 1}
 
 
 def thousand(report: Report, *, quick: bool) -> None:
-    """125 nodes: what 16,000 sessions need, by router, and what 12 TB/s would take."""
+    """Simulate 125 nodes: what 16,000 sessions need, by router, and what 12 TB/s would take."""
     seconds = 60.0 if quick else 300.0
     for router in ("sticky", "round_robin"):
         scenario = base(nodes=125, workload="agentic", router=router, seconds=seconds, warm_up=30.0)
@@ -49,7 +49,7 @@ def thousand(report: Report, *, quick: bool) -> None:
 
 
 def beyond(report: Report, *, quick: bool) -> None:
-    """1,250 nodes: what breaks first."""
+    """Simulate 1,250 nodes: what is the first bottleneck."""
     scenario = base(
         nodes=1250,
         workload="agentic",
@@ -74,7 +74,7 @@ def _timed(scenario: Scenario) -> tuple[Result, float]:
     marks: list[float] = []
     built = time.process_time()
     result = simulate(scenario, agents(), tell=lambda _: marks.append(time.process_time()))
-    # The first mark comes after the warm-up and a twentieth of the run.
+    # The first report comes after the warm-up and a twentieth of the run.
     speed = 0.95 * scenario.seconds / (marks[-1] - marks[0])
     tell(f"{scenario.nodes} nodes: {speed:.1f} times real time, {marks[-1] - built:.0f} s of CPU")
     return result, speed

@@ -1,4 +1,7 @@
-"""Compare the simulator with published results. Its parameters were frozen before, in `FROZEN`."""
+"""Compare the simulator with published results.
+
+Its parameters were frozen in the commit `FROZEN`.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +14,7 @@ from memkv_sglang.planning.storage import amplification
 from memkv_sglang.planning.traces import read_trace
 
 FROZEN = "d1f323d"
-"""The commit of the calibration files, from before the first comparison."""
+"""Commit of the calibration files, made before the first comparison."""
 TOLERANCE = 0.3
 GIB = 1 << 30
 GBIT = 1e9 / 8
@@ -70,7 +73,8 @@ def _servers() -> list[Point]:
             "32 i3en.24xlarge, 100 GbE, EC:4 (2021-12)",
             10.2 * GIB / 1e9,
             old.server_nic / old_share.get_out / 1e9,
-            "published: 87 % of the line to clients, so no room for reads between servers",
+            "the published rate fills 87 % of the network card, which leaves no room for reads "
+            "between servers",
         ),
         Point(
             "MinIO PUT, GB/s per server",
@@ -143,13 +147,13 @@ def _mooncake() -> list[Point]:
     unsaved = (together.asked - together.total) / (alone.asked - alone.total)
     return [
         Point(
-            "Mooncake, hits of a global over local caches",
-            f"up to; 3M tokens a node; {MOONCAKE_NODES} nodes and round robin are assumptions",
+            "Mooncake, hits of a global cache / of local caches",
+            f"at most; 3M tokens a node; {MOONCAKE_NODES} nodes and round robin are assumptions",
             2.36,
             together.total / alone.total,
             "the published value is the largest of several traces",
         ),
-        Point("Mooncake, prefill saved", "up to; the same", 0.48, 1 - unsaved),
+        Point("Mooncake, prefill saved", "at most; the same", 0.48, 1 - unsaved),
         Point(
             "Mooncake, share of all hits with 3M tokens",
             "below a half",
@@ -167,7 +171,8 @@ def _mooncake() -> list[Point]:
             "70B on 8 H800; H200 fp8 predicted",
             19,
             even,
-            "published for peak FLOPS, which no engine reaches; the calibration has measured times",
+            "the paper assumes peak FLOPS, which no engine reaches; the calibration uses "
+            "measured times",
         ),
         Point("Mooncake, GB/s to break even", "70B on 8 A800: no calibration", 6, None),
         Point("Mooncake, Gb/s below which it hurts", "70B", 100, even * 8),
@@ -191,7 +196,7 @@ def _sglang() -> list[Point]:
             "the same",
             2.0,
             1 / left,
-            "prefill only: decode, which does not get faster, was not published apart",
+            "prefill only; decode does not get faster and was not published separately",
         ),
     ]
 
@@ -217,7 +222,8 @@ def _others() -> list[Point]:
             "the same; 2K tokens computed, assumed",
             5.6,
             100 * load / cached,
-            "it computes layers while later ones load; the simulator loads everything before",
+            "ObjectCache computes layers while later ones load; the simulator loads everything "
+            "first",
         ),
         Point(
             "LMCache on CoreWeave, % of the first token saved", "22 to 32; hits not known", 27, None

@@ -15,7 +15,7 @@ HEADLINE = 43
 
 
 def compare_sessions(report: Report, *, quick: bool) -> None:
-    """Search the most sessions for each model, context and set of tiers."""
+    """Find the most sessions for each model, context and set of tiers."""
     ratios: dict[str, float] = {}
     for model in QUICK_MODELS if quick else MODELS:
         for name in QUICK_CONTEXTS if quick else CONTEXTS:

@@ -1,4 +1,4 @@
-"""What everyone does at once: reading one prompt, and restarting."""
+"""Simulate what all nodes do at once: read one prompt, and restart."""
 
 import statistics
 
@@ -8,7 +8,7 @@ from memkv_sglang.planning.cluster import Served, simulate
 from memkv_sglang.planning.scenario import Scenario
 
 HOT_TOKENS = 20_000
-"""A system prompt with its tools."""
+"""Tokens of a system prompt with its tools."""
 IN_FLIGHT = 8
 """`minio.connections`: pages in flight per node."""
 AT = 60.0
@@ -17,7 +17,7 @@ NODES, QUICK_NODES = 125, 16
 
 
 def add_shocks(report: Report, *, quick: bool) -> None:
-    """Add how much first tokens suffer."""
+    """Add the effect on the time to first token."""
     nodes = QUICK_NODES if quick else NODES
     _hot_prompt(report, nodes)
     _restart(report, nodes)
@@ -66,7 +66,7 @@ def _slowest(scenario: Scenario) -> float:
 
 
 def _restart(report: Report, nodes: int) -> None:
-    """All nodes lose device and host pools; disks keep their pages."""
+    """Simulate a restart: all nodes lose device and host pools; disks keep their pages."""
     scenario = base(
         nodes=nodes, workload="agentic", seconds=240.0, warm_up=30.0, restart_at=30.0 + AT
     )

@@ -1,7 +1,7 @@
-"""Where the agent runs: on all of the machine, and how readily the kernel kills it.
+"""Set the CPUs and memory that the agent may use, and how readily the kernel kills it.
 
-A server may confine each rank to one NUMA node, its threads and its memory alike. Its children
-inherit that, but the agent serves every rank.
+A server may confine the threads and memory of each rank to one NUMA node. Child processes inherit
+that, but the agent serves every rank.
 """
 
 import ctypes
@@ -13,11 +13,13 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 MOST_CPUS = 8192
-"""As many as Linux supports. The kernel ignores those that do not exist or are not allowed."""
+"""Maximum CPUs that Linux supports. The kernel ignores those that do not exist or are not
+allowed.
+"""
 
 MPOL_DEFAULT = 0
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
-"""Number of the system call, which libc does not offer."""
+"""Number of the system call, which libc does not wrap."""
 
 
 def use_whole_machine() -> None:

@@ -135,8 +135,8 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
 def plan(**options: Any) -> None:
     """Estimate by simulation what the tier gains for a model and traffic, and what it needs.
 
-    Every number rests on a calibration that names its source; see docs/planning.md. With
-    `--trace`, tells how many pages of that traffic each tier would have had.
+    Every number comes from a calibration file that names its source; see docs/planning.md. With
+    `--trace`, shows how many pages of that traffic each tier would have served.
     """
     try:
         import numpy  # noqa: F401
@@ -265,7 +265,7 @@ def _plan_table(made: "Plan") -> "Table":
         "KV per token": human_size(made.bytes_per_token),
         "page; object": f"{human_size(made.page_bytes)}; {human_size(made.object_bytes)}",
         "KV of all sessions": human_size(made.live_bytes),
-        "NVMe per node that holds it": human_size(made.nvme_bytes_per_node),
+        "NVMe needed per node": human_size(made.nvme_bytes_per_node),
         "bucket: sessions and a day's uploads": human_size(made.bucket_bytes),
         "storage servers": f"{made.servers} (limit: {made.server_limit})",
         "network per node": f"{made.node_gbit_s:.3g} Gb/s",

@@ -16,20 +16,21 @@ _SOURCE = "memkv bench"
 
 
 class TierSpeed(NamedTuple):
-    """What `memkv bench` measured of one tier at one page size."""
+    """Measurements of one tier at one page size by `memkv bench`."""
 
     tier: str
     page_bytes: int
     load_bytes_per_s: float
     spill_bytes_per_s: float
     load_cpu_s_per_gb: float
-    """CPU of this process while it loads."""
+    """CPU time of this process during the load."""
 
 
 def write_calibration(speeds: Sequence[TierSpeed], file: Path) -> None:
-    """Write `speeds` to a TOML file. What was not measured keeps the project's numbers and sources.
+    """Write `speeds` to a TOML file.
 
-    A node cannot see the CPU of its storage servers, so that part always stays. Raises `OSError`.
+    Everything else keeps the project's numbers and sources. That includes the CPU use of storage
+    servers, which a node cannot measure. Raises `OSError`.
     """
     known = measured()
     disk = [
@@ -54,7 +55,7 @@ def write_calibration(speeds: Sequence[TierSpeed], file: Path) -> None:
 
 
 def _as_toml(value: Measured) -> str:
-    """Return TOML. JSON's strings and numbers are TOML's, too."""
+    """Return TOML. Strings and numbers have the same form in JSON and TOML."""
     lines = ["# Written by `memkv bench --calibration`. Every number names its source."]
     for name, content in msgspec.to_builtins(value).items():
         for table in content if isinstance(content, list) else [content]:

@@ -24,7 +24,7 @@ _SOURCE = "config.json"
 
 
 class _Size(NamedTuple):
-    """What follows from a model's shape."""
+    """Sizes derived from a model's shape."""
 
     parameters: float
     active: float
@@ -38,8 +38,8 @@ class _Size(NamedTuple):
 def read_config(file: Path, numbers: Published, gpu: str, gpus: int) -> Model:
     """Return a model with times estimated from those of Llama 70B by the number of operations.
 
-    `gpu` and `gpus` decide the tensor parallelism: the fewest GPUs that leave a third of their
-    memory to KV. Raises `ConfigError`.
+    The tensor parallelism is the fewest of `gpus` GPUs that leave a third of their memory to KV.
+    Raises `ConfigError`.
     """
     config = _load(file)
     try:
@@ -80,7 +80,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: {error.strerror or error}") from None
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{file}: not a model's config.json ({error})") from None
-    text = content.get("text_config")  # of models that also see or hear
+    text = content.get("text_config")  # multimodal models nest the text model's configuration
     return text if isinstance(text, dict) else content
 
 

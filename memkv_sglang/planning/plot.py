@@ -1,4 +1,4 @@
-"""Pictures of plans."""
+"""Draw plans."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Answer "would this help me, and what do I need?" by simulation."""
+"""Estimate by simulation how much the tier helps and what hardware it needs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,11 +11,13 @@ from memkv_sglang.planning.scenario import Scenario
 from memkv_sglang.planning.storage import amplification
 
 HEADROOM = 0.7
-"""Share of a resource that a plan uses at most: beyond it, queues grow quickly."""
+"""Maximum utilization of a resource in a plan. Above it, queues grow quickly."""
 PATIENCE = 1.5
-"""The bound on the first token (95 % of requests), over computing the prompt on an idle replica."""
+"""Bound on the 95th percentile of the time to first token, relative to the prefill time on an idle
+replica.
+"""
 REQUESTS = 600
-"""Requests of a simulation that looks for the most sessions."""
+"""Number of requests in each simulation of the search for the most sessions."""
 RUNS_PER_CONTEXT = 8
 DAY = 86_400
 
@@ -27,11 +29,11 @@ TIERS: Mapping[str, Mapping[str, Any]] = {
     "and NVMe": {"servers": 0},
     "and MinIO": {},
 }
-"""What to take away from a scenario, by the tiers that are left."""
+"""Changes to a scenario that remove tiers, by the tiers that are left."""
 
 
 class Capacity(NamedTuple):
-    """The most sessions that keep the bound on the first token."""
+    """The most sessions that stay within the bound on the time to first token."""
 
     sessions: int
     first_token_p95: float
@@ -43,30 +45,30 @@ class Plan(msgspec.Struct, frozen=True):
 
     result: Result
     bound: float
-    """Seconds to the first token that 95 % of requests shall keep."""
+    """Bound on the 95th percentile of the time to first token, in seconds."""
     bytes_per_token: float
     page_bytes: float
     object_bytes: float
     live_bytes: float
     """KV of all sessions at once."""
     nvme_bytes_per_node: float
-    """So that each node's sessions fit its disk."""
+    """Disk per node that holds the KV of the node's sessions."""
     bucket_bytes: float
-    """All sessions, and what is uploaded in a day."""
+    """KV of all sessions plus a day's uploads."""
     uploaded_bytes_per_day: float
     servers: int
-    """So that the servers are busy for at most `HEADROOM` of the time."""
+    """Storage servers needed to keep their utilization below `HEADROOM`."""
     server_limit: str
-    """What limits a server."""
+    """The resource that limits a server."""
     node_gbit_s: float
-    """Network of a node, with the same headroom."""
+    """Network of a node, with the same limit on utilization."""
     sessions_per_gpu: dict[str, float]
-    """Within the bound, by the tiers that there are."""
+    """Most sessions within the bound, by available tiers."""
     bottlenecks: dict[str, str]
 
 
 def run_for(context: int, new: int, page_tokens: int) -> int:
-    """Return pages per run so that what a steady context keeps is `RUNS_PER_CONTEXT` runs."""
+    """Return the pages per run that divide a steady context into `RUNS_PER_CONTEXT` runs."""
     return max(1, round((context - new) / page_tokens / RUNS_PER_CONTEXT))
 
 
@@ -76,9 +78,9 @@ def first_token_bound(scenario: Scenario) -> float:
 
 
 def most_sessions(scenario: Scenario, bound: float) -> Capacity:
-    """Search the most sessions of one node whose first tokens keep the bound.
+    """Search for the most sessions of one node that stay within the bound.
 
-    One node stands for all: its share of the servers is as large as in the whole cluster.
+    One node represents all: it gets its share of the servers.
     """
     one = scenario.replace(
         nodes=1, servers=math.ceil(scenario.servers / scenario.nodes), quantum=0.005
@@ -122,13 +124,13 @@ def _try(scenario: Scenario, sessions: int) -> _Tried:
 
 
 def _estimate(scenario: Scenario) -> float:
-    """Return sessions that compute their whole context at each turn, on a busy node."""
+    """Estimate the number of sessions of a node that recomputes the whole context at each turn."""
     compute = scenario.prefill.seconds(scenario.context, 0)
     return scenario.replicas * scenario.think.mean * scenario.think_scale / compute
 
 
 def make_plan(scenario: Scenario, *, bound: float | None = None, tell: Tell | None = None) -> Plan:
-    """Simulate a steady scenario, and search the most sessions with and without each tier."""
+    """Simulate a steady scenario, and search for the most sessions with and without each tier."""
     limit = first_token_bound(scenario) if bound is None else bound
     tell = tell or (lambda _: None)
     result = simulate(scenario, tell=lambda share: tell(0.5 * share))
@@ -174,9 +176,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 
 def servers_needed(scenario: Scenario, get: float, put: float) -> tuple[int, str]:
-    """Return how many servers GETs and PUTs of so many bytes per second need, and what limits them.
+    """Return how many servers these rates need, in bytes per second, and what limits them.
 
-    Adding servers widens erasure sets, so this is found by trying.
+    Tries one number after the other, because adding servers widens erasure sets.
     """
     servers = 1
     while True:
@@ -188,7 +190,7 @@ def servers_needed(scenario: Scenario, get: float, put: float) -> tuple[int, str
 
 
 def server_uses(scenario: Scenario, get: float, put: float) -> dict[str, float]:
-    """Return the used share of each resource of the servers, for bytes per second of all nodes."""
+    """Return the utilization of each resource of the servers, for the total rates of all nodes."""
     s, share, size = scenario, amplification(scenario), scenario.object_bytes
     cpu = get * s.server_get_cpu.per_byte_at(size) + put * s.server_put_cpu.per_byte_at(size)
     return {

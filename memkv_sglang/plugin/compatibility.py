@@ -1,4 +1,4 @@
-"""Check that this SGLang is what the hooks were written for, beyond the names of functions."""
+"""Check that the installed SGLang matches the version that the hooks were written for."""
 
 import dataclasses
 import dis
@@ -38,13 +38,13 @@ ATTRIBUTES = {
     f"{BATCH}.MultimodalInputs": "mm_items padded_input_ids",
     "sglang.srt.lora.lora_registry.LoRARef": "lora_id lora_path",
 }
-"""What hooks and storage use of SGLang's objects, by class."""
+"""Attributes that hooks and storage use, by class of SGLang."""
 
 STORAGE_FIELDS = (
     "tp_rank tp_size pp_rank pp_size attn_cp_rank attn_cp_size is_mla_model "
     "enable_storage_metrics extra_config"
 )
-"""What the storage needs of `HiCacheStorageConfig`."""
+"""Fields of `HiCacheStorageConfig` that the storage needs."""
 
 SIGNATURES = {
     f"{CACHE}.storage.mmap.mmap_allocator.alloc_shm": "dims dtype",
@@ -66,13 +66,13 @@ SIGNATURES = {
         )
     },
 }
-"""Parameters of the functions that are wrapped or called."""
+"""Parameters of SGLang's functions that are wrapped or called."""
 
 PAGE = 4
 
 
 def differences(config: Any) -> Iterator[str]:
-    """Yield what is not as this version of the project needs it, most telling first.
+    """Yield how SGLang differs from the supported version, the most informative difference first.
 
     `config` is SGLang's `HiCacheStorageConfig`. Compiles SGLang's page hashes if necessary.
     """
@@ -97,7 +97,7 @@ def _missing(name: str, attributes: list[str]) -> Iterator[str]:
 
 
 def _attributes(cls: type) -> set[str]:
-    """Return what instances of a class have: fields, methods, and what the methods set."""
+    """Return the attributes of a class's instances: fields, methods, and what methods set."""
     known = set(dir(cls))
     for base in cls.__mro__:
         known |= set(getattr(base, "__annotations__", ()))
@@ -121,9 +121,9 @@ def _changed(target: str, wanted: list[str]) -> Iterator[str]:
 
 
 def storage_fields(config: Any) -> Iterator[str]:
-    """Yield differences between SGLang's storage configuration and the known one.
+    """Yield differences between SGLang's storage configuration and the supported one.
 
-    A field that this version does not know may change pages, unless it has its default.
+    A field that this version does not know may change pages, unless it has its default value.
     """
     for name in STORAGE_FIELDS.split():
         if not hasattr(config, name):
@@ -139,11 +139,11 @@ PROMPTS = (
     (range(4 * PAGE), "adapter", "salt"),
     ((7, 1 << 40, *range(2 * PAGE)), None, None),
 )
-"""Token ids, extra key and salt; one id needs more than 32 bits."""
+"""Token ids, extra key and salt of test prompts; one id needs more than 32 bits."""
 
 
 def page_hash_differences() -> Iterator[str]:
-    """Yield a difference if SGLang names the pages of a prompt otherwise than this project."""
+    """Yield a difference if SGLang computes other page hashes than this project."""
     from sglang.srt.mem_cache.radix_cache import RadixKey
     from sglang.srt.mem_cache.utils import get_storage_hash_str
 
@@ -153,5 +153,5 @@ def page_hash_differences() -> Iterator[str]:
         key = RadixKey(array("q", tokens), extra_key=extra_key, cache_salt=salt)
         theirs = get_storage_hash_str(key, page_size=PAGE)
         if list(theirs)[: len(ours)] != ours:
-            yield "its page hashes differ from the project's"
+            yield "its page hashes differ from this project's"
             return

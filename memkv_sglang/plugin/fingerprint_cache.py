@@ -1,8 +1,8 @@
-"""Fingerprints that one rank reads for all servers and ranks of a node.
+"""Cache fingerprints, so that one rank computes them for all ranks and servers of a node.
 
-A fingerprint is kept by the device, inode, size and times of every file of the model. The time of
-the last status change (ctime) cannot be set, so that weights overwritten in place are noticed even
-if their size and modification time are put back.
+A fingerprint is keyed by the device, inode, size and times of every file of the model. Programs
+cannot set a file's ctime, so weights overwritten in place are noticed even if their size and
+modification time are restored.
 """
 
 import fcntl
@@ -23,16 +23,17 @@ from memkv_sglang.plugin.fingerprint import fingerprint, model_files
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Raise it when fingerprints are computed in another way."""
+"""Increase it when the computation of fingerprints changes."""
 
 FOLDER = "fingerprints"
 
 KEPT = 100
-"""Fingerprints per node; beyond that the oldest are removed."""
+"""Maximum fingerprints per node; the oldest are removed."""
 
 SETTLED_SECONDS = 2.0
-"""A file changed later than this may change again without a new time: clocks of file systems are
-coarse. Its fingerprint is not kept."""
+"""A file changed within this many seconds may change again without a new timestamp, because file
+systems have coarse clocks. Its fingerprint is not cached.
+"""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -46,7 +47,7 @@ def cached_fingerprint(model: Path) -> str:
     try:
         directory = private_directory(FOLDER)
     except ConfigError as error:
-        log.info("memkv: each rank reads the model itself: %s", error)
+        log.info("memkv: no fingerprint cache, so each rank reads the model itself: %s", error)
         return fingerprint(model)
     with _locked(directory):
         begin = time.time()
@@ -72,7 +73,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _stat(model: Path) -> tuple[str, float]:
-    """Return a name for the state of all of a model's files, and when one last changed."""
+    """Return a cache key for the state of a model's files, and the time of the last change."""
     facts, changed = [], 0
     for path in (path for paths in model_files(model) for path in paths):
         status = path.stat()
@@ -83,7 +84,7 @@ def _stat(model: Path) -> tuple[str, float]:
 
 
 def _load(path: Path) -> str:
-    """Return a fingerprint that was kept; empty if there is none."""
+    """Return a cached fingerprint; empty if there is none."""
     with suppress(OSError, UnicodeDecodeError):
         text = path.read_text()
         if _DIGEST.fullmatch(text):
@@ -92,7 +93,7 @@ def _load(path: Path) -> str:
 
 
 def _store(path: Path, digest: str) -> None:
-    """Keep a fingerprint, as far as possible."""
+    """Cache a fingerprint (best effort)."""
     temporary = path.with_suffix(".new")
     try:
         temporary.write_text(digest)
@@ -101,4 +102,4 @@ def _store(path: Path, digest: str) -> None:
         for old in kept[:-KEPT]:
             old.unlink()
     except OSError as error:
-        log.info("memkv: fingerprint not kept: %s", error)
+        log.info("memkv: fingerprint not cached: %s", error)

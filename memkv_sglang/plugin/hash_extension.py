@@ -1,4 +1,4 @@
-"""SGLang's page hashes, also where its extension cannot be compiled."""
+"""Provide SGLang's page hashes, even if its extension cannot be compiled."""
 
 import logging
 
@@ -11,9 +11,8 @@ def load_page_hash() -> None:
     """Compile SGLang's page hashes before a request needs them, or compute them in Python.
 
     Blocks, possibly many seconds. SGLang would compile them in its lookup thread at the first
-    lookup. A flush or detach waits 10 s for that thread, and a timeout ends the server. Where they
-    cannot be compiled, SGLang would answer every lookup with 0 pages and still store all it
-    computes.
+    lookup. A flush or detach waits 10 s for that thread, and a timeout ends the server. If they
+    cannot be compiled, SGLang finds 0 pages in every lookup but still stores all pages.
     """
     from sglang.srt.mem_cache.cpp_utils import native_hash
 

@@ -1,9 +1,9 @@
-"""Media in prompts by content, shape and grid: inputs that differ never share pages.
+"""Identify media in prompts by content, shape and grid, so that different inputs never share pages.
 
-SGLang puts numbers derived from an image's identity in place of its tokens, so that the identity
-becomes part of the page hashes. Often the identity is a 64-bit hash of the features' bytes alone,
-and features of two shapes can be the same bytes. A caller can also give any hash it likes. The hook
-replaces the identity with a digest of all that the model sees of the image.
+SGLang replaces an image's tokens by numbers derived from its identity, so the identity becomes part
+of the page hashes. Often the identity is only a 64-bit hash of the features' bytes, and features of
+different shapes can have equal bytes. Callers can also supply any hash. The hook replaces the
+identity with a digest of everything that the model gets of the image.
 """
 
 import hashlib
@@ -32,18 +32,18 @@ class _UnreadableError(Exception):
 def identify_media(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wrap `MultimodalInputs.from_processor_output`, which gives media their identities.
 
-    Runs in the scheduler's thread, on every rank: equal items get equal identities there.
+    Runs in the scheduler's thread on every rank. Equal items get equal identities on all ranks.
     """
     inputs = original(*args, **kwargs)
     if state.wanted():
         for item in inputs.mm_items:
             item.set_identity(_identity(item))
-        inputs.padded_input_ids = None  # made from the identities that SGLang gave
+        inputs.padded_input_ids = None  # computed from SGLang's own identities
     return inputs
 
 
 def _identity(item: Any) -> bytes:
-    """Return 32 bytes that differ for items that differ in anything the model sees."""
+    """Return 32 bytes. They differ if the model gets different inputs for two items."""
     given = item.identity or item.hash.to_bytes(8, "big")
     digest = hashlib.sha256(b"memkv media 1" + given)
     features = item.feature if item.feature is not None else item.precomputed_embeddings
@@ -69,7 +69,7 @@ def _present(features: Any) -> Any:
 
 
 def _contents(value: Any) -> Iterator[bytes]:
-    """Yield bytes that are equal for equal values only. Raises `_UnreadableError`."""
+    """Yield bytes that are equal only for equal values. Raises `_UnreadableError`."""
     import torch
 
     if isinstance(value, torch.Tensor):

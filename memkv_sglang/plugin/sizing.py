@@ -1,4 +1,4 @@
-"""Host pools that are too small for what they have to do, and SGLang's limit on loads in flight."""
+"""Warn about host pools that are too small, and relax SGLang's limit on loads in flight."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _limit = LogLimit(LOG_SECONDS)
 
 
 def check_host_pool(host_pool: Any, write_policy: str) -> None:
-    """Log one line if a host pool cannot hold what the device pool writes through to it."""
+    """Log one line if a host pool is smaller than the device pool that writes through to it."""
     host, device = int(host_pool.size), int(host_pool.device_capacity_tokens)
     if host < device and write_policy.startswith("write_through"):
         log.warning(
@@ -31,8 +31,8 @@ def check_host_pool(host_pool: Any, write_policy: str) -> None:
 def rate_limited(original: Callable[..., Any], controller: Any) -> Any:
     """Wrap `prefetch_rate_limited`: charge a load for the memory it holds.
 
-    SGLang charges it for the whole prompt, even if only a little of that was found. All ranks
-    decide alike: they change the loads in flight in the same order.
+    SGLang charges a load for the whole prompt, even if few of its pages were found. All ranks make
+    the same decision, because they start and end loads in the same order.
     """
     if not original(controller):
         return False
@@ -53,12 +53,12 @@ def rate_limited(original: Callable[..., Any], controller: Any) -> Any:
 
 
 def _can_recount(controller: Any) -> bool:
-    """Return whether the tree alone knows what is held: not with buffers only, nor in stages."""
+    """Return whether the radix tree lists all loads in flight. False with pipeline parallelism."""
     return bool(controller.host_memory_mode == "cache" and controller.storage_config.pp_size == 1)
 
 
 def _tokens_held(tree: Any) -> int:
-    """Return the tokens of loads in flight; a query that is not answered counts in full."""
+    """Return the tokens of loads in flight. A load whose lookup is pending counts in full."""
     return sum(
         len(load.prefetch_key if load.host_indices is None else load.host_indices)
         for load in tree.ongoing_prefetch.values()

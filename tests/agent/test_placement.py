@@ -1,4 +1,4 @@
-"""How readily the kernel kills an agent."""
+"""Tests of how readily the kernel kills an agent."""
 
 from pathlib import Path
 

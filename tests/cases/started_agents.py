@@ -53,7 +53,7 @@ def connected(client: AgentClient) -> int:
 
 @contextmanager
 def ending_agents(path: Path) -> Iterator[None]:
-    """Kill the process that serves the socket at the end."""
+    """On exit, kill the process that serves the socket."""
     try:
         yield
     finally:

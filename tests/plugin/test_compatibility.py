@@ -1,4 +1,4 @@
-"""A SGLang that differs from the known one is noticed before a page is stored."""
+"""An unsupported SGLang is noticed before a page is stored."""
 
 import dataclasses
 from typing import Any

@@ -41,7 +41,9 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model of a thousand tensors in files that are not read whole, changed long ago."""
+    """A model of a thousand tensors, unchanged for a while, in files too large to be read
+    completely.
+    """
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

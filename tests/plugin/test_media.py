@@ -1,4 +1,4 @@
-"""Media that the model sees differently never get equal numbers in a prompt."""
+"""Media that are different inputs to the model never get equal numbers in a prompt."""
 
 from collections.abc import Callable
 from typing import Any

@@ -56,7 +56,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> tuple[Tree, Any]:
 
 
 def load(tree: Tree, controller: Any, found: int | None) -> None:
-    """Begin a load, as SGLang counts it; `found`: the tokens it has memory for, if it is known."""
+    """Begin a load. `found`: tokens that memory is allocated for; None while the lookup is
+    pending.
+    """
     held = None if found is None else range(found)
     tree.ongoing_prefetch[len(tree.ongoing_prefetch)] = SimpleNamespace(
         prefetch_key=range(PROMPT), host_indices=held

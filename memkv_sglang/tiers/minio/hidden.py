@@ -10,19 +10,22 @@ log = logging.getLogger(__name__)
 
 
 class HiddenPages:
-    """For each cleared namespace, the server's time until which its pages are hidden. Thread-safe.
+    """Per cleared namespace, the time of the clear by the server's clock. Thread-safe.
 
-    A page that is stored again is newer, so it is found.
+    Pages stored before that time are hidden. A page that is stored again is newer, so it is found.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Read the times from `path`; without one they are forgotten with the process."""
+        """Read the times from `path`. If None, they are kept in memory only."""
         self._path = path
         self._lock = threading.Lock()
         self._until: dict[str, float] = _read(path) if path is not None else {}
 
     def hide(self, namespace: bytes, until: float) -> None:
-        """Hide what was stored until then. Raises `OSError` if that cannot be remembered."""
+        """Hide the namespace's pages stored before `until`.
+
+        Raises `OSError` if that cannot be saved.
+        """
         with self._lock:
             self._until[namespace.hex()] = until
             if self._path is not None:
@@ -31,7 +34,7 @@ class HiddenPages:
                 temporary.replace(self._path)
 
     def until(self, namespace: bytes) -> float:
-        """Return until when the namespace's pages are hidden; 0 for never."""
+        """Return the time before which stored pages are hidden; 0 if none are."""
         return self._until.get(namespace.hex(), 0.0)
 
 
