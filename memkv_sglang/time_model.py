@@ -1,4 +1,4 @@
-"""Predict how long loads and prefills take from how long earlier ones took."""
+"""Predict the duration of loads and prefills from earlier ones."""
 
 import threading
 

@@ -25,11 +25,11 @@ class HttpFault(NamedTuple):
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
     """Methods of the requests that it strikes."""
     answer: bytes | None = None
-    """Sent once the request was read, which is not forwarded."""
+    """Sent after the request was read; the request is not forwarded."""
     matching: bytes = b""
     """Regular expression: strikes only requests whose first line contains a match."""
     every: int = 1
-    """Strikes one of so many of these requests."""
+    """Strikes one in this many of these requests."""
     drip: float | None = None
     """Seconds before each byte of a response's body."""
     rate: int | None = None
@@ -205,7 +205,9 @@ class HttpFaultProxy:
                 piece = piece[half:]
             if fault.rate:
                 with self._line:
-                    if self.fault is fault:  # still, after those before it
+                    if (
+                        self.fault is fault
+                    ):  # the fault may have changed while earlier pieces passed
                         self._closed.wait(len(piece) / fault.rate)
             sink.sendall(piece)
 

@@ -10,17 +10,17 @@ from memkv_testbed.s3_server import DieWithParent
 from memkv_testbed.server_binaries import find_or_build_memory_server
 
 LIMIT = 4 << 30
-"""Bytes of all objects beyond which the server drops the oldest."""
+"""Maximum bytes of all objects; beyond that, the server drops the oldest."""
 
 
 GARBAGE = 512 << 20
-"""Bytes of memory beyond its objects with which the server collects garbage."""
+"""Bytes of memory, in addition to the objects, at which the server collects garbage."""
 
 
 class MemoryServer:
     """The server on a free loopback port, as a child process; a context manager.
 
-    It accepts any keys, since it checks no signatures, and knows only GET, HEAD, PUT and DELETE. It
+    It supports only GET, HEAD, PUT and DELETE, and checks no signatures, so any keys work. It
     dies with the thread that started it.
     """
 

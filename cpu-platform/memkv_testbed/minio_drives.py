@@ -91,7 +91,7 @@ class TwoServers:
         self.close()
 
     def restart_second(self) -> None:
-        """Start the second server again after `kill`."""
+        """Restart the second server after `kill`."""
         self._starter.submit(self.servers[1].start).result()
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from memkv_testbed.server_binaries import find_or_build_minio
 class MinioServer(S3Server):
     """A MinIO server; see `S3Server`.
 
-    `access_key` and `secret_key` are those of a user with the policy that nodes get (see
-    `tiers/minio/admin/policy.py`) on every bucket, and with the right to make buckets.
+    `access_key` and `secret_key` belong to a user that has the nodes' policy (see
+    `tiers/minio/admin/policy.py`) for every bucket and may create buckets.
     """
 
     name = "MinIO"
@@ -39,7 +39,7 @@ class MinioServer(S3Server):
         self.access_key, self.secret_key = Keys.random()
         self.tls = certs_dir is not None
         self.volumes = [str(self.data_dir)]
-        """What the server keeps objects on, as its command line has it."""
+        """The storage arguments of the server's command line."""
         self._certs_dir = certs_dir or self.work / "certs"
         self._flags = ["--no-compat"] if no_compat else []
         self._env = dict(env or {})
@@ -55,7 +55,7 @@ class MinioServer(S3Server):
 
     @property
     def users(self) -> MinioUsers:
-        """Adds further users, with policies of their own."""
+        """Adds users with their own policies."""
         return MinioUsers(f"{self.host}:{self.port}", self.root, tls=self.tls)
 
     @override

@@ -14,10 +14,12 @@ from urllib3.exceptions import InsecureRequestWarning
 from memkv_sglang.tiers.minio.admin.policy import node_policy
 
 START_LIMIT = 20.0
-"""Seconds in which a server that has just started comes to know its users."""
+"""Time limit in seconds for a server that has just started to load its users."""
 
 MAKE_BUCKETS = {"Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": ["arn:aws:s3:::*"]}
-"""What `minio.create_bucket` needs where nobody has run `memkv bucket setup`, as in tests."""
+"""Permissions that `minio.create_bucket` needs if `memkv bucket setup` has not been run, as in
+tests.
+"""
 
 
 class Keys(NamedTuple):
@@ -28,7 +30,7 @@ class Keys(NamedTuple):
 
     @classmethod
     def random(cls) -> "Keys":
-        """Return new ones."""
+        """Return new random keys."""
         return cls(secrets.token_hex(8), secrets.token_hex(16))
 
 
@@ -36,7 +38,7 @@ class MinioUsers:
     """Adds users as the administrator. Calls block and raise minio-py's exceptions."""
 
     def __init__(self, netloc: str, root: Keys, *, tls: bool) -> None:
-        """Talk to a server that may still be starting, and accept any certificate."""
+        """Connect to a server that may still be starting; accept any certificate."""
         self._admin = MinioAdmin(
             endpoint=netloc, credentials=StaticProvider(*root), secure=tls, cert_check=False
         )
@@ -45,7 +47,7 @@ class MinioUsers:
         """Wait until the server has loaded its stored users, even if there are none.
 
         Before that it accepts new policies and users but forgets them once it has loaded the stored
-        ones (MinIO's `LoadIAMCache`, `firstTime`); only listing them waits.
+        ones (MinIO's `LoadIAMCache`, `firstTime`); only listing users waits for that.
         """
         self._try(self._admin.user_list)
 

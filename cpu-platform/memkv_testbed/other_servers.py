@@ -1,4 +1,4 @@
-"""Run private S3 servers other than MinIO, with which the project is tested too."""
+"""Run private S3 servers other than MinIO."""
 
 import io
 import json
@@ -15,14 +15,17 @@ from memkv_testbed.s3_server import S3Server, free_port
 from memkv_testbed.server_binaries import find_or_build_versitygw, find_or_fetch_seaweedfs
 
 READY_BUCKET = "ready"
-"""A bucket in which a starting server is tried."""
+"""Bucket for the readiness check of a starting server."""
 
 
 SOCKETS = Path("/tmp")  # noqa: S108 - the path is SeaweedFS's
 
 
 class SeaweedServer(S3Server):
-    """SeaweedFS: master, volume server, filer and S3 gateway in one process. Nodes are root."""
+    """SeaweedFS: master, volume server, filer and S3 gateway in one process.
+
+    Nodes use the administrator's keys.
+    """
 
     name = "SeaweedFS"
 
@@ -61,7 +64,7 @@ class SeaweedServer(S3Server):
 
     @override
     def environment(self) -> Mapping[str, str]:
-        # One volume per bucket at a time: enough for tests, and quicker to make than seven.
+        # One volume per bucket at a time is enough for tests, and faster to create than seven.
         return {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     @override
@@ -73,7 +76,10 @@ class SeaweedServer(S3Server):
 
     @override
     def is_ready(self) -> bool:
-        """Return whether a new bucket takes objects: the gateway answers before the volumes do."""
+        """Return whether a new bucket accepts objects.
+
+        The gateway is ready before the volumes are.
+        """
         if not super().is_ready():
             return False
         client = Minio(f"{self.host}:{self.port}", *self.root, secure=False, region="us-east-1")
@@ -82,14 +88,14 @@ class SeaweedServer(S3Server):
                 client.make_bucket(READY_BUCKET)
             client.put_object(READY_BUCKET, "ready", io.BytesIO(b"ready"), 5)
             client.remove_object(READY_BUCKET, "ready")
-            client.remove_bucket(READY_BUCKET)  # so that the next start makes new volumes
+            client.remove_bucket(READY_BUCKET)  # so that the next start creates new volumes
         except (MinioException, HTTPError):
             return False
         return True
 
 
 class VersityServer(S3Server):
-    """versitygw on a directory. Nodes are root."""
+    """versitygw on a directory. Nodes use the administrator's keys."""
 
     name = "versitygw"
 

@@ -1,4 +1,4 @@
-"""What all private S3 servers of tests, demos and benchmarks have in common: a child process."""
+"""Base class of the private S3 servers for tests, demos and benchmarks."""
 
 import ctypes
 import http.client
@@ -41,7 +41,7 @@ class S3Server(ABC):
     A context manager: serves from entry to exit, then leaves nothing behind. It dies with the
     thread that started it, so start it from a thread that lives long enough.
 
-    `access_key` and `secret_key` are those of a node, `root` has the administrator's. Servers whose
+    `access_key` and `secret_key` are a node's keys, `root` holds the administrator's. Servers whose
     users cannot be added in a simple way have only the administrator's.
     """
 
@@ -51,8 +51,8 @@ class S3Server(ABC):
     def __init__(self, data_dir: Path | None = None, *, host: str = "127.0.0.1") -> None:
         """Prepare a server; does not start it.
 
-        Without `data_dir`, objects lie in a directory that is removed on exit. `host` is the name
-        or address that the server is reached by.
+        Without `data_dir`, objects are stored in a temporary directory that is removed on exit.
+        Clients reach the server by the name or address `host`.
         """
         self.root = Keys.random()
         self.access_key, self.secret_key = self.root
@@ -86,7 +86,7 @@ class S3Server(ABC):
         self.close()
 
     def start(self) -> None:
-        """Start the server, also again after `stop` or `kill`: same port, same data, same keys.
+        """Start the server. After `stop` or `kill`, it restarts with the same port, data and keys.
 
         Returns when it answers. Raises `S3ServerError`, `ServerNotFoundError`.
         """
@@ -107,11 +107,11 @@ class S3Server(ABC):
         self._wait_until_ready()
 
     def stop(self) -> None:
-        """Stop the server with SIGTERM; its data stay."""
+        """Stop the server with SIGTERM; keep its data."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the server (SIGKILL); its data stay."""
+        """Kill the server (SIGKILL); keep its data."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
@@ -128,7 +128,8 @@ class S3Server(ABC):
         """Return the variables of the process."""
 
     def is_ready(self) -> bool:
-        """Return whether requests are served: an anonymous one is refused, before it is put off."""
+        """Return whether an anonymous request is refused; a starting server defers it instead.
+        """
         connection = (
             http.client.HTTPSConnection(self.host, self.port, timeout=1, context=_trust_any())
             if self.tls
@@ -165,7 +166,7 @@ class S3Server(ABC):
 
 
 class DieWithParent:
-    """Runs in the child before exec: ask the kernel to kill it when its parent is gone."""
+    """Runs in the child before exec: asks the kernel to kill the child when its parent ends."""
 
     def __init__(self) -> None:
         """Remember the parent; call this in it."""
@@ -175,7 +176,7 @@ class DieWithParent:
     def __call__(self) -> None:
         """Make the request."""
         self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self._parent:  # it died before the request was in place
+        if os.getppid() != self._parent:  # the parent died before the request took effect
             os._exit(1)
 
 
@@ -191,7 +192,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def _trust_any() -> ssl.SSLContext:
-    """Return a context for the readiness probe, which sends no secret and believes no answer."""
+    """Return a TLS context without verification for the readiness probe, which sends no secrets."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

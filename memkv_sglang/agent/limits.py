@@ -1,4 +1,4 @@
-"""The system's limits on the agent: raise what may be raised, report the rest."""
+"""Raise the system's limits on the agent if possible; report those that are too low."""
 
 import resource
 from pathlib import Path
@@ -13,7 +13,8 @@ _AIO = Path("/proc/sys/fs")
 
 
 def raise_descriptor_limit() -> str:
-    """Raise the limit of open files as far as the system allows; return what it denies, or ""."""
+    """Raise the limit of open files; return a warning if the system keeps it too low, else "".
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else max(most, DESCRIPTORS)
     for limit in (wanted, most):
@@ -32,7 +33,7 @@ def raise_descriptor_limit() -> str:
 
 
 def missing_disk_requests(folder: Path = _AIO) -> str:
-    """Return in one line that the system has too few AIO requests left, or ""."""
+    """Return a one-line warning if the system has too few AIO requests left, else ""."""
     try:
         most, used = (int((folder / name).read_text()) for name in ("aio-max-nr", "aio-nr"))
     except (OSError, ValueError):  # no AIO, or a container hides it; the disk then uses threads

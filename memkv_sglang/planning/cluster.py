@@ -355,7 +355,7 @@ class Cluster:
         return node.disk.spill(admitted) if admitted else 0
 
     def _remember(self, worker: _Worker, turn: Turn, start: int) -> int:
-        """Store a chain in the pools, and its runs from number `start` on the disk.
+        """Store a chain in the pools, and its runs numbered `start` and higher on disk.
 
         Returns the number of pages written to the disk.
         """

@@ -76,10 +76,11 @@ class Think(NamedTuple):
         return self.median * math.exp(rng.gauss(0, self._sigma))
 
     def rest(self, rng: random.Random) -> float:
-        """Return what is left of a think time at a moment of no significance.
+        """Return the remaining think time at a random moment.
 
-        Such a moment lies in a long one more often than in a short one: lengths at it have the
-        density x f(x) / mean, which is log-normal again, and the moment is anywhere within.
+        A random moment falls into long think times more often than into short ones: their lengths
+        have the density x f(x) / mean, which is again log-normal. The moment is uniform within the
+        think time.
         """
         length = self.median * math.exp(rng.gauss(self._sigma**2, self._sigma))
         return rng.random() * length
@@ -113,7 +114,7 @@ class SteadySession:
     ) -> None:
         """Begin a context of about `context` tokens; the last `new` of them differ in each turn.
 
-        The rest is rounded to whole runs.
+        The other tokens are rounded to whole runs.
         """
         self._rng = random.Random(f"{seed} {number}")
         self._first = number << SESSION_BITS
@@ -132,7 +133,7 @@ class SteadySession:
         return self._turn(0.0)
 
     def __iter__(self) -> Iterator[Turn]:
-        """Yield turns without end, the first one after the rest of a think time."""
+        """Yield turns without end. The first one comes after the remaining part of a think time."""
         yield self._turn(self._think.rest(self._rng))
         while True:
             yield self._turn(self._think.draw(self._rng))

@@ -1,4 +1,5 @@
-"""Hooks that note the device pool behind each host pool, which SGLang does not tell a storage."""
+"""Record the device pool of each host pool, which SGLang does not pass to the storage.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -101,9 +101,9 @@ def _multiples(view: Any) -> list[int]:
 def estimate_token_bytes(model: Any, view: Any) -> int:
     """Estimate the bytes of a token in one shard's KV pool.
 
-    Side pools (windows, Mamba states) are not part of it. Assumes the model's data type for
-    `--kv-cache-dtype auto`. PD servers of one model must agree on the page size, whatever their
-    parallelism, so that theirs is computed as for one rank.
+    Excludes side pools (windows, Mamba states). Assumes the model's data type for `--kv-cache-dtype
+    auto`. PD servers of one model must agree on the page size even if their parallelism differs, so
+    it is computed as for one rank.
     """
     from sglang.srt.configs.model_config import AttentionArch
 

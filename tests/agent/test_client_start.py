@@ -308,7 +308,7 @@ def test_pages_on_disk_survive_a_killed_agent(config: Config, tmp_path: Path) ->
 def test_pages_spilled_in_several_calls_are_evicted_leaf_first(
     config: Config, tmp_path: Path
 ) -> None:
-    """Otherwise the rest of the older chain would be unusable without its beginning."""
+    """Evicting a chain's beginning first would make its other pages unusable."""
     config = Config(
         agent=config.agent,
         nvme=NvmeConfig(

@@ -93,7 +93,7 @@ def test_decode_equals_sglangs(value_width: int) -> None:
 
 
 class SlidingPool:
-    """A pool of its own for layers with a window, which has freed what no window reaches."""
+    """A separate pool for sliding-window layers, without the slots that left every window."""
 
     def __init__(self, live: torch.Tensor) -> None:
         self.mapping = torch.zeros(SLOTS, dtype=torch.long)

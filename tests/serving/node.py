@@ -45,15 +45,13 @@ def prompt(seed: int | str, length: int = 1000) -> Tokens:
 
 
 def whole_pages(tokens: int) -> int:
-    """Return how many of that many equal tokens SGLang can take from storage."""
+    """Return how many of `tokens` matching tokens SGLang can load from storage."""
     pages = tokens // PAGE * PAGE
     return pages if pages >= THRESHOLD else 0
 
 
 def reusable(length: int) -> int:
-    """Return the same for a prompt that is stored completely, whose last token is always
-    computed.
-    """
+    """Return the same for a completely stored prompt. Its last token is always computed."""
     return whole_pages(length - 1)
 
 

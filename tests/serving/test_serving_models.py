@@ -148,7 +148,7 @@ def test_a_restarted_server_loads_from_its_disk(pair: Pair, storage: MinioServer
 
 
 def test_a_pool_that_has_lost_its_pages_makes_a_miss(pair: Pair) -> None:
-    """Whatever the other pool still holds; what is computed again is found again."""
+    """A prompt misses if one of its pools has lost its pages. Once recomputed, it hits again."""
     pools = dict(re.findall(r"memkv: pool (\w+) in namespace (\w+)", pair.a.log()))
     assert "swa" in pools or pair.kind.model != "swa"
     for pool, digest in pools.items():

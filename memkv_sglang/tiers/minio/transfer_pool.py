@@ -38,8 +38,8 @@ class TransferPool:
 
         Starts no more calls after a result for which `goes_on` is False. The results of calls that
         were not started are None; the first call always has a result. Returns once no call holds
-        the guard, shortly after `deadline` at the latest, provided that `move` keeps the deadline
-        within the guard. Calls that have not returned by then count as `failed`.
+        the guard. That is shortly after `deadline` at the latest if `move` respects the deadline
+        while it holds the guard. Calls that have not returned by then count as `failed`.
         """
         batch = _Batch(move, count, goes_on, failed)
         with self._lock:

@@ -192,9 +192,9 @@ def open_segment(
 ) -> Segment:
     """Open and lock a segment file. Raises `OSError` and `DamagedSegmentError`.
 
-    A truncated file is extended to its full size, up to `largest`, or if the disk is full, by later
-    writes; `intact_slots` tells how many slots it had. Bytes after the last slot are cut off.
-    Waits for the lock until the deadline, see `lock_segment`.
+    A truncated file is extended to its full size, at most `largest`. If the disk is full, later
+    writes extend it. `intact_slots` is the number of slots that the file had. Bytes after the last
+    slot are cut off. Waits for the lock until the deadline, see `lock_segment`.
     """
     fd = folder.open(name, os.O_RDWR | os.O_NONBLOCK | _direct_flag(direct))
     try:
