@@ -128,8 +128,7 @@ class S3Server(ABC):
         """Return the variables of the process."""
 
     def is_ready(self) -> bool:
-        """Return whether an anonymous request is refused; a starting server defers it instead.
-        """
+        """Return whether an anonymous request is refused; a starting server defers it instead."""
         connection = (
             http.client.HTTPSConnection(self.host, self.port, timeout=1, context=_trust_any())
             if self.tls

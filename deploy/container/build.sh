@@ -2,8 +2,8 @@
 # build.sh agent|sglang [BASE]: build an image from this checkout; prints its name and size.
 #
 # BASE     base image; the default is in the Containerfile
-# PYTHON   interpreter of the base image's version, to build wheels for it: python3.11, and for
-#          SGLang's image the one that `python3 --version` in it prints
+# PYTHON   interpreter that builds the wheels; must have the version of the base image's Python.
+#          The default is python3.11. For SGLang's image, run `python3 --version` in it
 # ENGINE   buildah (default), podman or docker
 #
 # Wheels are built here, so the image needs no compiler.
@@ -28,7 +28,7 @@ options=(--file "deploy/container/Containerfile.$kind" --tag "$name")
 [ -z "$base" ] || options+=(--build-arg "BASE=$base")
 case "$engine" in
   buildah)
-    # Neither a daemon nor privileges beyond a user namespace.
+    # Needs no daemon, and no privileges except a user namespace.
     buildah --storage-driver "${STORAGE_DRIVER:-vfs}" build --quiet --isolation chroot \
       "${options[@]}" "$context" >/dev/null
     size=$(buildah --storage-driver "${STORAGE_DRIVER:-vfs}" images --format '{{.Size}}' "$name")

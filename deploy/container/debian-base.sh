@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# debian-base.sh [NAME]: make a base image from Debian packages, where no image registry is reachable.
-# Needs root, debootstrap and buildah. NAME is that of the image, by default memkv-debian.
+# debian-base.sh [NAME]: make a base image from Debian packages, without an image registry.
+# Needs root, debootstrap and buildah. NAME is the image's name; the default is memkv-debian.
 set -euo pipefail
 
 name=${1:-memkv-debian}

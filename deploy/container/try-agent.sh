@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# try-agent.sh [IMAGE]: start the agent of an image as Kubernetes would: another user than root, no
-# capabilities, a read-only root file system, and namespaces of its own. Prints the time until it is
+# try-agent.sh [IMAGE]: start the agent of an image as Kubernetes would: a non-root user, no
+# capabilities, a read-only root file system, and separate namespaces. Prints the time until it is
 # ready, and ends with its exit status after SIGTERM. Needs root and buildah.
 set -euo pipefail
 

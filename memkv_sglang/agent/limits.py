@@ -13,8 +13,7 @@ _AIO = Path("/proc/sys/fs")
 
 
 def raise_descriptor_limit() -> str:
-    """Raise the limit of open files; return a warning if the system keeps it too low, else "".
-    """
+    """Raise the limit of open files; return a warning if the system keeps it too low, else ""."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else max(most, DESCRIPTORS)
     for limit in (wanted, most):

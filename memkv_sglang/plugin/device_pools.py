@@ -1,5 +1,4 @@
-"""Record the device pool of each host pool, which SGLang does not pass to the storage.
-"""
+"""Record the device pool of each host pool, which SGLang does not pass to the storage."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,6 +1,6 @@
-"""Containers without an engine: processes in pid, mount and user namespaces of their own.
+"""Containers without a container engine: processes in separate pid, mount and user namespaces.
 
-Run as `python -m tests.deploy.pods agent|server SOCKET`; it is what a pod runs.
+A pod runs `python -m tests.deploy.pods agent|server SOCKET`.
 """
 
 import json
@@ -24,11 +24,11 @@ from tests.agent.agent_harness import LIMIT, NAMESPACE, HostPool, environment
 
 PAGES = 8
 FILLER = 0xEE
-"""What a server writes over its pages once it owns them again."""
+"""The byte that a server fills its pages with once it owns them again."""
 
 
 class Pod:
-    """A process in namespaces of its own, and the init of its pid namespace. `kill` ends both."""
+    """A process in separate namespaces, and the init of its pid namespace. `kill` ends both."""
 
     def __init__(self, kind: str, socket: Path, *options: str, behaviour: str = "0") -> None:
         unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount"]
@@ -98,7 +98,7 @@ def run_agent(socket: str, *options: str) -> int:
 
 
 class ServerPod:
-    """Stands for an SGLang server: it owns a host pool."""
+    """Stands in for an SGLang server; owns a host pool."""
 
     def __init__(self, socket: str, limit: float) -> None:
         config = Config(agent=AgentConfig(socket=socket, autostart=False))
@@ -132,13 +132,13 @@ class ServerPod:
         return self._client.withholding
 
     def overwrite(self) -> None:
-        """Use the pages for something else."""
+        """Fill the pages with other data."""
         for page in range(PAGES):
             for view in self._pool.views(page):
                 view[:] = bytes([FILLER]) * len(view)
 
     def overwritten(self) -> bool:
-        """Tell whether the pages still have what `overwrite` wrote."""
+        """Return whether the pages still contain what `overwrite` wrote."""
         return all(
             bytes(view) == bytes([FILLER]) * len(view)
             for page in range(PAGES)
@@ -146,7 +146,7 @@ class ServerPod:
         )
 
     def kill_other_agent(self) -> bool:
-        """Ask for the death of an agent that is no child of the supervisor."""
+        """Ask the supervisor to kill an agent that is not its child."""
         other = LifetimeMemory()
         return ask(self._path, KILL, other.descriptor, LIMIT)
 

@@ -1,4 +1,4 @@
-"""The images: built from this checkout without a container engine, and the agent started inside.
+"""Build the images from this checkout without a container engine, and start the agent inside.
 
 Needs root, network access to Debian and PyPI, and Debian's buildah and debootstrap.
 """
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Run"]:
-    """Run scripts with a container storage of the test's own."""
+    """Run scripts with a separate container storage."""
     directory = tmp_path_factory.mktemp("containers")
     storage = directory / "storage.conf"
     storage.write_text(
@@ -57,7 +57,7 @@ def base(run: Run) -> str:
 
 
 def test_agent_runs_in_its_image(run: Run, base: str) -> None:
-    """As another user than root, without capabilities, with a read-only root file system."""
+    """The agent runs as a non-root user, without capabilities, on a read-only root file system."""
     assert run.script("build.sh", "agent", base).startswith("memkv-agent: ")
     output = run.script("try-agent.sh")
     assert "ready after" in output and "stopped in order" in output
@@ -66,7 +66,7 @@ def test_agent_runs_in_its_image(run: Run, base: str) -> None:
 
 
 def test_layer_for_sglang_needs_no_compiler(run: Run, base: str) -> None:
-    """A plain Debian stands for SGLang's image, which cannot be had without a registry."""
+    """Plain Debian stands in for SGLang's image, which needs a registry."""
     run.script("build.sh", "sglang", base)
     container = run.command("buildah", "from", "localhost/memkv-sglang").strip()
     loop = "memkv_sglang.tiers.minio.http.receive_loop"

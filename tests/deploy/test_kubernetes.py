@@ -18,7 +18,7 @@ KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 CHART = KUBERNETES / "memkv"
 VALUES = [None, *sorted((KUBERNETES / "values").glob("*.yaml"))]
 VERSION = "1.33"
-"""Version of Kubernetes whose schemas are used."""
+"""Version of Kubernetes whose schemas the tests use."""
 
 CUSTOM = {"PodMonitor"}
 """Kinds that the Prometheus operator defines."""

@@ -1,4 +1,4 @@
-"""Agent and servers in containers of their own: who kills the agent, and who owns the buffers."""
+"""Agent and servers in separate containers: who kills the agent, and who owns the buffers."""
 
 import os
 import signal
@@ -38,7 +38,9 @@ def test_server_uses_an_agent_in_another_container(socket: Path) -> None:
 
 
 def test_hung_agent_is_killed_by_its_supervisor(socket: Path) -> None:
-    """The agent writes into the pages for ever. After the load, nothing writes to them."""
+    """The hung agent writes to the pages forever. Once the load has returned, nothing writes to
+    them.
+    """
     with (
         pod("agent", socket, behaviour="scribble") as agent,
         pod("server", socket, str(HUNG)) as server,
@@ -103,7 +105,7 @@ def test_agent_without_a_supervisor_is_not_used(socket: Path) -> None:
 
 @pytest.mark.slow
 def test_request_about_another_agent_kills_nothing(socket: Path) -> None:
-    """A request may arrive after the agent it is about was replaced."""
+    """A request may arrive after its agent was replaced."""
     with pod("agent", socket) as agent, pod("server", socket) as server:
         assert server.ask("connect") == ""
         before = children(agent.init())

@@ -59,7 +59,7 @@ def test_agent_reports_its_states_to_systemd(tmp_path: Path, manager: socket.soc
     agent = RunningAgent(config, environment() | notify_variables(manager, 0.3))
     try:
         wait_for(manager, "READY=1")
-        agent.wait_ready()  # it serves from then on
+        agent.wait_ready()  # it serves clients from now on
         assert "0 clients" in wait_for(manager, "STATUS=")
         for _ in range(3):
             wait_for(manager, "WATCHDOG=1")
@@ -130,7 +130,7 @@ def test_server_starts_no_agent_next_to_a_service(
 
 
 def test_agent_runs_without_writable_executable_memory(tmp_path: Path) -> None:
-    """The unit sets `MemoryDenyWriteExecute`, which some extension modules cannot stand."""
+    """The unit sets `MemoryDenyWriteExecute`, which breaks some extension modules."""
 
     def deny() -> None:
         assert ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0) == 0

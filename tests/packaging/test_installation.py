@@ -49,7 +49,7 @@ EXHAUSTIVE = [
 
 
 class Installation(NamedTuple):
-    """One archive in one environment."""
+    """An archive and the environment that it is installed in."""
 
     case: Case
     environment: Environment

@@ -255,7 +255,9 @@ def test_a_hybrid_model_that_a_decode_server_cannot_store_is_refused(
 
 
 def test_the_page_size_of_hybrid_models(answers: dict[str, Any]) -> None:
-    """At most the window; 1 where SGLang keeps one state per sequence, and the log says why."""
+    """The page size is at most the window. It is 1 if SGLang keeps one state per sequence; the log
+    says why.
+    """
     sizes = {name: outcome["page_size"] for name, outcome in answers["hybrids"].items()}
     assert sizes == {"window": 256, "small window": 64, "only windows": 256, "states": 1}
     (line,) = (line for line in answers["hybrids"]["states"]["log"].splitlines() if "page" in line)
