@@ -20,12 +20,14 @@ TURN_TOKENS = 48
 """Tokens of a user's (or tool's) turn. The answer adds `ANSWER_TOKENS`; the context keeps both."""
 
 SESSIONS = 6
-"""Conversations: more than the host pool holds, so that each has been evicted when it continues, as
-with many users."""
+"""Number of conversations. The host pool cannot hold all of them, so each has been evicted when it
+continues, as with many users.
+"""
 
 TOP_TIER = 2.5
-"""Contexts that the top tier has room for: those of the requests in flight, so that one can be
-loaded while another is computed. SGLang's host pool has room for twice as many."""
+"""Contexts that fit in the top tier: one can be loaded while another is computed. SGLang's host
+pool has room for twice as many.
+"""
 
 IN_FLIGHT = 2
 """Concurrent requests."""
@@ -37,8 +39,9 @@ LOAD = 0.8
 """Fraction of full speed at which times to first token are measured."""
 
 PATIENCE = 1.5
-"""The bound on the time to first token, over that of a prompt computed on an idle server: less
-than one no server without storage could keep."""
+"""Bound on the time to first token, relative to computing the prompt on an idle server. A server
+without storage could not keep a bound below 1.
+"""
 
 NONE, HOST, OURS, LIMIT = "no storage", "host pool only", "memkv", "all in the top tier"
 HELD, FIRST, IDLE = "sessions sustained", "first token", "computed by an idle server"
@@ -70,7 +73,7 @@ class Seats:
         self._waiting = deque(conversations)
 
     def open(self) -> None:
-        """Let the server see every conversation once."""
+        """Send every conversation to the server once."""
         for conversation in self._waiting:
             conversation.turn(self._server)
 
@@ -129,7 +132,7 @@ def run(options: Options) -> Report:
             return Seats(server, (Conversation(f"{name} {i}", context) for i in range(SESSIONS)))
 
         none, pool, ours = seats("none", plain), seats("pool", host), seats("ours", node.server)
-        # All share one context, so none is ever evicted; each reads it as its own.
+        # All conversations share one context, so it is never evicted.
         few = Seats(node.server, (Conversation("few", context, f"{i}") for i in range(IN_FLIGHT)))
         tell(f"computing {SESSIONS} contexts of {context} tokens on each of two servers")
         _at_once([pool.open, ours.open])
@@ -159,7 +162,7 @@ def run(options: Options) -> Report:
 
 
 def claim(report: Report, case: str, context: int, *, load: float, bandwidth: float) -> None:
-    """Add the ratios and the bound: a turn is computed and its context loaded.
+    """Add the ratios, and the bound from computing a turn and loading its context.
 
     `load` is in seconds per context, `bandwidth` in bytes per second.
     """

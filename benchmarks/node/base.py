@@ -1,4 +1,4 @@
-"""What one run of some callers yields."""
+"""The result of one run."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Rate(NamedTuple):
     samples: int = 0
     """Samples of the agent's CPU time."""
     lock_samples: int = 0
-    """Those with the GIL held."""
+    """Samples in which the GIL was held."""
 
     @property
     def gb_per_second(self) -> float:

@@ -26,9 +26,9 @@ class _Order(NamedTuple):
     method: str
     """Method of `PagesThroughAgent`."""
     begin: float
-    """When to start, on `time.monotonic`."""
+    """Start time, on `time.monotonic`."""
     seconds: float
-    """For how long to repeat it; 0 for one call."""
+    """Seconds to repeat it; 0 for one call."""
 
 
 class Done(NamedTuple):
@@ -36,7 +36,7 @@ class Done(NamedTuple):
 
     bytes: int
     seconds: float
-    """From the common start."""
+    """Seconds since the common start."""
     cpu: float
 
 
@@ -58,7 +58,8 @@ class Callers:
             self._stack.callback(process.join)
             self._stack.callback(ours.close)
             self._pipes.append(ours)
-        # One after the other: a slow server could not store all of them by the deadline of a call.
+        # One after the other, because a slow server could not store all of them by a call's
+        # deadline.
         self.hashes: list[list[bytes]] = [_ask(pipe, None) for pipe in self._pipes]
         """Page hashes of each caller's chain."""
         self.page_bytes = page_bytes
@@ -90,7 +91,7 @@ def _receive(pipe: Connection) -> Any:
 
 
 def _serve(pipe: Connection, config: Config, pages: int, page_bytes: int, number: int) -> None:
-    """Answer orders with `Done`, or with an exception; the first one is to store the pages."""
+    """Answer each order with `Done` or an exception. The first order is to store the pages."""
     with HostPool(pages, page_bytes, huge=True) as pool, AgentClient(config, start=False) as client:
         if not client.wait(START):
             raise RuntimeError(f"no agent: {client.problem}")

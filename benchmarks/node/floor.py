@@ -1,4 +1,4 @@
-"""The floor: a C program that receives the same objects and hashes them, and nothing else."""
+"""The floor: a C program that only receives the same objects and hashes them."""
 
 import ctypes
 import socket

@@ -28,7 +28,7 @@ def start_counting(file: Path) -> None:
 
 if __name__ == "__main__":
     text = sys.stdin.buffer.read()
-    if os.fork():  # the starter waits for this process, and then has none to look after
+    if os.fork():  # daemonize: the starter waits only for this process
         os._exit(0)
     start_counting(Path(os.environ[COUNTS]))
     sys.exit(run_launched(text, int(sys.argv[1])))

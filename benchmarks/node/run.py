@@ -54,7 +54,7 @@ MOST = COUNTS[-1]
 
 POOL = 64 * MIB
 QUICK_POOL = 32 * MIB
-"""Bytes of a caller's host pool; more if that is less than a page for each connection."""
+"""Bytes of a caller's host pool, but at least one page per connection."""
 
 SECONDS = 2.0
 QUICK_SECONDS = 0.3

@@ -1,8 +1,8 @@
 """Replay of a published request trace: hits, bytes written, load times.
 
 Hits and bytes come from the NVMe tier's own eviction order and the engine's own admission rule, run
-on page numbers (`product`, `cluster`); a test shows that the real tier decides alike. Load times
-come from real engines over real directories and a real MinIO (`loads`).
+on page numbers (`product`, `cluster`); a test shows that the real tier makes the same decisions.
+Load times come from real engines over real directories and a real MinIO (`loads`).
 """
 
 import statistics
@@ -105,7 +105,7 @@ _VALUES: dict[str, Callable[[Outcome], float]] = {
 
 
 def _measure_loads(report: Report, trace: Workload, options: Options) -> None:
-    """Serve with space for every page on each node."""
+    """Measure load times with space for every page on each node."""
     shares = []
     cases = {}
     rules: tuple[Admission, ...] = ("always", "second_use")

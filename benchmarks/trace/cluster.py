@@ -14,7 +14,7 @@ NODES = 4
 
 
 def round_robin(requests: Requests) -> list[int]:
-    """Take the nodes in turn."""
+    """Send requests to the nodes in turn."""
     return [i % NODES for i in range(len(requests))]
 
 
@@ -34,7 +34,7 @@ PLACEMENTS: dict[str, Callable[[Requests], list[int]]] = {
     "round robin": round_robin,
     "prefix-aware": prefix_aware,
 }
-"""Each chooses the node of every request."""
+"""Each chooses a node for every request."""
 
 
 class Disk(Protocol):
@@ -77,9 +77,9 @@ class Rules(NamedTuple):
     """Decides which pages are written to a node's disk."""
 
     spills: bool
-    """All that are spilled there (`engine.admission = "always"`)."""
+    """Writes all spilled pages (`engine.admission = "always"`)."""
     promote: Literal["never", "second_use", "always"]
-    """Those that are loaded from MinIO, as `engine.promote` has it."""
+    """Writes pages loaded from MinIO, as `engine.promote` says."""
 
 
 WRITE_EVERYTHING = Rules(spills=True, promote="always")

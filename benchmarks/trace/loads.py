@@ -47,7 +47,7 @@ def serve(
 ) -> Served:
     """Replay requests in sequence: look up, load the hit, spill the rest.
 
-    Pauses are shortened by the time in which nothing is left to do.
+    Skips the part of each pause in which nothing is left to do.
     """
     longest = max(map(len, workload.requests))
     arrivals = [*workload.seconds, workload.seconds[-1]]

@@ -1,4 +1,4 @@
-"""Other eviction policies, to compare the NVMe tier's with. Each cache holds `pages` pages."""
+"""Other eviction policies, for comparison with the NVMe tier's. Each cache holds `pages` pages."""
 
 import heapq
 from abc import ABC, abstractmethod
@@ -64,9 +64,9 @@ class Lru(PeerCache):
 class S3Fifo(PeerCache):
     """Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023.
 
-    A tenth of the capacity is a queue for new pages. Pages used there move to the main queue; the
-    others are evicted to a ghost list as long as the main queue, and if they are used again, go to
-    the main queue.
+    A tenth of the capacity is a queue for new pages. Pages that are used there move to the main
+    queue. The others are evicted to a ghost list, which has the length of the main queue. Pages
+    used again while on the ghost list go to the main queue.
     """
 
     promoted_at = 1

@@ -1,4 +1,4 @@
-"""The requests that are replayed."""
+"""The requests to replay."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ class Workload(NamedTuple):
     name: str
     requests: Requests
     seconds: Sequence[float] = ()
-    """When each arrived, since the first."""
+    """Arrival time of each request, in seconds since the first."""
 
     def first(self, count: int) -> "Workload":
         """Return the first requests."""

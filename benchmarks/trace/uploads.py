@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 class Nodes:
-    """Four nodes with a disk each, and a shared tier that holds what they upload."""
+    """Four nodes, each with a disk, and a shared tier that holds the pages they upload."""
 
     def __init__(self, pages: int, rule: UploadRule) -> None:
         """Give each node an empty disk of `pages` pages."""

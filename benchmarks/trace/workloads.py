@@ -1,4 +1,4 @@
-"""Synthetic requests with other characteristics than the trace's."""
+"""Synthetic requests whose characteristics differ from the trace's."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def scans(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def phases(seed: int) -> Workload:
-    """One character after another."""
+    """Switch from one kind of traffic to another."""
     parts = [
         conversations(seed, start=0),
         popular_documents(seed, start=1 << 32),

@@ -1,7 +1,7 @@
 """Record lookups for `memkv plan --trace`: salted hashes of pages, no text.
 
-Threads only append to a bounded queue. The event loop encodes and writes, so a slow disk costs
-records, which are counted, and never a lookup's time.
+Threads only append to a bounded queue. The event loop encodes and writes, so a slow disk never
+delays a lookup. Records that do not fit in the queue are dropped and counted.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ from memkv_sglang.page import Chain
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the format; the first line of a file has it."""
+"""Version of the format, in the first line of each file."""
 
 MAX_QUEUED_PAGES = 1 << 17
-"""Pages of the lookups that wait to be written, about 12 MB."""
+"""Maximum pages of the queued lookups, about 12 MB."""
 
 KNOWN_PAGES = 1 << 18
-"""Pages whose record is remembered, about 40 MB, so that only new suffixes are written."""
+"""Maximum recorded pages to remember, about 40 MB, so that only new suffixes are written."""
 
 PERIOD = 0.25
 """Seconds between writes."""
 
 _BATCH = 256
-"""Lookups encoded before the event loop does something else."""
+"""Lookups to encode before yielding to the event loop."""
 
 Count = Callable[[str, int], None]
 """Counts records by result."""
@@ -69,7 +69,7 @@ class Recorder:
         self._queued_pages = 0
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, None] = OrderedDict()
-        """Pages that the current file has, by parts of namespace and hash."""
+        """Pages in the current file, by parts of namespace and hash."""
         self._size = 0
         self._failed = False
         self._begin_file()
@@ -128,7 +128,7 @@ class Recorder:
         self._size += len(lines)
 
     def _begin_file(self) -> None:
-        """Begin another file, which stands alone: chains are written to it in full again."""
+        """Begin a new, self-contained file: chains are written to it in full again."""
         if self._path.exists():
             self._shift()
         os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
@@ -167,7 +167,10 @@ class Recorder:
         return msgspec.json.encode(record) + b"\n"
 
     def _known_prefix(self, chain: Chain) -> int:
-        """Return how many leading pages the file has: a page there has its ancestors before it."""
+        """Return how many leading pages the file contains.
+
+        It contains all ancestors of its pages.
+        """
         low, high = 0, len(chain.hashes)
         while low < high:
             middle = (low + high + 1) // 2

@@ -419,7 +419,7 @@ def _before_first(pages: Sequence[PendingPage], keys: set[PageKey]) -> Sequence[
 
 
 def _split(pages: Iterable[PendingPage], *, chained: bool) -> list[_Run]:
-    """Split pages into runs of one namespace and at most `RUN_BYTES`, but at least one page."""
+    """Split pages into runs. A run has one namespace and at most `RUN_BYTES`, or a single page."""
     runs: list[_Run] = []
     space, namespace = 0, b""
     for page in pages:

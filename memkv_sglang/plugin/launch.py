@@ -86,7 +86,7 @@ def prepare(values: MutableMapping[str, Any]) -> None:
 
 
 def uses_memkv(server_args: Any) -> bool:
-    """Return whether a server's arguments name this backend; works on any view of them."""
+    """Return whether a server's arguments name this backend, in any representation."""
     extra = server_args.hicache_storage_backend_extra_config
     try:
         return bool(extra) and json.loads(extra).get("backend_name") == BACKEND

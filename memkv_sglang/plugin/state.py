@@ -104,11 +104,11 @@ class WeightUpdates:
             storage.seal()
 
     def lose_kv(self) -> None:
-        """Record that the KV in the radix tree is lost; a reset of the tree ends that."""
+        """Record that the KV in the radix tree is lost, until the tree is reset."""
         self._tree_is_clean = False
 
     def lose_weights(self) -> None:
-        """Record that the loaded weights are lost; an update of all of them ends that."""
+        """Record that the loaded weights are lost, until all of them are updated."""
         self.loaded = None
 
     def resume(self) -> None:

@@ -29,7 +29,7 @@ CHAIN: Chain = make_chain(make_namespace(PAGE), 2)
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make clients that refuse an agent retry soon."""
+    """Make clients retry soon after they refuse an agent."""
     monkeypatch.setattr("memkv_sglang.client.reconnector.UNSUITABLE_PAUSE", 0.2)
 
 

@@ -154,7 +154,7 @@ class Attachable:
         return len(self.events.blocks(medium)) >= blocks
 
     def step(self) -> None:
-        """Make the scheduler run a step, in which it publishes events."""
+        """Make the scheduler run a step, so that it publishes events."""
         self.server.client.generate([7, 8, 9], max_new_tokens=1)
 
 

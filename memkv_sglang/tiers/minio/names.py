@@ -86,11 +86,11 @@ class ObjectNames:
 
     @property
     def probes(self) -> str:
-        """Prefix of the objects with which a node finds out what the server supports."""
+        """Prefix of the objects that probes of the server write."""
         return f"{self.root}probe/"
 
     def is_quarantined(self, name: str) -> bool:
-        """Return whether a name is that of a quarantined page."""
+        """Return whether the name belongs to a quarantined page."""
         beyond = name.removeprefix(self.quarantined)
         return beyond != name and _QUARANTINED.fullmatch(beyond) is not None
 

@@ -303,8 +303,8 @@ class PageTransfers:
     def _quarantine(self, key: PageKey, fault: _Fault, deadline: float) -> None:
         """Move a corrupt object to the quarantine, so that a correct one can be stored.
 
-        A reader does not move it. Neither does any node if another one has just moved it, and
-        perhaps stored the page again.
+        A read-only node leaves the object in place. So does any node if another one has just moved
+        it and perhaps stored the page again.
         """
         name, target = self._names.page(key), self._names.quarantine(key)
         source = {"x-amz-copy-source": quote(f"/{self._bucket}/{name}"), "content-length": "0"}

@@ -32,7 +32,7 @@ class BulkTemplate(NamedTuple):
 
 
 class Metadata(NamedTuple):
-    """What the head of a stored page has, in lower case: lines begin and end with CR LF."""
+    """What the head of a stored page contains, in lower case. Lines begin and end with CR LF."""
 
     prefix: bytes
     """Start of all own fields."""
@@ -50,7 +50,7 @@ class Sealing(NamedTuple):
     keys: Mapping[bytes, bytes]
     """Master keys, by the line of the head that names the key."""
     context: bytes
-    """What precedes the page's key in the associated data."""
+    """The associated data before the page's key."""
 
 
 class Response(NamedTuple):

@@ -110,8 +110,8 @@ class ConnectionPool:
     def take_several(self, count: int, deadline: float) -> list[tuple[Server, Connection]]:
         """Take up to `count` connections, spread over the servers; the caller returns each.
 
-        Opens the missing ones. Waits for them only if no connection is idle, otherwise they are
-        for the next call. Returns at least one. Raises as `take` does.
+        Opens missing connections. Waits for them only if no connection is idle; otherwise the next
+        call gets them. Returns at least one. Raises as `take` does.
         """
         with self._lock:
             if self._closed:
@@ -218,7 +218,7 @@ class ConnectionPool:
                 connection.interrupt()
 
     def _give_up(self) -> None:
-        """End a loan that got no connection."""
+        """End a loan that did not get a connection."""
         with self._lock:
             self._end_loan()
 

@@ -22,7 +22,7 @@ from memkv_sglang.tiers.minio.http import (
 )
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
-# Why there is no compiled loop; empty if there is one.
+# Why the loop is not compiled; empty if it is.
 try:
     from memkv_sglang.tiers.minio.http import receive_loop as loop
 except ImportError as error:  # there was no compiler, or a library does not export its functions
@@ -41,16 +41,16 @@ class BulkAnswer(NamedTuple):
     heads: list[bytes]
     """The heads of those pages' responses, in order, if they were asked for."""
     unverified: list[Response]
-    """Objects whose metadata the fast path could not match."""
+    """Objects whose metadata did not match on the fast path."""
     failure: TransferError | None
     """Why the other objects should not be tried on the slow path; None if they should."""
 
 
 class Helpers:
-    """Counts the threads that help callers to receive, at most one for two cores. Thread-safe.
+    """Counts the threads that help callers to receive: at most one per two cores. Thread-safe.
 
-    Each call has its own thread, so helpers are for the cores that callers leave idle. Where cores
-    are scarce, switching threads costs more than it gains.
+    Each call has its own thread, so helpers are for the cores that callers leave idle. With few
+    cores, switching threads costs more than it gains.
     """
 
     def __init__(self) -> None:
@@ -59,14 +59,14 @@ class Helpers:
         self._lock = threading.Lock()
 
     def take(self, wanted: int) -> int:
-        """Return how many helpers a call gets: at most half of those that are free."""
+        """Return how many helpers a call gets: at most half of the free ones."""
         with self._lock:
             got = max(min(wanted, (self._free + 1) // 2), 0)
             self._free -= got
             return got
 
     def give_back(self, count: int) -> None:
-        """End the help of some threads."""
+        """Give back `count` helpers."""
         with self._lock:
             self._free += count
 
@@ -85,7 +85,7 @@ class BulkReader:
     ) -> None:
         """Use up to `connections` of the pool's connections for each call.
 
-        `metadata` is what the heads of the objects must have.
+        `metadata` is what the heads of the objects must contain.
         """
         self._pool = pool
         self._signer = signer
@@ -143,7 +143,7 @@ class BulkReader:
         return BulkAnswer(batch.checksums(), batch.heads(), batch.unverified(), failure)
 
     def _receive(self, connections: list[Connection], batch: "loop.Batch", deadline: float) -> None:
-        """Receive in this thread and in those of the helpers."""
+        """Receive in this thread and in the helpers' threads."""
         failures: list[BaseException] = []
 
         def work(share: list[Connection]) -> None:
@@ -152,7 +152,7 @@ class BulkReader:
             except BaseException as error:
                 batch.stop()
                 failures.append(error)
-                if not isinstance(error, TransferError):  # else the loop has closed them
+                if not isinstance(error, TransferError):  # otherwise the loop has closed them
                     for connection in share:
                         connection.close()
 

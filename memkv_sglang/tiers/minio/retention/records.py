@@ -101,7 +101,7 @@ class Records:
         try:
             return self._client.heads(names, deadline, ways=1)
         except (StatusError, TransferError) as error:
-            raise TierError(f"could not look at {len(names)} objects: {error}") from error
+            raise TierError(f"could not check {len(names)} objects: {error}") from error
 
     def write(self, name: str, content: bytes, over: str | None) -> Written | None:
         """Replace version `over` of a record, or create the record if `over` is None.
