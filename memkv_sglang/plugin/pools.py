@@ -104,7 +104,7 @@ class Pool(ABC):
     def _spill_once_there_is_an_agent(
         self, chain: Chain, indices: Any, prefix: Sequence[bytes], until: float
     ) -> list[SpillResult]:
-        """Spill, again if there was no agent: SGLang never offers refused pages a second time."""
+        """Spill; retry if there was no agent, because SGLang never offers refused pages again."""
         results = self._spill(chain, indices, prefix)
         while (
             set(results) == {SpillResult.REFUSED}

@@ -47,7 +47,7 @@ def test_pages_are_decrypted_in_place(key_id: str, piece: int) -> None:
 @given(st.integers(0, SIZE + OVERHEAD - 1), st.integers(1, 255), st.integers(500, 3000))
 @settings(max_examples=60)
 def test_altered_pages_are_not_delivered(at: int, change: int, piece: int) -> None:
-    """Even if the metadata agree with the altered bytes."""
+    """The tampering is noticed even if the metadata match the altered bytes."""
     sealed = sealed_page()
     sealed[at] ^= change
     target = make_page(KEY, LENGTHS, filled=False)

@@ -72,7 +72,7 @@ class StoredPin(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """Objects under `pins/` that are not valid pins, and therefore keep nothing."""
+    """Objects under `pins/` that are not valid pins and therefore protect no pages."""
 
     objects: int = 0
     examples: tuple[str, ...] = ()
@@ -287,7 +287,7 @@ class PinStore:
         if unusable.objects and changed:
             fields = {"count": unusable.objects, "examples": list(unusable.examples)}
             self._count_unusable(unusable.objects)
-            log.warning("objects under pins/ keep nothing", extra={"fields": fields})
+            log.warning("invalid pins are ignored", extra={"fields": fields})
 
     def _name(self, path: str) -> str:
         return path.removeprefix(self._prefix).removesuffix(".json")
