@@ -19,6 +19,7 @@ from benchmarks.sizes import SIZES, Throughput, label
 from benchmarks.visible import measure_visible
 from memkv_sglang.config.schema import MIB, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.names import ObjectNames
 
 PAGES = tuple(SIZES)
 ALL_PEERS = ("1m", "8m")
@@ -92,7 +93,7 @@ def _measure(
 
 
 def presigned(config: MinioConfig) -> list[str]:
-    """Return the URL of each object in the bucket."""
+    """Return the URL of each page in the bucket."""
     scheme, _, host = config.endpoint.partition("://")
     client = MinioClient(
         host,
@@ -103,10 +104,11 @@ def presigned(config: MinioConfig) -> list[str]:
         region=config.region,
     )
     names = [entry.object_name for entry in client.list_objects(config.bucket, recursive=True)]
+    is_page = ObjectNames(config.prefix).page_key  # an agent's probes come and go
     return [
         client.presigned_get_object(config.bucket, name, expires=timedelta(hours=1))
         for name in names
-        if name
+        if name and is_page(name) is not None
     ]
 
 

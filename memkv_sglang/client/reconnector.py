@@ -39,6 +39,9 @@ CLOSE_LIMIT = 2.0
 FORKED = "this client belongs to the parent process; create one in each process"
 """The problem of a client in a forked child."""
 
+CONNECTING = "no agent yet"
+"""The problem of a client whose first attempt to connect has not ended."""
+
 UNSUITABLE_PAUSE = 5.0
 """Seconds between attempts while the running agent cannot be used."""
 
@@ -57,7 +60,7 @@ class Reconnector:
         """
         self.link: Link | None = None
         """None while there is no agent."""
-        self.problem = "no agent yet"
+        self.problem = CONNECTING
         """Why there is no agent; empty while connected."""
         self.registry = Registry()
         self._path = socket_path(config.agent)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memkv_sglang.client.client import AgentClient
+from memkv_sglang.client.reconnector import CONNECTING
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import Config
 from memkv_sglang.plugin.compatibility import differences
@@ -63,9 +64,9 @@ def wait_for_agent(client: AgentClient) -> None:
 
     The client keeps retrying in the background.
     """
-    deadline, initial = time.monotonic() + AGENT_SECONDS, client.problem
+    deadline = time.monotonic() + AGENT_SECONDS
     while not client.wait(POLL_SECONDS):
-        if client.problem not in ("", initial):  # the client has logged it
+        if client.problem not in ("", CONNECTING):  # the client has logged it
             return
         if time.monotonic() > deadline:
             log.warning("memkv: no agent after %.0f s; still retrying", AGENT_SECONDS)

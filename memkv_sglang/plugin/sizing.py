@@ -16,7 +16,8 @@ _limit = LogLimit(LOG_SECONDS)
 
 def check_host_pool(host_pool: Any, write_policy: str) -> None:
     """Log one line if a host pool is smaller than the device pool that writes through to it."""
-    host, device = int(host_pool.size), int(host_pool.device_capacity_tokens)
+    # A pool without memory of its own has no such attribute.
+    host, device = int(host_pool.size), int(getattr(host_pool, "device_capacity_tokens", 0))
     if host < device and write_policy.startswith("write_through"):
         log.warning(
             "memkv: the host pool holds %d tokens, fewer than the device pool with %d; with "

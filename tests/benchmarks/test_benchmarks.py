@@ -98,7 +98,7 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "QUICK_IDLE_SECONDS", 0.1)
 
 
-SLOW = ("nvme", "minio", "interference", "lookup", "s3")
+SLOW = ("nvme", "minio", "interference", "lookup", "s3", "node")
 """They need fio, wrk or other servers, or take long. `agent` covers what they share."""
 
 
