@@ -1,83 +1,150 @@
-"""Measure how long the collector takes to empty a full bucket."""
+"""Count the requests, and measure the time and memory, of collecting full buckets of two sizes."""
 
+import os
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 from memkv_testbed.minio_server import MinioServer
 from rich.progress import Progress
 
 from benchmarks.base import Options
 from benchmarks.report import Report
+from benchmarks.request_counter import counted_requests
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention.entries import ENTRY, Entries, split
 
-PAGES = 100_000
-QUICK_PAGES = 5_000
+SIZES = (100_000, 1_000_000)
+QUICK_SIZES = (2_000, 5_000)
 PAGE_BYTES = 1024
 """Deletion does not depend on the content."""
 
 CHAIN = 1000
-"""Pages of a chain. The collector sorts chains, because leaves are deleted before roots."""
+"""Pages of a chain: leaves are removed before roots."""
 
 LEFT = 0.05
 """Fraction of the pages that fit within the limits."""
 
+LINKS = 50_000
+"""Links to one file; file systems have a limit."""
+
+LOG_ENTRIES = 1 << 16
+"""Entries of each log, as many as an agent writes at once."""
+
 
 def run(options: Options) -> Report:
-    """Fill the benchmark's own MinIO, then collect nearly everything once."""
-    count = QUICK_PAGES if options.quick else PAGES
+    """Fill a MinIO of each size, then collect nearly everything once."""
+    sizes = QUICK_SIZES if options.quick else SIZES
     report = Report("gc", "s")
+    for count in sizes:
+        figures = measure(options.directory, count)
+        report.record(f"{count:,} objects", "memkv gc", figures["seconds"])
+        report.figures |= {f"gc_{key}_{count}": value for key, value in figures.items()}
+    small, large = (report.figures[f"gc_requests_per_removed_page_{count}"] for count in sizes)
+    report.figures["gc_requests_per_removed_page"] = max(small, large)
+    return report
+
+
+def measure(directory: Path, count: int) -> dict[str, float]:
+    """Return the figures of one collection of a bucket with `count` pages."""
     with (
-        tempfile.TemporaryDirectory(dir=options.directory, prefix="memkv-bench-") as directory,
-        MinioServer(Path(directory, "data")) as server,
+        tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as home,
+        MinioServer(Path(home, "data")) as server,
         Progress() as progress,
     ):
         config = MinioConfig(
             endpoint=server.endpoint, access_key=server.access_key, secret_key=server.secret_key
         )
         with closing(MinioTier(config)) as tier:
-            _fill(tier, count, progress)
-            seconds, removed = _collect(tier, int(count * PAGE_BYTES * LEFT), progress)
-    report.record(f"{count:,} objects", "memkv gc", seconds)
-    report.figures = {
-        "gc_objects": count,
-        "gc_objects_removed": removed,
-        "gc_seconds": round(seconds, 1),
-        "gc_removed_per_second": round(removed / seconds),
+            fill(tier, server.data_dir / config.bucket, count, progress)
+            collector = tier.collector(
+                CollectorConfig(capacity=int(count * PAGE_BYTES * LEFT), interval=1)
+            )
+            task = progress.add_task("collecting")
+
+            def step(what: str, done: int, total: int | None) -> None:
+                progress.update(task, description=what, completed=done, total=total)
+
+            with counted_requests() as requests:
+                began = time.perf_counter()
+                collection = collector.collect(step)
+                seconds = time.perf_counter() - began
+        removed = collection.report.removed_pages
+        left = sum(1 for _ in (server.data_dir / config.bucket).rglob("xl.meta"))
+    assert abs(collection.report.pages - left) < 200, "other objects are few"
+    total = sum(requests.values())
+    return {
+        "objects": count,
+        "removed": removed,
+        "seconds": round(seconds, 1),
+        "removed_per_second": round(removed / seconds),
+        "requests": total,
+        "requests_per_removed_page": round(total / removed, 5),
+        "memory_bytes": collection.memory,
     }
-    return report
 
 
-def _fill(tier: MinioTier, count: int, progress: Progress) -> None:
+def fill(tier: MinioTier, folder: Path, count: int, progress: Progress) -> None:
+    """Store pages, and log them as the node that stored them does.
+
+    Only the first page is sent to the server; the others are links to its file, since storing a
+    million objects one by one would take longer than everything else.
+    """
     namespace = make_namespace(PAGE_BYTES)
     tier.describe(namespace)
-    for first in progress.track(range(0, count, CHAIN), description="spilling"):
-        keys = make_chain(namespace, CHAIN, f"chain {first}").keys()
-        results = tier.spill(_pages(keys), time.monotonic() + 120)
-        assert set(results) == {SpillResult.STORED}
+    first = make_chain(namespace, 1, "first").keys()[0]
+    page = Page(first, (memoryview(bytes(PAGE_BYTES)),))
+    assert tier.spill([page], time.monotonic() + 60) == [SpillResult.STORED]
+    assert tier.flush_accesses(60)
+    names, logs = ObjectNames(""), tier.retention().logs
+    source = folder / names.page(first) / "xl.meta"
+    now = int(time.time())
+    for found in split(_entries(namespace.digest, count - 1, now), LOG_ENTRIES):
+        logs.write(found, now)
+    made: set[str] = set()
+    task = progress.add_task("filling", total=count)
+    for number, key in enumerate(_keys(namespace.digest, count - 1)):
+        name = names.page(key)
+        parent = name[:-65]
+        if parent not in made:
+            (folder / parent).mkdir(parents=True, exist_ok=True)
+            made.add(parent)
+        place = f"{folder}/{name}"
+        os.mkdir(place)  # noqa: PTH102 - a million times, so as fast as can be
+        if number % LINKS == 0:
+            source = Path(shutil.copy(source, f"{place}/xl.meta"))
+        else:
+            os.link(source, f"{place}/xl.meta")
+        if number % 1000 == 0:
+            progress.update(task, completed=number)
 
 
-def _pages(keys: list[PageKey]) -> list[Page]:
-    content = memoryview(bytes(PAGE_BYTES))
-    return [Page(key, (content,)) for key in keys]
+def _hashes(count: int) -> bytes:
+    return np.random.default_rng(1).bytes(32 * count)
 
 
-def _collect(tier: MinioTier, capacity: int, progress: Progress) -> tuple[float, int]:
-    """Return the seconds it took and how many pages it deleted."""
-    collector, lease = tier.collector(CollectorConfig(capacity=capacity))
-    task = progress.add_task("collecting")
+def _keys(digest: bytes, count: int) -> Iterator[PageKey]:
+    hashes = _hashes(count)
+    for i in range(count):
+        yield PageKey(digest, hashes[32 * i : 32 * i + 32])
 
-    def step(what: str, done: int, total: int | None) -> None:
-        lease.renew()
-        progress.update(task, description=what, completed=done, total=total)
 
-    began = time.perf_counter()
-    lease.acquire()
-    collection = collector.collect(step)
-    lease.release(collection.report)
-    return time.perf_counter() - began, collection.report.removed_pages
+def _entries(digest: bytes, count: int, now: int) -> Entries:
+    found = np.zeros(count, ENTRY)
+    raw = np.empty((count, len(digest) + 32), np.uint8)
+    raw[:, : len(digest)] = np.frombuffer(digest, np.uint8)
+    raw[:, len(digest) :] = np.frombuffer(_hashes(count), np.uint8).reshape(count, 32)
+    found["key"] = raw.view(f"S{raw.shape[1]}").reshape(-1)
+    found["size"] = PAGE_BYTES
+    found["used"] = found["written"] = now
+    found["position"] = np.arange(count) % CHAIN
+    return found

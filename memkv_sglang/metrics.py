@@ -187,7 +187,7 @@ class Metrics:
         )
         self.collections = Counter(
             "memkv_collections",
-            "Collections of the shared tier that this node ran, by result",
+            "Rounds of collection that this node began, by result",
             ["result"],
             registry=registry,
         )
@@ -199,6 +199,11 @@ class Metrics:
         self.collected_bytes = Counter(
             "memkv_collected_bytes",
             "Page bytes that this node deleted from the shared tier to enforce its limits",
+            registry=registry,
+        )
+        self.collection_memory_bytes = Gauge(
+            "memkv_collection_memory_bytes",
+            "Most memory that this node's collections used for index entries and logs at once",
             registry=registry,
         )
         self.collection_duration = Histogram(

@@ -1,12 +1,14 @@
 """`memkv bucket`: one-time setup by an administrator."""
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import print_line
+from memkv_sglang.cli.output import PhaseProgress, human_size, make_progress, print_line
 from memkv_sglang.cli.prompts import require_bucket
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.tiers.base import TierError
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 _OWN_TOOLS = (
     "if the server is not MinIO, add them with its own tools: `memkv bucket policy` prints them"
 )
+
+
+OPENING_SECONDS = 10.0
+"""Time limit for opening the bucket."""
 
 
 @click.group(short_help="Set up the bucket; print the policy that nodes need.")
@@ -57,6 +63,7 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     require_bucket(config)
     done = set_up(open_bucket(config).administration(), config, days)
     click.echo(f"bucket {config.bucket}: {'created' if done.made else 'already exists'}")
+    _record_days(config, days if done.expires else 0)
     if done.expires:
         click.echo(f"lifecycle: pages unused for {days} days expire")
     else:
@@ -67,8 +74,8 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     if done.versioning != "Off":
         _warn(
             f"versioning is {done.versioning.lower()}: removed pages take up space for "
-            "another day (a rule now expires old versions), and each access time update copies the "
-            "page; suspend versioning (`mc version suspend`) or use another bucket"
+            "another day (a rule now expires old versions); suspend versioning (`mc version "
+            "suspend`) or use another bucket"
         )
     usable = _print_support(loaded)
     if add_policies:
@@ -80,6 +87,43 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
         )
     if not usable:
         raise click.ClickException("the server does not do what pages need; see the errors above")
+
+
+@bucket.command(
+    cls=SettingsCommand,
+    shown=("minio", "collector"),
+    short_help="Rebuild the index of the bucket from a listing.",
+)
+@click.option(
+    "--shards",
+    type=click.Choice(["1", "2", "4", "8", "16", "32", "64", "128", "256"]),
+    help="Number of shards of a new index.  [default: 16]",
+)
+def rebuild(loaded: LoadedConfig, shards: str | None) -> None:
+    """Rebuild the index from a listing of all pages, and migrate a bucket of format 1.
+
+    Continues where an earlier run was interrupted. Before a migration, stop agents of versions
+    that use format 1.
+    """
+    from memkv_sglang.tiers.minio import MinioTier
+
+    config = loaded.config
+    require_bucket(config.minio)
+    tier = MinioTier(msgspec.structs.replace(config.minio, create_bucket=False), any_format=True)
+    try:
+        with make_progress() as progress:
+            shown = PhaseProgress(progress)
+            rebuilder = tier.rebuilder(config.collector, int(shards) if shards else None)
+            done = rebuilder.run(shown.step)
+    finally:
+        tier.close()
+    if done.migrated:
+        click.echo("migrated from format 1 to format 2")
+    if done.resumed:
+        click.echo(f"continued: {done.resumed} shards were done already")
+    click.echo(f"pages: {done.pages}, {human_size(done.bytes)}")
+    if done.foreign:
+        click.echo(f"objects with page names that are not pages: {done.foreign}; they stay")
 
 
 @bucket.command(
@@ -116,6 +160,15 @@ def _print_support(loaded: LoadedConfig) -> bool:
 
 def _warn(text: str) -> None:
     print_line(f"warning: {text}", err=True)
+
+
+def _record_days(config: "MinioConfig", days: int) -> None:
+    """Tell the nodes after how many days pages expire, so that they renew those in use."""
+    from memkv_sglang.cli.listing.minio import open_minio
+
+    with open_minio(config) as tier:
+        tier.check(time.monotonic() + OPENING_SECONDS)
+        tier.set_expiry(days)
 
 
 def _add_policies(config: "MinioConfig") -> None:

@@ -6,15 +6,13 @@ import click
 import msgspec
 
 from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import human_size, make_progress, print_json
+from memkv_sglang.cli.output import PhaseProgress, human_size, make_progress, print_json
 from memkv_sglang.config.environment import check_environment
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from memkv_sglang.tiers.minio.retention.collector import Collection, Collector, Lease
+    from memkv_sglang.tiers.minio.retention.collector import Collection
 
 
 @click.command(
@@ -22,14 +20,15 @@ if TYPE_CHECKING:
     shown=("minio", "collector"),
     short_help="Remove the least recently used pages above the limits from MinIO.",
 )
-@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed. Updates the index.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
     """Remove pages above the limits from MinIO, least recently used first.
 
-    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. Only one
-    collection runs at a time. Pinned pages are kept. Exit status 1 if another collection is
-    running, or if pinned pages alone exceed the limits.
+    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. Between the
+    decision and the removal, this command waits for half of `collector.interval`, so that all
+    nodes can report what they use. Pinned pages are kept. Exit status 1 if pinned pages alone
+    exceed the limits.
     """
     config = loaded.config
     check_environment(loaded)
@@ -43,11 +42,15 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config.minio) as tier, make_progress() as progress:
-        collector, lease = tier.collector(config.collector)
-        if dry_run:
-            collection = collector.collect(_Shown(progress).step, dry_run=True)
-        else:
-            collection = _collect(collector, lease, progress)
+        collector = tier.collector(config.collector, alone=not tier.has_conditions())
+        collection = collector.collect(PhaseProgress(progress).step, dry_run=dry_run)
+        versioned = collector.versioned
+    if versioned:
+        click.echo(
+            "warning: the bucket is versioned, so removing pages frees no space; run `memkv bucket "
+            "setup` for advice",
+            err=True,
+        )
     if as_json:
         print_json({**msgspec.to_builtins(collection.report), "dry_run": dry_run})
     else:
@@ -56,42 +59,6 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
         raise click.ClickException(
             "pinned pages exceed collector.capacity; unpin some (see `memkv pins`), or raise it"
         )
-
-
-def _collect(collector: "Collector", lease: "Lease", progress: "Progress") -> "Collection":
-    shown = _Shown(progress)
-
-    def step(what: str, done: int, total: int | None) -> None:
-        lease.renew()
-        shown.step(what, done, total)
-
-    lease.acquire()
-    report = None
-    try:
-        collection = collector.collect(step, hold=lease.renew)
-        report = collection.report
-    finally:
-        lease.release(report)
-    if lease.versioned:
-        click.echo(
-            "warning: the bucket is versioned, so removing pages frees no space; run `memkv bucket "
-            "setup` for advice",
-            err=True,
-        )
-    return collection
-
-
-class _Shown:
-    """A progress bar per phase of the collection."""
-
-    def __init__(self, progress: "Progress") -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def step(self, what: str, done: int, total: int | None) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)
 
 
 def _print(collection: "Collection", *, dry_run: bool) -> None:

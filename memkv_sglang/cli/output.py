@@ -13,7 +13,7 @@ from memkv_sglang.printable import LINE_LIMIT, json_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
     from rich.text import Text
 
 _PIPED_WIDTH = 120
@@ -41,6 +41,21 @@ def make_progress() -> "Progress":
 
     console = make_console(stderr=True)
     return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+class PhaseProgress:
+    """A progress bar per phase of a long operation."""
+
+    def __init__(self, progress: "Progress") -> None:
+        """Show the phases in `progress`."""
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        """Show how much of the phase `what` is done."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)
 
 
 def print_line(line: str, *, err: bool = False) -> None:

@@ -75,12 +75,10 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
 
 
 def _wait_for_collection(tier: "MinioTier", loaded: LoadedConfig) -> None:
-    """If a collection is running, wait until it has read the pin."""
-    from memkv_sglang.tiers.minio.retention.collector import Lease
-    from memkv_sglang.tiers.minio.retention.collector.collect import REMOVE_SECONDS
+    """If a collection is removing pages, wait until it has read the pin."""
+    from memkv_sglang.tiers.minio.retention.collector import REMOVE_SECONDS
 
-    _, records, names = tier.control()
-    if Lease(records, names.lease, loaded.config.collector.lease_ttl).state().holder:
+    if tier.collector(loaded.config.collector).look().current.phase == "remove":
         click.echo("a collection is running; waiting until it has read the pin", err=True)
         time.sleep(REMOVE_SECONDS)
 

@@ -486,7 +486,7 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits for the bucket. One node at a time enforces them."""
+    """Limits for the bucket. The nodes enforce them together."""
 
     capacity: Annotated[
         int,
@@ -520,9 +520,17 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
             ge=1,
             extra=SECONDS,
             description="Precision of access times. Only the first use of a page in each period "
-            "is recorded in the bucket, with two small requests.",
+            "is logged.",
         ),
     ] = 3600.0
+    run: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(
+            description="Whether this node collects. `auto`: if the server honours conditional "
+            "writes, with which nodes agree on who collects what. `always`: even if it does not; "
+            "then set it on one node only. `never`: this node only logs what it uses."
+        ),
+    ] = "auto"
     lease_ttl: Annotated[
         float,
         Meta(

@@ -217,9 +217,12 @@ class Engine:
             self._publisher.renew(namespace)
         self._touch(Chain(namespace, before))  # so that none is evicted for its descendants
         results = self._spiller.spill(pages, parent, deadline)
+        whole = Chain(namespace, [*before, *(page.key.hash for page in pages)])
         if before:
-            self._touch(Chain(namespace, [*before, *(page.key.hash for page in pages)]))
+            self._touch(whole)
             self._record_use(pages[0].length, (PageKey(namespace, one) for one in before))
+        if self._uses is not None:  # a spill names the whole chain, so positions are known
+            self._uses.record_access(whole, 0)
         return results
 
     def _record_use(self, length: int, keys: Iterable[PageKey]) -> None:
@@ -269,10 +272,16 @@ class Engine:
         return Removal(removed, complete)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until uploads and promotions have finished. False after `timeout` seconds."""
+        """Wait until uploads and promotions have finished and are logged.
+
+        False after `timeout` seconds.
+        """
         deadline = time.monotonic() + timeout
         workers = [worker for worker in (self._promoter, self._uploads) if worker is not None]
-        return all(worker.flush(max(0.0, deadline - time.monotonic())) for worker in workers)
+        flushes = [worker.flush for worker in workers]
+        if self._uses is not None:
+            flushes.append(self._uses.flush_accesses)
+        return all(flush(max(0.0, deadline - time.monotonic())) for flush in flushes)
 
     def status(self) -> EngineStatus:
         """Return the current state, and update the gauges."""

@@ -238,8 +238,14 @@ class AccessRecorder(Protocol):
     The tier's own lookups miss the accesses that a nearer tier serves.
     """
 
-    def record_access(self, chain: Chain) -> None:
-        """Record that the chain's pages, root first, were used now. Does not block."""
+    def record_access(self, chain: Chain, position: int | None = None) -> None:
+        """Record that consecutive pages of a chain were used now. Does not block.
+
+        `position` is that of the first page in the chain, None if unknown.
+        """
+
+    def flush_accesses(self, timeout: float) -> bool:
+        """Make what was recorded known to other nodes; False if that takes too long or fails."""
 
 
 class PinReader(Protocol):

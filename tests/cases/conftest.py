@@ -15,3 +15,9 @@ def admin(minio_server: MinioServer) -> Minio:
         secret_key=root.secret_key,
         secure=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def _few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give new buckets few shards, which saves most requests of a small collection."""
+    monkeypatch.setattr("memkv_sglang.tiers.minio.retention.bucket_format.SHARDS", 4)

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -10,7 +11,7 @@ from minio import Minio
 
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
-from tests.collector.bucket import Bucketful
+from tests.collector.bucket import LIMIT, Bucketful
 
 PIECE_SECONDS = 0.2
 """Pause between two bytes of a slow server."""
@@ -84,6 +85,7 @@ def bucket_of(config: MinioConfig, server: MinioServer) -> Iterator[Bucketful]:
     admin = Minio(server.endpoint.partition("://")[2], *server.root, secure=False)
     admin.make_bucket(config.bucket)
     tier = MinioTier(config)
+    tier.check(time.monotonic() + LIMIT)  # so that the bucket has a format before it has objects
     try:
         yield Bucketful(config, tier, admin)
     finally:

@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 from minio.datatypes import Object, parse_list_objects
 from urllib3 import HTTPResponse
 
+from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.tiers.minio.admin.bucket import LARGEST, _info
 from memkv_sglang.tiers.minio.http.answers import DEPTH_LIMIT, NODE_LIMIT, parseable_xml, shown
 from memkv_sglang.tiers.minio.names import ObjectNames
-from memkv_sglang.tiers.minio.retention.collector import Lease
+from memkv_sglang.tiers.minio.retention.bucket_format import read_format
+from memkv_sglang.tiers.minio.retention.entries import DamagedError, decode, encode, entries
 from memkv_sglang.tiers.minio.retention.pins import LONGEST, Pin, _parsed
 from memkv_sglang.tiers.minio.retention.records import Record
+from memkv_sglang.tiers.minio.retention.rounds import StoredRound
+from memkv_sglang.tiers.minio.retention.shards import Shard
 
 TEXT = st.text(max_size=40)
 HEX = st.text("0123456789abcdefABCDEFg ", max_size=70)
@@ -74,19 +78,77 @@ REPORT = st.fixed_dictionaries(
 )
 
 
+class _Reads:
+    """Records that hold one content."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def read(self, _name: str, _limit: int) -> Record:
+        return self._record
+
+
+PARTS = st.lists(st.fixed_dictionaries({"name": TEXT, "first": HEX}), max_size=3)
+
+
 @given(
-    st.none() | document(holder=TEXT, seconds=NUMBER, report=REPORT),
+    st.none()
+    | document(holder=TEXT, seconds=NUMBER, parts=PARTS, logs=st.lists(TEXT), pages=NUMBER),
     st.floats(-1e12, 1e12),
 )
-def test_leases(content: bytes | None, age: float) -> None:
-    lease = Lease(None, "lease", 60.0)  # type: ignore[arg-type]  # asks nobody
-    state = lease._judge(Record(content, "etag", age))
-    if state.holder:
+def test_records_of_shards(content: bytes | None, age: float) -> None:
+    records = _Reads(Record(content, "etag", age))
+    shard = Shard(records, None, ObjectNames(""), 0, 60.0)  # type: ignore[arg-type]
+    if shard.read():
         assert -60 <= age <= 60
-    if state.ended is not None:
-        assert state.ended >= -60
-    if state.report is not None:
-        assert all(0 <= value <= 1 << 53 for value in msgspec.structs.astuple(state.report))
+    assert 0 <= shard.state.pages <= 1 << 53
+    assert all("/" not in part.name for part in shard.state.parts)
+    assert all("/" not in name for name in shard.state.logs)
+
+
+@given(
+    st.none()
+    | document(
+        number=NUMBER,
+        phase=st.sampled_from(["merge", "remove", "done"]),
+        remove_at=NUMBER,
+        order=NUMBER,
+        quotas=st.lists(NUMBER),
+        report=REPORT,
+    )
+)
+def test_rounds(content: bytes | None) -> None:
+    stored = StoredRound(_Reads(Record(content, "etag", 0.0)), ObjectNames(""))  # type: ignore[arg-type]
+    current = stored.read()
+    assert 0 <= current.number <= 1 << 53
+    assert 0 <= current.order < 1 << 63
+    assert current.report is None or 0 <= current.report.pages <= 1 << 53
+
+
+@given(document(format=NUMBER, shards=NUMBER, days=NUMBER))
+def test_format_records(content: bytes) -> None:
+    records = _Reads(Record(content, "etag", 0.0))
+    try:
+        found = read_format(records, ObjectNames(""))  # type: ignore[arg-type]
+    except ConfigError as error:
+        assert str(error).isprintable()
+    else:
+        assert found is not None
+        assert (found.format, 256 % found.shards) == (2, 0)
+
+
+@given(st.binary(max_size=400), st.integers(0, 5000), st.lists(st.integers(0, 8000), max_size=4))
+def test_logs(noise: bytes, length: int, flips: list[int]) -> None:
+    rows = [(bytes([i]) * 48, i, i, i, i) for i in range(1, 40)]
+    content = bytearray(encode(entries(rows)))
+    for place in flips:
+        content[place % len(content)] ^= 0x40
+    for damaged in (bytes(content), bytes(content[:length]), noise, bytes(content) + noise):
+        try:
+            found = decode(damaged)
+        except DamagedError:
+            continue
+        assert found.tobytes() == entries(rows).tobytes(), "damage went unnoticed"
 
 
 @given(

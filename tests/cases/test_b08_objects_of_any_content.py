@@ -4,8 +4,8 @@ removed.
 
 import io
 import json
+import re
 import resource
-import time
 from collections.abc import Iterator
 
 import msgspec
@@ -21,13 +21,12 @@ from memkv_sglang.tiers.minio.admin.bucket import Bucket
 from memkv_sglang.tiers.minio.auth.signing import credential_provider
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.retention import pins as pin_module
-from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
-from memkv_sglang.tiers.minio.retention.collector.worker import _Pacer
 from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
+from memkv_sglang.tiers.minio.retention.worker import _Pacer
 from tests.cases.s3_servers import OddServer, bucket_of, whole
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
-from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline, limits
+from tests.collector.bucket import NAMESPACE, PAGE, Bucketful, deadline
 from tests.collector.test_collect import pin
 
 NAMES = ObjectNames("")
@@ -47,9 +46,16 @@ def put(full: Bucketful, name: str, content: bytes = b"foreign") -> None:
 
 
 def names_in(full: Bucketful) -> set[str]:
+    """Return all objects but this project's own records, logs and index."""
     found = full.admin.list_objects(full.config.bucket, recursive=True)
-    return {item.object_name or "" for item in found}
+    names = {item.object_name or "" for item in found}
+    return {name for name in names if not OWN.fullmatch(name)}
 
+
+OWN = re.compile(
+    r"memkv\.json|shards/[0-9a-f]{2}\.json|collector/round\.json|index/[0-9a-f]{2}-[0-9a-f]{32}"
+    r"|logs/\d{10}-[0-9a-f]{32}"
+)
 
 FOREIGN = [
     "notes/readme",
@@ -217,41 +223,44 @@ def test_huge_pins_do_not_crowd_out_small_ones(
     assert set(chain.keys()) <= set(full.tier.read_pins())
 
 
-LEASES = [
+RECORDS = [
     b'{"holder":"h","seconds":1e308}',
     b'{"holder":"h","seconds":-1}',
     b'{"x":' + DEEP + b',"holder":"h","seconds":600}',
-    b'{"holder":"h","seconds":600,"report":{"pages":1e300}}',
-    b'{"holder":"h","seconds":0,"report":{"pages":%b,"bytes":0,"removed_pages":0,'
-    b'"removed_bytes":0,"kept_pages":0}}' % (b"9" * 1000),
+    b'{"holder":"h","seconds":600,"pages":1e300}',
+    b'{"holder":"h","seconds":0,"pages":%b}' % (b"9" * 1000),
     b'{"holder":"%b","seconds":600}' % (b"h" * 5000),
+    b'{"number":1e308,"phase":"remove"}',
+    b'{"number":7,"phase":"remove","remove_at":1e300}',
+    b'{"number":-1,"phase":"gone"}',
     b" " * (5 << 20),
 ]
 
 
-@pytest.mark.parametrize("content", LEASES, ids=range(len(LEASES)))
-def test_no_malformed_lease_stops_collections(full: Bucketful, content: bytes) -> None:
-    put(full, NAMES.lease, content)
-    _, lease = full.tier.collector(limits(capacity=1, lease_ttl=5))
-    give_up = time.monotonic() + 30
-    while True:
-        try:
-            lease.acquire()
-            break
-        except LeaseHeldError:
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
-    assert lease.state().holder
-    lease.release(None)
+@pytest.mark.parametrize("content", RECORDS, ids=range(len(RECORDS)))
+def test_no_record_stops_collections(full: Bucketful, content: bytes) -> None:
+    chain = full.spill("chain", 4)
+    put(full, NAMES.round, content)
+    put(full, f"{NAMES.shards}00.json", content)
+    report = full.collect(capacity=1, lease_ttl=5).report
+    assert report.pages == 0
+    assert not any(full.there(chain))
+
+
+def test_odd_logs_and_parts_are_left_or_skipped(full: Bucketful) -> None:
+    foreign = {"logs/readme", "logs/x/" + "0" * 10, "index/readme", "shards/readme"}
+    for name in foreign:
+        put(full, name)
+    for i, content in enumerate((b"", b"MKVE", b"\xff" * 5000, b"MKVE" + bytes(5000))):
+        put(full, f"logs/{i:010}-{i:032x}", content)
+    chain = full.spill("chain", 4)
+    assert full.collect(capacity=2 * PAGE, use_period=1).report.pages == 1
+    assert full.tier.telemetry.counts()["damaged_logs"] >= 4
+    assert foreign <= names_in(full)
+    assert sum(full.there(chain)) == 1
 
 
 def test_a_pause_is_never_as_long_as_the_lease() -> None:
-    class Renewed:
-        count = 0
-
-        def renew(self) -> None:
-            self.count += 1
-
     class Waits:
         longest = 0.0
 
@@ -259,12 +268,11 @@ def test_a_pause_is_never_as_long_as_the_lease() -> None:
             self.longest = max(self.longest, seconds)
             return False
 
-    lease, waits = Renewed(), Waits()
-    pacer = _Pacer(lease, waits, 5.0)  # type: ignore[arg-type]
+    waits = Waits()
+    pacer = _Pacer(waits, 5.0)  # type: ignore[arg-type]
     pacer._began -= 100.0
     pacer.step("listed", 0, None)
     assert waits.longest <= 5.0 / 3
-    assert lease.count == 2
 
 
 DESCRIPTIONS = [

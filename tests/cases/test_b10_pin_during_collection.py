@@ -10,14 +10,17 @@ import pytest
 from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_chain, make_page
+from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier
-from memkv_sglang.tiers.minio.retention.collector import LeaseHeldError
-from memkv_sglang.tiers.minio.retention.collector import collect as collecting
+from memkv_sglang.tiers.minio.retention import collector as collecting
+from memkv_sglang.tiers.minio.retention.shards import Shard
 from tests.cases.s3_servers import bucket_of
 from tests.cli.cli_node import Run
 from tests.cli.conftest import environ, run  # noqa: F401 - fixtures
 from tests.collector.bucket import LIMIT, NAMESPACE, PAGE, Bucketful, deadline, limits
-from tests.collector.test_collect import lease, pin
+from tests.collector.test_collect import pin
 
 
 @pytest.fixture
@@ -32,10 +35,20 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "REMOVED_AT_ONCE", 4)
 
 
+def chain_in_one_shard(full: Bucketful, count: int) -> Chain:
+    """Store pages of one shard, so that batches are full."""
+    hashes = [bytes(1) + page[1:] for page in make_chain(NAMESPACE, count, "one shard").hashes]
+    chain = Chain(NAMESPACE.digest, hashes)
+    pages = [make_page(key, [PAGE], filled=True) for key in chain.keys()]
+    assert set(full.tier.spill(pages, deadline())) == {SpillResult.STORED}
+    full.tier.record_access(chain, 0)
+    assert full.tier.flush_accesses(LIMIT)
+    return chain
+
+
 @pytest.mark.parametrize("after", [0, 4, 8])
-def test_a_pin_made_during_a_collection_keeps_its_pages(full: Bucketful, after: int) -> None:
-    chain = full.spill_in_one_period(1, "chain", 12)
-    full.wait_for_next_period(1, chain.keys())
+def test_a_pin_made_in_mid_collection_keeps_its_pages(full: Bucketful, after: int) -> None:
+    chain = chain_in_one_shard(full, 12)
     there: list[list[bool]] = []
 
     def step(what: str, done: int, _total: int | None) -> None:
@@ -49,65 +62,61 @@ def test_a_pin_made_during_a_collection_keeps_its_pages(full: Bucketful, after: 
     assert not collection.satisfied
 
 
-def test_a_page_used_during_a_collection_stays(full: Bucketful) -> None:
-    chain = full.spill_in_one_period(1, "chain", 8)
-    full.wait_for_next_period(1, chain.keys())
-    used = chain.keys()[:2]
+def test_a_page_used_in_mid_collection_stays(full: Bucketful) -> None:
+    chain = chain_in_one_shard(full, 8)
+    used = Chain(chain.namespace, sorted(chain.hashes)[4:])  # not those of the first batch
+    other = MinioTier(full.config)
 
     def step(what: str, done: int, _total: int | None) -> None:
         if what == "removed" and done == 0:
-            for key in used:  # as a touch does
-                name = full.tier.control().names.page(key)
-                copy_onto_itself(full, name)
+            other.record_access(used)
+            assert other.flush_accesses(LIMIT)
 
-    full.collector(capacity=1, use_period=1).collect(step)
-    assert full.there(chain) == [True] * 2 + [False] * 6
-
-
-def copy_onto_itself(full: Bucketful, name: str) -> None:
-    from minio.commonconfig import REPLACE, CopySource
-
-    bucket = full.config.bucket
-    head = full.admin.stat_object(bucket, name).metadata or {}
-    kept: dict[str, str | list[str] | tuple[str]] = {
-        key: value for key, value in head.items() if key.lower().startswith("x-amz-meta-")
-    }
-    full.admin.copy_object(
-        bucket, name, CopySource(bucket, name), metadata=kept, metadata_directive=REPLACE
-    )
+    try:
+        other.check(deadline())
+        full.collector(capacity=1, use_period=1).collect(step)
+    finally:
+        other.close()
+    assert all(full.there(used))
+    assert sum(full.there(chain)) == 4
 
 
 def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) -> None:
-    """The lease's holder was suspended for longer than its lease before the removal."""
-    chain = full.spill("chain", 12)
-    collector, own = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
-    own.acquire()
-    other = lease(full, seconds=5)
+    """The holder stood still for longer than its lease between a step and the removal."""
+    chain = chain_in_one_shard(full, 12)
+    collector = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
+    bucket, records, names = full.tier.control()
+    other = Shard(records, bucket, names, 0, 5)
 
     def step(what: str, done: int, _total: int | None) -> None:
         if what == "removed" and done == 4:
-            own._renewed -= 5  # so much of its time has passed
+            collector._shards[0]._renewed -= 5  # so much of its time has passed
             give_up = time.monotonic() + LIMIT
-            while other.state().holder:
+            while other.read():
                 assert time.monotonic() < give_up
                 time.sleep(0.1)
             other.acquire()
+            raise_at.append(done)
 
-    with pytest.raises(LeaseHeldError):
-        collector.collect(step, hold=own.renew)
+    raise_at: list[int] = []
+    while collector.look().current.phase == "done" and collector.begin():
+        pass
+    while not raise_at:
+        collector.advance(step)
+        collector.look()
+        time.sleep(0.1)
     assert sum(full.there(chain)) == 8
     other.renew()
-    other.release(None)
+    other.release()
 
 
 def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
-    """As if the lease had expired during the request."""
     chain = full.spill("chain", 24)
     second = MinioTier(full.config)
     try:
         assert second.lookup(chain, deadline()).length == 24
         settings = limits(capacity=10 * PAGE, use_period=1)
-        collectors = [tier.collector(settings)[0] for tier in (full.tier, second)]
+        collectors = [tier.collector(settings) for tier in (full.tier, second)]
         threads = [
             threading.Thread(target=collector.collect, args=(lambda *_: None,))
             for collector in collectors
@@ -116,6 +125,7 @@ def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
             thread.start()
         for thread in threads:
             thread.join(LIMIT)
+            assert not thread.is_alive()
     finally:
         second.close()
     assert sum(full.there(chain)) == 9  # 95 % of the capacity: what one alone would leave
@@ -140,8 +150,11 @@ def test_pin_waits_for_a_removal_that_has_not_seen_it(
     """A pin checks its pages only after it has been written, and reports the missing ones."""
     chain = full.spill("chain", 4)
     full.tier.describe(NAMESPACE)
-    held = lease(full)
-    held.acquire()
+    collector = full.collector(capacity=1, use_period=1)
+    collector.look()
+    collector.begin()
+    assert collector.advance(lambda *_: None)
+    assert collector.look().current.phase == "remove"
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -150,6 +163,5 @@ def test_pin_waits_for_a_removal_that_has_not_seen_it(
 
     monkeypatch.setattr("memkv_sglang.cli.pin.time.sleep", sleep)
     outcome = run("pin", "--chain", ",".join(page.hex() for page in chain.hashes), "--for", "1h")
-    held.release(None)
     assert waited == [collecting.REMOVE_SECONDS]
     assert "4 of 4 pages are not in the bucket" in outcome.err

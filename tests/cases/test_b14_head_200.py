@@ -8,14 +8,13 @@ import pytest
 from memkv_testbed.http_proxy import NO_FAULT, HttpFault, HttpFaultProxy
 from memkv_testbed.minio_server import MinioServer
 from minio import Minio
-from prometheus_client import CollectorRegistry
 
-from memkv_sglang.config.schema import CollectorConfig, MinioConfig
-from memkv_sglang.metrics import Metrics
+from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.objects import bulk_reader as reader
+from memkv_sglang.tiers.minio.retention.entries import entries
 from tests.cases.minio_tiers import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
 from tests.cli.cli_node import PAGES, running_agent, spill_chain
 
@@ -59,7 +58,8 @@ def tier(minio_config: MinioConfig, proxy: HttpFaultProxy) -> Iterator[MinioTier
 
 def stored(admin: Minio, config: MinioConfig) -> list[str]:
     found = admin.list_objects(config.bucket, recursive=True)
-    return [item.object_name or "" for item in found if not item.object_name.endswith(".json")]
+    names = (item.object_name or "" for item in found)
+    return [name for name in names if ObjectNames("").page_key(name)]
 
 
 @pytest.fixture
@@ -181,17 +181,16 @@ def test_a_put_counts_only_with_an_etag(
 
 
 @pytest.mark.parametrize("fields", HEADS.values(), ids=HEADS)
-def test_a_touch_never_copies_untrusted_metadata(
+def test_a_renewal_never_copies_the_metadata_of_a_lie(
     tier: MinioTier, proxy: HttpFaultProxy, fields: bytes
 ) -> None:
     spill(tier, CHAIN)
-    tier.keep_limits(CollectorConfig(use_period=1), Metrics(CollectorRegistry()), delay=0.0)
+    year = 365 * 86400
+    rows = [(key.namespace + key.hash, PAGE, int(time.time()), 1, 0) for key in CHAIN.keys()]
     past = b"Last-Modified: Sun, 06 Nov 2022 08:49:37 GMT\r\n"
     dated = b"Date: %b\r\n" % time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
     proxy.fault = HttpFault(methods=("HEAD",), answer=OK + fields + past + dated + b"\r\n")
-    tier.record_access(CHAIN)
-    assert tier._access_time_updater is not None
-    assert tier._access_time_updater.flush(LIMIT)
+    tier.retention().renewer.renew(entries(rows), 30, time.time() + year)
     proxy.fault = NO_FAULT
     assert load(tier, CHAIN) == [LoadResult.LOADED] * 6
 

@@ -26,6 +26,7 @@ def environ(tmp_path: Path, minio_config: MinioConfig) -> dict[str, str]:
         "MEMKV_MINIO_BUCKET": minio_config.bucket,
         "MEMKV_MINIO_ACCESS_KEY": minio_config.access_key,
         "MEMKV_MINIO_SECRET_KEY": minio_config.secret_key,
+        "MEMKV_COLLECTOR_INTERVAL": "1s",
     }
 
 

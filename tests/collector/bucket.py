@@ -12,7 +12,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
-from memkv_sglang.tiers.minio.retention.collector import Collection, Collector
+from memkv_sglang.tiers.minio.retention import Collection, Collector
 
 LIMIT = 30.0
 PAGE = 4096
@@ -32,6 +32,8 @@ class Bucketful(NamedTuple):
         for key in chain.keys():
             page = make_page(key, [PAGE], filled=True)
             assert self.tier.spill([page], deadline()) == [SpillResult.STORED]
+        self.tier.record_access(chain, 0)  # as the engine does
+        assert self.tier.flush_accesses(LIMIT)
         return chain
 
     def spill_in_one_period(self, seconds: float, seed: str, count: int) -> Chain:
@@ -43,7 +45,7 @@ class Bucketful(NamedTuple):
             self.tier.remove(chain.keys())
 
     def collector(self, **settings: object) -> Collector:
-        return self.tier.collector(limits(**settings))[0]
+        return self.tier.collector(limits(**settings))
 
     def collect(self, **settings: object) -> Collection:
         return self.collector(**settings).collect(lambda *_: None)
@@ -67,11 +69,13 @@ class Bucketful(NamedTuple):
         """Wait until the server is in a later period than these pages."""
         _, records, names = self.tier.control()
         youngest = max(self.modified(key) for key in keys)
-        while records.clock(names.lease) // seconds <= youngest // seconds:
+        while records.clock(names.format) // seconds <= youngest // seconds:
             time.sleep(0.05)
 
 
 def limits(**settings: object) -> CollectorConfig:
+    """Return settings with which a collection waits for other nodes for half a second."""
+    settings = {"interval": 1, **settings}
     return CollectorConfig(**settings)  # type: ignore[arg-type]  # names are spelt in the tests
 
 

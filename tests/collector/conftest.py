@@ -57,3 +57,9 @@ def bucketful(node_config: MinioConfig, admin: Minio) -> Iterator[Bucketful]:
     tier = MinioTier(node_config)
     yield Bucketful(node_config, tier, admin)
     tier.close()
+
+
+@pytest.fixture(autouse=True)
+def _few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give new buckets few shards, which saves most requests of a small collection."""
+    monkeypatch.setattr("memkv_sglang.tiers.minio.retention.bucket_format.SHARDS", 4)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -15,11 +16,12 @@ from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_page
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
+from memkv_sglang.tiers.minio.admin import Bucket, ObjectInfo
 from memkv_sglang.tiers.minio.names import ObjectNames
-from memkv_sglang.tiers.minio.retention.collector import Lease, LeaseHeldError
-from memkv_sglang.tiers.minio.retention.collector import collect as collecting
+from memkv_sglang.tiers.minio.retention import collector as collecting
 from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
 from memkv_sglang.tiers.minio.retention.records import Records
+from memkv_sglang.tiers.minio.retention.shards import LeaseHeldError, Shard
 from tests.collector.bucket import (
     LIMIT,
     NAMESPACE,
@@ -68,10 +70,69 @@ def test_limits_apply_to_our_prefix_only(bucketful: Bucketful) -> None:
 
 def test_pages_beyond_the_maximum_age_are_removed(bucketful: Bucketful) -> None:
     old = bucketful.spill("old", 3)
-    bucketful.wait_for_next_period(1, old.keys())
+    give_up = time.monotonic() + LIMIT
     while bucketful.collect(max_age=1, use_period=1).report.pages:
-        time.sleep(0.1)
+        assert time.monotonic() < give_up
     assert not any(bucketful.there(old))
+
+
+def test_a_page_used_on_another_node_after_the_decision_stays(bucketful: Bucketful) -> None:
+    """The other node logs the use late: after the decision, when it notices the round."""
+    used, unused = bucketful.spill("used", 3), bucketful.spill("unused", 3)
+    bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
+    time.sleep(2)  # both chains are older than the maximum age now
+    node = MinioTier(bucketful.config)
+    try:
+        node.check(deadline())
+
+        def step(what: str, _done: int, _total: int | None) -> None:
+            if what == "waiting for the uses of all nodes":
+                node.record_access(used, 0)
+                assert node.flush_accesses(LIMIT)
+
+        report = bucketful.collector(max_age=1, use_period=1).collect(step).report
+    finally:
+        node.close()
+    assert report.removed_pages == 3
+    assert all(bucketful.there(used))
+    assert not any(bucketful.there(unused))
+
+
+def test_a_use_is_not_lost_if_its_node_closes(bucketful: Bucketful) -> None:
+    used, unused = bucketful.spill("used", 4), bucketful.spill("unused", 4)
+    bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
+    node = MinioTier(bucketful.config)
+    node.check(deadline())
+    node.record_access(used, 0)
+    node.close()
+    bucketful.collect(capacity=5 * PAGE, use_period=1)
+    assert all(bucketful.there(used))
+    assert not any(bucketful.there(unused))
+
+
+def test_a_collection_lists_no_pages(bucketful: Bucketful) -> None:
+    chain = bucketful.spill("chain", 8)
+    prefixes: list[str] = []
+    listing = Bucket.objects
+
+    def objects(self: Bucket, prefix: str) -> Iterator[ObjectInfo]:
+        prefixes.append(prefix)
+        return listing(self, prefix)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bucket, "objects", objects)
+        bucketful.collect(capacity=4 * PAGE)
+        bucketful.tier.clear(chain.namespace)
+    assert prefixes
+    assert set(prefixes) <= {"logs/", "pins/", "quarantine/"}
+    assert not any(bucketful.there(chain))
+
+
+def test_logs_are_removed_once_they_are_merged(bucketful: Bucketful) -> None:
+    bucketful.spill("chain", 8)
+    assert list(bucketful.admin.list_objects(bucketful.config.bucket, prefix="logs/"))
+    bucketful.collect(capacity=100 * PAGE)
+    assert not list(bucketful.admin.list_objects(bucketful.config.bucket, prefix="logs/"))
 
 
 def test_a_dry_run_removes_nothing_and_reports_the_same(bucketful: Bucketful) -> None:
@@ -82,15 +143,17 @@ def test_a_dry_run_removes_nothing_and_reports_the_same(bucketful: Bucketful) ->
     assert bucketful.collect(**settings).report == told
 
 
-def test_many_pages_are_removed_in_rounds(
+def test_a_shard_of_many_parts_is_merged_in_order(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "ROUND_LIMIT", 4)
-    chain = bucketful.spill_in_one_period(1, "chain", 14)
-    bucketful.wait_for_next_period(1, chain.keys())
-    report = bucketful.collect(capacity=2 * PAGE, use_period=1).report
-    assert (report.pages, report.removed_pages) == (1, 13)
-    assert prefix_length(bucketful.there(chain)) == 1
+    monkeypatch.setattr(collecting, "PART", 4)
+    chains = [bucketful.spill_in_one_period(1, f"chain {i}", 40) for i in range(2)]
+    bucketful.wait_for_next_period(1, chains[0].keys())
+    assert bucketful.collect(capacity=100 * PAGE, use_period=1).report.pages == 80
+    more = bucketful.spill("more", 40)
+    assert bucketful.collect(capacity=60 * PAGE, use_period=1).report.pages == 57
+    assert all(bucketful.there(more))
+    assert sum(prefix_length(bucketful.there(chain)) for chain in chains) == 17
 
 
 def test_page_removed_after_a_lookup_is_a_miss(bucketful: Bucketful) -> None:
@@ -161,31 +224,37 @@ def test_a_pin_that_could_not_be_read_again_is_not_written(bucketful: Bucketful)
 # The lease
 
 
-def lease(bucketful: Bucketful, seconds: float = 60) -> Lease:
-    _, records, names = bucketful.tier.control()
-    return Lease(records, names.lease, seconds)
+def lease(bucketful: Bucketful, seconds: float = 60) -> Shard:
+    """Return a node's view of the first shard, whose record is its lease."""
+    bucket, records, names = bucketful.tier.control()
+    return Shard(records, bucket, names, 0, seconds)
 
 
-def test_one_of_two_nodes_collects_at_a_time(bucketful: Bucketful) -> None:
+def test_one_of_two_nodes_collects_a_shard_at_a_time(bucketful: Bucketful) -> None:
     one, two = lease(bucketful), lease(bucketful)
     one.acquire()
     with pytest.raises(LeaseHeldError, match="is collecting"):
         two.acquire()
-    assert two.state().holder
-    one.release(None)
+    assert two.read()
+    one.release()
     two.acquire()
-    two.release(None)
+    two.release()
 
 
-@pytest.mark.parametrize("content", [b"", b"no lease", b'{"holder": "\xff"}', b"[1]"])
-def test_invalid_lease_is_overwritten(bucketful: Bucketful, content: bytes) -> None:
-    _, _, names = bucketful.tier.control()
+@pytest.mark.parametrize("content", [b"", b"no record", b'{"holder": "\xff"}', b"[1]"])
+def test_an_invalid_record_of_a_shard_is_reported_and_overwritten(
+    bucketful: Bucketful, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     bucketful.admin.put_object(
-        bucketful.config.bucket, names.lease, io.BytesIO(content), len(content)
+        bucketful.config.bucket, "shards/00.json", io.BytesIO(content), len(content)
     )
+    bucketful.spill("chain", 20)
+    report = bucketful.collect(capacity=10 * PAGE, use_period=1).report
+    assert report.pages == 9
+    assert "memkv bucket rebuild" in caplog.text
     taken = lease(bucketful)
     taken.acquire()
-    assert taken.state().holder
+    assert taken.read()
 
 
 def test_one_of_two_concurrent_nodes_gets_the_lease(
@@ -211,14 +280,14 @@ def test_a_suspended_holder_notices_the_lost_lease_before_its_next_step(
     silent, other = lease(bucketful, seconds=1), lease(bucketful, seconds=60)
     silent.acquire()
     give_up = time.monotonic() + LIMIT
-    while other.state().holder:
+    while other.read():
         assert time.monotonic() < give_up
         time.sleep(0.1)
     other.acquire()
     with pytest.raises(LeaseHeldError):
         silent.renew()
     other.renew()
-    other.release(None)
+    other.release()
 
 
 def test_wrong_node_clock_has_no_effect(
@@ -229,7 +298,7 @@ def test_wrong_node_clock_has_no_effect(
     right = time.time
     # More than a lease, and less than the 15 minutes of skew that MinIO allows.
     monkeypatch.setattr(time, "time", lambda: right() + 600)
-    assert two.state().holder
+    assert two.read()
     with pytest.raises(LeaseHeldError):
         two.acquire()
 
@@ -240,9 +309,7 @@ from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 
 tier = MinioTier(msgspec.json.decode(sys.argv[1], type=MinioConfig))
-config = CollectorConfig(capacity=1, use_period=1, lease_ttl=5)
-collector, lease = tier.collector(config)
-lease.acquire()
+collector = tier.collector(CollectorConfig(capacity=1, use_period=1, lease_ttl=5, interval=1))
 
 def step(what, done, total):
     if what == "removed" and done:
@@ -256,8 +323,8 @@ collector.collect(step)
 def test_another_node_finishes_after_the_collecting_node_is_killed(
     bucketful: Bucketful,
 ) -> None:
-    chains = [bucketful.spill(f"chain {i}", 30) for i in range(2)]
-    program = f"import {collecting.__name__} as c; c.REMOVERS = c.REMOVED_AT_ONCE = 4\n{LEADER}"
+    chains = [bucketful.spill(f"chain {i}", 100) for i in range(2)]
+    program = f"import {collecting.__name__} as c; c.REMOVERS = c.REMOVED_AT_ONCE = 2\n{LEADER}"
     settings = msgspec.json.encode(_plain(bucketful.config)).decode()
     with subprocess.Popen(
         [sys.executable, "-c", program, settings], stdout=subprocess.PIPE, text=True
@@ -266,21 +333,24 @@ def test_another_node_finishes_after_the_collecting_node_is_killed(
         assert leader.stdout.readline() == "in the middle\n"
         os.kill(leader.pid, signal.SIGKILL)
     there = [sum(bucketful.there(chain)) for chain in chains]
-    assert 0 < sum(there) < 60
-    collector, own = bucketful.tier.collector(
-        msgspec.structs.replace(_LIMITS, capacity=PAGE, lease_ttl=5)
-    )
-    with pytest.raises(LeaseHeldError):
-        own.acquire()
-    give_up = time.monotonic() + LIMIT
-    while own.state().holder:
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-    own.acquire()
-    report = collector.collect(lambda *_: own.renew()).report
-    own.release(report)
+    assert 0 < sum(there) < 200
+    settings_here = limits(use_period=1, capacity=PAGE, lease_ttl=5)
+    collector = bucketful.tier.collector(settings_here)
+    while collector.look().current.phase != "remove":
+        raise AssertionError("the round of the killed node is over")
+    began = time.monotonic()
+    collector.advance(lambda *_: None)  # all shards but the one whose lease the dead node holds
+    held = [shard for shard in _shards(bucketful) if shard.read()]
+    assert len(held) == 1
+    assert time.monotonic() - began < LIMIT
+    report = collector.collect(lambda *_: None).report
     assert report.pages <= 1
-    assert own.state().report == report
+    assert collector.look().current.report == report
+
+
+def _shards(bucketful: Bucketful) -> list[Shard]:
+    bucket, records, names = bucketful.tier.control()
+    return [Shard(records, bucket, names, number, 5) for number in range(4)]
 
 
 _LIMITS = limits(use_period=1)

@@ -48,6 +48,8 @@ def _foreign() -> dict[str, bytes]:
         f"{DIGEST.upper()}/ab/{HASH}",
         "quarantine/readme",
         f"quarantine/{DIGEST}/readme",
+        "logs/readme",
+        "index/readme",
         "0" * 200,
         "strange/\u202e\u00e9 +%2F&#1;<b>",
         NAMES.page(stranger),  # named like a page, but not stored as one
@@ -72,11 +74,11 @@ def _foreign() -> dict[str, bytes]:
     )
 
 
-LEASES = [
-    b'{"holder":"h","seconds":1e308}',
-    b'{"holder":"h","seconds":-1}',
-    b'{"x":' + DEEP + b',"holder":"h","seconds":600}',
-    b'{"holder":"h","seconds":600,"report":{"pages":1e300}}',
+ROUNDS = [
+    b'{"number":1e308}',
+    b'{"number":-1,"phase":"remove"}',
+    b'{"x":' + DEEP + b',"phase":"merge"}',
+    b'{"number":7,"phase":"remove","remove_at":1e300}',
     b" " * (5 << 20),
 ]
 
@@ -91,8 +93,8 @@ def _put_odd_objects(cluster: Cluster) -> None:
     storage, bucket = _storage(cluster)
     for name, content in _foreign().items():
         storage.put_object(bucket, name, io.BytesIO(content), len(content))
-    lease = random.choice(LEASES)  # noqa: S311 - not a secret
-    storage.put_object(bucket, NAMES.lease, io.BytesIO(lease), len(lease))
+    odd = random.choice(ROUNDS)  # noqa: S311 - not a secret
+    storage.put_object(bucket, NAMES.round, io.BytesIO(odd), len(odd))
     _start_commands(cluster)
 
 

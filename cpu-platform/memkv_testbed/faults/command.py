@@ -30,6 +30,7 @@ class Command:
                 "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
                 "MEMKV_COLLECTOR_MAX_AGE": "1d",
                 "MEMKV_COLLECTOR_LEASE_TTL": "5s",
+                "MEMKV_COLLECTOR_INTERVAL": "1s",
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

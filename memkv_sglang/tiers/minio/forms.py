@@ -31,6 +31,9 @@ class PageForm(ABC):
     sealing: Sealing | None = None
     """How stored pages are encrypted; None if the stored bytes are the page's own bytes."""
 
+    overhead = 0
+    """Bytes that a stored page has in addition to the page's own."""
+
     @abstractmethod
     def stored_page(self, page: Page) -> AbstractContextManager[Page]:
         """Lend a page with memory for the stored form, for a `with` block; may be `page` itself."""
@@ -95,6 +98,7 @@ class SealedForm(PageForm):
                 "sglang-memkv[encryption]"
             ) from None
         self._sealing = sealing
+        self.overhead = sealing.OVERHEAD
         self._ring = ring
         self._idle: list[bytearray] = []
         self.fields = {KEY_ID: ring.write}

@@ -75,9 +75,34 @@ class ObjectNames:
         return f"{self.root}quarantine/"
 
     @property
-    def lease(self) -> str:
-        """Name of the collector's lease."""
+    def format(self) -> str:
+        """Name of the format record, which every bucket of this project has."""
+        return f"{self.root}memkv.json"
+
+    @property
+    def format_1(self) -> str:
+        """Name of an object that buckets of format 1 have once they were collected."""
         return f"{self.root}collector/lease.json"
+
+    @property
+    def round(self) -> str:
+        """Name of the record of the current round of collection."""
+        return f"{self.root}collector/round.json"
+
+    @property
+    def logs(self) -> str:
+        """Prefix of the nodes' logs."""
+        return f"{self.root}logs/"
+
+    @property
+    def shards(self) -> str:
+        """Prefix of the records of the index's shards."""
+        return f"{self.root}shards/"
+
+    @property
+    def index(self) -> str:
+        """Prefix of the parts of the index."""
+        return f"{self.root}index/"
 
     @property
     def pins(self) -> str:

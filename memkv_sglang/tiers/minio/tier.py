@@ -51,15 +51,21 @@ from memkv_sglang.tiers.minio.objects import (
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
 from memkv_sglang.tiers.minio.probe import ServerSupport, probe_server
 from memkv_sglang.tiers.minio.retention import (
-    DELAY,
-    AccessTimeCache,
-    AccessTimeUpdater,
+    BucketFormat,
     Collector,
     CollectorWorker,
     KeptPages,
-    Lease,
+    LogStore,
+    LogTarget,
+    Parts,
     PinStore,
+    Rebuilder,
     Records,
+    Renewer,
+    UseLog,
+    ensure_format,
+    namespace_entries,
+    write_format,
 )
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.transfer_pool import TransferPool
@@ -72,6 +78,9 @@ OPENING_TIME = 8.0
 
 CLOCK_MARGIN = 1.0
 """Seconds by which the known time of a server can be behind: servers report whole seconds."""
+
+PROBE_TIME = 60.0
+"""How long to wait until the server's abilities are measured, in seconds."""
 
 CONTROL_TIME = 60.0
 """Maximum time, in seconds, to check which of a batch of pages exist before deleting them."""
@@ -88,6 +97,9 @@ NAMES_SHOWN = 5
 CALLS_AT_ONCE = 16
 """Calls for which connections are kept open: loads of eight ranks, and some that wait."""
 
+LOG_SECONDS = 2.0
+"""Maximum time, in seconds, to write the last log when the tier is closed."""
+
 SKIPPED = Fetched(LoadResult.SKIPPED)
 
 
@@ -100,6 +112,7 @@ class ControlPath(NamedTuple):
 
 
 class _Opened(NamedTuple):
+    format: BucketFormat
     bucket: Bucket
     client: ObjectClient
     control: ObjectClient
@@ -116,11 +129,15 @@ class MinioTier(Tier):
 
     name = "minio"
 
-    def __init__(self, config: MinioConfig, hidden: Path | None = None) -> None:
+    def __init__(
+        self, config: MinioConfig, hidden: Path | None = None, *, any_format: bool = False
+    ) -> None:
         """Start to open the bucket in the background. Raises `ConfigError` for invalid settings.
 
-        The file `hidden` remembers what `hide` has hidden.
+        The file `hidden` remembers what `hide` has hidden. With `any_format`, buckets of other
+        formats are opened as well, for `rebuilder`.
         """
+        self._any_format = any_format
         endpoints = parse_endpoints(config)
         self._config = config
         self._read_only = config.role == "reader"
@@ -145,9 +162,10 @@ class MinioTier(Tier):
         self._control_pool = make_pool(keep=2)
         self._limit: int | None = None
         self._clock = ServerClock()
-        self._access_times: AccessTimeCache | None = None
-        self._access_time_updater: AccessTimeUpdater | None = None
+        self._uses = UseLog(self._log_target, self._clock, self.telemetry)
+        self._log_store: LogStore | None = None
         self._collector: CollectorWorker | None = None
+        self._taking_part: Collector | None = None
         self._pins: PinStore | None = None
         self._support = BackgroundCall(self._probe)
         self._opening = BackgroundCall(self._open, lambda opened: opened.bucket.close())
@@ -210,11 +228,11 @@ class MinioTier(Tier):
             else transfers.load(pages, deadline)
         )
         outcomes = [outcome or SKIPPED for outcome in fetched]
-        self._presence.add(
-            page.key for page, outcome in zip(pages, outcomes, strict=True) if outcome.checksum
-        )
-        if any(outcome.checksum for outcome in outcomes):
+        loaded = [p for p, outcome in zip(pages, outcomes, strict=True) if outcome.checksum]
+        if loaded:
             self.telemetry.succeeded(LOAD_FAILED)
+            self._presence.add(page.key for page in loaded)
+            self._note_loaded(loaded)
         if Fetched(LoadResult.MISSING) in outcomes:
             # The pages after a missing one were not tried, and are probably missing as well.
             skipped = [
@@ -222,6 +240,14 @@ class MinioTier(Tier):
             ]
             self._presence.discard(*skipped)
         return outcomes
+
+    def _note_loaded(self, pages: Sequence[Page]) -> None:
+        """Record the pages' sizes, in case the node that stored them could not log that."""
+        if self._read_only:
+            return
+        for size in {page.length for page in pages}:
+            keys = (page.key for page in pages if page.length == size)
+            self._uses.loaded(keys, size + self._form.overhead)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Send pages that are not known to be present straight from their buffers."""
@@ -254,6 +280,7 @@ class MinioTier(Tier):
         self._demand_writer()
         self._presence.discard(*keys)
         removed = self._remove_ours([self._names.page(key) for key in dict.fromkeys(keys)])
+        self._uses.removed(keys)
         self._presence.discard(*keys)
         return removed
 
@@ -300,16 +327,27 @@ class MinioTier(Tier):
     def clear(self, namespace: bytes) -> int:
         """Delete the namespace's pages and description; a no-op for a reader.
 
-        Keeps foreign objects under the namespace's prefix.
+        Finds the pages through the index and the logs. Keeps foreign objects.
         """
         if self._read_only:
             return 0
-        bucket = self._bucket()
-        prefix = self._names.namespace(namespace)
-        names = [item.name for item in bucket.objects(prefix) if self._names.page_key(item.name)]
-        removed = self._remove_ours(names)
-        bucket.remove([self._names.description(namespace)])
+        from memkv_sglang.tiers.minio.retention.entries import key_bytes
+
+        parts = self.retention()
+        if not self._uses.flush(CONTROL_TIME):
+            raise TierError("could not log what this node stored; clear again")
+        removed = 0
+        for found in namespace_entries(parts, namespace):
+            keys = [PageKey(namespace, key[len(namespace) :]) for key in key_bytes(found)]
+            for first in range(0, len(keys), REMOVED_AT_ONCE):
+                batch = keys[first : first + REMOVED_AT_ONCE]
+                parts.bucket.remove(map(self._names.page, batch))
+                self._uses.removed(batch)
+            removed += int((found["size"] > 0).sum())
+        parts.bucket.remove([self._names.description(namespace)])
         self._presence.forget(namespace)
+        if not self._uses.flush(CONTROL_TIME):
+            raise TierError("could not log which pages were removed; clear again")
         return removed
 
     @override
@@ -329,41 +367,112 @@ class MinioTier(Tier):
         """Return every namespace that has objects in the bucket. Raises `TierError`."""
         return list(filter(None, map(_digest, self._bucket().folders(self._names.root))))
 
-    def keep_limits(
-        self, config: CollectorConfig, metrics: Metrics, *, delay: float = DELAY
-    ) -> None:
-        """Start to record uses in the bucket, and to collect pages beyond the limits; call once.
+    def keep_limits(self, config: CollectorConfig, metrics: Metrics) -> None:
+        """Start to take part in the rounds that collect the bucket; call once.
 
-        A use is recorded after `delay` seconds. A no-op for a reader. Without limits, no pages are
-        collected.
+        A no-op for a reader.
         """
         if self._read_only:
             return
         self._support.begin()
-        self._access_times = AccessTimeCache(config.use_period, self._clock)
-        self._access_time_updater = AccessTimeUpdater(
-            lambda: self._opened(time.monotonic() + OPENING_TIME).control,
-            self._config.bucket,
-            self._names,
-            self._access_times,
-            self.telemetry,
-            delay=delay,
+        self._uses.configure(config.use_period, config.interval)
+        self._limit = config.capacity or None
+        self._collector = CollectorWorker(
+            lambda: self._take_part(config), self._uses.request_flush, config, metrics
         )
-        if config.capacity or config.max_age:
-            self._limit = config.capacity or None
-            self._collector = CollectorWorker(lambda: self.collector(config), config, metrics)
 
-    def record_access(self, chain: Chain) -> None:
-        """Record the use of a chain's pages, given from the root, in the background."""
-        if self._access_time_updater is not None:
-            self._access_time_updater.record_access(chain)
+    def record_access(self, chain: Chain, position: int | None = None) -> None:
+        """Record the use of a chain's pages; `position` is that of the first page, if known."""
+        if not self._read_only:
+            self._uses.used(chain, position)
 
-    def collector(self, config: CollectorConfig) -> tuple[Collector, Lease]:
-        """Return the collector, and the lease that its caller must hold. Raises `TierError`."""
+    def flush_accesses(self, timeout: float) -> bool:
+        """Write what was recorded to the bucket; False if that fails or takes too long."""
+        return self._uses.flush(timeout)
+
+    def collector(self, config: CollectorConfig, *, alone: bool = False) -> Collector:
+        """Return a collector of this bucket. Raises `TierError`.
+
+        `alone` means that no other node collects, so that the server need not honour conditional
+        writes.
+        """
         self._demand_writer()
+        parts = self.retention()
+        if alone:
+            parts = parts._replace(records=parts.records.unconditional())
+        return self._make_collector(parts, config)
+
+    def has_conditions(self) -> bool:
+        """Try whether the server honours conditional writes. Raises `TierError`."""
+        try:
+            return self.support(time.monotonic() + PROBE_TIME).exclusive
+        except OutOfTimeError as error:
+            raise TierError(str(error)) from error
+
+    def rebuilder(self, config: CollectorConfig, shards: int | None = None) -> Rebuilder:
+        """Return what rebuilds the index from a listing. Raises `TierError`."""
+        self._demand_writer()
+        return Rebuilder(self.retention(), config, shards)
+
+    def set_expiry(self, days: int) -> None:
+        """Record after how many days the bucket's lifecycle rule expires pages; 0: never.
+
+        Raises `TierError`, `ConfigError`.
+        """
+        self._demand_writer()
+        _, records, names = self.control()
+        write_format(records, names, lambda found: msgspec.structs.replace(found, days=days))
+
+    def _take_part(self, config: CollectorConfig) -> Collector:
+        """Return this node's collector; whether it collects depends on the server."""
+        if self._taking_part is None:
+            parts, collects = self.retention(), config.run == "always"
+            works = config.run != "auto" or self.has_conditions()
+            if not works:
+                log.warning(
+                    "this server does not honour conditional writes, so nodes cannot agree on who "
+                    "collects; set collector.run = always on one node, or run `memkv gc`"
+                )
+            if collects:
+                parts = parts._replace(records=parts.records.unconditional())
+            elif works and config.run == "auto":
+                conditions = self.support(time.monotonic() + PROBE_TIME).conditions
+                parts = parts._replace(records=parts.records.conditional(conditions))
+            collects = collects or (config.run == "auto" and works)
+            self._taking_part = self._make_collector(parts, config, collects=collects)
+        return self._taking_part
+
+    def _make_collector(
+        self, parts: Parts, config: CollectorConfig, *, collects: bool = True
+    ) -> Collector:
+        return Collector(
+            parts,
+            config,
+            forget=self._forget,
+            flush=lambda: self._uses.flush(CONTROL_TIME),
+            collects=collects,
+        )
+
+    def retention(self) -> Parts:
+        """Wait until the bucket is open, and return what collections use. Raises `TierError`."""
         bucket, records, names = self.control()
-        collector = Collector(bucket, records, names, config, self._forget, self.pins())
-        return collector, Lease(records, names.lease, config.lease_ttl)
+        opened = self._opened(0.0)
+        return Parts(
+            bucket,
+            records,
+            names,
+            LogStore(bucket, records, names, self.telemetry),
+            self.pins(),
+            Renewer(opened.control, self._config.bucket, names, self.telemetry),
+            self.telemetry,
+            opened.format,
+        )
+
+    def _log_target(self) -> LogTarget:
+        _, records, names = control = self.control()
+        if self._log_store is None:  # used by the thread of the use log only
+            self._log_store = LogStore(*control, self.telemetry)
+        return LogTarget(self._log_store, partial(records.now, names.format))
 
     def control(self) -> ControlPath:
         """Wait until the bucket is open, and return its control path. Raises `TierError`."""
@@ -414,18 +523,19 @@ class MinioTier(Tier):
         return self._presence.check_integrity()
 
     def close(self, deadline: float = math.inf) -> None:
-        """Wait for pages in flight, then close threads and connections.
+        """Write the last log, wait for pages in flight, then close threads and connections.
 
         Aborts requests of the control path. If the bucket is still being opened, that ends by
         itself within seconds and then closes its connections.
         """
+        if self._opening.problem == "":
+            self._uses.close(min(max(deadline - time.monotonic(), 0.0), LOG_SECONDS))
         self._opening.close()
         self._support.close()
         self._control_pool.abort()
         if self._collector is not None:
             self._collector.close()
-        if self._access_time_updater is not None:
-            self._access_time_updater.close()
+        self._uses.close(0.0)
         self._threads.close()
         self._pool.close()
 
@@ -438,6 +548,7 @@ class MinioTier(Tier):
         control = ObjectClient(self._control_pool, signer, self.telemetry, ways=ways)
         try:
             bucket.ensure()
+            bucket_format = self._ensure_format(bucket, control)
         except BaseException:
             bucket.close()
             raise
@@ -447,10 +558,16 @@ class MinioTier(Tier):
             self._threads,
             self._form,
             self._presence,
-            access_times=lambda: self._access_times,
+            stored=self._uses.stored,
             on_bucket_lost=self._bucket_lost,
         )
-        return _Opened(bucket, client, control, transfers)
+        return _Opened(bucket_format, bucket, client, control, transfers)
+
+    def _ensure_format(self, bucket: Bucket, control: ObjectClient) -> BucketFormat:
+        if self._any_format:
+            return BucketFormat()
+        records = Records(control, server_side_encryption(self._config), self._clock)
+        return ensure_format(records, bucket, self._names, writable=not self._read_only)
 
     def _probe(self) -> ServerSupport:
         opened = self._opened(time.monotonic() + OPENING_TIME)

@@ -20,7 +20,6 @@ from memkv_sglang.tiers.minio.http import (
     StatusError,
     TransferError,
     UnreadableError,
-    framed_head,
     parse_head,
     unusable_answer,
 )
@@ -43,7 +42,6 @@ from memkv_sglang.tiers.minio.objects import (
     refuse,
 )
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
-from memkv_sglang.tiers.minio.retention import AccessTimeCache
 from memkv_sglang.tiers.minio.transfer_pool import TransferPool
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
@@ -84,19 +82,20 @@ class PageTransfers:
         form: PageForm,
         presence: PresenceCache,
         *,
-        access_times: Callable[[], AccessTimeCache | None],
+        stored: Callable[[PageKey, int], None],
         on_bucket_lost: Callable[[], None],
     ) -> None:
         """Use the client for requests and the threads to run several at once.
 
-        `access_times` returns the cache to update, None while access times are not recorded.
+        `stored` is called before each PUT with the page and the size of its object: the server may
+        store it even if it does not answer.
         """
         self._client = client
         self._telemetry = client.telemetry
         self._threads = threads
         self._form = form
         self._presence = presence
-        self._access_times = access_times
+        self._stored = stored
         self._on_bucket_lost = on_bucket_lost
         self._bucket = config.bucket
         self._names = ObjectNames(config.prefix)
@@ -166,12 +165,8 @@ class PageTransfers:
         """Return each page's verified checksum or None, the faults seen, and why to give up."""
         requests = [Request(self._names.page_path(page.key), page) for page in pages]
         sealing = self._form.sealing
-        keep_heads = self._access_times() is not None
-        answer = self._client.bulk.read(requests, deadline, sealing=sealing, keep_heads=keep_heads)
+        answer = self._client.bulk.read(requests, deadline, sealing=sealing)
         checksums, faults = answer.checksums, dict[PageKey, _Fault]()
-        loaded = (page for page, checksum in zip(pages, checksums, strict=True) if checksum)
-        for page, head in zip(loaded, answer.heads, strict=keep_heads):
-            self._note_access(page, framed_head(head, page.length))
         for response in answer.unverified:
             page = pages[response.number]
             try:
@@ -191,7 +186,6 @@ class PageTransfers:
         head = parse_head(response.head)
         if fault := self._head_fault(head, page):
             return fault
-        self._note_access(page, head)
         return _content_fault(head, response.checksum)
 
     def _load_page(
@@ -241,7 +235,6 @@ class PageTransfers:
             if fault := self._head_fault(head, stored):
                 return fault
             connection.receive_body(stored.buffers, deadline)
-            self._note_access(page, head)
             received = page_checksum(stored.key, stored.buffers)
             if fault := _content_fault(head, received):
                 return fault
@@ -271,10 +264,6 @@ class PageTransfers:
         mismatch = self._form.check(head) or metadata_mismatch(head, stored)
         return _Fault(mismatch, head.field(b"etag")) if mismatch else None
 
-    def _note_access(self, page: Page, head: ResponseHead) -> None:
-        if (access_times := self._access_times()) is not None:
-            access_times.saw(page.key, head)
-
     def _spill_page(self, page: Page, deadline: float, guard: Guard) -> SpillResult:
         """Spill one page. A PUT is atomic: other nodes see the whole page or nothing."""
         name = self._names.page(page.key)
@@ -286,6 +275,7 @@ class PageTransfers:
                     return {**page_fields(stored), **self._form.fields, **self._storage_fields}
 
                 body = stored.buffers
+                self._stored(page.key, stored.length)
                 self._command("PUT", name, deadline, fields=fields, body=body, guard=guard)
         except (StatusError, TransferError, ChangedPageError) as error:
             self._telemetry.fault(SPILL_FAILED, error)
@@ -296,8 +286,6 @@ class PageTransfers:
                     return SpillResult.REFUSED
             return SpillResult.FAILED
         self._presence.add([page.key])
-        if (access_times := self._access_times()) is not None:
-            access_times.stored(page.key)
         return SpillResult.STORED
 
     def _quarantine(self, key: PageKey, fault: _Fault, deadline: float) -> None:

@@ -56,8 +56,8 @@ class TestMinioTier(TierConformance):
     def usage(self, tier: Tier) -> TierUsage:
         """Return what a collection counts, as `MinioTier.usage` reports the last collection."""
         assert isinstance(tier, MinioTier)
-        collector, _ = tier.collector(CollectorConfig())
-        report = collector.collect(lambda *_: None, dry_run=True).report
+        assert tier.flush_accesses(60)
+        report = tier.collector(CollectorConfig()).collect(lambda *_: None, dry_run=True).report
         return TierUsage(report.pages, report.bytes, None)
 
     @property

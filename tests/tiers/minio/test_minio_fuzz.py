@@ -25,7 +25,7 @@ from memkv_sglang.tiers.minio.names import (
     stores_page,
 )
 from memkv_sglang.tiers.minio.objects.client import demand_printable
-from memkv_sglang.tiers.minio.retention.access_time_updater import kept_fields
+from memkv_sglang.tiers.minio.retention.renewal import kept_fields
 from tests.tiers.minio.fast_path import SERVER, receive, receive_on
 
 SIZE = 600

@@ -1,7 +1,6 @@
 """The control path of the bucket, through minio-py, which is slow and imported late."""
 
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -31,8 +30,11 @@ Answer = TypeVar("Answer")
 LISTED_AT_ONCE = 1000
 """Number of objects per listing request; S3's maximum."""
 
-REMOVED_AT_ONCE = 250
-"""Number of objects per delete request, few enough to finish well within its time limit."""
+REMOVED_AT_ONCE = 1000
+"""Number of objects per delete request; S3's maximum."""
+
+REMOVE_SECONDS = 10.0
+"""Maximum time for a delete request, in seconds; it is many operations for the server."""
 
 LARGEST = 5 << 40
 """Maximum size of an object in S3, in bytes."""
@@ -175,7 +177,7 @@ class Bucket:
             ),
         )
 
-    def remove(self, names: Iterable[str], seconds: float = math.inf) -> None:
+    def remove(self, names: Iterable[str], seconds: float = REMOVE_SECONDS) -> None:
         """Delete objects; missing ones are ignored. Each request takes `seconds` at most."""
         from minio.deleteobjects import DeleteObject
 
@@ -230,7 +232,7 @@ class Bucket:
         what: str,
         operation: Callable[["Minio"], Answer],
         *,
-        seconds: float = math.inf,
+        seconds: float | None = None,
         size: int | None = None,
     ) -> Answer:
         from minio.error import S3Error
@@ -249,7 +251,7 @@ class Bucket:
         reason = "no endpoint"
         permission = PERMISSIONS.get(what, "")
         for url, client in zip(endpoint_urls(self._config), self._clients, strict=True):
-            limits = self._http.limits(min(seconds, REQUEST_SECONDS), size or ANSWER_LIMIT)
+            limits = self._http.limits(seconds or REQUEST_SECONDS, size or ANSWER_LIMIT)
             try:
                 with limits:
                     return attempt(client)

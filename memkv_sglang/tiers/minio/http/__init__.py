@@ -28,7 +28,7 @@ from memkv_sglang.tiers.minio.http.explain import (
     refused,
     unusable_answer,
 )
-from memkv_sglang.tiers.minio.http.framing import Framing, ResponseHead, framed_head, parse_head
+from memkv_sglang.tiers.minio.http.framing import Framing, ResponseHead, parse_head
 from memkv_sglang.tiers.minio.http.pool import ConnectionPool, Server
 from memkv_sglang.tiers.minio.http.times import ServerClock, is_plausible, modified_time
 from memkv_sglang.tiers.minio.http.tls import tls_context
@@ -57,7 +57,6 @@ __all__ = [
     "TransferError",
     "UnreadableError",
     "control_error",
-    "framed_head",
     "is_html",
     "is_plausible",
     "modified_time",

@@ -78,11 +78,6 @@ def parse_head(head: bytes) -> ResponseHead:
     return ResponseHead(status, length, keep_alive, lower, head, framing)
 
 
-def framed_head(head: bytes, length: int) -> ResponseHead:
-    """Return the head of a whole object of this length, which the fast path has verified."""
-    return ResponseHead(200, length, True, head.lower(), head)
-
-
 def parse_chunk_size(line: bytes) -> int:
     """Return the size in a chunk's first line, in bytes. Raises `ProtocolError`."""
     match = _CHUNK_SIZE.fullmatch(line)

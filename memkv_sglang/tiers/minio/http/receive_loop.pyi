@@ -22,7 +22,6 @@ class Batch:
         fall_back: FallBack = ...,
         *,
         sealing: Sealing | None = None,
-        keep_heads: bool = False,
     ) -> None:
         """Prepare to send the requests in order, signed with the template of the server.
 
@@ -39,9 +38,6 @@ class Batch:
 
     def checksums(self) -> list[bytes | None]:
         """Return the checksum of each page whose metadata matched its content, else None."""
-
-    def heads(self) -> list[bytes]:
-        """Return the response heads of those pages, in order; empty without `keep_heads`."""
 
     def unverified(self) -> list[Response]:
         """Return the other responses of the pages' lengths; none with `sealing`."""

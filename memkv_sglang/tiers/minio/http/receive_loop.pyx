@@ -122,7 +122,6 @@ cdef struct Work:  # what the streams of all threads share
     Py_ssize_t count
     Py_ssize_t next
     bint stopped
-    bint keep_heads
     const char *prefix  # see `Metadata`
     size_t prefix_size
     const char **lines
@@ -190,8 +189,7 @@ cdef class Batch:
     cdef size_t longest_path
 
     def __init__(
-        self, requests, templates, metadata, fall_back=ignore_fallback, *, sealing=None,
-        keep_heads=False,
+        self, requests, templates, metadata, fall_back=ignore_fallback, *, sealing=None
     ):
         cdef Py_ssize_t i = 0, pieces = 0
         self.kept = [metadata, requests]
@@ -199,7 +197,6 @@ cdef class Batch:
         self.templates = {
             endpoint: _Template(template) for endpoint, template in templates.items()
         }
-        self.work.keep_heads = keep_heads
         self._expect(metadata)
         if sealing is not None:
             self._decrypt(sealing)
@@ -276,21 +273,15 @@ cdef class Batch:
             )
         return found
 
-    def heads(self):
-        return [head for _, head, _ in self._received(VERIFIED)]
-
     def unverified(self):
-        return [Response(*one) for one in self._received(UNVERIFIED)]
-
-    cdef list _received(self, State state):
         cdef Py_ssize_t i
         cdef Item *item
         found = []
         for i in range(self.work.count):
             item = &self.work.items[i]
-            if item.state == state and item.head != NULL:
+            if item.state == UNVERIFIED and item.head != NULL:
                 head = item.head[: item.head_size]
-                found.append((i, head, item.checksum[:CHECKSUM_SIZE]))
+                found.append(Response(i, head, item.checksum[:CHECKSUM_SIZE]))
         return found
 
     def __dealloc__(self):
@@ -689,7 +680,7 @@ cdef void _settle(Stream *stream) noexcept nogil:
     if stream.work.key_count and not (matches and _is_authentic(stream)):
         item.state = FORGED
         return
-    if not matches or stream.work.keep_heads:
+    if not matches:
         item.head = <char *>malloc(stream.head_size)
         if item.head == NULL:
             return

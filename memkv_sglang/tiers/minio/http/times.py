@@ -115,6 +115,11 @@ class ServerClock:
                 raise ProtocolError(self._reason, _FIX)
             return self._start + elapsed
 
+    def reading(self) -> float | None:
+        """Return the server's time by the last trusted reading, None without one; sends nothing."""
+        with self._lock:
+            return None if self._start is None else self._start + self._elapsed()
+
     def earliest(self, head: ResponseHead) -> float:
         """Return the earlier of the server's and this node's time, so nothing looks too old."""
         return min(self.now(head), self._wall())

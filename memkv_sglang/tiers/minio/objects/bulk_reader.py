@@ -38,8 +38,6 @@ class BulkAnswer(NamedTuple):
 
     checksums: list[bytes | None]
     """The checksum of each page that was received and verified, else None."""
-    heads: list[bytes]
-    """The heads of those pages' responses, in order, if they were asked for."""
     unverified: list[Response]
     """Objects whose metadata did not match on the fast path."""
     failure: TransferError | None
@@ -100,7 +98,6 @@ class BulkReader:
         deadline: float,
         *,
         sealing: Sealing | None = None,
-        keep_heads: bool = False,
     ) -> BulkAnswer:
         """GET objects into the buffers of their pages; decrypt them there if they are encrypted.
 
@@ -108,7 +105,7 @@ class BulkReader:
         written to after this returns. Blocks until `deadline` at most.
         """
         if WHY_NOT or not requests:
-            return BulkAnswer([None] * len(requests), [], [], None)
+            return BulkAnswer([None] * len(requests), [], None)
         failure = None
         taken: list[tuple[Server, Connection]] = []
         batch = None
@@ -126,7 +123,6 @@ class BulkReader:
                 self._metadata,
                 self._telemetry.count_fallback,
                 sealing=sealing,
-                keep_heads=keep_heads,
             )
             self._receive(connections, batch, deadline)
         except TransferError as error:
@@ -139,8 +135,8 @@ class BulkReader:
             for server, connection in taken:
                 self._pool.give_back(server, connection, None)
         if batch is None:
-            return BulkAnswer([None] * len(requests), [], [], failure)
-        return BulkAnswer(batch.checksums(), batch.heads(), batch.unverified(), failure)
+            return BulkAnswer([None] * len(requests), [], failure)
+        return BulkAnswer(batch.checksums(), batch.unverified(), failure)
 
     def _receive(self, connections: list[Connection], batch: "loop.Batch", deadline: float) -> None:
         """Receive in this thread and in the helpers' threads."""

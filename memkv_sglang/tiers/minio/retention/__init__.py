@@ -1,21 +1,40 @@
-"""How long pages stay in the bucket: access times, pins, and the collector with its lease."""
+"""How long pages stay in the bucket: logs, the index, pins, and the rounds that collect.
 
-from memkv_sglang.tiers.minio.retention.access_time_updater import DELAY, AccessTimeUpdater
-from memkv_sglang.tiers.minio.retention.access_times import AccessTimeCache
-from memkv_sglang.tiers.minio.retention.collector import Collector, Lease
-from memkv_sglang.tiers.minio.retention.collector.worker import CollectorWorker
+Nodes log which pages they store and use (`use_log`). Rounds (`rounds`) merge the logs into an index
+in shards (`shards`), decide which pages leave (`eviction`), and remove them (`collector`).
+"""
+
+from memkv_sglang.tiers.minio.retention.bucket_format import (
+    BucketFormat,
+    ensure_format,
+    write_format,
+)
+from memkv_sglang.tiers.minio.retention.collector import Collection, Collector, Parts
+from memkv_sglang.tiers.minio.retention.contents import namespace_entries
+from memkv_sglang.tiers.minio.retention.logs import LogStore
 from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
+from memkv_sglang.tiers.minio.retention.rebuild import Rebuilder
 from memkv_sglang.tiers.minio.retention.records import Records
+from memkv_sglang.tiers.minio.retention.renewal import Renewer
+from memkv_sglang.tiers.minio.retention.use_log import LogTarget, UseLog
+from memkv_sglang.tiers.minio.retention.worker import CollectorWorker
 
 __all__ = [
-    "DELAY",
-    "AccessTimeCache",
-    "AccessTimeUpdater",
+    "BucketFormat",
+    "Collection",
     "Collector",
     "CollectorWorker",
     "KeptPages",
-    "Lease",
+    "LogStore",
+    "LogTarget",
+    "Parts",
     "Pin",
     "PinStore",
+    "Rebuilder",
     "Records",
+    "Renewer",
+    "UseLog",
+    "ensure_format",
+    "namespace_entries",
+    "write_format",
 ]

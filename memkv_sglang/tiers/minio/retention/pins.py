@@ -103,6 +103,10 @@ class KeptPages(Collection[PageKey]):
             self._namespaces.setdefault(page, []).append(namespaces)
         self._length += len(namespaces) * len(hashes)
 
+    def hashes(self) -> list[bytes]:
+        """Return the hashes of the pages, in any order."""
+        return list(self._namespaces)
+
     def __contains__(self, key: object) -> bool:
         """Return whether a `PageKey` is pinned."""
         if not isinstance(key, PageKey) or key.hash not in self._namespaces:
@@ -142,6 +146,8 @@ class Look(NamedTuple):
     ended: list[str]
     """Object names of expired pins that this project wrote."""
     unusable: Unusable
+    version: str = ""
+    """Changes with the set of pins that have not expired."""
 
 
 class PinStore:
@@ -162,7 +168,7 @@ class PinStore:
         self._count_unusable = count_unusable
         self._bucket = bucket
         self._records = records
-        self._lease = names.lease
+        self._clock_object = names.format
         self._prefix = names.pins
         self._cached: dict[str, _Cached] = {}
         self._reported = Unusable()
@@ -196,7 +202,7 @@ class PinStore:
 
     def report(self) -> tuple[list[StoredPin], Unusable]:
         """Read all pins, including expired ones; also return the objects that are not pins."""
-        now = self._records.clock(self._lease)
+        now = self._records.clock(self._clock_object)
         objects, unusable = self._list()
         found = []
         for item in objects:
@@ -214,9 +220,10 @@ class PinStore:
         `now` is the server's time, if known. `step` is called with the number of pins read so far,
         every `READS_A_STEP` pins.
         """
-        now = self._records.clock(self._lease) if now is None else now
+        now = self._records.clock(self._clock_object) if now is None else now
         objects, unusable = self._list()
         kept, ended, known = KeptPages(), [], {}
+        version = hashlib.sha256()
         for count, item in enumerate(objects, 1):
             found = self._cached.get(item.name)
             if found is None or found.etag != item.etag or not item.etag:
@@ -228,12 +235,14 @@ class PinStore:
                 unusable.append((item.name, found.problem))
             elif found.parsed.seconds > _age(item, now):
                 kept.add(found.parsed.namespaces, found.parsed.hashes)
+                version.update(f"{item.name} {item.etag}\n".encode())
             elif _OWN_NAME.fullmatch(self._name(item.name)):
                 ended.append(item.name)
         with self._lock:
             self._cached = known
         self._warn(_unusable(unusable))
-        return Look(kept, ended, _unusable(unusable))
+        pins = version.hexdigest()[:16] if len(kept) else ""
+        return Look(kept, ended, _unusable(unusable), pins)
 
     def kept(self) -> KeptPages:
         """Return the pages of all pins that have not expired."""

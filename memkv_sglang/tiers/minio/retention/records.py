@@ -1,25 +1,30 @@
-"""Small JSON objects that several nodes change, with optimistic locking by ETags.
+"""Reads and writes the objects of the control path: records that several nodes change, and others.
 
-The server accepts a write only if the object has not changed since it was read (`If-Match`), or
-does not exist (`If-None-Match: *`). Times come from the server's headers, so nodes' clocks do not
-matter.
+Records have optimistic locking by ETags. The server accepts a write only if the object has not
+changed since it was read (`If-Match`), or does not exist (`If-None-Match: *`). Times come from the
+server's headers, so nodes' clocks do not matter.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.http import (
     Connection,
+    ProtocolError,
     ResponseHead,
     ServerClock,
     StatusError,
     TransferError,
     modified_time,
 )
-from memkv_sglang.tiers.minio.objects import ObjectClient, refuse
+from memkv_sglang.tiers.minio.objects import NO_FIELDS, ObjectClient, refuse
+from memkv_sglang.tiers.minio.probe import Conditions
+
+Answer = TypeVar("Answer")
 
 LIMIT = 4 << 20
 """Maximum size of a record, in bytes: the hashes of a chain of 60,000 pages."""
@@ -51,25 +56,72 @@ class Records:
     """Reads and writes records. Calls block, and raise `TierError`."""
 
     def __init__(
-        self, client: ObjectClient, storage_fields: Mapping[str, str], clock: ServerClock
+        self,
+        client: ObjectClient,
+        storage_fields: Mapping[str, str],
+        clock: ServerClock,
+        *,
+        conditions: Conditions = Conditions.QUOTED,
     ) -> None:
-        """Store records in the client's bucket, with `storage_fields` in each PUT."""
+        """Store records in the client's bucket, with `storage_fields` in each PUT.
+
+        With `Conditions.NONE`, writes always succeed: for servers that ignore conditions, where
+        only one node may write records.
+        """
         self._client = client
         self._clock = clock
         self._storage_fields = storage_fields
+        self._conditions = conditions
+
+    def unconditional(self) -> "Records":
+        """Return records of the same bucket whose writes have no condition."""
+        return self.conditional(Conditions.NONE)
+
+    def conditional(self, conditions: Conditions) -> "Records":
+        """Return records of the same bucket with the conditions that the server takes."""
+        return Records(self._client, self._storage_fields, self._clock, conditions=conditions)
 
     def read(self, name: str, limit: int = LIMIT) -> Record | None:
         """Return a record, None if it does not exist; content beyond `limit` bytes is omitted."""
-        deadline = time.monotonic() + CALL_SECONDS
 
-        def receive(connection: Connection, head: ResponseHead) -> Record:
-            if head.status != HTTPStatus.OK:
-                refuse(connection, head, deadline)
+        def read(connection: Connection, head: ResponseHead, deadline: float) -> Record:
             age = self._clock.now(head) - modified_time(head)
             return Record(connection.read_body(limit, deadline), _etag(head), age)
 
+        return self._get(name, read)
+
+    def content(self, name: str, limit: int, span: tuple[int, int] | None = None) -> bytes | None:
+        """Return the content of an object, or its bytes in `span`, [first, end).
+
+        Returns None if the object does not exist, and nothing for content beyond `limit` bytes.
+        """
+        fields = {"range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
+
+        def read(connection: Connection, head: ResponseHead, deadline: float) -> bytes:
+            with suppress(ProtocolError):
+                self._clock.now(head)
+            body = connection.read_body(limit, deadline) or b""
+            if span and head.status == HTTPStatus.OK:  # the server ignores ranges
+                return body[span[0] : span[1]]
+            return body
+
+        return self._get(name, read, fields)
+
+    def _get(
+        self,
+        name: str,
+        read: Callable[[Connection, ResponseHead, float], Answer],
+        fields: Mapping[str, str] = NO_FIELDS,
+    ) -> Answer | None:
+        deadline = time.monotonic() + CALL_SECONDS
+
+        def receive(connection: Connection, head: ResponseHead) -> Answer:
+            if head.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                refuse(connection, head, deadline)
+            return read(connection, head, deadline)
+
         try:
-            return self._client.exchange("GET", name, deadline, receive)
+            return self._client.exchange("GET", name, deadline, receive, fields=lambda: fields)
         except StatusError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -96,6 +148,14 @@ class Records:
         except (StatusError, TransferError) as error:
             raise TierError(f"could not get MinIO's time: {error}") from error
 
+    def now(self, name: str) -> float:
+        """Return the server's time, learnt by reading the object `name`. Raises `TierError`."""
+        for _ in range(2):  # a second response may confirm the first
+            self.content(name, LIMIT)
+            if (now := self._clock.reading()) is not None:
+                return now
+        raise TierError(f"could not get MinIO's time from {name}")
+
     def heads(self, names: Sequence[str], deadline: float) -> list[ResponseHead]:
         """Return the heads of objects, of status 200 or 404; uses one connection."""
         try:
@@ -108,7 +168,16 @@ class Records:
 
         Returns None, and writes nothing, if the record was changed or created by another node.
         """
-        condition = {"if-match": f'"{over}"'} if over else {"if-none-match": "*"}
+        if self._conditions is Conditions.NONE:
+            return self._put(name, content, NO_FIELDS)
+        return self._put(name, content, self._conditions.fields(over))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Store an object that no other node writes."""
+        if self._put(name, content, {}) is None:
+            raise TierError(f"could not write {name}: the bucket is gone")
+
+    def _put(self, name: str, content: bytes, condition: Mapping[str, str]) -> Written | None:
         fields = {"content-length": str(len(content)), **condition, **self._storage_fields}
         deadline = time.monotonic() + CALL_SECONDS
 

@@ -1,0 +1,142 @@
+"""The nodes' logs: write-once objects that say which pages a node stored, used and removed."""
+
+import logging
+import re
+import uuid
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from memkv_sglang.tiers.minio.admin import Bucket
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.objects import Telemetry
+from memkv_sglang.tiers.minio.retention.records import Records
+
+if TYPE_CHECKING:
+    from memkv_sglang.tiers.minio.retention.entries import Entries, Head
+
+log = logging.getLogger(__name__)
+
+LISTED_LIMIT = 20_000
+"""Maximum number of logs that are read in one pass; others are read in the next."""
+
+CACHE_LIMIT = 64 << 20
+"""Logs up to this size in all are read whole, once for all shards; larger ones slice by slice."""
+
+_NAME = re.compile(r"\d{10}-[0-9a-f]{32}")
+
+
+class LogName(NamedTuple):
+    """A log in the bucket."""
+
+    name: str
+    """Without the prefix."""
+    size: int
+    """Bytes."""
+
+
+class LogStore:
+    """The logs of a bucket. Not thread-safe. Calls block, and raise `TierError`."""
+
+    def __init__(
+        self, bucket: Bucket, records: Records, names: ObjectNames, telemetry: Telemetry
+    ) -> None:
+        """Keep logs next to the pages."""
+        self._bucket = bucket
+        self._records = records
+        self._prefix = names.logs
+        self._telemetry = telemetry
+        self._whole: dict[str, Entries | None] = {}
+        self._heads: dict[str, Head | None] = {}
+        self._cached_bytes = 0
+
+    def write(self, found: "Entries", now: float) -> None:
+        """Store a log. `now` is the server's time, which sorts the names."""
+        from memkv_sglang.tiers.minio.retention.entries import encode
+
+        name = f"{self._prefix}{int(now):010d}-{uuid.uuid4().hex}"
+        self._records.put(name, encode(found))
+        self._telemetry.count("logs_written")
+        self._telemetry.count("log_entries_written", len(found))
+
+    def listed(self) -> Sequence[LogName]:
+        """Return all logs, oldest first. One request for 1,000 logs; foreign objects are left."""
+        listed = islice(self._bucket.objects(self._prefix), LISTED_LIMIT)
+        found = [LogName(item.name.removeprefix(self._prefix), item.size) for item in listed]
+        found = [log for log in found if _NAME.fullmatch(log.name)]
+        known = {log.name for log in found}
+        for name in self._whole.keys() - known:
+            del self._whole[name]
+        for name in self._heads.keys() - known:
+            del self._heads[name]
+        self._cached_bytes = sum(log.size for log in found if log.name in self._whole)
+        return found
+
+    def read(self, logs: Sequence[LogName], first: int, last: int) -> "list[Entries]":
+        """Return the entries of the slices [first, last) of each log.
+
+        A damaged log counts as empty, and is reported once.
+        """
+        whole = sum(log.size for log in logs) <= CACHE_LIMIT
+        found = (self._read(log, first, last, whole=whole) for log in logs)
+        return [part for part in found if part is not None and len(part)]
+
+    def _read(self, log: LogName, first: int, last: int, *, whole: bool) -> "Entries | None":
+        from memkv_sglang.tiers.minio.retention.entries import DamagedError, first_bytes
+
+        try:
+            if not whole and log.name not in self._whole:
+                return self._read_slices(log, first, last)
+            if log.name not in self._whole:
+                self._whole[log.name] = self._read_whole(log)
+                self._cached_bytes += log.size
+        except DamagedError as error:
+            self._report(log, error)
+            self._whole[log.name] = self._heads[log.name] = None
+        found = self._whole[log.name]
+        if found is None:
+            return None
+        begin, end = first_bytes(found).searchsorted([first, last])
+        return found[begin:end]
+
+    def _read_whole(self, log: LogName) -> "Entries | None":
+        from memkv_sglang.tiers.minio.retention.entries import SIZE_LIMIT, decode
+
+        content = self._records.content(self._prefix + log.name, SIZE_LIMIT)
+        return decode(content) if content is not None else None
+
+    def _read_slices(self, log: LogName, first: int, last: int) -> "Entries | None":
+        from memkv_sglang.tiers.minio.retention.entries import HEADER_SIZE, SIZE_LIMIT, Head
+
+        name = self._prefix + log.name
+        if log.name not in self._heads:
+            content = self._records.content(name, HEADER_SIZE, (0, HEADER_SIZE))
+            self._heads[log.name] = Head.parse(content) if content is not None else None
+        head = self._heads[log.name]
+        if head is None:
+            return None
+        begin, end = head.span(first, last)
+        if begin == end:
+            return None
+        content = self._records.content(name, SIZE_LIMIT, (begin, end))
+        return head.decode(first, last, content) if content is not None else None
+
+    def _report(self, damaged: LogName, error: Exception) -> None:
+        self._telemetry.count("damaged_logs")
+        fields = {"log": damaged.name, "reason": str(error)}
+        log.warning("damaged log skipped; its pages count as unused", extra={"fields": fields})
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove logs that every shard has merged."""
+        self._bucket.remove(self._prefix + name for name in names)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory of the logs that were read whole."""
+        return self._cached_bytes
+
+    def forget(self) -> None:
+        """Free the memory of the logs that were read."""
+        self._whole.clear()
+        self._heads.clear()
+        self._cached_bytes = 0

@@ -1,0 +1,85 @@
+"""The round of collection that all nodes of a bucket work on together.
+
+A round merges the logs into every shard, decides once for the whole bucket which pages leave, waits
+until every node has logged its uses, and removes those pages that are still unused.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention.records import Records
+
+SIZE_LIMIT = 64 << 10
+"""Maximum size of the record, in bytes."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Order = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a round."""
+
+    pages: Count
+    """Remaining pages."""
+    bytes: Count
+    removed_pages: Count
+    removed_bytes: Count
+    kept_pages: Count
+    """Pinned pages."""
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a round."""
+
+    number: Count = 0
+    phase: Literal["merge", "remove", "done"] = "done"
+    period: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 3600.0
+    """`collector.use_period` of the node that decided."""
+    remove_at: Seconds = 0.0
+    """When pages may be removed, by the server's clock. Every node logs its uses right then."""
+    order: Order = 0
+    """Pages before this place leave; see `eviction`."""
+    quotas: Annotated[list[Count], msgspec.Meta(max_length=256)] = []
+    """Bytes to remove at `order` itself, by shard."""
+    report: Report | None = None
+    """Report of the last round that ended."""
+
+
+class StoredRound:
+    """The record in the bucket, as this node last read it. Calls block, raise `TierError`."""
+
+    def __init__(self, records: Records, names: ObjectNames) -> None:
+        """Read nothing yet."""
+        self._records = records
+        self._name = names.round
+        self._version: str | None = None
+        self.current = Round()
+        self.age = float("inf")
+        """Seconds since the record was written, by the server's clock."""
+
+    def read(self) -> Round:
+        """Read the record; a missing or damaged one counts as a round that ended long ago."""
+        record = self._records.read(self._name, SIZE_LIMIT)
+        self._version = record.version if record else None
+        parsed = _parse(record.content) if record and record.content is not None else None
+        self.age = record.age if record and parsed else float("inf")
+        self.current = parsed or Round(number=self.current.number)
+        return self.current
+
+    def replace(self, changed: Round) -> bool:
+        """Replace the record; False, and nothing written, if another node has changed it."""
+        written = self._records.write(self._name, msgspec.json.encode(changed), self._version)
+        if written is None:
+            return False
+        self._version, self.current, self.age = written.version, changed, 0.0
+        return True
+
+
+def _parse(content: bytes) -> Round | None:
+    try:
+        return msgspec.json.decode(content, type=Round)
+    except (ValueError, RecursionError):
+        return None

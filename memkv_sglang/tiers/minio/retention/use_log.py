@@ -1,0 +1,287 @@
+"""Remembers which pages this node stored, used and removed, until that is written to a log.
+
+A use is logged once per period, and a batch takes one request, so a used page costs far less than
+a request. Pages that this node stored are logged within a minute, because only then other nodes
+can collect or clear them.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from memkv_sglang.page import Chain, PageKey
+from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.http import ServerClock
+from memkv_sglang.tiers.minio.objects import Telemetry
+from memkv_sglang.tiers.minio.retention.logs import LogStore
+
+log = logging.getLogger(__name__)
+
+BATCH = 1 << 16
+"""Number of entries in a full log; 4 MiB."""
+
+STORE_SECONDS = 60.0
+"""Maximum time from storing a page to the log that says so."""
+
+QUEUE_LIMIT = 1_000_000
+"""Maximum number of pages in events that wait for the thread, and of entries that wait for a log.
+
+Further ones are dropped and counted.
+"""
+
+REMEMBERED = 1_000_000
+"""Maximum number of pages whose use in this period is remembered; about 130 MB."""
+
+WAKE_SECONDS = 1.0
+"""How often the thread looks at new events."""
+
+RETRY_SECONDS = 5.0
+"""Pause after a log could not be written."""
+
+REMOVED = 0xFFFFFFFF
+UNKNOWN = 0xFFFFFFFF
+"""As in `entries`, which is imported late because numpy is slow to import."""
+
+
+class LogTarget(NamedTuple):
+    """Where to write logs."""
+
+    logs: LogStore
+    now: Callable[[], float]
+    """Asks the server for its time. Blocks, raises `TierError`."""
+
+
+class _Event(NamedTuple):
+    """Something that happened to pages."""
+
+    when: float
+    """On `time.monotonic`."""
+    names: Sequence[bytes]
+    """Namespace and hash of each page."""
+    size: int = 0
+    """Bytes of each page; 0 if unknown, REMOVED."""
+    written: bool = False
+    position: int = UNKNOWN
+    """Of the first page; the others follow it in the chain."""
+
+
+class _Row:
+    """What will be logged about a page."""
+
+    __slots__ = ("position", "size", "used", "written")
+
+    def __init__(self) -> None:
+        self.size = self.used = self.written = 0
+        self.position = UNKNOWN
+
+
+class UseLog:
+    """Collects events and writes them to logs in the background. Thread-safe."""
+
+    def __init__(
+        self, target: Callable[[], LogTarget], clock: ServerClock, telemetry: Telemetry
+    ) -> None:
+        """Start no thread yet. `target` may block, and raise `TierError`."""
+        self._target = target
+        self._clock = clock
+        self._telemetry = telemetry
+        self._period = 3600.0
+        self._delay = 600.0
+        self._events: deque[_Event] = deque()
+        self._queued = 0
+        self._rows: dict[bytes, _Row] = {}
+        self._removals: dict[bytes, _Row] = {}
+        self._remembered: dict[bytes, bool] = {}
+        """Pages whose use in this period is recorded, and whether their position is."""
+        self._number = -1
+        self._first_row = self._first_store = 0.0
+        """When the oldest row was added, on `time.monotonic`; 0 if there is none."""
+        self._wanted = self._written = 0
+        """Numbers of the flushes asked for and done."""
+        self._failed_at = float("-inf")
+        self._failures = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def configure(self, period: float, delay: float) -> None:
+        """Log uses once per `period`, and write a log at least every `delay` seconds."""
+        self._period, self._delay = period, delay
+
+    def used(self, chain: Chain, position: int | None = None) -> None:
+        """Record the use of consecutive pages of a chain; `position` is that of the first page.
+
+        Does not block.
+        """
+        names = [chain.namespace + page for page in chain.hashes]
+        self._add(
+            _Event(time.monotonic(), names, position=UNKNOWN if position is None else position)
+        )
+
+    def stored(self, key: PageKey, size: int) -> None:
+        """Record that a page is being stored, whether or not that succeeds; does not block."""
+        self._add(_Event(time.monotonic(), [key.namespace + key.hash], size, written=True))
+
+    def loaded(self, keys: Iterable[PageKey], size: int) -> None:
+        """Record that pages of `size` stored bytes were loaded; does not block."""
+        self._add(_Event(time.monotonic(), [key.namespace + key.hash for key in keys], size))
+
+    def removed(self, keys: Iterable[PageKey]) -> None:
+        """Record that pages were removed on purpose; does not block."""
+        names = [key.namespace + key.hash for key in keys]
+        self._add(_Event(time.monotonic(), names, REMOVED))
+
+    def _add(self, event: _Event) -> None:
+        if not event.names:
+            return
+        with self._changed:
+            if self._queued + len(event.names) > QUEUE_LIMIT or self._closing:
+                self._telemetry.count("uses_not_recorded", len(event.names))
+                return
+            self._queued += len(event.names)
+            self._events.append(event)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="memkv-use-log", daemon=True)
+                self._thread.start()
+
+    def request_flush(self) -> None:
+        """Make the thread write what it has; does not block."""
+        with self._changed:
+            self._wanted += 1
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Write everything recorded so far; False if that fails or takes more than `timeout`.
+
+        After a failure the thread tries again by itself.
+        """
+        with self._changed:
+            if self._thread is None:
+                return True
+            self._wanted += 1
+            number = self._wanted
+            self._failed_at = float("-inf")
+            self._changed.notify_all()
+            failures = self._failures
+            self._changed.wait_for(
+                lambda: self._written >= number or self._failures > failures, timeout
+            )
+            return self._written >= number
+
+    def close(self, seconds: float) -> None:
+        """Write what there is within `seconds`, then stop; idempotent."""
+        if self._thread is None:
+            self._closing = True
+            return
+        self.flush(seconds)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closing or self._wanted > self._written, WAKE_SECONDS
+                )
+                wanted = self._wanted
+                flush = wanted > self._written
+            try:
+                self._step(flush=flush)
+            except TierError as error:
+                self._failed_at = time.monotonic()
+                self._telemetry.fault("log not written", error)
+                with self._changed:
+                    self._failures += 1
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closing, RETRY_SECONDS if not flush else 1)
+                continue
+            except Exception:  # a bug must not end the thread
+                log.exception("log not written")
+            with self._changed:
+                self._written = wanted
+                self._changed.notify_all()
+
+    def _step(self, *, flush: bool) -> None:
+        """Turn events into rows, and write a log if it is time."""
+        now = time.monotonic()
+        if not flush and now - self._failed_at < RETRY_SECONDS:
+            return
+        if not self._events and not self._rows and not self._removals:
+            return
+        server = self._clock.reading()
+        if server is None:
+            server = self._target().now()
+        self._take_events(server - now)
+        pending = len(self._rows) + len(self._removals)
+        over = self._first_row and (
+            now - self._first_row >= self._delay
+            or (self._first_row + server - now) // self._period < server // self._period
+        )
+        stores_due = self._first_store and now - self._first_store >= min(
+            STORE_SECONDS, self._delay
+        )
+        if pending and (flush or over or stores_due or pending >= BATCH or self._removals):
+            self._write(server)
+
+    def _take_events(self, ahead: float) -> None:
+        while True:
+            with self._changed:
+                if not self._events or len(self._rows) >= QUEUE_LIMIT:
+                    return
+                event = self._events.popleft()
+                self._queued -= len(event.names)
+            self._take(event, int(event.when + ahead))
+
+    def _take(self, event: _Event, when: int) -> None:
+        if (number := when // self._period) != self._number:
+            self._number = int(number)
+            self._remembered.clear()
+        if event.size == REMOVED:
+            for name in event.names:
+                self._rows.pop(name, None)
+                self._remembered.pop(name, None)
+                self._removals[name] = row = _Row()
+                row.size, row.used = REMOVED, when
+            self._first_row = self._first_row or event.when
+            return
+        for place, name in enumerate(event.names):
+            known = event.position != UNKNOWN
+            if (
+                not event.written
+                and self._remembered.get(name, False) >= known
+                and (name in self._remembered)
+            ):
+                continue
+            self._remember(name, known)
+            row = self._rows.get(name) or _Row()
+            self._rows[name] = row
+            row.used = max(row.used, when)
+            row.size = max(row.size, event.size)
+            if event.written:
+                row.written = when
+                self._first_store = self._first_store or event.when
+            if known:
+                row.position = event.position + place
+            self._first_row = self._first_row or event.when
+
+    def _remember(self, name: bytes, known: bool) -> None:
+        if len(self._remembered) >= REMEMBERED:
+            self._remembered.clear()
+        self._remembered[name] = known or self._remembered.get(name, False)
+
+    def _write(self, server: float) -> None:
+        """Write all rows, in as many logs as that takes. Rows stay if that fails."""
+        from memkv_sglang.tiers.minio.retention.entries import COUNT_LIMIT, entries, split
+
+        logs = self._target().logs
+        rows = [*self._removals.items(), *self._rows.items()]
+        found = entries((name, r.size, r.used, r.written, r.position) for name, r in rows)
+        for part in split(found, COUNT_LIMIT):
+            logs.write(part, server)
+        self._rows.clear()
+        self._removals.clear()
+        self._first_row = self._first_store = 0.0
