@@ -37,9 +37,9 @@ def counted_requests() -> Iterator[Counter[tuple[str, str, str]]]:
         with lock:
             counts[method, kind_of(path), threading.current_thread().name] += 1
 
-    request, head, urlopen = (
+    request, read, urlopen = (
         client.ObjectClient._request,
-        bulk_reader.Requests._head,
+        bulk_reader.BulkReader.read,
         ControlHttp.urlopen,
     )
 
@@ -49,9 +49,12 @@ def counted_requests() -> Iterator[Counter[tuple[str, str, str]]]:
         count(method, path)
         return request(self, connection, keys, method, path, f)
 
-    def counted_head(self: Any, endpoint: Any, name: str) -> Any:
-        count("GET", f"/{name}")
-        return head(self, endpoint, name)
+    def counted_read(self: Any, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = read(self, requests, *args, **kwargs)
+        answered = sum(map(bool, answer.checksums)) + len(answer.unverified)
+        with lock:
+            counts["GET", "page", threading.current_thread().name] += answered
+        return answer
 
     def counted_urlopen(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         parts = urlsplit(url)
@@ -59,11 +62,11 @@ def counted_requests() -> Iterator[Counter[tuple[str, str, str]]]:
         return urlopen(self, method, url, *args, **kwargs)
 
     client.ObjectClient._request = counted_request  # type: ignore[method-assign, assignment]
-    bulk_reader.Requests._head = counted_head  # type: ignore[method-assign, assignment]
+    bulk_reader.BulkReader.read = counted_read  # type: ignore[method-assign]
     ControlHttp.urlopen = counted_urlopen  # type: ignore[method-assign]
     try:
         yield counts
     finally:
         client.ObjectClient._request = request  # type: ignore[method-assign]
-        bulk_reader.Requests._head = head  # type: ignore[method-assign]
+        bulk_reader.BulkReader.read = read  # type: ignore[method-assign]
         ControlHttp.urlopen = urlopen  # type: ignore[method-assign]

@@ -26,6 +26,7 @@ from memkv_sglang.page import Buffer, Chain, Page
 from memkv_sglang.testing.conformance import soon
 from memkv_sglang.testing.pages import make_chain, make_namespace, page_content
 from memkv_sglang.tiers.base import LoadResult, SpillResult
+from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.tier import MinioTier
 from tests.agent.agent_harness import RawClient
 
@@ -229,7 +230,7 @@ def test_other_nodes_get_no_page_that_a_client_overwrote(
     minio: MinioConfig, admin: Minio, tmp_path: Path
 ) -> None:
     """If the bucket loses its pages, the copies on a node's disk are uploaded again."""
-    chain = make_chain(NAMESPACE, PAGES, "fleet")
+    chain, names = make_chain(NAMESPACE, PAGES, "fleet"), ObjectNames(minio.prefix)
     with agent(tmp_path / "writer", minio, disk=False) as writer:
         writer.spill(chain)
     with agent(tmp_path / "node", minio) as owner:
@@ -239,7 +240,8 @@ def test_other_nodes_get_no_page_that_a_client_overwrote(
                 bad.client.load(chain, bad.buffers())
         assert good.client.flush(LIMIT)
         for item in list(admin.list_objects(minio.bucket, recursive=True)):
-            admin.remove_object(minio.bucket, item.object_name or "")
+            if names.page_key(item.object_name or ""):
+                admin.remove_object(minio.bucket, item.object_name or "")
         good.spill(chain)
     with agent(tmp_path / "other", minio) as other:
         found, wrong = other.load(chain)

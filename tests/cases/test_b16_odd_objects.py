@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from memkv_testbed.minio_server import MinioServer
 from minio import Minio
@@ -13,6 +14,7 @@ from memkv_sglang.config.schema import MIB, NvmeConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.testing.pages import make_namespace
 from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention import BucketFormat
 from memkv_sglang.tiers.nvme import NvmeTier
 from tests.cases.commands import assert_clean, memkv
 
@@ -62,6 +64,7 @@ def environ(minio_server: MinioServer, tmp_path: Path, minio_config: Any) -> dic
     NvmeTier(disk).close()
     described = tmp_path / "nvme" / "namespaces"
     objects = {f"{NAMES.pins}{name}.json": content for name, content in pins().items()}
+    objects[NAMES.format] = msgspec.json.encode(BucketFormat())
     for description in descriptions():
         digest = digest_of(description)
         objects[NAMES.description(bytes.fromhex(digest))] = description

@@ -216,7 +216,10 @@ def test_a_denied_request_names_the_permission(
     config = changed(minio_config, **keys._asdict(), create_bucket=False)
     status, printed = memkv(config, "doctor")
     assert (status, fix in printed) == (1, True), printed
-    if missing in ("s3:GetObject", "s3:PutObject"):
+    if missing == "s3:GetObject":
+        with pytest.raises(TierError, match=fix), opened(config):
+            pass
+    if missing == "s3:PutObject":
         with opened(config) as tier:
             load(tier, CHAIN)
             spill(tier, chain_of(1, "new"))

@@ -20,6 +20,7 @@ from memkv_sglang.engine.status import TierStatus
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from tests.agent.agent_harness import eventually
+from tests.cases.minio_tiers import opened
 from tests.cases.started_agents import change, connected, ending_agents, in_log, make_config, server
 
 PAGE = 8192
@@ -203,6 +204,8 @@ def test_denied_writes_are_reported(
         ],
     }
     minio_server.users.add(keys, policy)
+    with opened(config.minio):  # writes the format record of the bucket
+        pass
     config = change(config, minio_access_key=keys.access_key, minio_secret_key=keys.secret_key)
     with server(config) as client, HostPool(4, PAGE, parts=1) as pool:
         connected(client)

@@ -322,6 +322,13 @@ class ClosingServer:
     def _response(self, line: bytes, *, last: bool) -> bytes:
         method, path, _ = line.split(b" ")
         fields = self._fields if last else b""
+        if method == b"GET" and path.endswith(b"/memkv.json"):
+            record = b'{"format":2}'
+            return b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (
+                fields,
+                len(record),
+                record,
+            )
         if method != b"HEAD" or path.count(b"/") == 1 or path.endswith(b"/"):
             return b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 0\r\n\r\n"
         stored = b"x-amz-meta-memkv-format: 1\r\nx-amz-meta-memkv-length: %d\r\n" % SIZE

@@ -50,11 +50,11 @@ def read_format(records: Records, names: ObjectNames) -> BucketFormat | None:
 
     Raises `ConfigError` for a format of another version, `TierError`.
     """
-    record = records.read(names.format, SIZE_LIMIT)
-    if record is None:
+    content = records.content(names.format, SIZE_LIMIT)  # needs no time of the server
+    if content is None:
         return None
     try:
-        found = msgspec.json.decode(record.content or b"", type=BucketFormat)
+        found = msgspec.json.decode(content, type=BucketFormat)
     except (ValueError, RecursionError):
         found = None
     if found is None or not found.valid():

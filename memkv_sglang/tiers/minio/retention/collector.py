@@ -69,6 +69,8 @@ QUARANTINE_LIMIT = 10_000
 CLOCK_SECONDS = 60.0
 """How long a reading of the server's time is extrapolated."""
 
+TOO_MANY_LOGS = "too many logs to know which pages are in use; merging them before removing pages"
+
 SHARDS_OPEN = 2.0
 """Pause, in seconds, while other nodes hold the remaining shards."""
 
@@ -127,10 +129,10 @@ class Collector:
         config: CollectorConfig,
         *,
         forget: Callable[[Sequence[PageKey]], None] = lambda _: None,
-        flush: Callable[[], object] = lambda: None,
+        flush: Callable[[], bool] = lambda: True,
         collects: bool = True,
     ) -> None:
-        """`forget` is called with removed pages; `flush` writes this node's own log.
+        """`forget` is called with removed pages; `flush` writes this node's log; False if it fails.
 
         With `collects = False`, only `look` may be called.
         """
@@ -190,9 +192,21 @@ class Collector:
         current = self._stored.current
         return self._stored.replace(
             msgspec.structs.replace(
-                current, number=current.number + 1, phase="merge", period=self._config.use_period
+                current,
+                number=self._last_number() + 1,
+                phase="merge",
+                period=self._config.use_period,
             )
         )
+
+    def _last_number(self) -> int:
+        """Return the number of the last round, also if its record was lost."""
+        if number := self._stored.current.number:
+            return number
+        for shard in self._shards:
+            shard.read()
+        states = [shard.state for shard in self._shards]
+        return max(max(state.merged, state.removed) for state in states)
 
     def advance(self, step: Step, *, dry_run: bool = False) -> bool:
         """Do what can be done now for the round last read; return whether its phase is over."""
@@ -214,7 +228,7 @@ class Collector:
 
         Waits for other nodes, and for the time they need to log their uses.
         """
-        self._flush()
+        self._log_uses()
         while self.look().current.phase != "done":
             self._go_on(step)
         while not self.begin():
@@ -298,10 +312,12 @@ class Collector:
         if holder:
             return False
         with _held(shard):
-            self._flush()
+            self._log_uses()
             cut = Cut(order=current.order, quotas=current.quotas)
             now = self._clock.now()
             listed, pins = self._parts.logs.listed(), self.read_pins(step)
+            if self._parts.logs.truncated:
+                raise TierError(TOO_MANY_LOGS)
             work = _Pass(self, shard, number, current, listed, pins, now, cut=cut)
             self._finish(shard, work, step, removed=current.number)
         return True
@@ -332,6 +348,10 @@ class Collector:
         expired = order_at(now - config.max_age, config.use_period) if config.max_age else 0
         cut = find_cut(summaries, excess, expired)
         self._planned = planned(summaries, cut)
+        self._parts.logs.listed()
+        if self._parts.logs.truncated:  # the next rounds merge the others first
+            log.warning(TOO_MANY_LOGS)
+            return self._end()
         if dry_run or not self._planned[0]:
             return self._end()
         return self._stored.replace(
@@ -344,6 +364,10 @@ class Collector:
                 quotas=list(cut.quotas),
             )
         )
+
+    def _log_uses(self) -> None:
+        if not self._flush():
+            raise TierError("could not log which pages this node used, so none are removed")
 
     def _end(self) -> bool:
         current = self._stored.current
@@ -690,6 +714,8 @@ class _Pass:
 
         known = {found.name for found in self._listed}
         fresh = [found for found in self._parts.logs.listed() if found.name not in known]
+        if self._parts.logs.truncated:
+            raise TierError(TOO_MANY_LOGS)
         found = self._updates(fresh)
         return np.unique(found["key"])
 

@@ -4,7 +4,6 @@ import logging
 import re
 import uuid
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from memkv_sglang.tiers.minio.admin import Bucket
@@ -19,6 +18,9 @@ log = logging.getLogger(__name__)
 
 LISTED_LIMIT = 20_000
 """Maximum number of logs that are read in one pass; others are read in the next."""
+
+LISTED_BYTES = 4 << 30
+"""Maximum total size of those logs; a shard of 16 reads a sixteenth of that."""
 
 CACHE_LIMIT = 64 << 20
 """Logs up to this size in all are read whole, once for all shards; larger ones slice by slice."""
@@ -49,6 +51,8 @@ class LogStore:
         self._whole: dict[str, Entries | None] = {}
         self._heads: dict[str, Head | None] = {}
         self._cached_bytes = 0
+        self.truncated = False
+        """Whether there were more logs than `listed` returned last, so that uses are not known."""
 
     def write(self, found: "Entries", now: float) -> None:
         """Store a log. `now` is the server's time, which sorts the names."""
@@ -60,10 +64,21 @@ class LogStore:
         self._telemetry.count("log_entries_written", len(found))
 
     def listed(self) -> Sequence[LogName]:
-        """Return all logs, oldest first. One request for 1,000 logs; foreign objects are left."""
-        listed = islice(self._bucket.objects(self._prefix), LISTED_LIMIT)
-        found = [LogName(item.name.removeprefix(self._prefix), item.size) for item in listed]
-        found = [log for log in found if _NAME.fullmatch(log.name)]
+        """Return the logs, oldest first, and note whether there are more than the limits allow.
+
+        One request for 1,000 logs; foreign objects are left.
+        """
+        found: list[LogName] = []
+        total, self.truncated = 0, False
+        for item in self._bucket.objects(self._prefix):
+            one = LogName(item.name.removeprefix(self._prefix), item.size)
+            if not _NAME.fullmatch(one.name):
+                continue
+            total += one.size
+            if found and (len(found) == LISTED_LIMIT or total > LISTED_BYTES):
+                self.truncated = True
+                break
+            found.append(one)
         known = {log.name for log in found}
         for name in self._whole.keys() - known:
             del self._whole[name]

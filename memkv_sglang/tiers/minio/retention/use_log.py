@@ -97,6 +97,8 @@ class UseLog:
         self._remembered: dict[bytes, bool] = {}
         """Pages whose use in this period is recorded, and whether their position is."""
         self._number = -1
+        self._latest = self._latest_removal = 0
+        """Times of the latest event and removal. Entries have whole seconds, see `_in_order`."""
         self._first_row = self._first_store = 0.0
         """When the oldest row was added, on `time.monotonic`; 0 if there is none."""
         self._wanted = self._written = 0
@@ -236,7 +238,20 @@ class UseLog:
                 self._queued -= len(event.names)
             self._take(event, int(event.when + ahead))
 
+    def _in_order(self, event: _Event, when: int) -> int:
+        """Return a time that orders stores and removals within one second as they happened.
+
+        A removal cancels everything up to its time.
+        """
+        if event.size == REMOVED:
+            when = self._latest_removal = max(when, self._latest)
+        elif event.written:
+            when = max(when, self._latest_removal + 1)
+        self._latest = max(self._latest, when)
+        return when
+
     def _take(self, event: _Event, when: int) -> None:
+        when = self._in_order(event, when)
         if (number := when // self._period) != self._number:
             self._number = int(number)
             self._remembered.clear()
