@@ -21,7 +21,7 @@ from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.environment import existing_part
 from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Page, PageKey
-from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier
+from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, TierError
 
 BATCH = 64 * MIB
 """Bytes per call; its pages are transferred in parallel."""
@@ -92,6 +92,9 @@ def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
     try:
         yield tier
     finally:
+        with suppress(TierError):  # the bucket could not be opened
+            bucket, _, names = tier.control()
+            bucket.remove(item.name for item in bucket.objects(names.root))
         tier.close()
 
 

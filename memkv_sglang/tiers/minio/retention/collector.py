@@ -230,11 +230,12 @@ class Collector:
         """
         self._log_uses()
         while self.look().current.phase != "done":
-            self._go_on(step)
+            self._go_on(step, dry_run=dry_run)
         while not self.begin():
             self.look()
             while self._stored.current.phase != "done":
-                self._go_on(step)
+                self._go_on(step, dry_run=dry_run)
+        self._planned = None
         number = self._stored.current.number
         while self._stored.current.number == number and self._stored.current.phase != "done":
             self._go_on(step, dry_run=dry_run)
