@@ -13,7 +13,7 @@ from memkv_sglang.planning.scenario import Scenario
 from memkv_sglang.planning.storage import amplification
 from memkv_sglang.planning.traces import read_trace
 
-FROZEN = "d1f323d"
+FROZEN = "0bf2080"
 """Commit of the calibration files, made before the first comparison."""
 TOLERANCE = 0.3
 GIB = 1 << 30
