@@ -322,7 +322,7 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The cache tier shared by all nodes: a bucket on MinIO or another S3 server."""
+    """The tier shared by all nodes, in a bucket on MinIO or another S3 server."""
 
     endpoint: Annotated[
         str,
@@ -544,7 +544,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class RecorderConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record of lookups for `memkv plan --trace`. It has no text, only salted hashes of pages."""
+    """Lookups recorded for `memkv plan --trace`, as salted page hashes."""
 
     file: Annotated[
         str,

@@ -44,6 +44,10 @@ def request_in_flight() -> Iterator[Request]:
     assert withheld.wait(10)
 
 
+class Tree:
+    """A stand-in for the radix tree; the plugin keeps a weak reference to it."""
+
+
 class Controller:
     """The parts of SGLang's controller that `append_host_mem_release` uses."""
 
@@ -78,7 +82,7 @@ def test_reset_waits_for_the_disk(
     resets: list[bool] = []
     reset = threading.Thread(
         target=weights.reset_tree,
-        args=(lambda tree: resets.append(withheld.pending), SimpleNamespace()),
+        args=(lambda tree: resets.append(withheld.pending), Tree()),
     )
     reset.start()
     reset.join(0.2)
@@ -94,7 +98,7 @@ def test_reset_gives_up_eventually(
     monkeypatch.setattr(state, "enabled", True)
     monkeypatch.setattr(weights, "RESET_LIMIT", 0.1)
     with pytest.raises(RuntimeError, match=r"check the disk under nvme\.directory"):
-        weights.reset_tree(lambda tree: pytest.fail("reset"), SimpleNamespace())
+        weights.reset_tree(lambda tree: pytest.fail("reset"), Tree())
 
 
 @pytest.fixture

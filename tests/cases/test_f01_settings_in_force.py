@@ -216,7 +216,7 @@ def test_every_setting_that_the_agent_uses_is_compared(tmp_path: Path) -> None:
         "collector_capacity": 1,
         "engine_promote": "never",
         "agent_http_port": 9100,
-        "agent_idle_timeout": 60.0,
+        "agent_idle_timeout": 90.0,
         "agent_log_level": "debug",
     }.items():
         key = name.replace("_", ".", 1)

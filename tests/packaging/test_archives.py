@@ -48,7 +48,7 @@ def test_wheel_contains_only_what_servers_need(archives: Archives) -> None:
         "state_machine.py",
     }
     suffixes = {PurePosixPath(path).suffix for path in files if path.startswith("memkv_sglang/")}
-    assert suffixes <= {".py", ".pyi", ".typed", ".so", ".patch", ".json", ".md"}
+    assert suffixes <= {".py", ".pyi", ".typed", ".so", ".patch", ".json", ".md", ".toml"}
     using_test_bed = [path for path, content in files.items() if b"memkv_testbed" in content]
     assert not using_test_bed
 
@@ -85,6 +85,7 @@ def test_metadata(archives: Archives) -> None:
     assert set(described.get_all("Provides-Extra", [])) == {
         "bench",
         "encryption",
+        "plan",
         "sglang",
         "testing",
     }
