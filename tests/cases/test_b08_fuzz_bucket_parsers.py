@@ -87,6 +87,9 @@ class _Reads:
     def read(self, _name: str, _limit: int) -> Record:
         return self._record
 
+    def content(self, _name: str, _limit: int) -> bytes | None:
+        return self._record.content
+
 
 PARTS = st.lists(st.fixed_dictionaries({"name": TEXT, "first": HEX}), max_size=3)
 

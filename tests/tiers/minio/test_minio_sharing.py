@@ -209,6 +209,7 @@ def test_deleted_bucket_is_recreated(
 ) -> None:
     tier = open_tier(minio_config)
     tier.check(soon())
+    admin.remove_object(minio_config.bucket, "memkv.json")
     admin.remove_bucket(minio_config.bucket)
     key = CHAIN.keys()[:1]
     give_up = soon()

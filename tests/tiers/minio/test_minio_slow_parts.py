@@ -81,17 +81,16 @@ def test_slow_credentials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Slow(Provider):
-        """Provides short-lived credentials at once, and the next ones slowly."""
+        """Provides expired credentials at once, and valid ones slowly."""
 
-        lifetime: timedelta | None = timedelta(seconds=-1)
+        is_slow = False
 
         def retrieve(self) -> Credentials:
-            lifetime, self.lifetime = self.lifetime, None
-            if lifetime is None:
-                hold.wait(30)
-            expiration = datetime.now(UTC) + lifetime if lifetime else None
             keys = minio_config.access_key, minio_config.secret_key
-            return Credentials(*keys, None, expiration)
+            if self.is_slow:
+                hold.wait(30)
+                return Credentials(*keys)
+            return Credentials(*keys, None, datetime.now(UTC) - timedelta(seconds=1))
 
     provider = Slow()
     monkeypatch.setattr("memkv_sglang.tiers.minio.tier.credential_provider", lambda _: provider)
@@ -102,6 +101,7 @@ def test_slow_credentials(
     )
     tier = open_tier(minio_config)
     tier.check(time.monotonic() + 30)
+    provider.is_slow = True
     assert_deadlines_hold(tier)
     hold.set()
     assert_spills(tier)
