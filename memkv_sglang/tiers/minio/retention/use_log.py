@@ -194,18 +194,22 @@ class UseLog:
             try:
                 self._step(flush=flush)
             except TierError as error:
-                self._failed_at = time.monotonic()
                 self._telemetry.fault("log not written", error)
-                with self._changed:
-                    self._failures += 1
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._closing, RETRY_SECONDS if not flush else 1)
-                continue
-            except Exception:  # a bug must not end the thread
+                self._pause_after_failure(RETRY_SECONDS if not flush else 1)
+            except Exception:  # a bug must not end the thread, and must not count as written
                 log.exception("log not written")
-            with self._changed:
-                self._written = wanted
-                self._changed.notify_all()
+                self._pause_after_failure(RETRY_SECONDS)
+            else:
+                with self._changed:
+                    self._written = wanted
+                    self._changed.notify_all()
+
+    def _pause_after_failure(self, seconds: float) -> None:
+        with self._changed:
+            self._failed_at = time.monotonic()
+            self._failures += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closing, seconds)
 
     def _step(self, *, flush: bool) -> None:
         """Turn events into rows, and write a log if it is time."""
@@ -217,23 +221,32 @@ class UseLog:
         server = self._clock.reading()
         if server is None:
             server = self._target().now()
-        self._take_events(server - now)
-        pending = len(self._rows) + len(self._removals)
-        over = self._first_row and (
+        is_last = False
+        while not is_last:
+            is_last = self._take_events(server - now) or not flush
+            if flush or self._is_due(now, server):
+                self._write(server)
+
+    def _is_due(self, now: float, server: float) -> bool:
+        """Return whether it is time to write a log; `server` is the server's time at `now`."""
+        if self._removals or len(self._rows) >= BATCH:
+            return True
+        if self._first_row and (
             now - self._first_row >= self._delay
             or (self._first_row + server - now) // self._period < server // self._period
-        )
-        stores_due = self._first_store and now - self._first_store >= min(
-            STORE_SECONDS, self._delay
-        )
-        if pending and (flush or over or stores_due or pending >= BATCH or self._removals):
-            self._write(server)
+        ):
+            return True
+        stores = min(STORE_SECONDS, self._delay)
+        return bool(self._first_store) and now - self._first_store >= stores
 
-    def _take_events(self, ahead: float) -> None:
+    def _take_events(self, ahead: float) -> bool:
+        """Turn events into rows; False if some are left because there are too many rows."""
         while True:
             with self._changed:
-                if not self._events or len(self._rows) >= QUEUE_LIMIT:
-                    return
+                if not self._events:
+                    return True
+                if len(self._rows) >= QUEUE_LIMIT:
+                    return False
                 event = self._events.popleft()
                 self._queued -= len(event.names)
             self._take(event, int(event.when + ahead))
@@ -292,8 +305,10 @@ class UseLog:
         """Write all rows, in as many logs as that takes. Rows stay if that fails."""
         from memkv_sglang.tiers.minio.retention.entries import COUNT_LIMIT, entries, split
 
-        logs = self._target().logs
         rows = [*self._removals.items(), *self._rows.items()]
+        if not rows:
+            return
+        logs = self._target().logs
         found = entries((name, r.size, r.used, r.written, r.position) for name, r in rows)
         for part in split(found, COUNT_LIMIT):
             logs.write(part, server)
