@@ -112,6 +112,19 @@ class Metrics:
             "Pages found but not offered for loading, because recomputing them is faster",
             registry=registry,
         )
+        self.saved_tokens = Counter(
+            "memkv_saved_prefill_tokens",
+            "Tokens that servers loaded instead of computing them",
+            ["tier"],
+            registry=registry,
+        )
+        self.saved_seconds = Counter(
+            "memkv_saved_prefill_seconds",
+            "Seconds that servers would have needed to compute these tokens, at their measured "
+            "prefill speed. Loading time is not subtracted",
+            ["tier"],
+            registry=registry,
+        )
         self.merged_pages = Counter(
             "memkv_merged_pages",
             "Pages copied from a concurrent load of the same page instead of from a tier",
@@ -241,6 +254,8 @@ class Metrics:
             self.call_errors.labels(tier, operation)
         for operation in ("load", "spill"):
             self.bytes.labels(tier, operation)
+        self.saved_tokens.labels(tier)
+        self.saved_seconds.labels(tier)
 
 
 class TierEvents(Collector):

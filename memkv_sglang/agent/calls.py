@@ -15,6 +15,7 @@ from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.recompute import Recompute
 from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.engine.served import ServedRequest
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page
 from memkv_sglang.tiers.base import TierError
@@ -158,7 +159,8 @@ class Calls:
         )
 
     def _load(self, session: Session, request: protocol.LoadPages, _: list[int]) -> protocol.Reply:
-        return _loaded(self._engine.load(_pages(session, request)))
+        served = ServedRequest(*request.served)
+        return _loaded(self._engine.load(_pages(session, request), served))
 
     def _spill(
         self, session: Session, request: protocol.SpillPages, _: list[int]

@@ -53,6 +53,14 @@ Name = Annotated[str, Meta(max_length=64)]
 Seconds = Annotated[float, Meta(ge=0, le=7 * 24 * 3600)]
 """A duration. Excludes NaN and infinity, which would make deadlines that never pass."""
 
+MAX_REQUEST_ID = 128
+"""Maximum characters of a request's id. SGLang's own have 32; clients may choose longer ones."""
+
+RequestId = Annotated[str, Meta(max_length=MAX_REQUEST_ID)]
+
+Tokens = Annotated[int, Meta(ge=0, le=1 << 20)]
+"""Tokens of a page."""
+
 
 class _Message(msgspec.Struct, array_like=True, tag=True):
     """Base of all messages."""
@@ -104,6 +112,8 @@ class LoadPages(_Message, tag=5):
     hashes: PageHashes
     buffers: PageBuffers
     """The buffers of each page."""
+    served: tuple[RequestId, Tokens, Seconds] = ("", 0, 0.0)
+    """See `engine.served.ServedRequest`."""
 
 
 class SpillPages(_Message, tag=6):

@@ -128,6 +128,7 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
         _operations(report, samples),
         "",
         f"looked up {asked:.0f} pages, {_share(found, asked)} found",
+        f"prefill saved: {_savings(report, samples)}",
         f"upload queue {engine.queue_pages} pages ({human_size(engine.queue_bytes)}), "
         f"dropped {dropped:.0f}; circuit breaker for MinIO: {engine.breaker}",
     )
@@ -159,6 +160,16 @@ def _problems(report: "StatusReport") -> "list[Text]":
         for tier in report.engine.tiers
         if tier.problem
     ]
+
+
+def _savings(report: "StatusReport", samples: Samples) -> str:
+    """Return the tokens that servers did not have to compute, and the time, by tier."""
+    return ", ".join(
+        f"{samples.total('memkv_saved_prefill_tokens_total', tier=tier.name):,.0f} tokens "
+        f"({human_time(samples.total('memkv_saved_prefill_seconds_total', tier=tier.name))}) "
+        f"from {tier.name}"
+        for tier in report.engine.tiers
+    )
 
 
 def _operations(report: "StatusReport", samples: Samples) -> "Table":

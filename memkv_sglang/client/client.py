@@ -18,6 +18,7 @@ from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.schema import Config
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Warming
+from memkv_sglang.engine.served import UNKNOWN_REQUEST, ServedRequest
 from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Buffer, Chain
@@ -196,12 +197,19 @@ class AgentClient:
             "in each process"
         )
 
-    def load(self, chain: Chain, buffers: Sequence[Sequence[Buffer]]) -> list[PageLoad]:
+    def load(
+        self,
+        chain: Chain,
+        buffers: Sequence[Sequence[Buffer]],
+        served: ServedRequest = UNKNOWN_REQUEST,
+    ) -> list[PageLoad]:
         """Load pages into their buffers; return one result per page, in order.
 
         Args:
             chain: namespace digest and page hashes in order, at most 4,096.
             buffers: for each page, the buffers that together receive its bytes.
+            served: the request that needs the pages, and what each saves it. The agent counts that
+                in `memkv_saved_prefill_tokens_total` and `memkv_saved_prefill_seconds_total`.
 
         The first page that cannot be loaded ends the prefix; later pages are `SKIPPED`. Only the
         buffers of `LOADED` pages have defined content. Blocks for at most 8 s.
@@ -213,7 +221,9 @@ class AgentClient:
 
         """
         hashes = b"".join(chain.hashes)
-        reply = self._call_with_buffers(protocol.LoadPages(chain.namespace, hashes, buffers))
+        served = served._replace(id=_request_id(served.id))
+        request = protocol.LoadPages(chain.namespace, hashes, buffers, served)
+        reply = self._call_with_buffers(request)
         if isinstance(reply, protocol.LoadedPages):
             with suppress(LookupError):
                 loads = [
@@ -383,6 +393,11 @@ class AgentClient:
         self._refusal = reason
         if self._refusals.admit(reason) is not None:
             log.warning("memkv: the agent refused a request: %s", reason)
+
+
+def _request_id(text: str) -> str:
+    """Return an id as the protocol allows it. Servers accept any text from their clients."""
+    return printable(text)[: protocol.MAX_REQUEST_ID]
 
 
 def _origin(tiers: Sequence[str], origin: int) -> str:

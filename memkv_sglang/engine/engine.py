@@ -18,6 +18,7 @@ from memkv_sglang.engine.presence import present
 from memkv_sglang.engine.promotion import Promoter
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Removal, Warming
+from memkv_sglang.engine.served import UNKNOWN_REQUEST, ServedRequest, count_savings
 from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.engine.status_reporter import StatusReporter
@@ -84,6 +85,7 @@ class Engine:
         self._watcher = watcher
         self._uses = uses
         self._config = config
+        self._metrics = metrics
         self._gate = NamespaceGate()
         self._breaker = CircuitBreaker(
             shared.name if shared else "", config.breaker_failures, config.breaker_cooldown
@@ -182,7 +184,9 @@ class Engine:
         with self._gate.enter(keys[0].namespace) as is_open:
             return present(tiers if is_open else [], keys, time.monotonic() + seconds)
 
-    def load(self, pages: Sequence[Page]) -> list[PageLoad]:
+    def load(
+        self, pages: Sequence[Page], served: ServedRequest = UNKNOWN_REQUEST
+    ) -> list[PageLoad]:
         """Load pages of a chain, each from the nearest tier. The first miss ends the prefix."""
         if not pages:
             return []
@@ -193,6 +197,7 @@ class Engine:
             loads = self._loader.load(pages, time.monotonic() + self._config.batch_deadline)
             loaded = sum(one.result is LoadResult.LOADED for one in loads)
             self._record_use(pages[0].length, (page.key for page in pages[:loaded]))
+            count_savings(loads, served, self._metrics)
             return loads
 
     def spill(self, pages: Sequence[Page], before: Sequence[bytes] = ()) -> list[SpillResult]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.engine.served import UNKNOWN_REQUEST, ServedRequest
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
@@ -80,11 +81,13 @@ class Pool(ABC):
         self.page_bytes = _page_bytes(host_pool, self.page_tokens)
         self._client = client
 
-    def load(self, chain: Chain, indices: Any, until: float) -> list[PageLoad]:
+    def load(
+        self, chain: Chain, indices: Any, until: float, served: ServedRequest = UNKNOWN_REQUEST
+    ) -> list[PageLoad]:
         """Load a page per hash, in agent calls that start before `until`; see `Engine.load`."""
         loads: list[PageLoad] = []
         for part, slots in self._parts(chain, indices, until):
-            loads += self._load(part, slots)
+            loads += self._load(part, slots, served)
             if loads[-1].result is not LoadResult.LOADED:
                 break
         return loads + [PageLoad(LoadResult.SKIPPED)] * (len(chain.hashes) - len(loads))
@@ -140,7 +143,7 @@ class Pool(ABC):
         return found
 
     @abstractmethod
-    def _load(self, chain: Chain, indices: Any) -> list[PageLoad]: ...
+    def _load(self, chain: Chain, indices: Any, served: ServedRequest) -> list[PageLoad]: ...
 
     @abstractmethod
     def _spill(self, chain: Chain, indices: Any, prefix: Sequence[bytes]) -> list[SpillResult]: ...
@@ -174,8 +177,8 @@ class SharedPool(Pool):
         located = list(map(Buffer._make, zip(*columns, strict=True)))
         return [located[i : i + each] for i in range(0, len(located), each)]
 
-    def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
-        return self._client.load(chain, self.buffers(indices))
+    def _load(self, chain: Chain, indices: Any, served: ServedRequest) -> list[PageLoad]:
+        return self._client.load(chain, self.buffers(indices), served)
 
     def _spill(self, chain: Chain, indices: Any, prefix: Sequence[bytes]) -> list[SpillResult]:
         return self._client.spill(chain, self.buffers(indices), prefix)

@@ -12,6 +12,7 @@ from typing import Any
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.engine.results import PageLoad
+from memkv_sglang.engine.served import ServedRequest
 from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.plugin.pools import PAGES_PER_CALL, HostPool, Pieces, Pool, UnsuitablePoolError
 from memkv_sglang.tiers.base import LoadResult, SpillResult
@@ -72,12 +73,13 @@ class StagedPool(Pool):
             )
         self.pages_per_call = min(PAGES_PER_CALL, fitting)
 
-    def _load(self, chain: Chain, indices: Any) -> list[PageLoad]:
+    def _load(self, chain: Chain, indices: Any, served: ServedRequest) -> list[PageLoad]:
         pieces, area = self.pieces(indices), self._staging.loads
         with area.lock:
             if self._client.withholding:  # possibly this memory
                 return [PageLoad(LoadResult.FAILED)] * len(chain.hashes)
-            loads = self._client.load(chain, area.buffers(len(chain.hashes), self.page_bytes))
+            buffers = area.buffers(len(chain.hashes), self.page_bytes)
+            loads = self._client.load(chain, buffers, served)
             for page, load in enumerate(loads):
                 if load.result is LoadResult.LOADED:
                     self._copy(area, page, pieces, into_area=False)

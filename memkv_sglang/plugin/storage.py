@@ -13,6 +13,7 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
+from memkv_sglang.engine.served import ServedRequest
 from memkv_sglang.plugin import events, hooks, state
 from memkv_sglang.plugin.attachment import (
     UnsuitableServerError,
@@ -60,9 +61,10 @@ class MemKVStorage(HiCacheStorage):
     def __init__(self, storage_config: Any, kwargs: Any = None) -> None:
         """Connect to the agent and start one if necessary. Never raises: other ranks wait."""
         state.enabled = True
+        self._counts_savings = storage_config.tp_rank == storage_config.pp_rank == 0
+        """True on one rank only: all ranks load the same tokens."""
         self.traffic = Traffic(
-            metrics=storage_config.enable_storage_metrics,
-            count_requests=storage_config.tp_rank == storage_config.pp_rank == 0,
+            metrics=storage_config.enable_storage_metrics, count_requests=self._counts_savings
         )
         self._prefill = PrefillSpeed()
         self._announcer: events.Announcer | None = None
@@ -172,9 +174,20 @@ class MemKVStorage(HiCacheStorage):
 
     def _recompute(self, pool: Pool, pages: int, extra_info: Any) -> Recompute:
         """Return the cost of recomputing one of the `pages` pages that SGLang lacks."""
+        return Recompute(self._page_seconds(pool, pages, extra_info), pool.page_bytes)
+
+    def _page_seconds(self, pool: Pool, pages: int, extra_info: Any) -> float:
+        """Return the mean time to compute one of `pages` pages, in seconds; 0 if unknown."""
         begin = len(_prefix(extra_info)) * pool.page_tokens
-        seconds = self._prefill.seconds(begin, begin + pages * pool.page_tokens)
-        return Recompute(seconds / max(1, pages), pool.page_bytes)
+        return self._prefill.seconds(begin, begin + pages * pool.page_tokens) / max(1, pages)
+
+    def _served(self, name: str, pool: Pool, pages: int, extra_info: Any) -> ServedRequest:
+        """Return the request that this thread loads for, and what a page of the pool saves it."""
+        request = self.traffic.request_id
+        if name != KV_POOL or not self._counts_savings:
+            return ServedRequest(request)
+        seconds = self._page_seconds(pool, pages, extra_info)
+        return ServedRequest(request, pool.page_tokens, seconds)
 
     def exists(self, key: str) -> bool:
         """Return whether a page can be loaded."""
@@ -213,7 +226,7 @@ class MemKVStorage(HiCacheStorage):
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Fill the pages at `host_indices`, one per key; returns whether each was loaded."""
-        load = partial(self._load, KV_POOL, keys, host_indices, start_deadline())
+        load = partial(self._load, KV_POOL, keys, host_indices, extra_info, start_deadline())
         return self._safely(load, [False] * len(keys))
 
     def batch_get_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
@@ -221,22 +234,26 @@ class MemKVStorage(HiCacheStorage):
         until, results = start_deadline(), {}
         for transfer in transfers:
             keys, indices = transfer.keys or [], transfer.host_indices
-            load = partial(self._load, transfer.name, keys, indices, until)
+            load = partial(self._load, transfer.name, keys, indices, extra_info, until)
             results[transfer.name] = self._safely(load, [False] * len(keys))
         return results
 
-    def _load(self, name: str, keys: list[str], indices: Any, until: float) -> list[bool]:
+    def _load(
+        self, name: str, keys: list[str], indices: Any, extra_info: Any, until: float
+    ) -> list[bool]:
         registered = self._usable(name)
         if registered is None or not keys or indices is None:
             return [False] * len(keys)
-        if registered.pool is None:
+        pool, chain = registered.pool, registered.chain(_hashes(keys))
+        if pool is None:
             return [True] * len(keys)
+        served = self._served(name, pool, len(keys), extra_info)
         with self.traffic.load() as moved:
-            loads = registered.pool.load(registered.chain(_hashes(keys)), indices, until)
+            loads = pool.load(chain, indices, until, served)
             if withheld.pending and not self._can_withhold():
                 withheld.wait()
             loaded = [load.result is LoadResult.LOADED for load in loads]
-            moved[registered.pool.page_bytes] += sum(loaded)
+            moved[pool.page_bytes] += sum(loaded)
         if name == KV_POOL:
             self.traffic.record_tiers(loads)
         return loaded

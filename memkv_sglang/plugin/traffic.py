@@ -80,16 +80,22 @@ class Traffic:
     def of_request(self, request_id: str, page_size: int) -> Iterator[None]:
         """Attribute this thread's loads to a request; at the end, count and log tokens by tier."""
         tiers = self._request.tiers = Counter[str]()
+        self._request.id = request_id
         try:
             yield
         finally:
-            del self._request.tiers
+            del self._request.tiers, self._request.id
             if tiers:
                 tokens = {tier: pages * page_size for tier, pages in tiers.items()}
                 log.debug("memkv: request %s loaded tokens %s", request_id, tokens)
                 if self._count_requests:
                     for tier, count in tokens.items():
                         _loaded_tokens().labels(tier).inc(count)
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request that this thread works for; empty if unknown."""
+        return str(getattr(self._request, "id", ""))
 
     def record_tiers(self, loads: Sequence[PageLoad]) -> None:
         """Record which tier served each page of the anchor pool."""

@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from memkv_testbed.host_pool import HostPool
 from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.settings import all_settings
+from memkv_sglang.engine.served import ServedRequest
 from memkv_sglang.testing.pages import page_content
 from memkv_sglang.tiers.minio.admin.bucket import Bucket
 from memkv_sglang.tiers.minio.auth.signing import credential_provider
@@ -49,7 +51,12 @@ def test_no_flags_turn_settings_off(run: Run) -> None:
 
 
 def test_stats_shows_the_agents_counters(run: Run, agent: AgentClient) -> None:
-    spill_chain(agent)
+    chain = spill_chain(agent)
+    with HostPool(PAGES, PAGE, parts=1) as pool:
+        number = agent.register_pool(pool.descriptor, pool.length)
+        agent.load(
+            chain, pool.buffers(number, range(PAGES)), ServedRequest("\udcff" * 200, 64, 0.25)
+        )
     report = json.loads(run("stats", "--json").out)
     tiers = {tier["name"]: tier for tier in report["engine"]["tiers"]}
     assert tiers["nvme"]["pages"] == PAGES
@@ -63,6 +70,7 @@ def test_stats_shows_the_agents_counters(run: Run, agent: AgentClient) -> None:
     assert stored == [PAGES]
     shown = run("stats").out
     assert "looked up 12 pages, 100.0 % found" in shown
+    assert "prefill saved: 768 tokens (3 s) from nvme, 0 tokens (0 us) from minio" in shown
     # No node knows the content of the shared tier.
     assert any(
         line.split()[:5] == ["minio", "working", "-", "-", "-"] for line in shown.splitlines()

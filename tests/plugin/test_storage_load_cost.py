@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from memkv_sglang.cli.scrape import parse_metrics
 from memkv_sglang.plugin.storage import MemKVStorage
 from tests.plugin import host_pools
 from tests.plugin.attached import after, keys, store
@@ -47,6 +48,22 @@ def test_pages_are_skipped_once_both_speeds_are_known(
     assert storage.batch_exists_v2(CHAIN, []).kv_hit_pages == 0
     other = node.attach({"kv": host_pools.mha()})
     assert other.batch_exists(CHAIN) == 20, "a server that has computed nothing yet"
+
+
+def test_the_agent_counts_what_loads_save_once_for_all_ranks(make_node: MakeNode) -> None:
+    for tier, node in (("nvme", make_node("a")), ("minio", make_node("b"))):
+        node.settings |= {"engine.prefill_speed": str(TOKENS / 2), "engine.promote": "never"}
+        for rank in (0, 1):
+            pool = host_pools.mha()
+            storage = node.attach({"kv": pool}, tp_rank=rank, tp_size=2)
+            if tier == "nvme":
+                store(storage, pool, CHAIN)
+                node.upload()
+            load(storage, pool)
+        with node.client() as client:
+            samples = parse_metrics(client.metrics() or "", "the agent")
+        assert samples.total("memkv_saved_prefill_tokens_total", tier=tier) == TOKENS
+        assert samples.total("memkv_saved_prefill_seconds_total") == pytest.approx(2)
 
 
 def test_a_configured_speed_overrides_the_measured_one(make_node: MakeNode) -> None:
