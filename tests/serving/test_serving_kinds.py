@@ -56,6 +56,8 @@ class FurtherKinds(NamedTuple):
     half: Node
     """Computes and keeps 16-bit numbers."""
     injected: Node
+    replicas: Node
+    """Two data-parallel ones."""
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,7 @@ def further_kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[F
     nodes = FurtherKinds(
         Node("half", home, shared, models.mha, extra=["--dtype", "bfloat16"]),
         Node("injected", home, shared, models.mha, env=INJECTED),
+        Node("dp2", home, shared, models.mha, extra=["--dp-size", "2"], env=ONE_CORE_EACH),
     )
     with ExitStack() as stack:
         for node in nodes:
@@ -155,3 +158,18 @@ def test_texts_are_unchanged_when_storage_calls_fail_or_take_long(
             reused += answer.cached_by_source.get("storage", 0)
             further_kinds.injected.flush()
     assert reused > 0
+
+
+@pytest.mark.slow
+def test_replicas_share_pages(cluster: Cluster, further_kinds: FurtherKinds) -> None:
+    """Each replica reuses what the other one has computed, and so does another node."""
+    node = further_kinds.replicas
+    for computing in (0, 1):
+        tokens = prompt(f"computed by replica {computing}", 1500)
+        text = cluster.recompute(tokens)
+        assert node.generate(tokens, routed_dp_rank=computing).output_ids == text
+        node.share()
+        answer = node.generate(tokens, routed_dp_rank=1 - computing)
+        assert from_storage(answer) == reusable(len(tokens))
+        assert answer.output_ids == text
+        assert cluster.a.stored(tokens) == reusable(len(tokens))
