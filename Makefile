@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-ci test-again test-all test-python test-serving test-patched bench lint docs audit lock clean
+.PHONY: help setup demo test test-ci test-again test-all test-python test-serving test-patched bench lint docs audit sglang-diff lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ docs: setup  ## Build the documentation site into build/docs
 
 audit: setup  ## Look for known vulnerabilities in the locked dependencies
 	@$(BIN)/python tools/audit.py
+
+sglang-diff: setup  ## Compare what the project uses of SGLang with another version: VERSION=0.5.24
+	@PYTHONPATH=. $(BIN)/python -m tools.sglang_diff $(VERSION) $(ARGS)
 
 lock:  ## Update locks/requirements.txt to the newest allowed versions
 	$(or $(shell command -v uv),$(BIN)/uv) pip compile -q --universal --python-version 3.11 --generate-hashes --upgrade \

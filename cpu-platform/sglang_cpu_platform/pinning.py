@@ -2,9 +2,6 @@
 
 from typing import Any
 
-# Functions of `torch` that SGLang's LoRA calls to create pinned tensors.
-FACTORIES = ("tensor", "zeros")
-
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 

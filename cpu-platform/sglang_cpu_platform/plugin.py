@@ -4,7 +4,9 @@ import logging
 import os
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+from sglang_cpu_platform import forking
 
 logger = logging.getLogger(__name__)
 
@@ -12,6 +14,58 @@ PLATFORM = "sglang_cpu_platform.platform.PlainCpuPlatform"
 
 # HiCache leaves this much host memory free. SGLang's 10 GiB are too much for a laptop.
 HOST_MEMORY_RESERVE_BYTES = 1 << 30
+
+
+class Hook(NamedTuple):
+    """A function of SGLang or PyTorch that this platform changes."""
+
+    target: str
+    name: str
+    """Module and function of this package."""
+    kind: str
+    """SGLang's `HookType`, by name."""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """Return the function that runs around, before, after or instead of the target."""
+        function: Callable[..., Any] = pkgutil.resolve_name(f"{__package__}.{self.name}")
+        return function
+
+
+_POOLS = "sglang.srt.mem_cache.pool_host"
+_MHA = f"{_POOLS}.mha.MHATokenToKVPoolHost"
+_MLA = f"{_POOLS}.mla.MLATokenToKVPoolHost"
+_MAMBA = f"{_POOLS}.mamba.MambaPoolHost"
+_LOAD, _BACK_UP = "load_to_device_per_layer", "backup_from_device_all_layer"
+_ATTENTION = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
+_HANDLERS = "sglang.srt.models.deepseek_common.attention_backend_handler.AttentionBackendRegistry"
+_ROPE = "sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper"
+_HASH = "sglang.srt.mem_cache.cpp_utils.native_hash._load_native_hash_module"
+
+FORK = Hook("sglang.srt.entrypoints.engine._set_envs_and_config", "forking.fork_children", "AFTER")
+"""Registered only if the environment enables it."""
+
+HOOKS = (
+    FORK,
+    Hook(f"{_POOLS}.base.HostKVCache.__init__", "pinning.not_pinned", "BEFORE"),
+    Hook(f"{_MAMBA}.__init__", "pinning.not_pinned", "BEFORE"),
+    # SGLang's LoRA creates pinned tensors with these.
+    Hook("torch.tensor", "pinning.not_pinned", "BEFORE"),
+    Hook("torch.zeros", "pinning.not_pinned", "BEFORE"),
+    Hook("torch.Tensor.pin_memory", "pinning.unchanged", "REPLACE"),
+    Hook(f"{_MHA}.{_LOAD}", "host_pools.mha_load_layer", "REPLACE"),
+    Hook(f"{_MHA}.{_BACK_UP}", "host_pools.mha_back_up_layers", "REPLACE"),
+    Hook(f"{_MLA}.{_LOAD}", "host_pools.mla_load_layer", "REPLACE"),
+    Hook(f"{_MLA}.{_BACK_UP}", "host_pools.mla_back_up_layers", "REPLACE"),
+    Hook(f"{_MAMBA}.{_LOAD}", "host_pools.mamba_load_layer", "REPLACE"),
+    Hook(f"{_MAMBA}.{_BACK_UP}", "host_pools.mamba_back_up_layers", "REPLACE"),
+    Hook(f"{_ATTENTION}._run_sdpa_forward_extend", "attention.extend", "AROUND"),
+    Hook(f"{_ATTENTION}._run_sdpa_forward_decode", "attention.decode", "AROUND"),
+    Hook(f"{_HANDLERS}.get_handler", "mla.handler", "AFTER"),
+    Hook(_ROPE, "mla.rope", "REPLACE"),
+    Hook("sglang.srt.disaggregation.utils.get_kv_class", "disaggregation.kv_class", "AFTER"),
+    Hook(_HASH, "page_hash.load", "AROUND"),
+)
 
 
 def is_plain_cpu() -> bool:
@@ -34,64 +88,19 @@ def register_hooks() -> None:
     """
     if not is_plain_cpu():
         return
-    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    hooks = _hooks()
-    missing = [target for target, _, _ in hooks if not _exists(target)]
+    hooks = [hook for hook in HOOKS if hook is not FORK or forking.is_enabled()]
+    missing = [hook.target for hook in hooks if not _exists(hook.target)]
     if missing:
         logger.error(
             "plain CPU platform disabled: this SGLang lacks %s; install sglang==0.5.23",
             ", ".join(missing),
         )
         return
-    for target, hook, kind in hooks:
-        HookRegistry.register(target, hook, kind)
+    for hook in hooks:
+        HookRegistry.register(hook.target, hook.function, HookType[hook.kind])
     _adjust_sglang()
-
-
-def _hooks() -> list[tuple[str, Callable[..., Any], Any]]:
-    from sglang.srt.plugins.hook_registry import HookType
-
-    from sglang_cpu_platform import (
-        attention,
-        disaggregation,
-        forking,
-        host_pools,
-        mla,
-        page_hash,
-        pinning,
-    )
-
-    pools = "sglang.srt.mem_cache.pool_host"
-    mha_pool = f"{pools}.mha.MHATokenToKVPoolHost"
-    mamba_pool = f"{pools}.mamba.MambaPoolHost"
-    mla_pool = f"{pools}.mla.MLATokenToKVPoolHost"
-    load, back_up = "load_to_device_per_layer", "backup_from_device_all_layer"
-    attention_backend = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
-    rope = "sglang.srt.layers.rotary_embedding.factory"
-    native_hash = "sglang.srt.mem_cache.cpp_utils.native_hash"
-    handlers = "sglang.srt.models.deepseek_common.attention_backend_handler"
-    transfer = "sglang.srt.disaggregation.utils"
-    set_up = "sglang.srt.entrypoints.engine._set_envs_and_config"
-    return [
-        *([(set_up, forking.fork_children, HookType.AFTER)] if forking.is_enabled() else []),
-        (f"{pools}.base.HostKVCache.__init__", pinning.not_pinned, HookType.BEFORE),
-        (f"{mamba_pool}.__init__", pinning.not_pinned, HookType.BEFORE),
-        *((f"torch.{make}", pinning.not_pinned, HookType.BEFORE) for make in pinning.FACTORIES),
-        ("torch.Tensor.pin_memory", pinning.unchanged, HookType.REPLACE),
-        (f"{mha_pool}.{load}", host_pools.mha_load_layer, HookType.REPLACE),
-        (f"{mha_pool}.{back_up}", host_pools.mha_back_up_layers, HookType.REPLACE),
-        (f"{mla_pool}.{load}", host_pools.mla_load_layer, HookType.REPLACE),
-        (f"{mla_pool}.{back_up}", host_pools.mla_back_up_layers, HookType.REPLACE),
-        (f"{mamba_pool}.{load}", host_pools.mamba_load_layer, HookType.REPLACE),
-        (f"{mamba_pool}.{back_up}", host_pools.mamba_back_up_layers, HookType.REPLACE),
-        (f"{attention_backend}._run_sdpa_forward_extend", attention.extend, HookType.AROUND),
-        (f"{attention_backend}._run_sdpa_forward_decode", attention.decode, HookType.AROUND),
-        (f"{handlers}.AttentionBackendRegistry.get_handler", mla.handler, HookType.AFTER),
-        (f"{rope}.get_rope_wrapper", mla.rope, HookType.REPLACE),
-        (f"{transfer}.get_kv_class", disaggregation.kv_class, HookType.AFTER),
-        (f"{native_hash}._load_native_hash_module", page_hash.load, HookType.AROUND),
-    ]
 
 
 def _exists(target: str) -> bool:

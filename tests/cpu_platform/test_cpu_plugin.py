@@ -40,7 +40,7 @@ def test_is_active_without_an_accelerator(registered: list[str]) -> None:
     assert plugin.activate() == plugin.PLATFORM
     assert issubclass(PlainCpuPlatform, SRTPlatform)
     plugin.register_hooks()
-    assert len(registered) == len(set(registered)) == len(plugin._hooks())
+    assert len(registered) == len(set(registered)) == len(plugin.HOOKS) - 1
 
 
 def test_is_inactive_with_an_accelerator(
@@ -67,8 +67,8 @@ def test_one_missing_target_disables_all_hooks_in_one_line(
     registered: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = "sglang.srt.mem_cache.pool_host.mha.NoSuchPool.load"
-    hooks = [*plugin._hooks(), (gone, print, None)]
-    monkeypatch.setattr(plugin, "_hooks", lambda: hooks)
+    hook = plugin.Hook(gone, "pinning.not_pinned", "BEFORE")
+    monkeypatch.setattr(plugin, "HOOKS", (*plugin.HOOKS, hook))
     with caplog.at_level(logging.ERROR, logger=plugin.__name__):
         plugin.register_hooks()
     assert registered == []
