@@ -9,6 +9,7 @@ import msgspec
 
 from memkv_sglang.agent import protocol
 from memkv_sglang.agent.pools import RequestError, split_hashes
+from memkv_sglang.agent.request_log import RequestLog
 from memkv_sglang.agent.sessions import Session, Sessions
 from memkv_sglang.agent.settings import report_settings
 from memkv_sglang.config.schema import Config
@@ -18,7 +19,7 @@ from memkv_sglang.engine.results import PageLoad
 from memkv_sglang.engine.served import ServedRequest
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page
-from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.base import LoadResult, TierError
 
 if TYPE_CHECKING:
     from memkv_sglang.agent.recorder import Recorder
@@ -59,6 +60,7 @@ class Calls:
     ) -> None:
         """`stop` asks the agent to stop, without waiting. `launched`: a server started it."""
         self._recorder = recorder
+        self._requests = RequestLog(config.agent.log_requests)
         self._engine = engine
         self._config = config
         self._sessions = sessions
@@ -141,26 +143,32 @@ class Calls:
         return protocol.Described(namespace.digest)
 
     def _lookup(
-        self, _session: Session, request: protocol.LookupPages, _: list[int]
+        self, session: Session, request: protocol.LookupPages, _: list[int]
     ) -> protocol.Reply:
         chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
-        recompute = Recompute(*request.recompute)
-        found = self._engine.lookup(chain, request.budget, recompute)
+        recompute, pages = Recompute(*request.recompute), len(chain.hashes)
+        with self._requests.call("lookup", request.request, session.pools.pid, pages) as call:
+            found = self._engine.lookup(chain, request.budget, recompute)
+            call.done, call.complete = found
         if self._recorder is not None:
             self._recorder.record(chain, found.length)
         return protocol.FoundPages(*found)
 
     def _check(
-        self, _session: Session, request: protocol.CheckPages, _: list[int]
+        self, session: Session, request: protocol.CheckPages, _: list[int]
     ) -> protocol.Reply:
-        chain = Chain(request.namespace, split_hashes(request.namespace, request.hashes))
-        return protocol.CheckedPages(
-            bytes(self._engine.present(chain.keys(), request.budget, request.tier))
-        )
+        keys = Chain(request.namespace, split_hashes(request.namespace, request.hashes)).keys()
+        with self._requests.call("check", request.request, session.pools.pid, len(keys)) as call:
+            present = self._engine.present(keys, request.budget, request.tier)
+            call.done = sum(present)
+        return protocol.CheckedPages(bytes(present))
 
     def _load(self, session: Session, request: protocol.LoadPages, _: list[int]) -> protocol.Reply:
-        served = ServedRequest(*request.served)
-        return _loaded(self._engine.load(_pages(session, request), served))
+        served, pages = ServedRequest(*request.served), _pages(session, request)
+        with self._requests.call("load", served.id, session.pools.pid, len(pages)) as call:
+            loads = self._engine.load(pages, served)
+            call.done = sum(load.result is LoadResult.LOADED for load in loads)
+        return _loaded(loads)
 
     def _spill(
         self, session: Session, request: protocol.SpillPages, _: list[int]

@@ -1,14 +1,20 @@
-"""Log one line per event in logfmt: `time=... level=... event="..." key=value ...`."""
+"""Log one line per event, as logfmt or JSON.
 
+Both have the same fields: `time=... level=... event="..." key=value ...`.
+"""
+
+import json
 import logging
+import math
 import re
 import sys
 import threading
 import time
 from typing import Any
 
+from memkv_sglang.agent import request_log
 from memkv_sglang.log_limit import LogLimit
-from memkv_sglang.printable import LIMIT, quoted
+from memkv_sglang.printable import LIMIT, printable, quoted
 
 BURST = 20
 """Lines of one event that may pass in a burst."""
@@ -16,8 +22,15 @@ BURST = 20
 PERIOD = 30.0
 """Seconds until one more line of the event may pass."""
 
+REQUEST_BURST = 2000
+REQUEST_PERIOD = 0.05
+"""The same for lines about requests: at most about 30 MB per hour."""
+
 MAX_KIND = 200
 """Leading characters that distinguish events."""
+
+PROJECT = "memkv_sglang"
+"""Parent of all our loggers."""
 
 log = logging.getLogger(__name__)
 
@@ -32,37 +45,58 @@ class LogfmtFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, even if values contain line breaks."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        fields: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        parts = [f"{name}={_value(value)}" for name, value in fields.items()]
+        parts = [f"{name}={_value(value)}" for name, value in _fields(record).items()]
         if record.exc_info:
             exception = self.formatException(record.exc_info)
             parts.append(f"exception={quoted(exception, EXCEPTION_LIMIT)}")
         return " ".join(parts)
 
 
+class JsonFormatter(logging.Formatter):
+    """Formats the same fields as one JSON object. Numbers and booleans stay what they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        fields = {name: _json_value(value) for name, value in _fields(record).items()}
+        if record.exc_info:
+            fields["exception"] = printable(self.formatException(record.exc_info), EXCEPTION_LIMIT)
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+
+
+FORMATTERS: dict[str, type[logging.Formatter]] = {"text": LogfmtFormatter, "json": JsonFormatter}
+"""By the value of `agent.log_format`."""
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return {
+        "time": f"{moment}.{int(record.msecs):03d}Z",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "event": record.getMessage(),
+        **getattr(record, "fields", {}),
+    }
+
+
 class FloodFilter(logging.Filter):
     """Limits each event to `BURST` lines, then one per `PERIOD`, so that clients cannot fill a log.
 
-    The next line that passes has the number of suppressed ones in its field `suppressed`.
+    Requests (`request_log`) may have `REQUEST_BURST` lines, then one per `REQUEST_PERIOD`. The next
+    line that passes has the number of suppressed ones in its field `suppressed`.
     """
 
     def __init__(self) -> None:
         """Start with full bursts."""
         super().__init__()
         self._limit = LogLimit(PERIOD, BURST)
+        self._requests = LogLimit(REQUEST_PERIOD, REQUEST_BURST)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line may pass."""
         if record.levelno <= logging.DEBUG:
             return True
-        suppressed = self._limit.admit((record.name, str(record.msg)[:MAX_KIND]))
+        limit = self._requests if record.name == request_log.__name__ else self._limit
+        suppressed = limit.admit((record.name, str(record.msg)[:MAX_KIND]))
         if suppressed:
             record.fields = {**getattr(record, "fields", {}), "suppressed": suppressed}
         return suppressed is not None
@@ -81,17 +115,39 @@ class _StderrHandler(logging.StreamHandler[Any]):
         """Drop the line."""
 
 
-def configure_logging(level: str) -> None:
+def _json_value(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if isinstance(value, int) else printable(value)
+
+
+def _make_handler(log_format: str) -> logging.Handler:
+    handler = _StderrHandler(sys.stderr)
+    handler.setFormatter(FORMATTERS[log_format]())
+    handler.addFilter(FloodFilter())
+    return handler
+
+
+def log_as_json() -> None:
+    """Write this project's lines in a server as JSON to stderr, instead of as SGLang formats them.
+
+    Idempotent.
+    """
+    project = logging.getLogger(PROJECT)
+    if not any(isinstance(handler, _StderrHandler) for handler in project.handlers):
+        project.addHandler(_make_handler("json"))
+        project.propagate = False
+
+
+def configure_logging(level: str, log_format: str = "text") -> None:
     """Log this project's events from `level` up, and warnings of all libraries, to stderr.
 
     Uncaught exceptions in threads are logged too, so that they are rate-limited like other lines.
     """
-    handler = _StderrHandler(sys.stderr)
-    handler.setFormatter(LogfmtFormatter())
-    handler.addFilter(FloodFilter())
+    handler = _make_handler(log_format)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
-    logging.getLogger("memkv_sglang").setLevel(level.upper())
+    logging.getLogger(PROJECT).setLevel(level.upper())
     threading.excepthook = _log_thread_failure
     sys.unraisablehook = _log_unraisable
 

@@ -105,7 +105,7 @@ def run(
 
     """
     os.umask(0o077)
-    configure_logging(config.agent.log_level)
+    configure_logging(config.agent.log_level, config.agent.log_format)
     set_oom_score(config.agent.oom_score_adj)
     _raise_limits(config)
     report = report or _print_problem

@@ -83,7 +83,7 @@ class Pools:
     def __init__(self, budget: PoolBudget, pid: int) -> None:
         """Start without pools. Pools that process `pid` registers count toward the budget."""
         self._budget = budget
-        self._pid = pid
+        self.pid = pid
         self._views: dict[int, memoryview] = {}
         self._memories: dict[int, tuple[int, int]] = {}
         """Device and inode of each pool's memory, because two pools may share memory."""
@@ -102,7 +102,7 @@ class Pools:
             raise RequestError(f"pool {pool} is already registered")
         check_descriptor(descriptor, length)
         try:
-            view = self._budget.map(descriptor, length, self._pid)
+            view = self._budget.map(descriptor, length, self.pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
         if self._views.setdefault(pool, view) is not view:  # another connection won the race

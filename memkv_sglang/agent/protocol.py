@@ -103,6 +103,8 @@ class LookupPages(_Message, tag=4):
     """Seconds; None for the agent's own setting."""
     recompute: tuple[Seconds, int] = (0.0, 0)
     """See `engine.recompute.Recompute`."""
+    request: RequestId = ""
+    """The server's request that needs the pages, for the log."""
 
 
 class LoadPages(_Message, tag=5):
@@ -166,6 +168,8 @@ class CheckPages(_Message, tag=11):
     """Seconds; None for the agent's own setting."""
     tier: Name = ""
     """Tier to check; empty for all."""
+    request: RequestId = ""
+    """As in `LookupPages`."""
 
 
 class Settings(_Message, tag=12):

@@ -24,9 +24,15 @@ agent.
 """
 
 AGENT_ONLY = frozenset(
-    f"agent.http_{name}" for name in ("address", "cert_file", "key_file", "token_file")
+    f"agent.{name}"
+    for name in (
+        *("http_address", "http_cert_file", "http_key_file", "http_token_file"),
+        *("log_format", "log_requests"),
+    )
 )
-"""Settings reported but not compared: how an agent is scraped makes no difference to a server."""
+"""Settings reported but not compared: how an agent is scraped and logs makes no difference to a
+server.
+"""
 
 CHAIN_VARIABLES = (
     "MINIO_ACCESS_KEY",

@@ -20,6 +20,7 @@ from memkv_sglang.cli.bucket import bucket
 from memkv_sglang.cli.clear import clear
 from memkv_sglang.cli.config import config
 from memkv_sglang.cli.doctor import doctor
+from memkv_sglang.cli.explain import explain
 from memkv_sglang.cli.gc import gc
 from memkv_sglang.cli.inspect import inspect
 from memkv_sglang.cli.output import print_line
@@ -89,7 +90,7 @@ def memkv() -> None:
 
 
 VERBS = (
-    *(doctor, config, agent, stats, inspect, verify),
+    *(doctor, config, agent, stats, explain, inspect, verify),
     *(bucket, clear, gc, pin, unpin, pins, warm),
     *(bench, plan, patch),
 )

@@ -142,7 +142,11 @@ class AgentClient:
         return namespace.digest
 
     def lookup(
-        self, chain: Chain, budget: float | None = None, recompute: Recompute = UNKNOWN
+        self,
+        chain: Chain,
+        budget: float | None = None,
+        recompute: Recompute = UNKNOWN,
+        request: str = "",
     ) -> Lookup:
         """Return how many pages can be loaded, counted from the chain's start.
 
@@ -151,14 +155,17 @@ class AgentClient:
             budget: seconds; the default is `engine.lookup_budget`.
             recompute: what recomputing a page costs. If known, the result is cut to the pages that
                 load faster than the server can recompute them.
+            request: id of the server's request, for the agent's log.
 
         `complete` is false if the budget ran out or a tier failed; `length` is then a lower bound.
 
         """
         found = Lookup(0, complete=True)
         for hashes, seconds in self._parts(chain, budget):
-            request = protocol.LookupPages(chain.namespace, b"".join(hashes), seconds, recompute)
-            reply = self._call(request, seconds + LOOKUP_GRACE)
+            call = protocol.LookupPages(
+                chain.namespace, b"".join(hashes), seconds, recompute, _request_id(request)
+            )
+            reply = self._call(call, seconds + LOOKUP_GRACE)
             if not isinstance(reply, protocol.FoundPages) or not 0 <= reply.length <= len(hashes):
                 return Lookup(found.length, complete=False)
             found = Lookup(found.length + reply.length, reply.complete)
@@ -173,19 +180,24 @@ class AgentClient:
             left = max(0.0, deadline - time.monotonic())
             yield chain.hashes[begin : begin + protocol.MAX_HASHES], left
 
-    def present(self, chain: Chain, budget: float | None = None, tier: str = "") -> list[bool]:
+    def present(
+        self, chain: Chain, budget: float | None = None, tier: str = "", request: str = ""
+    ) -> list[bool]:
         """Return for each page of the chain whether a tier holds it, regardless of earlier pages.
 
         Args:
             chain: namespace digest and page hashes.
             budget: seconds; pages not checked in time count as absent.
             tier: check only this tier; empty checks all.
+            request: as for `lookup`.
 
         """
         present: list[bool] = []
         for hashes, seconds in self._parts(chain, budget):
-            request = protocol.CheckPages(chain.namespace, b"".join(hashes), seconds, tier)
-            reply = self._call(request, seconds + LOOKUP_GRACE)
+            call = protocol.CheckPages(
+                chain.namespace, b"".join(hashes), seconds, tier, _request_id(request)
+            )
+            reply = self._call(call, seconds + LOOKUP_GRACE)
             if not isinstance(reply, protocol.CheckedPages) or len(reply.present) != len(hashes):
                 break
             present += map(bool, reply.present)

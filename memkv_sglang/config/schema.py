@@ -111,6 +111,20 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Minimum level of logged events. Single pages are logged only at `debug`."
         ),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="Format of log lines: `text` is logfmt, `json` one object per line. An "
+            "SGLang server also writes this project's lines as JSON, to its stderr.",
+        ),
+    ] = "text"
+    log_requests: Annotated[
+        Literal["none", "slow", "all"],
+        Meta(
+            description="Requests whose lookups and loads are logged, for `memkv explain`. "
+            "`slow`: those that wait for 100 ms or longer in all.",
+        ),
+    ] = "slow"
     drain_timeout: Annotated[
         float,
         Meta(

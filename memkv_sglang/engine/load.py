@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 from memkv_sglang.engine.changed import ChangedPages
 from memkv_sglang.engine.promotion import Promoter
 from memkv_sglang.engine.results import Arrival, PageLoad
 from memkv_sglang.engine.single_flight import Follower, SingleFlight
+from memkv_sglang.engine.trace import EQUAL_LOADS, record_step
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.tiers.base import LoadResult, Tier, TierError
@@ -67,6 +69,7 @@ class Loader:
         wrote to its memory during the load.
         """
         retries: list[int] = []
+        began = time.perf_counter()
         for i, follower in enumerate(followed):
             if follower is None:
                 continue
@@ -81,6 +84,8 @@ class Loader:
             else:
                 retries.append(i)
                 self._changed.report("equal load")
+        waited = sum(follower is not None for follower in followed)
+        record_step(EQUAL_LOADS, waited, waited - len(retries), began)
         if retries and time.monotonic() < deadline:
             self._fetch_some(pages, retries, arrivals, deadline)
 
@@ -103,7 +108,7 @@ class Loader:
         shared_read = None
         if near and far and self._shared is not None:
             shared_read = self._executor.submit(
-                self._read, self._shared, pages, far, arrivals, deadline
+                copy_context().run, self._read, self._shared, pages, far, arrivals, deadline
             )
         elif far:
             self._read(self._shared, pages, far, arrivals, deadline)
@@ -136,7 +141,10 @@ class Loader:
     ) -> None:
         if tier is None or not which:
             return
+        began = time.perf_counter()
         outcomes = tier.fetch([pages[i] for i in which], deadline)
+        loaded = sum(one.result is LoadResult.LOADED for one in outcomes)
+        record_step(tier.name, len(which), loaded, began)
         for i, (result, checksum) in zip(which, outcomes, strict=True):
             name = tier.name if result is LoadResult.LOADED else ""
             arrivals[i] = Arrival(result, name, checksum)

@@ -5,6 +5,7 @@ import time
 
 from memkv_sglang.engine.load_cost import LoadCostPolicy, Part
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
+from memkv_sglang.engine.trace import record_skipped, record_step
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import Chain
 from memkv_sglang.tiers.base import Lookup, Tier, TierError
@@ -44,7 +45,9 @@ class Finder:
             self._metrics.incomplete_lookups.inc()
         if self._costs is None:
             return found
-        return found._replace(length=self._costs.limit(chain, parts, recompute))
+        length = self._costs.limit(chain, parts, recompute)
+        record_skipped(found.length - length)
+        return found._replace(length=length)
 
     def _search(self, chain: Chain, deadline: float, parts: list[Part]) -> Lookup:
         """Search both tiers. Appends to `parts` what each tier has of the prefix, in order."""
@@ -66,11 +69,14 @@ class Finder:
     ) -> Lookup:
         if tier is None or not chain.hashes:
             return NOTHING
+        began = time.perf_counter()
         try:
             found = tier.lookup(chain, deadline)
         except TierError as error:
+            record_step(tier.name, len(chain.hashes), 0, began, str(error))
             log.debug("lookup failed", extra={"fields": {"tier": tier.name, "error": str(error)}})
             return Lookup(0, complete=False)
+        record_step(tier.name, len(chain.hashes), found.length, began)
         parts.append(Part(tier.name, found.length))
         return found
 

@@ -66,6 +66,7 @@ HOOKS = (
     ),
     Hook("sglang.srt.lora.lora_manager.LoRAManager._load_lora_adapter", "lora.load_adapter"),
     *(Hook(f"{UPDATER}.{name}", f"weights.{name}") for name in UPDATES),
+    Hook(f"{CONTROLLER}._storage_hit_query", "storage_hooks.look_up", required=False),
     Hook(f"{CONTROLLER}._page_transfer", "storage_hooks.load", required=False),
     Hook(f"{CONTROLLER}._page_backup", "storage_hooks.back_up", required=False),
     Hook(f"{CONTROLLER}.should_backup", "storage_hooks.should_back_up", required=False),

@@ -22,9 +22,12 @@ ALL_PAGES, TRAILING_PAGES, BLOCK_GROUPS = "all_pages", "trailing_pages", "block_
 class Search:
     """One lookup over all pools of a model, with one time limit."""
 
-    def __init__(self, client: AgentClient, hashes: list[bytes], seconds: float) -> None:
-        """Start the time limit of `seconds`."""
+    def __init__(
+        self, client: AgentClient, hashes: list[bytes], seconds: float, request: str = ""
+    ) -> None:
+        """Start the time limit of `seconds`. `request` is the id of the request that asks."""
         self._client = client
+        self._request = request
         self._hashes = hashes
         self._deadline = time.monotonic() + seconds
 
@@ -34,7 +37,7 @@ class Search:
             return pages
         chain = registered.chain(self._hashes[:pages])
         left = self._left()
-        return self._client.lookup(chain, left, recompute).length if left else 0
+        return self._client.lookup(chain, left, recompute, self._request).length if left else 0
 
     def hit(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
         """Return the hit of a side pool for the first `pages` pages.
@@ -71,7 +74,9 @@ class Search:
             return [True] * len(pages)
         chain = registered.chain([self._hashes[page] for page in pages])
         left = self._left()
-        return self._client.present(chain, left) if left else [False] * len(pages)
+        if not left:
+            return [False] * len(pages)
+        return self._client.present(chain, left, request=self._request)
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolTransferResult
 
+from memkv_sglang.agent.log import log_as_json
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.client.withheld import withheld
 from memkv_sglang.config.errors import ConfigError
@@ -87,6 +88,9 @@ class MemKVStorage(HiCacheStorage):
         server_args = get_server_args()
         check_server(extra, server_args)
         config = read_config(extra)
+        if config.agent.log_format == "json":
+            log_as_json()
+        self.traffic.log_requests = config.agent.log_requests
         self._prefill = PrefillSpeed(config.engine.prefill_speed)
         # The agent starts while this thread reads the model.
         self._client = AgentClient(config, start=True)
@@ -170,7 +174,8 @@ class MemKVStorage(HiCacheStorage):
         if client is None or kv is None or kv.pool is None:
             return 0  # without side pools, an anchor without memory has nothing to load
         recompute = self._recompute(kv.pool, len(keys), extra_info)
-        return client.lookup(kv.chain(_hashes(keys)), LOOKUP_SECONDS, recompute).length
+        chain, request = kv.chain(_hashes(keys)), self.traffic.request_id
+        return client.lookup(chain, LOOKUP_SECONDS, recompute, request).length
 
     def _recompute(self, pool: Pool, pages: int, extra_info: Any) -> Recompute:
         """Return the cost of recomputing one of the `pages` pages that SGLang lacks."""
@@ -206,7 +211,7 @@ class MemKVStorage(HiCacheStorage):
         sides = [self._usable(transfer.name) for transfer in transfers]
         if client is None or kv is None or None in sides:
             return PoolTransferResult.empty()
-        search = Search(client, _hashes(keys), LOOKUP_SECONDS)
+        search = Search(client, _hashes(keys), LOOKUP_SECONDS, self.traffic.request_id)
         recompute = self._recompute(kv.pool, len(keys), extra_info) if kv.pool else UNKNOWN
         pages = search.prefix(kv, len(keys), recompute)
         hits, gates = {KV_POOL: pages}, [whole_prefix(pages)]

@@ -8,12 +8,21 @@ from memkv_sglang.client.withheld import withheld
 from memkv_sglang.plugin import state
 
 
+def look_up(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
+    """Wrap the lookup of a request's pages: tell the agent's log whose they are."""
+    storage = state.storage
+    if storage is None:
+        return original(controller, operation)
+    with storage.traffic.lookup_of(operation.request_id):
+        return original(controller, operation)
+
+
 def load(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
     """Wrap the load of a request's pages: count the tokens that each tier served."""
     storage = state.storage
     if storage is None:
         return original(controller, operation)
-    with storage.traffic.of_request(operation.request_id, controller.page_size):
+    with storage.traffic.load_of(operation.request_id, controller.page_size):
         return original(controller, operation)
 
 

@@ -1,6 +1,7 @@
 """Transfer statistics: bandwidth for SGLang's metrics, loaded tokens per tier and request."""
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -9,9 +10,12 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from memkv_sglang.agent import request_log
+from memkv_sglang.agent.log import REQUEST_BURST, REQUEST_PERIOD
+from memkv_sglang.agent.protocol import MAX_REQUEST_ID
 from memkv_sglang.engine.results import PageLoad
-
-log = logging.getLogger(__name__)
+from memkv_sglang.log_limit import LogLimit
+from memkv_sglang.printable import printable
 
 TIERS = ("nvme", "minio")
 """Tiers that a page can come from."""
@@ -29,6 +33,9 @@ class Traffic:
         `count_requests` enables the counter of loaded tokens. Set it on one rank only: all ranks
         load the same tokens.
         """
+        self.log_requests = "slow"
+        """Setting `agent.log_requests`."""
+        self._lines = LogLimit(REQUEST_PERIOD, REQUEST_BURST)
         self._metrics = metrics
         self._count_requests = metrics and count_requests
         self._lock = threading.Lock()
@@ -77,20 +84,62 @@ class Traffic:
         )
 
     @contextmanager
-    def of_request(self, request_id: str, page_size: int) -> Iterator[None]:
+    def lookup_of(self, request_id: str) -> Iterator[None]:
+        """Attribute this thread's lookups to a request, and log their time."""
+        with self._working_for(request_id):
+            began = time.perf_counter()
+            yield
+            self._log_request("lookup", request_id, began, {})
+
+    @contextmanager
+    def load_of(self, request_id: str, page_size: int) -> Iterator[None]:
         """Attribute this thread's loads to a request; at the end, count and log tokens by tier."""
-        tiers = self._request.tiers = Counter[str]()
+        tiers, began = Counter[str](), time.perf_counter()
+        with self._working_for(request_id):
+            self._request.tiers = tiers
+            try:
+                yield
+            finally:
+                del self._request.tiers
+                tokens = {tier: pages * page_size for tier, pages in tiers.items()}
+                self._log_request("load", request_id, began, tokens)
+                if self._count_requests:
+                    for tier, count in tokens.items():
+                        _loaded_tokens().labels(tier).inc(count)
+
+    @contextmanager
+    def _working_for(self, request_id: str) -> Iterator[None]:
         self._request.id = request_id
         try:
             yield
         finally:
-            del self._request.tiers, self._request.id
-            if tiers:
-                tokens = {tier: pages * page_size for tier, pages in tiers.items()}
-                log.debug("memkv: request %s loaded tokens %s", request_id, tokens)
-                if self._count_requests:
-                    for tier, count in tokens.items():
-                        _loaded_tokens().labels(tier).inc(count)
+            del self._request.id
+
+    def _log_request(
+        self, operation: str, request_id: str, began: float, tokens: dict[str, int]
+    ) -> None:
+        """Log a lookup or a load of a request, with the loaded tokens by tier."""
+        seconds = time.perf_counter() - began
+        logged = self.log_requests == "all" or (
+            self.log_requests == "slow" and seconds >= request_log.SLOW
+        )
+        level = logging.INFO if logged else logging.DEBUG
+        if not request_log.log.isEnabledFor(level) or self._lines.admit("") is None:
+            return
+        request = printable(request_id)[:MAX_REQUEST_ID]
+        fields = {
+            "operation": f"server_{operation}",
+            "request": request,
+            "client": os.getpid(),
+            "seconds": seconds,
+            **{f"{tier}_tokens": count for tier, count in tokens.items()},
+        }
+        request_log.log.log(
+            level,
+            "memkv: request %s: %s took %.3f s, loaded tokens: %s",
+            *(request, operation, seconds, tokens or "none"),
+            extra={"fields": fields},
+        )
 
     @property
     def request_id(self) -> str:

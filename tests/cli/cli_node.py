@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
 from memkv_testbed.host_pool import HostPool
 
@@ -31,22 +32,26 @@ Run = Callable[..., Outcome]
 
 
 def start(
-    environ: dict[str, str], *arguments: str, stdout: int | None = None
+    environ: dict[str, str],
+    *arguments: str,
+    stdout: int | None = None,
+    stderr: IO[str] | int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
     program = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **environ},
         stdout=stdout or subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 
 
 @contextmanager
-def running_agent(environ: dict[str, str]) -> Iterator[AgentClient]:
-    """Run `memkv agent` during the context; yields a connected client."""
-    process = start(environ, "agent")
+def running_agent(environ: dict[str, str], log: Path = Path(os.devnull)) -> Iterator[AgentClient]:
+    """Run `memkv agent`, which logs to `log`, during the context; yields a connected client."""
+    with log.open("w") as stderr:
+        process = start(environ, "agent", stderr=stderr)
     client = AgentClient(config_of(environ), start=False)
     try:
         assert client.wait(LIMIT), client.problem

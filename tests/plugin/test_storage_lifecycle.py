@@ -12,6 +12,7 @@ import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolTransfer
 
 import memkv_sglang
+from memkv_sglang.cli.request_times import read_requests
 from memkv_sglang.plugin import attachment, pools, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
@@ -228,12 +229,20 @@ def test_a_request_knows_which_tier_its_pages_came_from(
 ) -> None:
     pool, chain = host_pools.mha(), keys(6)
     near, far = make_node("a"), make_node("b")
+    far.settings["agent.log_requests"] = "all"
     store(near.attach({"kv": pool}), pool, chain)
     near.upload()
     other = host_pools.mha()
     storage = far.attach({"kv": other})
     slots = host_pools.slots(other, range(6))
     assert storage.batch_set_v1(chain[:2], slots[: 2 * host_pools.PAGE], after([])) == [True] * 2
-    with caplog.at_level(logging.DEBUG), storage.traffic.of_request("r1", host_pools.PAGE):
+    with caplog.at_level(logging.DEBUG), storage.traffic.load_of("r1", host_pools.PAGE):
         assert all(storage.batch_get_v1(chain, slots, after([])))
-    assert "request r1 loaded tokens {'nvme': 32, 'minio': 64}" in caplog.text
+    assert "loaded tokens: {'nvme': 32, 'minio': 64}" in caplog.text
+    log = Path(far.settings["agent.socket"]).with_name("agent.log")
+    (times,) = read_requests(log.read_bytes().splitlines(), request="r1")
+    assert (times.client, times.operations["load"].done) == (os.getpid(), 6)
+    assert {name: step.done for name, step in times.steps["load"].items()} == {
+        "nvme": 2,
+        "minio": 4,
+    }
