@@ -17,8 +17,10 @@ from memkv_sglang.testing.pages import make_chain, make_page
 from memkv_sglang.tiers.base import LoadResult, Lookup, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.admin import Bucket, ObjectInfo
+from memkv_sglang.tiers.minio.http import ServerClock
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.retention import collector as collecting
+from memkv_sglang.tiers.minio.retention import logs
 from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
 from memkv_sglang.tiers.minio.retention.records import Records
 from memkv_sglang.tiers.minio.retention.shards import LeaseHeldError, Shard
@@ -141,6 +143,128 @@ def test_a_dry_run_removes_nothing_and_reports_the_same(bucketful: Bucketful) ->
     told = bucketful.collector(**settings).collect(lambda *_: None, dry_run=True).report
     assert all(bucketful.there(chain))
     assert bucketful.collect(**settings).report == told
+
+
+def test_a_dry_run_leaves_a_removal_that_is_under_way_to_others(bucketful: Bucketful) -> None:
+    chain = bucketful.spill("chain", 6)
+    settings = {"capacity": 3 * PAGE}
+    node = bucketful.collector(**settings)
+    node.look()
+    assert node.begin()
+    while node.look().current.phase == "merge":
+        node.advance(lambda *_: None)
+    time.sleep(1.5)  # the removal is due
+    told = bucketful.collector(**settings).collect(lambda *_: None, dry_run=True).report
+    assert all(bucketful.there(chain))
+    while node.look().current.phase == "remove":
+        node.advance(lambda *_: None)
+    assert node.look().current.report == told
+    assert told.removed_pages == 4
+
+
+# Uses that are not known
+
+
+WAITING = "waiting for the uses of all nodes"
+
+
+def test_nothing_is_removed_before_all_logs_are_merged(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    used, *others = [bucketful.spill(f"chain {i}", 4) for i in range(4)]
+    bucketful.wait_for_next_period(1, others[-1].keys())
+    node = MinioTier(bucketful.config)
+    node.check(deadline())
+    node.record_access(used, 0)
+    node.close()  # writes the fifth log
+    monkeypatch.setattr(logs, "LISTED_LIMIT", 2)
+    settings = {"capacity": 5 * PAGE, "use_period": 1}
+    assert bucketful.collect(**settings).report.removed_pages == 0
+    assert "too many logs" in caplog.text
+    for _ in others:  # then the second and third round merge all and remove pages
+        report = bucketful.collect(**settings).report
+    assert report.pages == 4
+    assert all(bucketful.there(used))
+
+
+@pytest.mark.parametrize("moment", [WAITING, "removed"])
+def test_a_removal_stops_if_there_are_too_many_logs_to_read(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    chains = [bucketful.spill(f"chain {i}", 4) for i in range(2)]
+    node = MinioTier(bucketful.config)
+    node.check(deadline())
+
+    def step(what: str, _done: int, _total: int | None) -> None:
+        if what == moment:
+            monkeypatch.setattr(logs, "LISTED_LIMIT", 1)
+            for chain in chains:
+                node.record_access(chain, 0)
+                assert node.flush_accesses(LIMIT)
+
+    try:
+        with pytest.raises(TierError, match="too many logs"):
+            bucketful.collector(capacity=1).collect(step)
+    finally:
+        node.close()
+    assert all(all(bucketful.there(chain)) for chain in chains)
+
+
+def test_nothing_is_removed_by_a_node_that_cannot_write_its_log(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = bucketful.spill("chain", 4)
+
+    def step(what: str, _done: int, _total: int | None) -> None:
+        if what == WAITING:
+            monkeypatch.setattr(logs.LogStore, "write", refuse)
+            bucketful.tier.record_access(make_chain(NAMESPACE, 2, "used"), 0)
+
+    def refuse(*_: object) -> None:
+        raise TierError("refused")
+
+    collector = bucketful.collector(capacity=1, use_period=1)
+    bucketful.wait_for_next_period(1, chain.keys())
+    with pytest.raises(TierError, match="could not log which pages this node used"):
+        collector.collect(step)
+    assert all(bucketful.there(chain))
+
+
+def test_a_lost_record_of_the_round_does_not_stop_collections(bucketful: Bucketful) -> None:
+    for seed in ("first", "second"):
+        bucketful.spill(seed, 8)
+        report = bucketful.collect(capacity=4 * PAGE, use_period=1).report
+        assert (report.pages, report.removed_pages) == (3, 5 if seed == "first" else 8)
+        bucketful.admin.remove_object(bucketful.config.bucket, ObjectNames("").round)
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_node_whose_clock_is_an_hour_off_removes_and_logs_nothing(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """A server that checks dates refuses its requests; this one does not."""
+    settings = {"max_age": 1800, "use_period": 1}
+    right = ServerClock.__init__.__defaults__
+    assert right is not None
+    wrong = (lambda: time.time() + ahead, *right[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerClock.__init__, "__defaults__", wrong)
+        node = bucketful._replace(tier=MinioTier(bucketful.config))
+    try:
+        theirs, other = bucketful.spill("theirs", 3), make_chain(NAMESPACE, 3, "other")
+        pages = [make_page(key, [PAGE], filled=True) for key in other.keys()]
+        assert node.tier.spill(pages, deadline()) == [SpillResult.STORED] * 3
+        with pytest.raises(TierError, match="could not log"):
+            node.collect(**settings)
+        assert not node.tier.flush_accesses(2)
+        assert bucketful.collect(**settings).report.pages == 3  # the right node goes on
+        results = node.tier.load(
+            [make_page(k, [PAGE], filled=False) for k in theirs.keys()], deadline()
+        )
+        assert results == [LoadResult.LOADED] * 3
+        assert all([*bucketful.there(theirs), *bucketful.there(other)])
+    finally:
+        node.tier.close()
 
 
 def test_a_shard_of_many_parts_is_merged_in_order(

@@ -13,7 +13,7 @@ from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.http import ServerClock
 from memkv_sglang.tiers.minio.objects import Telemetry
 from memkv_sglang.tiers.minio.retention import use_log
-from memkv_sglang.tiers.minio.retention.entries import page_keys
+from memkv_sglang.tiers.minio.retention.entries import merge, page_keys
 from memkv_sglang.tiers.minio.retention.use_log import LogTarget, UseLog
 
 CHAIN = make_chain(make_namespace(MIB), 50)
@@ -26,11 +26,13 @@ class Logs:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.pages: set[Any] = set()
+        self.entries: list[Any] = []
 
     def write(self, found: Any, _now: float) -> None:
         if self.errors:
             raise self.errors.pop(0)
         self.pages.update(page_keys(found))
+        self.entries.append(found)
 
 
 @pytest.fixture
@@ -75,3 +77,18 @@ def test_flush_writes_all_uses_even_if_they_do_not_fit_at_once(
         uses.used(OTHER, 0)
     assert uses.flush(20)
     assert logs.pages == {*CHAIN.keys(), *OTHER.keys()}
+
+
+@pytest.mark.parametrize("last", ["stored", "removed"])
+def test_stores_and_removals_in_one_second_count_in_their_order(
+    uses: UseLog, logs: Logs, last: str
+) -> None:
+    page = CHAIN.keys()[0]
+    for _ in range(3):
+        for what in ("removed", "stored") if last == "stored" else ("stored", "removed"):
+            if what == "stored":
+                uses.stored(page, MIB)
+            else:
+                uses.removed([page])
+    assert uses.flush(20)
+    assert page_keys(merge(*logs.entries)) == ([page] if last == "stored" else [])

@@ -229,17 +229,16 @@ class Collector:
         Waits for other nodes, and for the time they need to log their uses.
         """
         self._log_uses()
-        while self.look().current.phase != "done":
-            self._go_on(step, dry_run=dry_run)
-        while not self.begin():
+        self.look()
+        self._finish_round(step, dry_run=dry_run)
+        while self._stored.current.phase == "done" and not self.begin():
             self.look()
-            while self._stored.current.phase != "done":
-                self._go_on(step, dry_run=dry_run)
+            self._finish_round(step, dry_run=dry_run)
         self._planned = None
-        number = self._stored.current.number
-        while self._stored.current.number == number and self._stored.current.phase != "done":
-            self._go_on(step, dry_run=dry_run)
+        self._finish_round(step, dry_run=dry_run)
         report = self._stored.current.report
+        if dry_run and self._stored.current.phase == "remove":
+            report = self._plan_of_removal()
         assert report is not None
         if dry_run and self._planned:
             pages, size = self._planned
@@ -253,6 +252,26 @@ class Collector:
         capacity = self._config.capacity
         self._parts.logs.forget()
         return Collection(report, not capacity or report.bytes <= capacity, self.memory)
+
+    def _finish_round(self, step: Step, *, dry_run: bool) -> None:
+        """Work on the round last read until it is over; a dry run leaves removals to others."""
+        number = self._stored.current.number
+        while (current := self._stored.current).number == number and current.phase != "done":
+            if dry_run and current.phase == "remove":
+                return
+            self._go_on(step, dry_run=dry_run)
+
+    def _plan_of_removal(self) -> Report:
+        """Plan what is left to remove in this round; return what the bucket holds now."""
+        from memkv_sglang.tiers.minio.retention.eviction import Cut, Summary, planned
+
+        current, summaries = self._stored.current, []
+        for shard in self._shards:
+            shard.read()
+            is_done = shard.state.removed >= current.number
+            summaries.append(Summary.sum([]) if is_done else shard.summary())
+        self._planned = planned(summaries, Cut(order=current.order, quotas=current.quotas))
+        return self._report(current.number)
 
     def _go_on(self, step: Step, *, dry_run: bool = False) -> None:
         if self.advance(step, dry_run=dry_run):
