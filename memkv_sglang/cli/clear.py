@@ -17,8 +17,9 @@ from memkv_sglang.config.load import LoadedConfig
 def clear(loaded: LoadedConfig, bucket: bool, yes: bool) -> None:
     """Delete every page of every namespace from the bucket, for all nodes.
 
-    Other objects in the bucket stay, and so do the pages on the nodes' disks. To clear one node
-    only, use SGLang's `POST /hicache/storage-backend/clear`.
+    Stop the agents first: pages that running agents have stored in the last minute stay. Other
+    objects in the bucket stay, and so do the pages on the nodes' disks. To clear one node only,
+    use SGLang's `POST /hicache/storage-backend/clear`.
     """
     config = loaded.config
     check_environment(loaded)

@@ -42,10 +42,10 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool) -> None:
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config.minio) as tier, make_progress() as progress:
-        collector = tier.collector(config.collector, alone=not tier.has_conditions())
+        support = tier.measured_support()
+        collector = tier.collector(config.collector, support.conditions)
         collection = collector.collect(PhaseProgress(progress).step, dry_run=dry_run)
-        versioned = collector.versioned
-    if versioned:
+    if support.versioned:
         click.echo(
             "warning: the bucket is versioned, so removing pages frees no space; run `memkv bucket "
             "setup` for advice",

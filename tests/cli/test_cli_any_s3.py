@@ -51,6 +51,34 @@ def test_a_server_without_conditional_writes_fails_where_limits_are_set(
     assert outcome.status == (level == "FAIL")
 
 
+def test_limits_are_fine_where_one_node_collects_by_a_setting(run_on: RunOn) -> None:
+    limits = ("--collector-capacity", "1TiB", "--collector-run", "always")
+    outcome = run_on(Faults(conditions="ignored"), "doctor", "--json", *limits)
+    assert findings(outcome)["conditions"]["level"] == "warn"
+    assert "collector.run = always" in findings(outcome)["conditions"]["advice"]
+    assert outcome.status == 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "warning"),
+    [
+        (Faults(conditions="ignored", version_ids=True), ""),  # Garage
+        (Faults(conditions="bare"), ""),  # Ceph RGW
+        (Faults(versioning="Enabled", version_ids=True), "the bucket is versioned"),
+    ],
+)
+def test_gc_collects_and_warns_only_of_real_versions(
+    faults: Faults, warning: str, run_on: RunOn
+) -> None:
+    limits = ("--collector-capacity", "1GiB", "--collector-interval", "1")
+    for _ in range(2):  # the second run replaces the records of the first
+        outcome = run_on(faults, "gc", *limits)
+        assert outcome.status == 0, outcome.err
+        assert "removed: 0 pages" in outcome.out
+        assert ("warning" in outcome.err) is bool(warning)
+        assert warning in outcome.err
+
+
 @pytest.mark.parametrize(
     ("rules", "level"), [("NotImplemented", "warn"), ("AccessDenied", "skip"), ("", "warn")]
 )

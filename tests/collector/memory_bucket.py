@@ -9,7 +9,7 @@ from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.objects import Telemetry
 from memkv_sglang.tiers.minio.retention import LogStore, Parts, PinStore
 from memkv_sglang.tiers.minio.retention.bucket_format import BucketFormat
-from memkv_sglang.tiers.minio.retention.records import Record, Written
+from memkv_sglang.tiers.minio.retention.records import Record
 
 NAMES = ObjectNames("")
 
@@ -55,12 +55,12 @@ class MemoryBucket:
             return None
         return found.content[span[0] : span[1]] if span else found.content
 
-    def write(self, name: str, content: bytes, over: str | None) -> Written | None:
+    def write(self, name: str, content: bytes, over: str | None) -> str | None:
         found = self.stored.get(name)
         if (found.etag if found else None) != over:
             return None
         self.put(name, content)
-        return Written(self.stored[name].etag, False)
+        return self.stored[name].etag
 
     def put(self, name: str, content: bytes) -> None:
         self.writes += 1

@@ -2,6 +2,7 @@
 
 import io
 
+import msgspec
 import pytest
 from minio import Minio
 
@@ -9,6 +10,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention import BucketFormat
 from tests.collector.bucket import LIMIT, NAMESPACE, PAGE, Bucketful, deadline
 
 NAMES = ObjectNames("")
@@ -48,6 +50,34 @@ def test_a_bucket_of_format_1_is_refused_until_it_is_rebuilt(bucketful: Bucketfu
         assert new.tier.clear(NAMESPACE.digest) == 4
     finally:
         new.tier.close()
+
+
+def test_a_bucket_that_was_emptied_by_hand_keeps_its_number_of_shards(
+    bucketful: Bucketful,
+) -> None:
+    """The next round writes the record of the format again, so that other nodes can join."""
+    bucketful.tier.close()
+    remove_under(bucketful, "")
+    record = msgspec.json.encode(BucketFormat(shards=8))
+    bucketful.admin.put_object(
+        bucketful.config.bucket, NAMES.format, io.BytesIO(record), len(record)
+    )
+    node = bucketful._replace(tier=MinioTier(bucketful.config))
+    try:
+        node.spill("before", 4)
+        node.collect(capacity=100 * PAGE, use_period=1)
+        remove_under(bucketful, "")
+        chain = node.spill("after", 8)
+        assert node.collect(capacity=5 * PAGE, use_period=1).report.pages == 4
+        other = MinioTier(bucketful.config)
+        try:
+            other.check(deadline())
+            assert other.retention().format.shards == 8
+            assert other.lookup(chain, deadline()).length == 4
+        finally:
+            other.close()
+    finally:
+        node.tier.close()
 
 
 def test_a_rebuild_continues_and_leaves_foreign_objects(bucketful: Bucketful) -> None:

@@ -49,7 +49,7 @@ from memkv_sglang.tiers.minio.objects import (
     Telemetry,
 )
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
-from memkv_sglang.tiers.minio.probe import ServerSupport, probe_server
+from memkv_sglang.tiers.minio.probe import Conditions, ServerSupport, probe_server
 from memkv_sglang.tiers.minio.retention import (
     BucketFormat,
     Collector,
@@ -390,29 +390,31 @@ class MinioTier(Tier):
         """Write what was recorded to the bucket; False if that fails or takes too long."""
         return self._uses.flush(timeout)
 
-    def collector(self, config: CollectorConfig, *, alone: bool = False) -> Collector:
+    def collector(
+        self, config: CollectorConfig, conditions: Conditions = Conditions.QUOTED
+    ) -> Collector:
         """Return a collector of this bucket. Raises `TierError`.
 
-        `alone` means that no other node collects, so that the server need not honour conditional
-        writes.
+        `conditions` are those of `support`. Without conditional writes, no other node may collect.
         """
         self._demand_writer()
-        parts = self.retention()
-        if alone:
-            parts = parts._replace(records=parts.records.unconditional())
-        return self._make_collector(parts, config)
+        return self._make_collector(self._conditional(conditions), config)
 
-    def has_conditions(self) -> bool:
-        """Try whether the server honours conditional writes. Raises `TierError`."""
+    def _conditional(self, conditions: Conditions) -> Parts:
+        parts = self.retention()
+        return parts._replace(records=parts.records.conditional(conditions))
+
+    def measured_support(self) -> ServerSupport:
+        """Return what the server supports, after a measurement if need be. Raises `TierError`."""
         try:
-            return self.support(time.monotonic() + PROBE_TIME).exclusive
+            return self.support(time.monotonic() + PROBE_TIME)
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
 
     def rebuilder(self, config: CollectorConfig, shards: int | None = None) -> Rebuilder:
         """Return what rebuilds the index from a listing. Raises `TierError`."""
         self._demand_writer()
-        return Rebuilder(self.retention(), config, shards)
+        return Rebuilder(self._conditional(self.measured_support().conditions), config, shards)
 
     def set_expiry(self, days: int) -> None:
         """Record after how many days the bucket's lifecycle rule expires pages; 0: never.
@@ -420,25 +422,26 @@ class MinioTier(Tier):
         Raises `TierError`, `ConfigError`.
         """
         self._demand_writer()
-        _, records, names = self.control()
-        write_format(records, names, lambda found: msgspec.structs.replace(found, days=days))
+        parts = self._conditional(self.measured_support().conditions)
+        write_format(
+            parts.records,
+            parts.names,
+            lambda found: msgspec.structs.replace(found or BucketFormat(), days=days),
+        )
 
     def _take_part(self, config: CollectorConfig) -> Collector:
         """Return this node's collector; whether it collects depends on the server."""
         if self._taking_part is None:
-            parts, collects = self.retention(), config.run == "always"
-            works = config.run != "auto" or self.has_conditions()
-            if not works:
-                log.warning(
-                    "this server does not honour conditional writes, so nodes cannot agree on who "
-                    "collects; set collector.run = always on one node, or run `memkv gc`"
-                )
-            if collects:
-                parts = parts._replace(records=parts.records.unconditional())
-            elif works and config.run == "auto":
-                conditions = self.support(time.monotonic() + PROBE_TIME).conditions
-                parts = parts._replace(records=parts.records.conditional(conditions))
-            collects = collects or (config.run == "auto" and works)
+            conditions, collects = Conditions.NONE, config.run == "always"
+            if config.run == "auto":
+                conditions = self.measured_support().conditions
+                collects = conditions is not Conditions.NONE
+                if not collects:
+                    log.warning(
+                        "this server does not honour conditional writes, so nodes cannot agree on "
+                        "who collects; set collector.run = always on one node, or run `memkv gc`"
+                    )
+            parts = self._conditional(conditions)
             self._taking_part = self._make_collector(parts, config, collects=collects)
         return self._taking_part
 

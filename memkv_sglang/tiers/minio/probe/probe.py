@@ -48,9 +48,7 @@ CALL_SECONDS = 5.0
 LOST = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND})
 """Status codes of a conditional write that another writer won. AWS S3 also sends 409."""
 
-ONE_COLLECTOR = (
-    "set no limits on the nodes, and run `memkv gc` from one node, for example with cron"
-)
+ONE_COLLECTOR = "set collector.run = always on one node only, or run `memkv gc` from one machine"
 
 
 def probe_server(

@@ -80,9 +80,9 @@ def ensure_format(
     if found is None:
         if has_pages(bucket, names):
             raise ConfigError(
-                "minio.bucket: the bucket has pages of format 1, and this version uses format 2; "
-                "run `memkv bucket rebuild`, which migrates them, or choose another bucket or "
-                "prefix"
+                "minio.bucket: the bucket has pages of format 1, and this version uses format 2, "
+                f"or its {names.format} was removed; run `memkv bucket rebuild`, which migrates "
+                "and repairs it, or choose another bucket or prefix"
             )
         found = BucketFormat(shards=SHARDS)
         if writable:
@@ -99,14 +99,15 @@ def has_pages(bucket: Bucket, names: ObjectNames) -> bool:
 def write_format(
     records: Records,
     names: ObjectNames,
-    change: Callable[[BucketFormat], BucketFormat],
+    change: Callable[[BucketFormat | None], BucketFormat],
 ) -> BucketFormat:
     """Create or change the record; return what is stored then, by whichever node.
 
+    `change` gets the present one, None if there is none.
     Raises `ConfigError`, `TierError`.
     """
     record = records.read(names.format, SIZE_LIMIT)
-    changed = change(read_format(records, names) or BucketFormat())
+    changed = change(read_format(records, names))
     over = record.version if record else None
     if records.write(names.format, msgspec.json.encode(changed), over) is not None:
         return changed
@@ -116,8 +117,11 @@ def write_format(
     return found
 
 
-def renew_format(records: Records, names: ObjectNames) -> None:
-    """Rewrite the record if it is old. Raises `ConfigError`, `TierError`."""
+def renew_format(records: Records, names: ObjectNames, known: BucketFormat) -> None:
+    """Rewrite the record if it is old; write `known` if it is gone, perhaps with the whole bucket.
+
+    Raises `ConfigError`, `TierError`.
+    """
     record = records.read(names.format, SIZE_LIMIT)
     if record is None or record.age > RENEW_AFTER:
-        write_format(records, names, lambda found: found)
+        write_format(records, names, lambda found: found or known)

@@ -155,11 +155,6 @@ class Collector:
         """Most memory of entries at once, in bytes, since the start."""
 
     @property
-    def versioned(self) -> bool:
-        """Whether the bucket keeps versions, according to the last writes."""
-        return any(shard.versioned for shard in self._shards)
-
-    @property
     def removed(self) -> tuple[int, int]:
         """Pages and bytes that this node has removed so far."""
         return self._removed[0], self._removed[1]
@@ -360,7 +355,7 @@ class Collector:
             summaries.append(shard.summary())
         self._remove_merged_logs()
         self._remove_quarantined(now)
-        renew_format(self._parts.records, self._parts.names)
+        renew_format(self._parts.records, self._parts.names, self._parts.format)
         size = sum(shard.state.bytes for shard in self._shards)
         excess = 0
         if config.capacity and size > config.capacity:

@@ -117,7 +117,7 @@ class Rebuilder:
         write_format(
             parts.records,
             parts.names,
-            lambda now: msgspec.structs.replace(now, shards=shards),
+            lambda now: msgspec.structs.replace(now or BucketFormat(), shards=shards),
         )
         parts.bucket.remove([self._name, parts.names.format_1])
         return Rebuilt(

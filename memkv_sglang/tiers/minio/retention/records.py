@@ -44,14 +44,6 @@ class Record(NamedTuple):
     """Whole seconds since it was written, by the server's clock."""
 
 
-class Written(NamedTuple):
-    """The result of a write."""
-
-    version: str
-    versioned: bool
-    """Whether the bucket keeps the previous content as a version."""
-
-
 class Records:
     """Reads and writes records. Calls block, and raise `TierError`."""
 
@@ -73,12 +65,8 @@ class Records:
         self._storage_fields = storage_fields
         self._conditions = conditions
 
-    def unconditional(self) -> "Records":
-        """Return records of the same bucket whose writes have no condition."""
-        return self.conditional(Conditions.NONE)
-
     def conditional(self, conditions: Conditions) -> "Records":
-        """Return records of the same bucket with the conditions that the server takes."""
+        """Return records of the same bucket with the conditions that the server honours."""
         return Records(self._client, self._storage_fields, self._clock, conditions=conditions)
 
     def read(self, name: str, limit: int = LIMIT) -> Record | None:
@@ -163,10 +151,11 @@ class Records:
         except (StatusError, TransferError) as error:
             raise TierError(f"could not check {len(names)} objects: {error}") from error
 
-    def write(self, name: str, content: bytes, over: str | None) -> Written | None:
+    def write(self, name: str, content: bytes, over: str | None) -> str | None:
         """Replace version `over` of a record, or create the record if `over` is None.
 
-        Returns None, and writes nothing, if the record was changed or created by another node.
+        Returns the new version. Returns None, and writes nothing, if the record was changed or
+        created by another node.
         """
         if self._conditions is Conditions.NONE:
             return self._put(name, content, NO_FIELDS)
@@ -177,15 +166,15 @@ class Records:
         if self._put(name, content, {}) is None:
             raise TierError(f"could not write {name}: the bucket is gone")
 
-    def _put(self, name: str, content: bytes, condition: Mapping[str, str]) -> Written | None:
+    def _put(self, name: str, content: bytes, condition: Mapping[str, str]) -> str | None:
         fields = {"content-length": str(len(content)), **condition, **self._storage_fields}
         deadline = time.monotonic() + CALL_SECONDS
 
-        def receive(connection: Connection, head: ResponseHead) -> Written:
+        def receive(connection: Connection, head: ResponseHead) -> str:
             if head.status != HTTPStatus.OK:
                 refuse(connection, head, deadline, "PUT")
             connection.discard_body(deadline)
-            return Written(_etag(head), head.field(b"x-amz-version-id") is not None)
+            return _etag(head)
 
         try:
             return self._client.exchange(

@@ -74,7 +74,7 @@ class StoredRound:
         written = self._records.write(self._name, msgspec.json.encode(changed), self._version)
         if written is None:
             return False
-        self._version, self.current, self.age = written.version, changed, 0.0
+        self._version, self.current, self.age = written, changed, 0.0
         return True
 
 

@@ -102,8 +102,6 @@ class Shard:
         self.state = ShardState()
         self.damaged = False
         """Whether the record could not be parsed, so that the shard counts as empty."""
-        self.versioned = False
-        """Whether the bucket keeps versions, according to the last write."""
 
     def read(self) -> str:
         """Read the record into `state`; return who holds the lease, empty if nobody does."""
@@ -144,7 +142,7 @@ class Shard:
         if written is None:
             raise LeaseHeldError("another node took over the collection of a shard")
         self.state = state
-        self._version, self.versioned = written
+        self._version = written
         self._renewed = begin
 
     def entries(self, part: Part) -> "Entries":

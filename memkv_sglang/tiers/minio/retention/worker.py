@@ -63,7 +63,6 @@ class CollectorWorker:
         self._last: Report | None = None
         self._removed = (0, 0)
         self._collects: bool | None = None
-        self._warned = False
         self._driving = False
         self._waiting = False
         self._began = 0.0
@@ -170,12 +169,6 @@ class CollectorWorker:
             "seconds": round(seconds, 1),
         }
         log.info("bucket collected", extra={"fields": fields})
-        if collector.versioned and not self._warned:
-            self._warned = True
-            log.warning(
-                "the bucket keeps versions, so removing pages frees no space; run `memkv bucket "
-                "setup` for advice"
-            )
         if 0 < self._config.capacity < report.bytes and report.kept_pages:
             log.warning(
                 "the bucket exceeds its capacity and all other pages are pinned; unpin some, or "
