@@ -1,6 +1,7 @@
 """Every metric that the agent exposes. `docs/metrics.md` is generated from this module."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily
@@ -19,7 +20,7 @@ BREAKER_STATES = ("closed", "half_open", "open")
 
 _LOAD_RESULTS = tuple(result.name.lower() for result in LoadResult)
 _SPILL_RESULTS = tuple(result.name.lower() for result in SpillResult)
-_RESULTS = {"lookup": ("found", "missing"), "load": _LOAD_RESULTS, "spill": _SPILL_RESULTS}
+RESULTS = {"lookup": ("found", "missing"), "load": _LOAD_RESULTS, "spill": _SPILL_RESULTS}
 """Every result that a page can have, by operation."""
 
 
@@ -60,11 +61,23 @@ def make_records_counter(registry: CollectorRegistry) -> Counter:
     return counter
 
 
+class CallMetrics(Protocol):
+    """Where calls are counted: by tier in `Metrics`, by shard in `ShardMetrics`."""
+
+    pages: Counter
+    bytes: Counter
+    call_duration: Histogram
+    call_errors: Counter
+
+    def initialize_calls(self, tier: str) -> None:
+        """Create the series of the calls, with value 0."""
+
+
 class Metrics:
     """The agent's metrics. Each instance registers its own set in the given registry.
 
     Series whose labels are known in advance exist from the start, with value 0, so that rates and
-    alerts work before the first event. `initialize_tier` adds the series of one tier.
+    alerts work before the first event. `initialize_calls` adds the series of one tier.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -245,9 +258,9 @@ class Metrics:
         for result in ("done", "failed"):
             self.collections.labels(result)
 
-    def initialize_tier(self, tier: str) -> None:
+    def initialize_calls(self, tier: str) -> None:
         """Create the series of a tier's calls, with value 0."""
-        for operation, results in _RESULTS.items():
+        for operation, results in RESULTS.items():
             for result in results:
                 self.pages.labels(tier, operation, result)
             self.call_duration.labels(tier, operation)

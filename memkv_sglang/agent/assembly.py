@@ -3,20 +3,26 @@
 import hashlib
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.agent.paths import socket_path
 from memkv_sglang.config.errors import BrokenDiskError, ConfigError
-from memkv_sglang.config.schema import Config
+from memkv_sglang.config.schema import Config, MinioConfig
+from memkv_sglang.config.shards import has_minio, shard_configs
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.pins import PinWatcher
+from memkv_sglang.engine.shards import GuardedShard, guard_shard
 from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
     from memkv_sglang.tiers.nvme import NvmeTier
+    from memkv_sglang.tiers.shards import ShardedTier
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +32,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
 
     If MinIO is configured, a broken disk is left out until the next start.
     """
-    if not config.nvme.directory and not config.minio.endpoint:
+    if not config.nvme.directory and not has_minio(config.minio):
         raise ConfigError(
             "nvme.directory, minio.endpoint: both are empty, so pages cannot be stored; set at "
             "least one of them"
@@ -34,8 +40,9 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
     metrics = Metrics(registry)
     disabled: dict[str, str] = {}
     nvme = _nvme(config, metrics, disabled) if config.nvme.directory else None
+    shards: list[GuardedShard] = []
     try:
-        minio = _minio(config, metrics, registry) if config.minio.endpoint else None
+        minio = _minio(config, metrics, registry, shards) if has_minio(config.minio) else None
     except BaseException:
         if nvme is not None:
             nvme.close(time.monotonic())  # no calls to wait for
@@ -54,6 +61,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         uses=minio,
         watcher=watcher,
         disabled=disabled,
+        shards=shards,
     )
 
 
@@ -77,7 +85,7 @@ def _nvme(config: Config, metrics: Metrics, disabled: dict[str, str]) -> "NvmeTi
     try:
         return NvmeTier(config.nvme)
     except BrokenDiskError as error:
-        if not config.minio.endpoint:
+        if not has_minio(config.minio):
             raise
         metrics.call_errors.labels(NvmeTier.name, "open").inc()
         log.error("nvme tier disabled", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
@@ -85,13 +93,67 @@ def _nvme(config: Config, metrics: Metrics, disabled: dict[str, str]) -> "NvmeTi
         return None
 
 
-def _minio(config: Config, metrics: Metrics, registry: CollectorRegistry) -> "MinioTier":
+def _minio(
+    config: Config, metrics: Metrics, registry: CollectorRegistry, guarded: list[GuardedShard]
+) -> "MinioTier | ShardedTier":
+    """Return the tier in one bucket, or the tier over all shards, which are added to `guarded`."""
+    tiers: dict[str, MinioTier] = {}
+    configs = shard_configs(_with_split_cache(config.minio))
+    try:
+        for name, one in configs.items():
+            tiers[name] = _bucket_tier(one, config, metrics)
+    except BaseException:
+        for tier in tiers.values():
+            tier.close(time.monotonic())
+        raise
+    counters = [tier.telemetry for tier in tiers.values()]
+    registry.register(TierEvents("minio", lambda: _total(one.counts() for one in counters)))
+    registry.register(BulkFallbacks(lambda: _total(one.fallbacks() for one in counters)))
+    if not config.minio.shards:
+        return tiers[""]
+    from memkv_sglang.shard_metrics import ShardEvents, ShardMetrics
+    from memkv_sglang.tiers.shards import Shard, ShardedTier
+
+    registry.register(ShardEvents({name: one.telemetry.counts for name, one in tiers.items()}))
+    shard_metrics = ShardMetrics(registry)
+    shards = []
+    for name, tier in tiers.items():
+        shard = guard_shard(name, tier, config.engine, shard_metrics)
+        guarded.append(shard)
+        shards.append(Shard(name, shard.tier, shard.works, tier, tier, tier.round_trip))
+    return ShardedTier(
+        "minio",
+        shards,
+        replicas=config.minio.replicas,
+        presence_cache_pages=config.minio.presence_cache_pages // 2,
+        negative_ttl=config.minio.negative_ttl,
+        report=shard_metrics.lookup_requests.observe,
+    )
+
+
+def _with_split_cache(config: MinioConfig) -> MinioConfig:
+    """Return settings with each shard's part of the presence cache.
+
+    Half of it says in which shard a page is, the other half that it is in any; see `ShardedTier`.
+    """
+    if not config.shards:
+        return config
+    pages = config.presence_cache_pages // (2 * len(config.shards))
+    return msgspec.structs.replace(config, presence_cache_pages=pages)
+
+
+def _bucket_tier(minio: MinioConfig, config: Config, metrics: Metrics) -> "MinioTier":
     from memkv_sglang.tiers.minio import MinioTier
 
-    bucket = f"{config.minio.endpoint} {config.minio.bucket} {config.minio.prefix}"
+    bucket = f"{minio.endpoint} {minio.bucket} {minio.prefix}"
     name = f"cleared-{hashlib.sha256(bucket.encode()).hexdigest()[:16]}.json"
-    tier = MinioTier(config.minio, socket_path(config.agent).with_name(name))
-    registry.register(TierEvents(tier.name, tier.telemetry.counts))
-    registry.register(BulkFallbacks(tier.telemetry.fallbacks))
+    tier = MinioTier(minio, socket_path(config.agent).with_name(name))
     tier.keep_limits(config.collector, metrics)
     return tier
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)  # `+` would drop zeros
+    return total

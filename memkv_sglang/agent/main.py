@@ -34,7 +34,6 @@ from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import Config, RecorderConfig
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.metrics import make_records_counter
-from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
 from memkv_sglang.tiers.base import TierError
 
 if TYPE_CHECKING:
@@ -297,13 +296,14 @@ class Agent:
 
     def _probe_tiers(self) -> None:
         """Probe once at the start, then whenever a tier does not work, to notice its recovery."""
-        any_page = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
-        self._engine.present([any_page], READY_LIMIT)
+        self._engine.probe(READY_LIMIT)
         with suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._become_ready)
         while not self._ending.wait(PROBE_PERIOD):
-            if any(tier.problem for tier in self._engine.status().tiers):
-                self._engine.present([any_page], READY_LIMIT)
+            status = self._engine.status()
+            problems = [tier.problem for tier in status.tiers]
+            if any(problems) or any(shard.problem for shard in status.shards):
+                self._engine.probe(READY_LIMIT)
 
     def _become_ready(self) -> None:
         self._http.ready = not self._stopping.is_set()

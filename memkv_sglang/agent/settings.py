@@ -15,6 +15,7 @@ from memkv_sglang.agent.protocol import SettingsReport
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import REDACTED, Config, MinioConfig
 from memkv_sglang.config.settings import Setting, all_settings
+from memkv_sglang.config.shards import SECRETS, has_minio, shard_configs
 
 CLIENT_ONLY = frozenset(
     {"agent.socket", "agent.autostart", "engine.prefill_speed", "engine.namespace_salt"}
@@ -98,9 +99,10 @@ class RunningSettings(NamedTuple):
         such a client cannot start an agent and accepts any.
         """
         if keys is None:
-            if not (config.nvme.directory or config.minio.endpoint):
+            if not (config.nvme.directory or has_minio(config.minio)):
                 return None
             keys = {setting.key for setting in all_settings()} | set(CHAIN_VARIABLES)
+            keys |= {key for key, _ in _secrets(config, environ)}
         differences = chain(self._plain(config, keys), self._secret(config, environ, keys))
         return next(differences, None)
 
@@ -137,16 +139,24 @@ class RunningSettings(NamedTuple):
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the secrets that are set, or else the environment variables that provide them."""
-    minio = config.minio
-    if not minio.endpoint:
+    shards = shard_configs(config.minio)
+    if not shards:
         return
     for setting in all_settings():
         if setting.secret and (value := setting.value_in(config)):
             yield setting.key, value
-    if not (minio.access_key or minio.credentials_file or minio.certificate_login):
+    for shard in config.minio.shards:
+        for name in SECRETS:
+            if value := getattr(shard, name):
+                yield f"minio.shards.{shard.name}.{name}", value
+    if not all(map(_has_keys, shards.values())):
         for variable in CHAIN_VARIABLES:
             if value := environ.get(variable, ""):
                 yield variable, value
+
+
+def _has_keys(minio: MinioConfig) -> bool:
+    return bool(minio.access_key or minio.credentials_file or minio.certificate_login)
 
 
 def _hash(secret: str, nonce: bytes) -> bytes:
@@ -158,7 +168,8 @@ def _is_used(setting: Setting, running: Mapping[str, Any], config: Config) -> bo
     if setting.section == "nvme":
         return bool(running.get("nvme.directory") or config.nvme.directory)
     if setting.section in ("minio", "collector"):
-        return bool(running.get("minio.endpoint") or config.minio.endpoint)
+        used = running.get("minio.endpoint") or running.get("minio.shards")
+        return bool(used or has_minio(config.minio))
     return True
 
 

@@ -3,17 +3,21 @@
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from urllib.parse import SplitResult, urlsplit
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import AgentConfig, Config, EngineConfig, MinioConfig, NvmeConfig
+from memkv_sglang.config.shards import own_settings, shard_configs
 
 Name = Callable[[str], str]
 """Return a setting's name as the user wrote it, given its key."""
 
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket in bytes: `sun_path` has 108 with the final zero, unix(7)."""
+
+MAX_SHARDS = 64
+"""Each shard has its own connections and threads, and all nodes talk to all shards."""
 
 MIN_SALT = 16
 """Characters of the shortest salt."""
@@ -32,15 +36,71 @@ def check_config(config: Config, name: Name) -> None:
     _check_salt(config.recorder.salt, name("recorder.salt"))
     _check_http(config.agent, name)
     _check_watermarks(config.nvme, name)
-    _check_bucket(config.minio.bucket, name("minio.bucket"))
-    _check_prefix(config.minio.prefix, name("minio.prefix"))
-    _check_region(config.minio.region, name("minio.region"))
-    for url in endpoint_urls(config.minio):
-        _check_endpoint(url, config.minio, name)
-    _check_credentials(config.minio, name)
-    _check_pair("minio.", config.minio.cert_file, config.minio.key_file, name)
-    _check_certificate_login(config.minio, name)
-    _check_sse(config.minio, name)
+    _check_minio(config.minio, name)
+    _check_shards(config.minio, name)
+
+
+def _check_minio(config: MinioConfig, name: Name) -> None:
+    """Check the settings of one server or cluster."""
+    _check_bucket(config.bucket, name("minio.bucket"))
+    _check_prefix(config.prefix, name("minio.prefix"))
+    _check_region(config.region, name("minio.region"))
+    for url in endpoint_urls(config):
+        _check_endpoint(url, config, name)
+    _check_credentials(config, name)
+    _check_pair("minio.", config.cert_file, config.key_file, name)
+    _check_certificate_login(config, name)
+    _check_sse(config, name)
+
+
+def _check_shards(config: MinioConfig, name: Name) -> None:
+    called = name("minio.shards")
+    if config.replicas > max(len(config.shards), 1):
+        raise ConfigError(
+            f"{name('minio.replicas')}: {config.replicas} needs at least as many shards, but there "
+            f"are {len(config.shards)}; add some in [[minio.shards]], or set it to 1"
+        )
+    if not config.shards:
+        return
+    if config.endpoint:
+        raise ConfigError(
+            f"{name('minio.endpoint')}: cannot be combined with {called}; remove it, or make it "
+            "the endpoint of a shard"
+        )
+    if len(config.shards) > MAX_SHARDS:
+        raise ConfigError(
+            f"{called}: {len(config.shards)} are too many; use at most {MAX_SHARDS}, for instance "
+            "clusters of several servers"
+        )
+    places: dict[tuple[str, str, str], str] = {}
+    complete = shard_configs(config)
+    for shard in config.shards:
+        one, own = complete[shard.name], own_settings(shard)
+        if not shard.endpoint:
+            raise ConfigError(f"{called}: shard {shard.name} has no endpoint; set it")
+        if [other.name for other in config.shards].count(shard.name) > 1:
+            raise ConfigError(f"{called}: two shards are named {shard.name}; rename one")
+        _check_minio(one, _names_in_shard(shard.name, own, name))
+        for url in endpoint_urls(one):
+            place = (url, one.bucket, one.prefix)
+            if other := places.get(place):
+                raise ConfigError(
+                    f"{called}: shards {other} and {shard.name} have the same endpoint, bucket and "
+                    "prefix; remove one of them"
+                )
+            places[place] = shard.name
+
+
+def _names_in_shard(shard: str, own: Container[str], name: Name) -> Name:
+    """Return names that say in which shard a setting is, if it is not taken from `[minio]`."""
+
+    def called(key: str) -> str:
+        setting = key.removeprefix("minio.")
+        if setting in own:
+            return f"{name('minio.shards')}: shard {shard}, {setting}"
+        return name(key)
+
+    return called
 
 
 def endpoint_urls(config: MinioConfig) -> list[str]:

@@ -2,12 +2,14 @@
 
 import sys
 
+from memkv_sglang.config.schema import ShardConfig
 from memkv_sglang.config.settings import (
     FILE_VARIABLE,
     Setting,
     all_settings,
     section_title,
     sections,
+    settings_of,
 )
 
 _HEAD = f"""# Configuration
@@ -62,7 +64,7 @@ with secrets, and other users must not have access. The process's own groups may
 
 def document() -> str:
     """Return the page as Markdown."""
-    return "\n".join([_HEAD, *(_section(section) for section in sections())])
+    return "\n".join([_HEAD, *(_section(section) for section in sections()), _shards()])
 
 
 def _section(section: str) -> str:
@@ -70,6 +72,41 @@ def _section(section: str) -> str:
     header = "| setting | variable | flag | default | range | description |"
     return "\n".join(
         [f"## [{section}]", section_title(section), "", header, "|---" * 6 + "|", *rows, ""]
+    )
+
+
+def _shards() -> str:
+    rows = [
+        f"| `{setting.name}` | {setting.description} |"
+        for setting in settings_of("minio.shards", ShardConfig)
+    ]
+    return "\n".join(
+        [
+            "## [[minio.shards]]",
+            "Several servers or clusters that each hold a share of the pages; see",
+            "[shards](shards.md). Only `name` and `endpoint` are required. Everything else that is",
+            "empty is taken from `[minio]`: the settings of credentials together, and so those of",
+            "the client certificate. `NAME` in a variable is the shard's name in capitals, with",
+            "`_` for `-`.",
+            "",
+            "```toml",
+            "[minio]",
+            "replicas = 2",
+            "",
+            "[[minio.shards]]",
+            'name = "a"',
+            'endpoint = "http://minio-a:9000"',
+            "",
+            "[[minio.shards]]",
+            'name = "b"',
+            'endpoint = "http://minio-b:9000"',
+            "```",
+            "",
+            "| setting of a shard | description |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
     )
 
 

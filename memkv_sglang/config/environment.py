@@ -10,6 +10,7 @@ from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.private import open_regular
 from memkv_sglang.config.schema import NvmeConfig
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.config.units import format_size
 
 
@@ -28,7 +29,7 @@ def check_environment(loaded: LoadedConfig) -> None:
 
 def check_any_tier(loaded: LoadedConfig) -> None:
     """Raise `ConfigError` if no tier is configured."""
-    if not loaded.config.nvme.directory and not loaded.config.minio.endpoint:
+    if not loaded.config.nvme.directory and not has_minio(loaded.config.minio):
         raise ConfigError(
             "nvme.directory, minio.endpoint: both are empty, so there is no tier; set at least "
             "one, e.g. --nvme-directory /var/cache/memkv"
@@ -85,9 +86,14 @@ def _file_system_size(place: Path) -> int:
 
 
 def check_ca_file(loaded: LoadedConfig) -> None:
-    """Raise `ConfigError` if `minio.ca_file` is set but has no readable CA certificates."""
+    """Raise `ConfigError` if a CA file for MinIO is set but has no readable CA certificates."""
     if loaded.config.minio.ca_file:
         trusting_context(loaded.config.minio.ca_file, loaded.name("minio.ca_file"))
+    for shard in loaded.config.minio.shards:
+        if shard.ca_file:
+            trusting_context(
+                shard.ca_file, f"{loaded.name('minio.shards')}: shard {shard.name}, ca_file"
+            )
 
 
 def trusting_context(path: str, name: str) -> ssl.SSLContext:

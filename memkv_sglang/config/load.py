@@ -19,9 +19,15 @@ from memkv_sglang.config.private import (
     parse_toml,
     read_bounded,
 )
-from memkv_sglang.config.schema import Config
+from memkv_sglang.config.schema import SHARDS, Config
 from memkv_sglang.config.service_links import is_service_link, service_links_note
 from memkv_sglang.config.settings import FILE_VARIABLE, Setting, all_settings, sections
+from memkv_sglang.config.shard_values import (
+    add_secrets,
+    convert_shards,
+    has_secrets,
+    is_shard_secret,
+)
 from memkv_sglang.config.suggest import suggestion, unknown_key, unknown_variable
 from memkv_sglang.config.values import convert_value
 
@@ -96,12 +102,17 @@ def load(
         values.update(_file_values(path))
     links = tuple(name for name, value in environ.items() if is_service_link(name, value))
     _log_service_links(links)
-    values.update(_variable_values({k: v for k, v in environ.items() if k not in links}))
+    shard_secrets = {k: v for k, v in environ.items() if is_shard_secret(k)}
+    ignored = {*links, *shard_secrets}
+    values.update(_variable_values({k: v for k, v in environ.items() if k not in ignored}))
     values.update(_flag_values(overrides))
     tables: dict[str, dict[str, Any]] = defaultdict(dict)
     for setting in all_settings():
         if setting.key in values:
             tables[setting.section][setting.name] = _convert(setting, values[setting.key])
+    if shard_secrets:
+        shards = tables["minio"].get("shards", ())
+        tables["minio"]["shards"] = add_secrets(shards, shard_secrets)
     config = msgspec.convert(tables, Config)
     origins = {key: value.origin for key, value in values.items()}
     loaded = LoadedConfig(config, origins, links)
@@ -136,6 +147,8 @@ def _log_service_links(links: tuple[str, ...]) -> None:
 
 def _convert(setting: Setting, given: _Value) -> Any:
     origin = given.origin
+    if setting.unit == SHARDS["unit"]:
+        return convert_shards(given.value, origin.name, origin.directory)
     return convert_value(setting, given.value, origin.name, origin.directory)
 
 
@@ -151,12 +164,18 @@ def _file_values(file: Path) -> Iterator[tuple[str, _Value]]:
             key = f"{section}.{name}"
             if key not in known:
                 raise ConfigError(f"{key} in {file}: {unknown_key(key)}")
-            if known[key].secret and value and is_open:
+            if is_open and _is_secret(known[key], value):
                 raise ConfigError(
                     f"{key} in {file}: other users can read the file; chmod 600 {file}, or "
                     f"set {known[key].variable}"
                 )
             yield key, _Value(value, Origin(str(file), f"{key} in {file}", file.parent))
+
+
+def _is_secret(setting: Setting, value: Any) -> bool:
+    if setting.unit == SHARDS["unit"]:
+        return has_secrets(value)
+    return setting.secret and bool(value)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], bool]:
@@ -203,7 +222,7 @@ def _flag_values(overrides: Mapping[str, str]) -> Iterator[tuple[str, _Value]]:
         if key not in known:
             raise ConfigError(f"{key}: {unknown_key(key)}")
         setting = known[key]
-        if setting.secret:
+        if setting.secret or (setting.unit == SHARDS["unit"] and has_secrets(value)):
             raise ConfigError(
                 f"{setting.flag}: other users can read flags in the process list; set "
                 f"{setting.variable}, or {key} in a file"

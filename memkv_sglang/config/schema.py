@@ -14,6 +14,7 @@ BYTES = {"unit": "bytes"}
 SECONDS = {"unit": "seconds"}
 PATH = {"unit": "path"}
 SECRET = {"secret": True}
+SHARDS = {"unit": "shards"}
 
 REDACTED = "(secret)"
 """Printed instead of a secret."""
@@ -335,6 +336,48 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "auto"
 
 
+class ShardConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several servers or clusters that each hold a share of the pages.
+
+    What is empty is taken from `[minio]`; the three settings of credentials are taken together, and
+    so are the two of the client certificate.
+    """
+
+    name: Annotated[
+        str,
+        Meta(
+            description="Name of at most 32 characters of a-z, 0-9 and '-'. It decides which pages "
+            "the shard gets, so keep it if the server moves.",
+        ),
+    ] = ""
+    endpoint: Annotated[
+        str, Meta(description="URL of the server, or comma-separated URLs of one cluster.")
+    ] = ""
+    bucket: Annotated[str, Meta(description="Bucket for pages.")] = ""
+    prefix: Annotated[str, Meta(description="Prefix of every object key.")] = ""
+    region: Annotated[str, Meta(description="Region used in request signatures.")] = ""
+    access_key: Annotated[
+        str,
+        Meta(extra=SECRET, description="Access key; also `MEMKV_MINIO_SHARD_NAME_ACCESS_KEY`."),
+    ] = ""
+    secret_key: Annotated[
+        str,
+        Meta(extra=SECRET, description="Secret key; also `MEMKV_MINIO_SHARD_NAME_SECRET_KEY`."),
+    ] = ""
+    credentials_file: Annotated[
+        str, Meta(extra=PATH, description="TOML file with the keys, instead of the two above.")
+    ] = ""
+    ca_file: Annotated[
+        str, Meta(extra=PATH, description="PEM file with the CA certificates to trust.")
+    ] = ""
+    cert_file: Annotated[
+        str, Meta(extra=PATH, description="PEM file with this node's client certificate.")
+    ] = ""
+    key_file: Annotated[
+        str, Meta(extra=PATH, description="PEM file with the private key of `cert_file`.")
+    ] = ""
+
+
 class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The tier shared by all nodes, in a bucket on MinIO or another S3 server."""
 
@@ -342,9 +385,28 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             description="Comma-separated URLs of the servers of one MinIO cluster, or of another "
-            "S3 server, without a path, e.g. `http://minio:9000`. Empty: no MinIO tier."
+            "S3 server, without a path, e.g. `http://minio:9000`. Empty: no MinIO tier, or "
+            "`shards`."
         ),
     ] = ""
+    shards: Annotated[
+        tuple[ShardConfig, ...],
+        Meta(
+            extra=SHARDS,
+            description="Several servers or clusters that each hold a share of the pages, instead "
+            "of `endpoint`; see [shards](shards.md). In a file, write one table `[[minio.shards]]` "
+            "for each. In a variable or flag, write the same as a TOML array.",
+        ),
+    ] = ()
+    replicas: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2,
+            description="Number of shards that store each page. With 2, no page is lost with one "
+            "shard, for twice the space and uploads.",
+        ),
+    ] = 1
     bucket: Annotated[
         str,
         Meta(description="Bucket for pages; S3 naming rules apply."),
@@ -449,7 +511,12 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     sse_kms_key: Annotated[str, Meta(description="Name of the server's key for `sse = kms`.")] = ""
     connections: Annotated[
         int,
-        Meta(ge=1, le=256, description="Maximum number of connections, and so of pages in flight."),
+        Meta(
+            ge=1,
+            le=256,
+            description="Maximum number of connections of a call, and so of its pages in flight. "
+            "With shards: to each of them.",
+        ),
     ] = 8
     connect_timeout: Annotated[
         float,
@@ -507,8 +574,8 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             extra=BYTES,
-            description="Maximum size of the pages under the prefix. Above it, the least recently "
-            "used pages are removed. 0: no limit.",
+            description="Maximum size of the pages under the prefix; with shards, of each of them. "
+            "Above it, the least recently used pages are removed. 0: no limit.",
         ),
     ] = 0
     max_age: Annotated[

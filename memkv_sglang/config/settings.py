@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from msgspec.structs import fields
 
-from memkv_sglang.config.schema import SECRET, Config, Section, field_meta
+from memkv_sglang.config.schema import SECRET, SHARDS, Config, Section, field_meta
+from memkv_sglang.config.shards import show_shards
 from memkv_sglang.config.units import format_size, format_time
 
 PREFIX = "MEMKV_"
@@ -31,7 +32,7 @@ class Setting:
     """The field's type with its `Meta`, for `msgspec.convert`."""
     default: Any
     unit: str | None
-    """`bytes`, `seconds`, `path` or None."""
+    """`bytes`, `seconds`, `path`, `shards` or None."""
     secret: bool
     description: str
     bounds: Mapping[str, float]
@@ -76,8 +77,9 @@ class Setting:
         return ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
 
     def value_in(self, config: Config) -> Any:
-        """Return the setting's value in a configuration."""
-        return getattr(getattr(config, self.section), self.name)
+        """Return the setting's value in a configuration; shards as text without secrets."""
+        value = getattr(getattr(config, self.section), self.name)
+        return show_shards(value) if self.unit == SHARDS["unit"] else value
 
     def show(self, value: Any) -> str:
         """Format a value as a file or flag would write it, with its unit."""
@@ -92,10 +94,15 @@ class Setting:
 def all_settings() -> tuple[Setting, ...]:
     """Return every setting in the schema's order."""
     return tuple(
-        _setting(section, field)
+        setting
         for section, section_type in sections().items()
-        for field in fields(section_type)
+        for setting in settings_of(section, section_type)
     )
+
+
+def settings_of(section: str, section_type: type[Section]) -> tuple[Setting, ...]:
+    """Return the settings of a section's type, in the schema's order."""
+    return tuple(_setting(section, field) for field in fields(section_type))
 
 
 @cache
@@ -117,7 +124,7 @@ def _setting(section: str, field: Any) -> Setting:
         section=section,
         name=field.name,
         annotation=field.type,
-        default=field.default,
+        default="" if meta.extra == SHARDS else field.default,
         unit=unit,
         secret=meta.extra == SECRET,
         description=meta.description or "",

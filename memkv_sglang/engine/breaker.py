@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier, TierError
@@ -26,6 +26,14 @@ class BreakerState(enum.Enum):
     """One call, the probe, goes through; its result decides the next state."""
     OPEN = "open"
     """No call goes through."""
+
+
+class Breaker(Protocol):
+    """Something with the state of a circuit breaker."""
+
+    @property
+    def state(self) -> BreakerState:
+        """The state that the next call meets."""
 
 
 class CircuitBreaker:

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from memkv_sglang.config.schema import EngineConfig
-from memkv_sglang.engine.breaker import BreakerTier, CircuitBreaker
+from memkv_sglang.engine.breaker import Breaker, BreakerTier, CircuitBreaker
 from memkv_sglang.engine.changed import ChangedPages
 from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.load import Loader
@@ -19,6 +20,7 @@ from memkv_sglang.engine.promotion import Promoter
 from memkv_sglang.engine.recompute import UNKNOWN, Recompute
 from memkv_sglang.engine.results import PageLoad, Removal, Warming
 from memkv_sglang.engine.served import UNKNOWN_REQUEST, ServedRequest, count_savings
+from memkv_sglang.engine.shards import GuardedShard, JointBreaker
 from memkv_sglang.engine.spill import Spiller
 from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.engine.status_reporter import StatusReporter
@@ -26,7 +28,7 @@ from memkv_sglang.engine.uploads import UploadQueue
 from memkv_sglang.engine.warming import Warmer
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.namespace import Namespace
-from memkv_sglang.page import Chain, Page, PageKey
+from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
     AccessRecorder,
     LoadResult,
@@ -48,6 +50,9 @@ CLEAR_PASSES = 3
 CLOSE_SECONDS = 0.5
 """Seconds that closing may take, even without a drain."""
 
+ANY_PAGE = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
+"""A page that no tier has."""
+
 NONE_DISABLED: Mapping[str, str] = {}
 
 
@@ -68,6 +73,7 @@ class Engine:
         uses: AccessRecorder | None = None,
         watcher: PinWatcher | None = None,
         disabled: Mapping[str, str] = NONE_DISABLED,
+        shards: Sequence[GuardedShard] = (),
     ) -> None:
         """Take ownership of both tiers.
 
@@ -80,22 +86,25 @@ class Engine:
             uses: records which pages were used, for the shared tier's eviction.
             watcher: keeps pinned pages in the local tier.
             disabled: tiers that could not be opened, with the reasons.
+            shards: the shared tier's shards, if it has any. Each has a circuit breaker.
 
         """
         self._watcher = watcher
+        self._shards = shards
         self._uses = uses
         self._config = config
         self._metrics = metrics
         self._gate = NamespaceGate()
-        self._breaker = CircuitBreaker(
+        breaker = CircuitBreaker(
             shared.name if shared else "", config.breaker_failures, config.breaker_cooldown
         )
+        self._breaker: Breaker = JointBreaker(shards) if shards else breaker
         near = MeasuredTier(local, metrics) if local else None
         # Inside the breaker: calls that it rejects must not count as fast.
         far = MeasuredTier(shared, metrics) if shared else None
         self._local = near
-        self._shared = BreakerTier(far, self._breaker) if far else None
-        self._tiers = [tier for tier in (self._local, self._shared) if tier is not None]
+        self._shared: Tier | None = far if far is None or shards else BreakerTier(far, breaker)
+        self._tiers: list[Tier] = [t for t in (self._local, self._shared) if t is not None]
         speeds = {tier.name: tier.speed for tier in (near, far) if tier is not None}
         costs = LoadCostPolicy(speeds, metrics) if config.skip_slow_loads else None
         changed = ChangedPages(metrics)
@@ -109,8 +118,14 @@ class Engine:
         )
         self._publisher = NamespacePublisher(self._shared) if self._shared else None
         self._warmer = Warmer(self._local, self._shared, self._gate)
-        breaker = self._breaker if shared else None
-        self._reporter = StatusReporter(self._tiers, disabled, breaker, self._uploads, metrics)
+        self._reporter = StatusReporter(
+            self._tiers,
+            disabled,
+            self._breaker if shared else None,
+            self._uploads,
+            metrics,
+            shards,
+        )
         self.status()  # sets the gauges before the first scrape
 
     def _make_promoter(self, metrics: Metrics, changed: ChangedPages) -> Promoter | None:
@@ -184,6 +199,13 @@ class Engine:
         with self._gate.enter(keys[0].namespace) as is_open:
             return present(tiers if is_open else [], keys, time.monotonic() + seconds)
 
+    def probe(self, budget: float) -> None:
+        """Ask every tier and shard about a page, so that their states show whether they work."""
+        self.present([ANY_PAGE], budget)
+        for shard in self._shards:
+            with suppress(TierError):
+                shard.tier.present([ANY_PAGE], time.monotonic() + budget)
+
     def load(
         self, pages: Sequence[Page], served: ServedRequest = UNKNOWN_REQUEST
     ) -> list[PageLoad]:
@@ -227,7 +249,7 @@ class Engine:
             self._touch(whole)
             self._record_use(pages[0].length, (PageKey(namespace, one) for one in before))
         if self._uses is not None:  # a spill names the whole chain, so positions are known
-            self._uses.record_access(whole, 0)
+            self._uses.record_access(whole, range(len(whole.hashes)))
         return results
 
     def _record_use(self, length: int, keys: Iterable[PageKey]) -> None:

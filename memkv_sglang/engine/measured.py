@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing_extensions import override
 
 from memkv_sglang.engine.speed import TierSpeed
-from memkv_sglang.metrics import Metrics
+from memkv_sglang.metrics import CallMetrics
 from memkv_sglang.page import Chain, Page
 from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Tier
 from memkv_sglang.tiers.wrappers import WrapperTier
@@ -20,12 +20,13 @@ class MeasuredTier(WrapperTier):
     `speed` predicts how long a load takes.
     """
 
-    def __init__(self, inner: Tier, metrics: Metrics) -> None:
-        """Wrap `inner` and report under its name."""
+    def __init__(self, inner: Tier, metrics: CallMetrics, label: str = "") -> None:
+        """Wrap `inner` and report under its name, or another label."""
         super().__init__(inner)
         self.speed = TierSpeed()
         self._metrics = metrics
-        metrics.initialize_tier(inner.name)
+        self._label = label or inner.name
+        metrics.initialize_calls(self._label)
 
     @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
@@ -66,18 +67,18 @@ class MeasuredTier(WrapperTier):
         try:
             yield
         except Exception:
-            self._metrics.call_errors.labels(self.name, operation).inc()
+            self._metrics.call_errors.labels(self._label, operation).inc()
             raise
         finally:
             elapsed = time.perf_counter() - began
-            self._metrics.call_duration.labels(self.name, operation).observe(elapsed)
+            self._metrics.call_duration.labels(self._label, operation).observe(elapsed)
 
     def _count(self, operation: str, results: dict[str, int]) -> None:
         for result, count in results.items():
-            self._metrics.pages.labels(self.name, operation, result).inc(count)
+            self._metrics.pages.labels(self._label, operation, result).inc(count)
 
     def _count_bytes(self, operation: str, total: int) -> None:
-        self._metrics.bytes.labels(self.name, operation).inc(total)
+        self._metrics.bytes.labels(self._label, operation).inc(total)
 
 
 def _bytes(pages: Sequence[Page], results: Sequence[object], wanted: object) -> int:

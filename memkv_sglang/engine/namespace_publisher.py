@@ -104,6 +104,7 @@ class NamespacePublisher:
                 self._last_error = str(error)
                 fields = {"tier": self._tier.name, "error": self._last_error}
                 log.warning("namespace not described, still retrying", extra={"fields": fields})
+            self._postpone(namespace.digest)
             return False
         except Exception:  # a bug, but the thread must go on
             log.exception("namespace not described, still retrying")
@@ -112,3 +113,9 @@ class NamespacePublisher:
         with self._changed:
             self._pending.pop(namespace.digest, None)
         return True
+
+    def _postpone(self, digest: bytes) -> None:
+        """Try the others first: one shard may be down, and the others lack them."""
+        with self._changed:
+            if digest in self._pending:
+                self._pending[digest] = self._pending.pop(digest)

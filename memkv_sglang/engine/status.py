@@ -17,6 +17,19 @@ class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Pages evicted since the start."""
 
 
+class ShardStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """State of a shard of the shared tier, as known without I/O. Fields as in `TierStatus`."""
+
+    name: str
+    problem: str | None
+    breaker: str
+    """`closed`, `half_open` or `open`."""
+    pages: int
+    bytes: int
+    capacity: int | None
+    evicted: int
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """State of the engine."""
 
@@ -25,4 +38,6 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     queue_pages: int
     queue_bytes: int
     breaker: str
-    """`closed`, `half_open` or `open`; `none` without a shared tier."""
+    """`closed`, `half_open` or `open`; `none` without a shared tier. With shards, the best one."""
+    shards: list[ShardStatus] = []
+    """Shards of the shared tier, if it has any."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from memkv_sglang.engine.breaker import CircuitBreaker
+from memkv_sglang.engine.breaker import Breaker
+from memkv_sglang.engine.shards import GuardedShard
 from memkv_sglang.engine.status import EngineStatus, TierStatus
 from memkv_sglang.engine.uploads import UploadQueue
 from memkv_sglang.metrics import Metrics
@@ -16,14 +17,16 @@ class StatusReporter:
         self,
         tiers: Sequence[Tier],
         disabled: Mapping[str, str],
-        breaker: CircuitBreaker | None,
+        breaker: Breaker | None,
         uploads: UploadQueue | None,
         metrics: Metrics,
+        shards: Sequence[GuardedShard] = (),
     ) -> None:
         """Report `tiers`, nearest first, and tiers that are `disabled`, with the reasons.
 
-        `breaker` belongs to the last tier and is None if there is no shared tier.
+        `breaker` and `shards` belong to the last tier; `breaker` is None if there is no shared one.
         """
+        self._shards = shards
         self._tiers = tiers
         self._disabled = disabled
         self._breaker = breaker
@@ -45,6 +48,7 @@ class StatusReporter:
             queue_pages=self._uploads.pages if self._uploads else 0,
             queue_bytes=self._uploads.bytes if self._uploads else 0,
             breaker=breaker,
+            shards=[shard.status() for shard in self._shards],
         )
 
     def _update_gauges(self, status: TierStatus) -> None:

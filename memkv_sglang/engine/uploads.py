@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from memkv_sglang.engine.breaker import BreakerState, CircuitBreaker
+from memkv_sglang.engine.breaker import Breaker, BreakerState
 from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.recent import RecentPages
 from memkv_sglang.engine.staging import Staging
@@ -91,7 +91,7 @@ class UploadQueue:
         local: Tier,
         shared: Tier,
         marks: PendingUploads,
-        breaker: CircuitBreaker,
+        breaker: Breaker,
         metrics: Metrics,
         gate: NamespaceGate,
         *,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.page import Chain
 
 log = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ def blocks_of(operation: Any, page_size: int) -> list[Block]:
 
 def tiers_of(config: Config) -> list[str]:
     """Return the names of the tiers that are configured."""
-    configured = (config.nvme.directory, config.minio.endpoint)
+    configured = (config.nvme.directory, has_minio(config.minio))
     return [tier for tier, place in zip(MEDIA, configured, strict=True) if place]
 
 

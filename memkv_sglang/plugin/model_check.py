@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.plugin.attachment import read_config
 from memkv_sglang.plugin.disaggregation import RADIX_FLAG
 from memkv_sglang.plugin.launch import uses_memkv
@@ -66,7 +67,7 @@ def shares_over_nodes(model: Any, view: Any) -> bool:
 
 def _has_minio(view: Any) -> bool:
     extra = json.loads(view.hicache_storage_backend_extra_config)
-    return bool(read_config(extra).minio.endpoint)
+    return has_minio(read_config(extra).minio)
 
 
 def unsuitable_model(model: Any, view: Any) -> str:

@@ -238,10 +238,10 @@ class AccessRecorder(Protocol):
     The tier's own lookups miss the accesses that a nearer tier serves.
     """
 
-    def record_access(self, chain: Chain, position: int | None = None) -> None:
-        """Record that consecutive pages of a chain were used now. Does not block.
+    def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
+        """Record that pages of a chain were used now. Does not block.
 
-        `position` is that of the first page in the chain, None if unknown.
+        `positions` are those of the pages in the whole chain, None if unknown.
         """
 
     def flush_accesses(self, timeout: float) -> bool:

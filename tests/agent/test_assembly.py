@@ -2,23 +2,34 @@
 
 import errno
 import os
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
 import msgspec
 import pytest
+from memkv_testbed.minio_server import MinioServer
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.config.environment import check_environment
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
-from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
+from memkv_sglang.config.schema import (
+    MIB,
+    Config,
+    EngineConfig,
+    MinioConfig,
+    NvmeConfig,
+    ShardConfig,
+)
+from memkv_sglang.page import Chain
 from memkv_sglang.testing.conformance import spill
-from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
+from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
+from tests.engine.engines import wait_until
 
 CHAIN = make_chain(make_namespace(), 3)
 
@@ -109,3 +120,66 @@ def test_faults_of_minio_are_counted_by_kind(minio_config: MinioConfig) -> None:
     assert count is not None
     assert count >= 1
     engine.close(drain=0)
+
+
+def test_pages_survive_the_death_and_return_of_a_shard(minio_server: MinioServer) -> None:
+    """An agent without a disk: what the dead shard had is stored in the other one."""
+    chain, later = make_chain(make_namespace(), 40), make_chain(make_namespace(), 40, "later")
+    registry = CollectorRegistry()
+
+    def works(shard: str) -> bool:
+        engine.status()
+        return registry.get_sample_value("memkv_shard_works", {"shard": shard}) == 1
+
+    def load(chain: Chain = chain) -> int:
+        pages = [make_page(key, (4096, 4096), filled=False) for key in chain.keys()]
+        loads = engine.load(pages)
+        loaded = [page for page, one in zip(pages, loads, strict=True) if one.tier == "minio"]
+        assert all(map(holds_content, loaded))
+        return len(loaded)
+
+    def is_stored(chain: Chain = chain) -> bool:
+        pages = [make_page(key, (4096, 4096), filled=True) for key in chain.keys()]
+        return set(engine.spill(pages)) <= {SpillResult.STORED, SpillResult.PRESENT}
+
+    def is_found(chain: Chain = chain) -> bool:
+        return engine.lookup(chain) == (40, True)
+
+    def recovers() -> bool:
+        engine.probe(5.0)
+        return is_stored(later) and load(later) == 40 and works("two")
+
+    with MinioServer() as second:
+        shards = tuple(
+            ShardConfig(
+                name=name,
+                endpoint=server.endpoint,
+                access_key=server.access_key,
+                secret_key=server.secret_key,
+            )
+            for name, server in (("one", minio_server), ("two", second))
+        )
+        minio = MinioConfig(bucket=f"test-{uuid.uuid4().hex}", shards=shards, negative_ttl=0.0)
+        engine_config = EngineConfig(breaker_cooldown=0.2, lookup_budget=4.0)
+        engine = build_engine(Config(minio=minio, engine=engine_config), registry)
+        try:
+            assert is_stored() and is_found() and load() == 40
+            second.kill()
+            wait_until(lambda: load() < 40 and engine.lookup(chain).length < 40)
+            wait_until(is_stored)
+            wait_until(is_found)
+            assert load() == 40
+            assert works("one") and not works("two")
+            second.start()
+            wait_until(recovers)
+            assert is_found() and load() == 40
+        finally:
+            engine.close(drain=0)
+    labels = {"operation": "load", "result": "loaded"}
+    by_tier = registry.get_sample_value("memkv_pages_total", {"tier": "minio", **labels})
+    by_shard = [
+        registry.get_sample_value("memkv_shard_pages_total", {"shard": name, **labels})
+        for name in ("one", "two")
+    ]
+    assert all(by_shard)
+    assert sum(filter(None, by_shard)) == by_tier

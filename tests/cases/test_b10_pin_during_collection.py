@@ -41,7 +41,7 @@ def chain_in_one_shard(full: Bucketful, count: int) -> Chain:
     chain = Chain(NAMESPACE.digest, hashes)
     pages = [make_page(key, [PAGE], filled=True) for key in chain.keys()]
     assert set(full.tier.spill(pages, deadline())) == {SpillResult.STORED}
-    full.tier.record_access(chain, 0)
+    full.tier.record_access(chain, range(len(chain.hashes)))
     assert full.tier.flush_accesses(LIMIT)
     return chain
 

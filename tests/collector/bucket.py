@@ -32,7 +32,7 @@ class Bucketful(NamedTuple):
         for key in chain.keys():
             page = make_page(key, [PAGE], filled=True)
             assert self.tier.spill([page], deadline()) == [SpillResult.STORED]
-        self.tier.record_access(chain, 0)  # as the engine does
+        self.tier.record_access(chain, range(len(chain.hashes)))  # as the engine does
         assert self.tier.flush_accesses(LIMIT)
         return chain
 

@@ -89,7 +89,7 @@ def test_a_page_used_on_another_node_after_the_decision_stays(bucketful: Bucketf
 
         def step(what: str, _done: int, _total: int | None) -> None:
             if what == "waiting for the uses of all nodes":
-                node.record_access(used, 0)
+                node.record_access(used, range(len(used.hashes)))
                 assert node.flush_accesses(LIMIT)
 
         report = bucketful.collector(max_age=1, use_period=1).collect(step).report
@@ -105,7 +105,7 @@ def test_a_use_is_not_lost_if_its_node_closes(bucketful: Bucketful) -> None:
     bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
     node = MinioTier(bucketful.config)
     node.check(deadline())
-    node.record_access(used, 0)
+    node.record_access(used, range(len(used.hashes)))
     node.close()
     bucketful.collect(capacity=5 * PAGE, use_period=1)
     assert all(bucketful.there(used))
@@ -175,7 +175,7 @@ def test_nothing_is_removed_before_all_logs_are_merged(
     bucketful.wait_for_next_period(1, others[-1].keys())
     node = MinioTier(bucketful.config)
     node.check(deadline())
-    node.record_access(used, 0)
+    node.record_access(used, range(len(used.hashes)))
     node.close()  # writes the fifth log
     monkeypatch.setattr(logs, "LISTED_LIMIT", 2)
     settings = {"capacity": 5 * PAGE, "use_period": 1}
@@ -199,7 +199,7 @@ def test_a_removal_stops_if_there_are_too_many_logs_to_read(
         if what == moment:
             monkeypatch.setattr(logs, "LISTED_LIMIT", 1)
             for chain in chains:
-                node.record_access(chain, 0)
+                node.record_access(chain, range(len(chain.hashes)))
                 assert node.flush_accesses(LIMIT)
 
     try:
@@ -218,7 +218,7 @@ def test_nothing_is_removed_by_a_node_that_cannot_write_its_log(
     def step(what: str, _done: int, _total: int | None) -> None:
         if what == WAITING:
             monkeypatch.setattr(logs.LogStore, "write", refuse)
-            bucketful.tier.record_access(make_chain(NAMESPACE, 2, "used"), 0)
+            bucketful.tier.record_access(make_chain(NAMESPACE, 2, "used"), range(2))
 
     def refuse(*_: object) -> None:
         raise TierError("refused")

@@ -56,7 +56,34 @@ BUCKET = "--minio-bucket"
 CERTIFICATE = ("--minio-cert-file", "{tmp}/c.pem", "--minio-key-file", "{tmp}/k.pem")
 KEYS = {"MEMKV_MINIO_ACCESS_KEY": "hunter2", "MEMKV_MINIO_SECRET_KEY": "hunter2"}
 
+SHARD = "[[minio.shards]]\nname = '{}'\nendpoint = 'http://{}:9000'\n"
+TWO = SHARD.format("a", "one") + SHARD.format("b", "two")
+
+
 CASES = [
+    # Shards
+    file(TWO + "bucke = 'b'", "minio.shards", "shard b, bucke", "bucket"),
+    file(TWO + "bucket = 'B'", "minio.shards", "shard b, bucket", "a-z"),
+    file(TWO + "region = 'X'", "minio.shards", "shard b, region", "us-east-1"),
+    file(TWO + "key_file = 'k'", "minio.shards", "shard b, key_file", "cert_file"),
+    file(TWO + "prefix = 3", "minio.shards", "shard b, prefix", "text in quotes"),
+    file("[minio]\nbucket = 'B'\n" + TWO, "minio.bucket", "a-z"),
+    file(TWO + SHARD.format("a", "three"), "minio.shards", "two shards are named a", "rename"),
+    file(SHARD.format("a", "one") + SHARD.format("b", "one"), "minio.shards", "a and b", "remove"),
+    file(SHARD.format("A b", "one"), "minio.shards", "shard 1 needs a name", "a-z"),
+    file("[[minio.shards]]\nname = 'a'", "minio.shards", "shard a", "endpoint"),
+    file(SHARD.format("a", "one/x"), "minio.shards", "shard a, endpoint", "path"),
+    file("[minio]\nendpoint = 'http://h:1'\n" + TWO, "minio.endpoint", "minio.shards", "remove"),
+    file("[minio]\nreplicas = 2\n" + SHARD.format("a", "o"), "minio.replicas", "shards"),
+    file("[minio]\nreplicas = 2", "minio.replicas", "[[minio.shards]]"),
+    file("[minio]\nshards = 'a'", "minio.shards", "array of tables", "name ="),
+    file("[minio]\nshards = 1", "minio.shards", "array of tables", "name ="),
+    file(TWO + "secret_key = 'hunter2'", "minio.shards", "chmod 600", mode=0o644),
+    file(TWO + "secret_key = 'hunter2'", "minio.shards", "shard b, secret_key", "access_key"),
+    flag("--minio-shards", "[{{name = 'a', secret_key = 'hunter2'}}]", "MEMKV_MINIO_SHARDS"),
+    flag("--minio-shards", "a=http://one:9000", "TOML array", "name ="),
+    variable("MEMKV_MINIO_SHARDS", "[{{secret_key = 'hunter2']", "TOML array"),
+    variable("MEMKV_MINIO_SHARD_C_SECRET_KEY", "hunter2", "no such shard", "unset"),
     # Unknown names
     file("[nvme]\ncapcity = 1", "nvme.capcity", "nvme.capacity"),
     file("[nvme]\nbucket = 'b'", "nvme.bucket", "minio.bucket"),

@@ -15,6 +15,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load, load_config
 from memkv_sglang.config.schema import Config
 from memkv_sglang.config.settings import Setting, all_settings
+from memkv_sglang.config.shards import shard_configs
 from memkv_sglang.config.units import parse_time
 
 # Values that are valid together with any other values here.
@@ -178,6 +179,58 @@ def test_every_default_is_valid_and_survives_a_round_trip() -> None:
     assert msgspec.json.decode(msgspec.json.encode(Config()), type=Config) == Config()
 
 
+TWO_SHARDS = {
+    "MEMKV_MINIO_SHARDS": '[{name = "a", endpoint = "http://one:9000"}, '
+    '{name = "b-2", endpoint = "https://two:9000,https://three:9000", region = "r"}]'
+}
+
+
+def test_shards_inherit_what_they_do_not_set(tmp_path: Path) -> None:
+    path = tmp_path / "memkv.toml"
+    path.write_text(
+        """
+        [minio]
+        bucket = "pages"
+        credentials_file = "common.toml"
+        connections = 3
+        replicas = 2
+        [[minio.shards]]
+        name = "a"
+        endpoint = "http://one:9000"
+        [[minio.shards]]
+        name = "b-2"
+        endpoint = "https://two:9000,https://three:9000"
+        bucket = "others"
+        access_key = "key"
+        ca_file = "ca.pem"
+        """
+    )
+    path.chmod(0o600)
+    config = load_config(path, {"MEMKV_MINIO_SHARD_B_2_SECRET_KEY": "hunter2"}, {})
+    a, b = shard_configs(config.minio).values()
+    assert (a.endpoint, a.bucket) == ("http://one:9000", "pages")
+    assert a.credentials_file == str(tmp_path / "common.toml")
+    assert (b.endpoint, b.bucket) == ("https://two:9000,https://three:9000", "others")
+    assert (b.access_key, b.secret_key, b.credentials_file) == ("key", "hunter2", "")
+    assert b.ca_file == str(tmp_path / "ca.pem")
+    assert a.connections == b.connections == 3
+    assert msgspec.json.decode(msgspec.json.encode(config), type=Config) == config
+    for text in (repr(config), str(KNOWN["minio.shards"].value_in(config))):
+        assert "b-2" in text and "hunter2" not in text
+
+
+def test_shards_in_a_variable_are_as_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "memkv.toml"
+    path.write_text(f"minio.shards = {TWO_SHARDS['MEMKV_MINIO_SHARDS']}")
+    assert load_config(path, {}, {}) == load_config(None, TWO_SHARDS, {})
+    flags = {"minio.shards": TWO_SHARDS["MEMKV_MINIO_SHARDS"]}
+    assert load_config(None, {}, flags) == load_config(None, TWO_SHARDS, {})
+    assert list(shard_configs(load_config(None, TWO_SHARDS, {}).minio)) == ["a", "b-2"]
+    assert shard_configs(load_config(None, {}, {}).minio) == {}
+    one = load_config(None, {}, {"minio.endpoint": "http://one:9000"}).minio
+    assert shard_configs(one) == {"": one}
+
+
 @pytest.mark.parametrize("setting", [s for s in all_settings() if s.bounds], ids=lambda s: s.key)
 def test_ranges_hold_at_their_ends(setting: Setting) -> None:
     for bound, limit in setting.bounds.items():
@@ -188,7 +241,7 @@ def test_ranges_hold_at_their_ends(setting: Setting) -> None:
             with pytest.raises(ConfigError, match=setting.variable):
                 load(None, {setting.variable: f"{outer:.7f}".rstrip("0").rstrip(".")}, {})
         if inside and limit > 0 and setting.type is int:
-            load(None, {setting.variable: str(limit)}, {})
+            load(None, {**TWO_SHARDS, setting.variable: str(limit)}, {})
 
 
 def test_only_a_file_with_secrets_must_be_private(tmp_path: Path) -> None:

@@ -381,10 +381,10 @@ class MinioTier(Tier):
             lambda: self._take_part(config), self._uses.request_flush, config, metrics
         )
 
-    def record_access(self, chain: Chain, position: int | None = None) -> None:
-        """Record the use of a chain's pages; `position` is that of the first page, if known."""
+    def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
+        """Record the use of a chain's pages, and their positions in the whole chain, if known."""
         if not self._read_only:
-            self._uses.used(chain, position)
+            self._uses.used(chain, positions)
 
     def flush_accesses(self, timeout: float) -> bool:
         """Write what was recorded to the bucket; False if that fails or takes too long."""
@@ -508,6 +508,10 @@ class MinioTier(Tier):
 
     def _forget(self, keys: Sequence[PageKey]) -> None:
         self._presence.discard(*keys)
+
+    def round_trip(self) -> float:
+        """Return the seconds from a request to its response, as measured; 0 if unknown."""
+        return self._pool.round_trip
 
     def usage(self) -> TierUsage:
         """Return the result of the last collection by any node; zeros before the first."""

@@ -58,7 +58,7 @@ def test_failed_flush_is_reported_and_the_uses_are_written_later(
     uses: UseLog, logs: Logs, error: Exception
 ) -> None:
     logs.errors.append(error)
-    uses.used(CHAIN, 0)
+    uses.used(CHAIN, range(len(CHAIN.hashes)))
     assert not uses.flush(20)
     assert not logs.pages
     assert uses.flush(20)
@@ -70,11 +70,11 @@ def test_flush_writes_all_uses_even_if_they_do_not_fit_at_once(
 ) -> None:
     """The second use is accepted once the first has left the queue, and waits there."""
     monkeypatch.setattr(use_log, "QUEUE_LIMIT", len(CHAIN.hashes))
-    uses.used(CHAIN, 0)
+    uses.used(CHAIN, range(len(CHAIN.hashes)))
     dropped, give_up = -1, time.monotonic() + 20
     while dropped != (dropped := telemetry.counts().get("uses_not_recorded", 0)):
         assert time.monotonic() < give_up
-        uses.used(OTHER, 0)
+        uses.used(OTHER, range(len(OTHER.hashes)))
     assert uses.flush(20)
     assert logs.pages == {*CHAIN.keys(), *OTHER.keys()}
 

@@ -64,8 +64,8 @@ class _Event(NamedTuple):
     size: int = 0
     """Bytes of each page; 0 if unknown, REMOVED."""
     written: bool = False
-    position: int = UNKNOWN
-    """Of the first page; the others follow it in the chain."""
+    positions: Sequence[int] | None = None
+    """Positions of the pages in the chain; None if unknown."""
 
 
 class _Row:
@@ -113,15 +113,13 @@ class UseLog:
         """Log uses once per `period`, and write a log at least every `delay` seconds."""
         self._period, self._delay = period, delay
 
-    def used(self, chain: Chain, position: int | None = None) -> None:
-        """Record the use of consecutive pages of a chain; `position` is that of the first page.
+    def used(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
+        """Record the use of pages of a chain, and their positions in it, if known.
 
         Does not block.
         """
         names = [chain.namespace + page for page in chain.hashes]
-        self._add(
-            _Event(time.monotonic(), names, position=UNKNOWN if position is None else position)
-        )
+        self._add(_Event(time.monotonic(), names, positions=positions))
 
     def stored(self, key: PageKey, size: int) -> None:
         """Record that a page is being stored, whether or not that succeeds; does not block."""
@@ -276,8 +274,8 @@ class UseLog:
                 row.size, row.used = REMOVED, when
             self._first_row = self._first_row or event.when
             return
-        for place, name in enumerate(event.names):
-            known = event.position != UNKNOWN
+        known = event.positions is not None
+        for index, name in enumerate(event.names):
             if (
                 not event.written
                 and self._remembered.get(name, False) >= known
@@ -292,8 +290,8 @@ class UseLog:
             if event.written:
                 row.written = when
                 self._first_store = self._first_store or event.when
-            if known:
-                row.position = event.position + place
+            if event.positions is not None:
+                row.position = event.positions[index]
             self._first_row = self._first_row or event.when
 
     def _remember(self, name: bytes, known: bool) -> None:

@@ -1,0 +1,67 @@
+"""What the engine knows about the shards of a sharded tier: their breakers and their state."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from memkv_sglang.config.schema import EngineConfig
+from memkv_sglang.engine.breaker import BreakerState, BreakerTier, CircuitBreaker
+from memkv_sglang.engine.measured import MeasuredTier
+from memkv_sglang.engine.status import ShardStatus
+from memkv_sglang.shard_metrics import ShardMetrics
+from memkv_sglang.tiers.base import Tier
+
+
+class GuardedShard(NamedTuple):
+    """A shard with a circuit breaker of its own. Calls to `tier` go through it."""
+
+    name: str
+    tier: Tier
+    breaker: CircuitBreaker
+    metrics: ShardMetrics
+
+    def works(self) -> bool:
+        """Return whether the breaker lets a call through."""
+        return self.breaker.state is not BreakerState.OPEN
+
+    def status(self) -> ShardStatus:
+        """Return the shard's state, and update its gauges. Does no I/O."""
+        usage = self.tier.usage()
+        status = ShardStatus(
+            name=self.name,
+            problem=self.tier.problem(),
+            breaker=self.breaker.state.value,
+            pages=usage.pages,
+            bytes=usage.bytes,
+            capacity=usage.capacity,
+            evicted=usage.evicted,
+        )
+        self.metrics.update(status)
+        return status
+
+
+def guard_shard(name: str, tier: Tier, config: EngineConfig, metrics: ShardMetrics) -> GuardedShard:
+    """Measure a shard's calls and put a circuit breaker in front of them."""
+    breaker = CircuitBreaker(
+        f"{tier.name}, shard {name}", config.breaker_failures, config.breaker_cooldown
+    )
+    # Inside the breaker: calls that it rejects must not count as fast.
+    return GuardedShard(
+        name, BreakerTier(MeasuredTier(tier, metrics, name), breaker), breaker, metrics
+    )
+
+
+class JointBreaker:
+    """The state of several shards' breakers: open only if all of them are."""
+
+    def __init__(self, shards: Sequence[GuardedShard]) -> None:
+        """Ask the shards' breakers whenever the state is needed."""
+        self._shards = shards
+
+    @property
+    def state(self) -> BreakerState:
+        """The best state of any shard."""
+        states = {shard.breaker.state for shard in self._shards}
+        for state in (BreakerState.CLOSED, BreakerState.HALF_OPEN):
+            if state in states:
+                return state
+        return BreakerState.OPEN

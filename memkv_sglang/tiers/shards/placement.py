@@ -1,0 +1,34 @@
+"""Decides which shards a page belongs to."""
+
+import hashlib
+from collections.abc import Sequence
+
+MASK = (1 << 64) - 1
+
+
+class Placement:
+    """Ranks shards for a page by rendezvous hashing.
+
+    A shard's score for a page depends only on the page's hash and the shard's name, so adding or
+    removing a shard moves only its share of the pages. Without its first shard, a page has the
+    same ranking as before, from the second shard on.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Rank the shards with these names, which must differ. The order does not matter."""
+        self._factors = [_factors(name) for name in names]
+        self._numbers = range(len(names))
+
+    def order(self, page_hash: bytes) -> Sequence[int]:
+        """Return the numbers of all shards, the page's first shard first."""
+        # Page hashes are SHA-256, so one multiplication and one addition mix them well enough.
+        number = int.from_bytes(page_hash[:8], "little")
+        scores = [(number * factor + addend) & MASK for factor, addend in self._factors]
+        if len(scores) == 2:  # the usual number, in a third of the time
+            return (0, 1) if scores[0] >= scores[1] else (1, 0)
+        return sorted(self._numbers, key=scores.__getitem__, reverse=True)
+
+
+def _factors(name: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little") | 1, int.from_bytes(digest[8:], "little")

@@ -1,0 +1,87 @@
+"""One shard, and calls to several shards at once."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from memkv_sglang.tiers.base import AccessRecorder, PinReader, Tier, TierError
+
+T = TypeVar("T")
+
+CONCURRENT_CALLS = 32
+"""Calls to one shard that can run at once on threads of their own. Further ones wait."""
+
+
+def _always() -> bool:
+    return True
+
+
+def _no_delay() -> float:
+    return 0.0
+
+
+class Shard(NamedTuple):
+    """A complete tier that holds a share of the pages."""
+
+    name: str
+    """Decides which pages belong to the shard."""
+    tier: Tier
+    works: Callable[[], bool] = _always
+    """Whether calls are worth trying, such as the state of a circuit breaker. Does not block."""
+    uses: AccessRecorder | None = None
+    pins: PinReader | None = None
+    round_trip: Callable[[], float] = _no_delay
+    """Seconds from a request to its response, as measured."""
+
+
+class ShardCalls:
+    """Runs calls to several shards at once. Thread-safe.
+
+    Each shard has threads of its own, so that one that hangs does not delay the others.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        """Start no thread yet."""
+        self._executors = [
+            ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix=f"memkv-shard-{shard.name}")
+            for shard in shards
+        ]
+
+    def run(self, calls: Mapping[int, Callable[[], T]]) -> dict[int, T | TierError]:
+        """Make one call to each of some shards; return its result or the `TierError` it raised.
+
+        The keys are the shards' numbers. Blocks until every call has returned, even if one raises
+        another exception, which is raised then. The last call runs in the caller's thread.
+        """
+        if not calls:
+            return {}
+        *others, own = calls
+        futures: dict[int, Future[T | TierError]] = {}
+        try:
+            for number in others:
+                futures[number] = self._executors[number].submit(_attempt, calls[number])
+            result = _attempt(calls[own])
+        finally:
+            for future in futures.values():
+                _wait(future)
+        return {**{number: future.result() for number, future in futures.items()}, own: result}
+
+    def close(self) -> None:
+        """Wait for calls in flight; idempotent."""
+        for executor in self._executors:
+            executor.shutdown()
+
+
+def _attempt(call: Callable[[], T]) -> T | TierError:
+    try:
+        return call()
+    except TierError as error:
+        return error
+
+
+def _wait(future: "Future[T]") -> None:
+    """Wait until the call has ended, whatever its result: it may use the caller's buffers."""
+    ended = threading.Event()
+    future.add_done_callback(lambda _: ended.set())
+    ended.wait()
