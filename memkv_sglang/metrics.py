@@ -172,6 +172,12 @@ class Metrics:
             "Limit of the upload queue (engine.upload_backlog); 0 if this node does not upload",
             registry=registry,
         )
+        self.upload_queue_age = Gauge(
+            "memkv_upload_queue_age_seconds",
+            "How long the oldest page in the upload queue has been waiting, since the agent's "
+            "start at most; 0 if none waits",
+            registry=registry,
+        )
         self.upload_deferred_bytes = Gauge(
             "memkv_upload_deferred_bytes",
             "Page bytes on this disk that are uploaded when it fills (engine.upload)",

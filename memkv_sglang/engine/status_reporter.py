@@ -39,6 +39,8 @@ class StatusReporter:
         statuses += [_tier_status(tier) for tier in self._tiers]
         for status in statuses:
             self._update_gauges(status)
+        if self._uploads is not None:
+            self._metrics.upload_queue_age.set(self._uploads.age)
         breaker = "none"
         if self._breaker is not None:
             breaker = self._breaker.state.value

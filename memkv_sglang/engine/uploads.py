@@ -69,6 +69,8 @@ class _Run:
     pages: list[PendingPage]
     chained: bool
     attempts: int = 0
+    queued: float = 0.0
+    """When the run was queued (`time.monotonic`)."""
     is_full: bool = False
     """Whether the shared tier was full at the last attempt."""
 
@@ -155,6 +157,12 @@ class UploadQueue:
     def bytes(self) -> int:
         """Bytes waiting or being uploaded."""
         return self._bytes
+
+    @property
+    def age(self) -> float:
+        """Seconds that the oldest queued pages have waited; 0 if none wait."""
+        with self._changed:
+            return time.monotonic() - self._runs[0].queued if self._runs else 0.0
 
     def offer(
         self,
@@ -286,6 +294,7 @@ class UploadQueue:
             size = _bytes(run.pages)
             self._deferred_bytes -= size
             self._count(len(run.pages), size)
+            run.queued = time.monotonic()
             self._runs.append(run)
         self._metrics.upload_deferred_bytes.set(self._deferred_bytes)
         self._changed.notify_all()

@@ -4,6 +4,7 @@ Needs helm, in PATH or in `~/.cache/sglang-memkv/bin`
 (`go install helm.sh/helm/v3/cmd/helm@latest`), and the package kubernetes-validate from PyPI.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ VALUES = [None, *sorted((KUBERNETES / "values").glob("*.yaml"))]
 VERSION = "1.33"
 """Version of Kubernetes whose schemas the tests use."""
 
-CUSTOM = {"PodMonitor"}
+CUSTOM = {"PodMonitor", "PrometheusRule"}
 """Kinds that the Prometheus operator defines."""
 
 _CACHED = Path.home() / ".cache" / "sglang-memkv" / "bin" / "helm"
@@ -87,6 +88,22 @@ def test_agent_is_confined_and_its_secrets_are_private(values: Path | None) -> N
     assert all(secret["defaultMode"] == 0o440 for secret in secrets)
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_alerts_and_dashboards_are_those_of_the_repository(values: Path | None) -> None:
+    found = {document["kind"]: document for document in render(values)}
+    if values is None or values.stem != "fleet":
+        assert not {"PrometheusRule", "ConfigMap"} & found.keys()
+        return
+    yaml = pytest.importorskip("yaml")
+    deploy = KUBERNETES.parent
+    rules = yaml.safe_load((deploy / "prometheus" / "alerts.yaml").read_text())
+    assert found["PrometheusRule"]["spec"] == rules
+    boards = {name: json.loads(text) for name, text in found["ConfigMap"]["data"].items()}
+    assert boards == {
+        f"memkv-{board.name}": json.loads(board.read_text())
+        for board in (deploy / "grafana").glob("*.json")
+    }
 
 
 def test_agent_and_servers_share_user_and_socket(values: Path | None) -> None:

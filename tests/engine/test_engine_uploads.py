@@ -46,16 +46,26 @@ def test_uploads_survive_an_outage(open_engine: Open) -> None:
     down.set()
     inner = MemoryTier(name=SHARED)
     shared = FaultyTier(inner, lambda verb, key: down.is_set())
-    engine = open_engine(MemoryTier(name=LOCAL), shared, breaker_cooldown=0.01, upload_attempts=3)
+    registry = CollectorRegistry()
+    engine = open_engine(
+        MemoryTier(name=LOCAL), shared, registry=registry, breaker_cooldown=0.01, upload_attempts=3
+    )
+
+    def age() -> float:
+        engine.status()  # updates the gauges
+        return registry.get_sample_value("memkv_upload_queue_age_seconds") or 0.0
+
     chain = make_chain(NAMESPACE, 30)
     spill(engine, chain.keys())
     wait_until(lambda: engine.status().breaker != "closed")
+    wait_until(lambda: age() > 0.05)  # it grows although the run is retried
     assert engine.status().queue_pages == 30
     assert engine.lookup(chain).length == 30
     down.clear()
     assert engine.flush(timeout=60)
     assert inner.lookup(chain, 0).length == 30
     assert engine.status().queue_pages == engine.status().queue_bytes == 0
+    assert age() == 0.0
 
 
 class CrowdedTier(MemoryTier):
