@@ -14,9 +14,12 @@ from memkv_sglang.cli.checks.memory import check_memory
 from memkv_sglang.cli.checks.pins import check_pins
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import make_console, print_json
+from memkv_sglang.cli.shards import bucket_configs, prefixed, shard_option
 from memkv_sglang.config.environment import check_any_tier, check_ca_file
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.finding import Finding, split_problem
 
 _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
@@ -28,21 +31,22 @@ _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
     short_help="Check settings, disk, memory, MinIO and agent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(loaded: LoadedConfig, as_json: bool) -> int:
+@shard_option
+def doctor(loaded: LoadedConfig, as_json: bool, shard: str | None) -> int:
     """Check settings, disk, memory, MinIO and agent, and suggest fixes.
 
     Exit status 1 if a check fails. Changes nothing: its test object is removed again.
     """
     if as_json:
-        findings = list(diagnose(loaded))
+        findings = list(diagnose(loaded, shard))
         print_json([finding._asdict() for finding in findings])
     else:
-        findings = _print_as_found(diagnose(loaded))
+        findings = _print_as_found(diagnose(loaded, shard))
     return int(any(finding.level == "FAIL" for finding in findings))
 
 
-def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Run the checks, local ones first, and yield their findings."""
+def diagnose(loaded: LoadedConfig, shard: str | None = None) -> Iterator[Finding]:
+    """Run the checks, local ones first, and yield their findings. `shard` selects one."""
     yield from _check_settings(loaded)
     yield from check_compiled()
     yield from check_disk(loaded)
@@ -53,20 +57,30 @@ def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
     except ConfigError as error:
         yield split_problem("ca_file", str(error))
         return
-    files = list(check_files(loaded.config.minio))
+    if not has_minio(loaded.config.minio):
+        yield Finding("ok", "MinIO", "no MinIO tier is configured")
+        return
+    for name, config in bucket_configs(loaded.config.minio, shard).items():
+        for finding in _check_minio(config, loaded.config.collector):
+            yield finding._replace(detail=prefixed(name, finding.detail))
+
+
+def _check_minio(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
+    """Check one bucket, its server and its files."""
+    files = list(check_files(config))
     yield from files
     if any(finding.level == "FAIL" for finding in files):
         return
-    servers = list(check_endpoints(loaded.config.minio))
+    servers = list(check_endpoints(config))
     yield from servers
     if all(finding.level == "FAIL" for finding in servers if finding.what == "MinIO"):
         return
     bucket = []
-    for finding in check_bucket(loaded.config):
+    for finding in check_bucket(config, collector):
         bucket.append(finding)
         yield finding
     if all(finding.level in ("ok", "skip") for finding in bucket):
-        yield from check_pins(loaded.config.minio)
+        yield from check_pins(config)
 
 
 def _check_settings(loaded: LoadedConfig) -> Iterator[Finding]:
