@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from memkv_testbed.minio_server import MinioServer
+from sglang_cpu_platform.fork_server import ForkServers
 
 from memkv_sglang.agent import paths
 from memkv_sglang.config import load
@@ -36,6 +37,14 @@ def minio_server() -> Iterator[MinioServer]:
     """A real MinIO for the whole run; tests that stop or kill a server start their own."""
     with MinioServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServers]:
+    """Start SGLang servers as forks; most tests are not about how a server starts."""
+    forks = ForkServers()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

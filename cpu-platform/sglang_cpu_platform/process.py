@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 # Kills the process group in its argument once its standard input is closed: by the process that
 # started it, or by that process's death.
@@ -31,6 +31,23 @@ class ProcessFailedError(RuntimeError):
     """The process ended or was not ready in time; the message contains the end of its log."""
 
 
+class Process(Protocol):
+    """A process in a session of its own; `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Id of the process and of its group."""
+
+    def poll(self) -> int | None:
+        """Return None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until it has ended; `subprocess.TimeoutExpired` after `timeout` seconds."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+
 class ManagedProcess:
     """A process and its descendants, in one process group, with output to a log file.
 
@@ -45,7 +62,7 @@ class ManagedProcess:
         self.log = log
         self._argv = list(argv)
         self._env = _without_proxy(os.environ if env is None else env)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -64,17 +81,20 @@ class ManagedProcess:
         """Start the process; returns immediately. Output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._argv,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = self._launch(log.fileno())
         self._guard = subprocess.Popen(
             [sys.executable, "-S", "-c", _GUARD, str(self._process.pid)],
             stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def _launch(self, log: int) -> Process:
+        return subprocess.Popen(
+            self._argv,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
 

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from sglang_cpu_platform import forking
 from sglang_cpu_platform.client import Client
-from sglang_cpu_platform.process import ManagedProcess, ProcessFailedError, shared_memory_of
+from sglang_cpu_platform.fork_server import ForkServers
+from sglang_cpu_platform.process import (
+    ManagedProcess,
+    Process,
+    ProcessFailedError,
+    shared_memory_of,
+)
 
 HOST = "127.0.0.1"
 PORTS = range(10_000, 30_000)
@@ -105,7 +111,8 @@ class CpuServer(ManagedProcess):
     """A server that runs during a `with` block and is ready when the block begins.
 
     To start several at once, call `start` on each, then `wait_ready` on each, and `stop`.
-    Arguments as of `launch`, on a free port.
+    Arguments as of `launch`, on a free port. `forks` start the process without importing SGLang
+    again.
     """
 
     def __init__(
@@ -119,8 +126,10 @@ class CpuServer(ManagedProcess):
         extra: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
+        forks: ForkServers | None = None,
     ) -> None:
         port = free_port()
+        self._forks = forks
         self.url = f"http://{HOST}:{port}"
         self.client = Client(self.url)
         how = launch(
@@ -134,6 +143,11 @@ class CpuServer(ManagedProcess):
             python=python,
         )
         super().__init__(f"server {self.url}", how.argv, env=how.env, log=log)
+
+    def _launch(self, log: int) -> Process:
+        if self._forks is None:
+            return super()._launch(log)
+        return self._forks.start(self._argv, self._env, log)
 
     def wait_ready(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
         """Block until the server answers requests.

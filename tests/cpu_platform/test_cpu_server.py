@@ -1,5 +1,6 @@
 """Real servers on a plain CPU: HiCache with SGLang's own `file` storage."""
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
 from sglang_cpu_platform import tiny_model
-from sglang_cpu_platform.process import group_members, shared_memory_of
+from sglang_cpu_platform.fork_server import ForkServers
+from sglang_cpu_platform.process import ProcessFailedError, group_members, shared_memory_of
 from sglang_cpu_platform.server import CpuServer
 
 PAGE = 64
@@ -31,7 +33,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def server(work: Path, kind: str, tp: int = 1) -> CpuServer:
+def server(work: Path, kind: str, forks: ForkServers, tp: int = 1) -> CpuServer:
     storage = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(work / f"{kind}-pages")}
     return CpuServer(
         work / kind,
@@ -41,18 +43,19 @@ def server(work: Path, kind: str, tp: int = 1) -> CpuServer:
         max_total_tokens=8192,
         extra=HICACHE,
         env=storage,
+        forks=forks,
     )
 
 
 @pytest.fixture(scope="module")
-def mha(work: Path) -> Iterator[CpuServer]:
-    with server(work, "mha") as started:
+def mha(work: Path, forks: ForkServers) -> Iterator[CpuServer]:
+    with server(work, "mha", forks) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def mla(work: Path) -> Iterator[CpuServer]:
-    with server(work, "mla", tp=2) as started:
+def mla(work: Path, forks: ForkServers) -> Iterator[CpuServer]:
+    with server(work, "mla", forks, tp=2) as started:
         yield started
 
 
@@ -77,6 +80,23 @@ def test_children_are_forks_that_need_no_imports(mha: CpuServer) -> None:
     assert len(members) >= 3
     for pid in members:
         assert b"spawn_main" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_fork_looks_like_a_server_that_was_started(mha: CpuServer) -> None:
+    process = Path(f"/proc/{mha.pid}")
+    title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    assert "-m sglang.launch_server --model-path" in title
+    assert os.getsid(mha.pid) == mha.pid
+    assert (process / "fd" / "0").readlink() == Path(os.devnull)
+
+
+def test_a_fork_server_that_ended_is_an_error_with_its_output(tmp_path: Path) -> None:
+    """Here it ends because its interpreter does not know it."""
+    forks = ForkServers()
+    broken = CpuServer(tmp_path, log=tmp_path / "log", python="/bin/cat", forks=forks)
+    with pytest.raises(ProcessFailedError, match="fork server"):
+        broken.start()
+    forks.close()
 
 
 def test_stopped_server_leaves_neither_processes_nor_shared_memory(mha: CpuServer) -> None:

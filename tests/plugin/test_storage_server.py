@@ -23,6 +23,7 @@ import zmq
 from memkv_testbed.minio_server import MinioServer
 from sglang.srt.disaggregation.kv_events import BlockStored, KVEventBatch
 from sglang_cpu_platform import tiny_model
+from sglang_cpu_platform.fork_server import ForkServers
 from sglang_cpu_platform.server import CpuServer, free_port
 
 from tests.plugin.attached import Node, eventually
@@ -86,7 +87,9 @@ class Subscriber:
 class Attachable:
     """The server, its agent's settings, and a listener for its events."""
 
-    def __init__(self, home: Path, node: Node, storage: MinioServer, model: Path) -> None:
+    def __init__(
+        self, home: Path, node: Node, storage: MinioServer, model: Path, forks: ForkServers
+    ) -> None:
         endpoint = f"tcp://127.0.0.1:{free_port()}"
         environment = {
             "MEMKV_MINIO_ACCESS_KEY": storage.access_key,
@@ -107,6 +110,7 @@ class Attachable:
                 json.dumps({"publisher": "zmq", "endpoint": endpoint, "bind": True}),
             ],
             env=environment,
+            forks=forks,
         )
 
     def ask(self, method: str, path: str, body: Any = None) -> str:
@@ -159,7 +163,7 @@ class Attachable:
 
 
 @pytest.fixture(scope="module")
-def attachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attachable]:
+def attachable(forks: ForkServers) -> Iterator[Attachable]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memkv-")))
         storage = stack.enter_context(MinioServer())
@@ -169,7 +173,7 @@ def attachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attachable]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MEMKV_MINIO_ACCESS_KEY", storage.access_key)
             patch.setenv("MEMKV_MINIO_SECRET_KEY", storage.secret_key)
-            subject = Attachable(home, node, storage, home / "model")
+            subject = Attachable(home, node, storage, home / "model", forks)
             stack.callback(node.close)
             stack.callback(subject.events.close)
             stack.enter_context(subject.server)

@@ -1,7 +1,8 @@
 """Print as JSON what SGLang makes of command lines; run as a separate process.
 
-Reads a list of command lines from standard input. With an argument, the tier also requires the
-SGLang function of that name; a name that does not exist simulates an unsupported version.
+The argument is a JSON list of questions; each answer is a line. A question consists of
+command lines and of names of further SGLang functions that the tier requires; one that does not
+exist simulates an unsupported version.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 from typing import Any
 
@@ -42,13 +44,12 @@ def outcome(argv: list[str]) -> dict[str, Any]:
     return {"code": code, "stderr": printed.getvalue(), "log": logged.getvalue(), **shown}
 
 
-def main() -> None:
-    argvs = json.load(sys.stdin)
+def answer(argvs: list[list[str]], targets: list[str]) -> None:
     from sglang.srt.plugins import load_plugins
 
     from memkv_sglang.plugin import hooks
 
-    for target in sys.argv[1:]:
+    for target in targets:
         hooks.HOOKS += (hooks.Hook(target, "weights.reset_tree"),)
     load_plugins()
     logging.getLogger("memkv_sglang").setLevel(logging.INFO)
@@ -57,7 +58,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     outcomes = [outcome(argv) for argv in argvs]
-    print(json.dumps({"help": parser.format_help(), "outcomes": outcomes}))
+    print(json.dumps({"help": parser.format_help(), "outcomes": outcomes}), flush=True)
+
+
+def main() -> None:
+    questions = json.loads(sys.argv[1])
+    import sglang.srt.server_args  # noqa: F401 (once, before the forks)
+
+    for question in questions:
+        child = os.fork()
+        if not child:
+            answer(*question)
+            return
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
 from memkv_testbed.minio_server import MinioServer
 from sglang_cpu_platform import tiny_model
+from sglang_cpu_platform.fork_server import ForkServers
 from sglang_cpu_platform.server import CpuServer
 
 from memkv_sglang.config.schema import MinioConfig
 from tests.patching.patched_copy import environment_of, make_patched_copy, sglang_under_test
-from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, start_all
+from tests.serving.node import DEVICE_TOKENS, NEW_TOKENS, Node, Tokens, libraries, start_all
 
 
 class Recompute(Protocol):
@@ -47,8 +48,9 @@ _homes: list[Path] = []
 
 
 @pytest.fixture(scope="session")
-def home() -> Iterator[Path]:
+def home(forks: ForkServers) -> Iterator[Path]:
     """A directory whose path is short enough for sockets."""
+    Node.forks = forks
     with tempfile.TemporaryDirectory(prefix="memkv-") as directory:
         _homes.append(Path(directory))
         yield Path(directory)
@@ -111,13 +113,15 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def recompute(home: Path, models: Models) -> Iterator[Recompute]:
+def recompute(home: Path, models: Models, forks: ForkServers) -> Iterator[Recompute]:
     """Ask a server that has neither the tier nor a radix cache. The first call waits for it."""
     plain = CpuServer(
         models.mha,
         log=home / "plain.log",
         max_total_tokens=DEVICE_TOKENS,
         extra=["--disable-radix-cache"],
+        env=libraries(home),
+        forks=forks,
     )
     ready = False
 

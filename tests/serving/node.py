@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from memkv_testbed.processes import ending, stalled
 from sglang_cpu_platform.client import Answer, Client
+from sglang_cpu_platform.disaggregation import environment
+from sglang_cpu_platform.fork_server import ForkServers
 from sglang_cpu_platform.server import CpuServer
 
 from memkv_sglang.agent.protocol import AgentStatus
@@ -55,11 +57,18 @@ def reusable(length: int) -> int:
     return whole_pages(length - 1)
 
 
+def libraries(home: Path) -> dict[str, str]:
+    """Return what prefill and decode servers need; the others get it too, because a fork server
+    starts only servers with the same libraries.
+    """
+    return environment(home / "libraries")
+
+
 class ServedServer(CpuServer):
     """A server started with `sglang serve` instead of `python -m sglang.launch_server`."""
 
     def __init__(self, model: Path, **arguments: Any) -> None:
-        super().__init__(model, **arguments)
+        super().__init__(model, **arguments | {"forks": None})
         python, *_ = self._argv
         options = self._argv[self._argv.index("--model-path") :]
         self._argv = [str(Path(python).with_name("sglang")), "serve", *options]
@@ -67,6 +76,9 @@ class ServedServer(CpuServer):
 
 class Node:
     """One machine of the cluster; `name` separates its directories from other nodes'."""
+
+    forks: ClassVar[ForkServers | None] = None
+    """Start the servers, once the fixture `home` has set it."""
 
     def __init__(
         self,
@@ -114,7 +126,8 @@ class Node:
                 "--enable-metrics",
                 *extra,
             ],
-            env={**self._environment, **sglang_under_test(), **(env or {})},
+            env={**self._environment, **libraries(home), **sglang_under_test(), **(env or {})},
+            forks=self.forks,
         )
 
     @property

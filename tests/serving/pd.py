@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sglang_cpu_platform.client import Answer
-from sglang_cpu_platform.disaggregation import environment
 from sglang_cpu_platform.server import HOST, free_port
 
 from memkv_sglang.config.schema import MinioConfig
@@ -35,8 +34,7 @@ class PdNode(Node):
             *("--disaggregation-bootstrap-port", str(self.bootstrap_port)),
             "--disable-overlap-schedule",
         ]
-        env = environment(home / "libraries") | dict(arguments.pop("env", {}))
-        super().__init__(name, home, minio, model, extra=[*pd, *extra], env=env, **arguments)
+        super().__init__(name, home, minio, model, extra=[*pd, *extra], **arguments)
 
     def wait_ready(self) -> None:
         self._server.wait_ready()

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sglang_cpu_platform.fork_server import ForkServers
 
 from memkv_sglang.plugin.launch import CONFLICTS
 from tests.serving.conftest import Models
-from tests.serving.node import PAGE, prompt, reusable
+from tests.serving.node import LIMIT, PAGE, libraries, prompt, reusable
 
 CHANGES: dict[str, Sequence[str]] = {
     "disable_radix_cache": (),
@@ -77,16 +78,28 @@ GONE = "sglang.srt.mem_cache.gone.Function"
 ENGINE_TOKENS = prompt("engine")
 
 
-def of_sglang(argvs: Sequence[Sequence[str]], *targets: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.serving.arguments", *targets],
-        input=json.dumps(argvs),
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+class Answers(NamedTuple):
+    """What SGLang makes of command lines."""
+
+    this_sglang: dict[str, Any]
+    another_sglang: dict[str, Any]
+    """One without a function that the tier requires."""
+
+
+def of_sglang(
+    forks: ForkServers,
+    home: Path,
+    argvs: Sequence[Sequence[str]],
+    argvs_of_another: Sequence[Sequence[str]],
+) -> Answers:
+    questions = json.dumps([[argvs, []], [argvs_of_another, [GONE]]])
+    argv = [sys.executable, "-m", "tests.serving.arguments", questions]
+    with (home / "arguments.log").open("w+") as file:
+        environment = os.environ | libraries(home) | {"OMP_NUM_THREADS": "1"}
+        forks.start(argv, environment, file.fileno()).wait(LIMIT)
+        file.seek(0)
+        answers = [line for line in file if line.startswith("{")]  # between SGLang's log lines
+    return Answers(*map(json.loads, answers))
 
 
 def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, Any]]:
@@ -137,13 +150,12 @@ def make_states_model(directory: Path) -> None:
 class Asked(NamedTuple):
     """Processes that run in parallel, because each needs long to import SGLang."""
 
-    this_sglang: Future[dict[str, Any]]
-    another_sglang: Future[dict[str, Any]]
+    arguments: Future[Answers]
     engine: Future[list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def asked(models: Models, home: Path) -> Iterator[Asked]:
+def asked(models: Models, home: Path, forks: ForkServers) -> Iterator[Asked]:
     nvme = ["--memkv-nvme-directory", str(home / "x")]
     basic = ["--model-path", str(models.mha), "--enable-memkv", *nvme]
     argvs = [basic[:2], basic]
@@ -156,15 +168,14 @@ def asked(models: Models, home: Path) -> Iterator[Asked]:
         argvs.append(["--model-path", str(models.swa.with_name(name)), *basic[2:], *more])
     with ThreadPoolExecutor(len(Asked._fields)) as processes:
         yield Asked(
-            processes.submit(of_sglang, argvs),
-            processes.submit(of_sglang, [basic], GONE),
+            processes.submit(of_sglang, forks, home, argvs, [basic]),
             processes.submit(ask_engine, models, home, ENGINE_TOKENS),
         )
 
 
 @pytest.fixture(scope="module")
 def answers(asked: Asked) -> dict[str, Any]:
-    answer = asked.this_sglang.result()
+    answer = asked.arguments.result().this_sglang
     outcomes = iter(answer["outcomes"])
     return {
         "help": answer["help"],
@@ -287,7 +298,7 @@ def test_bad_values_are_refused_in_one_line(answers: dict[str, Any]) -> None:
 
 
 def test_another_sglang_starts_without_the_tier_and_says_so(asked: Asked) -> None:
-    (outcome,) = asked.another_sglang.result()["outcomes"]
+    (outcome,) = asked.arguments.result().another_sglang["outcomes"]
     assert outcome["code"] == 0
     assert not outcome["enable_hierarchical_cache"]
     (line,) = outcome["log"].splitlines()

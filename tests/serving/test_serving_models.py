@@ -24,6 +24,7 @@ from tests.serving.node import (
     Node,
     Tokens,
     from_storage,
+    libraries,
     prompt,
     reusable,
     start_all,
@@ -78,6 +79,8 @@ def pair(
         tp=kind.tp,
         max_total_tokens=DEVICE_TOKENS,
         extra=["--disable-radix-cache", *kind.extra],
+        env=libraries(home),
+        forks=Node.forks,
     )
     a, b = (
         Node(f"{request.param}-{name}", home, shared, model, tp=kind.tp, extra=kind.extra)
