@@ -217,6 +217,27 @@ class Metrics:
         self.tier_evicted_pages = TotalsCounter(
             "memkv_tier_evicted_pages", "Pages evicted from a tier to free space", registry
         )
+        self.disk_works = Gauge(
+            "memkv_disk_works",
+            "1 if the disk of a directory works, otherwise 0; `memkv stats` shows the reason",
+            ["directory"],
+            registry=registry,
+        )
+        self.disk_pages = Gauge(
+            "memkv_disk_pages",
+            "Pages stored in a directory (nvme.directory)",
+            ["directory"],
+            registry=registry,
+        )
+        self.disk_bytes = Gauge(
+            "memkv_disk_bytes", "Bytes used in a directory", ["directory"], registry=registry
+        )
+        self.disk_capacity_bytes = Gauge(
+            "memkv_disk_capacity_bytes",
+            "Capacity of a directory (nvme.capacity)",
+            ["directory"],
+            registry=registry,
+        )
         self.collections = Counter(
             "memkv_collections",
             "Rounds of collection that this node began, by result",

@@ -44,6 +44,7 @@ _QUERIES = """
 | How full is the upload queue? | `memkv_upload_queue_bytes / memkv_upload_queue_capacity_bytes` |
 | What share of the looked-up pages was found? | `sum(rate(memkv_lookup_pages_total{found="yes"}[5m])) / sum(rate(memkv_lookup_pages_total[5m]))` |
 | 99th percentile of load calls by tier | `histogram_quantile(0.99, sum by (tier, le) (rate(memkv_call_duration_seconds_bucket{operation="load"}[5m])))` |
+| Is a disk broken? | `memkv_disk_works == 0` |
 | Is a tier broken? | `memkv_tier_works == 0` |
 | Is a circuit open? | `memkv_breaker_state{memkv_breaker_state="open"} == 1` |
 | Is a shard broken? | `memkv_shard_works == 0` |
@@ -79,6 +80,13 @@ def agent_metrics() -> list[Metric]:
         metrics.tier_bytes.labels(tier)
         metrics.tier_evicted_pages.set(tier, 0)
     metrics.call_errors.labels("nvme", "open")
+    for gauge in (
+        metrics.disk_works,
+        metrics.disk_pages,
+        metrics.disk_bytes,
+        metrics.disk_capacity_bytes,
+    ):
+        gauge.labels("...")
     metrics.tier_capacity_bytes.labels("nvme")
     metrics.breaker_state.labels("minio")
     registry.register(TierEvents("minio", lambda: {"...": 0}))

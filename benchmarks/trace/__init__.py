@@ -21,9 +21,11 @@ from benchmarks.trace.cluster import (
 )
 from benchmarks.trace.loads import Admission, Served, serve
 from benchmarks.trace.peers import ONLINE, Belady, hits_of_peer
-from benchmarks.trace.product import ProductCache
+from benchmarks.trace.product import ProductCache, ProductDisks
 from benchmarks.trace.requests import Workload, mooncake
 
+DISKS = 4
+"""Disks that share a capacity, to compare with a single disk."""
 SHARES = (2, 5, 10, 20)
 """Capacities, in per cent of the trace's different pages."""
 QUICK_REQUESTS = 1500
@@ -68,6 +70,8 @@ def _compare_orders(report: Report, trace: Workload, *, both: bool) -> None:
         ratios.append(ours / max(peers.values()))
         report.figures[f"trace_hits_over_best_online_{share}"] = ratios[-1]
         report.figures[f"trace_hits_over_belady_{share}"] = ours / belady
+        striped = sum(map(ProductDisks(pages, DISKS).request, trace.requests))
+        report.figures[f"trace_hits_{DISKS}_disks_over_one_{share}"] = striped / ours
     report.figures["trace_hits_over_best_online"] = min(ratios)
     cases = {f"{share} %": f"hits at {share} %" for share in SHARES}
     title = "hits by capacity, in per cent of the pages"

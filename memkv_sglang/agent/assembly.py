@@ -20,6 +20,7 @@ from memkv_sglang.engine.shards import GuardedShard, guard_shard
 from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
 
 if TYPE_CHECKING:
+    from memkv_sglang.tiers.disks import StripedTier
     from memkv_sglang.tiers.minio import MinioTier
     from memkv_sglang.tiers.nvme import NvmeTier
     from memkv_sglang.tiers.shards import ShardedTier
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
     """Return an engine with the configured tiers. Raises `ConfigError`.
 
-    If MinIO is configured, a broken disk is left out until the next start.
+    Broken disks are retried in the background, unless there is no other disk and no MinIO.
     """
     if not config.nvme.directory and not has_minio(config.minio):
         raise ConfigError(
@@ -38,8 +39,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
             "least one of them"
         )
     metrics = Metrics(registry)
-    disabled: dict[str, str] = {}
-    nvme = _nvme(config, metrics, disabled) if config.nvme.directory else None
+    nvme = _nvme(config, metrics) if config.nvme.directory else None
     shards: list[GuardedShard] = []
     try:
         minio = _minio(config, metrics, registry, shards) if has_minio(config.minio) else None
@@ -60,12 +60,11 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         metrics,
         uses=minio,
         watcher=watcher,
-        disabled=disabled,
         shards=shards,
     )
 
 
-def _cancel_uploads(nvme: "NvmeTier") -> None:
+def _cancel_uploads(nvme: "NvmeTier | StripedTier") -> None:
     """Let pages be evicted that an earlier run marked for upload; this node no longer uploads."""
     waiting = [page.key for page in nvme.pending()]
     if waiting:
@@ -79,18 +78,24 @@ def _cancel_uploads(nvme: "NvmeTier") -> None:
 # Tiers are imported only if configured, because the agent must start within half a second.
 
 
-def _nvme(config: Config, metrics: Metrics, disabled: dict[str, str]) -> "NvmeTier | None":
+def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | StripedTier":
     from memkv_sglang.tiers.nvme import NvmeTier
 
-    try:
-        return NvmeTier(config.nvme)
-    except BrokenDiskError as error:
-        if not has_minio(config.minio):
-            raise
-        metrics.call_errors.labels(NvmeTier.name, "open").inc()
-        log.error("nvme tier disabled", extra={"fields": {"reason": str(error)}})  # noqa: TRY400
-        disabled[NvmeTier.name] = f"{error}. The agent tries again when it restarts"
-        return None
+    if len(config.nvme.for_each_directory()) == 1:
+        try:
+            return NvmeTier(config.nvme)
+        except BrokenDiskError:
+            if not has_minio(config.minio):
+                raise
+    from memkv_sglang.tiers.disks import StripedTier
+
+    tier = StripedTier(config.nvme)
+    broken = [disk.problem for disk in tier.disks() if disk.problem]
+    metrics.call_errors.labels(tier.name, "open").inc(len(broken))
+    if len(broken) == len(tier.disks()) and not has_minio(config.minio):
+        tier.close()
+        raise BrokenDiskError(broken[0])
+    return tier
 
 
 def _minio(

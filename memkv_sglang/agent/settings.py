@@ -6,14 +6,14 @@ Secrets are compared by hashes, keyed with a nonce that the client chooses for e
 import hashlib
 import os
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
 from memkv_sglang.agent.protocol import SettingsReport
 from memkv_sglang.config.check import endpoint_urls
-from memkv_sglang.config.schema import REDACTED, Config, MinioConfig
+from memkv_sglang.config.schema import REDACTED, Config, MinioConfig, split_paths
 from memkv_sglang.config.settings import Setting, all_settings
 from memkv_sglang.config.shards import SECRETS, has_minio, shard_configs
 
@@ -182,11 +182,20 @@ def _agree(setting: Setting, running: Any, wanted: Any) -> bool:
         return _urls(running) == _urls(wanted)
     if setting.unit == "path" and running and wanted:
         return _same_path(str(running), str(wanted))
+    if setting.unit == "paths" and running and wanted:
+        return _same_paths(split_paths(str(running)), split_paths(str(wanted)))
     return False
 
 
 def _urls(endpoint: Any) -> list[str]:
     return sorted(endpoint_urls(MinioConfig(endpoint=str(endpoint))))
+
+
+def _same_paths(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether the paths are the same places, in any order."""
+    return len(some) == len(others) and all(
+        any(_same_path(one, other) for other in others) for one in some
+    )
 
 
 def _same_path(one: str, other: str) -> bool:

@@ -14,12 +14,9 @@ from memkv_sglang.cli.checks.memory import check_memory
 from memkv_sglang.cli.checks.pins import check_pins
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import make_console, print_json
-from memkv_sglang.cli.shards import bucket_configs, prefixed, shard_option
 from memkv_sglang.config.environment import check_any_tier, check_ca_file
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
-from memkv_sglang.config.schema import CollectorConfig, MinioConfig
-from memkv_sglang.config.shards import has_minio
 from memkv_sglang.finding import Finding, split_problem
 
 _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
@@ -31,22 +28,21 @@ _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
     short_help="Check settings, disk, memory, MinIO and agent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@shard_option
-def doctor(loaded: LoadedConfig, as_json: bool, shard: str | None) -> int:
+def doctor(loaded: LoadedConfig, as_json: bool) -> int:
     """Check settings, disk, memory, MinIO and agent, and suggest fixes.
 
     Exit status 1 if a check fails. Changes nothing: its test object is removed again.
     """
     if as_json:
-        findings = list(diagnose(loaded, shard))
+        findings = list(diagnose(loaded))
         print_json([finding._asdict() for finding in findings])
     else:
-        findings = _print_as_found(diagnose(loaded, shard))
+        findings = _print_as_found(diagnose(loaded))
     return int(any(finding.level == "FAIL" for finding in findings))
 
 
-def diagnose(loaded: LoadedConfig, shard: str | None = None) -> Iterator[Finding]:
-    """Run the checks, local ones first, and yield their findings. `shard` selects one."""
+def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
+    """Run the checks, local ones first, and yield their findings."""
     yield from _check_settings(loaded)
     yield from check_compiled()
     yield from check_disk(loaded)
@@ -57,30 +53,20 @@ def diagnose(loaded: LoadedConfig, shard: str | None = None) -> Iterator[Finding
     except ConfigError as error:
         yield split_problem("ca_file", str(error))
         return
-    if not has_minio(loaded.config.minio):
-        yield Finding("ok", "MinIO", "no MinIO tier is configured")
-        return
-    for name, config in bucket_configs(loaded.config.minio, shard).items():
-        for finding in _check_minio(config, loaded.config.collector):
-            yield finding._replace(detail=prefixed(name, finding.detail))
-
-
-def _check_minio(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
-    """Check one bucket, its server and its files."""
-    files = list(check_files(config))
+    files = list(check_files(loaded.config.minio))
     yield from files
     if any(finding.level == "FAIL" for finding in files):
         return
-    servers = list(check_endpoints(config))
+    servers = list(check_endpoints(loaded.config.minio))
     yield from servers
     if all(finding.level == "FAIL" for finding in servers if finding.what == "MinIO"):
         return
     bucket = []
-    for finding in check_bucket(config, collector):
+    for finding in check_bucket(loaded.config):
         bucket.append(finding)
         yield finding
     if all(finding.level in ("ok", "skip") for finding in bucket):
-        yield from check_pins(config)
+        yield from check_pins(loaded.config.minio)
 
 
 def _check_settings(loaded: LoadedConfig) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from rich.progress import Progress, TaskID
 from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.environment import existing_part
 from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
-from memkv_sglang.config.shards import has_minio, shard_configs
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Page, PageKey
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, TierError
 
@@ -58,7 +57,7 @@ def measure(
     if config.nvme.directory:
         with _temporary_nvme(config.nvme, volume * len(page_sizes)) as tier:
             results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
-    if has_minio(config.minio):
+    if config.minio.endpoint:
         with _temporary_minio(config.minio) as tier:
             results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
     return results
@@ -66,47 +65,48 @@ def measure(
 
 @contextmanager
 def _temporary_nvme(config: NvmeConfig, volume: int) -> Iterator[Tier]:
-    """Open a tier in a temporary directory on the same disk."""
+    """Open a tier in temporary directories on the same disks."""
+    disks = config.for_each_directory()
+    capacity = _CAPACITY_FACTOR * volume // len(disks) + config.segment_size
+    with ExitStack() as stack:
+        directories = []
+        for disk in disks:
+            place = existing_part(Path(disk.directory))
+            if shutil.disk_usage(place).free < capacity:
+                raise click.ClickException(
+                    f"{place} does not have {human_size(capacity)} free; lower --volume"
+                )
+            directory = tempfile.TemporaryDirectory(prefix="memkv-bench-", dir=place)
+            directories.append(stack.enter_context(directory))
+        tier = _open_nvme(
+            msgspec.structs.replace(config, directory=",".join(directories), capacity=capacity)
+        )
+        stack.callback(tier.close)
+        yield tier
+
+
+def _open_nvme(config: NvmeConfig) -> Tier:
+    from memkv_sglang.tiers.disks import StripedTier
     from memkv_sglang.tiers.nvme import NvmeTier
 
-    place = existing_part(Path(config.directory))
-    capacity = _CAPACITY_FACTOR * volume + config.segment_size
-    if shutil.disk_usage(place).free < capacity:
-        raise click.ClickException(
-            f"{place} does not have {human_size(capacity)} free; lower --volume"
-        )
-    with tempfile.TemporaryDirectory(prefix="memkv-bench-", dir=place) as directory:
-        tier = NvmeTier(msgspec.structs.replace(config, directory=directory, capacity=capacity))
-        try:
-            yield tier
-        finally:
-            tier.close()
+    several = len(config.for_each_directory()) > 1
+    return StripedTier(config) if several else NvmeTier(config)
 
 
 @contextmanager
 def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
-    """Open a tier with a temporary prefix in the same bucket, or in those of all shards."""
+    """Open a tier with a temporary prefix in the same bucket."""
     from memkv_sglang.tiers.minio import MinioTier
-    from memkv_sglang.tiers.shards import Shard, ShardedTier
 
-    folder = f"memkv-bench-{os.urandom(8).hex()}"
-    tiers = {}
-    for name, one in shard_configs(config).items():
-        prefix = "/".join(filter(None, (one.prefix, folder)))
-        tiers[name] = MinioTier(msgspec.structs.replace(one, prefix=prefix))
-    whole: Tier = (
-        ShardedTier("minio", [Shard(*named) for named in tiers.items()], replicas=config.replicas)
-        if config.shards
-        else tiers[""]
-    )
+    prefix = "/".join(filter(None, (config.prefix, f"memkv-bench-{os.urandom(8).hex()}")))
+    tier = MinioTier(msgspec.structs.replace(config, prefix=prefix))
     try:
-        yield whole
+        yield tier
     finally:
-        for tier in tiers.values():
-            with suppress(TierError):  # the bucket could not be opened
-                bucket, _, names = tier.control()
-                bucket.remove(item.name for item in bucket.objects(names.root))
-        whole.close()
+        with suppress(TierError):  # the bucket could not be opened
+            bucket, _, names = tier.control()
+            bucket.remove(item.name for item in bucket.objects(names.root))
+        tier.close()
 
 
 def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -> Measurement:

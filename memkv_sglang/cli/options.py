@@ -21,7 +21,7 @@ from memkv_sglang.config.settings import (
 )
 from memkv_sglang.config.units import parse_time
 
-_METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH"}
+_METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH", "paths": "PATHS"}
 FILE_PARAMETER = "config_file"
 """Name of the parameter of `--config`."""
 
@@ -67,7 +67,7 @@ class SettingOption(click.Option):
 
     @override
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        if self.setting.unit == "path":
+        if self.setting.unit in ("path", "paths"):
             return [CompletionItem(incomplete, type="file")]
         choices = self.setting.choices
         return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]

@@ -27,9 +27,6 @@ OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
 
 _STATES = {"": "working", None: "opening"}
 
-_TEXTS = ("tier", "shard", "state", "breaker", "call")
-"""Columns that do not hold numbers."""
-
 
 @click.command(cls=SettingsCommand, shown=("agent",))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every metric.")
@@ -126,7 +123,7 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
         f"  clients {agent.sessions}, pools {agent.pools} ({human_size(agent.pool_bytes)})",
         "",
         _tiers(report),
-        *_shards(report),
+        *_disks(report),
         *_problems(report),
         "",
         _operations(report, samples),
@@ -156,24 +153,24 @@ def _tiers(report: "StatusReport") -> "Table":
     return table
 
 
-def _shards(report: "StatusReport") -> "list[Table]":
-    """Return the table of shards, if there are any."""
-    shards = report.engine.shards
-    if not shards:
+def _disks(report: "StatusReport") -> "list[Table | str]":
+    """Return a table of the disks, if there are several."""
+    disks = [disk for tier in report.engine.tiers for disk in tier.disks]
+    if len(disks) < 2:
         return []
-    table = _table("shard", "state", "breaker", "pages", "stored", "capacity", "used", "evicted")
-    for shard in shards:
+    table = _table("state", "pages", "stored", "capacity", "used", "evicted", "directory")
+    for directory, problem, usage in disks:
+        capacity = usage.capacity or 0
         table.add_row(
-            shard.name,
-            _STATES.get(shard.problem, "failing"),
-            shard.breaker,
-            str(shard.pages),
-            human_size(shard.bytes),
-            human_size(shard.capacity) if shard.capacity else "-",
-            _share(shard.bytes, shard.capacity or 0),
-            str(shard.evicted),
+            _STATES.get(problem, "failing"),
+            str(usage.pages),
+            human_size(usage.bytes),
+            human_size(capacity),
+            _share(usage.bytes, capacity),
+            str(usage.evicted),
+            directory,
         )
-    return [table]
+    return ["", table]
 
 
 def _problems(report: "StatusReport") -> "list[Text]":
@@ -217,12 +214,16 @@ def _operations(report: "StatusReport", samples: Samples) -> "Table":
     return table
 
 
+_TEXT = ("tier", "state", "call", "directory")
+"""Columns of text; the others are numbers."""
+
+
 def _table(*columns: str) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in _TEXTS else "right")
+        table.add_column(column, justify="left" if column in _TEXT else "right")
     return table
 
 

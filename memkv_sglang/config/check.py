@@ -7,7 +7,14 @@ from collections.abc import Callable, Container
 from urllib.parse import SplitResult, urlsplit
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import AgentConfig, Config, EngineConfig, MinioConfig, NvmeConfig
+from memkv_sglang.config.schema import (
+    AgentConfig,
+    Config,
+    EngineConfig,
+    MinioConfig,
+    NvmeConfig,
+    split_paths,
+)
 from memkv_sglang.config.shards import own_settings, shard_configs
 
 Name = Callable[[str], str]
@@ -35,6 +42,7 @@ def check_config(config: Config, name: Name) -> None:
     _check_upload(config.engine, name)
     _check_salt(config.recorder.salt, name("recorder.salt"))
     _check_http(config.agent, name)
+    _check_directories(config.nvme, name)
     _check_watermarks(config.nvme, name)
     _check_minio(config.minio, name)
     _check_shards(config.minio, name)
@@ -133,6 +141,13 @@ def _check_upload(config: EngineConfig, name: Name) -> None:
             f"{name('engine.admission')} = {config.admission}, which uploads every page first; set "
             "one of them to always"
         )
+
+
+def _check_directories(config: NvmeConfig, name: Name) -> None:
+    paths = split_paths(config.directory)
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise ConfigError(f"{name('nvme.directory')}: names {path} twice; remove one")
 
 
 def _check_watermarks(config: NvmeConfig, name: Name) -> None:

@@ -20,10 +20,10 @@ def check_environment(loaded: LoadedConfig) -> None:
     A broken disk is no error here: the agent can run without its NVMe tier.
     """
     check_any_tier(loaded)
-    if loaded.config.nvme.directory:
+    for disk in loaded.config.nvme.for_each_directory():
         with suppress(BrokenDiskError, OSError):
-            check_directory(loaded.config.nvme, loaded.name)
-            check_capacity(loaded.config.nvme, loaded.name)
+            check_directory(disk, loaded.name)
+            check_capacity(disk, loaded.name)
     check_ca_file(loaded)
 
 
@@ -37,10 +37,10 @@ def check_any_tier(loaded: LoadedConfig) -> None:
 
 
 def check_directory(config: NvmeConfig, called: Name) -> None:
-    """Raise `ConfigError` unless the NVMe directory is ours and writable, or can be created.
+    """Raise `ConfigError` unless the directory is ours and writable, or can be created.
 
-    Raises `BrokenDiskError` if it is ours but its file system is read-only, as after a disk error
-    (ext4: `errors=remount-ro`).
+    `config` has a single directory. Raises `BrokenDiskError` if it is ours but its file system is
+    read-only, as after a disk error (ext4: `errors=remount-ro`).
     """
     name = called("nvme.directory")
     directory = Path(config.directory).absolute()

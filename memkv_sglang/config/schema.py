@@ -6,18 +6,24 @@ Sizes are in bytes, times in seconds. Files, variables and flags may use units: 
 from typing import Annotated, Any, Literal, get_origin
 
 from msgspec import Meta, Struct
-from msgspec.structs import FieldInfo, fields
+from msgspec.structs import FieldInfo, fields, replace
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 BYTES = {"unit": "bytes"}
 SECONDS = {"unit": "seconds"}
 PATH = {"unit": "path"}
+PATHS = {"unit": "paths"}
 SECRET = {"secret": True}
 SHARDS = {"unit": "shards"}
 
 REDACTED = "(secret)"
 """Printed instead of a secret."""
+
+
+def split_paths(text: str) -> list[str]:
+    """Return the paths of a setting with the unit `paths`."""
+    return [path for part in text.split(",") if (path := part.strip())]
 
 
 def field_meta(field: FieldInfo) -> Meta:
@@ -272,13 +278,14 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The cache tier on this node's disk."""
+    """The cache tier on this node's disks."""
 
     directory: Annotated[
         str,
         Meta(
-            extra=PATH,
-            description="Directory for pages. Each agent needs its own. Empty: no NVMe tier.",
+            extra=PATHS,
+            description="Directory for pages; for several disks one on each, separated by commas "
+            "(or a list in a file). Each agent needs its own. Empty: no NVMe tier.",
         ),
     ] = ""
     capacity: Annotated[
@@ -286,8 +293,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=MIB,
             extra=BYTES,
-            description="Disk space for pages and the tier's other files. At most the size of the "
-            "file system.",
+            description="Disk space for pages and the tier's other files, in each directory. At "
+            "most the size of the file system.",
         ),
     ] = 100 * GIB
     segment_size: Annotated[
@@ -334,6 +341,10 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "system supports it; otherwise log one warning and use buffered I/O."
         ),
     ] = "auto"
+
+    def for_each_directory(self) -> "list[NvmeConfig]":
+        """Return the settings of each directory: these, with that directory alone."""
+        return [replace(self, directory=path) for path in split_paths(self.directory)]
 
 
 class ShardConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

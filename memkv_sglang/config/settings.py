@@ -32,7 +32,7 @@ class Setting:
     """The field's type with its `Meta`, for `msgspec.convert`."""
     default: Any
     unit: str | None
-    """`bytes`, `seconds`, `path`, `shards` or None."""
+    """`bytes`, `seconds`, `path`, `paths` (separated by commas), `shards` or None."""
     secret: bool
     description: str
     bounds: Mapping[str, float]

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import split_paths
 from memkv_sglang.config.settings import Setting
 from memkv_sglang.config.suggest import suggestion
 from memkv_sglang.config.units import (
@@ -50,6 +51,8 @@ def convert_value(setting: Setting, value: Any, name: str, directory: Path) -> A
     """
     if setting.secret:
         return _secret(value, name)
+    if setting.unit == "paths" and isinstance(value, list):
+        value = _join_paths(value, name)
     parsed = _parse_unit(setting, value, name)
     try:
         result = msgspec.convert(parsed, setting.annotation, strict=not isinstance(parsed, str))
@@ -65,8 +68,23 @@ def convert_value(setting: Setting, value: Any, name: str, directory: Path) -> A
     if isinstance(result, str) and not result.isprintable():
         raise ConfigError(f"{name}: {_echo(value)} contains unprintable characters; remove them")
     if setting.unit == "path" and result:
-        return os.path.abspath(directory / os.path.expanduser(result))  # noqa: PTH100, PTH111 - also removes `..`, and never raises
+        return _absolute(result, directory)
+    if setting.unit == "paths":
+        return ",".join(_absolute(path, directory) for path in split_paths(result))
     return result
+
+
+def _absolute(path: str, directory: Path) -> str:
+    return os.path.abspath(directory / os.path.expanduser(path))  # noqa: PTH100, PTH111 - also removes `..`, and never raises
+
+
+def _join_paths(paths: list[Any], name: str) -> str:
+    for path in paths:
+        if not isinstance(path, str):
+            raise ConfigError(f"{name}: {_echo(path)} is not text in quotes; quote each path")
+        if "," in path:
+            raise ConfigError(f"{name}: {_echo(path)} contains a comma; choose another path")
+    return ",".join(paths)
 
 
 def _secret(value: Any, name: str) -> str:

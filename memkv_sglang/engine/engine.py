@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from memkv_sglang.config.schema import EngineConfig
@@ -53,8 +53,6 @@ CLOSE_SECONDS = 0.5
 ANY_PAGE = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
 """A page that no tier has."""
 
-NONE_DISABLED: Mapping[str, str] = {}
-
 
 class Engine:
     """Moves pages between clients' buffers and the tiers. Thread-safe; all calls block.
@@ -72,7 +70,6 @@ class Engine:
         metrics: Metrics,
         uses: AccessRecorder | None = None,
         watcher: PinWatcher | None = None,
-        disabled: Mapping[str, str] = NONE_DISABLED,
         shards: Sequence[GuardedShard] = (),
     ) -> None:
         """Take ownership of both tiers.
@@ -85,7 +82,6 @@ class Engine:
             metrics: where to count.
             uses: records which pages were used, for the shared tier's eviction.
             watcher: keeps pinned pages in the local tier.
-            disabled: tiers that could not be opened, with the reasons.
             shards: the shared tier's shards, if it has any. Each has a circuit breaker.
 
         """
@@ -120,7 +116,6 @@ class Engine:
         self._warmer = Warmer(self._local, self._shared, self._gate)
         self._reporter = StatusReporter(
             self._tiers,
-            disabled,
             self._breaker if shared else None,
             self._uploads,
             metrics,
@@ -147,7 +142,7 @@ class Engine:
     ) -> UploadQueue | None:
         if local is None or self._shared is None or marks is None:
             return None
-        return UploadQueue(
+        uploads = UploadQueue(
             local,
             self._shared,
             marks,
@@ -158,6 +153,8 @@ class Engine:
             attempts=self._config.upload_attempts,
             rule=self._config.upload,
         )
+        marks.on_return(uploads.resume)
+        return uploads
 
     def describe(self, namespace: Namespace) -> None:
         """Store a namespace's description: locally now, in the shared tier in the background."""

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from memkv_sglang.tiers.base import DiskStatus
+
 
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """State of a tier, as known without I/O."""
@@ -15,6 +17,8 @@ class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes; None if the tier has no limit of its own."""
     evicted: int
     """Pages evicted since the start."""
+    disks: list[DiskStatus] = []
+    """State of this node's disks; empty for a shared tier."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Collect the engine's state for status messages and the metrics' gauges."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from memkv_sglang.engine.breaker import Breaker
 from memkv_sglang.engine.shards import GuardedShard
@@ -16,27 +16,24 @@ class StatusReporter:
     def __init__(
         self,
         tiers: Sequence[Tier],
-        disabled: Mapping[str, str],
         breaker: Breaker | None,
         uploads: UploadQueue | None,
         metrics: Metrics,
         shards: Sequence[GuardedShard] = (),
     ) -> None:
-        """Report `tiers`, nearest first, and tiers that are `disabled`, with the reasons.
+        """Report `tiers`, nearest first.
 
         `breaker` and `shards` belong to the last tier; `breaker` is None if there is no shared one.
         """
         self._shards = shards
         self._tiers = tiers
-        self._disabled = disabled
         self._breaker = breaker
         self._uploads = uploads
         self._metrics = metrics
 
     def report(self) -> EngineStatus:
         """Return the current state, and update the gauges. Does no I/O."""
-        statuses = [_disabled_status(*item) for item in self._disabled.items()]
-        statuses += [_tier_status(tier) for tier in self._tiers]
+        statuses = [_tier_status(tier) for tier in self._tiers]
         for status in statuses:
             self._update_gauges(status)
         if self._uploads is not None:
@@ -60,6 +57,11 @@ class StatusReporter:
         self._metrics.tier_evicted_pages.set(status.name, status.evicted)
         if status.capacity is not None:
             self._metrics.tier_capacity_bytes.labels(status.name).set(status.capacity)
+        for disk in status.disks:
+            self._metrics.disk_works.labels(disk.directory).set(disk.problem == "")
+            self._metrics.disk_pages.labels(disk.directory).set(disk.usage.pages)
+            self._metrics.disk_bytes.labels(disk.directory).set(disk.usage.bytes)
+            self._metrics.disk_capacity_bytes.labels(disk.directory).set(disk.usage.capacity or 0)
 
 
 def _tier_status(tier: Tier) -> TierStatus:
@@ -71,8 +73,5 @@ def _tier_status(tier: Tier) -> TierStatus:
         bytes=usage.bytes,
         capacity=usage.capacity,
         evicted=usage.evicted,
+        disks=tier.disks(),
     )
-
-
-def _disabled_status(name: str, problem: str) -> TierStatus:
-    return TierStatus(name=name, problem=problem, pages=0, bytes=0, capacity=None, evicted=0)

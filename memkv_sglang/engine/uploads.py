@@ -132,6 +132,12 @@ class UploadQueue:
         for thread in self._threads:
             thread.start()
 
+    def resume(self, pages: Sequence[PendingPage]) -> None:
+        """Queue pages that are marked already, because their disk was broken until now."""
+        with self._changed:
+            new = [page for page in pages if page.key not in self._waiting]
+            self._enqueue(_split(new, chained=False))
+
     def forget(self, namespace: bytes) -> None:
         """Cancel the uploads of a namespace that is being cleared, and forget earlier ones."""
         with self._changed:

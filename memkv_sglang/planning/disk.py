@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PageKey
-from memkv_sglang.tiers.eviction import EvictionOrder, Victims
+from memkv_sglang.tiers.eviction import EvictionOrder, PolicyChooser, Victims
 
 NAMESPACE = bytes(NAMESPACE_DIGEST_SIZE)
 _CHUNK = 4096
@@ -28,9 +28,12 @@ class SimulatedDisk:
     like the tier.
     """
 
-    def __init__(self, pages: int, run: int = 1) -> None:
-        """Create an empty disk that holds `pages` pages, handled `run` at a time."""
-        self.order = EvictionOrder()
+    def __init__(self, pages: int, run: int = 1, chooser: PolicyChooser | None = None) -> None:
+        """Create an empty disk that holds `pages` pages, handled `run` at a time.
+
+        Disks of one tier share a `chooser`.
+        """
+        self.order = EvictionOrder(chooser)
         self.written = 0
         """Pages stored."""
         self.exempt: set[int] = set()

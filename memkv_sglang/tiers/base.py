@@ -9,7 +9,7 @@ affected page as a miss.
 import enum
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol, final
 
 from memkv_sglang.namespace import Namespace
@@ -74,6 +74,15 @@ class TierUsage(NamedTuple):
     """Bytes; None if the tier has no limit of its own."""
     evicted: int = 0
     """Pages evicted since the tier was opened."""
+
+
+class DiskStatus(NamedTuple):
+    """State of one directory of a local tier, as known without I/O."""
+
+    directory: str
+    problem: str
+    """Why the disk does not work; empty if it works."""
+    usage: TierUsage
 
 
 class Tier(ABC):
@@ -180,6 +189,10 @@ class Tier(ABC):
         """
         return ""
 
+    def disks(self) -> list[DiskStatus]:
+        """Return the state of each disk of this node that the tier uses, without I/O."""
+        return []
+
     @abstractmethod
     def check_integrity(self) -> list[str]:
         """Check the tier's internal data structures; return one line per inconsistency.
@@ -230,6 +243,9 @@ class PendingUploads(Protocol):
 
     def pending(self) -> Iterator[PendingPage]:
         """Yield the pages pending at the time of the call, oldest mark first."""
+
+    def on_return(self, resume: Callable[[Sequence[PendingPage]], None]) -> None:
+        """Call `resume` with the pending pages of each disk that returns after a failure."""
 
 
 class AccessRecorder(Protocol):

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -197,6 +197,9 @@ class MemoryTier(Tier):
                 if page.pending
             ]
         return iter(pending)
+
+    def on_return(self, resume: Callable[[Sequence[PendingPage]], None]) -> None:
+        """Do nothing: memory does not fail."""
 
     @override
     def close(self, deadline: float = math.inf) -> None:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from benchmarks.trace.cluster import SECOND_USE, WRITE_EVERYTHING, replay, round_robin
 from benchmarks.trace.peers import ONLINE, Belady, Lru, hits_of_peer
-from benchmarks.trace.product import NAMESPACE, ProductCache
+from benchmarks.trace.product import NAMESPACE, ProductCache, ProductDisks
 from benchmarks.trace.requests import Requests, Workload, mooncake
 from benchmarks.trace.workloads import MAKERS, conversations, phases, popular_documents
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.planning.disk import page_hash
 from memkv_sglang.testing.conformance import soon, spill
+from tests.tiers.disks.disks_support import open_disks
 from tests.tiers.nvme.nvme_support import capacity_for, disk, present
 
 
@@ -74,6 +75,26 @@ def test_tier_on_disk_decides_like_the_replay(
         keys = [PageKey(NAMESPACE, page_hash(page)) for page in everything]
         assert present(opened.tier, keys) == [page in cache for page in everything]
         assert opened.tier.usage().evicted > pages
+
+
+@pytest.mark.parametrize("make", [conversations, popular_documents])
+def test_several_disks_hit_about_as_often_as_one(
+    make: Callable[[int], Workload], tmp_path: Path
+) -> None:
+    """The disks work in parallel, so the replay of their decisions is not exact."""
+    requests = make(5).requests[:150]
+    replayed, one = ProductDisks(320, 2), ProductCache(320)
+    hits = {"tier": 0, "replayed": 0, "one disk": 0}
+    with open_disks(tmp_path, 2, capacity=capacity_for(160)) as opened:
+        for request in requests:
+            hashes = [page_hash(page) for page in request]
+            hits["tier"] += opened.tier.lookup(Chain(NAMESPACE, hashes), soon()).length
+            hits["replayed"] += replayed.request(request)
+            hits["one disk"] += one.request(request)
+            spill(opened.tier, [PageKey(NAMESPACE, page_hash) for page_hash in hashes])
+        assert opened.tier.usage().evicted > 160
+    assert hits["tier"] == pytest.approx(hits["replayed"], rel=0.05)
+    assert hits["tier"] == pytest.approx(hits["one disk"], rel=0.05)
 
 
 @settings(max_examples=15)

@@ -201,7 +201,9 @@ def test_a_disk_that_cannot_be_used_is_left_out(
     pages = [make_page(key, (4096, 4096), filled=True) for key in KEYS]
     assert engine.spill(pages) == [SpillResult.STORED] * len(KEYS)
     engine.close(drain=0)
-    assert [record.message for record in caplog.records].count("nvme tier disabled") == 1
+    assert [record.message for record in caplog.records].count(
+        "disk does not work, its pages count as missing"
+    ) == 1
     assert registry.get_sample_value("memkv_tier_works", {"tier": "nvme"}) == 0
     with pytest.raises(ConfigError, match=r"nvme\.directory: cannot use .*; ") as error:
         build_engine(Config(nvme=nvme), CollectorRegistry())

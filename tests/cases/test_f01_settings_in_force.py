@@ -194,6 +194,9 @@ def test_equivalent_settings_do_not_differ(tmp_path: Path) -> None:
         Config(),
     ):
         assert difference(one, same) == ""
+    several = change(one, nvme_directory=f"{tmp_path}/pages,{tmp_path}/more")
+    assert difference(several, change(one, nvme_directory=f"{tmp_path}/more,{tmp_path}/link")) == ""
+    assert difference(several, one)
     assert difference(change(one, agent_http_port=9100), one) == ""
     assert difference(one, one, AWS_SECRET_ACCESS_KEY="s3cr3t") == ""
     no_minio = make_config(tmp_path)

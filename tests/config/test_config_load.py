@@ -266,3 +266,29 @@ def test_ranges_of_times_are_shown_with_their_unit() -> None:
 def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "MEMKV_NVME_THREADS", "7")
     assert load_config(None, {}, {}).nvme.queue_depth == Config().nvme.queue_depth
+
+
+@pytest.mark.parametrize("value", ['["one", "/two/../2"]', "'one, /two/../2'"])
+def test_several_directories_are_a_list_or_separated_by_commas(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "memkv.toml"
+    file.write_text(f"nvme.directory = {value}")
+    nvme = load_config(file, {}).nvme
+    assert [one.directory for one in nvme.for_each_directory()] == [str(tmp_path / "one"), "/2"]
+    assert nvme.for_each_directory()[0].capacity == nvme.capacity
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ('["/a", 1]', "1 is not text"),
+        ('["/a,b"]', "contains a comma"),
+        ('["/a", "/b/../a"]', "names /a twice"),
+        ('"/a,/a"', "names /a twice"),
+    ],
+)
+def test_wrong_lists_of_directories_are_refused(tmp_path: Path, value: str, problem: str) -> None:
+    file = tmp_path / "memkv.toml"
+    file.write_text(f"nvme.directory = {value}")
+    with pytest.raises(ConfigError, match=problem) as error:
+        load_config(file, {})
+    assert str(error.value).startswith(f"nvme.directory in {file}: ")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.config.schema import Config, MinioConfig
 from memkv_sglang.finding import Finding, split_problem
 from memkv_sglang.tiers.base import TierError
 
@@ -30,8 +30,11 @@ _KEY_FILES = ("~/.aws/credentials", "~/.mc/config.json")
 _CONTENT = b"probe of memkv doctor"
 
 
-def check_bucket(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
+def check_bucket(settings: Config) -> Iterator[Finding]:
     """Try the credentials and the server with probe objects, and remove them. Creates no bucket."""
+    config = settings.minio
+    if not config.endpoint:
+        return
     from memkv_sglang.cli.listing.minio import open_bucket
     from memkv_sglang.tiers.minio.auth.signing import credential_provider
 
@@ -47,19 +50,20 @@ def check_bucket(config: MinioConfig, collector: CollectorConfig) -> Iterator[Fi
         usable = usable and finding.level == "ok"
         yield finding
     if usable:
-        yield from check_server(config, collector)
+        yield from check_server(settings)
         yield check_features(bucket, config)
 
 
-def check_server(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
+def check_server(settings: Config) -> Iterator[Finding]:
     """Find out what the S3 server supports. The bucket must exist."""
-    if config.role == "reader":
+    if settings.minio.role == "reader":
         yield Finding("skip", "conditions", "not tried: minio.role is `reader`")
         return
     from memkv_sglang.cli.listing.minio import open_minio
 
+    collector = settings.collector
     limited = collector.run == "auto" and bool(collector.capacity or collector.max_age)
-    with open_minio(config) as tier:
+    with open_minio(settings.minio) as tier:
         try:
             support = tier.support(time.monotonic() + PROBE_SECONDS)
         except TierError as error:

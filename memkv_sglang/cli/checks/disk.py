@@ -2,35 +2,60 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.environment import check_capacity, check_directory, existing_part
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.finding import Finding, split_problem
 
 
 def check_disk(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Check the directory, the size and free space of its file system, and O_DIRECT."""
-    if not loaded.config.nvme.directory:
+    """Check each directory, the size and free space of its file system, and O_DIRECT."""
+    disks = loaded.config.nvme.for_each_directory()
+    if not disks:
         yield Finding("ok", "directory", "no NVMe tier is configured")
-        return
+    for disk in disks:
+        yield from _check_one(disk, loaded)
+    yield from _shared_devices([Path(disk.directory) for disk in disks])
+
+
+def _check_one(config: NvmeConfig, loaded: LoadedConfig) -> Iterator[Finding]:
     try:
-        check_directory(loaded.config.nvme, loaded.name)
+        check_directory(config, loaded.name)
     except ConfigError as error:
         yield split_problem("directory", str(error))
         return
-    directory = Path(loaded.config.nvme.directory)
+    directory = Path(config.directory)
     yield _directory(directory)
     try:
-        check_capacity(loaded.config.nvme, loaded.name)
+        check_capacity(config, loaded.name)
     except ConfigError as error:
         yield split_problem("capacity", str(error))
     else:
-        yield _free_space(directory, loaded.config.nvme.capacity)
-    yield _direct_io(existing_part(directory), loaded.config.nvme.direct_io)
+        yield _free_space(directory, config.capacity)
+    yield _direct_io(existing_part(directory), config.direct_io)
+
+
+def _shared_devices(directories: Sequence[Path]) -> Iterator[Finding]:
+    """Report directories on the same device, which several directories do not make faster."""
+    by_device: dict[int, list[Path]] = defaultdict(list)
+    for directory in directories:
+        with suppress(OSError):  # reported by the other checks
+            by_device[existing_part(directory).stat().st_dev].append(directory)
+    for together in by_device.values():
+        if len(together) > 1:
+            yield Finding(
+                "warn",
+                "devices",
+                f"{', '.join(map(str, together))} are on the same device",
+                "name one directory per disk, or mount the disks that are missing",
+            )
 
 
 def _directory(directory: Path) -> Finding:

@@ -28,8 +28,9 @@ class NvmeListing:
 
     name = "nvme"
 
-    def __init__(self, directory: Path) -> None:
-        """List a directory; a missing one is empty."""
+    def __init__(self, directory: Path, name: str = name) -> None:
+        """List a directory; a missing one is empty. `name` is its label for people."""
+        self.name = name
         self._directory = directory
 
     def namespaces(self) -> dict[bytes, Namespace | None]:

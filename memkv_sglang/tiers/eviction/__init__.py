@@ -1,6 +1,7 @@
 """Choose which pages a tier evicts. Pure computation in memory: no files, no sockets."""
 
 from memkv_sglang.tiers.eviction.order import EvictionOrder
+from memkv_sglang.tiers.eviction.policy_chooser import PolicyChooser
 from memkv_sglang.tiers.eviction.victims import Victims
 
-__all__ = ["EvictionOrder", "Victims"]
+__all__ = ["EvictionOrder", "PolicyChooser", "Victims"]

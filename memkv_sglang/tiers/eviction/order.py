@@ -9,19 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from memkv_sglang.page import PageKey
-from memkv_sglang.tiers.eviction.ghost_list import GhostList
-from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, REUSE_POLICIES, ReusePolicy
-from memkv_sglang.tiers.eviction.shadow import Shadow
+from memkv_sglang.tiers.eviction.policy_chooser import PolicyChooser
+from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES
 
 NO_ENTRY = 0xFFFF_FFFF
 """Marks an unused slot."""
 
 _NO_BONUSES = [0] * (MOST_USES + 1)
-_GHOSTS_PER_PAGE = 8
-"""Evicted pages that are remembered, as a multiple of the pages in the tier."""
 _ONE_MORE = bytes(min(uses + 1, MOST_USES) for uses in range(MOST_USES + 1))
-_MAX_SAMPLES = 256
-"""Chains kept for the next `adapt`; beyond these, the oldest are discarded."""
 _RECENT_TOUCHES = 32
 """How many touches count as recent: a spill makes up to three, and several run concurrently."""
 
@@ -54,16 +49,15 @@ class EvictionOrder:
     catalog calls `set_tick`, `add` and `remember_evicted`; the thread that evicts calls the rest.
     """
 
-    def __init__(self, policies: tuple[ReusePolicy, ...] = REUSE_POLICIES) -> None:
-        """Choose among `policies`, starting with the first."""
+    def __init__(self, chooser: PolicyChooser | None = None) -> None:
+        """Follow the policy of `chooser`, or else of an own one."""
         self._ticks = array("Q")
         self._uses = bytearray()
         """Number of reuses by entry."""
-        self._bonuses = policies[0].bonuses(0)
-        self._ghost_list = GhostList(0)
-        self._shadow = Shadow(policies)
+        self._chooser = chooser or PolicyChooser()
+        self._policy = self._chooser.first
+        self._bonuses = self._policy.bonuses(0)
         self._adapted_pages = 0
-        self._samples: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_MAX_SAMPLES)
         self._queue: deque[_Use] = deque()
         self._recent_touches: deque[int] = deque(maxlen=_RECENT_TOUCHES)
         """First ticks of the most recent touches."""
@@ -154,7 +148,7 @@ class EvictionOrder:
         else:
             for entry in entries:
                 uses[entry] = _ONE_MORE[uses[entry]]
-            self._sample(use.namespace, use.hashes)
+            self._chooser.sample(use.namespace, use.hashes)
 
     def newest_tick(self) -> int:
         """Return the latest tick of any entry, 0 if there is no entry."""
@@ -192,45 +186,29 @@ class EvictionOrder:
         self.flush()
         with self._flushing:
             most = 0
-            for key, entry in reversed(pages):
-                ghost = self._ghost_list.pop(_fingerprint(key))
-                if ghost is not None:
+            returned = self._chooser.recall([key for key, _ in pages])
+            for (_, entry), is_returning in zip(reversed(pages), reversed(returned), strict=True):
+                if is_returning:
                     most = 1  # not its former count, which its ancestors may not reach
                 self._uses[entry] = most  # an ancestor counts at least as many as a descendant
         if pages:
-            self._sample(pages[0][0].namespace, [key.hash for key, _ in pages])
+            self._chooser.sample(pages[0][0].namespace, [key.hash for key, _ in pages])
 
     def remember_evicted(self, pages: Iterable[tuple[PageKey, int]]) -> None:
         """Remember the reuses of pages that are about to be evicted."""
         self.flush()
-        for key, entry in pages:
-            self._ghost_list.add(_fingerprint(key), self._uses[entry])
-
-    # Choosing the policy
+        self._chooser.remember_evicted((key, self._uses[entry]) for key, entry in pages)
 
     def adapt(self, pages: int) -> None:
-        """Choose the policy by the uses since the last call; a full tier holds about `pages`."""
+        """Follow the best policy by the uses so far; a full disk holds about `pages`."""
         self.flush()
+        policy = self._chooser.choose(self, pages)
         is_new_size = abs(pages - self._adapted_pages) * 10 > self._adapted_pages
         if is_new_size:
             self._adapted_pages = pages
-            self._shadow.resize(pages)
-        if len(self._ghost_list) < _GHOSTS_PER_PAGE * pages // 2:
-            self._ghost_list = GhostList(_GHOSTS_PER_PAGE * pages)
-        before = self._shadow.best
-        while self._samples:
-            namespace, hashes = self._samples.popleft()
-            self._shadow.use(_fingerprint(PageKey(namespace, h)) for h in reversed(hashes))
-        policy = self._shadow.choose()
-        if is_new_size or self._shadow.best is not before:
+        if is_new_size or policy is not self._policy:
+            self._policy = policy
             self._bonuses = policy.bonuses(pages)
-
-    def _sample(self, namespace: bytes, hashes: Sequence[bytes]) -> None:
-        """Keep the pages of the shadow's sample for `adapt`."""
-        if mask := self._shadow.mask & 0xFF:
-            hashes = [page_hash for page_hash in hashes if not page_hash[0] & mask]
-        if hashes:
-            self._samples.append((namespace, hashes))
 
     # Choosing victims
 
@@ -271,8 +249,3 @@ class EvictionOrder:
                 bound = coldest[-1][0]
             time.sleep(0)
         return sorted(coldest)[:count]
-
-
-def _fingerprint(key: PageKey) -> int:
-    """Return a 64-bit fingerprint of a page, whose lowest 16 bits are those of the page hash."""
-    return int.from_bytes(key.hash[:8], "little") ^ int.from_bytes(key.namespace[:6], "big") << 16

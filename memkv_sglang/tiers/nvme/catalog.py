@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.tiers.base import PendingPage
-from memkv_sglang.tiers.eviction import EvictionOrder
+from memkv_sglang.tiers.eviction import EvictionOrder, PolicyChooser
 from memkv_sglang.tiers.nvme.absent import AbsentPages
 from memkv_sglang.tiers.nvme.files import Folder
 from memkv_sglang.tiers.nvme.index import Index
@@ -58,12 +58,15 @@ class CompactionGivenUpError(Exception):
 class Catalog:
     """The stored pages. Thread-safe. Changes block on the journal and raise its `OSError`."""
 
-    def __init__(self, segments: Segments) -> None:
-        """Create an empty catalog. Recovery fills it and sets `journal`."""
+    def __init__(self, segments: Segments, chooser: PolicyChooser | None = None) -> None:
+        """Create an empty catalog. Recovery fills it and sets `journal`.
+
+        `chooser` chooses the reuse policy; None means that this disk has its own.
+        """
         self.journal: Journal
         self.segments = segments
         self.index = Index()
-        self.order = EvictionOrder()
+        self.order = EvictionOrder(chooser)
         self.pending: dict[int, None] = {}
         """Entries pending upload, oldest mark first."""
         self.pending_by_segment: Counter[int] = Counter()

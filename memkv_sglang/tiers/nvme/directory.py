@@ -23,7 +23,8 @@ from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
 from memkv_sglang.tiers.nvme.journal import JOURNAL
 
 FORMAT = "memkv nvme 1\n"
-_FORMAT_FILE = "format"
+FORMAT_FILE = "format"
+"""The name of the file with the version."""
 _FORMAT_LIMIT = 64
 """Maximum bytes of a `format` file of any version."""
 _ANY_FORMAT = re.compile(rb"memkv nvme \d{1,9}\n")
@@ -104,10 +105,10 @@ class Directory:
             raise OSError(errno.ESTALE, reason)
 
     def _check_format(self) -> None:
-        self.root.remove_unfinished(_FORMAT_FILE + UNFINISHED_SUFFIX)
+        self.root.remove_unfinished(FORMAT_FILE + UNFINISHED_SUFFIX)
         self.root.remove_unfinished(JOURNAL + UNFINISHED_SUFFIX)
         try:
-            found = self.root.read(_FORMAT_FILE, _FORMAT_LIMIT)
+            found = self.root.read(FORMAT_FILE, _FORMAT_LIMIT)
         except FileNotFoundError:
             found = b""
         except OSError as error:
@@ -125,12 +126,12 @@ class Directory:
         # After a power failure, an unsynced file may be short or end in zeros.
         if not FORMAT.encode().startswith(found.rstrip(b"\0")):
             raise self._foreign()
-        self.root.write_durably(_FORMAT_FILE, FORMAT.encode())
+        self.root.write_durably(FORMAT_FILE, FORMAT.encode())
 
     def _foreign(self) -> ConfigError:
         return ConfigError(
             f"nvme.directory: {self.path} is not a memkv directory, because its file "
-            f"{_FORMAT_FILE!r} belongs to another program; name another directory"
+            f"{FORMAT_FILE!r} belongs to another program; name another directory"
         )
 
     def _open_subfolders(self, opened: ExitStack) -> Iterable[Folder]:
@@ -157,7 +158,7 @@ class Directory:
         return False
 
     def _report_foreign_files(self) -> None:
-        foreign = sorted(set(self.root.names()) - {*_SUBFOLDERS, JOURNAL, _FORMAT_FILE})
+        foreign = sorted(set(self.root.names()) - {*_SUBFOLDERS, JOURNAL, FORMAT_FILE})
         if foreign:
             fields = {"path": str(self.path), "files": foreign[:10]}
             _log.warning("ignored unknown files", extra={"fields": fields})

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
 from typing_extensions import override
 
@@ -11,6 +11,7 @@ from memkv_sglang.config.schema import NvmeConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.tiers.base import (
+    DiskStatus,
     Fetched,
     LoadResult,
     Lookup,
@@ -20,6 +21,7 @@ from memkv_sglang.tiers.base import (
     TierError,
     TierUsage,
 )
+from memkv_sglang.tiers.eviction import PolicyChooser
 from memkv_sglang.tiers.nvme.budget import divide
 from memkv_sglang.tiers.nvme.calls import CallsInFlight
 from memkv_sglang.tiers.nvme.catalog import Catalog, CompactionGivenUpError
@@ -60,13 +62,21 @@ class NvmeTier(Tier):
 
     name = "nvme"
 
-    def __init__(self, config: NvmeConfig, *, maintain: bool = True) -> None:
-        """Open the directory, creating it if necessary. Raises `ConfigError`.
+    def __init__(
+        self,
+        config: NvmeConfig,
+        *,
+        maintain: bool = True,
+        chooser: PolicyChooser | None = None,
+    ) -> None:
+        """Open the one directory of `config`, creating it if necessary. Raises `ConfigError`.
 
         Without `maintain`, nothing is evicted even if the files exceed the capacity. Inspection
-        commands use this, because their configured capacity may differ from the agent's.
+        commands use this, because their configured capacity may differ from the agent's. Disks
+        that hold pages of the same chains share a `chooser` of the reuse policy.
         """
         self._capacity = config.capacity
+        self._path = config.directory
         self._directory = Directory(config)
         self._segments = Segments(
             self._directory.segments,
@@ -77,7 +87,7 @@ class NvmeTier(Tier):
         )
         faults = FaultLog()
         self._gate = WriteGate(faults, self._directory.displacement)
-        self._catalog = Catalog(self._segments)
+        self._catalog = Catalog(self._segments, chooser)
         self._reclaimer = SpaceReclaimer(
             self._catalog, config.high_watermark, config.low_watermark, faults
         )
@@ -237,6 +247,23 @@ class NvmeTier(Tier):
         """Return why the disk did not accept the last spill, or empty."""
         return self._gate.problem and f"the disk accepts no pages ({self._gate.problem})"
 
+    @property
+    def accepts_pages(self) -> bool:
+        """Whether to attempt spills: not right after a failed write."""
+        return self._gate.is_open
+
+    def hashes(self, namespace: bytes) -> Set[bytes]:
+        """Return a live view of the hashes of a namespace's pages. Does not block."""
+        return self._catalog.index.of_namespace(namespace).keys()
+
+    def with_pages(self) -> list[bytes]:
+        """Return the digests of the namespaces that have pages. Does not block."""
+        return self._catalog.index.namespaces()
+
+    @override
+    def disks(self) -> list[DiskStatus]:
+        return [DiskStatus(self._path, self.problem(), self.usage())]
+
     @override
     def check_integrity(self) -> list[str]:
         """Check index, slots, pending marks and counts against each other."""
@@ -292,6 +319,9 @@ class NvmeTier(Tier):
     def pending(self) -> Iterator[PendingPage]:
         """See `PendingUploads.pending`."""
         return iter(self._catalog.pending_pages())
+
+    def on_return(self, resume: Callable[[Sequence[PendingPage]], None]) -> None:
+        """Do nothing: an open directory stays open."""
 
     # For `memkv verify`
 

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import Chain, Page, PageKey
-from memkv_sglang.tiers.base import Fetched, Lookup, SpillResult, Tier, TierUsage
+from memkv_sglang.tiers.base import DiskStatus, Fetched, Lookup, SpillResult, Tier, TierUsage
 
 
 class WrapperTier(Tier):
@@ -69,6 +69,10 @@ class WrapperTier(Tier):
     @override
     def problem(self) -> str | None:
         return self.inner.problem()
+
+    @override
+    def disks(self) -> list[DiskStatus]:
+        return self.inner.disks()
 
     @override
     def check_integrity(self) -> list[str]:

@@ -13,6 +13,7 @@ from memkv_sglang.page import PageKey
 from memkv_sglang.testing.pages import make_chain, make_hashes, make_namespace
 from memkv_sglang.tiers.eviction.ghost_list import GhostList
 from memkv_sglang.tiers.eviction.order import EvictionOrder
+from memkv_sglang.tiers.eviction.policy_chooser import PolicyChooser
 from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, REUSE_POLICIES, ReusePolicy
 from memkv_sglang.tiers.eviction.shadow import SAMPLE_PAGES, Shadow
 
@@ -96,7 +97,7 @@ class OrderedCache:
     """Drives an `EvictionOrder` like the NVMe tier does, and the model with the same calls."""
 
     def __init__(self, policy: ReusePolicy) -> None:
-        self.order = EvictionOrder((policy,))
+        self.order = EvictionOrder(PolicyChooser((policy,)))
         self.order.adapt(TIER_PAGES)
         self.model = ModelOrder(policy)
         self.entries: dict[bytes, int] = {}
@@ -181,7 +182,7 @@ def test_leaf_is_evicted_first_and_a_use_makes_pages_recent() -> None:
 @pytest.mark.parametrize("policy", REUSE_POLICIES, ids=lambda policy: policy.name)
 def test_chain_spilled_in_parts_is_evicted_leaf_first(policy: ReusePolicy) -> None:
     """Even if its last part was reused before."""
-    order = EvictionOrder((policy,))
+    order = EvictionOrder(PolicyChooser((policy,)))
     chain = make_chain(NAMESPACE, 6)
     entries = add(order, chain.keys()[:3], 0) + add(order, chain.keys()[3:], 3)
     order.use(chain.namespace, chain.hashes[3:], entries[3:])

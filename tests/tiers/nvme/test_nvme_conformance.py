@@ -38,39 +38,41 @@ class TestNvmeTier(TierConformance):
         return self.opened[-1]
 
     def stored_keys(self, tier: Tier) -> set[PageKey]:
-        return set(self._replay_journal())
+        return set(pages_in(Path(self.config.directory)))
 
     def read_stored(self, tier: Tier, key: PageKey) -> bytes:
-        path, offset, length = self._replay_journal()[key]
+        path, offset, length = pages_in(Path(self.config.directory))[key]
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(length)
 
     def write_stored(self, tier: Tier, key: PageKey, content: bytes) -> None:
-        path, offset, _ = self._replay_journal()[key]
+        path, offset, _ = pages_in(Path(self.config.directory))[key]
         with path.open("r+b") as file:
             file.seek(offset)
             file.write(content)
 
-    def _replay_journal(self) -> dict[PageKey, tuple[Path, int, int]]:
-        """Return the file, offset and length of every page according to the journal file."""
-        with closing(Folder.at(Path(self.config.directory))) as folder:
-            frames, _ = read_journal(folder)
-        slots: dict[tuple[int, int], tuple[PageKey, int]] = {}
-        for kind, payload in frames:
-            if kind == Kind.PUT:
-                for key, segment, slot, length, _ in read_puts(payload):
-                    slots[segment, slot] = (key, length)
-            elif kind == Kind.FREE:
-                for freed in SLOT.iter_unpack(payload):
-                    del slots[freed]
-        return {
-            key: (*self._locate(segment, slot), length)
-            for (segment, slot), (key, length) in slots.items()
-        }
 
-    def _locate(self, segment: int, slot: int) -> tuple[Path, int]:
-        path = Path(self.config.directory, "segments", f"{segment:08d}.seg")
-        with path.open("rb") as file:
-            (slot_size,) = struct.unpack_from("<Q", file.read(BLOCK), 16)
-        return path, BLOCK + slot * slot_size
+def pages_in(directory: Path) -> dict[PageKey, tuple[Path, int, int]]:
+    """Return the file, offset and length of every page according to the journal file."""
+    with closing(Folder.at(directory)) as folder:
+        frames, _ = read_journal(folder)
+    slots: dict[tuple[int, int], tuple[PageKey, int]] = {}
+    for kind, payload in frames:
+        if kind == Kind.PUT:
+            for key, segment, slot, length, _ in read_puts(payload):
+                slots[segment, slot] = (key, length)
+        elif kind == Kind.FREE:
+            for freed in SLOT.iter_unpack(payload):
+                del slots[freed]
+    return {
+        key: (*_locate(directory, segment, slot), length)
+        for (segment, slot), (key, length) in slots.items()
+    }
+
+
+def _locate(directory: Path, segment: int, slot: int) -> tuple[Path, int]:
+    path = directory / "segments" / f"{segment:08d}.seg"
+    with path.open("rb") as file:
+        (slot_size,) = struct.unpack_from("<Q", file.read(BLOCK), 16)
+    return path, BLOCK + slot * slot_size

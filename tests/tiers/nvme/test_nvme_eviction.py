@@ -120,7 +120,7 @@ def test_page_stored_again_ranks_below_its_predecessors(
     back = chain("back", 4)
     spill(full.tier, back.keys()[:2])
     order = full.tier._catalog.order
-    monkeypatch.setattr(order._ghost_list, "pop", lambda _: 1)
+    monkeypatch.setattr(order._chooser._ghost_list, "pop", lambda _: 1)
     spill(full.tier, back.keys())
     order.flush()
     assert [order._uses[entry] for entry in full.tier._catalog.walk(back)] == [1] * 4

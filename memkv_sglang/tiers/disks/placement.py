@@ -1,0 +1,81 @@
+"""Choose the disk of each new page."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from memkv_sglang.page import PageKey
+from memkv_sglang.tiers.disks.disk import Disk
+from memkv_sglang.tiers.eviction import PolicyChooser
+from memkv_sglang.tiers.nvme import NvmeTier
+
+
+class OpenDisk(NamedTuple):
+    """A disk during one call. It may be closed meanwhile; then the call fails on it."""
+
+    disk: Disk
+    tier: NvmeTier
+
+
+class Share(NamedTuple):
+    """The pages of a call on one disk, by their positions in the call."""
+
+    on: OpenDisk
+    members: list[int]
+
+
+class Placement:
+    """Sends new pages to the disks in turn. Thread-safe.
+
+    Every disk gets the same share of every chain. So a load keeps all disks equally busy, and their
+    oldest pages are about equally old, which keeps chains whole: with a place by hash, some disks
+    evict pages whose descendants stay on others.
+    """
+
+    def __init__(self, chooser: PolicyChooser) -> None:
+        """Announce the new pages to the `chooser` of the disks."""
+        self._chooser = chooser
+        self._turn = 0
+        self._placing: dict[PageKey, OpenDisk] = {}
+        """New pages being spilled, so that concurrent calls store them only once."""
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def place(
+        self,
+        keys: Sequence[PageKey],
+        takers: Sequence[OpenDisk],
+        holders: Callable[[], list[OpenDisk | None]],
+    ) -> Iterator[list[OpenDisk | None]]:
+        """Choose a disk for each page to be spilled in the `with` block.
+
+        That is the one that has the page, according to `holders`, or one of `takers`; None if there
+        are none.
+        """
+        new: list[PageKey] = []
+        with self._lock:
+            places = holders()
+            for i, key in enumerate(keys):
+                if places[i] is None:
+                    if (placed := self._placing.get(key)) not in takers and takers:
+                        placed = self._placing[key] = takers[self._turn % len(takers)]
+                        self._turn += 1
+                        new.append(key)
+                    places[i] = placed if takers else None
+        self._chooser.announce(new)
+        try:
+            yield places
+        finally:
+            with self._lock:
+                for key in new:
+                    self._placing.pop(key, None)
+
+
+def shares(places: Sequence[OpenDisk | None]) -> list[Share]:
+    """Group the positions of `places` by disk."""
+    found: dict[OpenDisk, Share] = {}
+    for i, on in enumerate(places):
+        if on is not None:
+            found.setdefault(on, Share(on, [])).members.append(i)
+    return list(found.values())
