@@ -13,6 +13,7 @@ from rich.progress import track
 
 from benchmarks.base import Options
 from benchmarks.report import Report
+from memkv_sglang.config.schema import MIB, CollectorConfig
 
 ROUNDS = 200
 QUICK_ROUNDS = 12
@@ -20,6 +21,8 @@ MEDIA = ("minio", "bucket", "client", "nvme", "process")
 """The order of the faults: those that end agents come last, so that these grow old first."""
 KILLS = 4
 """One round in this many kills the agent once more at a random moment."""
+LIMITS = CollectorConfig(capacity=256 * MIB, max_age=240, interval=5, use_period=10, lease_ttl=5)
+"""Limits of the bucket, about what the rounds of three minutes store."""
 
 
 def run(options: Options) -> Report:
@@ -27,7 +30,7 @@ def run(options: Options) -> Report:
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     kills = rounds // KILLS
     growth, outcomes = Growth(), []
-    with Cluster() as cluster:
+    with Cluster(collector=LIMITS) as cluster:
         work = Rounds(cluster)
         try:
             for fault in track(_plan(rounds - kills), "faults"):
@@ -37,7 +40,14 @@ def run(options: Options) -> Report:
             outcomes.append(work.audit())
         finally:
             work.close()
-    return _report(outcomes, growth, rounds)
+    report = _report(outcomes, growth, rounds)
+    report.figures |= {
+        "collections": work.retention.rounds,
+        "collected_pages": work.retention.removed_pages,
+        "most_bytes_over_capacity": round(work.retention.most_bytes / LIMITS.capacity, 3),
+        "expired_pages_left": work.expired_pages_left,
+    }
+    return report
 
 
 def _plan(rounds: int) -> list[Fault]:

@@ -1,5 +1,6 @@
 """Two nodes that share a MinIO behind a fault proxy: one with a disk, one without."""
 
+import io
 import os
 import secrets
 import shutil
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from minio import MinioAdmin
+import msgspec
+from minio import Minio, MinioAdmin
 from minio.credentials.providers import StaticProvider
 
 from memkv_sglang.config.schema import (
     KIB,
     MIB,
     AgentConfig,
+    CollectorConfig,
     Config,
     EngineConfig,
     MinioConfig,
@@ -23,6 +26,8 @@ from memkv_sglang.config.schema import (
 )
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_namespace
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention import BucketFormat
 from memkv_testbed.faults.command import Command
 from memkv_testbed.faults.faulty_agent import DISK_FAULT
 from memkv_testbed.faults.node import Node
@@ -33,6 +38,9 @@ from memkv_testbed.minio_server import MinioServer
 PAGE_BYTES = 16 * KIB
 NAMESPACE = make_namespace(PAGE_BYTES)
 DISK_BYTES = 512 * MIB
+BUCKET = "faults"
+SHARDS = 4
+NO_LIMITS = CollectorConfig()
 
 ENGINE = EngineConfig(breaker_cooldown=0.5, batch_deadline=2.0, upload_attempts=1000)
 """Shorter times than the defaults, for short rounds. Lookups have the default budget."""
@@ -51,6 +59,7 @@ class Cluster:
         *,
         engine: EngineConfig = ENGINE,
         capacity: int = DISK_BYTES // 4 * 3,
+        collector: CollectorConfig = NO_LIMITS,
     ) -> None:
         """Start everything.
 
@@ -58,6 +67,7 @@ class Cluster:
             minio: a running server; None to start one.
             engine: settings of both nodes.
             capacity: bytes of the NVMe tier.
+            collector: limits of the bucket.
 
         """
         self.home = Path(tempfile.mkdtemp(prefix="memkv-faults-", dir="/var/tmp"))
@@ -73,6 +83,7 @@ class Cluster:
         """Commands that are running."""
         self.minio = minio or MinioServer()
         self._own_minio = minio is None
+        self.collector = collector
         try:
             self._start(engine, capacity)
         except BaseException:
@@ -90,6 +101,7 @@ class Cluster:
             credentials=StaticProvider(*self.minio.root),
             secure=False,
         )
+        self._make_bucket(target.netloc)
         self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
         self.admin.user_add(self.access_key, self.secret_key)
         self.admin.attach_policy(["readwrite"], user=self.access_key)
@@ -101,6 +113,14 @@ class Cluster:
         nvme = NvmeConfig(directory=str(self.pages), capacity=capacity, segment_size=4 * MIB)
         self.disk_node = self._add("disk", engine, nvme)
         self.plain_node = self._add("plain", engine, NvmeConfig())
+
+    def _make_bucket(self, netloc: str) -> None:
+        """Create the bucket with few shards, so that collections end between two faults."""
+        storage = Minio(netloc, *self.minio.root, secure=False)
+        if not storage.bucket_exists(BUCKET):
+            storage.make_bucket(BUCKET)
+        record = msgspec.json.encode(BucketFormat(shards=SHARDS))
+        storage.put_object(BUCKET, ObjectNames("").format, io.BytesIO(record), len(record))
 
     def _add(self, name: str, engine: EngineConfig, nvme: NvmeConfig) -> Node:
         config = Config(
@@ -114,12 +134,13 @@ class Cluster:
             nvme=nvme,
             minio=MinioConfig(
                 endpoint=self.proxy.url,
-                bucket="faults",
+                bucket=BUCKET,
                 access_key=self.access_key,
                 secret_key=self.secret_key,
                 stall_timeout=0.5,
                 negative_ttl=0.0,
             ),
+            collector=self.collector,
         )
         node = Node(config)
         self.nodes.append(node)

@@ -10,6 +10,7 @@ from memkv_sglang.page import Chain
 from memkv_testbed.faults.base import Fault, Outcome
 from memkv_testbed.faults.cluster import Cluster
 from memkv_testbed.faults.node import wait_until
+from memkv_testbed.faults.retention import Retention, Used
 from memkv_testbed.faults.tally import Tally
 from memkv_testbed.faults.traffic import Caller, Traffic
 
@@ -39,8 +40,11 @@ class Rounds:
     def __init__(self, cluster: Cluster) -> None:
         """Connect the callers."""
         self.cluster = cluster
-        self._acknowledged: list[Chain] = []
+        self.retention = Retention(cluster)
+        self._acknowledged: list[Used] = []
         """Chains that were acknowledged in all rounds except those that destroyed copies."""
+        self.expired_pages_left = 0
+        """Pages that should have been removed by their age before the audit."""
         names = ("disk", "plain")
         self._callers = [
             Caller(node, f"{name} {i}")
@@ -90,11 +94,13 @@ class Rounds:
         return self._account("agent killed at random moments", False, None, first_hit)
 
     def audit(self) -> Outcome:
-        """Load every acknowledged page of all rounds once more, from MinIO."""
+        """Load every acknowledged page that no limit allows to remove once more, from MinIO."""
         self.cluster.disk_node.flush()
+        self.expired_pages_left = self.retention.expired_left(self._acknowledged)
         auditor = self._callers[-1]
         auditor.take()
-        lost = sum(_missing(auditor, chain, PATIENCE) for chain in self._acknowledged)
+        kept = self.retention.must_stay(self._acknowledged)
+        lost = sum(_missing(auditor, chain, PATIENCE) for chain in kept)
         seen = auditor.take()
         return Outcome(
             fault=AUDIT,
@@ -154,8 +160,11 @@ class Rounds:
         stored += [(self._callers[0], chain) for chain in self.cluster.acknowledged]
         self.cluster.acknowledged = []
         acknowledged = sum(len(chain.hashes) for _, chain in stored)
+        for caller, chain in stored:
+            caller.lookup(chain)  # a use, as a load from the disk alone is not
         if not destroys:
-            self._acknowledged += [chain for _, chain in stored]
+            self._acknowledged += [Used(chain, time.monotonic()) for _, chain in stored]
+        self.retention.sample()
         patience = 0.0 if destroys else PATIENCE
         lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
         audit = self._take()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.probe import Conditions
+from memkv_sglang.tiers.minio.retention.shards import LeaseHeldError, Shard
 from tests.collector.bucket import Bucketful, prefix_length
 from tests.tiers.minio import test_minio_conformance as on_minio
 from tests.tiers.minio.conftest import OpenTier
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.slow
 
 PAGE = 4096
 PAGES = 64
+RACES = 5
 NAMESPACE = make_namespace(PAGE)
 CHAIN = make_chain(NAMESPACE, 1, "never stored")
 
@@ -132,6 +135,29 @@ class OnOtherServer(on_minio.TestMinioTier):
         chain = bucketful.spill("collected", 32)
         assert bucketful.collect(capacity=16 * PAGE).satisfied
         assert 8 <= prefix_length(bucketful.there(chain)) <= 16
+
+    def test_one_of_two_concurrent_nodes_gets_the_lease(
+        self, minio_config: MinioConfig, open_tier: OpenTier
+    ) -> None:
+        nodes = [open_tier(minio_config), open_tier(minio_config)]
+
+        def acquire(shard: Shard) -> bool:
+            try:
+                shard.acquire()
+            except LeaseHeldError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(nodes)) as threads:
+            for _ in range(RACES):
+                shards = []
+                for node in nodes:
+                    bucket, records, names = node.control()
+                    shards.append(Shard(records, bucket, names, 0, 60))
+                held = list(threads.map(acquire, shards))
+                assert sum(held) == 1
+                assert not acquire(shards[held.index(False)])
+                shards[held.index(True)].release()
 
     def test_doctor_and_setup_pass(
         self, minio_config: MinioConfig, monkeypatch: pytest.MonkeyPatch

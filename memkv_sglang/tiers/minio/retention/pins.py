@@ -220,8 +220,9 @@ class PinStore:
         `now` is the server's time, if known. `step` is called with the number of pins read so far,
         every `READS_A_STEP` pins.
         """
-        now = self._records.clock(self._clock_object) if now is None else now
         objects, unusable = self._list()
+        if now is None:  # most buckets have no pins, so the time is not needed
+            now = self._records.clock(self._clock_object) if objects else 0.0
         kept, ended, known = KeptPages(), [], {}
         version = hashlib.sha256()
         for count, item in enumerate(objects, 1):

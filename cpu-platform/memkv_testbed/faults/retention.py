@@ -1,0 +1,90 @@
+"""The bucket's limits under faults: which pages must have stayed, and whether the limits held."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from minio import Minio
+from minio.error import S3Error
+from urllib3 import PoolManager
+from urllib3.exceptions import HTTPError
+
+from memkv_sglang.page import Chain
+from memkv_sglang.tiers.minio.names import ObjectNames
+from memkv_sglang.tiers.minio.retention.rounds import Round
+from memkv_testbed.faults.cluster import BUCKET, PAGE_BYTES, Cluster
+
+LOST_USES = 60.0
+"""Maximum seconds by which an agent's kill makes pages look older: the time since their spill."""
+
+KEPT = 0.8
+"""Share of the capacity that collections certainly keep: they remove down to 95 %, and the pages
+that killed agents did not log do not count.
+"""
+
+NAMES = ObjectNames("")
+
+
+class Used(NamedTuple):
+    """A chain, and when it was used last (`time.monotonic`)."""
+
+    chain: Chain
+    when: float
+
+
+class Retention:
+    """Watches the collections of a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Look only at the limits that the cluster has."""
+        self._limits = cluster.collector
+        netloc = cluster.minio.endpoint.partition("://")[2]
+        http = PoolManager(timeout=2.0, retries=False)
+        self._storage = Minio(netloc, *cluster.minio.root, secure=False, http_client=http)
+        self._last = -1
+        self.rounds = 0
+        """Rounds that ended."""
+        self.removed_pages = 0
+        self.most_bytes = 0
+        """Most bytes that the index knew of after a round that ended."""
+
+    def sample(self) -> None:
+        """Look at the last round; call it often, since each round replaces the record."""
+        try:
+            content = self._storage.get_object(BUCKET, NAMES.round).data
+            found = msgspec.json.decode(content, type=Round)
+        except (S3Error, HTTPError, msgspec.MsgspecError):  # a fault
+            return
+        if found.phase != "done" or found.report is None or found.number == self._last:
+            return
+        self._last = found.number
+        self.rounds += 1
+        self.removed_pages += found.report.removed_pages
+        self.most_bytes = max(self.most_bytes, found.report.bytes)
+
+    def must_stay(self, used: Sequence[Used]) -> list[Chain]:
+        """Return the chains that no limit allows to remove."""
+        age, size = self._limits.max_age, KEPT * self._limits.capacity
+        since = time.monotonic() - age + LOST_USES if age else 0.0
+        kept: list[Chain] = []
+        for one in sorted(used, key=lambda one: one.when, reverse=True):
+            size -= len(one.chain.hashes) * PAGE_BYTES
+            if one.when < since or (self._limits.capacity and size < 0):
+                break
+            kept.append(one.chain)
+        return kept
+
+    def expired_left(self, used: Sequence[Used]) -> int:
+        """Return how many pages that should have expired are still in the bucket."""
+        if not self._limits.max_age:
+            return 0
+        # A round may have begun just before they expired.
+        before = time.monotonic() - self._limits.max_age - LOST_USES
+        listed = {item.object_name for item in self._storage.list_objects(BUCKET, recursive=True)}
+        return sum(
+            NAMES.page(key) in listed
+            for one in used
+            if one.when < before
+            for key in one.chain.keys()
+        )
