@@ -1,11 +1,14 @@
-"""Count the requests, and measure the time and memory, of collecting full buckets of two sizes."""
+"""Count the requests that use and removal of a bucket's pages take, for buckets of two sizes.
+
+Also measures the time and memory of the collection.
+"""
 
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ from benchmarks.base import Options
 from benchmarks.report import Report
 from benchmarks.request_counter import counted_requests
 from memkv_sglang.config.schema import CollectorConfig, MinioConfig
-from memkv_sglang.page import Page, PageKey
+from memkv_sglang.page import Chain, Page, PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier
@@ -40,6 +43,15 @@ LINKS = 50_000
 LOG_ENTRIES = 1 << 16
 """Entries of each log, as many as an agent writes at once."""
 
+NODES = 4
+"""Nodes that use the pages of a bucket."""
+
+INTERVALS = 6
+"""Rounds of collection in a period, as by default."""
+
+LOOKS = 5
+"""Times that a node looks at the round in an interval, on average."""
+
 
 def run(options: Options) -> Report:
     """Fill a MinIO of each size, then collect nearly everything once."""
@@ -49,8 +61,8 @@ def run(options: Options) -> Report:
         figures = measure(options.directory, count)
         report.record(f"{count:,} objects", "memkv gc", figures["seconds"])
         report.figures |= {f"gc_{key}_{count}": value for key, value in figures.items()}
-    small, large = (report.figures[f"gc_requests_per_removed_page_{count}"] for count in sizes)
-    report.figures["gc_requests_per_removed_page"] = max(small, large)
+    for key in ("gc_requests_per_removed_page", "gc_requests_per_used_page"):
+        report.figures[key] = max(report.figures[f"{key}_{count}"] for count in sizes)
     return report
 
 
@@ -66,6 +78,7 @@ def measure(directory: Path, count: int) -> dict[str, float]:
         )
         with closing(MinioTier(config)) as tier:
             fill(tier, server.data_dir / config.bucket, count, progress)
+            use_requests = use(config, count)
             collector = tier.collector(
                 CollectorConfig(capacity=int(count * PAGE_BYTES * LEFT), interval=1)
             )
@@ -89,6 +102,7 @@ def measure(directory: Path, count: int) -> dict[str, float]:
         "removed_per_second": round(removed / seconds),
         "requests": total,
         "requests_per_removed_page": round(total / removed, 5),
+        "requests_per_used_page": round(use_requests / count, 5),
         "memory_bytes": collection.memory,
     }
 
@@ -105,11 +119,9 @@ def fill(tier: MinioTier, folder: Path, count: int, progress: Progress) -> None:
     page = Page(first, (memoryview(bytes(PAGE_BYTES)),))
     assert tier.spill([page], time.monotonic() + 60) == [SpillResult.STORED]
     assert tier.flush_accesses(60)
-    names, logs = ObjectNames(""), tier.retention().logs
+    names = ObjectNames("")
     source = folder / names.page(first) / "xl.meta"
-    now = int(time.time())
-    for found in split(_entries(namespace.digest, count - 1, now), LOG_ENTRIES):
-        logs.write(found, now)
+    log(tier, namespace.digest, count - 1)
     made: set[str] = set()
     task = progress.add_task("filling", total=count)
     for number, key in enumerate(_keys(namespace.digest, count - 1)):
@@ -126,6 +138,35 @@ def fill(tier: MinioTier, folder: Path, count: int, progress: Progress) -> None:
             os.link(source, f"{place}/xl.meta")
         if number % 1000 == 0:
             progress.update(task, completed=number)
+
+
+def log(tier: MinioTier, digest: bytes, count: int) -> None:
+    """Log that pages were stored."""
+    logs, now = tier.retention().logs, int(time.time())
+    for found in split(_entries(digest, count, now), LOG_ENTRIES):
+        logs.write(found, now)
+
+
+def use(config: MinioConfig, count: int) -> int:
+    """Use every page within a period, on four nodes and spread over its intervals.
+
+    Returns the S3 requests, of nodes and rounds. The pages' objects are not needed.
+    """
+    hashes = [key.hash for key in _keys(make_namespace(PAGE_BYTES).digest, count - 1)]
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(closing(MinioTier(config))) for _ in range(NODES)]
+        collector = nodes[0].collector(CollectorConfig(interval=1))
+        collector.collect(lambda *_: None)  # merges what was stored
+        with counted_requests() as requests:
+            for interval in range(INTERVALS):
+                for number, node in enumerate(nodes):
+                    some = hashes[interval * NODES + number :: INTERVALS * NODES]
+                    node.record_access(Chain(make_namespace(PAGE_BYTES).digest, some), 0)
+                    assert node.flush_accesses(60)
+                    for _ in range(LOOKS):
+                        collector.look()
+                collector.collect(lambda *_: None)
+    return sum(requests.values())
 
 
 def _hashes(count: int) -> bytes:
