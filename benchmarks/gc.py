@@ -161,7 +161,9 @@ def use(config: MinioConfig, count: int) -> int:
             for interval in range(INTERVALS):
                 for number, node in enumerate(nodes):
                     some = hashes[interval * NODES + number :: INTERVALS * NODES]
-                    node.record_access(Chain(make_namespace(PAGE_BYTES).digest, some), 0)
+                    node.record_access(
+                        Chain(make_namespace(PAGE_BYTES).digest, some), range(len(some))
+                    )
                     assert node.flush_accesses(60)
                     for _ in range(LOOKS):
                         collector.look()

@@ -149,6 +149,8 @@ class Collector:
         self._clock = _Clock(parts)
         self._planned: tuple[int, int] | None = None
         self._removed = [0, 0]
+        self._replaced: list[str] = []
+        """Objects of the index that no shard names any more."""
         self.removed_at_once = REMOVED_AT_ONCE
         """Number of objects per delete request."""
         self.memory = 0
@@ -207,7 +209,8 @@ class Collector:
         """Do what can be done now for the round last read; return whether its phase is over."""
         current = self._stored.current
         if current.phase == "merge":
-            if not self._each_shard(partial(self._merge, current, step)):
+            pins, listed = self.read_pins(step), self._parts.logs.listed()
+            if not self._each_shard(partial(self._merge, current, listed, pins, step)):
                 return False
             return self._decide(step, dry_run=dry_run)
         if current.phase == "remove":
@@ -291,17 +294,25 @@ class Collector:
                 done = work(number, self._shards[number]) and done
             except LeaseHeldError:
                 done = False
+        self._remove_replaced()
         return done
 
-    def _merge(self, current: Round, step: Step, number: int, shard: Shard) -> bool:
-        """Merge all logs into a shard, unless that was done in this round."""
+    def _merge(
+        self,
+        current: Round,
+        listed: Sequence[LogName],
+        pins: Look,
+        step: Step,
+        number: int,
+        shard: Shard,
+    ) -> bool:
+        """Merge the listed logs into a shard, unless that was done in this round."""
         holder = shard.read()
         self._check(shard, number)
         if shard.state.merged >= current.number:
             return True
         if holder:
             return False
-        pins, listed = self.read_pins(step), self._parts.logs.listed()
         fresh = [found for found in listed if found.name not in shard.state.logs]
         now = self._clock.now()
         is_old = bool(shard.state.parts) and now - shard.state.written > RENEW_AFTER
@@ -341,17 +352,22 @@ class Collector:
         """Run a pass over a shard, and publish the result."""
         old = shard.state
         shard.publish(msgspec.structs.replace(work.run(step), **marks))
-        shard.remove_replaced(old)
+        self._replaced += shard.replaced(old)
+        if len(self._replaced) >= REMOVED_AT_ONCE:
+            self._remove_replaced()
+
+    def _remove_replaced(self) -> None:
+        self._parts.bucket.remove(self._replaced)
+        self._replaced.clear()
 
     def _decide(self, step: Step, *, dry_run: bool) -> bool:
-        """Decide which pages leave, given the summaries of all shards."""
+        """Decide which pages leave, given all shards as they were just merged."""
         from memkv_sglang.tiers.minio.retention.eviction import find_cut, order_at, planned
 
         config, now = self._config, self._clock.now()
         summaries = []
         for number, shard in enumerate(self._shards):
             step("summaries", number, len(self._shards))
-            shard.read()
             summaries.append(shard.summary())
         self._remove_merged_logs()
         self._remove_quarantined(now)
@@ -385,9 +401,8 @@ class Collector:
             raise TierError("could not log which pages this node used, so none are removed")
 
     def _end(self) -> bool:
+        """End the round, whose last phase has just read or changed every shard."""
         current = self._stored.current
-        for shard in self._shards:
-            shard.read()
         self._remove_merged_logs()
         return self._stored.replace(
             msgspec.structs.replace(current, phase="done", report=self._report(current.number))

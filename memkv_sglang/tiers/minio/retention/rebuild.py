@@ -175,7 +175,7 @@ class Rebuilder:
             bytes=int(found["size"].sum(dtype="u8")),
         )
         shard.publish(state)
-        shard.remove_replaced(old)
+        self._parts.bucket.remove(shard.replaced(old))
 
     def _acquire(self, shard: Shard, step: Step) -> None:
         while True:

@@ -99,6 +99,8 @@ class Shard:
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._version: str | None = None
         self._renewed = 0.0
+        self._written: tuple[str, Summary] | None = None
+        """The last summary that this node wrote, with its name."""
         self.state = ShardState()
         self.damaged = False
         """Whether the record could not be parsed, so that the shard counts as empty."""
@@ -171,6 +173,8 @@ class Shard:
 
         if not self.state.summary:
             return Summary.of(np.empty(0, np.uint64), np.empty(0, np.uint32))
+        if self._written is not None and self._written[0] == self.state.summary:
+            return self._written[1]
         content = self._records.content(self._index + self.state.summary, SUMMARY_LIMIT)
         try:
             return Summary.decode(content or b"x")
@@ -189,11 +193,12 @@ class Shard:
         """Store a summary; return its name."""
         name = self._new_name()
         self._records.put(self._index + name, summary.encode())
+        self._written = name, summary
         return name
 
-    def remove_replaced(self, old: ShardState) -> None:
-        """Remove the objects that `old` names and the current state does not."""
-        self._bucket.remove(self._index + name for name in _objects(old) - _objects(self.state))
+    def replaced(self, old: ShardState) -> list[str]:
+        """Return the names of the objects that `old` names and the current state does not."""
+        return [self._index + name for name in _objects(old) - _objects(self.state)]
 
     def remove_orphans(self, now: float) -> None:
         """Remove objects of this shard that a node wrote before it died. Call with the lease."""
