@@ -1,5 +1,8 @@
 """`memkv doctor`."""
 
+import signal
+import sys
+import time
 from collections.abc import Iterable, Iterator
 
 import click
@@ -7,13 +10,23 @@ import click
 from memkv_sglang.cli.checks.agent import check_agent
 from memkv_sglang.cli.checks.bucket import check_bucket
 from memkv_sglang.cli.checks.compiled import check_compiled
+from memkv_sglang.cli.checks.conflict import check_conflict
 from memkv_sglang.cli.checks.disk import check_disk
+from memkv_sglang.cli.checks.disk_speed import check_disk_speed
 from memkv_sglang.cli.checks.endpoint import check_endpoints
 from memkv_sglang.cli.checks.files import check_files
+from memkv_sglang.cli.checks.limits import check_limits
 from memkv_sglang.cli.checks.memory import check_memory
 from memkv_sglang.cli.checks.pins import check_pins
-from memkv_sglang.cli.options import SettingsCommand
-from memkv_sglang.cli.output import make_console, print_json
+from memkv_sglang.cli.fleet import (
+    is_token,
+    make_token,
+    read_for_fleet,
+    remove_for_fleet,
+    write_for_fleet,
+)
+from memkv_sglang.cli.options import Duration, SettingsCommand
+from memkv_sglang.cli.output import human_time, make_console, print_json, print_line
 from memkv_sglang.config.environment import check_any_tier, check_ca_file
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
@@ -28,24 +41,87 @@ _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
     short_help="Check settings, disk, memory, MinIO and agent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(loaded: LoadedConfig, as_json: bool) -> int:
+@click.option("--disk-speed", is_flag=True, help="Also measure each disk, for four seconds.")
+@click.option(
+    "--fleet",
+    is_flag=True,
+    help="Instead, let this node's agent store a page, and wait while other nodes load it.",
+)
+@click.option(
+    "--fleet-read",
+    metavar="TOKEN",
+    help="Instead, load the page of a node that runs --fleet; it prints the TOKEN.",
+)
+@click.option(
+    "--wait",
+    type=Duration("1s", "1d"),
+    default="10m",
+    metavar="TIME",
+    show_default=True,
+    help="How long --fleet waits for the other nodes.",
+)
+def doctor(
+    loaded: LoadedConfig,
+    as_json: bool,
+    disk_speed: bool,
+    fleet: bool,
+    fleet_read: str | None,
+    wait: float,
+) -> int:
     """Check settings, disk, memory, MinIO and agent, and suggest fixes.
 
-    Exit status 1 if a check fails. Changes nothing: its test object is removed again.
+    Exit status 1 if a check fails. Changes nothing: its test objects are removed again.
+
+    To check that nodes share pages, run `memkv doctor --fleet` on one of them, and on each other
+    node the command that it prints. Each uses its running agent, as servers do.
     """
+    if fleet and fleet_read is not None:
+        raise click.UsageError("--fleet and --fleet-read cannot be combined; run them on two nodes")
+    if fleet:
+        return _write_for_fleet(loaded, as_json, wait)
+    if fleet_read is not None:
+        if not is_token(fleet_read):
+            raise click.UsageError("--fleet-read: not a token that `memkv doctor --fleet` prints")
+        return _show(iter([read_for_fleet(loaded.config, fleet_read)]), as_json)
+    return _show(diagnose(loaded, disk_speed=disk_speed), as_json)
+
+
+def _show(findings: Iterator[Finding], as_json: bool) -> int:
+    """Print findings, and return the exit status."""
     if as_json:
-        findings = list(diagnose(loaded))
-        print_json([finding._asdict() for finding in findings])
+        found = list(findings)
+        print_json([finding._asdict() for finding in found])
     else:
-        findings = _print_as_found(diagnose(loaded))
-    return int(any(finding.level == "FAIL" for finding in findings))
+        found = _print_as_found(findings)
+    return int(any(finding.level == "FAIL" for finding in found))
 
 
-def diagnose(loaded: LoadedConfig) -> Iterator[Finding]:
+def _write_for_fleet(loaded: LoadedConfig, as_json: bool, wait: float) -> int:
+    """Store a page, and remove it after `wait` seconds or when interrupted."""
+    token = make_token()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # remove the page after SIGTERM too
+    try:
+        status = _show(iter([write_for_fleet(loaded.config, token)]), as_json)
+        if status == 0:
+            sys.stdout.flush()
+            print_line(f"waiting {human_time(wait)}; Ctrl-C removes the page earlier", err=True)
+            time.sleep(wait)
+    except KeyboardInterrupt:
+        status = 0  # the usual end
+    finally:
+        remove_for_fleet(loaded.config, token)
+    return status
+
+
+def diagnose(loaded: LoadedConfig, *, disk_speed: bool = False) -> Iterator[Finding]:
     """Run the checks, local ones first, and yield their findings."""
     yield from _check_settings(loaded)
+    yield from check_conflict()
     yield from check_compiled()
     yield from check_disk(loaded)
+    if disk_speed:
+        yield from check_disk_speed(loaded.config.nvme)
+    yield from check_limits(loaded.config)
     yield from check_memory()
     yield from check_agent(loaded)
     try:

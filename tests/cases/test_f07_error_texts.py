@@ -293,7 +293,7 @@ def test_every_code_has_a_line_on_both_paths(
 ODD = {
     "console": (response(200, HTML, kind="text/html; charset=utf-8"), "the S3 API port"),
     "console, not found": (response(404, HTML, kind="text/html"), "the S3 API port"),
-    "proxy in front": (response(502, HTML, kind="text/html"), "S3 API"),
+    "proxy in front": (response(502, HTML, kind="text/html"), "correct the proxy"),
     "redirect": (response(302, b"", "Location: http://x/\r\n"), "minio.endpoint"),
     "no body": (response(403, b""), "allow s3:"),
     "plain text": (
@@ -304,7 +304,7 @@ ODD = {
         response(400, b"<html>The plain HTTP request was sent to HTTPS port", kind="text/html"),
         "write https://",
     ),
-    "too large": (response(413, HTML.replace(b"html", b"x"), kind="text/plain"), "body limit"),
+    "too large": (response(413, HTML, kind="text/html"), "body limit"),
     "proxy login": (response(407, b""), "proxy"),
     "region by a header": (response(400, b"", "x-amz-bucket-region: ap-1\r\n"), "ap-1"),
 }

@@ -259,12 +259,12 @@ def test_doctor_passes_on_a_healthy_node(
     outcome = run("doctor", "--json")
     assert outcome.status == 0, outcome.out
     found = levels(outcome.out)
-    # Huge pages, O_DIRECT and a compiler depend on the machine.
-    machines = ("huge pages", "O_DIRECT", "installation")
+    # Limits, huge pages, O_DIRECT and a compiler depend on the machine.
+    machines = ("huge pages", "O_DIRECT", "installation", "open files", "aio", "memlock")
     sound = {what: level for what, level in found.items() if what not in machines}
     assert sound.keys() == {
         "settings", "directory", "free space", "memfd", "socket", "agent", "tier", "in force",
-        "MinIO", "clock", "credentials", "list", "put", "get", "delete", "pins",
+        "MinIO", "clock", "credentials", "list", "put", "page size", "get", "delete", "pins",
         "conditions", "copy", "listing", "removal", "versions", "connections", "lifecycle",
     }  # fmt: skip
     assert sound.pop("lifecycle") == "skip"  # a node may not read it

@@ -6,9 +6,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import Config, MinioConfig
 from memkv_sglang.finding import Finding, split_problem
@@ -26,6 +28,9 @@ PROBE_SECONDS = 60.0
 """Time limit in seconds to find out what the server supports."""
 
 _KEY_FILES = ("~/.aws/credentials", "~/.mc/config.json")
+
+LARGE_PAGE, SMALL_PAGE = 8 << 20, 64 << 10
+"""Bytes of a large page, and of a small one."""
 
 _CONTENT = b"probe of memkv doctor"
 
@@ -149,11 +154,27 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
     yield put or Finding("ok", "put", "allowed")
     if put is not None:
         return
+    page = f"{name}-page"
+    yield _largest_put(bucket, page, config)
     yield _try("get", lambda: _read(bucket, name), config) or Finding(
         "ok", "get", "allowed, for head requests too"
     )
-    removal = _try("delete", lambda: bucket.remove([name]), config)
-    yield removal or Finding("ok", "delete", "allowed; the probe object was removed")
+    removal = _try("delete", lambda: bucket.remove([name, page]), config)
+    yield removal or Finding("ok", "delete", "allowed; the probe objects were removed")
+
+
+def _largest_put(bucket: "Bucket", name: str, config: MinioConfig) -> Finding:
+    """Store an object of a page's size: proxies often limit the size of requests."""
+    problem = _try("page size", lambda: bucket.write(name, bytes(LARGE_PAGE)), config)
+    if problem is None:
+        return Finding("ok", "page size", f"objects of {human_size(LARGE_PAGE)} can be stored")
+    size = LARGE_PAGE // 2
+    while size >= SMALL_PAGE and "HTTP status 413" in problem.detail:
+        if _try("page size", partial(bucket.write, name, bytes(size)), config) is None:
+            detail = f"{problem.detail} (up to {human_size(size)} can be stored)"
+            return problem._replace(detail=detail)
+        size //= 2
+    return problem
 
 
 def _read(bucket: "Bucket", name: str) -> None:

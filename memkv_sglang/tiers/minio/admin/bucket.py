@@ -36,6 +36,9 @@ REMOVED_AT_ONCE = 1000
 REMOVE_SECONDS = 10.0
 """Maximum time for a delete request, in seconds; it is many operations for the server."""
 
+SMALLEST_PART = 5 << 20
+"""Smallest part of an upload in several parts, in bytes."""
+
 LARGEST = 5 << 40
 """Maximum size of an object in S3, in bytes."""
 
@@ -164,7 +167,7 @@ class Bucket:
         return self._call("read an object", get, size=limit + HEAD_ROOM)
 
     def write(self, name: str, content: bytes) -> None:
-        """Store an object."""
+        """Store an object, in one request whatever its size, as pages are."""
         self._call(
             "write an object",
             lambda client: client.put_object(
@@ -174,6 +177,7 @@ class Bucket:
                 len(content),
                 "application/json",
                 sse=_encryption(self._config),
+                part_size=max(len(content), SMALLEST_PART),
             ),
         )
 

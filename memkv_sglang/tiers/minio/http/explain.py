@@ -93,7 +93,7 @@ _LOCKED = Advice(
 )
 _PROXY_LIMIT = Advice(
     "a proxy refuses requests of a page's size",
-    "raise its body limit, or point minio.endpoint past it",
+    "raise its body limit (nginx: client_max_body_size 0), or point minio.endpoint past it",
 )
 _GATEWAY = Advice(
     "a proxy in front of the server cannot reach it", "start MinIO, or correct the proxy"
@@ -315,11 +315,15 @@ def unusable_answer(head: ResponseHead) -> TransferError:
     )
 
 
+_SENT_BY_PROXIES = frozenset({413, 429, 502, 503, 504})
+"""Statuses that proxies in front of an S3 server send as an HTML page."""
+
+
 def misdirected(status: int, content_type: str, body: bytes) -> Advice | None:
     """Return advice for a response that cannot come from an S3 API, None if it can."""
     if status == 400 and (b"HTTPS server" in body or b"HTTPS port" in body):
         return _TLS_PORT
-    if content_type.lower().startswith("text/html"):
+    if content_type.lower().startswith("text/html") and status not in _SENT_BY_PROXIES:
         return _HTML_REFUSAL if status == 400 else _HTML
     return None
 
