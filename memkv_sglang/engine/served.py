@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from memkv_sglang.engine.results import PageLoad
-from memkv_sglang.metrics import Metrics
+
+if TYPE_CHECKING:
+    from memkv_sglang.metrics import Metrics
 
 
 class ServedRequest(NamedTuple):
@@ -21,7 +23,7 @@ class ServedRequest(NamedTuple):
 UNKNOWN_REQUEST = ServedRequest()
 
 
-def count_savings(loads: Sequence[PageLoad], served: ServedRequest, metrics: Metrics) -> None:
+def count_savings(loads: Sequence[PageLoad], served: ServedRequest, metrics: "Metrics") -> None:
     """Count the tokens and seconds of prefill that the loaded pages save, by tier."""
     if not served.page_tokens:
         return

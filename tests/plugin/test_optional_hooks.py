@@ -59,3 +59,12 @@ def test_optional_hooks_wrap_sglangs_functions() -> None:
     """Runs in its own process, because installed hooks stay for the life of a process."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_server_does_not_import_prometheus_before_sglang_has_set_it_up() -> None:
+    """SGLang's metrics of several processes need a variable that is read at the import."""
+    modules = ("client.client", "plugin.traffic", "plugin.pools", "plugin.staging", "agent.log")
+    script = "import sys\n" + "\n".join(f"import memkv_sglang.{name}" for name in modules)
+    script += "\nassert 'prometheus_client' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
