@@ -3,8 +3,8 @@
 Replaces the two transfer methods of SGLang's MHA, MLA and Mamba host pools. Token `i` of a layer
 lies at `host[i]` in `layer_first`, `host[i, layer]` in `page_first`, and
 `host[i // page_size, layer, i % page_size]` in `page_first_direct`; layouts as in
-`mem_cache/pool_host/mha.py` and `mla.py` of SGLang 0.5.23. State `i` of a Mamba layer lies at
-`host[i, layer, 0]` in each of its buffers. Copies are synchronous.
+`mem_cache/pool_host/mha.py` and `mla.py` of SGLang 0.5.22 and 0.5.23. State `i` of a Mamba layer
+lies at `host[i, layer, 0]` in each of its buffers. Copies are synchronous.
 """
 
 from collections.abc import Iterator
@@ -110,11 +110,21 @@ def mla_load_layer(
     is_draft: bool = False,
 ) -> None:
     """Replace `MLATokenToKVPoolHost.load_to_device_per_layer`."""
-    if not is_draft and layer_id not in self._target_layer_indices:
-        return
-    layer = self._host_layer_by_controller[layer_id]
-    device = self.device_kv_buffers[self._buffer_index_by_layer[layer_id]]
-    load(self, self.kv_buffer, layer, host_indices, device_indices, device)
+    place = _mla_place(self, layer_id, is_draft=is_draft)
+    if place is not None:
+        layer, device = place
+        load(self, self.kv_buffer, layer, host_indices, device_indices, device)
+
+
+def _mla_place(pool: Any, layer_id: int, *, is_draft: bool) -> tuple[int, Tensor] | None:
+    """Return a layer's index in the host buffer and its device buffer; None for another rank's."""
+    if not hasattr(pool, "_target_layer_indices"):  # before 0.5.23
+        known = is_draft or 0 <= layer_id < pool.target_layer_num
+        return (layer_id, pool.device_kv_buffers[layer_id]) if known else None
+    if not is_draft and layer_id not in pool._target_layer_indices:
+        return None
+    device = pool.device_kv_buffers[pool._buffer_index_by_layer[layer_id]]
+    return pool._host_layer_by_controller[layer_id], device
 
 
 def mla_back_up_layers(

@@ -11,8 +11,8 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.client.reconnector import CONNECTING
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import Config
-from memkv_sglang.plugin.compatibility import differences
-from memkv_sglang.plugin.hooks import missing_hooks
+from memkv_sglang.plugin import media, versions
+from memkv_sglang.plugin.compatibility import differences, obstacle
 from memkv_sglang.plugin.launch import uses_memkv
 
 log = logging.getLogger(__name__)
@@ -39,17 +39,25 @@ def read_config(extra: Mapping[str, Any]) -> Config:
 
 
 def check_version(storage_config: Any) -> None:
-    """Raise `UnsuitableServerError` if SGLang is not what the hooks were written for."""
+    """Raise `UnsuitableServerError` if SGLang is not what the hooks were written for.
+
+    Log a warning if it passes the checks but is not one of the supported versions.
+    """
     found = next(differences(storage_config), None)
     if found is not None:
-        raise UnsuitableServerError(f"this SGLang differs from 0.5.23: {found}")
+        raise UnsuitableServerError(versions.refusal(found))
+    if versions.installed() not in versions.SUPPORTED:
+        log.warning(
+            "memkv: SGLang %s has what the tier needs, but has not been tested with it; tested: %s",
+            versions.installed(),
+            ", ".join(versions.SUPPORTED),
+        )
 
 
 def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
     """Raise `UnsuitableServerError` if the storage would serve wrong pages or none."""
-    missing = missing_hooks()
-    if missing:
-        raise UnsuitableServerError(f"this SGLang lacks {', '.join(missing)}")
+    if reason := obstacle():
+        raise UnsuitableServerError(reason)
     if extra.get("class_name") and not extra.get("interface_v1"):
         raise UnsuitableServerError('the extra config lacks "interface_v1": 1')
     if getattr(server_args, "enable_lora", False) and not uses_memkv(server_args):
@@ -57,6 +65,31 @@ def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
             "LoRA adapters were loaded before the storage was attached, so their content is not "
             "known; start the server with --enable-memkv"
         )
+    if takes_media(server_args) and not media.can_identify():
+        raise UnsuitableServerError(
+            f"SGLang {versions.installed()} identifies images, audio and video by 30 bits, so two "
+            f"of them could share pages; install sglang=={versions.NEWEST}"
+        )
+    if int(getattr(server_args, "dcp_size", 1) or 1) > 1 and not names_dcp_ranks():
+        raise UnsuitableServerError(
+            f"SGLang {versions.installed()} does not tell storages about DCP ranks, whose pages "
+            f"differ; drop --dcp-size, or install sglang=={versions.NEWEST}"
+        )
+
+
+def takes_media(server_args: Any) -> bool:
+    """Return whether requests to this server's model may have images, audio or video."""
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    model = model_config_of(server_args)
+    return bool(model.is_multimodal or model.is_audio_model)
+
+
+def names_dcp_ranks() -> bool:
+    """Return whether SGLang's storage configuration has the rank in a DCP group (since 0.5.23)."""
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+
+    return "dcp_rank" in HiCacheStorageConfig.__dataclass_fields__
 
 
 def wait_for_agent(client: AgentClient) -> None:

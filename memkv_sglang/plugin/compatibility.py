@@ -1,4 +1,4 @@
-"""Check that the installed SGLang matches the version that the hooks were written for."""
+"""Check that the installed SGLang matches the versions that the hooks were written for."""
 
 import dataclasses
 import dis
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from memkv_sglang.page_hash import chain_seed, page_hashes
+from memkv_sglang.plugin.hooks import absent_targets, missing_hooks
 from memkv_sglang.plugin.namespaces import STORAGE_CONFIG
+from memkv_sglang.plugin.versions import refusal
 
 CACHE = "sglang.srt.mem_cache"
 CONTROLLER = f"{CACHE}.hybrid_cache.hybrid_cache_controller.HybridCacheController"
@@ -18,7 +20,8 @@ UPDATER = "sglang.srt.managers.scheduler_components.weight_updater"
 
 ATTRIBUTES = {
     f"{CACHE}.pool_host.base.HostKVCache": "page_size size_per_token allocator dtype layout "
-    "start_layer end_layer get_dummy_flat_data_page size device_capacity_tokens",
+    "start_layer end_layer get_dummy_flat_data_page size device_capacity_tokens "
+    "storage_format_tag",
     f"{CACHE}.pool_host.mha.MHATokenToKVPoolHost": "get_page_buffer_meta head_num head_dim",
     f"{CACHE}.pool_host.mla.MLATokenToKVPoolHost": "get_page_buffer_meta kv_cache_dim",
     f"{CACHE}.pool_host.group.PoolEntry": "name host_pool device_pool",
@@ -33,12 +36,13 @@ ATTRIBUTES = {
     f"{UPDATER}.SchedulerWeightUpdaterManager": "_session tp_cpu_group scheduler flush_cache "
     "offload_tags memory_saver_adapter",
     f"{BATCH}.Req": "lora_id extra_key",
-    f"{BATCH}.MultimodalDataItem": "hash identity modality format feature precomputed_embeddings "
-    "model_specific_data set_identity",
+    f"{BATCH}.MultimodalDataItem": "hash modality format feature precomputed_embeddings "
+    "model_specific_data",
     f"{BATCH}.MultimodalInputs": "mm_items padded_input_ids",
     "sglang.srt.lora.lora_registry.LoRARef": "lora_id lora_path",
 }
-"""Attributes that hooks and storage use, by class of SGLang."""
+"""Attributes that hooks and storage use, by class of SGLang. Before 0.5.22, pools had no
+`storage_format_tag`: pages of different formats had the same name."""
 
 STORAGE_FIELDS = (
     "tp_rank tp_size pp_rank pp_size attn_cp_rank attn_cp_size is_mla_model "
@@ -65,23 +69,44 @@ SIGNATURES = {
             "resume_memory_occupation",
         )
     },
+    # Before 0.5.22, an update whose flush was refused raised instead of reporting a failure.
+    f"{UPDATER}.SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "self recv_req "
+    "success message",
 }
 """Parameters of SGLang's functions that are wrapped or called."""
 
 PAGE = 4
 
 
+def obstacle() -> str:
+    """Return why the tier cannot run in this SGLang, in one line; "" if nothing is missing.
+
+    Needs no server. `differences` checks what only a server's storage can.
+    """
+    absent = absent_targets()
+    found = f"no {', '.join(absent)}" if absent else next(code_differences(), "")
+    if found:
+        return refusal(found)
+    missing = missing_hooks()
+    return f"another plugin prevents the hooks on {', '.join(missing)}" if missing else ""
+
+
 def differences(config: Any) -> Iterator[str]:
-    """Yield how SGLang differs from the supported version, the most informative difference first.
+    """Yield how SGLang differs from the supported versions, the most informative difference first.
 
     `config` is SGLang's `HiCacheStorageConfig`. Compiles SGLang's page hashes if necessary.
     """
+    yield from code_differences()
+    yield from storage_fields(config)
+    yield from page_hash_differences()
+
+
+def code_differences() -> Iterator[str]:
+    """Yield which attributes and parameters differ."""
     for name, attributes in ATTRIBUTES.items():
         yield from _missing(name, attributes.split())
     for target, parameters in SIGNATURES.items():
         yield from _changed(target, parameters.split())
-    yield from storage_fields(config)
-    yield from page_hash_differences()
 
 
 def _missing(name: str, attributes: list[str]) -> Iterator[str]:

@@ -138,7 +138,7 @@ def absent_targets() -> list[str]:
 def _exists(target: str) -> bool:
     try:
         pkgutil.resolve_name(target)
-    except (ImportError, AttributeError):
+    except Exception:  # importing a module of another version may raise anything
         return False
     return True
 

@@ -127,7 +127,8 @@ HARMLESS: Table = {
         prefill_delayer_forward_passes_buckets prefill_delayer_wait_seconds_buckets
         prefill_delayer_queue_min_ratio prefill_delayer_max_delay_ms min_free_slots_delay
         enable_pdmux pdmux_config_path sm_group_num enable_mis lora_drain_wait_threshold
-        max_loaded_loras max_loras_per_batch lora_eviction_policy enable_lora_overlap_loading""",
+        max_loaded_loras max_loras_per_batch lora_eviction_policy enable_lora_overlap_loading
+        speculative_skip_dp_mlp_sync""",
     "limits the adapters that a server accepts": """
         lora_target_modules max_lora_rank lora_strict_loading""",
     "sizes or evicts memory": """

@@ -4,6 +4,9 @@ SGLang replaces an image's tokens by numbers derived from its identity, so the i
 of the page hashes. Often the identity is only a 64-bit hash of the features' bytes, and features of
 different shapes can have equal bytes. Callers can also supply any hash. The hook replaces the
 identity with a digest of everything that the model gets of the image.
+
+Before 0.5.23, SGLang had 30 bits for an identity and no way to give one. With such a version, the
+tier is off for models that take media.
 """
 
 import hashlib
@@ -29,13 +32,20 @@ class _UnreadableError(Exception):
     """A value whose content this process cannot read."""
 
 
+def can_identify() -> bool:
+    """Return whether this SGLang lets the hook identify media."""
+    from sglang.srt.managers.schedule_batch import MultimodalDataItem
+
+    return hasattr(MultimodalDataItem, "set_identity")
+
+
 def identify_media(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wrap `MultimodalInputs.from_processor_output`, which gives media their identities.
 
     Runs in the scheduler's thread on every rank. Equal items get equal identities on all ranks.
     """
     inputs = original(*args, **kwargs)
-    if state.wanted():
+    if state.wanted() and can_identify():
         for item in inputs.mm_items:
             item.set_identity(_identity(item))
         inputs.padded_input_ids = None  # computed from SGLang's own identities

@@ -113,7 +113,6 @@ def _surroundings(server_args: Any) -> dict[str, str]:
     from sglang.srt.arg_groups.arg_utils import record_fields
     from sglang.srt.arg_groups.overrides import resolution_result
     from sglang.srt.environ import EnvField, envs
-    from sglang.srt.mem_cache import hicache_key_scheme
 
     fields = record_fields(type(server_args))
     values = {field.name: resolution_result(server_args, field.name) for field in fields}
@@ -121,10 +120,19 @@ def _surroundings(server_args: Any) -> dict[str, str]:
     variables = sorted(n for n, field in vars(type(envs)).items() if isinstance(field, EnvField))
     return {
         "layout_generation": LAYOUT_GENERATION,
-        "sglang_schema": str(hicache_key_scheme._SCHEMA_VERSION),
+        "sglang_schema": _key_schema(),
         **describe_arguments(values, defaults),
         **describe_environment(os.environ, variables),
     }
+
+
+def _key_schema() -> str:
+    """Return the version of SGLang's key scheme, which came with 0.5.23."""
+    try:
+        from sglang.srt.mem_cache import hicache_key_scheme
+    except ImportError:
+        return "none"
+    return str(hicache_key_scheme._SCHEMA_VERSION)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
@@ -258,6 +266,7 @@ def _shard(config: Any) -> Shard:
         pp_size=config.pp_size,
         cp_rank=config.attn_cp_rank,
         cp_size=config.attn_cp_size,
-        dcp_rank=config.dcp_rank,
-        dcp_size=config.dcp_size,
+        # Before 0.5.23, SGLang did not store pages of a server with DCP.
+        dcp_rank=getattr(config, "dcp_rank", 0),
+        dcp_size=getattr(config, "dcp_size", 1),
     )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.plugin.compatibility import obstacle
 from memkv_sglang.plugin.flags import add_flags, is_enabled, take_flags
-from memkv_sglang.plugin.hooks import missing_hooks
 from memkv_sglang.plugin.launch import prepare
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,7 @@ def make_engine_args(**values: Any) -> Any:
 
 
 def _enable(values: dict[str, Any]) -> None:
-    missing = missing_hooks()
-    if missing:
-        log.error(
-            "memkv: off, the server starts without the tier: this SGLang has no %s; "
-            "install sglang==0.5.23",
-            ", ".join(missing),
-        )
+    if reason := obstacle():
+        log.error("memkv: off, the server starts without the tier: %s", reason)
         return
     prepare(values)

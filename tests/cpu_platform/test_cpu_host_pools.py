@@ -8,18 +8,13 @@ import pytest
 pytest.importorskip("sglang", reason="needs an environment with SGLang 0.5.23")
 
 import torch
-from sglang.srt.mem_cache.device_pool_info import (
-    KVBufferLayout,
-    KVBuffers,
-    MHABufferInfo,
-    MLABufferInfo,
-)
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from sglang_cpu_platform import host_pools
 
+from tests.plugin.sglang_pools import make_mha, make_mla
+
 LAYERS, PAGE, SLOTS, WIDTH = 3, 4, 32, 8
-CPU = torch.device("cpu")
 LAYOUTS = ["page_first", "page_first_direct", "layer_first"]
 # Pages of the two pools; the last two are adjacent in both.
 HOST = torch.cat([torch.arange(p * PAGE, (p + 1) * PAGE) for p in (5, 1, 2)])
@@ -42,10 +37,6 @@ def device_buffers(heads: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(SLOTS, heads, WIDTH) for _ in range(LAYERS))
 
 
-def pointers(buffers: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.tensor([b.data_ptr() for b in buffers], dtype=torch.uint64)
-
-
 def sizes(layout: str) -> dict[str, Any]:
     return {
         "host_to_device_ratio": 2.0,
@@ -61,40 +52,12 @@ def sizes(layout: str) -> dict[str, Any]:
 
 def mha_pool(layout: str) -> tuple[MHATokenToKVPoolHost, tuple[torch.Tensor, ...]]:
     k, v = device_buffers(2), device_buffers(2)
-    buffers = KVBuffers(
-        k=k,
-        v=v,
-        k_data_ptrs=pointers(k),
-        v_data_ptrs=pointers(v),
-        layout=KVBufferLayout.NHD,
-    )
-    info = MHABufferInfo(
-        buffers=buffers,
-        page_size=PAGE,
-        head_num=2,
-        head_dim=WIDTH,
-        v_head_dim=WIDTH,
-        dtype=torch.float32,
-        device=CPU,
-    )
-    return MHATokenToKVPoolHost(info, **sizes(layout)), (*k, *v)
+    return make_mha(MHATokenToKVPoolHost, k, v, **sizes(layout)), (*k, *v)
 
 
 def mla_pool(layout: str) -> tuple[MLATokenToKVPoolHost, tuple[torch.Tensor, ...]]:
     rows = device_buffers(1)
-    info = MLABufferInfo(
-        buffers=rows,
-        data_ptrs=pointers(rows),
-        layer_indices=tuple(range(LAYERS)),
-        device_layer_num=LAYERS,
-        page_size=PAGE,
-        kv_lora_rank=WIDTH - 2,
-        qk_rope_head_dim=2,
-        kv_cache_dim=WIDTH,
-        dtype=torch.float32,
-        device=CPU,
-    )
-    return MLATokenToKVPoolHost(info, **sizes(layout), target_layer_num=LAYERS), rows
+    return make_mla(rows, 2, **sizes(layout)), rows
 
 
 def page_of(pool: Any, first: int) -> torch.Tensor:

@@ -3,17 +3,13 @@
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.device_pool_info import (
-    KVBufferLayout,
-    KVBuffers,
-    MambaStateBufferInfo,
-    MHABufferInfo,
-    MLABufferInfo,
-)
+from sglang.srt.mem_cache.device_pool_info import MambaStateBufferInfo
 from sglang.srt.mem_cache.memory_pool_host import DeepSeekV4PagedHostPool, LogicalHostPool
 from sglang.srt.mem_cache.pool_host.mamba import MambaPoolHost
 from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost, MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
+
+from tests.plugin.sglang_pools import make_mha, make_mla
 
 PAGE = 16
 """Tokens."""
@@ -21,11 +17,6 @@ PAGE = 16
 LAYERS, HEADS, WIDTH = 2, 2, 32
 PAGES = 64
 TOKENS = PAGES * PAGE
-CPU = torch.device("cpu")
-
-
-def _pointers(buffers: Any) -> torch.Tensor:
-    return torch.tensor([b.data_ptr() for b in buffers], dtype=torch.uint64)
 
 
 def _sizes(layout: str, shared: bool) -> dict[str, Any]:
@@ -45,23 +36,8 @@ def _sizes(layout: str, shared: bool) -> dict[str, Any]:
 def mha(layout: str = "page_first", shared: bool = True, v_width: int = WIDTH) -> Any:
     k = tuple(torch.zeros(PAGE, HEADS, WIDTH) for _ in range(LAYERS))
     v = tuple(torch.zeros(PAGE, HEADS, v_width) for _ in range(LAYERS))
-    info = MHABufferInfo(
-        buffers=KVBuffers(
-            k=k,
-            v=v,
-            k_data_ptrs=_pointers(k),
-            v_data_ptrs=_pointers(v),
-            layout=KVBufferLayout.NHD,
-        ),
-        page_size=PAGE,
-        head_num=HEADS,
-        head_dim=WIDTH,
-        v_head_dim=v_width,
-        dtype=torch.float32,
-        device=CPU,
-    )
     kind = MHATokenToKVPoolHost if v_width == WIDTH else AsymmetricMHATokenToKVPoolHost
-    return kind(info, **_sizes(layout, shared))
+    return make_mha(kind, k, v, **_sizes(layout, shared))
 
 
 def asymmetric(shared: bool = True) -> Any:
@@ -71,19 +47,7 @@ def asymmetric(shared: bool = True) -> Any:
 
 def mla(shared: bool = True) -> Any:
     rows = tuple(torch.zeros(PAGE, 1, WIDTH) for _ in range(LAYERS))
-    info = MLABufferInfo(
-        buffers=rows,
-        data_ptrs=_pointers(rows),
-        layer_indices=tuple(range(LAYERS)),
-        device_layer_num=LAYERS,
-        page_size=PAGE,
-        kv_lora_rank=WIDTH - 8,
-        qk_rope_head_dim=8,
-        kv_cache_dim=WIDTH,
-        dtype=torch.float32,
-        device=CPU,
-    )
-    return MLATokenToKVPoolHost(info, **_sizes("page_first", shared), target_layer_num=LAYERS)
+    return make_mla(rows, 8, **_sizes("page_first", shared))
 
 
 def mamba(shared: bool = True, side_state: bool = False) -> Any:

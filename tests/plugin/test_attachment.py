@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.plugin import attachment
+from memkv_sglang.plugin import attachment, media
 from memkv_sglang.plugin.attachment import UnsuitableServerError, check_server, read_config
 
 DYNAMIC = {"class_name": "MemKVStorage", "interface_v1": 1}
@@ -14,7 +14,8 @@ DYNAMIC = {"class_name": "MemKVStorage", "interface_v1": 1}
 
 @pytest.fixture(autouse=True)
 def _hooked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachment, "missing_hooks", list)
+    monkeypatch.setattr(attachment, "obstacle", str)
+    monkeypatch.setattr(attachment, "takes_media", lambda server_args: False)
 
 
 def server(extra: str | None = None, **arguments: Any) -> Any:
@@ -30,9 +31,29 @@ def test_suitable_servers_pass() -> None:
 
 
 def test_a_missing_hook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachment, "missing_hooks", lambda: ["sglang.a", "sglang.b"])
-    with pytest.raises(UnsuitableServerError, match=r"lacks sglang\.a, sglang\.b"):
+    monkeypatch.setattr(attachment, "obstacle", lambda: "no sglang.a, sglang.b")
+    with pytest.raises(UnsuitableServerError, match=r"no sglang\.a, sglang\.b"):
         check_server(DYNAMIC, server())
+
+
+def test_media_are_refused_where_two_images_could_share_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(media, "can_identify", lambda: False)
+    check_server(DYNAMIC, server())
+    monkeypatch.setattr(attachment, "takes_media", lambda server_args: True)
+    with pytest.raises(UnsuitableServerError, match=r"by 30 bits.*install sglang==") as caught:
+        check_server(DYNAMIC, server())
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(media, "can_identify", lambda: True)
+    check_server(DYNAMIC, server())
+
+
+def test_dcp_is_refused_where_ranks_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment, "names_dcp_ranks", lambda: False)
+    check_server(DYNAMIC, server(dcp_size=1))
+    with pytest.raises(UnsuitableServerError, match="drop --dcp-size"):
+        check_server(DYNAMIC, server(dcp_size=2))
 
 
 def test_the_copying_interface_is_refused() -> None:

@@ -19,6 +19,7 @@ from sglang.srt.multimodal.modality import MultimodalInputFormat
 
 from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.plugin import media, state
+from tests.sglang_versions import IS_NEWEST, since_0_5_23
 
 PIXELS = torch.arange(64, dtype=torch.float32)
 
@@ -73,6 +74,7 @@ COLLISIONS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
+@since_0_5_23
 @pytest.mark.parametrize("name", COLLISIONS)
 def test_items_that_sglang_takes_for_equal_are_told_apart(name: str) -> None:
     one, other = COLLISIONS[name]
@@ -85,16 +87,19 @@ def test_sglang_hashes_features_without_their_shape() -> None:
     assert tensor_hash([PIXELS.view(8, 8)]) == tensor_hash([PIXELS.view(4, 16)])
 
 
+@since_0_5_23
 def test_equal_images_are_equal_wherever_they_are_in_a_prompt() -> None:
     moved = item()
     moved.offsets = [(5, 8)]
     assert padded(item()) == padded(moved)
 
 
+@since_0_5_23
 def test_all_of_the_identity_is_in_the_prompt() -> None:
     assert len(set(padded(item()))) == 4
 
 
+@since_0_5_23
 def test_media_known_by_a_hash_alone_stay_with_their_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +117,7 @@ def test_media_known_by_a_hash_alone_stay_with_their_server(
     assert padded(elsewhere()) != here
 
 
+@since_0_5_23
 def test_servers_without_the_tier_keep_sglangs_identities(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,6 +125,7 @@ def test_servers_without_the_tier_keep_sglangs_identities(
     assert padded(item()) == padded(item(), hooked=False)
 
 
+@since_0_5_23
 def test_prompts_padded_earlier_are_padded_anew() -> None:
     output = MultimodalProcessorOutput(
         input_ids=list(range(10)), mm_items=[item()], padded_input_ids=list(range(10))
@@ -127,3 +134,11 @@ def test_prompts_padded_earlier_are_padded_anew() -> None:
         media.identify_media(MultimodalInputs.from_processor_output, output).padded_input_ids
         is None
     )
+
+
+@pytest.mark.skipif(IS_NEWEST, reason="this SGLang lets the hook identify media")
+def test_versions_that_cannot_identify_media_keep_their_own_numbers() -> None:
+    output = MultimodalProcessorOutput(input_ids=list(range(10)), mm_items=[item()])
+    inputs = media.identify_media(MultimodalInputs.from_processor_output, output)
+    assert inputs.mm_items[0].model_specific_data == {}
+    assert not media.can_identify()

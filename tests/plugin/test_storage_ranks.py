@@ -8,6 +8,7 @@ from memkv_sglang.plugin.storage import MemKVStorage
 from tests.plugin import host_pools
 from tests.plugin.attached import after, keys, store
 from tests.plugin.conftest import MakeNode
+from tests.sglang_versions import since_0_5_23
 
 LATENT = {"is_mla_model": True}
 DCP = {**LATENT, "tp_size": 4, "dcp_size": 2, "logical_page_size": 2 * host_pools.PAGE}
@@ -25,8 +26,13 @@ Rank = dict[str, Any]
         ({"pp_size": 2}, {"pp_size": 2, "pp_rank": 1}, False),
         ({**LATENT, "pp_size": 2}, {**LATENT, "pp_size": 2, "pp_rank": 1}, False),
         ({"attn_cp_size": 2}, {"attn_cp_size": 2, "attn_cp_rank": 1}, False),
-        ({**DCP, "tp_rank": 1, "dcp_rank": 1}, {**DCP, "tp_rank": 3, "dcp_rank": 1}, True),
-        (DCP, {**DCP, "tp_rank": 1, "dcp_rank": 1}, False),
+        pytest.param(
+            {**DCP, "tp_rank": 1, "dcp_rank": 1},
+            {**DCP, "tp_rank": 3, "dcp_rank": 1},
+            True,
+            marks=since_0_5_23,
+        ),
+        pytest.param(DCP, {**DCP, "tp_rank": 1, "dcp_rank": 1}, False, marks=since_0_5_23),
     ],
     ids=[
         "data-parallel groups share",

@@ -48,8 +48,7 @@ def _tables(old: Path, new: Path) -> Iterator[str]:
     yield "== names that the project's tables do not know"
     for table, names in tables.unclassified(new).items():
         yield from (f"{table}: {name}" for name in sorted(names))
-    for name in sorted(tables.unknown_to_sglang(new)):
-        yield f"kv_arguments: SGLang no longer has the server argument {name}"
+    yield from (f"server argument removed: {name}" for name in sorted(tables.removed(old, new)))
     for name in sorted(tables.new_variables(Source(old), Source(new))):
         yield f"new environment variable, part of namespaces because of its name: {name}"
     yield ""

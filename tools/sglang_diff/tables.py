@@ -48,10 +48,9 @@ def unclassified(root: Path) -> dict[str, set[str]]:
     }
 
 
-def unknown_to_sglang(root: Path) -> set[str]:
-    """Return the server arguments in the tables that SGLang does not have."""
-    tables = (kv_arguments.NAMED, kv_arguments.ELSEWHERE, kv_arguments.HARMLESS)
-    return {name for name in _names(tables) if "memkv" not in name} - server_arguments(root)
+def removed(old: Path, new: Path) -> set[str]:
+    """Return the server arguments that only the old version has."""
+    return server_arguments(old) - server_arguments(new)
 
 
 def new_variables(old: Source, new: Source) -> set[str]:
