@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 RESULTS ?= build/benchmarks
 
-.PHONY: help setup demo test test-ci test-again test-all test-python test-serving test-patched bench lint docs audit sglang-diff lock clean
+.PHONY: help setup demo test test-ci test-again test-all test-python test-serving test-patched bench lint docs audit test-sglang sglang-diff lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,11 @@ test-serving: setup  ## Run the end-to-end tests alone: SGLang servers, MinIO, S
 
 test-patched: setup  ## Run them with every server patched instead of with the plugin
 	@MEMKV_TEST_PATCHED=1 $(BIN)/pytest tests/serving
+
+SGLANG_TESTS := tests/cpu_platform tests/plugin tests/patching tests/serving
+
+test-sglang: setup  ## Run them with another SGLang: VERSION=0.5.22, ARGS="tests/plugin -x"
+	@tools/test-sglang.sh "$(VERSION)" $(or $(ARGS),$(SGLANG_TESTS))
 
 bench: setup  ## Run every benchmark, end with the table of targets; ARGS="--quick", RESULTS=folder
 	@mkdir -p $(RESULTS)

@@ -1,7 +1,9 @@
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from memkv_sglang.cli.main import main
 from memkv_sglang.patching import replace
 from memkv_sglang.patching.change import apply_series, revert_series
 from memkv_sglang.patching.errors import PatchError
-from memkv_sglang.patching.series import Series, checksum
+from memkv_sglang.patching.series import Series, checksum, read_diffs, read_series, series_folder
 from memkv_sglang.patching.state import FileState, State, overall, read_states
+from memkv_sglang.plugin.hooks import required_hooks
+from memkv_sglang.plugin.versions import SUPPORTED
 
 Run = Callable[[str], int]
 
@@ -111,15 +115,20 @@ def test_an_existing_file_is_not_overwritten_by_the_new_one(
 
 @pytest.mark.parametrize("verb", ["status", "apply", "revert"])
 def test_an_unknown_version_is_refused_and_known_ones_are_named(
-    site_packages: Path, patch: Run, verb: str, capsys: pytest.CaptureFixture[str]
+    site_packages: Path,
+    series: Series,
+    patch: Run,
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     metadata = next(site_packages.glob("*.dist-info"))
-    text = (metadata / "METADATA").read_text().replace("Version: 0.5.23", "Version: 0.5.99")
+    given = f"Version: {series.version}"
+    text = (metadata / "METADATA").read_text().replace(given, "Version: 0.5.99")
     metadata.rename(site_packages / "sglang-0.5.99.dist-info")
     (site_packages / "sglang-0.5.99.dist-info" / "METADATA").write_text(text)
     before = contents(site_packages)
     assert patch(verb) == 1
-    assert "SGLang 0.5.99: patches exist only for 0.5.23" in capsys.readouterr().err
+    assert "SGLang 0.5.99: patches exist only for 0.5.22, 0.5.23" in capsys.readouterr().err
     assert contents(site_packages) == before
 
 
@@ -171,16 +180,32 @@ def stop_at(real, count=iter(range(1000))):
     return call
 
 replace._write, replace._move = stop_at(replace._write), stop_at(replace._move)
-getattr(change, sys.argv[2])(Path(sys.argv[1]), read_series(series_folder(), "0.5.23"))
+getattr(change, sys.argv[2])(Path(sys.argv[1]), read_series(series_folder(), sys.argv[5]))
 """
 
 
-def run_until(site_packages: Path, change: str, step: int, how: str) -> int:
+def run_until(site_packages: Path, series: Series, change: str, step: int, how: str) -> int:
+    given = [str(site_packages), change, str(step), how, series.version]
     return subprocess.run(
-        [sys.executable, "-c", KILLED_AT, str(site_packages), change, str(step), how],
+        [sys.executable, "-c", KILLED_AT, *given],
         stderr=subprocess.DEVNULL,
         check=False,
     ).returncode
+
+
+WRAPPED = re.compile(r"^\+\s*@memkv_hook\n(?:^ .*\n)*?^ \s*(?:async )?def (\w+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_every_supported_version_has_a_series_that_wraps_every_required_function(
+    version: str,
+) -> None:
+    folder = series_folder()
+    text = "".join(path.read_text() for path in (folder / f"sglang-{version}").glob("*.patch"))
+    wrapped = Counter(WRAPPED.findall(text))
+    needed = Counter(hook.target.rpartition(".")[2] for hook in required_hooks())
+    assert wrapped == needed + Counter(["resolve_once"])
+    assert set(read_series(folder, version).manifest) == set(read_diffs(folder, version))
 
 
 def importable(site_packages: Path, series: Series) -> bool:
@@ -204,15 +229,15 @@ def test_the_next_run_completes_or_reverts_a_killed_one(
 ) -> None:
     step = int(steps_per_file * len(series.manifest))
     before = contents(site_packages)
-    assert run_until(site_packages, "apply_series", step, "SIGKILL") == -signal.SIGKILL
+    assert run_until(site_packages, series, "apply_series", step, "SIGKILL") == -signal.SIGKILL
     assert state(site_packages, series) is left
     assert importable(site_packages, series)
     revert_series(site_packages, series)
     assert contents(site_packages) == before
-    run_until(site_packages, "apply_series", step, "SIGKILL")
+    run_until(site_packages, series, "apply_series", step, "SIGKILL")
     apply_series(site_packages, series)
     assert state(site_packages, series) is State.PATCHED
-    assert run_until(site_packages, "revert_series", step, "SIGKILL") == -signal.SIGKILL
+    assert run_until(site_packages, series, "revert_series", step, "SIGKILL") == -signal.SIGKILL
     assert importable(site_packages, series)
     revert_series(site_packages, series)
     assert contents(site_packages) == before
@@ -222,7 +247,7 @@ def test_the_next_run_completes_or_reverts_a_killed_one(
 def test_ctrl_c_is_deferred_until_all_files_are_changed(
     site_packages: Path, series: Series, how: str
 ) -> None:
-    assert run_until(site_packages, "apply_series", 15, how) != 0
+    assert run_until(site_packages, series, "apply_series", 15, how) != 0
     assert state(site_packages, series) is State.PATCHED
     assert not list(site_packages.rglob("*.memkv-patch"))
 
