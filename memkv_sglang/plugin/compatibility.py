@@ -164,7 +164,9 @@ PROMPTS = (
     (range(4 * PAGE), "adapter", "salt"),
     ((7, 1 << 40, *range(2 * PAGE)), None, None),
 )
-"""Token ids, extra key and salt of test prompts; one id needs more than 32 bits."""
+"""Token ids, extra key and salt of test prompts; one id needs more than 32 bits. Before 0.5.23,
+SGLang hashed no such ids: they stand for media, which it had in 30 bits.
+"""
 
 
 def page_hash_differences() -> Iterator[str]:
@@ -176,7 +178,12 @@ def page_hash_differences() -> Iterator[str]:
         hashes = page_hashes(list(tokens), PAGE, chain_seed(extra_key, salt))
         ours = [digest.hex() for digest in hashes]
         key = RadixKey(array("q", tokens), extra_key=extra_key, cache_salt=salt)
-        theirs = get_storage_hash_str(key, page_size=PAGE)
+        try:
+            theirs = get_storage_hash_str(key, page_size=PAGE)
+        except IndexError:
+            if max(tokens) >= 1 << 32:
+                continue
+            raise
         if list(theirs)[: len(ours)] != ours:
             yield "its page hashes differ from this project's"
             return

@@ -21,6 +21,7 @@ from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
 from memkv_sglang.testing.pages import make_hashes
 from tests.plugin import host_pools
+from tests.sglang_versions import IS_NEWEST
 
 MODEL = ModelIdentity("model", "", {})
 LIMIT = 30.0
@@ -102,7 +103,8 @@ class Node:
         storage.register_mem_pool_host(pools["kv"])
         for name, pool in pools.items():
             storage.register_mem_host_pool_v2(pool, name)
-        storage.on_host_pools_registered()
+        if IS_NEWEST:
+            storage.on_host_pools_registered()
         return storage
 
     @contextmanager

@@ -10,6 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+pytest.importorskip(
+    "sglang.test.kits.unified_radix_cache", reason="needs the fixtures of SGLang 0.5.23's own tests"
+)
+
 from sglang.srt import runtime_context
 from sglang.srt.managers.cache_controller import HiCacheController
 from sglang.srt.mem_cache.pool_host.mamba import MambaPoolHost

@@ -65,7 +65,7 @@ def variables() -> Iterator[str]:
 
 def test_harmless_variables_are_variables_of_sglang_that_would_be_named() -> None:
     harmless = names_of(HARMLESS_VARIABLES)
-    assert harmless <= set(variables())
+    assert harmless <= set(variables()) or not IS_NEWEST
     assert all(FORMAT_WORDS & set(name.split("_")) for name in harmless)
 
 

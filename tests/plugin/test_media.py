@@ -12,10 +12,10 @@ from sglang.srt.managers.mm_utils import tensor_hash
 from sglang.srt.managers.schedule_batch import (
     Modality,
     MultimodalDataItem,
+    MultimodalInputFormat,
     MultimodalInputs,
     MultimodalProcessorOutput,
 )
-from sglang.srt.multimodal.modality import MultimodalInputFormat
 
 from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.plugin import media, state

@@ -159,9 +159,7 @@ def test_formats_that_sglang_stores_as_the_same_type_are_kept_apart(
     make: Callable[[torch.dtype], Any],
 ) -> None:
     devices = [make(dtype) for dtype in EIGHT_BITS]
-    assert {device.get_device_pool_infos()[0].buffer_info.dtype for device in devices} == {
-        torch.uint8
-    }
+    assert {device.store_dtype for device in devices} == {torch.uint8}
     assert len({digest(device=(device,)) for device in devices}) == len(EIGHT_BITS)
     assert digest(device=(make(torch.float8_e5m2),)) == digest(device=(devices[1],))
 
