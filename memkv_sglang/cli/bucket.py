@@ -9,14 +9,15 @@ import msgspec
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import PhaseProgress, human_size, make_progress, print_line
-from memkv_sglang.cli.prompts import require_bucket
+from memkv_sglang.cli.shards import bucket_configs, shard_option
+from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.config.shards import shard_configs
 from memkv_sglang.tiers.base import TierError
 
 if TYPE_CHECKING:
     from minio.credentials.providers import Provider
-
-    from memkv_sglang.config.schema import MinioConfig
 
 
 _OWN_TOOLS = (
@@ -49,18 +50,26 @@ def bucket() -> None:
     is_flag=True,
     help="Also add the policies memkv-BUCKET and memkv-BUCKET-reader to the server.",
 )
-def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
+@shard_option
+def setup(loaded: LoadedConfig, days: int, add_policies: bool, shard: str | None) -> None:
     """Create the bucket and its lifecycle rule, using an administrator's keys.
 
     Safe to repeat; keeps other lifecycle rules. Also prints what the S3 server supports. Exit
     status 1 if it lacks something that is needed, or if the bucket has object lock, since removing
     pages then frees no space.
     """
+    for name, config in bucket_configs(loaded.config.minio, shard).items():
+        if name:
+            click.echo(f"shard {name}")
+        _set_up(config, loaded.config.collector, days, add_policies=add_policies)
+
+
+def _set_up(
+    config: MinioConfig, collector: CollectorConfig, days: int, *, add_policies: bool
+) -> None:
     from memkv_sglang.cli.listing.minio import open_bucket
     from memkv_sglang.tiers.minio.admin.setup import set_up
 
-    config = loaded.config.minio
-    require_bucket(config)
     done = set_up(open_bucket(config).administration(), config, days)
     click.echo(f"bucket {config.bucket}: {'created' if done.made else 'already exists'}")
     _record_days(config, days if done.expires else 0)
@@ -77,7 +86,7 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
             "another day (a rule now expires old versions); suspend versioning (`mc version "
             "suspend`) or use another bucket"
         )
-    usable = _print_support(loaded)
+    usable = _print_support(config, collector)
     if add_policies:
         _add_policies(config)
     if done.locked:
@@ -95,25 +104,32 @@ def setup(loaded: LoadedConfig, days: int, add_policies: bool) -> None:
     short_help="Rebuild the index of the bucket from a listing.",
 )
 @click.option(
-    "--shards",
+    "index_shards",
+    "--index-shards",
     type=click.Choice(["1", "2", "4", "8", "16", "32", "64", "128", "256"]),
     help="Number of shards of a new index.  [default: 16]",
 )
-def rebuild(loaded: LoadedConfig, shards: str | None) -> None:
+@shard_option
+def rebuild(loaded: LoadedConfig, index_shards: str | None, shard: str | None) -> None:
     """Rebuild the index from a listing of all pages, and migrate a bucket of format 1.
 
     Continues where an earlier run was interrupted. Before a migration, stop agents of versions
     that use format 1.
     """
+    for name, config in bucket_configs(loaded.config.minio, shard).items():
+        if name:
+            click.echo(f"shard {name}")
+        _rebuild(config, loaded.config.collector, int(index_shards) if index_shards else None)
+
+
+def _rebuild(config: MinioConfig, collector: CollectorConfig, index_shards: int | None) -> None:
     from memkv_sglang.tiers.minio import MinioTier
 
-    config = loaded.config
-    require_bucket(config.minio)
-    tier = MinioTier(msgspec.structs.replace(config.minio, create_bucket=False), any_format=True)
+    tier = MinioTier(msgspec.structs.replace(config, create_bucket=False), any_format=True)
     try:
         with make_progress() as progress:
             shown = PhaseProgress(progress)
-            rebuilder = tier.rebuilder(config.collector, int(shards) if shards else None)
+            rebuilder = tier.rebuilder(collector, index_shards)
             done = rebuilder.run(shown.step)
     finally:
         tier.close()
@@ -130,15 +146,28 @@ def rebuild(loaded: LoadedConfig, shards: str | None) -> None:
     cls=SettingsCommand, shown=("minio",), short_help="Print the policy that a node needs."
 )
 @click.option("--reader", is_flag=True, help="For nodes with minio.role = reader.")
-def policy(loaded: LoadedConfig, reader: bool) -> None:
-    """Print the MinIO policy for a node's access key."""
+@shard_option
+def policy(loaded: LoadedConfig, reader: bool, shard: str | None) -> None:
+    """Print the MinIO policy for a node's access key.
+
+    Shards with different buckets or prefixes have different policies; choose one with --shard.
+    """
     from memkv_sglang.tiers.minio.admin.policy import node_policy
 
-    config = loaded.config.minio
+    configs = shard_configs(loaded.config.minio)
+    if shard is not None:
+        configs = bucket_configs(loaded.config.minio, shard)
+    places = {(one.bucket, one.prefix) for one in configs.values()}
+    if len(places) > 1:
+        raise ConfigError(
+            "--shard: the shards have different buckets or prefixes; choose one of them: "
+            + ", ".join(configs)
+        )
+    config = next(iter(configs.values()), loaded.config.minio)
     click.echo(json.dumps(node_policy(config.bucket, config.prefix, reader=reader), indent=2))
 
 
-def _print_support(loaded: LoadedConfig) -> bool:
+def _print_support(config: MinioConfig, collector: CollectorConfig) -> bool:
     """Print what the server supports; return False if it cannot store pages.
 
     Versions and lifecycle rules are printed already.
@@ -146,7 +175,7 @@ def _print_support(loaded: LoadedConfig) -> bool:
     from memkv_sglang.cli.checks.bucket import check_server
 
     usable = True
-    for finding in check_server(loaded.config):
+    for finding in check_server(config, collector):
         line = f"{finding.what}: " + "; ".join(filter(None, (finding.detail, finding.advice)))
         if finding.level == "FAIL":
             usable = False
@@ -162,7 +191,7 @@ def _warn(text: str) -> None:
     print_line(f"warning: {text}", err=True)
 
 
-def _record_days(config: "MinioConfig", days: int) -> None:
+def _record_days(config: MinioConfig, days: int) -> None:
     """Tell the nodes after how many days pages expire, so that they renew those in use."""
     from memkv_sglang.cli.listing.minio import open_minio
 
@@ -171,7 +200,7 @@ def _record_days(config: "MinioConfig", days: int) -> None:
         tier.set_expiry(days)
 
 
-def _add_policies(config: "MinioConfig") -> None:
+def _add_policies(config: MinioConfig) -> None:
     from minio import MinioAdmin
 
     from memkv_sglang.config.check import endpoint_urls

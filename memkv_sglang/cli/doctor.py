@@ -27,9 +27,12 @@ from memkv_sglang.cli.fleet import (
 )
 from memkv_sglang.cli.options import Duration, SettingsCommand
 from memkv_sglang.cli.output import human_time, make_console, print_json, print_line
+from memkv_sglang.cli.shards import bucket_configs, prefixed, shard_option
 from memkv_sglang.config.environment import check_any_tier, check_ca_file
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import LoadedConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.finding import Finding, split_problem
 
 _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
@@ -60,6 +63,7 @@ _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
     show_default=True,
     help="How long --fleet waits for the other nodes.",
 )
+@shard_option
 def doctor(
     loaded: LoadedConfig,
     as_json: bool,
@@ -67,6 +71,7 @@ def doctor(
     fleet: bool,
     fleet_read: str | None,
     wait: float,
+    shard: str | None,
 ) -> int:
     """Check settings, disk, memory, MinIO and agent, and suggest fixes.
 
@@ -83,7 +88,7 @@ def doctor(
         if not is_token(fleet_read):
             raise click.UsageError("--fleet-read: not a token that `memkv doctor --fleet` prints")
         return _show(iter([read_for_fleet(loaded.config, fleet_read)]), as_json)
-    return _show(diagnose(loaded, disk_speed=disk_speed), as_json)
+    return _show(diagnose(loaded, shard, disk_speed=disk_speed), as_json)
 
 
 def _show(findings: Iterator[Finding], as_json: bool) -> int:
@@ -113,8 +118,10 @@ def _write_for_fleet(loaded: LoadedConfig, as_json: bool, wait: float) -> int:
     return status
 
 
-def diagnose(loaded: LoadedConfig, *, disk_speed: bool = False) -> Iterator[Finding]:
-    """Run the checks, local ones first, and yield their findings."""
+def diagnose(
+    loaded: LoadedConfig, shard: str | None = None, *, disk_speed: bool = False
+) -> Iterator[Finding]:
+    """Run the checks, local ones first, and yield their findings. `shard` selects one."""
     yield from _check_settings(loaded)
     yield from check_conflict()
     yield from check_compiled()
@@ -129,20 +136,30 @@ def diagnose(loaded: LoadedConfig, *, disk_speed: bool = False) -> Iterator[Find
     except ConfigError as error:
         yield split_problem("ca_file", str(error))
         return
-    files = list(check_files(loaded.config.minio))
+    if not has_minio(loaded.config.minio):
+        yield Finding("ok", "MinIO", "no MinIO tier is configured")
+        return
+    for name, config in bucket_configs(loaded.config.minio, shard).items():
+        for finding in _check_minio(config, loaded.config.collector):
+            yield finding._replace(detail=prefixed(name, finding.detail))
+
+
+def _check_minio(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
+    """Check one bucket, its server and its files."""
+    files = list(check_files(config))
     yield from files
     if any(finding.level == "FAIL" for finding in files):
         return
-    servers = list(check_endpoints(loaded.config.minio))
+    servers = list(check_endpoints(config))
     yield from servers
     if all(finding.level == "FAIL" for finding in servers if finding.what == "MinIO"):
         return
     bucket = []
-    for finding in check_bucket(loaded.config):
+    for finding in check_bucket(config, collector):
         bucket.append(finding)
         yield finding
     if all(finding.level in ("ok", "skip") for finding in bucket):
-        yield from check_pins(loaded.config.minio)
+        yield from check_pins(config)
 
 
 def _check_settings(loaded: LoadedConfig) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,11 @@ import msgspec
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import human_size, make_console, print_json, print_line
+from memkv_sglang.cli.shards import bucket_configs, shard_option, tier_name
 from memkv_sglang.config.environment import check_any_tier
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.schema import Config
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.namespace import Namespace, Shard
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, PageKey
 from memkv_sglang.tiers.base import TierError
@@ -33,8 +35,13 @@ Found = dict[bytes, dict[str, Namespace | None]]
 @click.argument("namespace", required=False)
 @click.argument("page_hash", required=False, metavar="[HASH]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@shard_option
 def inspect(
-    loaded: LoadedConfig, namespace: str | None, page_hash: str | None, as_json: bool
+    loaded: LoadedConfig,
+    namespace: str | None,
+    page_hash: str | None,
+    as_json: bool,
+    shard: str | None,
 ) -> None:
     """Show stored namespaces, one NAMESPACE, or where its page HASH is stored.
 
@@ -43,7 +50,7 @@ def inspect(
     """
     check_any_tier(loaded)
     key_hash = _parse_hash(page_hash)
-    with _listings(loaded.config) as listings:
+    with _listings(loaded.config, shard) as listings:
         found, failed = _namespaces(listings)
         for listing, problem in failed.items():
             print_line(f"warning: skipped {listing.name}: {problem}", err=True)
@@ -59,7 +66,7 @@ def inspect(
 
 
 @contextmanager
-def _listings(config: Config) -> "Iterator[Sequence[Listing]]":
+def _listings(config: Config, shard: str | None) -> "Iterator[Sequence[Listing]]":
     from memkv_sglang.cli.listing.minio import MinioListing, open_minio
     from memkv_sglang.cli.listing.nvme import NvmeListing
 
@@ -68,11 +75,12 @@ def _listings(config: Config) -> "Iterator[Sequence[Listing]]":
         NvmeListing(path, NvmeListing.name if len(disks) == 1 else f"{NvmeListing.name} {path}")
         for path in disks
     ]
-    if not config.minio.endpoint:
+    with ExitStack() as stack:
+        if has_minio(config.minio) or shard:
+            for name, one in bucket_configs(config.minio, shard).items():
+                tier = stack.enter_context(open_minio(one))
+                listings.append(MinioListing(one, tier, tier_name(name)))
         yield listings
-        return
-    with open_minio(config.minio) as tier:
-        yield [*listings, MinioListing(config.minio, tier)]
 
 
 def _namespaces(

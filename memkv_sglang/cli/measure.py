@@ -20,6 +20,7 @@ from rich.progress import Progress, TaskID
 from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.environment import existing_part
 from memkv_sglang.config.schema import MIB, Config, MinioConfig, NvmeConfig
+from memkv_sglang.config.shards import has_minio, shard_configs
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Page, PageKey
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, TierError
 
@@ -57,7 +58,7 @@ def measure(
     if config.nvme.directory:
         with _temporary_nvme(config.nvme, volume * len(page_sizes)) as tier:
             results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
-    if config.minio.endpoint:
+    if has_minio(config.minio):
         with _temporary_minio(config.minio) as tier:
             results += [_measure_tier(tier, size, volume, progress) for size in page_sizes]
     return results
@@ -95,18 +96,28 @@ def _open_nvme(config: NvmeConfig) -> Tier:
 
 @contextmanager
 def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
-    """Open a tier with a temporary prefix in the same bucket."""
+    """Open a tier with a temporary prefix in the same bucket, or in those of all shards."""
     from memkv_sglang.tiers.minio import MinioTier
+    from memkv_sglang.tiers.shards import Shard, ShardedTier
 
-    prefix = "/".join(filter(None, (config.prefix, f"memkv-bench-{os.urandom(8).hex()}")))
-    tier = MinioTier(msgspec.structs.replace(config, prefix=prefix))
+    folder = f"memkv-bench-{os.urandom(8).hex()}"
+    tiers = {}
+    for name, one in shard_configs(config).items():
+        prefix = "/".join(filter(None, (one.prefix, folder)))
+        tiers[name] = MinioTier(msgspec.structs.replace(one, prefix=prefix))
+    whole: Tier = (
+        ShardedTier("minio", [Shard(*named) for named in tiers.items()], replicas=config.replicas)
+        if config.shards
+        else tiers[""]
+    )
     try:
-        yield tier
+        yield whole
     finally:
-        with suppress(TierError):  # the bucket could not be opened
-            bucket, _, names = tier.control()
-            bucket.remove(item.name for item in bucket.objects(names.root))
-        tier.close()
+        for tier in tiers.values():
+            with suppress(TierError):  # the bucket could not be opened
+                bucket, _, names = tier.control()
+                bucket.remove(item.name for item in bucket.objects(names.root))
+        whole.close()
 
 
 def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -> Measurement:

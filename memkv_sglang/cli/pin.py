@@ -9,12 +9,14 @@ import click
 
 from memkv_sglang.cli.options import Duration, SettingsCommand
 from memkv_sglang.cli.output import human_date, human_time, make_console, print_json
-from memkv_sglang.cli.prompts import Prompt, prompt_options, require_bucket
+from memkv_sglang.cli.prompts import Prompt, prompt_options
+from memkv_sglang.cli.shards import prefixed
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.page import Chain
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
+    from memkv_sglang.tiers.minio.retention.pins import StoredPin
 
 LOOKUP_PAGES = 4096
 """Pages per presence check."""
@@ -50,48 +52,52 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
     Pages that are not stored yet are kept once they are stored. To extend a pin, pin the prompt
     again. Agents notice a pin within half a minute.
     """
-    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.cli.listing.minio import open_buckets
     from memkv_sglang.tiers.minio.retention.pins import Pin
 
-    require_bucket(loaded.config.minio)
     if len(note) > NOTE_LIMIT or not note.isprintable():
         raise click.UsageError(f"--note: use one line of at most {NOTE_LIMIT} characters")
-    with open_minio(loaded.config.minio) as tier:
-        chains = prompt.chains(tier)
+    with open_buckets(loaded.config.minio) as opened:
+        tiers = list(opened.values())
+        chains = prompt.chains(tiers)
         made = Pin(
             namespaces=[chain.namespace.hex() for chain in chains],
             hashes=[page.hex() for page in chains[0].hashes],
             seconds=seconds,
             note=note,
         )
-        tier.pins().add(made)
+        for tier in tiers:
+            tier.pins().add(made)
         click.echo(
             f"{made.name} keeps {len(made.hashes)} pages in {len(made.namespaces)} namespaces for "
             f"{human_time(seconds)}"
         )
-        _wait_for_collection(tier, loaded)
-        for line in _absent(tier, chains):
+        _wait_for_collection(tiers, loaded)
+        for line in _absent(tiers, chains):
             click.echo(f"warning: {line}", err=True)
 
 
-def _wait_for_collection(tier: "MinioTier", loaded: LoadedConfig) -> None:
+def _wait_for_collection(tiers: Sequence["MinioTier"], loaded: LoadedConfig) -> None:
     """If a collection is removing pages, wait until it has read the pin."""
     from memkv_sglang.tiers.minio.retention.collector import REMOVE_SECONDS
 
-    if tier.collector(loaded.config.collector).look().current.phase == "remove":
+    looks = [tier.collector(loaded.config.collector).look() for tier in tiers]
+    if any(look.current.phase == "remove" for look in looks):
         click.echo("a collection is running; waiting until it has read the pin", err=True)
         time.sleep(REMOVE_SECONDS)
 
 
-def _absent(tier: "MinioTier", chains: Sequence[Chain]) -> list[str]:
-    """Return a warning for each chain with pages that the bucket does not have."""
+def _absent(tiers: Sequence["MinioTier"], chains: Sequence[Chain]) -> list[str]:
+    """Return a warning for each chain with pages that no bucket has."""
     lines = []
     for chain in chains:
         keys = chain.keys()
         present: list[bool] = []
         for first in range(0, len(keys), LOOKUP_PAGES):
             batch = keys[first : first + LOOKUP_PAGES]
-            present += tier.present(batch, time.monotonic() + LOOKUP_SECONDS)
+            deadline = time.monotonic() + LOOKUP_SECONDS
+            held = [tier.present(batch, deadline) for tier in tiers]
+            present += map(any, zip(*held, strict=True))
         if not all(present):
             first = present.index(False)
             lines.append(
@@ -106,15 +112,15 @@ def _absent(tier: "MinioTier", chains: Sequence[Chain]) -> list[str]:
 @click.argument("name")
 def unpin(loaded: LoadedConfig, name: str) -> None:
     """Remove a pin. `memkv pins` shows its NAME."""
-    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.cli.listing.minio import open_buckets
 
-    require_bucket(loaded.config.minio)
     if not _NAME.fullmatch(name):
         raise click.UsageError(
             f"NAME: {name[:40]!r} is not the name of a pin; `memkv pins` lists them"
         )
-    with open_minio(loaded.config.minio) as tier:
-        if not tier.pins().remove(name):
+    with open_buckets(loaded.config.minio) as tiers:
+        removed = [tier.pins().remove(name) for tier in tiers.values()]
+        if not any(removed):
             raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")
 
 
@@ -122,14 +128,17 @@ def unpin(loaded: LoadedConfig, name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pins(loaded: LoadedConfig, as_json: bool) -> None:
     """List the pinned prompts and when their pins end."""
-    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.cli.listing.minio import open_buckets
 
-    require_bucket(loaded.config.minio)
-    with open_minio(loaded.config.minio) as tier:
-        everything, odd = tier.pins().report()
-    stored = [found for found in everything if found.left > 0]
-    if odd.objects:
-        click.echo(f"warning: {odd.text}; remove them or pin again", err=True)
+    by_name: dict[str, StoredPin] = {}
+    with open_buckets(loaded.config.minio) as tiers:
+        for shard, tier in tiers.items():
+            everything, odd = tier.pins().report()
+            by_name |= {found.name: found for found in everything if found.left > 0}
+            if odd.objects:
+                line = f"{odd.text}; remove them or pin again"
+                click.echo(f"warning: {prefixed(shard, line)}", err=True)
+    stored = sorted(by_name.values())
     if as_json:
         print_json(
             [

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
@@ -11,8 +11,6 @@ import click
 import msgspec
 
 from memkv_sglang.cli.http import check_server_url, fetch
-from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PAGE_HASH_SIZE, Chain
 from memkv_sglang.page_hash import chain_seed, page_hashes
@@ -43,9 +41,12 @@ class Prompt(NamedTuple):
     extra_key: str | None
     namespaces: tuple[str, ...]
 
-    def chains(self, tier: "MinioTier") -> list[Chain]:
-        """Return the prompt's chain in every selected namespace. Raises `ClickException`."""
-        namespaces = tier.namespaces()
+    def chains(self, tiers: Iterable["MinioTier"]) -> list[Chain]:
+        """Return the prompt's chain in every selected namespace. Raises `ClickException`.
+
+        The tiers hold the descriptions of the namespaces.
+        """
+        namespaces = {digest: one for tier in tiers for digest, one in tier.namespaces().items()}
         if self.chain is not None:
             hashes, page_size = _parse_chain(self.chain), None
         else:
@@ -218,9 +219,3 @@ def _check_utf8(option: str, text: str | None) -> None:
         (text or "").encode()
     except UnicodeEncodeError:
         raise click.UsageError(f"{option}: is not UTF-8 text; use UTF-8") from None
-
-
-def require_bucket(config: MinioConfig) -> None:
-    """Raise `ConfigError` if there is no MinIO tier."""
-    if not config.endpoint:
-        raise ConfigError("minio.endpoint: is empty, so there is no bucket; set it")

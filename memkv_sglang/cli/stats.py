@@ -27,6 +27,9 @@ OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
 
 _STATES = {"": "working", None: "opening"}
 
+_TEXTS = ("tier", "shard", "state", "breaker", "call", "directory")
+"""Columns that do not hold numbers."""
+
 
 @click.command(cls=SettingsCommand, shown=("agent",))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every metric.")
@@ -124,6 +127,7 @@ def _view(report: "StatusReport", samples: Samples) -> "Group":
         "",
         _tiers(report),
         *_disks(report),
+        *_shards(report),
         *_problems(report),
         "",
         _operations(report, samples),
@@ -173,6 +177,26 @@ def _disks(report: "StatusReport") -> "list[Table | str]":
     return ["", table]
 
 
+def _shards(report: "StatusReport") -> "list[Table]":
+    """Return the table of shards, if there are any."""
+    shards = report.engine.shards
+    if not shards:
+        return []
+    table = _table("shard", "state", "breaker", "pages", "stored", "capacity", "used", "evicted")
+    for shard in shards:
+        table.add_row(
+            shard.name,
+            _STATES.get(shard.problem, "failing"),
+            shard.breaker,
+            str(shard.pages),
+            human_size(shard.bytes),
+            human_size(shard.capacity) if shard.capacity else "-",
+            _share(shard.bytes, shard.capacity or 0),
+            str(shard.evicted),
+        )
+    return [table]
+
+
 def _problems(report: "StatusReport") -> "list[Text]":
     from rich.text import Text
 
@@ -214,16 +238,12 @@ def _operations(report: "StatusReport", samples: Samples) -> "Table":
     return table
 
 
-_TEXT = ("tier", "state", "call", "directory")
-"""Columns of text; the others are numbers."""
-
-
 def _table(*columns: str) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in _TEXT else "right")
+        table.add_column(column, justify="left" if column in _TEXTS else "right")
     return table
 
 

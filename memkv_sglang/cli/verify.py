@@ -11,9 +11,11 @@ import click
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import human_size, make_progress, print_line
+from memkv_sglang.cli.shards import bucket_configs, shard_option, tier_name
 from memkv_sglang.config.environment import check_environment
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.config.schema import MIB, MinioConfig, NvmeConfig
+from memkv_sglang.config.shards import has_minio
 from memkv_sglang.page import Page, PageKey
 from memkv_sglang.tiers.base import LoadResult, Tier, TierError
 
@@ -54,7 +56,8 @@ class _Findings(NamedTuple):
     is_flag=True,
     help="Remove bad pages from the directory; rebuild its index if it is wrong.",
 )
-def verify(loaded: LoadedConfig, repair: bool) -> int:
+@shard_option
+def verify(loaded: LoadedConfig, repair: bool, shard: str | None) -> int:
     """Read every page of both tiers, check its checksum, and compare the index with the disk.
 
     Corrupt pages in MinIO are quarantined, as on every load; those on disk only with --repair.
@@ -63,6 +66,7 @@ def verify(loaded: LoadedConfig, repair: bool) -> int:
     """
     check_environment(loaded)
     nvme, minio = loaded.config.nvme, loaded.config.minio
+    buckets = bucket_configs(minio, shard) if has_minio(minio) or shard else {}
     findings = _Findings([], [])
     try:
         with make_progress() as progress:
@@ -71,8 +75,8 @@ def verify(loaded: LoadedConfig, repair: bool) -> int:
                 if Path(disk.directory).exists():
                     label = "nvme" if len(disks) == 1 else f"nvme: {disk.directory}"
                     _verify_nvme(disk, label, progress, findings, repair=repair)
-            if minio.endpoint:
-                _verify_minio(minio, progress, findings)
+            for name, bucket in buckets.items():
+                _verify_minio(bucket, tier_name(name), progress, findings)
     finally:  # also after Ctrl-C
         for line in (*findings.problems, *findings.notes):
             print_line(line)
@@ -137,28 +141,30 @@ def _notes(report: "VerifyReport") -> Iterator[str]:
     yield f"{intact} of {report.pages} pages ({human_size(report.read_bytes)}) intact"
 
 
-def _verify_minio(config: MinioConfig, progress: "Progress", findings: _Findings) -> None:
+def _verify_minio(
+    config: MinioConfig, name: str, progress: "Progress", findings: _Findings
+) -> None:
     from memkv_sglang.cli.listing.minio import MinioListing, open_minio
 
     with open_minio(config) as tier:
         try:
-            listing = MinioListing(config, tier)
+            listing = MinioListing(config, tier, name)
             pages = [page for digest in listing.namespaces() for page in listing.pages(digest)]
         except TierError as error:
-            findings.problems.append(f"minio: cannot be checked: {error}")
+            findings.problems.append(f"{name}: cannot be checked: {error}")
             return
-        task = progress.add_task("minio", total=len(pages))
+        task = progress.add_task(name, total=len(pages))
         intact = 0
         for batch in _batches(pages):
             for page, result in zip(batch, _load(tier, batch), strict=True):
                 if result == LoadResult.LOADED:
                     intact += 1
                 else:
-                    name = _name(page.key, page.place)
-                    findings.problems.append(f"minio: {_OUTCOMES[result]}: {name}")
+                    where = _name(page.key, page.place)
+                    findings.problems.append(f"{name}: {_OUTCOMES[result]}: {where}")
             progress.advance(task, len(batch))
     size = human_size(sum(page.length for page in pages))
-    findings.notes.append(f"minio: {intact} of {len(pages)} pages ({size}) intact")
+    findings.notes.append(f"{name}: {intact} of {len(pages)} pages ({size}) intact")
 
 
 def _name(key: PageKey, place: str) -> str:

@@ -4,7 +4,7 @@ import click
 
 from memkv_sglang.cli.options import SettingsCommand
 from memkv_sglang.cli.output import make_progress
-from memkv_sglang.cli.prompts import Prompt, prompt_options, require_bucket
+from memkv_sglang.cli.prompts import Prompt, prompt_options
 from memkv_sglang.cli.running import running_agent
 from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.page import Chain
@@ -27,11 +27,10 @@ def warm(loaded: LoadedConfig, prompt: Prompt) -> None:
 
     The running agent copies them. Exit status 1 if a page was missing or did not fit.
     """
-    from memkv_sglang.cli.listing.minio import open_minio
+    from memkv_sglang.cli.listing.minio import open_buckets
 
-    require_bucket(loaded.config.minio)
-    with open_minio(loaded.config.minio) as tier:
-        chains = prompt.chains(tier)
+    with open_buckets(loaded.config.minio) as tiers:
+        chains = prompt.chains(tiers.values())
     here, copied, wanted = 0, 0, sum(len(chain.hashes) for chain in chains)
     with running_agent(loaded.config) as agent, make_progress() as progress:
         task = progress.add_task("warm", total=wanted)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.errors import ConfigError
-from memkv_sglang.config.schema import Config, MinioConfig
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.finding import Finding, split_problem
 from memkv_sglang.tiers.base import TierError
 
@@ -35,11 +35,8 @@ LARGE_PAGE, SMALL_PAGE = 8 << 20, 64 << 10
 _CONTENT = b"probe of memkv doctor"
 
 
-def check_bucket(settings: Config) -> Iterator[Finding]:
+def check_bucket(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
     """Try the credentials and the server with probe objects, and remove them. Creates no bucket."""
-    config = settings.minio
-    if not config.endpoint:
-        return
     from memkv_sglang.cli.listing.minio import open_bucket
     from memkv_sglang.tiers.minio.auth.signing import credential_provider
 
@@ -55,20 +52,19 @@ def check_bucket(settings: Config) -> Iterator[Finding]:
         usable = usable and finding.level == "ok"
         yield finding
     if usable:
-        yield from check_server(settings)
+        yield from check_server(config, collector)
         yield check_features(bucket, config)
 
 
-def check_server(settings: Config) -> Iterator[Finding]:
+def check_server(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
     """Find out what the S3 server supports. The bucket must exist."""
-    if settings.minio.role == "reader":
+    if config.role == "reader":
         yield Finding("skip", "conditions", "not tried: minio.role is `reader`")
         return
     from memkv_sglang.cli.listing.minio import open_minio
 
-    collector = settings.collector
     limited = collector.run == "auto" and bool(collector.capacity or collector.max_age)
-    with open_minio(settings.minio) as tier:
+    with open_minio(config) as tier:
         try:
             support = tier.support(time.monotonic() + PROBE_SECONDS)
         except TierError as error:

@@ -9,8 +9,6 @@ from memkv_sglang.tiers.base import TierError
 
 def check_pins(config: MinioConfig) -> Iterator[Finding]:
     """Read the pins as a collector does."""
-    if not config.endpoint:
-        return
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config) as tier:

@@ -1,7 +1,7 @@
 """List pages in the bucket by their objects' names."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import msgspec
 
 from memkv_sglang.cli.checks.endpoint import require_response
 from memkv_sglang.cli.listing.base import StoredPage
+from memkv_sglang.cli.shards import bucket_configs
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.namespace import Namespace
 from memkv_sglang.page import PageKey
@@ -29,13 +30,22 @@ def open_minio(config: MinioConfig) -> Iterator[MinioTier]:
         tier.close()
 
 
+@contextmanager
+def open_buckets(config: MinioConfig, shard: str | None = None) -> Iterator[dict[str, MinioTier]]:
+    """Open the tier in every bucket, by shard, as `open_minio` does. Raises `ConfigError`."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(open_minio(one))
+            for name, one in bucket_configs(config, shard).items()
+        }
+
+
 class MinioListing:
     """The pages in a bucket. Every call sends requests."""
 
-    name = "minio"
-
-    def __init__(self, config: MinioConfig, tier: MinioTier) -> None:
-        """List the bucket of a tier. The caller closes the tier."""
+    def __init__(self, config: MinioConfig, tier: MinioTier, name: str = "minio") -> None:
+        """List the bucket of a tier, which output calls `name`. The caller closes the tier."""
+        self.name = name
         self._config = config
         self._tier = tier
         self._names = ObjectNames(config.prefix)

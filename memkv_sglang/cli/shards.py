@@ -1,0 +1,49 @@
+"""The buckets that a command acts on: one, or one per shard."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.config.shards import shard_configs
+from memkv_sglang.config.suggest import suggestion
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def shard_option(command: Command) -> Command:
+    """Add `--shard`; the command gets its value, or None, as `shard`."""
+    add = click.option(
+        "--shard", metavar="NAME", help="Use only this one of minio.shards.  [default: all]"
+    )
+    return add(command)
+
+
+def bucket_configs(config: MinioConfig, shard: str | None = None) -> dict[str, MinioConfig]:
+    """Return the settings of every bucket by shard; the name is empty without shards.
+
+    `shard` selects one. Raises `ConfigError` if there is no bucket or no such shard.
+    """
+    configs = shard_configs(config)
+    if not configs:
+        raise ConfigError("minio.endpoint: is empty, so there is no bucket; set it")
+    if shard is None:
+        return configs
+    if not config.shards:
+        raise ConfigError("--shard: minio.shards is empty; leave it out")
+    if shard not in configs:
+        hint = suggestion(shard, configs, otherwise="known")
+        raise ConfigError(f"--shard: there is no shard {shard[:40]!r}{hint}")
+    return {shard: configs[shard]}
+
+
+def tier_name(shard: str) -> str:
+    """Return how tables and messages call the tier in one bucket."""
+    return f"minio/{shard}" if shard else "minio"
+
+
+def prefixed(shard: str, text: str) -> str:
+    """Return a line about one bucket."""
+    return f"shard {shard}: {text}" if shard else text
