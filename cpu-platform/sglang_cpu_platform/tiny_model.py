@@ -1,10 +1,11 @@
 """Create tiny models with random weights, without a download.
 
 `mha` is a Llama with grouped-query attention, `mla` a DeepSeek-V2 with latent attention and
-no experts, and `swa` a Mellum without experts, in which every other layer sees a window of
-`WINDOW` tokens. All have 4 layers, a context of 32,768 tokens, a byte-level tokenizer (one token
-per byte) and 4 KiB of KV per token in float32, so a page of 64 tokens has 256 KiB (128 KiB in
-each of the two pools of `swa`). The weights depend only on kind, seed and library versions.
+no experts, `swa` a Mellum without experts, in which every other layer sees a window of
+`WINDOW` tokens, and `vision` a Qwen2-VL, which takes images. All have 4 layers, a context of
+32,768 tokens, a byte-level tokenizer (one token per byte) and 4 KiB of KV per token in float32, so
+a page of 64 tokens has 256 KiB (128 KiB in each of the two pools of `swa`). The weights depend only
+on kind, seed and library versions.
 """
 
 import argparse
@@ -13,14 +14,18 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["mha", "mla", "swa"]
+Kind = Literal["mha", "mla", "swa", "vision"]
 
 CONTEXT_LENGTH = 32768
 
 WINDOW = 256
 """Tokens that a sliding layer of the `swa` model sees, its own included."""
 
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+"""Stands for an image in a prompt of the `vision` model."""
+
 _SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+_VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content']"
     " + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -57,21 +62,36 @@ _DEEPSEEK = {
 }
 
 
+_VISION: dict[str, Any] = {
+    "depth": 2,
+    "embed_dim": 64,
+    "num_heads": 2,
+    "hidden_size": _COMMON["hidden_size"],
+    "mlp_ratio": 2,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "in_chans": 3,  # SGLang's name of `in_channels`
+    "initializer_range": _COMMON["initializer_range"],
+}
+_PIXELS = {"min_pixels": 28 * 28, "max_pixels": 64 * 28 * 28}
+"""Each 28 x 28 pixels are a token."""
+
+
 def make(directory: Path, kind: Kind = "mha", seed: int = 0) -> None:
     """Write a model and its tokenizer to `directory`, in the format of Hugging Face.
 
     Args:
         directory: created if necessary; existing files of the same names are replaced.
-        kind: `mha`, `mla` or `swa`.
+        kind: `mha`, `mla`, `swa` or `vision`.
         seed: of the random weights.
 
     """
     import torch
 
     torch.manual_seed(seed)
-    model = {"mha": _llama, "mla": _deepseek, "swa": _mellum}[kind]()
-    model.float().save_pretrained(directory)
-    _tokenizer().save_pretrained(directory)
+    makers = {"mha": _llama, "mla": _deepseek, "swa": _mellum, "vision": _qwen_vl}
+    makers[kind]().float().save_pretrained(directory)
+    (_processor() if kind == "vision" else _tokenizer()).save_pretrained(directory)
 
 
 def make_lora(directory: Path, seed: int = 0, rank: int = 8) -> None:
@@ -137,6 +157,47 @@ def _mellum() -> Any:
     return MellumForCausalLM(config)
 
 
+def _qwen_vl() -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    start, end, image, video = range(len(_tokens()), len(_tokens()) + len(_VISION_TOKENS))
+    # Sections of a head for time, height and width. SGLang wants the type twice.
+    rope = {
+        "rope_type": "default",
+        "type": "mrope",
+        "rope_theta": 1e4,
+        "mrope_section": [8, 12, 12],
+    }
+    config = Qwen2VLConfig(
+        text_config={
+            **_COMMON,
+            "num_attention_heads": _LLAMA["num_attention_heads"],
+            "num_key_value_heads": _LLAMA["num_key_value_heads"],
+            "vocab_size": video + 1,
+            "rope_parameters": rope,
+        },
+        vision_config=_VISION,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def _processor() -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    tokenizer = _tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": _VISION_TOKENS})
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**_PIXELS),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
 def _tokens() -> list[str]:
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -168,7 +229,7 @@ def main() -> int:
         prog="python -m sglang_cpu_platform.tiny_model", description=__doc__
     )
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--kind", choices=["mha", "mla", "swa", "lora"], default="mha")
+    parser.add_argument("--kind", choices=["mha", "mla", "swa", "vision", "lora"], default="mha")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     options = parser.parse_args()
     if options.kind == "lora":
