@@ -94,9 +94,9 @@ class Source:
                     return self._in_class(module, statement, rest, seen)
                 return _definition(module, statement, lines)
         for method in body:
-            for statement in ast.walk(method):
-                if isinstance(statement, ast.Assign | ast.AnnAssign) and _sets(statement, name):
-                    return _definition(module, statement, lines)
+            for inner in ast.walk(method):
+                if isinstance(inner, ast.Assign | ast.AnnAssign) and _sets(inner, name):
+                    return _definition(module, inner, lines)
         for base in node.bases:
             base = base.value if isinstance(base, ast.Subscript) else base
             found = self._find(f"{module}.{ast.unparse(base)}.{'.'.join(names)}", seen)
