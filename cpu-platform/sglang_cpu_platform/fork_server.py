@@ -32,7 +32,9 @@ REQUEST_BYTES = 128 << 10
 
 
 class ForkServers:
-    """Fork servers by interpreter and `FIXED`; each starts when it is first needed.
+    """Fork servers by interpreter, with a prefix such as `nsenter`, and `FIXED`.
+
+    Each starts when it is first needed.
 
     Close it after the servers that it started. Not thread-safe.
     """
@@ -42,7 +44,7 @@ class ForkServers:
         self._stack = ExitStack()
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], log: int) -> Process:
-        """Start `python -m module ...` in a new session; output goes to `log`.
+        """Start `[prefix] python -m module ...` in a new session; output goes to `log`.
 
         Blocks while a fork server imports SGLang.
 
@@ -50,10 +52,11 @@ class ForkServers:
             ProcessFailedError: the fork server has ended.
 
         """
-        python, option, *module = argv
-        if option != "-m":
+        if "-m" not in argv:
             raise ValueError(f"cannot fork {argv}")
-        key = (python, *map(env.get, FIXED))
+        at = argv.index("-m")
+        python, module = argv[:at], argv[at + 1 :]
+        key = (*python, *map(env.get, FIXED))
         if key not in self._servers:
             logs = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fork-server-"))
             server = _ForkServer(python, env, Path(logs) / "log")
@@ -67,8 +70,8 @@ class ForkServers:
 
 
 class _ForkServer(ManagedProcess):
-    def __init__(self, python: str, env: Mapping[str, str], log: Path) -> None:
-        argv = [python, "-m", "sglang_cpu_platform.fork_server"]
+    def __init__(self, python: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        argv = [*python, "-m", "sglang_cpu_platform.fork_server"]
         super().__init__("fork server", argv, env=env, log=log)
         self._socket, self._its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 

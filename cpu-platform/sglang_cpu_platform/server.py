@@ -44,25 +44,27 @@ def launch(
     extra: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     python: str = sys.executable,
+    host: str = HOST,
 ) -> Launch:
     """Return the command line and environment of an SGLang server on a plain CPU.
 
     Args:
         model: directory of the model.
-        port: of 127.0.0.1.
+        port: to listen on.
         page_size: tokens per page; None leaves the choice to SGLang or a plugin.
         tp: tensor-parallel ranks, each bound to one core.
         max_total_tokens: size of the device pool in tokens; HiCache's host pool has twice that.
         extra: more arguments of `sglang.launch_server`; they override the ones set here.
         env: more environment variables; they override the ones set here.
         python: interpreter of the environment in which SGLang is installed.
+        host: address to listen on.
 
     """
     argv = [
         python, "-m", "sglang.launch_server",
         "--model-path", str(model),
         "--served-model-name", "tiny",
-        "--host", HOST,
+        "--host", host,
         "--port", str(port),
         "--tp-size", str(tp),
         # "auto" would convert float32 to bfloat16; greedy texts would then differ between runs.
@@ -112,7 +114,8 @@ class CpuServer(ManagedProcess):
 
     To start several at once, call `start` on each, then `wait_ready` on each, and `stop`.
     Arguments as of `launch`, on a free port. `forks` start the process without importing SGLang
-    again.
+    again. `prefix` is a command that runs the server's command line, such as `nsenter`; it must
+    replace itself with the server.
     """
 
     def __init__(
@@ -126,11 +129,13 @@ class CpuServer(ManagedProcess):
         extra: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
+        host: str = HOST,
+        prefix: Sequence[str] = (),
         forks: ForkServers | None = None,
     ) -> None:
         port = free_port()
         self._forks = forks
-        self.url = f"http://{HOST}:{port}"
+        self.url = f"http://{host}:{port}"
         self.client = Client(self.url)
         how = launch(
             model,
@@ -141,8 +146,9 @@ class CpuServer(ManagedProcess):
             extra=extra,
             env=env,
             python=python,
+            host=host,
         )
-        super().__init__(f"server {self.url}", how.argv, env=how.env, log=log)
+        super().__init__(f"server {self.url}", [*prefix, *how.argv], env=how.env, log=log)
 
     def _launch(self, log: int) -> Process:
         if self._forks is None:

@@ -92,7 +92,7 @@ class Node:
         extra: Sequence[str] = (),
         env: dict[str, str] | None = None,
         enable: Sequence[str] = ("--enable-memkv",),
-        server: type[CpuServer] = CpuServer,
+        server: Callable[..., CpuServer] = CpuServer,
     ) -> None:
         self.home = home / name
         self.pages = self.home / "pages"
@@ -158,6 +158,16 @@ class Node:
         known = prompt(f"known {self.home}", 2 * THRESHOLD)
         self.generate(known)
         wait_until(lambda: self.stored(known) > 0)
+
+    def wait_for_agent(self) -> None:
+        """Wait until the node's agent is running."""
+        wait_until(self._has_agent)
+
+    def _has_agent(self) -> bool:
+        try:
+            return self.agent_pid() > 0
+        except OSError:
+            return False
 
     def stop_server(self) -> None:
         self._server.stop()

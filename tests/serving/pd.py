@@ -10,7 +10,7 @@ from sglang_cpu_platform.client import Answer
 from sglang_cpu_platform.server import HOST, free_port
 
 from memkv_sglang.config.schema import MinioConfig
-from tests.serving.node import LIMIT, NEW_TOKENS, Node, Tokens, wait_until
+from tests.serving.node import LIMIT, NEW_TOKENS, Node, Tokens
 
 _rooms = itertools.count(1)
 
@@ -38,13 +38,7 @@ class PdNode(Node):
 
     def wait_ready(self) -> None:
         self._server.wait_ready()
-        wait_until(self._has_agent)
-
-    def _has_agent(self) -> bool:
-        try:
-            return self.agent_pid() > 0
-        except OSError:
-            return False
+        self.wait_for_agent()
 
 
 class PdAnswer(NamedTuple):

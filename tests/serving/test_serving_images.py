@@ -23,6 +23,7 @@ from tests.serving.node import (
     PAGE,
     Node,
     from_storage,
+    libraries,
     reusable,
     start_all,
     whole_pages,
@@ -73,6 +74,8 @@ def seeing(home: Path, shared: MinioConfig) -> Iterator[Seeing]:
         log=home / "plain-images.log",
         max_total_tokens=DEVICE_TOKENS,
         extra=["--disable-radix-cache", *VISION],
+        env=libraries(home),
+        forks=Node.forks,
     )
     a, b = (Node(f"images-{name}", home, shared, model, extra=VISION) for name in "ab")
     with ExitStack() as stack:
