@@ -16,6 +16,7 @@ OFFLOAD = "disaggregation_decode_enable_offload_kvcache"
 RETRACTION = "disaggregation_decode_retraction_backup"
 HOST_RECEIVE = "disaggregation_decode_host_receive_threshold"
 RADIX_FLAG = "--disaggregation-decode-enable-radix-cache"
+ROLE_SWITCH = "enable_pd_role_switch"
 
 
 def is_decode(values: Mapping[str, Any]) -> bool:
@@ -34,7 +35,13 @@ def cache_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_conflicts(values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for arguments of a decode server that the tier cannot work with."""
+    """Raise `ConfigError` for arguments of a PD server that the tier cannot work with."""
+    if values.get(ROLE_SWITCH) and not values.get(RADIX_CACHE):
+        # SGLang would not finish a single backup in the decode role, and never switch back.
+        raise ConfigError(
+            "--enable-pd-role-switch: in the decode role, a server without a radix cache cannot "
+            f"run HiCache; add {RADIX_FLAG}"
+        )
     if not is_decode(values):
         return
     threshold = values.get(HOST_RECEIVE)
@@ -50,12 +57,11 @@ def refuse_conflicts(values: Mapping[str, Any]) -> None:
                 f"cache stores through HiCache; drop this flag or {RADIX_FLAG}"
             )
         return
-    for name in ("enable_hierarchical_cache", "enable_pd_role_switch"):
-        if values.get(name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: a decode server without a radix cache cannot run "
-                f"HiCache; add {RADIX_FLAG}"
-            )
+    if values.get("enable_hierarchical_cache"):
+        raise ConfigError(
+            "--enable-hierarchical-cache: a decode server without a radix cache cannot run "
+            f"HiCache; add {RADIX_FLAG}"
+        )
     if values.get("enable_unified_memory"):
         raise ConfigError(
             "--enable-unified-memory: SGLang's decode offload supports it with its file "

@@ -40,7 +40,7 @@ DECODES: dict[str, Sequence[str]] = {
 DECODE_CONFLICTS: dict[str, Sequence[str]] = {
     "--disaggregation-decode-host-receive-threshold": ("0.5",),
     "--enable-hierarchical-cache": (),
-    "--enable-pd-role-switch": (),
+    "--enable-pd-role-switch": ("--disaggregation-mode", "prefill"),  # it can become one
     "--enable-unified-memory": (),
     "--disaggregation-decode-retraction-backup": ("host_pool",),
     "--disaggregation-decode-enable-offload-kvcache": (RADIX_CACHE,),

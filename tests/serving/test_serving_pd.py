@@ -59,6 +59,7 @@ class Fleet(NamedTuple):
 
     prefill: PdNode
     other_prefill: PdNode
+    """It can become a decode server."""
     caching: PdNode
     offloading: PdNode
     """A decode server without a radix cache."""
@@ -74,7 +75,8 @@ class Fleet(NamedTuple):
 
 @pytest.fixture(scope="module")
 def fleet(home: Path, models: Models, shared: MinioConfig, pd: Pd) -> Iterator[Fleet]:
-    other_prefill = PdNode("prefill2", home, shared, models.mha, "prefill")
+    switch = ["--enable-pd-role-switch", "--disaggregation-decode-enable-radix-cache"]
+    other_prefill = PdNode("prefill2", home, shared, models.mha, "prefill", switch)
     offloading = PdNode("offloading", home, shared, models.mha, "decode")
     with ExitStack() as stack:
         for node in (other_prefill, offloading):
@@ -217,3 +219,34 @@ def is_shared(fleet: Fleet, tokens: Tokens) -> bool:
         return False  # no agent yet, or no upload
     answer = ask(fleet.other_prefill, fleet.offloading, tokens).prefill
     return answer.cached_by_source.get("storage", 0) == reusable(len(tokens))
+
+
+def switch_role(node: PdNode, role: str) -> None:
+    node.flush()  # only an idle server can switch
+    reply = node.client.post(
+        "/pd_role_switch", {"new_role": role, "decode_cuda_graph_memory_gb": 0}
+    )
+    assert reply["success"], reply
+
+
+@pytest.mark.slow
+def test_a_node_that_switches_its_role_clears_nothing_for_the_others(
+    fleet: Fleet, recompute: Recompute
+) -> None:
+    """SGLang clears the storage of a server whose role changes."""
+    node, tokens = fleet.other_prefill, prompt("before the switch", 1500)
+    text = ask(node, fleet.caching, tokens).output_ids
+    assert text == recompute(tokens)
+    node.share()
+    switch_role(node, "decode")
+    try:
+        answer = ask(fleet.prefill, node, tokens)
+        assert answer.prefill.cached_by_source["storage"] == reusable(len(tokens))
+        assert answer.output_ids == text
+    finally:
+        switch_role(node, "prefill")
+    again = ask(node, fleet.caching, tokens)
+    assert again.prefill.cached_tokens == 0  # its own storage is cleared
+    assert again.output_ids == text
+    node.share()
+    assert ask(node, fleet.caching, tokens).prefill.cached_tokens == reusable(len(tokens))
