@@ -41,6 +41,15 @@ class Models(NamedTuple):
     """What servers load as `adapter` when they start: a copy of `red`, at first."""
 
 
+def lora_arguments(adapter: Path) -> list[str]:
+    """Return the arguments of a server that has one adapter, by the name of `adapter`."""
+    return [
+        *("--enable-lora", "--lora-backend", "torch_native"),
+        *("--max-lora-rank", "8", "--lora-target-modules", "all"),
+        *("--lora-paths", f"adapter={adapter}"),
+    ]
+
+
 LOG_TAIL = 6000
 """Characters of each log that a failure shows: the files themselves are removed."""
 
@@ -144,11 +153,7 @@ def cluster(
     home: Path, models: Models, shared: MinioConfig, patched: dict[str, str], recompute: Recompute
 ) -> Iterator[Cluster]:
     """Two nodes on one MinIO, and a server with neither the tier nor a radix cache."""
-    lora = [
-        *("--enable-lora", "--lora-backend", "torch_native"),
-        *("--max-lora-rank", "8", "--lora-target-modules", "all"),
-        *("--lora-paths", f"adapter={models.adapter}"),
-    ]
+    lora = lora_arguments(models.adapter)
     by_name = ("--hicache-storage-backend", "memkv")
     a = Node("a", home, shared, models.mha, extra=lora)
     b = Node("b", home, shared, models.mha, extra=lora, env=patched, enable=by_name)

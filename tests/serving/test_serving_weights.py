@@ -136,3 +136,20 @@ def test_weights_without_files_are_not_shared(
     answer = cluster.b.generate(tokens)
     assert answer.cached_tokens == reusable(len(tokens))
     assert answer.output_ids == old_text
+
+
+def test_released_weights_hide_and_store_no_pages_until_they_are_back(cluster: Cluster) -> None:
+    """Without a memory saver, which needs a GPU, the server can still compute meanwhile."""
+    known, fresh = prompt("released"), prompt("while released")
+    texts = [cluster.recompute(tokens) for tokens in (known, fresh)]
+    cluster.a.generate(known)
+    cluster.a.share()
+    cluster.a.client.post("/release_memory_occupation")
+    assert [compute(cluster.a, tokens) for tokens in (known, fresh)] == texts
+    cluster.a.flush()
+    assert compute(cluster.a, known) == texts[0]
+    cluster.a.client.post("/resume_memory_occupation")
+    cluster.a.flush()
+    assert compute(cluster.a, fresh) == texts[1]
+    assert cluster.a.stored(known) == reusable(len(known))
+    assert cluster.a.stored(fresh) == reusable(len(fresh))
