@@ -19,6 +19,7 @@ from benchmarks import (
     lookup,
     minio,
     nvme,
+    prefetch,
     s3,
     scale,
     sessions,
@@ -51,7 +52,13 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "node": node.run,
 }
 
-BY_NAME_ONLY = {"gpu": gpu.run, "kills": kills.run, "s3": s3.run, "scale": scale.run}
+BY_NAME_ONLY = {
+    "gpu": gpu.run,
+    "kills": kills.run,
+    "prefetch": prefetch.run,
+    "s3": s3.run,
+    "scale": scale.run,
+}
 """Not part of `all`: they take long, or need what most machines lack."""
 
 

@@ -5,7 +5,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -15,6 +15,7 @@ from memkv_testbed.demo.model import cached_model
 from memkv_testbed.demo.node import Node
 from memkv_testbed.demo.server import make_server
 from memkv_testbed.minio_server import MinioServer
+from memkv_testbed.tcp_proxy import TcpProxy
 from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.report import Report
@@ -76,16 +77,22 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def node(self, name: str, *, endpoint: str = "", extra: Sequence[str] = ()) -> Node:
+    def node(
+        self,
+        name: str,
+        *,
+        endpoint: str = "",
+        extra: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Node:
         """Start a server with `--enable-memkv`; pages it loads from MinIO stay off its disk."""
-        never = {"MEMKV_ENGINE_PROMOTE": "never"}
         node = Node(
             name,
             self.home,
             self.model,
             self.minio,
             endpoint=endpoint,
-            environment=never,
+            environment={"MEMKV_ENGINE_PROMOTE": "never", **(env or {})},
             extra=extra,
         )
         self._stack.callback(node.close)
@@ -107,6 +114,10 @@ class Servers:
         self._servers.append(server)
         server.start()
         return server
+
+    def slow_line(self) -> TcpProxy:
+        """Return a proxy to MinIO whose `rate` can be limited."""
+        return self._stack.enter_context(TcpProxy(self.minio.host, self.minio.port))
 
     def seaweedfs(self, page: int = PAGE) -> CpuServer:
         """Start a server with SGLang's S3 backend, on the same MinIO."""

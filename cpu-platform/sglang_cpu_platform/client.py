@@ -36,6 +36,9 @@ class Answer:
 class Client:
     """Blocking calls to one base URL. `timeout_s` limits each wait for data."""
 
+    admin_key = ""
+    """The server's `--admin-api-key`, if it has one."""
+
     def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
@@ -122,19 +125,25 @@ class Client:
         """POST a JSON body; returns like `get`."""
         return self._read(path, {} if body is None else body)
 
-    def _read(self, path: str, body: Any) -> Any:
-        with self._open(path, body) as response:
+    def put(self, path: str, body: Any) -> Any:
+        """PUT a JSON body; returns like `get`."""
+        return self._read(path, body, "PUT")
+
+    def _read(self, path: str, body: Any, method: str | None = None) -> Any:
+        with self._open(path, body, method) as response:
             content = response.read().decode()
         try:
             return json.loads(content)
         except ValueError:
             return content
 
-    def _open(self, path: str, body: Any) -> Any:
+    def _open(self, path: str, body: Any, method: str | None = None) -> Any:
+        key = {"Authorization": f"Bearer {self.admin_key}"} if self.admin_key else {}
         request = urllib.request.Request(  # noqa: S310 (the caller's own server)
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **key},
+            method=method,
         )
         try:
             return _DIRECT.open(request, timeout=self.timeout_s)

@@ -110,6 +110,11 @@ class Node:
         port = int(self.server.url.rsplit(":", 1)[1])
         return int(scrape(port).total("sglang:num_requests_total"))
 
+    @property
+    def agent_pid(self) -> int:
+        """Process id of the agent. Raises `DemoError` if it does not answer."""
+        return self._status().agent.pid
+
     def loaded_pages(self) -> LoadedPages:
         """Return how many pages the agent has read, for servers and for uploads."""
         return LoadedPages(nvme=self.loads("nvme").pages, minio=self.loads("minio").pages)
