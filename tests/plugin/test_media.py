@@ -19,7 +19,7 @@ from sglang.srt.managers.schedule_batch import (
 
 from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.plugin import media, state
-from tests.sglang_versions import IS_NEWEST, since_0_5_23
+from tests.sglang_versions import since_0_5_23
 
 PIXELS = torch.arange(64, dtype=torch.float32)
 
@@ -136,9 +136,13 @@ def test_prompts_padded_earlier_are_padded_anew() -> None:
     )
 
 
-@pytest.mark.skipif(IS_NEWEST, reason="this SGLang lets the hook identify media")
-def test_versions_that_cannot_identify_media_keep_their_own_numbers() -> None:
+def test_versions_that_cannot_identify_media_keep_their_own_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(media, "can_identify", lambda: False)
+    output = MultimodalProcessorOutput(input_ids=list(range(10)), mm_items=[item()])
+    (plain,) = MultimodalInputs.from_processor_output(output).mm_items
     output = MultimodalProcessorOutput(input_ids=list(range(10)), mm_items=[item()])
     inputs = media.identify_media(MultimodalInputs.from_processor_output, output)
+    assert inputs.mm_items[0].pad_value == plain.pad_value
     assert inputs.mm_items[0].model_specific_data == {}
-    assert not media.can_identify()
