@@ -3,10 +3,12 @@
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from cryptography import x509
 from memkv_testbed.certificates import Authority, Certificate
 
 from memkv_sglang.config.errors import ConfigError
@@ -134,6 +136,36 @@ def test_server_of_another_authority_is_rejected(
     with TlsTerminator(port, impostor) as server:
         config = secured(minio_config, server, authority, None)
         assert_refused(config, open_tier(config), "certificate verify failed")
+
+
+class LaxAuthority(Authority):
+    """Issues certificates without key identifiers, like many private authorities."""
+
+    def _builder(self, *arguments: Any) -> x509.CertificateBuilder:
+        builder = super()._builder(*arguments)
+        builder._extensions.clear()
+        return builder
+
+
+def test_certificates_that_python_3_13_refuses_are_explained(
+    minio_config: MinioConfig,
+    port: int,
+    open_tier: OpenTier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_context = ssl.create_default_context
+
+    def strict_context(*positional: Any, **arguments: Any) -> ssl.SSLContext:
+        context = make_context(*positional, **arguments)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict_context)
+    lax = LaxAuthority(tmp_path / "lax")
+    with TlsTerminator(port, lax.issue("server")) as server:
+        config = secured(minio_config, server, lax, None)
+        assert_refused(config, open_tier(config), "Authority Key Identifier; reissue")
 
 
 def test_plain_http_is_rejected_if_tls_is_required() -> None:

@@ -409,6 +409,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 _HOSTNAME_MISMATCH = (62, 64)
 _OUT_OF_DATE = (9, 10)
+_NOT_STRICT = range(79, 94)
+"""What OpenSSL reports with `VERIFY_X509_STRICT`, which Python 3.13 sets: 85 for a certificate
+without its issuer's key identifier, 92 for an authority without a key usage.
+"""
 
 
 def _certificate(url: str, error: ssl.SSLCertVerificationError) -> Advice:
@@ -419,6 +423,8 @@ def _certificate(url: str, error: ssl.SSLCertVerificationError) -> Advice:
         return Advice(problem, "write a name of the server's certificate in minio.endpoint")
     if code in _OUT_OF_DATE:
         return Advice(problem, "renew the server's certificate, and check this node's clock")
+    if code in _NOT_STRICT:
+        return Advice(problem, "reissue the certificates as in docs/troubleshooting.md")
     return Advice(problem, "set minio.ca_file to the PEM file of the authority that signed it")
 
 
