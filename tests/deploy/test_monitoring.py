@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from memkv_sglang.metrics_document import agent_metrics, exposed_name, server_metrics
+from memkv_sglang.metrics_document import (
+    agent_metrics,
+    exposed_name,
+    server_metrics,
+    shard_metrics,
+)
 from tests.deploy.queries import (
     BOARDS,
     DEPLOY,
@@ -30,7 +35,7 @@ OF_THE_PROCESS = {
 def known() -> dict[str, dict[str, set[str]]]:
     """Return every series name with its labels and their values."""
     found: dict[str, dict[str, set[str]]] = {name: {} for name in OF_THE_PROCESS}
-    for metric in [*agent_metrics(), *server_metrics()]:
+    for metric in [*agent_metrics(), *shard_metrics(), *server_metrics()]:
         names = [exposed_name(metric)]
         if metric.type == "histogram":
             names = [f"{metric.name}_{part}" for part in ("bucket", "sum", "count")]
