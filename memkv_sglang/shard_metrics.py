@@ -95,6 +95,12 @@ class ShardMetrics:
             ["shard"],
             registry=registry,
         )
+        self.collection_last_success = Gauge(
+            "memkv_shard_collection_last_success_timestamp_seconds",
+            "Unix time of this node's last successful collection of a shard; 0 before the first",
+            ["shard"],
+            registry=registry,
+        )
         self.lookup_requests = Histogram(
             "memkv_shard_lookup_requests",
             "Pages that a lookup asked shards about, at most one request each",
@@ -103,13 +109,14 @@ class ShardMetrics:
         )
 
     def initialize_calls(self, shard: str) -> None:
-        """Create the series of a shard's calls, with value 0."""
+        """Create the series of a shard, with value 0."""
         for operation in ("load", "spill"):
             for result in RESULTS[operation]:
                 self.pages.labels(shard, operation, result)
             self.call_duration.labels(shard, operation)
             self.call_errors.labels(shard, operation)
             self.bytes.labels(shard, operation)
+        self.collection_last_success.labels(shard)
 
     def update(self, state: ShardState) -> None:
         """Set the gauges of a shard."""

@@ -18,6 +18,7 @@ from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.engine.shards import GuardedShard, guard_shard
 from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
+from memkv_sglang.shard_metrics import ShardEvents, ShardMetrics
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.disks import StripedTier
@@ -104,9 +105,10 @@ def _minio(
     """Return the tier in one bucket, or the tier over all shards, which are added to `guarded`."""
     tiers: dict[str, MinioTier] = {}
     configs = shard_configs(_with_split_cache(config.minio))
+    shard_metrics = ShardMetrics(registry) if config.minio.shards else None
     try:
         for name, one in configs.items():
-            tiers[name] = _bucket_tier(one, config, metrics)
+            tiers[name] = _bucket_tier(one, config, metrics, name, shard_metrics)
     except BaseException:
         for tier in tiers.values():
             tier.close(time.monotonic())
@@ -114,13 +116,11 @@ def _minio(
     counters = [tier.telemetry for tier in tiers.values()]
     registry.register(TierEvents("minio", lambda: _total(one.counts() for one in counters)))
     registry.register(BulkFallbacks(lambda: _total(one.fallbacks() for one in counters)))
-    if not config.minio.shards:
+    if shard_metrics is None:
         return tiers[""]
-    from memkv_sglang.shard_metrics import ShardEvents, ShardMetrics
     from memkv_sglang.tiers.shards import Shard, ShardedTier
 
     registry.register(ShardEvents({name: one.telemetry.counts for name, one in tiers.items()}))
-    shard_metrics = ShardMetrics(registry)
     shards = []
     for name, tier in tiers.items():
         shard = guard_shard(name, tier, config.engine, shard_metrics)
@@ -147,13 +147,23 @@ def _with_split_cache(config: MinioConfig) -> MinioConfig:
     return msgspec.structs.replace(config, presence_cache_pages=pages)
 
 
-def _bucket_tier(minio: MinioConfig, config: Config, metrics: Metrics) -> "MinioTier":
+def _bucket_tier(
+    minio: MinioConfig,
+    config: Config,
+    metrics: Metrics,
+    shard: str,
+    shard_metrics: ShardMetrics | None,
+) -> "MinioTier":
     from memkv_sglang.tiers.minio import MinioTier
 
     bucket = f"{minio.endpoint} {minio.bucket} {minio.prefix}"
     name = f"cleared-{hashlib.sha256(bucket.encode()).hexdigest()[:16]}.json"
     tier = MinioTier(minio, socket_path(config.agent).with_name(name))
-    tier.keep_limits(config.collector, metrics)
+    if shard_metrics is None:
+        tier.keep_limits(config.collector, metrics)
+    else:
+        collected = shard_metrics.collection_last_success.labels(shard)
+        tier.keep_limits(config.collector, metrics, collected.set_to_current_time)
     return tier
 
 

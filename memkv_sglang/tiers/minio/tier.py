@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -367,10 +367,15 @@ class MinioTier(Tier):
         """Return every namespace that has objects in the bucket. Raises `TierError`."""
         return list(filter(None, map(_digest, self._bucket().folders(self._names.root))))
 
-    def keep_limits(self, config: CollectorConfig, metrics: Metrics) -> None:
+    def keep_limits(
+        self,
+        config: CollectorConfig,
+        metrics: Metrics,
+        on_collected: Callable[[], None] = lambda: None,
+    ) -> None:
         """Start to take part in the rounds that collect the bucket; call once.
 
-        A no-op for a reader.
+        `on_collected` is called after each round that this node began. A no-op for a reader.
         """
         if self._read_only:
             return
@@ -378,7 +383,11 @@ class MinioTier(Tier):
         self._uses.configure(config.use_period, config.interval)
         self._limit = config.capacity or None
         self._collector = CollectorWorker(
-            lambda: self._take_part(config), self._uses.request_flush, config, metrics
+            lambda: self._take_part(config),
+            self._uses.request_flush,
+            config,
+            metrics,
+            on_collected,
         )
 
     def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:

@@ -38,7 +38,13 @@ class Router:
 
     def home(self, page_hash: bytes) -> int:
         """Return the page's first shard, whether or not it works."""
-        return self._placement.order(page_hash)[0]
+        return self._placement.first(page_hash)
+
+    def places(self, keys: Sequence[PageKey], live: Collection[int]) -> list[int]:
+        """Return for each page the shard in `live` that probably has it. `live` is not empty."""
+        if len(live) == len(self._shards) and not self._displaced:
+            return [self._placement.first(key.hash) for key in keys]
+        return [self.candidates(key, live)[0] for key in keys]
 
     def ranking(self, key: PageKey, live: Collection[int]) -> list[int]:
         """Return the page's ranking of the shards in `live`."""
@@ -55,6 +61,10 @@ class Router:
     def holders(self, chain: Chain) -> dict[int, list[int]]:
         """Return by shard the indices of the chain's pages that it stores, if they are stored."""
         groups: dict[int, list[int]] = {}
+        if self._replicas == 1 and not self._displaced:
+            for index, page_hash in enumerate(chain.hashes):
+                groups.setdefault(self._placement.first(page_hash), []).append(index)
+            return groups
         for index, page_hash in enumerate(chain.hashes):
             place = self._displaced.get(PageKey(chain.namespace, page_hash))
             belongs = self._placement.order(page_hash)[: self._replicas]
@@ -87,6 +97,9 @@ class _DisplacedPages:
     def __init__(self) -> None:
         self._places: OrderedDict[PageKey, int] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._places)
 
     def get(self, key: PageKey) -> int | None:
         """Return the number of the shard that has the page, None if it is not known."""

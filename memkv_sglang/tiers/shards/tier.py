@@ -116,7 +116,7 @@ class ShardedTier(Tier):
         live = self._router.live()
         if not live:
             return outcomes
-        places = [self._router.candidates(page.key, live)[0] for page in pages]
+        places = self._router.places([page.key for page in pages], live)
         self._fetch_from(places, pages, outcomes, deadline)
         first = _first_miss(outcomes)
         if first < len(pages) and time.monotonic() < deadline:

@@ -50,12 +50,14 @@ class CollectorWorker:
         request_flush: Callable[[], None],
         config: CollectorConfig,
         metrics: Metrics,
+        on_collected: Callable[[], None],
     ) -> None:
         """Start the thread.
 
         `open_collector` may block, and raise `TierError`. `request_flush` makes this node write its
-        log.
+        log. `on_collected` is called after each round that this node began.
         """
+        self._on_collected = on_collected
         self._open = open_collector
         self._request_flush = request_flush
         self._config = config
@@ -161,6 +163,7 @@ class CollectorWorker:
         seconds = time.monotonic() - self._began
         self._metrics.collection_duration.observe(seconds)
         self._metrics.collection_last_success.set_to_current_time()
+        self._on_collected()
         fields = {
             "removed_pages": report.removed_pages,
             "removed_bytes": report.removed_bytes,
