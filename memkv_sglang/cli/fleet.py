@@ -65,6 +65,10 @@ class SharedPage:
 
 def write_page(client: "AgentClient", page: SharedPage) -> Finding:
     """Let this node's agent store the page in the shared tier."""
+    report = client.status()
+    if report is None or all(tier.name != "minio" for tier in report.engine.tiers):
+        advice = "set minio.endpoint, and restart the agent"
+        return Finding("FAIL", _WHAT, "this node's agent has no MinIO tier", advice)
     client.describe(page.namespace)
     with _memory(client, page.content) as (_, buffers):
         result = client.spill(page.chain, buffers)[0]

@@ -89,7 +89,13 @@ def test_another_node_reads_what_this_node_writes(
     assert run("doctor", "--fleet-read", token, **other).status == 1
 
 
-def test_the_fleet_check_needs_an_agent_and_a_token(run: Run) -> None:
+def test_the_fleet_check_needs_an_agent_with_minio_and_a_token(
+    run: Run, environ: dict[str, str]
+) -> None:
+    alone = {**environ, "MEMKV_MINIO_ENDPOINT": ""}
+    with running_agent(alone):
+        outcome = run("doctor", "--fleet", **alone)
+    assert (outcome.status, "has no MinIO tier" in outcome.out) == (1, True)
     for arguments in (["--fleet"], ["--fleet-read", "0" * 16]):
         outcome = run("doctor", *arguments)
         assert (outcome.status, outcome.err.count("\n")) == (1, 1)
