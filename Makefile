@@ -20,7 +20,8 @@ setup: $(VENV)/.ready  ## Make .venv with locked dependencies, and find or build
 demo: setup  ## Show two SGLang servers share every prefix; ARGS="--tokens 4096", "--keep", "--help"
 	@$(BIN)/python -m memkv_testbed.demo $(ARGS)
 
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+# For two cores: many tests wait for servers, timeouts or disks.
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
 
 test: setup  ## Run the tests of a change: at least one for each promise, at most 10 minutes
 	@$(PYTEST) -m "not slow and not soak" --no-skips $(ARGS)

@@ -1,7 +1,8 @@
 """Fixtures that several folders of tests use, and how the suite is split between workers.
 
-Two workers run the suite (`make test`). The tests of `tests/serving` share SGLang servers, so they
-all run in one worker, from the start; any other module runs as a whole in either worker.
+Three workers run the suite (`make test`), on two cores, because tests often wait. The tests of
+`tests/serving` share SGLang servers, so they all run in one worker, from the start; any other
+module runs as a whole in one worker.
 """
 
 import os
@@ -59,7 +60,9 @@ def minio_config(minio_server: MinioServer) -> MinioConfig:
 
 
 ONE_GROUP = ("serving", "packaging")
-"""Folders whose modules share what takes long to make: SGLang servers, the archives."""
+"""Folders whose modules share what takes long to make: SGLang servers, the archives. Tests of other
+folders that start SGLang servers run with those of `tests/serving`, and share their fork server.
+"""
 
 FIRST = ("serving", "demo", "cpu_platform")
 """Folders with the longest modules. With one of them last, one worker would wait for the other."""
@@ -76,6 +79,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder == "serving":
             item.add_marker(pytest.mark.serving)
         group = folder if folder in ONE_GROUP else item.path.stem
+        if "forks" in getattr(item, "fixturenames", ()):
+            group = "serving"
         item.add_marker(pytest.mark.xdist_group(group))
     rank = {folder: place for place, folder in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(_folder(item), len(FIRST)))

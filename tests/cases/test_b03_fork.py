@@ -177,7 +177,8 @@ def test_locks_held_during_the_fork_do_not_block_the_child(client: AgentClient) 
     assert_succeeded(child)
 
 
-def test_forks_amid_calls(client: AgentClient, pool: HostPool) -> None:
+@pytest.mark.parametrize("forks", [15, pytest.param(60, marks=pytest.mark.slow)])
+def test_forks_amid_calls(client: AgentClient, pool: HostPool, forks: int) -> None:
     number = fill(client, pool)
     stop = threading.Event()
     wrong: list[object] = []
@@ -195,7 +196,7 @@ def test_forks_amid_calls(client: AgentClient, pool: HostPool) -> None:
     for thread in threads:
         thread.start()
     try:
-        for _ in range(60):
+        for _ in range(forks):
             assert_succeeded(in_child(lambda: use_everything(client)))
     finally:
         stop.set()

@@ -61,7 +61,15 @@ def collect(tier: MinioTier, max_age: float) -> None:
 ALL = ("GET", "HEAD", "PUT")
 
 
-@pytest.mark.parametrize("methods", [("HEAD",), ("GET",), ALL], ids=str)
+@pytest.mark.parametrize(
+    "methods",
+    [
+        pytest.param(("HEAD",), marks=pytest.mark.slow),
+        pytest.param(("GET",), marks=pytest.mark.slow),
+        ALL,
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "value",
     [date(400 * DAY), date(2 * DAY), date(600), date(-400 * DAY), b"", b"tomorrow", None],
@@ -82,7 +90,16 @@ def test_no_page_is_removed_early(
     assert all(present(minio_config))
 
 
-@pytest.mark.parametrize("status", [b"503", b"404", b"403", b"302", b"504"])
+@pytest.mark.parametrize(
+    "status",
+    [
+        b"503",
+        b"404",
+        pytest.param(b"403", marks=pytest.mark.slow),
+        pytest.param(b"302", marks=pytest.mark.slow),
+        pytest.param(b"504", marks=pytest.mark.slow),
+    ],
+)
 def test_no_page_is_removed_because_of_a_proxys_date(
     tier: MinioTier, proxy: HttpFaultProxy, minio_config: MinioConfig, status: bytes
 ) -> None:

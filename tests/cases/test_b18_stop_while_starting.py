@@ -148,7 +148,9 @@ def opens(name: str) -> Callable[[Start], bool]:
     return has_open
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("phase", ["footers", "journal", "shrink"])
 def test_start_ends_within_a_second(tmp_path: Path, phase: str, number: int) -> None:
     make_directory(tmp_path, 8, journal=phase != "footers")

@@ -136,6 +136,7 @@ def test_connections_to_this_machine_are_direct(
     assert asked(proxy) == []
 
 
+@pytest.mark.slow
 def test_no_command_uses_a_proxy_for_this_machine(
     proxy: ThreadingHTTPServer,
     proxied: dict[str, str],

@@ -26,6 +26,35 @@ OPENS = {
 }
 """Faults during which MinIO delivers no page."""
 
+VARIANTS = {
+    "minio: 429, Retry-After",
+    "minio: reset in mid-body",
+    "minio: truncated body",
+    "minio: longer than declared",
+    "minio: longer than stored",
+    "minio: wrong ETag",
+    "minio: wrong checksum metadata",
+    "minio: redirect",
+    "minio: garbage instead of HTTP",
+    "bucket: odd objects",
+    "bucket: wrong dates",
+    "bucket: 503 with a wrong date",
+    "bucket: control path drips",
+    "client: forks",
+    "client: sends overlapping buffers",
+    "client: hangs up in mid-load",
+    "nvme: ENOSPC from every call",
+    "nvme: directory moved",
+    "nvme: directory read-only",
+    "nvme: foreign files",
+    "nvme: journal flipped",
+    "nvme: files grown",
+    "process: agent killed while watched",
+    "process: MinIO killed",
+}
+"""Like another fault here, or with tests of their own in `tests/cases`."""
+assert set(FAULTS) >= VARIANTS
+
 CIRCUIT_LIMIT = 2.0
 """Seconds after which the circuit must be open, however few calls have failed."""
 
@@ -46,7 +75,13 @@ def assert_harmless(outcome: Outcome) -> None:
     assert outcome.slowest_move <= ENGINE.batch_deadline + BUSY
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name in FAULTS
+    ],
+)
 def test_fault(rounds: Rounds, name: str) -> None:
     outcome = rounds.run(FAULTS[name])
     assert_harmless(outcome)

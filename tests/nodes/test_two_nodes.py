@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from memkv_testbed.minio_server import MinioServer
 
 from memkv_sglang.config.schema import KIB, MIB, MinioConfig
@@ -53,7 +54,11 @@ def load(node: Node, chain: Chain, page_bytes: int, tier: str) -> None:
     assert pool.wrong(len(chain.hashes)) == []
 
 
-@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 1000, 4096])
+def slow(*values: int) -> list[ParameterSet]:
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("length", [1, 128, 129, *slow(2, 127, 1000, 4096)])
 def test_chains_of_any_length(nodes: list[Node], length: int) -> None:
     one, other = nodes
     namespace = make_namespace(page_bytes=4 * KIB, model="length")
@@ -64,7 +69,7 @@ def test_chains_of_any_length(nodes: list[Node], length: int) -> None:
     load(one, chain, 4 * KIB, "nvme")
 
 
-@pytest.mark.parametrize("page_bytes", [4 * KIB, 10_000, 64 * KIB, MIB, 16 * MIB])
+@pytest.mark.parametrize("page_bytes", [4 * KIB, 10_000, 16 * MIB, *slow(64 * KIB, MIB)])
 def test_pages_of_any_size(nodes: list[Node], page_bytes: int) -> None:
     one, other = nodes
     chain = make_chain(make_namespace(page_bytes=page_bytes), 4, f"size {page_bytes}")

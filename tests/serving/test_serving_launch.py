@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sglang_cpu_platform import forking
 from sglang_cpu_platform.fork_server import ForkServers
 
 from memkv_sglang.plugin.launch import CONFLICTS
@@ -76,6 +77,7 @@ HYBRID_DECODES: dict[str, tuple[str, Sequence[str]]] = {
 
 GONE = "sglang.srt.mem_cache.gone.Function"
 ENGINE_TOKENS = prompt("engine")
+FORK = {forking.VARIABLE: "1"}
 
 
 class Answers(NamedTuple):
@@ -102,7 +104,9 @@ def of_sglang(
     return Answers(*map(json.loads, answers))
 
 
-def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, Any]]:
+def ask_engine(
+    models: Models, home: Path, tokens: list[int], variables: dict[str, str]
+) -> list[dict[str, Any]]:
     """Send an engine the same prompt twice, emptying its pools in between."""
     asked = {
         "model_path": str(models.mha),
@@ -122,7 +126,7 @@ def ask_engine(models: Models, home: Path, tokens: list[int]) -> list[dict[str, 
     done = subprocess.run(
         [sys.executable, "-m", "tests.serving.engine"],
         input=json.dumps([asked, tokens]),
-        env=os.environ | environment,
+        env=os.environ | environment | variables,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -169,7 +173,7 @@ def asked(models: Models, home: Path, forks: ForkServers) -> Iterator[Asked]:
     with ThreadPoolExecutor(len(Asked._fields)) as processes:
         yield Asked(
             processes.submit(of_sglang, forks, home, argvs, [basic]),
-            processes.submit(ask_engine, models, home, ENGINE_TOKENS),
+            processes.submit(ask_engine, models, home, ENGINE_TOKENS, FORK),
         )
 
 
@@ -306,8 +310,18 @@ def test_another_sglang_starts_without_the_tier_and_says_so(asked: Asked) -> Non
     assert GONE in line
 
 
-def test_an_engine_takes_the_flags_as_arguments(asked: Asked) -> None:
-    first, second = asked.engine.result()
+def check_engine(answers: list[dict[str, Any]]) -> None:
+    first, second = answers
     assert first["cached_tokens"] == 0
     assert second["cached_tokens_details"]["storage"] == reusable(len(ENGINE_TOKENS))
     assert second["output_ids"] == first["output_ids"]
+
+
+def test_an_engine_takes_the_flags_as_arguments(asked: Asked) -> None:
+    check_engine(asked.engine.result())
+
+
+@pytest.mark.slow
+def test_an_engine_that_spawns_its_processes(models: Models, home: Path) -> None:
+    """As SGLang does without the CPU platform's variable."""
+    check_engine(ask_engine(models, home / "spawning", prompt("spawning"), {}))
