@@ -61,8 +61,12 @@ class MinioUsers:
         """Add a user with one policy."""
         name = f"policy-of-{keys.access_key}"
         self.add_policy(name, policy)
+        self.add_with(keys, name)
+
+    def add_with(self, keys: Keys, policy: str) -> None:
+        """Add a user with a policy that the server has."""
         self._try(lambda: self._admin.user_add(*keys))
-        self._try(lambda: self._admin.policy_set(name, user=keys.access_key))
+        self._try(lambda: self._admin.policy_set(policy, user=keys.access_key))
 
     def add_policy(self, name: str, policy: dict[str, Any]) -> None:
         """Add a policy for users or for certificates with this common name."""

@@ -20,7 +20,7 @@ PAGES = sorted(
 SHELLS = ("bash", "sh")
 
 _ENDS = re.compile(r"[;&|()]+")
-_ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]+=.*")
 _REDIRECTION = re.compile(r"[<>]+")
 _KEYWORDS = ("do", "then", "export")
 

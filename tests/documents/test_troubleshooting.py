@@ -1,4 +1,4 @@
-"""The texts that the trouble guide quotes exist in the sources."""
+"""The log lines and errors that the pages for operators quote exist in the sources."""
 
 import ast
 import importlib.util
@@ -13,7 +13,7 @@ from markdown_it.token import Token
 
 from tests.documents.pages import ROOT
 
-PAGE = ROOT / "docs" / "troubleshooting.md"
+PAGES = [ROOT / "docs" / name for name in ("rollout.md", "troubleshooting.md")]
 
 OURS, OF_SGLANG = "log or error", "SGLang's log or behaviour"
 """Headings of the columns with quoted texts."""
@@ -48,7 +48,12 @@ def _part(value: ast.expr) -> str:
 
 def quotes(column: str) -> Iterator[str]:
     """Yield the code in the first column of each table whose heading is `column`."""
-    tokens = MarkdownIt("commonmark").enable("table").parse(PAGE.read_text())
+    for page in PAGES:
+        yield from _quotes(page, column)
+
+
+def _quotes(page: Path, column: str) -> Iterator[str]:
+    tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text())
     heading, cell = "", -1
     for i, token in enumerate(tokens):
         if token.type == "tr_open":
