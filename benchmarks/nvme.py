@@ -14,6 +14,7 @@ from benchmarks.pool import HostPool
 from benchmarks.report import Measure, Panel, Report
 from benchmarks.sizes import SIZES, Throughput, label
 from memkv_sglang.config.schema import GIB, MIB, NvmeConfig
+from memkv_sglang.tiers.disks import StripedTier
 from memkv_sglang.tiers.nvme import NvmeTier
 
 PAGES = ("256k", "1m", "4m", "16m")
@@ -25,6 +26,7 @@ DEPTHS = (1, 2, 4, 8, 16)
 QUICK_DEPTHS = (1, 16)
 DEPTH_PAGES = "1m"
 
+TWO = "two directories"
 SMALL = "_small_pages"
 """Suffix of measurements with a pool of 4 KiB pages."""
 
@@ -64,6 +66,8 @@ class _Bench:
             pool = self._pool(stack, name, huge=huge)
             case = f"{name}{suffix}"
             opened = {"memkv": self._tier(stack, case, IN_FLIGHT)}
+            if huge:
+                opened[TWO] = self._two_directories(stack, case)
             if peers:
                 opened |= self._peers(stack, pool, case)
             self._compete(case, name, opened, pool, repetitions, IN_FLIGHT, huge=huge)
@@ -132,14 +136,24 @@ class _Bench:
         stack.callback(peer.close)
         return peer
 
+    def _two_directories(self, stack: ExitStack, case: str) -> Peer:
+        """Open the tier over two directories, here both on one disk: shows only what that costs."""
+        paths = [str(self._scratch / f"memkv-{case}-{part}") for part in ("a", "b")]
+        peer = Ours(StripedTier(NvmeConfig(directory=",".join(paths), capacity=GIB)))
+        stack.callback(peer.close)
+        return peer
+
 
 def _claim(report: Report) -> None:
     for name in PAGES:
+        for verb in ("load", "spill"):
+            ratio = report.ratio(f"{verb} {name}", TWO, "memkv")
+            report.figures[f"nvme_{verb}_two_directories_over_one_{name}"] = ratio
         for suffix in ("", SMALL):
             case = f"{name}{suffix}"
             for verb in ("load", "spill"):
                 runs = report.runs[f"{verb} {case}"]
-                for peer in runs.keys() - {"memkv"}:
+                for peer in runs.keys() - {"memkv", TWO}:
                     ratio = report.ratio(f"{verb} {case}", "memkv", peer)
                     report.figures[f"nvme_{verb}_over_{peer}_{case}"] = ratio
     for verb in ("load", "spill"):

@@ -77,6 +77,7 @@ class Disk:
             )
         tier = NvmeTier(self._config, chooser=self._chooser)
         try:
+            self._check_readable(tier)
             self._prepare(tier)
             while not self._publish(tier):
                 for namespace in list(self._uncleared):
@@ -86,6 +87,13 @@ class Disk:
             tier.close()
             raise
         return tier
+
+    def _check_readable(self, tier: NvmeTier) -> None:
+        if not tier.is_readable:
+            raise BrokenDiskError(
+                f"nvme.directory: no segment of {self.directory} can be opened; check the kernel "
+                "log for disk errors, or name another directory"
+            )
 
     def _publish(self, tier: NvmeTier) -> bool:
         """Start to use the directory; return False if namespaces must be cleared first."""

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from memkv_sglang.config.environment import check_capacity, check_directory
-from memkv_sglang.config.errors import ConfigError
+from memkv_sglang.config.errors import BrokenDiskError, ConfigError
 from memkv_sglang.config.schema import NvmeConfig
-from memkv_sglang.flocks import describe_holder
+from memkv_sglang.flocks import describe_holder, is_ending, lock_holder
 from memkv_sglang.tiers.nvme.disk.direct_io import supports_direct_io
 from memkv_sglang.tiers.nvme.errors import broken, unusable
 from memkv_sglang.tiers.nvme.files import UNFINISHED_SUFFIX, Folder
@@ -93,6 +93,11 @@ class Directory:
             fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = describe_holder(folder.descriptor)
+            if (pid := lock_holder(folder.descriptor)) is not None and is_ending(pid):
+                raise BrokenDiskError(
+                    f"nvme.directory: {folder.path} is in use by an agent that has ended{holder}, "
+                    "because its I/O is still in flight; check the kernel log for disk errors"
+                ) from None
             raise ConfigError(
                 f"nvme.directory: {folder.path} is in use by another agent{holder}; stop that "
                 "agent or name another directory"

@@ -248,6 +248,11 @@ class NvmeTier(Tier):
         return self._gate.problem and f"the disk accepts no pages ({self._gate.problem})"
 
     @property
+    def is_readable(self) -> bool:
+        """Whether a segment could be opened, unless there is none."""
+        return bool(self._segments.by_number) or not self._segments.unopened
+
+    @property
     def accepts_pages(self) -> bool:
         """Whether to attempt spills: not right after a failed write."""
         return self._gate.is_open

@@ -2,7 +2,10 @@
 
 import errno
 import os
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.engine import Engine
+from memkv_sglang.flocks import is_ending
 from memkv_sglang.metrics import Metrics
 from memkv_sglang.page import PageKey
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
@@ -23,6 +27,7 @@ from memkv_sglang.tiers.base import LoadResult, PendingPage, SpillResult
 from memkv_sglang.tiers.disks import StripedTier, disk
 from memkv_sglang.tiers.memory import MemoryTier
 from tests.tiers.disks.disks_support import Disks, open_disks
+from tests.tiers.nvme.nvme_support import capacity_for
 
 NAMESPACE = make_namespace()
 CHAIN = make_chain(NAMESPACE, 60)
@@ -96,6 +101,7 @@ def test_unreadable_disk_is_left_out_and_returns(
     assert spill(tier, KEYS) == stored
     load(tier, KEYS)
     assert tier.usage().pages == 60
+    wait_for(lambda: "no segment" in tier.problem())  # it is retried in vain
     broken.on = False
     wait_for(lambda: tier.problem() == "")
     assert tier.usage().pages == 60
@@ -126,6 +132,20 @@ def test_pages_that_a_disk_does_not_take_go_to_the_others(
     assert spill(disks.tier, MORE) == [SpillResult.PRESENT] * 30 + [SpillResult.STORED] * 30
     assert disks.held(2, MORE) == []
     load(disks.tier, KEYS + MORE)
+
+
+def test_pages_go_to_other_disks_if_one_is_full_of_pending_pages(tmp_path: Path) -> None:
+    with open_disks(tmp_path, 3, capacity=capacity_for(16)) as disks:
+        spill(disks.tier, KEYS[:48])
+        pending = disks.held(0, KEYS)
+        disks.tier.mark_pending(pending)
+        assert set(spill(disks.tier, MORE[:12])) == {SpillResult.STORED}
+        assert disks.held(0, KEYS + MORE) == pending
+        load(disks.tier, pending + MORE[:12])
+        disks.tier.mark_pending([*KEYS, *MORE[:12]])
+        for number in (1, 2):
+            disks.on(number).mark_pending(disks.held(number, KEYS + MORE))
+        assert set(spill(disks.tier, MORE[12:])) == {SpillResult.REFUSED}
 
 
 def test_full_disk_keeps_its_pages_and_takes_no_more(disks: Disks) -> None:
@@ -212,6 +232,39 @@ def test_directory_that_disappeared_is_not_created_on_another_disk(
     results(disks.tier, KEYS)
     wait_for(lambda: "has disappeared" in disks.tier.problem())
     assert list(disks.paths[1].iterdir()) == []
+
+
+ENDED_AGENT = """
+import ctypes, fcntl, os, sys, threading, time
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+threading.Thread(target=time.sleep, args=(600,)).start()  # stands for a request in flight
+print(flush=True)
+ctypes.CDLL(None).syscall(ctypes.c_long(60), 0)  # exit() of this thread alone
+"""
+"""A process that is exiting but keeps its lock, as one does whose disk does not answer."""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="uses a number of a system call")
+def test_disk_that_hangs_under_an_ended_agent_does_not_hold_up_the_others(disks: Disks) -> None:
+    spill(disks.tier, KEYS)
+    disks.tier.close()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDED_AGENT, str(disks.paths[1])], stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        wait_for(lambda: is_ending(process.pid))
+        tier = disks.open()
+        assert [status.problem == "" for status in tier.disks()] == [True, False, True]
+        assert f"in use by an agent that has ended (pid {process.pid})" in tier.problem()
+        assert set(spill(tier, KEYS)) == {SpillResult.STORED, SpillResult.PRESENT}
+        load(tier, KEYS)
+    finally:
+        process.kill()
+        process.communicate()
+    wait_for(lambda: tier.problem() == "")
+    load(tier, KEYS)
 
 
 def test_wrong_directory_is_refused(disks: Disks, tmp_path: Path) -> None:
