@@ -1,18 +1,19 @@
 """`python -m ... LOCK`: the agent, with a disk that fails on demand.
 
 While the file that the environment names in `DISK_FAULT` exists, reads and writes of pages and of
-the journal raise the error that it names (EIO, ENOSPC). Most machines have no device that fails on
-demand, so the system calls are replaced. AIO then accepts no request, and the tier falls back to
-these calls.
+the journal raise the error that it names (EIO, ENOSPC). If a directory follows (`EIO /mnt/b`), only
+those of files in it fail. Most machines have no device that fails on demand, so the system calls
+are replaced. AIO then accepts no request, and the tier falls back to these calls.
 """
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from memkv_sglang.agent.__main__ import main
+from memkv_sglang.tiers.disks import disk
 from memkv_sglang.tiers.nvme import faults as nvme_faults
 from memkv_sglang.tiers.nvme import space_reclaimer
 from memkv_sglang.tiers.nvme.disk.linux_aio import Context
@@ -27,11 +28,19 @@ def failing(call: Callable[..., Any], control: Path) -> Callable[..., Any]:
 
     def fail_or_call(*args: Any) -> Any:
         if control.exists():
-            code = getattr(errno, control.read_text())
-            raise OSError(code, os.strerror(code))
+            name, _, directory = control.read_text().partition(" ")
+            if not directory or _file(args).is_relative_to(directory):
+                code = getattr(errno, name)
+                raise OSError(code, os.strerror(code))
         return call(*args)
 
     return fail_or_call
+
+
+def _file(args: Sequence[Any]) -> Path:
+    """Return the file of a call, whose first argument is a descriptor or whose last a request."""
+    descriptor = args[0] if isinstance(args[0], int) else args[-1].fd
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 if __name__ == "__main__":
@@ -43,4 +52,5 @@ if __name__ == "__main__":
     # The default pause before a failed disk is retried, 30 s, is longer than a round.
     for module in (nvme_faults, space_reclaimer):
         vars(module)["PAUSE"] = 1.0
+    disk.RETRY_SECONDS = 1.0
     main()

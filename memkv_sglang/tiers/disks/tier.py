@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
 from itertools import compress, zip_longest
 from operator import or_
 
@@ -102,11 +102,11 @@ class StripedTier(Tier):
         """Return the length of the stored prefix, and the part of it on each disk."""
         hashes = chain.hashes
         disks = self._open()
-        held = [list(map(on.tier.hashes(chain.namespace).__contains__, hashes)) for on in disks]
-        found = [False] * len(hashes)
-        for flags in held:
-            found = list(map(or_, found, flags))
-        length = found.index(False) if False in found else len(found)
+        # One byte per page, 1 if the disk has it: the fastest way without a loop over the pages.
+        held = [bytes(map(on.tier.hashes(chain.namespace).__contains__, hashes)) for on in disks]
+        on_any = reduce(or_, (int.from_bytes(flags, "big") for flags in held), 0)
+        missing = on_any.to_bytes(len(hashes), "big").find(0)
+        length = len(hashes) if missing < 0 else missing
         parts = [
             (on.tier, Chain(chain.namespace, part))
             for on, flags in zip(disks, held, strict=True)
