@@ -11,6 +11,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from memkv_sglang.agent.protocol import PROTOCOL_VERSION
+from memkv_sglang.client.connection import OtherVersionError
 from tests.documents.pages import ROOT
 
 PAGES = [ROOT / "docs" / name for name in ("rollout.md", "troubleshooting.md")]
@@ -19,7 +21,15 @@ OURS, OF_SGLANG = "log or error", "SGLang's log or behaviour"
 """Headings of the columns with quoted texts."""
 
 FROM_ELSEWHERE = {
-    *("memkv explain", "minio", "engine.upload", "always", 'minio.role = "reader"'),
+    *(
+        "memkv explain",
+        "memkv doctor",
+        "minio",
+        "nvme",
+        "engine.upload",
+        "always",
+        'minio.role = "reader"',
+    ),
     *("Missing Authority Key Identifier", "CA cert does not include key usage extension"),
     *("reason=backlog", "reason=failed"),
     "cudaHostRegister failed",
@@ -95,3 +105,9 @@ def test_quoted_texts_of_sglang_are_in_its_sources() -> None:
     quoted = [quote for quote in quotes(OF_SGLANG) if " " in quote and "memkv" not in quote]
     assert [quote for quote in quoted if not re.search(pattern_of(quote), source)] == []
     assert len(quoted) == 2
+
+
+def test_message_about_versions_is_quoted() -> None:
+    page = (ROOT / "docs" / "upgrades.md").read_text()
+    message = str(OtherVersionError(4711, PROTOCOL_VERSION - 1))
+    assert re.sub(r"\d+", "N", message) in re.sub(r"\d+", "N", page)
