@@ -56,7 +56,14 @@ def flip_in_header(path: Path) -> None:
     overwrite(path, b"\xff", 17)
 
 
-@pytest.mark.parametrize("lose", [zero_header, garble_header, flip_in_header])
+@pytest.mark.parametrize(
+    "lose",
+    [
+        flip_in_header,
+        pytest.param(zero_header, marks=pytest.mark.slow),
+        pytest.param(garble_header, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("with_journal", [True, False])
 def test_pages_stay_when_headers_are_lost(
     tmp_path: Path, lose: Callable[[Path], None], with_journal: bool
