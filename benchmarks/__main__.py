@@ -32,6 +32,7 @@ from benchmarks.base import MissingToolError, Options
 from benchmarks.node import run as node
 from benchmarks.picture import draw
 from benchmarks.report import Report
+from benchmarks.shards import run as shards
 from benchmarks.table import show
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
@@ -58,6 +59,7 @@ BY_NAME_ONLY = {
     "prefetch": prefetch.run,
     "s3": s3.run,
     "scale": scale.run,
+    "shards": shards.run,
 }
 """Not part of `all`: they take long, or need what most machines lack."""
 

@@ -48,14 +48,14 @@ def check_config(config: Config, name: Name) -> None:
     _check_shards(config.minio, name)
 
 
-def _check_minio(config: MinioConfig, name: Name) -> None:
-    """Check the settings of one server or cluster."""
+def _check_minio(config: MinioConfig, name: Name, variables: str = "MEMKV_MINIO") -> None:
+    """Check the settings of one server or cluster. `variables` begins those of its secrets."""
     _check_bucket(config.bucket, name("minio.bucket"))
     _check_prefix(config.prefix, name("minio.prefix"))
     _check_region(config.region, name("minio.region"))
     for url in endpoint_urls(config):
-        _check_endpoint(url, config, name)
-    _check_credentials(config, name)
+        _check_endpoint(url, config, name, variables)
+    _check_credentials(config, name, variables)
     _check_pair("minio.", config.cert_file, config.key_file, name)
     _check_certificate_login(config, name)
     _check_sse(config, name)
@@ -88,7 +88,8 @@ def _check_shards(config: MinioConfig, name: Name) -> None:
             raise ConfigError(f"{called}: shard {shard.name} has no endpoint; set it")
         if [other.name for other in config.shards].count(shard.name) > 1:
             raise ConfigError(f"{called}: two shards are named {shard.name}; rename one")
-        _check_minio(one, _names_in_shard(shard.name, own, name))
+        variables = f"MEMKV_MINIO_SHARD_{shard.name.upper().replace('-', '_')}"
+        _check_minio(one, _names_in_shard(shard.name, own, name), variables)
         for url in endpoint_urls(one):
             place = (url, one.bucket, one.prefix)
             if other := places.get(place):
@@ -188,13 +189,13 @@ def _check_region(region: str, name: str) -> None:
         raise ConfigError(f"{name}: {region[:60]!r} is not a region; the usual one is us-east-1")
 
 
-def _check_endpoint(url: str, config: MinioConfig, name: Name) -> None:
+def _check_endpoint(url: str, config: MinioConfig, name: Name, variables: str) -> None:
     # Errors quote the URL only after this check: it might contain a password.
     endpoint = name("minio.endpoint")
     if "@" in url:
         raise ConfigError(
             f"{endpoint}: the URL contains a user or password; remove them and set "
-            "MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY"
+            f"{variables}_ACCESS_KEY and {variables}_SECRET_KEY"
         )
     example = "write it as http://minio:9000 or https://minio:9000"
     parts = split_url(url)
@@ -234,7 +235,7 @@ def split_url(url: str) -> SplitResult | None:
     return parts if valid_host and port != 0 and not empty_port else None
 
 
-def _check_credentials(config: MinioConfig, name: Name) -> None:
+def _check_credentials(config: MinioConfig, name: Name, variables: str) -> None:
     given = {"access_key": config.access_key, "secret_key": config.secret_key}
     missing = [field for field, value in given.items() if not value]
     if config.credentials_file and len(missing) < 2:
@@ -247,7 +248,7 @@ def _check_credentials(config: MinioConfig, name: Name) -> None:
     other = next(field for field, value in given.items() if value)
     raise ConfigError(
         f"{name(f'minio.{other}')}: set without minio.{missing[0]}; set "
-        f"MEMKV_MINIO_{missing[0].upper()} too, or neither"
+        f"{variables}_{missing[0].upper()} too, or neither"
     )
 
 

@@ -79,7 +79,9 @@ CASES = [
     file("[minio]\nshards = 'a'", "minio.shards", "array of tables", "name ="),
     file("[minio]\nshards = 1", "minio.shards", "array of tables", "name ="),
     file(TWO + "secret_key = 'hunter2'", "minio.shards", "chmod 600", mode=0o644),
-    file(TWO + "secret_key = 'hunter2'", "minio.shards", "shard b, secret_key", "access_key"),
+    file(
+        TWO + "secret_key = 'hunter2'", "minio.shards", "shard b", "MEMKV_MINIO_SHARD_B_ACCESS_KEY"
+    ),
     flag("--minio-shards", "[{{name = 'a', secret_key = 'hunter2'}}]", "MEMKV_MINIO_SHARDS"),
     flag("--minio-shards", "a=http://one:9000", "TOML array", "name ="),
     variable("MEMKV_MINIO_SHARDS", "[{{secret_key = 'hunter2']", "TOML array"),
