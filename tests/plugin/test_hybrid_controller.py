@@ -5,8 +5,10 @@ and states is known.
 """
 
 import functools
+import pkgutil
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from sglang.srt.mem_cache.unified_cache.components.base import ComponentType
 from sglang.test.kits.unified_radix_cache.config import CacheConfig
 from sglang_cpu_platform import host_pools, pinning
 
-from memkv_sglang.plugin import device_pools
+from memkv_sglang.cli.request_times import read_requests
+from memkv_sglang.plugin import device_pools, hooks
 from tests.plugin.conftest import MakeNode
 from tests.plugin.hybrid_trees import hybrid_tree
 
@@ -104,6 +107,40 @@ def test_a_restarted_node_loads_from_its_disk(make_node: MakeNode, config: Cache
     with hybrid_tree(config, node.settings) as tree:
         assert tree.load(changed) == 0
         assert tree.load(tokens) == len(tokens)
+
+
+def test_the_agents_log_names_the_request_that_lookups_and_loads_are_for(
+    make_node: MakeNode, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for hook in hooks.optional_hooks():
+        if hook.name in ("storage_hooks.look_up", "storage_hooks.load"):
+            _install(hook, monkeypatch)
+    node, tokens = make_node(minio=None), sequence(8, config)
+    node.settings |= {"agent.log_requests": "all", "agent.log_format": "json"}
+    with hybrid_tree(config, node.settings) as tree:
+        tree.compute(tokens)
+        tree.store()
+    with hybrid_tree(config, node.settings) as tree:
+        assert tree.load(tokens) == len(tokens)
+    log = Path(node.settings["agent.socket"]).with_name("agent.log")
+    (times,) = read_requests(log.read_bytes().splitlines(), request="request 1")
+    found = {name: operation.done for name, operation in times.operations.items()}
+    assert found["lookup"] == 8  # of KV
+    assert found["check"] > 0  # of states
+    assert found["load"] > 8  # of both
+    assert times.steps["load"].keys() == {"nvme"}
+
+
+def _install(hook: hooks.Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrap a method as SGLang's hook registry does."""
+    owner, _, name = hook.target.rpartition(".")
+    original = pkgutil.resolve_name(hook.target)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any) -> Any:
+        return hook.wrapper(original, *args)
+
+    monkeypatch.setattr(pkgutil.resolve_name(owner), name, wrapped)
 
 
 @pytest.mark.parametrize("lost", ["kv", "mamba"])
