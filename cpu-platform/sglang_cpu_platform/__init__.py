@@ -1,4 +1,4 @@
-"""Run SGLang 0.5.22 or 0.5.23 with HiCache on a plain CPU.
+"""Run SGLang 0.5.23 with HiCache on a plain CPU.
 
 An out-of-tree platform with its hooks (`plugin`), a tiny model with random weights
 (`tiny_model`), and helpers that start and stop servers (`server`, `router`). Does nothing on
