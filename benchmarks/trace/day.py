@@ -198,9 +198,14 @@ def _no_background() -> Iterator[None]:
 
 
 def replay(
-    workload: Workload, placed: Sequence[int], disk: int, collector: CollectorConfig, home: Path
+    workload: Workload,
+    placed: Sequence[int],
+    disk: int,
+    collector: CollectorConfig,
+    home: Path,
+    length: float = DAY,
 ) -> Day:
-    """Replay a day on four nodes with disks of `disk` pages."""
+    """Replay `length` seconds on four nodes with disks of `disk` pages."""
     hits, used = 0, set[tuple[int, int]]()
     requests = list(zip(workload.seconds, placed, workload.requests, strict=True))
     with (
@@ -223,5 +228,5 @@ def replay(
             clock.run_until(seconds)
             hits += nodes[place].serve(request, pool)
             used.update((int(seconds // collector.use_period), page) for page in request)
-        clock.run_until(DAY)
+        clock.run_until(length)
         return Day(Counter(server.counts), hits, len(used), server.stored, server.removed)
