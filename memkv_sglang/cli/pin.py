@@ -79,7 +79,7 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
 
 def _wait_for_collection(tiers: Sequence["MinioTier"], loaded: LoadedConfig) -> None:
     """If a collection is removing pages, wait until it has read the pin."""
-    from memkv_sglang.tiers.minio.retention.collector import REMOVE_SECONDS
+    from memkv_sglang.tiers.minio.retention.shard_pass import REMOVE_SECONDS
 
     looks = [tier.collector(loaded.config.collector).look() for tier in tiers]
     if any(look.current.phase == "remove" for look in looks):

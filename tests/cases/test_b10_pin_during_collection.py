@@ -15,6 +15,7 @@ from memkv_sglang.testing.pages import make_chain, make_page
 from memkv_sglang.tiers.base import SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.retention import collector as collecting
+from memkv_sglang.tiers.minio.retention import shard_pass
 from memkv_sglang.tiers.minio.retention.shards import Shard
 from tests.cases.s3_servers import bucket_of
 from tests.cli.cli_node import Run
@@ -31,7 +32,7 @@ def full(minio_config: MinioConfig, minio_server: MinioServer) -> Iterator[Bucke
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "REMOVERS", 1)
+    monkeypatch.setattr(shard_pass, "REMOVERS", 1)
     monkeypatch.setattr(collecting, "REMOVED_AT_ONCE", 4)
 
 
@@ -163,5 +164,5 @@ def test_pin_waits_for_a_removal_that_has_not_seen_it(
 
     monkeypatch.setattr("memkv_sglang.cli.pin.time.sleep", sleep)
     outcome = run("pin", "--chain", ",".join(page.hex() for page in chain.hashes), "--for", "1h")
-    assert waited == [collecting.REMOVE_SECONDS]
+    assert waited == [shard_pass.REMOVE_SECONDS]
     assert "4 of 4 pages are not in the bucket" in outcome.err

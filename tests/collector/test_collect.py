@@ -20,7 +20,7 @@ from memkv_sglang.tiers.minio.admin import Bucket, ObjectInfo
 from memkv_sglang.tiers.minio.http import ServerClock
 from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.retention import collector as collecting
-from memkv_sglang.tiers.minio.retention import logs
+from memkv_sglang.tiers.minio.retention import logs, shard_pass
 from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
 from memkv_sglang.tiers.minio.retention.records import Records
 from memkv_sglang.tiers.minio.retention.shards import LeaseHeldError, Shard
@@ -270,9 +270,9 @@ def test_a_node_whose_clock_is_an_hour_off_removes_and_logs_nothing(
 def test_a_shard_of_many_parts_is_merged_in_order(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "PART", 4)
+    monkeypatch.setattr(shard_pass, "PART", 4)
     chains = [bucketful.spill_in_one_period(1, f"chain {i}", 40) for i in range(2)]
-    bucketful.wait_for_next_period(1, chains[0].keys())
+    bucketful.wait_for_next_period(1, chains[1].keys())
     assert bucketful.collect(capacity=100 * PAGE, use_period=1).report.pages == 80
     more = bucketful.spill("more", 40)
     assert bucketful.collect(capacity=60 * PAGE, use_period=1).report.pages == 57
@@ -448,7 +448,10 @@ def test_another_node_finishes_after_the_collecting_node_is_killed(
     bucketful: Bucketful,
 ) -> None:
     chains = [bucketful.spill(f"chain {i}", 100) for i in range(2)]
-    program = f"import {collecting.__name__} as c; c.REMOVERS = c.REMOVED_AT_ONCE = 2\n{LEADER}"
+    program = (
+        f"import {collecting.__name__} as c, {shard_pass.__name__} as s\n"
+        f"s.REMOVERS = c.REMOVED_AT_ONCE = 2\n{LEADER}"
+    )
     settings = msgspec.json.encode(_plain(bucketful.config)).decode()
     with subprocess.Popen(
         [sys.executable, "-c", program, settings], stdout=subprocess.PIPE, text=True

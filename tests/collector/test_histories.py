@@ -10,11 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from memkv_sglang.config.schema import CollectorConfig
 from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.pages import make_chain, make_namespace
-from memkv_sglang.tiers.minio.retention import Collector, Pin
+from memkv_sglang.tiers.minio.retention import Collector, Pin, shard_pass
 from memkv_sglang.tiers.minio.retention import collector as collecting
 from memkv_sglang.tiers.minio.retention.collector import grace, settle
 from memkv_sglang.tiers.minio.retention.contents import namespace_entries
 from memkv_sglang.tiers.minio.retention.entries import REMOVED, UNKNOWN, Entries, entries, page_keys
+from memkv_sglang.tiers.minio.retention.parts import Step
 from tests.collector.memory_bucket import NAMES, MemoryBucket
 
 PAGE = 1000
@@ -147,7 +148,7 @@ class Histories(RuleBasedStateMachine):
             self._round(self.nodes[1 - node], None, lambda *_: None)
         self._judge(before, before - self.present())
 
-    def _round(self, collector: Collector, late: int | None, step: collecting.Step) -> None:
+    def _round(self, collector: Collector, late: int | None, step: Step) -> None:
         collector.look()
         if collector.look().current.phase == "done":
             collector.begin()
@@ -223,7 +224,7 @@ Histories.TestCase.settings = settings(max_examples=50, stateful_step_count=12, 
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "PART", 8)
+    monkeypatch.setattr(shard_pass, "PART", 8)
     monkeypatch.setattr(collecting, "CLOCK_SECONDS", -1.0)  # the clock of the test jumps
 
 

@@ -9,9 +9,10 @@ from memkv_sglang.tiers.minio.retention.bucket_format import (
     ensure_format,
     write_format,
 )
-from memkv_sglang.tiers.minio.retention.collector import Collection, Collector, Parts
+from memkv_sglang.tiers.minio.retention.collector import Collection, Collector
 from memkv_sglang.tiers.minio.retention.contents import namespace_entries
 from memkv_sglang.tiers.minio.retention.logs import LogStore
+from memkv_sglang.tiers.minio.retention.parts import Parts
 from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
 from memkv_sglang.tiers.minio.retention.rebuild import Rebuilder
 from memkv_sglang.tiers.minio.retention.records import Records

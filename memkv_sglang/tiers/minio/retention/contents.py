@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from memkv_sglang.page import PAGE_HASH_SIZE
+from memkv_sglang.tiers.minio.retention.parts import Parts
 from memkv_sglang.tiers.minio.retention.shards import MissingPartError, Part, Shard
 
 if TYPE_CHECKING:
-    from memkv_sglang.tiers.minio.retention.collector import Parts
     from memkv_sglang.tiers.minio.retention.entries import Entries
 
 ATTEMPTS = 5
@@ -17,7 +17,7 @@ NO_LEASE = 60.0
 """Duration of a lease that is only looked at."""
 
 
-def namespace_entries(parts: "Parts", namespace: bytes) -> "Iterator[Entries]":
+def namespace_entries(parts: Parts, namespace: bytes) -> "Iterator[Entries]":
     """Yield the known pages of a namespace, shard by shard. Blocks, raises `TierError`."""
     for number in range(parts.format.shards):
         shard = Shard(parts.records, parts.bucket, parts.names, number, NO_LEASE)
@@ -30,7 +30,7 @@ def namespace_entries(parts: "Parts", namespace: bytes) -> "Iterator[Entries]":
                     raise
 
 
-def _shard_entries(parts: "Parts", shard: Shard, number: int, namespace: bytes) -> "Entries":
+def _shard_entries(parts: Parts, shard: Shard, number: int, namespace: bytes) -> "Entries":
     from memkv_sglang.tiers.minio.retention.entries import merge
 
     width = 256 // parts.format.shards

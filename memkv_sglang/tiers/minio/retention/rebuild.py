@@ -24,6 +24,7 @@ from memkv_sglang.tiers.minio.retention.bucket_format import (
     read_format,
     write_format,
 )
+from memkv_sglang.tiers.minio.retention.parts import Parts
 from memkv_sglang.tiers.minio.retention.shards import (
     PART,
     REPAIR,
@@ -33,7 +34,6 @@ from memkv_sglang.tiers.minio.retention.shards import (
 )
 
 if TYPE_CHECKING:
-    from memkv_sglang.tiers.minio.retention.collector import Parts
     from memkv_sglang.tiers.minio.retention.entries import Entries
 
 HEADS_AT_ONCE = 256
@@ -79,7 +79,7 @@ class _Progress(msgspec.Struct, kw_only=True):
 class Rebuilder:
     """Rebuilds the index of one bucket. Calls block, raise `TierError` and what a step raises."""
 
-    def __init__(self, parts: "Parts", config: CollectorConfig, shards: int | None = None) -> None:
+    def __init__(self, parts: Parts, config: CollectorConfig, shards: int | None = None) -> None:
         """Use the number of shards that the bucket has; `shards` for a bucket of format 1."""
         self._parts = parts
         self._config = config
