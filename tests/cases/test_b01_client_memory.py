@@ -109,7 +109,7 @@ def scribbling(memory: memoryview) -> Iterator[None]:
         thread.join()
 
 
-@pytest.fixture(params=["plain", "encrypted"])
+@pytest.fixture(params=["plain", pytest.param("encrypted", marks=pytest.mark.slow)])
 def minio(request: pytest.FixtureRequest, minio_config: MinioConfig, tmp_path: Path) -> MinioConfig:
     if request.param == "plain":
         return minio_config

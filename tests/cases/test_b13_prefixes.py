@@ -118,7 +118,9 @@ class Sessions:
         return self.tier.usage().bytes
 
 
-@pytest.fixture(params=list(SIZES))
+@pytest.fixture(
+    params=["one size", pytest.param("two sizes", marks=pytest.mark.slow), "three sizes"]
+)
 def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     with disk(tmp_path / "nvme", capacity=CAPACITY) as opened:
         running = Sessions(opened, SIZES[request.param], seed=13)
