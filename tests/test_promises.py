@@ -20,7 +20,7 @@ def is_slow(decorated: ast.FunctionDef) -> bool:
 def test_every_promise_of_the_readme_is_in_the_table() -> None:
     promises = (ROOT / "README.md").read_text().partition("## What it promises")[2]
     titles = re.findall(r"^- \*\*(.*)\.\*\*", promises.partition("\n## ")[0], re.MULTILINE)
-    assert len(titles) == 6
+    assert titles
     assert [title for title in titles if f"| {title} |" not in table()] == []
 
 
