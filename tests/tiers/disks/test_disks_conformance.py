@@ -14,7 +14,7 @@ from memkv_sglang.tiers.disks import StripedTier
 from tests.tiers.nvme.test_nvme_conformance import pages_in
 
 
-@pytest.mark.parametrize("disks", [2, 3])
+@pytest.mark.parametrize("disks", [2, pytest.param(3, marks=pytest.mark.slow)])
 class TestStripedTier(TierConformance):
     page_overhead = 2 * BLOCK  # padding and footer
 

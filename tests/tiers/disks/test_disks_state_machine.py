@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -87,5 +88,6 @@ class CrowdedMachine(DisksMachine):
 
 
 TestRoomy = DisksMachine.TestCase
-TestCrowded = CrowdedMachine.TestCase
-TestRoomy.settings = TestCrowded.settings = settings(max_examples=20, stateful_step_count=25)
+TestCrowded = pytest.mark.slow(CrowdedMachine.TestCase)
+TestRoomy.settings = settings(max_examples=8, stateful_step_count=20)
+TestCrowded.settings = settings(max_examples=30, stateful_step_count=30)
