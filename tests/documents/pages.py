@@ -141,7 +141,7 @@ def _stripped(words: list[str]) -> list[str]:
         elif first == "sudo":
             words = words[3 if words[1] == "-u" else 1 :]
         elif first == "ssh":
-            words = words[2:]
+            words = words[3 if words[1] == "-t" else 2 :]
         else:
             break
     if not words or words[0] in ("for", "done"):
