@@ -6,6 +6,7 @@ Secrets are compared by hashes, keyed with a nonce that the client chooses for e
 import hashlib
 import os
 import secrets
+import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -180,6 +181,8 @@ def _agree(setting: Setting, running: Any, wanted: Any) -> bool:
         return bool(wanted == 0)  # 0 accepts any port
     if setting.key == "minio.endpoint":
         return _urls(running) == _urls(wanted)
+    if setting.key == "minio.shards":
+        return sorted(_tables(running)) == sorted(_tables(wanted))
     if setting.unit == "path" and running and wanted:
         return _same_path(str(running), str(wanted))
     if setting.unit == "paths" and running and wanted:
@@ -196,6 +199,11 @@ def _same_paths(some: Sequence[str], others: Sequence[str]) -> bool:
     return len(some) == len(others) and all(
         any(_same_path(one, other) for other in others) for one in some
     )
+
+
+def _tables(shards: Any) -> list[str]:
+    """Return the shards in a TOML array as texts; their order makes no difference."""
+    return [str(table) for table in tomllib.loads(f"shards = {shards or '[]'}")["shards"]]
 
 
 def _same_path(one: str, other: str) -> bool:

@@ -16,7 +16,7 @@ from memkv_testbed.host_pool import HostPool
 from memkv_sglang.agent.settings import RunningSettings, make_nonce, report_settings
 from memkv_sglang.cli.main import main
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.config.schema import Config, MinioConfig
+from memkv_sglang.config.schema import Config, MinioConfig, ShardConfig
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_namespace
 from memkv_sglang.tiers.base import SpillResult
@@ -201,6 +201,20 @@ def test_equivalent_settings_do_not_differ(tmp_path: Path) -> None:
     assert difference(one, one, AWS_SECRET_ACCESS_KEY="s3cr3t") == ""
     no_minio = make_config(tmp_path)
     assert difference(no_minio, change(no_minio, minio_bucket="other", minio_role="reader")) == ""
+
+
+def test_shards_are_compared_in_any_order_and_secrets_by_hash(tmp_path: Path) -> None:
+    a = ShardConfig(name="a", endpoint="http://a:1")
+    b = ShardConfig(name="b", endpoint="http://b:1", access_key="key", secret_key="s3cr3t")
+    one = make_config(tmp_path, MinioConfig(shards=(a, b)))
+    assert difference(one, change(one, minio_shards=(b, a))) == ""
+    moved = msgspec.structs.replace(a, endpoint="http://c:1")
+    assert difference(one, change(one, minio_shards=(moved, b))).startswith("minio.shards: the")
+    assert difference(one, change(one, minio_shards=(b,))).startswith("minio.shards: the")
+    other = msgspec.structs.replace(b, secret_key="other")
+    assert difference(one, change(one, minio_shards=(a, other))) == (
+        "minio.shards.b.secret_key: the agent runs with another value"
+    )
 
 
 def test_every_setting_that_the_agent_uses_is_compared(tmp_path: Path) -> None:
