@@ -4,6 +4,7 @@ import logging
 import os
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from sglang_cpu_platform import forking
@@ -116,7 +117,11 @@ def _adjust_sglang() -> None:
     import torch
     from sglang.srt.mem_cache.pool_host import base
 
+    from sglang_cpu_platform import device
+
     base.HICACHE_HOST_MEMORY_RESERVE_BYTES = HOST_MEMORY_RESERVE_BYTES
+    # Not a hook, which cannot wrap a cached function.
+    torch.get_device_module = partial(device.module, torch.get_device_module)
     if not hasattr(torch.cpu.Stream, "synchronize"):
         # Called when a transfer fails; without it the AttributeError hides the failure.
         torch.cpu.Stream.synchronize = lambda _stream: None
