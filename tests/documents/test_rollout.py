@@ -11,6 +11,7 @@ from memkv_testbed.certificates import Authority
 from memkv_testbed.minio_server import MinioServer
 from memkv_testbed.minio_users import Keys
 
+from tests.agent.agent_harness import eventually
 from tests.cli.cli_node import LIMIT, PAGES, Outcome, running_agent, spill_chain, start
 from tests.documents.pages import blocks, commands
 
@@ -94,7 +95,7 @@ def test_the_page_leads_to_nodes_that_share_pages(
             diagnosis = memkv(node, "doctor")
             assert diagnosis.status == 0, diagnosis.out
         chain = spill_chain(one)
-        assert other.lookup(chain).length == PAGES
+        eventually(lambda: other.lookup(chain, 4.0).length == PAGES)
         assert chain.namespace.hex() in memkv(nodes[1], "inspect").out
         assert memkv(nodes[1], "gc", "--dry-run").status == 0
     cleared = memkv(administrator, *words_after("memkv", "clear", "--bucket"), "--yes")
