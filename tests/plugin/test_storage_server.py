@@ -26,6 +26,7 @@ from sglang_cpu_platform import tiny_model
 from sglang_cpu_platform.fork_server import ForkServers
 from sglang_cpu_platform.server import CpuServer, free_port
 
+from memkv_sglang.cli.request_times import RequestTimes, read_requests
 from tests.plugin.attached import Node, eventually
 from tests.serving.node import PAGE, THRESHOLD, prompt, reusable
 
@@ -96,6 +97,7 @@ class Attachable:
             "MEMKV_MINIO_SECRET_KEY": storage.secret_key,
             **{"MEMKV_" + k.upper().replace(".", "_"): v for k, v in node.settings.items()},
         }
+        self.home = home
         self.node = node
         self.events = Subscriber(endpoint)
         self.server = CpuServer(
@@ -150,6 +152,17 @@ class Attachable:
         assert answer.output_ids == self.computed
         return int(answer.cached_by_source.get("storage", 0))
 
+    def explain(self, request: str) -> RequestTimes:
+        """Load the prompt for a request of this id; return what both logs say about it."""
+        self.ask("POST", "/flush_cache?timeout=30", {})
+        parameters = {"max_new_tokens": 1}
+        body = {"rid": request, "input_ids": PROMPT, "sampling_params": parameters}
+        self.ask("POST", "/generate", body)
+        logs = [self.home / "run" / "agent.log", self.home / "server.log"]
+        lines = [line for log in logs for line in log.read_bytes().splitlines()]
+        (times,) = read_requests(lines, request=request)
+        return times
+
     def compute(self) -> None:
         self.computed = self.server.client.generate(PROMPT, max_new_tokens=4).output_ids
 
@@ -170,6 +183,7 @@ def attachable(forks: ForkServers) -> Iterator[Attachable]:
         tiny_model.make(home / "model", "mha")
         node = Node(home, None)
         node.settings |= {"minio.endpoint": storage.endpoint, "minio.bucket": "pages"}
+        node.settings |= {"agent.log_requests": "all", "agent.log_format": "json"}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MEMKV_MINIO_ACCESS_KEY", storage.access_key)
             patch.setenv("MEMKV_MINIO_SECRET_KEY", storage.secret_key)
@@ -198,6 +212,12 @@ def test_attach_clear_detach_and_attach_again(attachable: Attachable) -> None:
         eventually(partial(subject.announced, medium, blocks))
         # Routers recognise the blocks that SGLang announced itself.
         assert events.blocks(medium).items() <= events.blocks("GPU").items()
+
+    explained = subject.explain("a-chosen-id")
+    assert explained.operations["lookup"].done * PAGE >= expected
+    assert explained.operations["load"].done * PAGE == expected
+    assert set(explained.steps["load"]) == {"nvme"}
+    assert explained.server.keys() == {"lookup", "load"}
 
     metrics = subject.server.client.get("/metrics")
     assert "memkv_loaded_tokens_total{" in metrics
