@@ -1,4 +1,4 @@
-"""Count the requests that use and removal of a bucket's pages take, for buckets of two sizes.
+"""Count the requests for using and removing a bucket's pages, for buckets of two sizes.
 
 Also measures the time and memory of the collection.
 """
@@ -50,7 +50,7 @@ INTERVALS = 6
 """Rounds of collection in a period, as by default."""
 
 LOOKS = 5
-"""Times that a node looks at the round in an interval, on average."""
+"""How often a node polls the round in an interval, on average."""
 
 
 def run(options: Options) -> Report:

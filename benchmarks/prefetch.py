@@ -55,7 +55,7 @@ class Round(NamedTuple):
 
     @classmethod
     def draw(cls, prefixes: list[Tokens], new: int, seed: int) -> "Round":
-        """Add a question to every prefix, and some prompts that nobody has asked for."""
+        """Add a question to every prefix, and add some new prompts."""
         known = [[*prefix, *prompt(f"question {next(_numbers)}", QUESTION)] for prefix in prefixes]
         random.Random(seed).shuffle(known)
         return cls(known, [prompt(f"new {next(_numbers)}", PREFIX) for _ in range(new)])
@@ -177,7 +177,7 @@ def _generate(node: Node, prefix: Tokens) -> Answer:
 
 
 def _reuses(node: Node) -> bool:
-    """Return whether what the server stores now comes back."""
+    """Return whether pages that the server stores now can be loaded again."""
     tokens = prompt(f"probe {next(_numbers)}", 4 * PAGE)
     node.server.client.generate(tokens, max_new_tokens=1)
     node.server.client.flush_cache()

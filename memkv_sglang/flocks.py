@@ -33,7 +33,7 @@ def describe_holder(descriptor: int) -> str:
 def is_ending(pid: int) -> bool:
     """Return whether a process was killed or has exited, but is not gone yet.
 
-    Requests in flight on a disk that does not answer keep it, and its locks, for that long.
+    Requests in flight on a disk that does not answer keep the process and its locks.
     """
     with suppress(OSError):
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

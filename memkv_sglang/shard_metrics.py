@@ -35,7 +35,7 @@ class ShardState(Protocol):
 
 
 class ShardMetrics:
-    """Calls and state by shard. The metrics of the tier add all shards up."""
+    """Calls and state by shard. The tier's metrics are sums over all shards."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register every metric."""

@@ -91,7 +91,7 @@ def savings(scope: str) -> Row:
                 "Prefill saved, seconds per second",
                 [Query(rate("memkv_saved_prefill_seconds_total", scope), "{{tier}}")],
                 "short",
-                help="How many servers would be busy with computing what is loaded",
+                help="Number of servers that would be busy computing what is loaded",
                 stack=True,
             ),
             Panel(

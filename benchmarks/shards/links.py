@@ -10,11 +10,10 @@ CLONE_NEWNET = 0x40000000
 
 
 def limit_links(count: int, megabits: int) -> list[str]:
-    """Move this process to a network of its own; return addresses with a link each.
+    """Move this process to its own network; return addresses, each with its own link.
 
-    What leaves an address is limited to `megabits` per second (`htb`, MTU 9000). Programs that are
-    started later are in the same network. Raises `MissingToolError` if that needs more rights or
-    tools.
+    Traffic from an address is limited to `megabits` per second (`htb`, MTU 9000). Programs started
+    later run in the same network. Raises `MissingToolError` without the rights or tools for this.
     """
     ip, tc = tool("ip"), tool("tc")
     if os.geteuid():

@@ -1,4 +1,4 @@
-"""How much of conversations is left when a shard fails, returns or is added.
+"""Measure how much of each conversation survives when a shard fails, returns or is added.
 
 Uses the sharded tier over memory, with tiny pages.
 """

@@ -17,7 +17,7 @@ from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.shards import Shard, ShardedTier
 
 CALL = 128
-"""Pages of a load call of SGLang."""
+"""Pages in one of SGLang's load calls."""
 
 PROMPT = 16
 """Pages that all conversations share. They are in the host pool, so no conversation loads them."""

@@ -101,11 +101,11 @@ class SimulatedTime:
         self._patches.close()
 
     def repeat(self, turn: Callable[[], float]) -> None:
-        """Call `turn` when it is due, for the first time at once; it returns when again."""
+        """Call `turn` now, then whenever it is due; it returns when it is due next."""
         heapq.heappush(self._turns, (time.monotonic(), next(self._number), turn))
 
     def run_until(self, seconds: float) -> None:
-        """Move to so many seconds after the start; give every turn that is due on the way."""
+        """Advance to this many seconds after the start; run every turn due on the way."""
         until = self.began + seconds
         while self._turns and self._turns[0][0] <= until:
             when, _, turn = heapq.heappop(self._turns)
@@ -205,7 +205,7 @@ def replay(
     home: Path,
     length: float = DAY,
 ) -> Day:
-    """Replay `length` seconds on four nodes with disks of `disk` pages."""
+    """Replay `length` seconds on four nodes whose disks hold `disk` pages each."""
     hits, used = 0, set[tuple[int, int]]()
     requests = list(zip(workload.seconds, placed, workload.requests, strict=True))
     with (

@@ -27,7 +27,7 @@ class ProductCache(SimulatedDisk, Cache):
 
 
 class ProductDisks:
-    """Decides as the NVMe tier does over several disks, which take new pages in turn."""
+    """Makes the decisions of an NVMe tier whose several disks take new pages in turn."""
 
     def __init__(self, pages: int, disks: int) -> None:
         """Divide `pages` among the disks."""

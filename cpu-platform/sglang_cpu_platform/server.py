@@ -113,9 +113,9 @@ class CpuServer(ManagedProcess):
     """A server that runs during a `with` block and is ready when the block begins.
 
     To start several at once, call `start` on each, then `wait_ready` on each, and `stop`.
-    Arguments as of `launch`, on a free port. `forks` start the process without importing SGLang
-    again. `prefix` is a command that runs the server's command line, such as `nsenter`; it must
-    replace itself with the server.
+    Takes the arguments of `launch`; chooses a free port. `forks` start the process without
+    importing SGLang again. `prefix` is a command that runs the server's command line, such as
+    `nsenter`; it must replace itself with the server.
     """
 
     def __init__(

@@ -139,7 +139,7 @@ def _minio(
 def _with_split_cache(config: MinioConfig) -> MinioConfig:
     """Return settings with each shard's part of the presence cache.
 
-    Half of it says in which shard a page is, the other half that it is in any; see `ShardedTier`.
+    Half of it records which shard has each page, half that some shard has it; see `ShardedTier`.
     """
     if not config.shards:
         return config

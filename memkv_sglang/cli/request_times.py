@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import IO, Any
 
 READ_LIMIT = 256 << 20
-"""Bytes read of one log, from its end; the same number from the start of a pipe."""
+"""Maximum bytes to read: the last ones of a file, or the first ones of a pipe."""
 
 LINE_LIMIT = 64 << 10
 """Longer lines are skipped."""
@@ -67,7 +67,7 @@ class RequestTimes:
 
     @property
     def seconds(self) -> float:
-        """All seconds of the agent's calls."""
+        """Total seconds of the agent's calls."""
         return self.seconds_before + sum(times.seconds for times in self.operations.values())
 
     def add(self, line: dict[str, Any]) -> None:

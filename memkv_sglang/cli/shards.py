@@ -40,7 +40,7 @@ def bucket_configs(config: MinioConfig, shard: str | None = None) -> dict[str, M
 
 
 def tier_name(shard: str) -> str:
-    """Return how tables and messages call the tier in one bucket."""
+    """Return the name of one bucket's tier in tables and messages."""
     return f"minio/{shard}" if shard else "minio"
 
 

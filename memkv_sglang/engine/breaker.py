@@ -33,7 +33,7 @@ class Breaker(Protocol):
 
     @property
     def state(self) -> BreakerState:
-        """The state that the next call meets."""
+        """The state that the next call will see."""
 
 
 class CircuitBreaker:
@@ -51,7 +51,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> BreakerState:
-        """The state that the next call meets."""
+        """The state that the next call will see."""
         with self._lock:
             due = self._state is BreakerState.OPEN and time.monotonic() >= self._retry_at
             return BreakerState.HALF_OPEN if due else self._state

@@ -91,7 +91,7 @@ def test_a_fork_looks_like_a_server_that_was_started(mha: CpuServer) -> None:
 
 
 def test_a_fork_server_that_ended_is_an_error_with_its_output(tmp_path: Path) -> None:
-    """Here it ends because its interpreter does not know it."""
+    """Here it exits because /bin/cat is not a Python interpreter."""
     forks = ForkServers()
     broken = CpuServer(tmp_path, log=tmp_path / "log", python="/bin/cat", forks=forks)
     with pytest.raises(ProcessFailedError, match="fork server"):

@@ -36,7 +36,7 @@ pytestmark = [
 
 VISION = ["--enable-multimodal", "--mm-attention-backend", "sdpa"]
 IMAGE_TOKENS = 50
-"""Of an image of 224 x 168 pixels, with the tokens around it."""
+"""Tokens of a 224 x 168 pixel image, including the markers around it."""
 
 
 class Shown(NamedTuple):

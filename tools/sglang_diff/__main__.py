@@ -1,4 +1,4 @@
-"""Print what an SGLang version changes of what this project uses."""
+"""Report what an SGLang version changes in the parts that this project uses."""
 
 import argparse
 import sys

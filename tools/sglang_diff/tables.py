@@ -1,4 +1,4 @@
-"""Compare SGLang's lists with this project's tables: what a release adds that no table knows."""
+"""Find what an SGLang release adds that no table of this project lists."""
 
 import ast
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What this project hooks and uses of SGLang, by full name."""
+"""List the parts of SGLang that this project hooks or uses, by full name."""
 
 import ast
 from collections.abc import Iterable, Iterator

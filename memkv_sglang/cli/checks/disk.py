@@ -43,7 +43,7 @@ def _check_one(config: NvmeConfig, loaded: LoadedConfig) -> Iterator[Finding]:
 
 
 def _shared_devices(directories: Sequence[Path]) -> Iterator[Finding]:
-    """Report directories on the same device, which several directories do not make faster."""
+    """Report directories on the same device: several of them do not make it faster."""
     by_device: dict[int, list[Path]] = defaultdict(list)
     for directory in directories:
         with suppress(OSError):  # reported by the other checks

@@ -18,7 +18,7 @@ PIECE = 16 * MIB
 """Bytes of a request. The kernel splits it, so one at a time keeps most disks busy."""
 
 MOST = 64
-"""Pieces that are written at most."""
+"""Maximum number of pieces to write."""
 
 SLOW = 0.5e9
 """Bytes per second below which GPUs recompute most pages faster than the disk loads them."""

@@ -1,4 +1,4 @@
-"""Check the limits of the system that the agent and servers run into."""
+"""Check the system limits that the agent and the servers can reach."""
 
 import resource
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def check_locked_memory(devices: Path = RDMA) -> Finding:
 
 
 def check_receive_buffer(limit: Path = RMEM_MAX) -> Finding:
-    """Check the limit of receive buffers, which TLS connections to MinIO want larger."""
+    """Check the maximum receive buffer; loads from MinIO over TLS benefit from a large one."""
     try:
         most = int(limit.read_text())
     except (OSError, ValueError):  # a container hides it

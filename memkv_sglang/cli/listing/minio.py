@@ -44,7 +44,7 @@ class MinioListing:
     """The pages in a bucket. Every call sends requests."""
 
     def __init__(self, config: MinioConfig, tier: MinioTier, name: str = "minio") -> None:
-        """List the bucket of a tier, which output calls `name`. The caller closes the tier."""
+        """List a tier's bucket; `name` is its label in the output. The caller closes the tier."""
         self.name = name
         self._config = config
         self._tier = tier

@@ -29,7 +29,7 @@ class NvmeListing:
     name = "nvme"
 
     def __init__(self, directory: Path, name: str = name) -> None:
-        """List a directory; a missing one is empty. `name` is its label for people."""
+        """List a directory; a missing one is empty. `name` is its label in the output."""
         self.name = name
         self._directory = directory
 

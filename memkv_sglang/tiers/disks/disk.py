@@ -108,7 +108,7 @@ class Disk:
             return True
 
     def retry(self, problem: str) -> None:
-        """Try to open the directory again and again, in the background, because of `problem`."""
+        """Keep trying to open the directory in the background, because of `problem`."""
         self._problem = problem
         fields = {"directory": self.directory, "reason": problem, "retry_s": RETRY_SECONDS}
         _log.error("disk does not work, its pages count as missing", extra={"fields": fields})

@@ -207,7 +207,7 @@ class StripedTier(Tier):
         return results
 
     def _run(self, call: Callable[[Share], None], parts: Sequence[Share]) -> None:
-        """Make the call for each share, in parallel. Raises what a call raised, after all ended."""
+        """Make the call for each share, in parallel; raise an error only after all have ended."""
         if not parts:
             return
         others = [self._threads.submit(call, part) for part in parts[1:]]
@@ -243,7 +243,7 @@ class StripedTier(Tier):
 
     @override
     def describe(self, namespace: Namespace) -> None:
-        """Store the description on every disk, later on those that are broken now."""
+        """Store the description on every disk; broken disks get it when they work again."""
         disks = self._open()
         if len(disks) < len(self._disks):
             self._described[namespace.digest] = namespace

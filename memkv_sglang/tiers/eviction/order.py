@@ -50,7 +50,7 @@ class EvictionOrder:
     """
 
     def __init__(self, chooser: PolicyChooser | None = None) -> None:
-        """Follow the policy of `chooser`, or else of an own one."""
+        """Follow the policy of `chooser`; the default is a new one."""
         self._ticks = array("Q")
         self._uses = bytearray()
         """Number of reuses by entry."""

@@ -10,8 +10,8 @@ class Placement:
     """Ranks shards for a page by rendezvous hashing.
 
     A shard's score for a page depends only on the page's hash and the shard's name, so adding or
-    removing a shard moves only its share of the pages. Without its first shard, a page has the
-    same ranking as before, from the second shard on.
+    removing a shard moves only its share of the pages. If a page's first shard is
+    removed, its other shards keep their order.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where pages are, and which shards to use for them."""
+"""Find out where pages are, and choose shards for them."""
 
 import threading
 from collections import OrderedDict
@@ -73,7 +73,7 @@ class Router:
         return groups
 
     def note(self, key: PageKey, number: int) -> None:
-        """Remember in which shard a page was found or stored, unless it belongs there."""
+        """Record that a shard has a page; only pages in an unexpected shard are remembered."""
         if number in self._placement.order(key.hash)[: self._replicas]:
             self._displaced.discard([key])
         else:

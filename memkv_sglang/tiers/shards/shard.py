@@ -28,7 +28,7 @@ class Shard(NamedTuple):
     """Decides which pages belong to the shard."""
     tier: Tier
     works: Callable[[], bool] = _always
-    """Whether calls are worth trying, such as the state of a circuit breaker. Does not block."""
+    """Whether to attempt calls, for example by the state of a circuit breaker. Does not block."""
     uses: AccessRecorder | None = None
     pins: PinReader | None = None
     round_trip: Callable[[], float] = _no_delay

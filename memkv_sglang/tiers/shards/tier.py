@@ -59,7 +59,7 @@ class ShardedTier(Tier):
         Args:
             name: the tier's name.
             shards: at least one, with different names.
-            replicas: shards that store each page, as far as enough of them work.
+            replicas: number of shards that store each page, if that many work.
             presence_cache_pages: pages remembered as present in some shard.
             negative_ttl: seconds for which a missing page is remembered as missing.
             placement: ranks the shards; by default, by the hash of each page.

@@ -314,7 +314,7 @@ class Collector:
         self._replaced.clear()
 
     def _decide(self, step: Step, *, dry_run: bool) -> bool:
-        """Decide which pages leave, given all shards as they were just merged."""
+        """Decide which pages to remove, given all shards as they were just merged."""
         from memkv_sglang.tiers.minio.retention.eviction import find_cut, order_at, planned
 
         config, now = self._config, self._clock.now()
