@@ -174,8 +174,8 @@ class Metrics:
         )
         self.upload_queue_age = Gauge(
             "memkv_upload_queue_age_seconds",
-            "How long the oldest page in the upload queue has been waiting, since the agent's "
-            "start at most; 0 if none waits",
+            "How long the oldest page in the upload queue has been waiting, counted from the "
+            "agent's start at the earliest; 0 if the queue is empty",
             registry=registry,
         )
         self.upload_deferred_bytes = Gauge(

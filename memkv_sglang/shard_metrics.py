@@ -103,7 +103,7 @@ class ShardMetrics:
         )
         self.lookup_requests = Histogram(
             "memkv_shard_lookup_requests",
-            "Pages that a lookup asked shards about, at most one request each",
+            "Pages that a lookup asked shards about; each costs at most one request",
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )

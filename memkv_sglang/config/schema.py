@@ -129,7 +129,7 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Literal["none", "slow", "all"],
         Meta(
             description="Requests whose lookups and loads are logged, for `memkv explain`. "
-            "`slow`: those that wait for 100 ms or longer in all.",
+            "`slow`: those that wait for 100 ms or longer in total.",
         ),
     ] = "slow"
     drain_timeout: Annotated[
@@ -284,8 +284,9 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         str,
         Meta(
             extra=PATHS,
-            description="Directory for pages; for several disks one on each, separated by commas "
-            "(or a list in a file). Each agent needs its own. Empty: no NVMe tier.",
+            description="Directory for pages. For several disks, give one directory on each, "
+            "separated by commas (or a list in a file). Agents cannot share one. "
+            "Empty: no NVMe tier.",
         ),
     ] = ""
     capacity: Annotated[
@@ -293,8 +294,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=MIB,
             extra=BYTES,
-            description="Disk space for pages and the tier's other files, in each directory. At "
-            "most the size of the file system.",
+            description="Disk space for pages and the tier's other files, per directory. Must not "
+            "exceed the size of the file system.",
         ),
     ] = 100 * GIB
     segment_size: Annotated[
@@ -350,8 +351,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class ShardConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of several servers or clusters that each hold a share of the pages.
 
-    What is empty is taken from `[minio]`; the three settings of credentials are taken together, and
-    so are the two of the client certificate.
+    Empty settings are taken from `[minio]`: the three credential settings only together, and the
+    two client certificate settings only together.
     """
 
     name: Annotated[
@@ -414,8 +415,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=1,
             le=2,
-            description="Number of shards that store each page. With 2, no page is lost with one "
-            "shard, for twice the space and uploads.",
+            description="Number of shards that store each page. With 2, losing a shard loses no "
+            "page, but pages take twice the space and uploads.",
         ),
     ] = 1
     bucket: Annotated[
@@ -525,8 +526,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=1,
             le=256,
-            description="Maximum number of connections of a call, and so of its pages in flight. "
-            "With shards: to each of them.",
+            description="Maximum number of connections per call, and so of its pages in flight; "
+            "with shards, per shard.",
         ),
     ] = 8
     connect_timeout: Annotated[
@@ -585,7 +586,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             extra=BYTES,
-            description="Maximum size of the pages under the prefix; with shards, of each of them. "
+            description="Maximum total size of the pages under the prefix; with shards, per shard. "
             "Above it, the least recently used pages are removed. 0: no limit.",
         ),
     ] = 0

@@ -2,7 +2,7 @@
 
 While the file that the environment names in `DISK_FAULT` exists, reads and writes of pages and of
 the journal raise the error that it names (EIO, ENOSPC). If a directory follows (`EIO /mnt/b`), only
-those of files in it fail. Most machines have no device that fails on demand, so the system calls
+calls on files in it fail. Most machines have no device that fails on demand, so the system calls
 are replaced. AIO then accepts no request, and the tier falls back to these calls.
 """
 
