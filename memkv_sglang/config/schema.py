@@ -351,8 +351,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class ShardConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of several servers or clusters that each hold a share of the pages.
 
-    Empty settings are taken from `[minio]`: the three credential settings only together, and the
-    two client certificate settings only together.
+    Empty settings are taken from `[minio]`: the three credential settings as a group, and the two
+    client certificate settings as a group.
     """
 
     name: Annotated[

@@ -9,7 +9,7 @@ from memkv_sglang.plugin import state
 
 
 def look_up(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
-    """Wrap the lookup of a request's pages: tell the agent's log whose they are."""
+    """Wrap the lookup of a request's pages: tell the agent which request it is for."""
     storage = state.storage
     if storage is None:
         return original(controller, operation)

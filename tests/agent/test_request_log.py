@@ -1,4 +1,4 @@
-"""The log of requests: which calls it has, and that its lines can be read back."""
+"""The request log has the right calls, and its lines can be read back."""
 
 import io
 import logging
