@@ -21,7 +21,7 @@ demo: setup  ## Show two SGLang servers share every prefix; ARGS="--tokens 4096"
 	@$(BIN)/python -m memkv_testbed.demo $(ARGS)
 
 # For two cores: many tests wait for servers, timeouts or disks.
-PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
+PYTEST := $(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test: setup  ## Run the tests of a change: at least one for each promise, at most 10 minutes
 	@$(PYTEST) -m "not slow and not soak" --no-skips $(ARGS)

@@ -10,11 +10,13 @@ import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from memkv_testbed.minio_server import MinioServer
 from sglang_cpu_platform.fork_server import ForkServers
+from typing_extensions import override
 
 from memkv_sglang.agent import paths
 from memkv_sglang.config import load
@@ -59,9 +61,14 @@ def minio_config(minio_server: MinioServer) -> MinioConfig:
     )
 
 
-ONE_GROUP = ("serving", "packaging")
-"""Folders whose modules share what takes long to make: SGLang servers, the archives. Tests of other
-folders that start SGLang servers run with those of `tests/serving`, and share their fork server.
+ONE_GROUP = {
+    "serving": "servers",
+    "cpu_platform/test_cpu_server.py": "servers",
+    "plugin/test_storage_server.py": "servers",
+    "packaging": "packaging",
+}
+"""Folders and modules whose tests run in one worker, because they share what takes long to make:
+SGLang servers, the archives. Two sets of SGLang servers would not fit into the memory.
 """
 
 FIRST = ("serving", "demo", "cpu_platform")
@@ -72,18 +79,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = _folder(item)
-        if folder == "serving":
+        if _folder(item) == "serving":
             item.add_marker(pytest.mark.serving)
-        group = folder if folder in ONE_GROUP else item.path.stem
-        if "forks" in getattr(item, "fixturenames", ()):
-            group = "serving"
-        item.add_marker(pytest.mark.xdist_group(group))
     rank = {folder: place for place, folder in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(_folder(item), len(FIRST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule by group. xdist 3.8 ignores its own marker for that with pytest 9."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        @override
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0].removeprefix("tests/")
+            return ONE_GROUP.get(module) or ONE_GROUP.get(module.partition("/")[0]) or module
+
+    return ByGroup(config, log)
 
 
 def _folder(item: pytest.Item) -> str:

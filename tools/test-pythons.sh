@@ -54,7 +54,7 @@ test_with() {
     cd "$folder/checkout"
     # shellcheck disable=SC2086  # several arguments
     PYTHONPATH="$PWD/cpu-platform" PATH="$PWD/../venv/bin:$PATH" ../venv/bin/python -m pytest -q \
-      -n 2 --dist loadgroup -m "not slow" ${PYTEST_ARGS:-} "${TESTS[@]}"
+      -n 2 --dist loadscope -m "not slow" ${PYTEST_ARGS:-} "${TESTS[@]}"
   )
 }
 
