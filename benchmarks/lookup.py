@@ -181,7 +181,7 @@ def _claim(report: Report, lengths: tuple[int, ...]) -> None:
         "lookup_2048_cold_round_trips": "memkv, random boundary",
     }
     for key, what in trips.items():
-        # Rounding removes the CPU time of client and server, far below half a round trip.
+        # Rounding hides the CPU time of client and server, far less than half a round trip.
         figures[key] = math.floor(report.median("round trips", what) + 0.5)
     for share in ("100%", "50%", "0%"):
         cases = {str(n): f"{n} pages, {share} there" for n in lengths}

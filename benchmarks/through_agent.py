@@ -29,7 +29,7 @@ class PagesThroughAgent:
         self.chain = self._make_chain(self._round)
 
     def spill(self) -> None:
-        """Spill all pages in SGLang's calls. Raises `PeerFailedError`."""
+        """Spill all pages, in calls as large as SGLang's. Raises `PeerFailedError`."""
         for first in range(0, len(self._buffers), CALL):
             part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
             before = self.chain.hashes[:first]

@@ -150,7 +150,7 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
     contest.stop()
     tell("a node with a slow network to MinIO")
     unseen = [prompt(f"unseen {number}", TOO_SLOW_LENGTH) for number in range(rounds + 1)]
-    for tokens in unseen:  # what the node computes itself, it has on its own disk from then on
+    for tokens in unseen:  # what the node computes stays on its own disk
         contest.store(tokens)
     with TcpProxy(servers.minio.host, servers.minio.port) as proxy:
         node = servers.node("c", endpoint=proxy.url)

@@ -1,4 +1,4 @@
-"""One of this project's tiers with the peers' contract."""
+"""Let one of this project's tiers compete under the peers' contract."""
 
 import time
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ RULES = {
 
 
 def run(options: Options) -> Report:
-    """Replay the trace; for load times its first part."""
+    """Replay the trace; load times are measured on its first part."""
     trace = mooncake()
     report = Report("trace", "share of ideal hits; pages written a useful page; load in ms")
     _compare_orders(report, trace, both=not options.quick)

@@ -408,7 +408,7 @@ class AgentClient:
 
 
 def _request_id(text: str) -> str:
-    """Return an id as the protocol allows it. Servers accept any text from their clients."""
+    """Return an id that the protocol accepts. Servers accept any text from their clients."""
     return printable(text)[: protocol.MAX_REQUEST_ID]
 
 

@@ -10,7 +10,7 @@ from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.private import check_private, open_regular
 
 CHECK_PERIOD = 1.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 
 class FileWatch:
@@ -26,7 +26,7 @@ class FileWatch:
     def changed(self) -> bool:
         """Return whether a file has changed since the last call that returned True.
 
-        Looks at the files at most once per `CHECK_PERIOD`.
+        Checks the files at most once per `CHECK_PERIOD`.
         """
         with self._lock:
             now = time.monotonic()

@@ -41,7 +41,7 @@ def convert_shards(value: Any, name: str, directory: Path) -> tuple[ShardConfig,
 
 
 def has_secrets(value: Any) -> bool:
-    """Return whether a value as in `convert_shards` contains secrets."""
+    """Return whether a value for `convert_shards` contains secrets."""
     if isinstance(value, str):
         return any(secret in value for secret in SECRETS)
     tables = value if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""The shards of the MinIO tier: what each of them is configured with."""
+"""Return the complete settings of each shard of the MinIO tier."""
 
 import json
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ class MeasuredTier(WrapperTier):
     """
 
     def __init__(self, inner: Tier, metrics: CallMetrics, label: str = "") -> None:
-        """Wrap `inner` and report under its name, or another label."""
+        """Wrap `inner`; report under `label`, or under its name by default."""
         super().__init__(inner)
         self.speed = TierSpeed()
         self._metrics = metrics

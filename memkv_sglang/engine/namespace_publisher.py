@@ -106,7 +106,7 @@ class NamespacePublisher:
                 log.warning("namespace not described, still retrying", extra={"fields": fields})
             self._postpone(namespace.digest)
             return False
-        except Exception:  # a bug, but the thread must go on
+        except Exception:  # a bug, but the thread must keep running
             log.exception("namespace not described, still retrying")
             return False
         self._last_error = ""

@@ -34,6 +34,6 @@ class PinWatcher:
                 self._local.exempt(self._pins.read_pins())
             except TierError as error:  # pages stay exempt until the pins can be read
                 log.debug("pins not read", extra={"fields": {"reason": str(error)}})
-            except Exception:  # a bug, but the thread must go on
+            except Exception:  # a bug, but the thread must keep running
                 log.exception("pins not read")
             self._closed.wait(self._interval)

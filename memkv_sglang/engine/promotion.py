@@ -126,7 +126,7 @@ class Promoter:
             self._changed_pages.report("promotion", len(batch) - len(intact))
         try:
             results = self._local.spill(intact, time.monotonic() + WRITE_SECONDS)
-        except Exception:  # a bug, but the thread must go on
+        except Exception:  # a bug, but the thread must keep running
             log.exception("pages not promoted")
             results = [SpillResult.FAILED] * len(intact)
         for result in results:

@@ -351,7 +351,7 @@ class UploadQueue:
             left = self._upload(run, staging)
         except TierError:
             return run.pages
-        except Exception:  # a bug, but the thread must go on
+        except Exception:  # a bug, but the thread must keep running
             log.exception("upload failed", extra={"fields": {"pages": len(run.pages)}})
             left = run.pages
         refused = len(left) == len(run.pages) and self._breaker.state is BreakerState.CLOSED

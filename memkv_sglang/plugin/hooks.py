@@ -95,7 +95,7 @@ def optional_hooks() -> list[Hook]:
 def register_hooks() -> None:
     """Register the required hooks with SGLang, which applies them once all plugins are loaded.
 
-    If this SGLang lacks one of the targets, register the command line's only.
+    If this SGLang lacks one of the targets, register only the command line's hooks.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

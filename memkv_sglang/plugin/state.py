@@ -12,7 +12,7 @@ from memkv_sglang.plugin.traffic import Traffic
 
 
 class AttachedStorage(Protocol):
-    """What the hooks use of `MemKVStorage`."""
+    """The parts of `MemKVStorage` that the hooks use."""
 
     traffic: Traffic
 

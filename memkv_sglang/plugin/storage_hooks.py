@@ -55,7 +55,7 @@ def take_events(original: Callable[..., Any], tree: Any) -> Any:
 
 
 def process_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> Any:
-    """Wrap the processing of a batch's results, which begins by waiting for them: time it."""
+    """Wrap the processing of a batch's results, which first waits for them: measure the batch."""
     done = original(scheduler, batch, result)
     if state.storage is not None:
         state.storage.record_batch(batch)

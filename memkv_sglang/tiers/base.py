@@ -261,7 +261,7 @@ class AccessRecorder(Protocol):
         """
 
     def flush_accesses(self, timeout: float) -> bool:
-        """Make what was recorded known to other nodes; False if that takes too long or fails."""
+        """Publish the recorded uses to other nodes; False if that fails or takes too long."""
 
 
 class PinReader(Protocol):

@@ -28,7 +28,7 @@ BEHAVIOUR = "MEMKV_TEST_BEHAVIOUR"
 clearing never ends. A number: seconds that each call waits."""
 
 UPLOADS = "MEMKV_TEST_UPLOADS"
-"""File that takes the hash of each page that reaches a slow shared tier; empty: no such tier."""
+"""File to which a slow shared tier writes the hash of each page; empty: no shared tier."""
 
 REBIND_LIMIT = "MEMKV_TEST_REBIND_LIMIT"
 """Seconds for which an agent tries to bind a lost socket again."""

@@ -146,7 +146,7 @@ def test_an_agent_uses_the_whole_machine_and_not_its_starters_part_of_it(
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process's children and theirs."""
+    """Return the ids of a process's descendants."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     children = [int(child) for line in lists for child in line.split()]
     return children + [pid for child in children for pid in descendants(child)]

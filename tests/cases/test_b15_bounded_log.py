@@ -224,7 +224,7 @@ def test_log_without_its_directory_is_cut(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def ancillary(chance: random.Random) -> list[tuple[int, int, bytes]]:
-    """Return unexpected numbers of descriptors, or other ancillary data."""
+    """Return ancillary data with a random, mostly unexpected number of descriptors."""
     fds = [0] * chance.choice((0, 1, 2, 4, 5, 100))
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(map(ctypes.c_int, fds)))]
 

@@ -18,7 +18,7 @@ RETRY_SECONDS = 30.0
 """Seconds between attempts to open the directory of a broken disk."""
 
 FAILED_PAGES = 8
-"""A disk is broken once so many different pages failed to load, and none was loaded since."""
+"""Different pages that must fail in a row before a disk counts as broken."""
 
 _RETRY_ENDS = 5.0
 """Seconds that `close` waits for an attempt to open the directory."""
@@ -121,7 +121,7 @@ class Disk:
                 tier = self.open()
             except (ConfigError, TierError, OSError) as error:
                 self._problem = str(error)
-            except Exception:  # a bug, but the thread must go on
+            except Exception:  # a bug, but the thread must keep running
                 _log.exception("disk not opened", extra={"fields": {"directory": self.directory}})
             else:
                 _log.warning("disk works again", extra={"fields": {"directory": self.directory}})

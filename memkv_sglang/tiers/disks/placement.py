@@ -50,8 +50,8 @@ class Placement:
     ) -> Iterator[list[OpenDisk | None]]:
         """Choose a disk for each page to be spilled in the `with` block.
 
-        That is the one that has the page, according to `holders`, or one of `takers`; None if there
-        are none.
+        A page that is already stored keeps its disk, which `holders` returns. Other pages go to
+        `takers`; None if there are none.
         """
         new: list[PageKey] = []
         with self._lock:

@@ -9,7 +9,7 @@ from memkv_sglang.tiers.shards.placement import Placement
 from memkv_sglang.tiers.shards.shard import Shard
 
 CANDIDATES = 2
-"""Working shards that are asked for a page: its first one, and the next one if the first lacks it.
+"""Maximum working shards to ask for a page: its first, then the next one if that lacks it.
 
 The next one has the page if it was stored while the first one was down or did not exist.
 """
@@ -21,8 +21,7 @@ DISPLACED_LIMIT = 200_000
 class Router:
     """Chooses shards for pages. Thread-safe; does no I/O.
 
-    Usually the ranking of a page's hash says where it is. The router remembers the exceptions:
-    pages in other shards than those they belong to.
+    A page is usually in the first shards of its ranking. The router remembers the exceptions.
     """
 
     def __init__(self, shards: Sequence[Shard], placement: Placement, replicas: int) -> None:

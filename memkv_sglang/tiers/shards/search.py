@@ -91,9 +91,9 @@ class ShardSearch:
     def places(self, keys: Sequence[PageKey], *, thorough: bool) -> list[int | None]:
         """Return for each page a shard that holds it, or None.
 
-        Asks a page's next shard if the first one lacks it or fails. Unless `thorough`, it does so
-        only for the first such page of the chain, and for the others only if the next shard has
-        that one; usually the chain just ends there. Raises `TierError` if every shard fails.
+        If a page's first shard lacks it or fails, its next shard is asked. Unless `thorough`, only
+        the first such page is tried; the others follow only if its next shard has it, because
+        usually the chain ends there. Raises `TierError` if every shard fails.
         """
         found: list[int | None] = [None] * len(keys)
         candidates = [self._router.candidates(key, self._live) for key in keys]

@@ -36,11 +36,11 @@ def _ignore(_: int) -> None:
 
 
 class ShardedTier(Tier):
-    """Spreads pages over shards by their hashes, so a page's name alone says where it is.
+    """Spreads pages over shards by their hashes, so that no directory of pages is needed.
 
     A page is stored in the first `replicas` working shards of its ranking, and read from the first
     two. If a shard is down, its pages are missing until they are stored again, in their next
-    shard; when it works again, both kinds are found.
+    shard; when it works again, all of them are found.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Collection(NamedTuple):
     satisfied: bool
     """False if pinned pages exceed the limits."""
     memory: int
-    """Most memory of entries at once, in bytes."""
+    """Peak memory of index entries, in bytes."""
 
 
 def grace(config: CollectorConfig) -> float:
@@ -282,7 +282,7 @@ class Collector:
         return True
 
     def _remove(self, current: Round, step: Step, number: int, shard: Shard) -> bool:
-        """Remove the pages of a shard that the round decided on and nobody used since."""
+        """Remove the pages of a shard that the round selected and no node has used since."""
         from memkv_sglang.tiers.minio.retention.eviction import Cut
 
         holder = shard.read()

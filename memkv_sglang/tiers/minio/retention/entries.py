@@ -35,7 +35,7 @@ REMOVED = 0xFFFFFFFF
 """Size in a log entry that says that the page was removed on purpose, at the time `used`."""
 
 UNKNOWN = 0xFFFFFFFF
-"""Position of a page of which only its use is known."""
+"""Position of a page whose place in its chain is unknown."""
 
 SLICES = 256
 """Slices of a log: one for each first byte of the page hash."""

@@ -100,7 +100,7 @@ class Summary:
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """Which pages leave in a round: those before `order`, and some at `order` in each shard."""
+    """Which pages a round removes: those before `order`, and some at `order` in each shard."""
 
     order: int = 0
     quotas: Sequence[int] = ()

@@ -20,7 +20,7 @@ LISTED_LIMIT = 20_000
 """Maximum number of logs that are read in one pass; others are read in the next."""
 
 LISTED_BYTES = 4 << 30
-"""Maximum total size of those logs; a shard of 16 reads a sixteenth of that."""
+"""Maximum total size of those logs; with 16 shards, each reads a sixteenth of that."""
 
 CACHE_LIMIT = 64 << 20
 """Logs up to this size in all are read whole, once for all shards; larger ones slice by slice."""

@@ -25,7 +25,7 @@ CLOSE_SECONDS = 0.5
 """How long `close` waits for the current step, in seconds."""
 
 POLLS = 4
-"""Number of times per interval that each node looks at the round."""
+"""Number of times per interval that each node polls the round."""
 
 BUSY_SECONDS = 2.0
 """Pause between two looks of a node that has begun a round."""
@@ -40,7 +40,7 @@ class _ClosingError(Exception):
 class CollectorWorker:
     """Begins rounds when they are due, and helps with those that take long.
 
-    A node that does not collect still looks at the round, because it must log its uses before pages
+    A node that does not collect still polls the round, because it must log its uses before pages
     are removed.
     """
 

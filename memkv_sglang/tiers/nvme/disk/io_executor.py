@@ -17,7 +17,7 @@ IoTask = Generator[DiskRequest, None, Result]
 """Yields disk requests. An error of a request is raised at its `yield`. Returns its result."""
 
 _MIN_REQUESTS = 2
-"""Requests in flight however large they are: one that the disk processes, and the next one."""
+"""Minimum requests in flight, whatever their size: the disk processes one, the next one waits."""
 
 _log = logging.getLogger(__name__)
 
