@@ -111,6 +111,8 @@ def group(request: pytest.FixtureRequest, home: Path, models: Models) -> Iterato
                     "SGLANG_HOST_IP": machine.address,
                     "SGLANG_CPU_OMP_THREADS_BIND": str(rank),
                     "no_proxy": machine.address,
+                    # The second node looked for the pages of the first before they were uploaded.
+                    "MEMKV_MINIO_NEGATIVE_TTL": "0",
                 },
                 server=partial(CpuServer, host=machine.address, prefix=machine.prefix),
             )
