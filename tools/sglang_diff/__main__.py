@@ -12,7 +12,7 @@ from memkv_sglang.plugin.versions import NEWEST
 from tools.sglang_diff import tables, used
 from tools.sglang_diff.compare import Change, Kind, compare
 from tools.sglang_diff.source import Source
-from tools.sglang_diff.wheels import FetchError, fetch
+from tools.sglang_diff.wheels import FetchError, check, fetch
 
 GROUPS = {
     "hooked functions": used.hooked,
@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("--known", default=NEWEST, help=f"compare with this one (default {NEWEST})")
     options = parser.parse_args()
     try:
+        check(options.version)  # before anything is downloaded
         old, new = fetch(options.known), fetch(options.version)
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Unpack the wheel of an SGLang version, without its dependencies."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,13 +15,18 @@ class FetchError(Exception):
     """The version cannot be downloaded. The text is one line."""
 
 
+def check(version: str) -> None:
+    """Raise `FetchError` if this cannot be a version."""
+    if not VERSION.fullmatch(version):
+        raise FetchError(f"VERSION={version}: not a version of SGLang; write it like 0.5.23")
+
+
 def fetch(version: str) -> Path:
     """Return the directory that contains a version's package; downloads it once.
 
     Raises `FetchError`.
     """
-    if not VERSION.fullmatch(version):
-        raise FetchError(f"VERSION={version}: not a version of SGLang; write it like 0.5.23")
+    check(version)
     target = FOLDER / version
     if not target.is_dir():
         partial = target.with_name(f"{version}.partial")
@@ -29,6 +35,8 @@ def fetch(version: str) -> Path:
         install = ["pip", "install", "-q", "-p", sys.executable, "--no-deps", "--target"]
         done = subprocess.run(
             [uv, *install, str(partial), f"sglang=={version}"],
+            # The system's certificates, as tools/setup.sh has it. Newer uv reads the first.
+            env={"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1", **os.environ},
             capture_output=True,
             text=True,
             check=False,
