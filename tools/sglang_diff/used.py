@@ -49,7 +49,7 @@ def imports(files: Iterable[Path]) -> Iterator[str]:
 
 
 def _attributes(tree: ast.Module, alias: ast.alias) -> set[str]:
-    """Return which attributes of an imported name a module uses."""
+    """Return which attributes of an imported name a module uses, without Python's own."""
     name = alias.asname or alias.name
     return {
         node.attr
@@ -57,6 +57,7 @@ def _attributes(tree: ast.Module, alias: ast.alias) -> set[str]:
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id == name
+        and not node.attr.startswith("__")
     }
 
 
