@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, reduce
 from itertools import compress, zip_longest
@@ -31,6 +31,7 @@ from memkv_sglang.tiers.disks.placement import OpenDisk, Placement, Share, share
 from memkv_sglang.tiers.eviction import PolicyChooser
 from memkv_sglang.tiers.nvme import NvmeTier
 from memkv_sglang.tiers.nvme.calls import CallsInFlight
+from memkv_sglang.tiers.parallel import run_in_parallel
 
 CALLS = 32
 """Calls that can use all disks in parallel. Further ones wait for a thread."""
@@ -207,16 +208,8 @@ class StripedTier(Tier):
         return results
 
     def _run(self, call: Callable[[Share], None], parts: Sequence[Share]) -> None:
-        """Make the call for each share, in parallel; raise an error only after all have ended."""
-        if not parts:
-            return
-        others = [self._threads.submit(call, part) for part in parts[1:]]
-        try:
-            call(parts[0])
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
+        """Make the call for each share, in parallel."""
+        run_in_parallel([(self._threads, partial(call, part)) for part in parts])
 
     # Other calls
 

@@ -1,11 +1,12 @@
 """One shard, and calls to several shards at once."""
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from memkv_sglang.tiers.base import AccessRecorder, PinReader, Tier, TierError
+from memkv_sglang.tiers.parallel import run_in_parallel
 
 T = TypeVar("T")
 
@@ -54,23 +55,15 @@ class ShardCalls:
         The keys are the shards' numbers. Blocks until every call has returned, even if one raises
         another exception, which is raised then. The last call runs in the caller's thread.
         """
-        if not calls:
-            return {}
-        *others, own = calls
-        futures: dict[int, Future[T | TierError]] = {}
-        try:
-            for number in others:
-                futures[number] = self._executors[number].submit(_attempt, calls[number])
-            result = _attempt(calls[own])
-        finally:
-            for future in futures.values():
-                _wait(future)
-        return {**{number: future.result() for number, future in futures.items()}, own: result}
+        results = run_in_parallel(
+            [(self._executors[number], partial(_attempt, call)) for number, call in calls.items()]
+        )
+        return dict(zip(calls, results, strict=True))
 
     def close(self) -> None:
-        """Wait for calls in flight; idempotent."""
+        """End the threads once their calls have ended, without waiting for them; idempotent."""
         for executor in self._executors:
-            executor.shutdown()
+            executor.shutdown(wait=False)
 
 
 def _attempt(call: Callable[[], T]) -> T | TierError:
@@ -78,10 +71,3 @@ def _attempt(call: Callable[[], T]) -> T | TierError:
         return call()
     except TierError as error:
         return error
-
-
-def _wait(future: "Future[T]") -> None:
-    """Wait until the call has ended, whatever its result: it may use the caller's buffers."""
-    ended = threading.Event()
-    future.add_done_callback(lambda _: ended.set())
-    ended.wait()

@@ -345,6 +345,7 @@ class ShardedTier(Tier):
                 for number, shard in enumerate(self._shards)
             }
         )
+        self._calls.close()
 
     def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
         """Record each page's use in the shards that store it. See `AccessRecorder`."""
