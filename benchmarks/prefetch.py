@@ -127,7 +127,7 @@ def _choose(node: Node, policy: str) -> None:
 
 
 def _measure(node: Node, requests: Round) -> Measured:
-    """Send a round; `IN_FLIGHT` requests are in flight until none is left."""
+    """Send every request of a round, at most `IN_FLIGHT` of them at a time."""
 
     def ask(tokens: Tokens) -> Answer | None:
         try:

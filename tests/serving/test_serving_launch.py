@@ -323,5 +323,5 @@ def test_an_engine_takes_the_flags_as_arguments(asked: Asked) -> None:
 
 @pytest.mark.slow
 def test_an_engine_that_spawns_its_processes(models: Models, home: Path) -> None:
-    """As SGLang does without the CPU platform's variable."""
+    """Spawn processes, which SGLang does unless the CPU platform's variable asks for forks."""
     check_engine(ask_engine(models, home / "spawning", prompt("spawning"), {}))
