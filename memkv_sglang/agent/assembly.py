@@ -46,7 +46,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
         minio = _minio(config, metrics, registry, shards) if has_minio(config.minio) else None
     except BaseException:
         if nvme is not None:
-            nvme.close(time.monotonic())  # no calls to wait for
+            nvme.close(time.monotonic())  # no call can be in flight yet
         raise
     uploads = minio is not None and config.minio.role == "writer"
     if nvme is not None and not uploads:
@@ -66,7 +66,7 @@ def build_engine(config: Config, registry: CollectorRegistry) -> Engine:
 
 
 def _cancel_uploads(nvme: "NvmeTier | StripedTier") -> None:
-    """Let pages be evicted that an earlier run marked for upload; this node no longer uploads."""
+    """Cancel the uploads that an earlier run left pending, so that their pages can be evicted."""
     waiting = [page.key for page in nvme.pending()]
     if waiting:
         nvme.mark_uploaded(waiting)
@@ -102,7 +102,7 @@ def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | StripedTier":
 def _minio(
     config: Config, metrics: Metrics, registry: CollectorRegistry, guarded: list[GuardedShard]
 ) -> "MinioTier | ShardedTier":
-    """Return the tier in one bucket, or the tier over all shards, which are added to `guarded`."""
+    """Return the tier of one bucket, or the sharded tier; add the shards to `guarded`."""
     tiers: dict[str, MinioTier] = {}
     configs = shard_configs(_with_split_cache(config.minio))
     shard_metrics = ShardMetrics(registry) if config.minio.shards else None
@@ -137,9 +137,10 @@ def _minio(
 
 
 def _with_split_cache(config: MinioConfig) -> MinioConfig:
-    """Return settings with each shard's part of the presence cache.
+    """Return settings in which each shard has its part of the presence cache.
 
-    Half of it records which shard has each page, half that some shard has it; see `ShardedTier`.
+    Half of the cache is split among the shards: each remembers which pages it has. The other half
+    remembers which pages any shard has; see `ShardedTier`.
     """
     if not config.shards:
         return config
@@ -170,5 +171,5 @@ def _bucket_tier(
 def _total(counts: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
     total: Counter[str] = Counter()
     for one in counts:
-        total.update(one)  # `+` would drop zeros
+        total.update(one)  # adding with `+` would drop events whose count is 0
     return total

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_BROKEN_ENGINE = 70
-"""Exit status (EX_SOFTWARE) if a load or spill raises."""
+"""Exit status (EX_SOFTWARE) after a load or spill has raised an exception."""
 
 OBSERVING = frozenset(
     {
@@ -38,7 +38,7 @@ OBSERVING = frozenset(
         protocol.Shutdown,
     }
 )
-"""Requests that do not make their session count as a user of the agent."""
+"""Requests that do not count as using the agent."""
 
 Handler = Callable[[Session, Any, list[int]], protocol.Reply]
 
@@ -58,7 +58,11 @@ class Calls:
         launched: bool,
         recorder: "Recorder | None" = None,
     ) -> None:
-        """`stop` asks the agent to stop, without waiting. `launched`: a server started it."""
+        """Handle requests for `engine`.
+
+        `stop` asks the agent to stop and returns at once. `launched` says whether a server started
+        the agent.
+        """
         self._recorder = recorder
         self._requests = RequestLog(config.agent.log_requests)
         self._engine = engine
@@ -210,16 +214,16 @@ class Calls:
         return report_settings(self._config, os.environ, request.nonce)
 
     def _join(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
-        return protocol.Done()  # `answer` has counted the session
+        return protocol.Done()  # `answer` has already counted the session as a user
 
     def _retire(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
         if not self._launched:
             return protocol.Refused("it was started by hand or as a service")
         try:
             self._sessions.retire()
-        except RequestError as error:  # not logged, because clients keep retrying
+        except RequestError as error:  # clients retry often, so this is not logged
             return protocol.Refused(str(error))
-        log.info("agent stops so that one with other settings can replace it")
+        log.info("agent stops, so that an agent with other settings can replace it")
         self._stop()
         return protocol.Done()
 

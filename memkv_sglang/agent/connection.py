@@ -57,7 +57,7 @@ class ClientConnection:
         self._lifetime = lifetime
         self._ended = ended
         self._stopping = False
-        self._using_buffers = threading.Lock()  # held during a load or spill
+        self._using_buffers = threading.Lock()  # held during each load and spill
         self._thread = threading.Thread(target=self._run, name="memkv-connection", daemon=True)
 
     def start(self) -> None:
@@ -92,7 +92,7 @@ class ClientConnection:
         except (ProtocolError, OSError) as error:
             fields = {**self.peer._asdict(), "reason": str(error)}
             log.warning("connection aborted", extra={"fields": fields})
-        except Exception:  # a bug, but the session must still be closed
+        except Exception:  # This is a bug, but the session must still be closed.
             log.exception("connection failed")
         finally:
             self._channel.close()
@@ -109,7 +109,8 @@ class ClientConnection:
             self._sessions.leave(session)
 
     def _serve_one(self, session: Session) -> None:
-        # A separate method, so that no local variable keeps pages (and pools) alive between calls.
+        # In a method of its own, so that no local variable keeps pages, and with them pools, alive
+        # between calls.
         try:
             request = self._channel.receive()
         except MessageError as error:
@@ -137,7 +138,7 @@ class ClientConnection:
             raise ProtocolError("the first message is not Hello")
         if hello.version != protocol.PROTOCOL_VERSION:
             self._channel.send(encode_frame(protocol.Welcome(protocol.PROTOCOL_VERSION)))
-            raise EOFError  # not logged: the client logs it, and keeps retrying
+            raise EOFError  # The client logs this, and retries often, so the agent does not log it.
         try:
             return self._sessions.enter(_token(hello.session), self.peer.pid)
         except RequestError as error:

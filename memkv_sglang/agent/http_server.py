@@ -29,7 +29,7 @@ RELOAD_PERIOD = 1.0
 _MAX_HEAD = 16 << 10
 
 Answer = tuple[str, str, bytes]
-"""Status, further header lines, body."""
+"""An HTTP response: its status, additional header lines, and body."""
 
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\n"
 
@@ -43,7 +43,7 @@ class HttpServer:
         `metrics` returns the body of `/metrics`.
         """
         self.ready = False
-        """What `/readyz` reports."""
+        """The status that `/readyz` reports."""
         self._metrics = metrics
         self._connections = 0
         self._config = config
@@ -84,15 +84,16 @@ class HttpServer:
                 self._reload()
 
     def _reload(self) -> None:
-        """Use changed files for new connections; keep the old content if they cannot be used."""
+        """Use changed files for new connections. If they are invalid, keep the earlier content."""
         try:
-            _make_context(self._config)  # a failure would leave the server's own context broken
+            # Try the files on a new context first, because a failure leaves a context unusable.
+            _make_context(self._config)
             self._token = _read_token(self._config)
             if self._context:
                 _load(self._context, self._config)
         except ConfigError as error:
             fields = {"reason": str(error)}
-            log.warning("changed certificate or token not used", extra={"fields": fields})
+            log.warning("cannot use the changed certificate or token", extra={"fields": fields})
         else:
             log.info("certificate and token of the HTTP server reloaded")
 

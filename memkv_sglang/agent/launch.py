@@ -28,7 +28,8 @@ OF_THE_SERVER = (
     *("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "TORCH", "PYTORCH_", "TRITON_"),
     *("OMP_", "MKL_", "KMP_", "GOMP_"),
 )
-"""Beginnings of environment variables that concern a server's own process, GPUs and threads."""
+"""Prefixes of environment variables for a server's GPUs and threads. The agent does not get them.
+"""
 
 READY = "ready"
 """Line that the agent prints once it serves clients; any other line is an error message."""
@@ -57,7 +58,7 @@ def start_agent(config: Config, module: str = MODULE) -> bool:
 
 
 def _spawn(config: Config, module: str, lock: int, log: Path) -> str:
-    """Return the line that the agent printed; empty if it ended without one."""
+    """Start the agent; return the line that it printed, empty if it ended without one."""
     # -P: do not import modules from the current directory.
     command = [sys.executable, "-P", "-m", module, str(lock)]
     try:

@@ -1,13 +1,13 @@
-"""Raise the system's limits on the agent if possible; report those that are too low."""
+"""Raise the system's limits for the agent where possible, and report limits that are too low."""
 
 import resource
 from pathlib import Path
 
 DESCRIPTORS = 16_384
-"""Open files that a large node needs: a thousand segments per TB, and connections."""
+"""Open files that a large node needs: a thousand segment files per TB, plus connections."""
 
 REQUESTS = 1024
-"""Requests of Linux AIO that concurrent calls of eight servers need."""
+"""Linux AIO requests that concurrent calls of eight servers need."""
 
 _AIO = Path("/proc/sys/fs")
 
@@ -19,7 +19,7 @@ def raise_descriptor_limit() -> str:
     for limit in (wanted, most):
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, most)))
-        except (ValueError, OSError):  # more than this process may have
+        except (ValueError, OSError):  # the process may not raise its limit this far
             continue
         break
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -35,7 +35,8 @@ def missing_disk_requests(folder: Path = _AIO) -> str:
     """Return a one-line warning if the system has too few AIO requests left, else ""."""
     try:
         most, used = (int((folder / name).read_text()) for name in ("aio-max-nr", "aio-nr"))
-    except (OSError, ValueError):  # no AIO, or a container hides it; the disk then uses threads
+    # The kernel lacks AIO or a container hides these files. The disk then uses threads.
+    except (OSError, ValueError):
         return ""
     if most - used >= REQUESTS:
         return ""

@@ -53,7 +53,8 @@ class Listener:
         identity = _identity(self.path)
         if identity is not None and identity != self._identity:
             peer = serving_peer(self.path)
-            if peer is not None and peer.pid == os.getpid():  # only its mtime changed
+            # still our socket, only its mtime has changed
+            if peer is not None and peer.pid == os.getpid():
                 self._identity = identity
         return identity == self._identity
 
@@ -84,7 +85,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Return what distinguishes a file from a successor, which may reuse its inode."""
+    """Return an identity that differs even if a new file reuses the inode."""
     try:
         status = path.lstat()
     except OSError:  # removed, or in a directory we can no longer access

@@ -17,17 +17,17 @@ from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.printable import LIMIT, printable, quoted
 
 BURST = 20
-"""Lines of one event that may pass in a burst."""
+"""Number of lines of one event that are logged before its rate limit applies."""
 
 PERIOD = 30.0
-"""Seconds until one more line of the event may pass."""
+"""After that, seconds between two lines of the event."""
 
 REQUEST_BURST = 2000
 REQUEST_PERIOD = 0.05
-"""The same for lines about requests: at most about 30 MB per hour."""
+"""The same limits for lines about requests, which then write at most about 30 MB per hour."""
 
 MAX_KIND = 200
-"""Leading characters that distinguish events."""
+"""Two events are the same if their texts begin with the same characters, up to this many."""
 
 PROJECT = "memkv_sglang"
 """Parent of all our loggers."""
@@ -81,18 +81,19 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 class FloodFilter(logging.Filter):
     """Limits each event to `BURST` lines, then one per `PERIOD`, so that clients cannot fill a log.
 
-    Requests (`request_log`) may have `REQUEST_BURST` lines, then one per `REQUEST_PERIOD`. The next
-    line that passes has the number of suppressed ones in its field `suppressed`.
+    Lines about requests (`request_log`) are limited to `REQUEST_BURST`, then one per
+    `REQUEST_PERIOD`. The field `suppressed` of a line is the number of lines suppressed since the
+    last one.
     """
 
     def __init__(self) -> None:
-        """Start with full bursts."""
+        """Start with no lines counted."""
         super().__init__()
         self._limit = LogLimit(PERIOD, BURST)
         self._requests = LogLimit(REQUEST_PERIOD, REQUEST_BURST)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a line may pass."""
+        """Return whether to log the line."""
         if record.levelno <= logging.DEBUG:
             return True
         limit = self._requests if record.name == request_log.__name__ else self._limit
@@ -129,7 +130,7 @@ def _make_handler(log_format: str) -> logging.Handler:
 
 
 def log_as_json() -> None:
-    """Write this project's lines in a server as JSON to stderr, instead of as SGLang formats them.
+    """Log this project's events in a server as JSON to stderr, instead of in SGLang's format.
 
     Idempotent.
     """
@@ -140,9 +141,9 @@ def log_as_json() -> None:
 
 
 def configure_logging(level: str, log_format: str = "text") -> None:
-    """Log this project's events from `level` up, and warnings of all libraries, to stderr.
+    """Log this project's events of at least `level`, and all libraries' warnings, to stderr.
 
-    Uncaught exceptions in threads are logged too, so that they are rate-limited like other lines.
+    Exceptions that end a thread are logged as events too, and so are rate-limited.
     """
     handler = _make_handler(log_format)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

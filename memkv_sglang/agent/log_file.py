@@ -44,7 +44,7 @@ def limit_log(path: Path) -> None:
         return
     try:
         descriptor = open_log(path)
-    except OSError:  # the directory may be gone: keep the open file, but bounded
+    except OSError:  # The directory may be gone. Keep the open file, but limit its length.
         if length > LOG_LIMIT:
             with suppress(OSError):
                 os.ftruncate(sys.stderr.fileno(), 0)

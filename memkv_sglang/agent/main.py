@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CALLS_LIMIT = 8.0
-"""Seconds to wait for loads and spills in flight when stopping. Each takes at most 5."""
+"""Seconds to wait for loads and spills in flight when stopping. Each call takes at most 5 s."""
 
 REPLIES_LIMIT = 2.0
-"""Seconds to wait for other calls after the engine has closed, which ends them."""
+"""Seconds to wait for other calls after closing the engine, which makes them return."""
 
 STOP_MARGIN = 10.0
-"""Extra seconds that systemd allows beyond these limits before it kills the agent."""
+"""Seconds that systemd waits beyond these limits before it kills the agent."""
 
 REPEAT_LIMIT = 1.0
 """Seconds during which a repeated signal is ignored, because process managers often signal both the
@@ -142,7 +142,7 @@ async def _serve(
     agent = Agent(config, locked, build, lifetime)
     try:
         await agent.start()
-        gc.freeze()  # these objects live forever, so collections can skip them
+        gc.freeze()  # Exclude these long-lived objects from garbage collection.
         report("")
         locked = False
         await agent.serve()
@@ -192,7 +192,7 @@ class Agent:
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._listener = Listener(socket_path(config.agent), locked=locked)
-        interrupt_at_signal(self._exit_now)  # building the engine blocks the event loop
+        interrupt_at_signal(self._exit_now)  # in a thread, because building the engine blocks
         try:
             self._registry = registry
             self._http = HttpServer(config.agent, self._collect_metrics)
@@ -218,7 +218,7 @@ class Agent:
 
     def _collect_metrics(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        self._engine.status()  # updates the gauges
+        self._engine.status()  # this call also updates the gauges
         return generate_latest(self._registry)
 
     def status(self) -> AgentStatus:
@@ -269,7 +269,7 @@ class Agent:
     async def _feed_watchdog(self) -> None:
         """Tell systemd's watchdog that the event loop is running.
 
-        Hung calls are detected by clients, which then end the agent.
+        The watchdog does not cover hung calls: clients notice those and kill the agent.
         """
         while True:
             self._manager.alive()
@@ -295,9 +295,9 @@ class Agent:
         return "; ".join(parts)
 
     def _probe_tiers(self) -> None:
-        """Probe once at the start, then whenever a tier does not work, to notice its recovery."""
+        """Probe the tiers at the start, and again while one does not work."""
         self._engine.probe(READY_LIMIT)
-        with suppress(RuntimeError):  # the event loop has ended
+        with suppress(RuntimeError):  # the event loop has ended meanwhile
             self._loop.call_soon_threadsafe(self._become_ready)
         while not self._ending.wait(PROBE_PERIOD):
             status = self._engine.status()
@@ -327,14 +327,15 @@ class Agent:
         while True:
             try:
                 sock, _ = await self._loop.sock_accept(self._listener.socket)
-            except OSError as error:  # out of descriptors, or the client has gone
+            except OSError as error:  # the process has no descriptor left, or the client has gone
                 log.warning("connection not accepted", extra={"fields": {"reason": str(error)}})
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             try:
                 sock.setblocking(True)
                 self._server.accept(sock)
-            except (OSError, RuntimeError) as error:  # keep serving other clients
+            # One failed connection must not end the agent.
+            except (OSError, RuntimeError) as error:
                 sock.close()
                 log.warning("connection not served", extra={"fields": {"reason": str(error)}})
 
@@ -346,7 +347,7 @@ class Agent:
         self._stopping.set()
 
     async def _watch_socket(self) -> None:
-        """Recreate the socket if it was removed (a logout removes /run/user/UID), or stop."""
+        """Recreate the socket if it was removed, as /run/user/UID is at a logout, or stop."""
         lost: float | None = None
         while lost is None or self._loop.time() - lost < REBIND_LIMIT:
             await asyncio.sleep(SOCKET_PERIOD)
@@ -373,12 +374,13 @@ class Agent:
         accepting.cancel()
         old.close()
         if self._launched:
-            limit_log(agent_log(self._listener.path))  # the log was removed with its directory
+            # The log was removed with its directory, so open it again.
+            limit_log(agent_log(self._listener.path))
         log.warning("socket was removed, recreated it", extra={"fields": {"socket": listener.path}})
 
     async def serve(self) -> None:
         """Serve until asked to stop, then finish loads and spills, and drain the upload queue."""
-        self._locked = False  # `report` has released it
+        self._locked = False  # `report` has released the lock
         await self._stopping.wait()
         self._ending.set()
         self._http.ready = False

@@ -12,7 +12,7 @@ SO_PEERPIDFD = 77
 
 
 class Peer(NamedTuple):
-    """The process that connected, or for a client the process that called `listen`."""
+    """The process at the other end: the one that connected or, for a client, called `listen`."""
 
     pid: int
     """0 if the process is not visible in this pid namespace."""
@@ -29,8 +29,8 @@ def peer_of(sock: socket.socket) -> Peer:
 def open_peer_pidfd(sock: socket.socket) -> int:
     """Return a new pidfd of the peer's process. Raises `OSError`.
 
-    Before Linux 6.5 it is opened by pid, which another process may have reused. It is certain to be
-    the right process only if the peer answers afterwards.
+    Before Linux 6.5, this opens the pidfd by pid, which another process may have reused. The pidfd
+    is certain to be the peer's only if the peer answers afterwards.
     """
     try:
         return sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)

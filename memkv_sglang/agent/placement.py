@@ -1,7 +1,7 @@
-"""Set the CPUs and memory that the agent may use, and how readily the kernel kills it.
+"""Set the CPUs and memory that the agent may use, and its OOM score.
 
-A server may confine the threads and memory of each rank to one NUMA node. Child processes inherit
-that, but the agent serves every rank.
+A server may bind each rank's threads and memory to one NUMA node. Child processes inherit that, but
+the agent serves every rank.
 """
 
 import ctypes
@@ -13,19 +13,18 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 MOST_CPUS = 8192
-"""Maximum CPUs that Linux supports. The kernel ignores those that do not exist or are not
-allowed.
-"""
+"""Maximum number of CPUs that Linux supports. The kernel ignores CPUs that do not exist or are not
+allowed."""
 
 MPOL_DEFAULT = 0
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
-"""Number of the system call, which libc does not wrap."""
+"""Number of the system call set_mempolicy, which libc does not wrap."""
 
 
 def use_whole_machine() -> None:
-    """Lift the CPU affinity and memory policy that this process has inherited.
+    """Remove the CPU affinity and memory policy that this process has inherited.
 
-    Call it before other threads start: they inherit both. Limits of a cgroup stay. Never raises.
+    Call it before starting threads, which inherit both. Cgroup limits still apply. Never raises.
     """
     try:
         os.sched_setaffinity(0, range(MOST_CPUS))

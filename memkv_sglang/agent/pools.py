@@ -22,7 +22,7 @@ ALL_PROCESSES_MULTIPLE = 4
 """Limit of all processes together, as a multiple of one process's limit."""
 
 _OFFSET_BITS = 56
-"""More bits than any offset into a pool has."""
+"""Bits of an offset in the address space of `_bases`. No pool is large enough to need more."""
 
 
 class RequestError(Exception):
@@ -32,8 +32,8 @@ class RequestError(Exception):
 class PoolBudget:
     """Limits what all sessions together may map. Thread-safe.
 
-    A client can share a huge sparse file at no cost, but mapping it uses address space here. A pool
-    counts until it is unmapped, which may be after its session ended.
+    A client can share a huge sparse file at no cost, but mapping it uses the agent's address space.
+    A pool counts until it is unmapped, possibly after its session has ended.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class PoolBudget:
         self._mapped = weakref.WeakKeyDictionary()
 
     def map(self, descriptor: int, length: int, pid: int) -> memoryview:
-        """Map memory for process `pid`. Raises `RequestError` over a limit, and as `map_memory`."""
+        """Map memory for process `pid`. Raises `RequestError` over a limit, or as `map_memory`."""
         with self._lock:
             mapped = list(self._mapped.values())
             own = [size for size, owner in mapped if owner == pid]
@@ -105,7 +105,8 @@ class Pools:
             view = self._budget.map(descriptor, length, self.pid)
         except (OSError, ValueError, OverflowError) as error:
             raise RequestError(f"pool {pool} cannot be mapped: {error}") from None
-        if self._views.setdefault(pool, view) is not view:  # another connection won the race
+        # another connection registered the number first
+        if self._views.setdefault(pool, view) is not view:
             raise RequestError(f"pool {pool} is already registered")
         status = os.fstat(descriptor)
         self._memories[pool] = status.st_dev, status.st_ino
@@ -134,8 +135,9 @@ class Pools:
         bases = self._bases({pool for pool, _, _ in flat})
         begins = [bases[pool] + offset for pool, offset, _ in flat]
         ends = [begin + length for begin, (_, _, length) in zip(begins, flat, strict=True)]
-        # Buffers are disjoint if and only if, with begins and ends sorted separately (faster than
-        # sorting pairs), no begin is smaller than the end before it.
+        # Sort begins and ends separately, which is faster than sorting pairs. The buffers are
+        # disjoint if and only if each begin, except the first, is at least as large as the end
+        # before it.
         begins.sort()
         ends.sort()
         for begin, end in zip(begins[1:], ends, strict=False):
@@ -147,7 +149,7 @@ class Pools:
                 )
 
     def _bases(self, pools: Iterable[int]) -> dict[int, int]:
-        """Return each pool's base in one address space; pools of the same memory share theirs."""
+        """Return each pool's base in one address space. Pools of the same memory share a base."""
         numbers: dict[object, int] = {}
         bases: dict[int, int] = {}
         for pool in pools:

@@ -17,7 +17,7 @@ from memkv_sglang.engine.status import EngineStatus
 from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Buffer
 
 PROTOCOL_VERSION = 5
-"""Increase it with every change that another version could misread."""
+"""Version of the protocol. Increase it with every change that another version could misread."""
 
 MAX_MESSAGE = 16 << 20
 """Maximum bytes of an encoded message. A lookup of 4,096 pages has 130 KiB."""
@@ -38,7 +38,8 @@ PageBuffers = Annotated[
     Sequence[Annotated[Sequence[Buffer], Meta(max_length=MAX_BUFFERS)]],
     Meta(max_length=MAX_PAGES),
 ]
-"""Bounded, because decoding holds the GIL: 1.5 us per buffer."""
+"""The buffers of each page. Their number is limited, because decoding one holds the GIL for 1.5 us.
+"""
 
 Hashes = Annotated[bytes, Meta(max_length=MAX_HASHES * PAGE_HASH_SIZE)]
 """Concatenated page hashes."""
@@ -71,7 +72,8 @@ class Hello(_Message, tag=0):
 
     version: int
     session: Any = b""
-    """Bytes. Declared as any type so that a Hello of another version can be decoded."""
+    """Token of the session, in bytes. Declared as `Any`, so that a Hello of another version can be
+    decoded."""
 
 
 class RegisterPool(_Message, tag=1):
@@ -203,7 +205,7 @@ class Welcome(_Message, tag=32):
 
     version: int
     session: Any = b""
-    """Bytes. Declared as any type, as in `Hello`."""
+    """Token of the session, in bytes. Declared as `Any` for the same reason as in `Hello`."""
 
 
 class Refused(_Message, tag=33):

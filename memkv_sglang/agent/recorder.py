@@ -31,7 +31,7 @@ MAX_QUEUED_PAGES = 1 << 17
 """Maximum pages of the queued lookups, about 12 MB."""
 
 KNOWN_PAGES = 1 << 18
-"""Maximum recorded pages to remember, about 40 MB, so that only new suffixes are written."""
+"""Number of recorded pages to remember, about 40 MB. Their chains need not be written again."""
 
 PERIOD = 0.25
 """Seconds between writes."""
@@ -50,7 +50,7 @@ class _Lookup(NamedTuple):
 
 
 class Recorder:
-    """Writes one line per lookup: time, namespace, new pages of the chain, their parent, and hits.
+    """Writes one line per lookup: the time, the namespace, the new pages of the chain and the hits.
 
     A chain's pages are written once per file. Later records name the last page that was written
     before (`parent`), with its position in the chain (`at`), and list only the pages after it.
@@ -102,13 +102,13 @@ class Recorder:
                     await asyncio.to_thread(self._begin_file)
                 await self._append(b"".join(map(self._encode, batch)))
             except OSError as error:
-                self._known.clear()  # some of these pages are not in the file
+                self._known.clear()  # The file lacks some of these pages now.
                 with suppress(OSError):
                     await asyncio.to_thread(os.truncate, self._path, self._size)
                 self._count("dropped", len(batch))
                 if not self._failed:
                     fields = {"file": self._path, "reason": str(error)}
-                    log.warning("lookups not recorded, still retrying", extra={"fields": fields})
+                    log.warning("cannot record lookups, still retrying", extra={"fields": fields})
                 self._failed = True
                 return
             self._failed = False
@@ -167,9 +167,9 @@ class Recorder:
         return msgspec.json.encode(record) + b"\n"
 
     def _known_prefix(self, chain: Chain) -> int:
-        """Return how many leading pages the file contains.
+        """Return how many leading pages of the chain the file contains.
 
-        It contains all ancestors of its pages.
+        The file contains all ancestors of each of its pages, so a binary search finds it.
         """
         low, high = 0, len(chain.hashes)
         while low < high:
@@ -181,10 +181,10 @@ class Recorder:
         return low
 
     def _name(self, value: bytes) -> str:
-        """Return a salted hash, 16 hex digits."""
+        """Return the salted hash of a value, as 16 hex digits."""
         return blake2b(value, key=self._salt, digest_size=8).hexdigest()
 
 
 def _short(chain: Chain, page_hash: bytes) -> bytes:
-    """Return enough of a page's key to tell it apart."""
+    """Return a short key of the page: half of its digest and half of its hash."""
     return chain.namespace[:8] + page_hash[:16]

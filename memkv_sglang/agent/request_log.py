@@ -11,10 +11,10 @@ from typing import Any
 from memkv_sglang.engine.trace import Trace, traced
 
 SLOW = 0.1
-"""Seconds of calls after which a request counts as slow."""
+"""A request is slow once its calls have taken this many seconds in total."""
 
 MAX_REQUESTS = 4096
-"""Requests whose time is remembered."""
+"""Maximum requests whose unlogged calls are remembered."""
 
 log = logging.getLogger(__name__)
 
@@ -28,21 +28,21 @@ class LoggedCall:
         self.done = 0
         """Pages found or loaded."""
         self.complete = True
-        """False if time ran out or a tier failed."""
+        """False if the call ran out of time or a tier failed."""
 
 
 class RequestLog:
-    """Writes one line per call of a request. Thread-safe.
+    """Logs one line per call of a request. Thread-safe.
 
-    By default only calls of slow requests are logged: of those that have spent `SLOW` seconds in
-    calls. The first such line includes the calls before it.
+    By default, it logs only calls of slow requests, which have spent `SLOW` seconds in calls. The
+    first such line includes the totals of the request's earlier calls.
     """
 
     def __init__(self, which: str) -> None:
-        """Log the calls of `all` requests, of `slow` ones, or of `none`."""
+        """Log the calls of requests: of `all`, only of `slow` ones, or of `none`."""
         self._threshold = {"all": 0.0, "slow": SLOW}.get(which)
         self._lock = threading.Lock()
-        # By request and client: calls that were not logged, and their seconds.
+        # Number and seconds of the calls that were not logged, by request and client.
         self._before: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
 
     @contextmanager
@@ -74,13 +74,14 @@ class RequestLog:
             log.info("request", extra={"fields": fields})
 
     def _calls_before(self, request: str, client: int, seconds: float) -> tuple[int, float] | None:
-        """Return the calls that were not logged, and their seconds; None to leave out this one."""
+        """Return number and seconds of the earlier calls; None if this call is not to be logged."""
         key = request, client
         with self._lock:
             calls, spent = self._before.pop(key, (0, 0.0)) if request else (0, 0.0)
             if spent + seconds >= (self._threshold or 0.0):
                 if request and self._threshold:
-                    self._remember(key, (0, self._threshold))  # log the next calls, too
+                    # from now on, log every call of this request
+                    self._remember(key, (0, self._threshold))
                 return calls, spent if calls else 0.0
             if request:
                 self._remember(key, (calls + 1, spent + seconds))
@@ -93,7 +94,7 @@ class RequestLog:
 
 
 def _describe(trace: Trace) -> dict[str, Any]:
-    """Return the fields for a call's steps, added up by name."""
+    """Return the log fields for a call's steps. Steps of the same name are added up."""
     fields: dict[str, Any] = {}
     problems = []
     for step in trace.steps:

@@ -1,4 +1,4 @@
-"""The agent's server: runs a thread per connection.
+"""The agent's server, which runs one thread per connection.
 
 Calls block on disks and sockets with the GIL released, so they need threads anyway. An event loop
 would only add a handover to each call.

@@ -25,9 +25,8 @@ class ServiceManager:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         is_watched = bool(address) and limit.isdigit()
         self.watchdog = int(limit) / 1e6 if is_watched else 0.0
-        """Maximum seconds between two calls of `alive` before systemd restarts the agent; 0: no
-        limit.
-        """
+        """Maximum seconds between two calls of `alive` before systemd restarts the agent; 0 if
+        there is no limit."""
 
     @property
     def is_present(self) -> bool:

@@ -9,10 +9,10 @@ from memkv_sglang.agent.pools import PoolBudget, Pools, RequestError
 _TOKEN_SIZE = 16
 
 MAX_DESCRIPTIONS = 1024
-"""Namespace descriptions that a session may send in a burst. A server has one per pool."""
+"""Maximum namespace descriptions that a session may send at once. A server has one per pool."""
 
 DESCRIPTION_INTERVAL = 10.0
-"""Seconds until a session may send one more: each weight update of a server brings new ones."""
+"""Seconds until a session may send another description. Each weight update creates new ones."""
 
 STARTER_GRACE = 5.0
 """Seconds during which a new agent cannot be retired unless its starter has joined. Otherwise two
@@ -34,7 +34,7 @@ class Session:
         self._counted = time.monotonic()
 
     def count_description(self) -> None:
-        """Count a description from the client. Raises `RequestError` over the rate limit."""
+        """Count a description that the client sent. Raises `RequestError` over the rate limit."""
         with self._lock:
             now = time.monotonic()
             refill = (now - self._counted) / DESCRIPTION_INTERVAL

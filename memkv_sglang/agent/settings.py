@@ -21,9 +21,8 @@ from memkv_sglang.config.shards import SECRETS, has_minio, shard_configs
 CLIENT_ONLY = frozenset(
     {"agent.socket", "agent.autostart", "engine.prefill_speed", "engine.namespace_salt"}
 )
-"""Settings not to compare: the agent does not use them, or the client needed them to reach the
-agent.
-"""
+"""Settings that are not compared, because the agent does not use them or the client has just used
+them to reach the agent."""
 
 AGENT_ONLY = frozenset(
     f"agent.{name}"
@@ -32,9 +31,8 @@ AGENT_ONLY = frozenset(
         *("log_format", "log_requests"),
     )
 )
-"""Settings reported but not compared: how an agent is scraped and logs makes no difference to a
-server.
-"""
+"""Settings that are reported but not compared. They affect the agent's metrics port and log, and
+make no difference to a server."""
 
 CHAIN_VARIABLES = (
     "MINIO_ACCESS_KEY",
@@ -59,7 +57,7 @@ class Difference(NamedTuple):
 
     key: str
     running: str
-    """The agent's value as in a configuration file; empty for secrets."""
+    """The agent's value, as written in a configuration file; empty for secrets."""
     wanted: str
 
     def __str__(self) -> str:
@@ -128,7 +126,7 @@ class RunningSettings(NamedTuple):
         return self.report.values.get(setting.key, setting.default)
 
     def shown(self) -> dict[str, str]:
-        """Return the settings that differ from their defaults, by key, with secrets redacted."""
+        """Return the settings whose values are not the defaults, by key, with secrets redacted."""
         shown = {}
         for setting in all_settings():
             if setting.key in self.report.secrets:
@@ -139,7 +137,7 @@ class RunningSettings(NamedTuple):
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the secrets that are set, or else the environment variables that provide them."""
+    """Yield the secrets in the configuration, or the environment variables used in their place."""
     shards = shard_configs(config.minio)
     if not shards:
         return
@@ -178,7 +176,7 @@ def _agree(setting: Setting, running: Any, wanted: Any) -> bool:
     if running == wanted:
         return True
     if setting.key == "agent.http_port":
-        return bool(wanted == 0)  # 0 accepts any port
+        return bool(wanted == 0)  # port 0 accepts any port
     if setting.key == "minio.endpoint":
         return _urls(running) == _urls(wanted)
     if setting.key == "minio.shards":
@@ -195,19 +193,19 @@ def _urls(endpoint: Any) -> list[str]:
 
 
 def _same_paths(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether the paths are the same places, in any order."""
+    """Return whether two lists name the same places, in any order."""
     return len(some) == len(others) and all(
         any(_same_path(one, other) for other in others) for one in some
     )
 
 
 def _tables(shards: Any) -> list[str]:
-    """Return the shards in a TOML array as texts; their order makes no difference."""
+    """Return the shards in a TOML array as texts, which the caller compares in any order."""
     return [str(table) for table in tomllib.loads(f"shards = {shards or '[]'}")["shards"]]
 
 
 def _same_path(one: str, other: str) -> bool:
-    """Return whether two paths are the same place, considering links and mounts."""
+    """Return whether two paths lead to the same place, after following links and mounts."""
     with suppress(OSError):
         if os.path.samefile(one, other):  # noqa: PTH121 - the paths are text
             return True

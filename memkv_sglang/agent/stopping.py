@@ -1,4 +1,4 @@
-"""Handle signals that arrive while the agent starts, before its event loop can."""
+"""Handle signals that arrive while the agent starts, before the event loop handles them."""
 
 import signal
 import threading
@@ -29,7 +29,7 @@ def interrupt_at_signal(exit_now: Callable[[], None]) -> None:
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
-        if stopping:  # do not interrupt the cleanup
+        if stopping:  # a second signal must not interrupt the cleanup
             return
         stopping = True
         timer = threading.Timer(UNWIND_LIMIT, exit_now)

@@ -26,10 +26,10 @@ from memkv_sglang.agent.peer import peer_of
 from memkv_sglang.agent.stopping import STOP_SIGNALS
 
 ASK, KILL = b"?", b"k"
-"""Requests: ask whether this process supervises the agent; kill the agent."""
+"""Requests. `ASK`: does this process supervise the agent? `KILL`: kill the agent."""
 
 YES, NO = b"y", b"n"
-"""Answers: the agent is or was this process's child; it never was."""
+"""Answers. `YES`: the agent is or was a child of this process. `NO`: it never was."""
 
 REQUEST_LIMIT = 1.0
 """Seconds for a client to send its request."""

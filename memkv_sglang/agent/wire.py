@@ -74,7 +74,8 @@ class Channel(Generic[M]):
         rest = memoryview(frame)
         if descriptors:
             rest = rest[socket.send_fds(self._socket, [frame], list(descriptors)) :]
-        if rest:  # sending nothing fails if the other side has read everything and closed
+        # Without a byte to send, sending fails if the other side has read everything and closed.
+        if rest:
             self._socket.sendall(rest)
 
     def receive(self, deadline: float | None = None) -> M:
@@ -121,7 +122,7 @@ class Channel(Generic[M]):
             raise ProtocolError(f"a message of {length} bytes exceeds the limit of {MAX_MESSAGE}")
         if count > HEADER_SIZE + length:
             raise ProtocolError("bytes after the end of the message")
-        # Grows as bytes arrive, so merely announcing a long message uses no memory.
+        # The buffer grows as bytes arrive, so merely announcing a long message uses no memory.
         body = bytearray(self._buffer[HEADER_SIZE:count])
         while len(body) < length:
             piece = self._buffer[: min(length - len(body), _BUFFER_SIZE)]
@@ -175,7 +176,7 @@ class Channel(Generic[M]):
 
     def stop_receiving(self) -> None:
         """Make `receive` raise `EOFError` after the data received so far. Thread-safe."""
-        with suppress(OSError):  # the other side may have closed already
+        with suppress(OSError):  # the other side may have closed the connection already
             self._socket.shutdown(socket.SHUT_RD)
 
     def _close_descriptors(self) -> None:
