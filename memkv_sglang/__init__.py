@@ -1,6 +1,6 @@
-"""Shared KV cache for SGLang: pages spill to NVMe and MinIO, and load back by exact prefix.
+"""A shared KV cache for SGLang. Pages spill to NVMe and MinIO, and load back by exact prefix.
 
-Everything that another engine needs to use the tiers can be imported from here.
+This module exports what another engine needs to use the tiers.
 """
 
 from importlib import import_module
@@ -41,7 +41,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: the storage class needs SGLang, and the agent starts in 0.1 s."""
+    """Import an exported name on first use, because the storage class needs SGLang."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

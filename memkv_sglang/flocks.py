@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _PF_EXITING = 0x4
-"""Flag of a process that is being torn down; include/linux/sched.h."""
+"""Flag of a process that the kernel is tearing down; see include/linux/sched.h."""
 
 
 def lock_holder(descriptor: int) -> int | None:
@@ -31,9 +31,9 @@ def describe_holder(descriptor: int) -> str:
 
 
 def is_ending(pid: int) -> bool:
-    """Return whether a process was killed or has exited, but is not gone yet.
+    """Return whether a process was killed or has exited, but still exists.
 
-    Requests in flight on a disk that does not answer keep the process and its locks.
+    Its requests in flight on a hung disk keep the process and its locks.
     """
     with suppress(OSError):
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

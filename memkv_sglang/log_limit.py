@@ -5,10 +5,10 @@ import time
 from collections.abc import Hashable
 
 KINDS = 1000
-"""Maximum number of kinds that are limited separately."""
+"""Maximum number of kinds with a limit of their own."""
 
 _OTHERS = object()
-"""The kind shared by all kinds beyond `KINDS`."""
+"""Stands for all further kinds, which share one limit."""
 
 
 class LogLimit:
@@ -18,15 +18,16 @@ class LogLimit:
     """
 
     def __init__(self, seconds: float, burst: int = 1) -> None:
-        """Admit `burst` lines of a kind at once, and one more every `seconds`."""
+        """Admit `burst` lines of a kind at once, and then one line every `seconds`."""
         self._seconds = seconds
         self._burst = burst
         self._lock = threading.Lock()
-        # By kind: when the full burst will be admitted again, and the lines suppressed so far.
+        # By kind: the time at which the full burst is available again, and the lines suppressed so
+        # far.
         self._kinds: dict[Hashable, tuple[float, int]] = {}
 
     def admit(self, kind: Hashable) -> int | None:
-        """Return None to suppress the line, else how many of its kind were suppressed before it."""
+        """Return None to suppress a line, else how many were suppressed since the last one."""
         now = time.monotonic()
         with self._lock:
             if kind not in self._kinds and len(self._kinds) >= KINDS:

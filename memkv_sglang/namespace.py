@@ -56,14 +56,14 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     page_bytes: Annotated[int, msgspec.Meta(ge=1, le=PAGE_BYTES_LIMIT)]
     """Bytes per page, in all its buffers."""
     layers: tuple[Count, Count]
-    """The layers in the page, as `[first, end)`."""
+    """The layers in the page: from the first up to, but not including, the second."""
     heads: Count = 0
     """KV heads of the shard; 0 for pools without heads (MLA)."""
     head_size: Count = 0
     """Elements per head (per latent vector for MLA)."""
     shard: Shard = Shard()
     details: dict[Text, Text] = {}
-    """Anything else that changes the bytes: quantisation, KV scales, rope overrides, LoRA."""
+    """Anything else that changes the bytes: quantization, KV scales, RoPE overrides, LoRA."""
     format_version: Count = FORMAT_VERSION
 
     @cached_property
@@ -87,6 +87,6 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise msgspec.DecodeError(f"not JSON, or nested too deeply: {error}") from None
 
     def differences(self, other: "Namespace") -> dict[str, tuple[Any, Any]]:
-        """Return the fields that differ, each with this namespace's and the other's value."""
+        """Return the fields that differ, each with this namespace's value and the other's."""
         mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}

@@ -19,13 +19,13 @@ class PageKey(NamedTuple):
     """Identifies a page. Two pages with the same key hold the same bytes."""
 
     namespace: bytes
-    """Namespace digest, `NAMESPACE_DIGEST_SIZE` bytes."""
+    """The namespace's digest, `NAMESPACE_DIGEST_SIZE` bytes."""
     hash: bytes
     """Page hash, `PAGE_HASH_SIZE` bytes."""
 
 
 class Chain(NamedTuple):
-    """Consecutive page hashes of a token sequence. Need not start at its first page."""
+    """Hashes of consecutive pages of a token sequence, starting at any page of it."""
 
     namespace: bytes
     hashes: Sequence[bytes]
@@ -36,7 +36,7 @@ class Chain(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """Part of a page, as named in messages: bytes `[offset, offset + length)` of a pool."""
+    """Part of a page, as messages name it: bytes `[offset, offset + length)` of a pool."""
 
     pool: int
     offset: int
@@ -53,7 +53,7 @@ class Page(NamedTuple):
     key: PageKey
     buffers: tuple[memoryview, ...]
     checksum: bytes | None = None
-    """The checksum verified when the content was read; None for a new page."""
+    """The checksum verified when the content was read; None if the page is new."""
 
     @property
     def length(self) -> int:

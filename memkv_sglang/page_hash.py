@@ -1,7 +1,7 @@
 """Compute SGLang's page hashes from token ids, without a running server.
 
 The format is that of SGLang 0.5.23: `mem_cache/cpp_utils/hash_binding.cpp` and, for the seed,
-`mem_cache/utils.py: storage_namespace_seed`. A test compares both.
+`storage_namespace_seed` in `mem_cache/utils.py`. A test compares the hashes with SGLang's.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def chain_seed(extra_key: str | None, salt: str | None) -> bytes:
 
 
 class PythonPageHash:
-    """SGLang's compiled extension (`hash_binding.cpp`) in Python, at a third of its speed."""
+    """A Python version of SGLang's compiled `hash_binding.cpp`, at a third of its speed."""
 
     def get_hash(
         self,
@@ -56,13 +56,14 @@ class PythonPageHash:
 
         Args:
             raw_tokens: token ids.
-            logical_len: units to hash.
+            logical_len: number of units to hash.
             unit_width: token ids per unit.
-            is_bigram: a unit is a token id and the next one; `raw_tokens` has one more.
+            is_bigram: whether a unit is a token id and the next one; `raw_tokens` has one more.
             prior_digest: the hash before the first page; None at the start.
             page_size: units per page; None for one hash of everything.
 
-        Raises `ValueError` for a negative token.
+        Raises:
+            ValueError: for a negative token.
 
         """
         tokens = list(raw_tokens)

@@ -48,7 +48,8 @@ def _escape(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    # As in JSON: a character beyond 16 bits becomes two surrogates; lone surrogates stay.
+    # As in JSON, a character beyond 16 bits becomes two surrogates. Lone surrogates stay as they
+    # are.
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 

@@ -1,7 +1,8 @@
 """Map memory shared between two processes, in huge pages if the kernel provides them.
 
-For direct I/O the kernel pins every page of the buffer separately, so 2 MiB pages make reads up to
-twice as fast as 4 KiB pages. Best effort: without huge pages everything works, only slower.
+For direct I/O, the kernel pins every page of the buffer separately, so pages of 2 MiB make reads up
+to twice as fast as pages of 4 KiB. Huge pages are best effort: without them, everything works, only
+slower.
 """
 
 import ctypes
@@ -24,11 +25,11 @@ CHUNK = 64 << 20
 """Bytes that a thread populates per task."""
 
 THREADS = 8
-"""Maximum number of threads. In each, the kernel zeroes and copies about 1 GiB/s."""
+"""Maximum number of threads. In each of them, the kernel zeroes and copies about 1 GiB/s."""
 
 _TMPFS_MAGIC = 0x01021994
 _STATFS_SIZE = 256
-"""More than the size of `struct statfs`, whose first word is the file system's type."""
+"""A buffer larger than `struct statfs`, whose first word is the file system's type."""
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -76,7 +77,7 @@ def map_memory(descriptor: int, length: int) -> memoryview:
     range includes that, so that no other mapping is overwritten.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    page = max(HUGE_PAGE, os.fstat(descriptor).st_blksize)  # the page size, for hugetlb memory
+    page = max(HUGE_PAGE, os.fstat(descriptor).st_blksize)  # for hugetlb memory, its page size
     reserved = mmap.mmap(-1, -(-length // page) * page + page, flags=flags)
     begin = -_address(memoryview(reserved)) % page
     memory = memoryview(reserved)[begin : begin + length]
@@ -103,11 +104,11 @@ def map_until_exit(descriptor: int, length: int) -> None:
 def populate(memory: memoryview, report: Callable[[int], None] | None = None) -> bool:
     """Allocate every page of mapped memory, in huge pages if the kernel provides them.
 
-    Calls `report` with the bytes done every `REPORT_SECONDS` until all are.
+    Calls `report` with the bytes done so far, every `REPORT_SECONDS`.
 
-    Returns whether all memory that can be in huge pages is. Blocks for about two seconds per GiB
-    and thread. Raises `OSError` if there is not enough memory. A kernel before 5.14 allocates the
-    pages on first access instead.
+    Returns whether all memory is in huge pages, except the end of a range that is too short for
+    one. Blocks for about two seconds per GiB and thread. Raises `OSError` if there is not enough
+    memory. A kernel before 5.14 allocates the pages on first access instead.
     """
     begin = _address(memory)
     chunks = [
@@ -130,7 +131,8 @@ def populate(memory: memoryview, report: Callable[[int], None] | None = None) ->
 
 def _populate_chunk(chunk: tuple[int, int]) -> bool:
     address, length = chunk
-    # If the system's policy allows huge pages for shared memory, populating allocates them.
+    # If the system's policy allows huge pages for shared memory, MADV_POPULATE_WRITE allocates
+    # them.
     _libc.madvise(address, length, mmap.MADV_HUGEPAGE)
     if _libc.madvise(address, length, MADV_POPULATE_WRITE):
         if ctypes.get_errno() == errno.EINVAL:

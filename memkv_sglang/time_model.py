@@ -3,17 +3,17 @@
 import threading
 
 MEMORY = 0.9
-"""Weight of an observation relative to the next one: about the last ten count."""
+"""Weight of an observation relative to the next one. About the last ten observations count."""
 
 _SINGULAR = 1e-9
-"""Determinant relative to the product of the diagonal below which `x` and `y` are collinear."""
+"""Smaller determinants, relative to the product of the diagonal, mean that `x` and `y` are
+collinear."""
 
 
 class TimeModel:
     """Fits seconds as `a * x + b * y`, with `a, b >= 0`, to observations. Thread-safe.
 
-    Least squares by the normal equations with exponential forgetting: see "recursive least
-    squares".
+    Uses recursive least squares with exponential forgetting, by the normal equations.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class TimeModel:
             self._yt = MEMORY * self._yt + y * seconds
 
     def predict(self, x: float, y: float) -> float | None:
-        """Return the predicted seconds: the lower of the `bounds`, None without observations."""
+        """Return the predicted seconds, the lower of the `bounds`; None without observations."""
         bounds = self.bounds(x, y)
         return None if bounds is None else bounds[0]
 

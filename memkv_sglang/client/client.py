@@ -35,10 +35,10 @@ The agent's own deadline is 5 s. When SGLang flushes its cache or detaches the s
 """
 
 LOOKUP_GRACE = 0.5
-"""Seconds that a lookup's reply may arrive after its budget."""
+"""Seconds by which a lookup's reply may exceed the lookup's budget."""
 
 REFUSAL_SECONDS = 60.0
-"""Seconds between two log lines about the same refusal."""
+"""Seconds until the same refusal is logged again."""
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ class AgentClient:
         return found
 
     def _parts(self, chain: Chain, budget: float | None) -> Iterator[tuple[Sequence[bytes], float]]:
-        """Yield what a message holds of a chain, and the seconds left, until none are left."""
+        """Yield the chain in parts that fit in a message, each with the seconds left for it."""
         deadline = time.monotonic() + (self._budget if budget is None else budget)
         for begin in range(0, max(1, len(chain.hashes)), protocol.MAX_HASHES):
             left = max(0.0, deadline - time.monotonic())
@@ -408,7 +408,7 @@ class AgentClient:
 
 
 def _request_id(text: str) -> str:
-    """Return an id that the protocol accepts. Servers accept any text from their clients."""
+    """Return an id that the protocol accepts. A server's clients may have chosen any text."""
     return printable(text)[: protocol.MAX_REQUEST_ID]
 
 

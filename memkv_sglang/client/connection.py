@@ -26,15 +26,15 @@ SEND_LIMIT = 2.0
 """Seconds without progress after which sending a request fails."""
 
 END_LIMIT = 1.0
-"""Seconds to wait for a killed agent's writes to end. That takes milliseconds unless the disk
+"""Seconds to wait for a killed agent's writes to end. They end within milliseconds unless the disk
 hangs."""
 
 _POLL_INTERVAL = 0.05
-"""Seconds between checks of a running agent's lifetime. A debugger can keep its pidfd from becoming
-readable, so waiting for the pidfd is not enough."""
+"""Seconds between checks of a running agent's lifetime lock. A debugger can keep the pidfd from
+becoming readable, so waiting for the pidfd is not enough."""
 
 _POLL_INTERVAL_AFTER_EXIT = 0.001
-"""Seconds between checks once the process has ended."""
+"""Seconds between checks of the lifetime lock after the process has ended."""
 
 _LOST = (OSError, EOFError, ProtocolError)
 
@@ -42,7 +42,7 @@ _decoder = msgspec.msgpack.Decoder(protocol.Reply)
 
 
 def place_of(pid: int) -> str:
-    """Return where a process is: its id, unless another pid namespace hides it."""
+    """Return a process's id as text, or that another pid namespace hides it."""
     return f"pid {pid}" if pid else "in another container"
 
 
@@ -62,7 +62,7 @@ class OtherVersionError(AgentRefusedError):
     """The agent speaks another version of the protocol."""
 
     def __init__(self, pid: int, version: int) -> None:
-        """Compose the message: which side is older, and what to install."""
+        """Say in the message which side is older and what to install."""
         own = protocol.PROTOCOL_VERSION
         self.pid = pid
         self.is_older = version < own
@@ -126,7 +126,7 @@ class AgentConnection:
             ) from None
 
     def _require_supervisor(self, deadline: float) -> None:
-        """Raise `AgentRefusedError` if nothing could kill the agent when it hangs."""
+        """Raise `AgentRefusedError` if there is no supervisor that could kill a hung agent."""
         if self.pid:
             return
         left = max(0.001, deadline - time.monotonic())
@@ -137,7 +137,8 @@ class AgentConnection:
             )
 
     def _shake_hands(self, session: bytes, deadline: float) -> bytes:
-        with suppress(BrokenPipeError):  # the agent may refuse and close before reading
+        # the agent may refuse the connection and close it before reading
+        with suppress(BrokenPipeError):
             self._channel.send(encode_frame(protocol.Hello(protocol.PROTOCOL_VERSION, session)))
         try:
             reply = self._channel.receive(deadline)
@@ -167,7 +168,7 @@ class AgentConnection:
         try:
             if len(descriptors) == 1 and not has_ended(descriptors[0]):
                 return descriptors.pop()
-        except OSError as error:  # a descriptor that cannot be locked
+        except OSError as error:  # The descriptor does not support locks.
             log.warning(
                 "agent sent an invalid lifetime descriptor", extra={"fields": {"error": str(error)}}
             )
@@ -183,7 +184,7 @@ class AgentConnection:
     ) -> protocol.Reply:
         """Send a request without buffers; return the reply. Raises `ConnectionLostError`.
 
-        After an error the agent may still be working on the request.
+        The agent may still be working on the request when this raises.
         """
         frame = encode_frame(request)
         self._claim()
@@ -212,7 +213,7 @@ class AgentConnection:
             return self._channel.receive(deadline)
         except _NotSentError:
             raise
-        except BaseException as error:  # KeyboardInterrupt included: the buffers must be safe first
+        except BaseException as error:  # also for KeyboardInterrupt: the buffers must be safe first
             self._secure_buffers(request, deadline)
             if isinstance(error, _LOST):
                 raise ConnectionLostError(str(error)) from None
@@ -244,12 +245,12 @@ class AgentConnection:
             except KeyboardInterrupt as error:
                 interrupt = error
         if withholds:
-            self._lifetime = -1  # now owned by `withheld`
+            self._lifetime = -1  # `withheld` owns it now
         if interrupt is not None:
             raise interrupt
 
     def _end_agent(self, deadline: float) -> bool:
-        """Kill the agent at the deadline. False if it may still write `END_LIMIT` later."""
+        """Kill the agent at the deadline. Returns False if it may still write `END_LIMIT` later."""
         if self._wait_for_end(deadline):
             return True
         fields = {"pid": self.pid}
@@ -257,7 +258,9 @@ class AgentConnection:
         self._kill(deadline + END_LIMIT)
         if self._wait_for_end(deadline + END_LIMIT):
             return True
-        log.error("memkv: disk requests of the killed agent do not end", extra={"fields": fields})
+        log.error(
+            "memkv: disk requests of the killed agent have not ended", extra={"fields": fields}
+        )
         return False
 
     def _kill(self, deadline: float) -> None:
@@ -270,7 +273,7 @@ class AgentConnection:
             log.error("memkv: the agent's supervisor did not answer")
 
     def _wait_for_end(self, deadline: float) -> bool:
-        """Wait until the agent can no longer write; False at the deadline."""
+        """Wait until the agent can no longer write. Returns False at the deadline."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         while not has_ended(self._lifetime):
@@ -289,9 +292,8 @@ class AgentConnection:
         """Close the socket and descriptors. Idempotent."""
         self._channel.close()
         descriptors = (self._pidfd, self._lifetime)
-        self._pidfd = (
-            self._lifetime
-        ) = -1  # first, so a concurrently forked child does not close them too
+        # Reset them before closing, so that a child forked now does not close them again.
+        self._pidfd = self._lifetime = -1
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Report the agent in the server's own log: where the agent logs, and whether its tiers work."""
+"""Report in the server's own log where the agent logs and whether its tiers work."""
 
 import logging
 import time
@@ -37,7 +37,7 @@ class HealthLog:
         try:
             with link.connection() as connection:
                 reply = connection.call(protocol.Status(), time.monotonic() + STATUS_LIMIT)
-        except (AgentRefusedError, ConnectionLostError):  # the next call reports it
+        except (AgentRefusedError, ConnectionLostError):  # the next call reports the failure
             return PERIOD
         if not isinstance(reply, protocol.StatusReport):
             return PERIOD

@@ -34,19 +34,19 @@ RETRY_PAUSE = 1.0
 """Seconds between connection attempts."""
 
 CLOSE_LIMIT = 2.0
-"""Seconds that `close` waits for the background thread."""
+"""Seconds that `close` waits for the background thread to end."""
 
 FORKED = "this client belongs to the parent process; create one in each process"
-"""The problem of a client in a forked child."""
+"""The `problem` of a client in a forked child."""
 
 CONNECTING = "no agent yet"
-"""The problem of a client whose first attempt to connect has not ended."""
+"""The `problem` of a client that is still trying to connect for the first time."""
 
 UNSUITABLE_PAUSE = 5.0
-"""Seconds between attempts while the running agent cannot be used."""
+"""Seconds between attempts while an agent is running that the client cannot use."""
 
 LONGEST_PAUSE = 30.0
-"""Longest pause, in seconds, between attempts while each of them fails to start an agent."""
+"""Maximum seconds between attempts while the agent fails to start."""
 
 
 class Reconnector:
@@ -59,7 +59,7 @@ class Reconnector:
         log the state of the agent's tiers.
         """
         self.link: Link | None = None
-        """None while there is no agent."""
+        """The link to the agent; None while there is no agent."""
         self.problem = CONNECTING
         """Why there is no agent; empty while connected."""
         self.registry = Registry()
@@ -93,7 +93,7 @@ class Reconnector:
 
         If an agent is being started, this waits for it for up to `CLOSE_LIMIT` seconds.
         """
-        with self._lock:  # the thread must not close the eventfd in between
+        with self._lock:  # the background thread must not close the eventfd before this write
             if not self._closed:
                 self._closed = True
                 os.eventfd_write(self._wake, 1)
@@ -114,7 +114,7 @@ class Reconnector:
             except (AgentRefusedError, ConfigError, ConnectionLostError, OSError) as error:
                 self._lose(str(error))
             except Exception as error:
-                # A bug, but without this thread the client would never reconnect.
+                # This is a bug, but without this thread the client would never reconnect.
                 log.exception("memkv: connection attempt failed")
                 self._lose(repr(error))
             else:
@@ -130,7 +130,7 @@ class Reconnector:
             self._close_wake()
 
     def _connect(self) -> Link:
-        """Return a link, after registering all pools and namespaces and publishing it."""
+        """Open a link, register all pools and namespaces, then let calls use the link."""
         link = self._open()
         try:
             with self.registry.lock:
@@ -193,7 +193,7 @@ class Reconnector:
             os.close(pidfd)
 
     def _wait_for_end(self, pidfd: int, reason: str, seconds: float) -> None:
-        """Return once an agent that was asked to stop has ended. Raises `AgentRefusedError`."""
+        """Wait until the agent that was asked to stop has ended. Raises `AgentRefusedError`."""
         self._lose(f"{reason}; it finishes its uploads, then a new agent replaces it")
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -239,7 +239,7 @@ class Reconnector:
         self.problem = problem
 
     def abandon_in_child(self) -> None:
-        """Close in a forked child, where other threads may have held any of the locks."""
+        """Close in a forked child, replacing locks that another thread may have held."""
         self.link, self.problem = None, FORKED
         self._closed = True
         self._lock, self._connected = threading.Lock(), threading.Event()
@@ -248,10 +248,8 @@ class Reconnector:
         self._close_wake()
 
     def _close_wake(self) -> None:
-        wake, self._wake = (
-            self._wake,
-            -1,
-        )  # first, so a concurrently forked child does not close it too
+        # Reset it before closing, so that a child forked now does not close it again.
+        wake, self._wake = self._wake, -1
         if wake >= 0:
             os.close(wake)
 

@@ -18,12 +18,12 @@ ANNOUNCE_LIMIT = 5.0
 """Seconds for the agent to register a pool or a description."""
 
 KEPT_NAMESPACES = 64
-"""Newest descriptions to register with a new agent. A server has one per pool, and new ones after
-each weight update."""
+"""Number of the newest descriptions to register with a new agent. A server has one per pool, and
+new ones after each weight update."""
 
 
 class Registry:
-    """Pools by number and namespaces by digest. Not thread-safe; see `lock`."""
+    """Pools by number, and namespaces by digest. Not thread-safe; hold `lock`."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -34,7 +34,7 @@ class Registry:
         self._namespaces: dict[bytes, Namespace] = {}
 
     def add_pool(self, descriptor: int, length: int) -> int:
-        """Add a pool, duplicating the descriptor; return its number. Raises `RequestError`."""
+        """Add a pool and return its number. Duplicates the descriptor. Raises `RequestError`."""
         check_descriptor(descriptor, length)
         number = next(self._numbers)
         self._pools[number] = (fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0), length)
@@ -54,7 +54,7 @@ class Registry:
         return known is None
 
     def announce(self, connection: AgentConnection) -> None:
-        """Register everything with an agent. Raises `ConnectionLostError`."""
+        """Register all pools and namespaces with an agent. Raises `ConnectionLostError`."""
         for number in self._pools:
             self.announce_pool(connection, number)
         for namespace in self._namespaces.values():

@@ -31,10 +31,10 @@ END_LIMIT = 15.0
 """Seconds that an agent may take to end, in addition to finishing its uploads."""
 
 LONGEST_DRAIN = 3600.0
-"""Upper bound of `agent.drain_timeout`."""
+"""The upper bound of the setting `agent.drain_timeout`."""
 
 _LISTENING, _ACCEPTING, _CONNECTED = "01", "02", "03"
-"""Socket states in `/proc/net/unix`; a connection that nobody has accepted yet is accepting."""
+"""Socket states in `/proc/net/unix`. A connection is `_ACCEPTING` until the server accepts it."""
 
 
 class UnsuitableAgentError(AgentRefusedError):
@@ -46,7 +46,7 @@ class Retired(NamedTuple):
 
     reason: str
     seconds: float
-    """Longest time until it has ended."""
+    """Maximum seconds until it has ended."""
 
 
 def join_or_retire(connection: AgentConnection, config: Config) -> Retired | None:
@@ -118,11 +118,11 @@ def _why_not_replaceable(pid: int, module: str, error: OtherVersionError) -> str
 def _count_connections(pid: int) -> int:
     """Return how many clients are connected to the process's listening sockets.
 
-    Includes those that it has yet to accept: a busy agent may not have accepted this client's.
+    Includes connections that the process has not accepted yet, such as this client's.
     """
     own = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed in the meantime
+        with suppress(FileNotFoundError):  # the descriptor was closed meanwhile
             own.add(str(entry.readlink()))
     named = [
         fields

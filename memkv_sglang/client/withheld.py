@@ -36,7 +36,7 @@ class Withheld:
 
     @property
     def pending(self) -> bool:
-        """Whether any buffers are withheld now."""
+        """Whether any buffers are withheld."""
         return bool(self._lifetimes)
 
     def add(self, lifetime: int) -> None:
@@ -89,7 +89,7 @@ class Withheld:
                 )
 
     def _release(self) -> bool:
-        """Remove agents whose writes have ended; run the callbacks once none is left."""
+        """Forget the agents whose writes have ended. If none is left, run the callbacks."""
         with self._changed:
             ended = [lifetime for lifetime in self._lifetimes if has_ended(lifetime)]
             left = [lifetime for lifetime in self._lifetimes if lifetime not in ended]
@@ -117,11 +117,11 @@ class Withheld:
 def _call(callback: Callable[[], None]) -> None:
     try:
         callback()
-    except Exception:  # a bug; the other callbacks must still run
+    except Exception:  # A bug in one callback must not keep the others from running.
         log.exception("memkv: callback for released buffers failed")
 
 
 withheld = Withheld()
-"""The instance of this process, shared by all its clients."""
+"""The process's only instance, which all its clients share."""
 
 os.register_at_fork(after_in_child=withheld.abandon_in_child)

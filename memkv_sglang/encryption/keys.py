@@ -1,4 +1,4 @@
-"""The encryption keys: new pages are encrypted with one, and any of them can decrypt.
+"""The encryption keys. One key encrypts new pages, and all keys can decrypt.
 
 The key file is TOML. Every stored page names the id of its key, so never reuse an id:
 
@@ -22,7 +22,8 @@ KEY_SIZE = 32
 
 SETTING = "minio.encryption_key_file"
 
-_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # lower case: ids travel in HTTP header fields
+# lower case only, because ids are sent in HTTP header fields
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _DIGITS = re.compile(rf"[0-9A-Fa-f]{{{2 * KEY_SIZE}}}")
 
 
@@ -40,7 +41,7 @@ def load_key_ring(path: str) -> KeyRing:
     content = read_private(path, SETTING)
     try:
         document = parse_toml(content)
-    except ValueError:  # not chained: its message may quote a key
+    except ValueError:  # Do not chain the exception: its message may quote a key.
         raise ConfigError(
             f"{SETTING}: {path} is not TOML; write it as docs/security.md shows"
         ) from None

@@ -4,7 +4,7 @@ A sealed page consists of a nonce, the encrypted content and checksum, and a tag
 the same one that other tiers store with the content. The encryption key is derived from a master
 key and the page's key by HKDF-Expand (RFC 5869). The page's key is also the associated data, so
 that a sealed page cannot be passed off as another page. Nonces are random, which is safe for 2**32
-messages per key; each key encrypts only one page, the few times that page is stored.
+messages per key. Each key encrypts only one page, and that page is stored only a few times.
 """
 
 import os
@@ -25,7 +25,7 @@ OVERHEAD = NONCE_SIZE + CHECKSUM_SIZE + TAG_SIZE
 """Bytes that sealing adds to a page."""
 
 CONTEXT = b"sglang-memkv page 1"
-"""Separates keys and associated data from those of any other format or use."""
+"""Separates these keys and associated data from those of any other format or use."""
 
 
 class ForgedError(Exception):

@@ -17,9 +17,9 @@ MISMATCH = "the patches do not match their manifest; reinstall sglang-memkv"
 
 
 def apply_series(root: Path, series: Series) -> int:
-    """Patch SGLang below `root`; return how many files changed, 0 if it was already patched.
+    """Patch SGLang below `root`; return how many files changed, 0 if it is patched already.
 
-    Completes a run that was killed. Raises `PatchError` without changing any file.
+    Completes a run that was killed. If it raises `PatchError`, no file has changed.
     """
     with _exclusive(root):
         return _change(root, series, FileState.ORIGINAL, list(series.manifest))
@@ -75,7 +75,7 @@ def _expected(manifest: Mapping[str, Checksums], path: str, affected: FileState)
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Exclude other runs and defer Ctrl-C; a change takes milliseconds."""
+    """Lock out other runs, and defer Ctrl-C for the milliseconds that a change takes."""
     directory = os.open(root / "sglang", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What a patched SGLang calls: `memkv_hook` in `patches/sglang-*/` looks wrappers up here."""
+"""The entry points of a patched SGLang, whose `memkv_hook` looks up the wrappers here."""
 
 import argparse
 import functools
@@ -31,9 +31,9 @@ def counterparts() -> dict[str, Callable[..., Any]]:
 
 
 def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
-    """Wrap `ServerArgs.from_cli_args`; settings that cannot work exit with status 2.
+    """Wrap `ServerArgs.from_cli_args`. Invalid settings end the process with status 2.
 
-    One field of the arguments holds all settings that came from flags.
+    All settings that came from flags are kept in one field of the arguments.
     """
     setattr(args, SETTINGS, take_settings(vars(args)) or None)
     server_args = original(cls, args)
@@ -52,7 +52,7 @@ def resolve_once(original: Callable[..., Any], server_args: Any) -> None:
 
 
 def _enable(server_args: Any) -> None:
-    """Set what the tier needs, if the server uses it: once, before arguments are resolved."""
+    """Set the arguments that the tier needs, if the server uses it, before they are resolved."""
     from sglang.srt.arg_groups.arg_utils import record_fields
 
     selected = server_args.hicache_storage_backend == BACKEND

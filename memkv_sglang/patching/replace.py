@@ -12,9 +12,9 @@ Contents = dict[Path, bytes | None]
 def replace_files(contents: Contents) -> None:
     """Write every file, or restore all of them and raise `OSError`.
 
-    Each file is written under a temporary name and renamed, so nobody reads half a file. A file
-    that another environment shares by hard link (`uv` does that) is unchanged there. If the process
-    is killed, every file is either old or new.
+    Each file is written under a temporary name and then renamed, so no process reads half a file.
+    If another environment shares a file by a hard link, as `uv` makes them, its copy does not
+    change. If the process is killed, every file is either old or new.
     """
     before: Contents = {}
     try:
@@ -37,9 +37,10 @@ def replace_files(contents: Contents) -> None:
 
 
 def tidy(files: Iterable[Path]) -> None:
-    """Remove temporary files of killed runs, and compiled files of these modules.
+    """Remove the temporary files of killed runs, and these modules' compiled files.
 
-    Python would consider a compiled file up to date if size and modification second are equal.
+    Python compares only size and time, in seconds, so it could take an outdated compiled file for
+    current.
     """
     for file in files:
         _temporary(file).unlink(missing_ok=True)
@@ -48,7 +49,7 @@ def tidy(files: Iterable[Path]) -> None:
 
 
 def _temporary(file: Path) -> Path:
-    """Return a temporary name in the same directory, always the same so that `tidy` finds it."""
+    """Return the file's temporary name, which is always the same, so that `tidy` finds it."""
     return file.with_name(f".{file.name}.memkv-patch")
 
 

@@ -26,7 +26,7 @@ class Series(NamedTuple):
     hunks: dict[str, list[list[Hunk]]]
     """Hunks of each diff, by path below site-packages."""
     manifest: dict[str, Checksums]
-    """By the same paths. A new file precedes those that import it."""
+    """Checksums by the same paths. A new file precedes the files that import it."""
 
     def patched(self, path: str, content: bytes | None) -> bytes | None:
         """Patch a file's content. Raises `MismatchError`."""

@@ -14,7 +14,7 @@ class FileState(Enum):
     ORIGINAL = "original"
     PATCHED = "patched"
     UNKNOWN = "unknown"
-    """Neither: edited, or patched by something else."""
+    """Neither of them: the file was edited, or patched by something else."""
 
 
 class State(Enum):

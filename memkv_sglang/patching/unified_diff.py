@@ -1,8 +1,8 @@
 """Apply unified diffs exactly.
 
 No library does this: `unidiff` only parses, and `whatthepatch` drops a file's last newline and
-splits lines at form feeds. There is no fuzzy matching, because a series is for files of known
-checksum. Every line must end with a newline.
+splits lines at form feeds. Fuzzy matching is not needed, because a series only applies to files of
+known checksum. Every line must end with a newline.
 """
 
 import re
@@ -14,11 +14,11 @@ _HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
 class MismatchError(Exception):
-    """The file is not the one that the diff was made for."""
+    """The content of a file does not match the diff."""
 
 
 class Hunk(NamedTuple):
-    """Lines, including newlines, and their replacement."""
+    """Consecutive lines, with their newlines, and the lines that replace them."""
 
     old_start: int
     """Index of the first old line, from 0."""
@@ -68,7 +68,7 @@ def revert(content: bytes, hunks: Sequence[Hunk]) -> bytes:
 def _hunk(header: re.Match[bytes], lines: Iterator[bytes]) -> Hunk:
     """Read a hunk's lines, as many as its header states."""
     old_start, old_count, new_start, new_count = (int(n or 1) for n in header.groups())
-    # An empty range starts at 0: the file does not exist.
+    # In a diff that creates a file, the old range starts at 0.
     hunk = Hunk(old_start - bool(old_count), [], new_start - bool(new_count), [])
     while len(hunk.old) < old_count or len(hunk.new) < new_count:
         line = next(lines)

@@ -23,7 +23,7 @@ LENGTHS = (4096, 4096)
 
 
 def soon() -> float:
-    """Return a deadline that every working tier meets."""
+    """Return a deadline that every working tier meets easily."""
     return time.monotonic() + 60
 
 
@@ -335,7 +335,7 @@ class TierConformance(ABC):
                     results = spill(tier, keys)
                     assert set(results) <= {SpillResult.STORED, SpillResult.PRESENT}
                     load(tier, keys)
-            except BaseException as error:  # reported in the main thread
+            except BaseException as error:  # The main thread reports it.
                 errors.append(error)
 
         threads = [threading.Thread(target=converse, args=(seed,)) for seed in range(8)]

@@ -25,7 +25,7 @@ def make_namespace(page_bytes: int = 8 * BLOCK, **fields: object) -> Namespace:
 
 
 def make_hashes(count: int, seed: str = "", parent: bytes = b"") -> list[bytes]:
-    """Return `count` chained page hashes after `parent`, always the same for the same arguments."""
+    """Return the hashes of `count` consecutive pages after `parent`. Deterministic."""
     hashes: list[bytes] = []
     for position in range(count):
         previous = hashes[-1] if hashes else parent
@@ -44,7 +44,7 @@ def page_content(key: PageKey, length: int) -> bytes:
 
 
 def make_page(key: PageKey, lengths: Sequence[int], *, filled: bool) -> Page:
-    """Return a page in new buffers, filled with its content or else with all bytes wrong."""
+    """Return a page in new buffers, filled with its content or with bytes that are all wrong."""
     content = page_content(key, sum(lengths))
     if not filled:
         content = bytes(byte ^ 0xFF for byte in content)

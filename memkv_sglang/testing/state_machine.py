@@ -1,4 +1,4 @@
-"""Compare random histories of a tier with a model: subclass `TierMachine`."""
+"""Compare random histories of a tier with a model. To use it, subclass `TierMachine`."""
 
 import time
 from abc import abstractmethod
@@ -30,7 +30,7 @@ def _tree() -> list[list[bytes]]:
 
 CHAINS = _tree()
 SHAPES = ((4096, 4096), (1000, 24), (3 * 4096,))
-"""Buffer lengths of pages. Each shape has its own namespace."""
+"""Lengths of a page's buffers. Each shape has its own namespace."""
 
 
 class Prefix(NamedTuple):
@@ -58,7 +58,7 @@ class TierMachine(RuleBasedStateMachine):
 
     evicts = False
     pending_uploads: PendingUploads | None = None
-    """The tier, if it supports pending uploads: pending pages must stay, even with eviction."""
+    """The tier, if it supports pending uploads. Pending pages must stay, even with eviction."""
 
     @abstractmethod
     def open(self) -> Tier:
