@@ -14,7 +14,7 @@ CHECK_PERIOD = 1.0
 
 
 class FileWatch:
-    """Notices that files were rewritten or replaced, also through symbolic links. Thread-safe."""
+    """Notices when files are rewritten or replaced, also behind symbolic links. Thread-safe."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         """Remember the files as they are now. Empty paths are ignored."""
@@ -49,7 +49,7 @@ def _identity(path: str) -> tuple[int, ...] | None:
 
 
 def load_certificate(context: ssl.SSLContext, section: str, cert_file: str, key_file: str) -> None:
-    """Load a certificate and its private key, which other users must not have access to.
+    """Load a certificate and its private key. Other users must not have access to the key.
 
     `section` has the settings `cert_file` and `key_file`, perhaps after a prefix: `minio.`,
     `agent.http_`. Raises `ConfigError`.
@@ -61,7 +61,7 @@ def load_certificate(context: ssl.SSLContext, section: str, cert_file: str, key_
     ):
         check_private(key, key_file, key_name)
         try:
-            # OpenSSL accepts only paths; these refer to the files that were checked. An empty
+            # OpenSSL accepts only paths; these lead to the files that were checked. An empty
             # password keeps OpenSSL from asking for one on the terminal.
             paths = f"/proc/self/fd/{certificate}", f"/proc/self/fd/{key}"
             context.load_cert_chain(*paths, password="")

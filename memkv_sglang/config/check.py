@@ -1,4 +1,4 @@
-"""Check a configuration by its values alone, without looking at the machine."""
+"""Check whether the values of a configuration are valid, without looking at the machine."""
 
 import ipaddress
 import os
@@ -18,16 +18,16 @@ from memkv_sglang.config.schema import (
 from memkv_sglang.config.shards import own_settings, shard_configs
 
 Name = Callable[[str], str]
-"""Return a setting's name as the user wrote it, given its key."""
+"""Returns the name of a setting as the user wrote it, given its key."""
 
 MAX_SOCKET_PATH = 107
-"""Longest path of a Unix socket in bytes: `sun_path` has 108 with the final zero, unix(7)."""
+"""Longest path of a Unix socket in bytes. `sun_path` has 108, with the final zero; see unix(7)."""
 
 MAX_SHARDS = 64
-"""Each shard has its own connections and threads, and all nodes talk to all shards."""
+"""Maximum number of shards. Each has its own connections and threads, and serves all nodes."""
 
 MIN_SALT = 16
-"""Characters of the shortest salt."""
+"""Minimum length of a salt in characters."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9!_.*'()-]{1,255}")
@@ -37,7 +37,7 @@ _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def check_config(config: Config, name: Name) -> None:
-    """Raise `ConfigError` at the first setting that cannot work."""
+    """Raise `ConfigError` at the first setting whose value is invalid."""
     check_socket(config.agent.socket, name("agent.socket"))
     _check_upload(config.engine, name)
     _check_salt(config.recorder.salt, name("recorder.salt"))
@@ -49,7 +49,10 @@ def check_config(config: Config, name: Name) -> None:
 
 
 def _check_minio(config: MinioConfig, name: Name, variables: str = "MEMKV_MINIO") -> None:
-    """Check the settings of one server or cluster. `variables` begins those of its secrets."""
+    """Check the settings of one server or cluster.
+
+    The variables with its secrets begin with `variables`.
+    """
     _check_bucket(config.bucket, name("minio.bucket"))
     _check_prefix(config.prefix, name("minio.prefix"))
     _check_region(config.region, name("minio.region"))
@@ -101,7 +104,7 @@ def _check_shards(config: MinioConfig, name: Name) -> None:
 
 
 def _names_in_shard(shard: str, own: Container[str], name: Name) -> Name:
-    """Return names that say in which shard a setting is, if it is not taken from `[minio]`."""
+    """Return names that also say which shard a setting belongs to, unless it is from `[minio]`."""
 
     def called(key: str) -> str:
         setting = key.removeprefix("minio.")
@@ -160,7 +163,7 @@ def _check_watermarks(config: NvmeConfig, name: Name) -> None:
 
 
 def _check_bucket(bucket: str, name: str) -> None:
-    """Check a name against S3's rules as MinIO enforces them, and MinIO's reserved name."""
+    """Check a name against S3's rules as MinIO enforces them, and against MinIO's reserved name."""
     problem = ""
     if not _BUCKET.fullmatch(bucket):
         problem = "must be 3 to 63 of a-z, 0-9, '-' and '.', with a letter or digit first and last"
@@ -190,7 +193,7 @@ def _check_region(region: str, name: str) -> None:
 
 
 def _check_endpoint(url: str, config: MinioConfig, name: Name, variables: str) -> None:
-    # Errors quote the URL only after this check: it might contain a password.
+    # A URL might contain a password, so errors quote it only after this check.
     endpoint = name("minio.endpoint")
     if "@" in url:
         raise ConfigError(
@@ -224,7 +227,7 @@ def _check_endpoint(url: str, config: MinioConfig, name: Name, variables: str) -
 
 
 def split_url(url: str) -> SplitResult | None:
-    """Split a URL; returns None if its host or port is not usable."""
+    """Split a URL. Returns None if its host or port is invalid."""
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -17,7 +17,7 @@ from memkv_sglang.config.units import format_size
 def check_environment(loaded: LoadedConfig) -> None:
     """Raise `ConfigError` for the first setting that does not work on this machine.
 
-    A broken disk is no error here: the agent can run without its NVMe tier.
+    A broken disk is not an error, because the agent can run without its NVMe tier.
     """
     check_any_tier(loaded)
     for disk in loaded.config.nvme.for_each_directory():
@@ -63,7 +63,7 @@ def check_directory(config: NvmeConfig, called: Name) -> None:
             f"{name}: {place} is not writable for uid {os.geteuid()}; change its mode or "
             "choose another directory"
         )
-    if not _file_system_size(place):  # e.g. /proc, which root may write to
+    if not _file_system_size(place):  # for example /proc, which root may write to
         raise ConfigError(
             f"{name}: the file system of {place} has no space for files; choose another directory"
         )
@@ -97,7 +97,7 @@ def check_ca_file(loaded: LoadedConfig) -> None:
 
 
 def trusting_context(path: str, name: str) -> ssl.SSLContext:
-    """Return a TLS context that trusts the CAs in a PEM file; an empty path means the system's.
+    """Return a TLS context that trusts the CAs in a PEM file, or the system's if the path is empty.
 
     `name` is the setting as the user wrote it. Raises `ConfigError`.
     """

@@ -1,9 +1,9 @@
-"""Errors for settings that cannot work."""
+"""Exceptions for settings that do not work."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work. The message is one line: the setting, the problem, the fix."""
+    """A setting does not work. The message is one line: the setting, the problem, the fix."""
 
 
 class BrokenDiskError(ConfigError):
-    """The setting may be right, but the disk of the directory it names has failed."""
+    """The setting may be right, but the disk that it leads to has failed."""

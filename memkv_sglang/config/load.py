@@ -48,7 +48,7 @@ class Origin(NamedTuple):
     name: str
     """The setting as the user wrote it, for messages."""
     directory: Path
-    """Base of relative paths."""
+    """Directory that a relative path is relative to."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LoadedConfig:
 
     config: Config
     origins: Mapping[str, Origin]
-    """Origin of every value that was given, by key (`nvme.capacity`)."""
+    """Origins of the values that are not defaults, by key (`nvme.capacity`)."""
 
     service_links: tuple[str, ...] = ()
     """Variables that were ignored because Kubernetes set them."""
@@ -121,10 +121,11 @@ def load(
 
 
 def config_files(environ: Mapping[str, str]) -> list[Path]:
-    """Return the files to read when the caller names none, the strongest last.
+    """Return the files to read when the caller names none; later ones override earlier ones.
 
-    That is the file in `MEMKV_CONFIG`, or no file if the variable is empty. If it is not set, those
-    of `/etc/memkv/config.toml` and `$XDG_CONFIG_HOME/memkv/config.toml` that exist.
+    That is the file in `MEMKV_CONFIG`, or no file if the variable is empty. If the variable is not
+    set, they are those of `/etc/memkv/config.toml` and `$XDG_CONFIG_HOME/memkv/config.toml` that
+    exist.
     """
     if FILE_VARIABLE in environ:
         named = environ[FILE_VARIABLE]
@@ -133,9 +134,10 @@ def config_files(environ: Mapping[str, str]) -> list[Path]:
     config_home, home = environ.get("XDG_CONFIG_HOME", ""), environ.get("HOME", "")
     if os.path.isabs(config_home):  # noqa: PTH117 - XDG: ignore a relative path
         candidates.append(Path(config_home, USER_FILE))
-    elif os.path.isabs(home):  # noqa: PTH117
+    elif os.path.isabs(home):  # `lexists` never raises, unlike `Path.exists`
         candidates.append(Path(home, ".config", USER_FILE))
-    return [path for path in candidates if os.path.lexists(path)]  # never raises
+    # `exists` of os.path never raises
+    return [path for path in candidates if os.path.lexists(path)]
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Read files that settings name: regular files of limited size; secrets only from private files.
+"""Read files that settings name. They must be regular and small, and private if they hold secrets.
 
-Checks use the open descriptor, so the file cannot be swapped between check and use. Symbolic links
-are followed, since Kubernetes mounts secrets through them.
+The checks use the open descriptor, so the file cannot be swapped between check and use. Symbolic
+links are followed, because Kubernetes mounts secrets through them.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from typing import Any
 from memkv_sglang.config.errors import ConfigError
 
 SIZE_LIMIT = 64 << 10
-"""Largest file to read, in bytes. A configuration is a few thousand, a key file a few hundred."""
+"""Largest file to read, in bytes. A configuration has a few thousand, a key file a few hundred."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def open_regular(path: str, name: str, advice: str = "name another file") -> Ite
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError means that the path contains a NUL
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{name}: cannot read {path} ({reason}); {advice}") from None
     try:
@@ -78,9 +78,9 @@ def check_private(descriptor: int, path: str, name: str) -> None:
 
 
 def is_open_to_others(status: os.stat_result) -> bool:
-    """Return whether users other than the owner and our own groups can access a file.
+    """Return whether users besides the owner and the process's groups can access a file.
 
-    Write access for our own groups counts too.
+    Write access for the process's groups counts too.
     """
     own_group = status.st_gid in (os.getegid(), *os.getgroups())
     allowed = stat.S_IRWXU | (stat.S_IRGRP if own_group else 0)

@@ -1,4 +1,4 @@
-"""Every setting with its default, unit, range and description. Nothing else defines settings.
+"""Define every setting with its default, unit, range and description.
 
 Sizes are in bytes, times in seconds. Files, variables and flags may use units: `100GiB`, `250ms`.
 """
@@ -18,7 +18,7 @@ SECRET = {"secret": True}
 SHARDS = {"unit": "shards"}
 
 REDACTED = "(secret)"
-"""Printed instead of a secret."""
+"""Shown in place of a secret."""
 
 
 def split_paths(text: str) -> list[str]:
@@ -56,18 +56,18 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             extra=PATH,
-            description="Unix socket on which the agent serves this node's SGLang servers. Empty: "
-            "`agent.sock` in `/run/memkv` if that directory belongs to this user, as the service's "
-            "does; otherwise in `$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` if that is not "
-            "set.",
+            description="Unix socket on which the agent serves this node's SGLang servers. If "
+            "empty, `agent.sock` in `/run/memkv` if that directory belongs to this user, as the "
+            "service's does; otherwise in `$XDG_RUNTIME_DIR/memkv`, or in `/tmp/memkv-UID` if that "
+            "variable is not set.",
         ),
     ] = ""
     autostart: Annotated[
         bool,
         Meta(
-            description="Whether a server starts an agent if none is running. Turn it off where "
-            "the agent is a service or runs in another container. A server then needs no other "
-            "settings.",
+            description="Whether a server starts an agent if none is running. Set it to false "
+            "where the agent is a service or runs in another container. A server then needs no "
+            "other settings.",
         ),
     ] = True
     http_port: Annotated[
@@ -75,24 +75,24 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=0,
             le=65535,
-            description="Port for `/livez`, `/readyz` and `/metrics`. 0: any free port; "
-            "`memkv stats` shows it.",
+            description="Port for `/livez`, `/readyz` and `/metrics`. With 0, the agent chooses a "
+            "free port, which `memkv stats` shows.",
         ),
     ] = 0
     http_address: Annotated[
         str,
         Meta(
-            description="Address for this port. Other machines reach it unless it is a loopback "
-            "address; `0.0.0.0` or `::` means every interface.",
+            description="IP address for `http_port`. With a loopback address, only this machine "
+            "reaches the port; `0.0.0.0` and `::` listen on every interface.",
         ),
     ] = "127.0.0.1"
     http_cert_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="PEM file with the certificate for this port, followed by its "
+            description="PEM file with the certificate for `http_port`, followed by its "
             "intermediates. Requires `http_key_file`. A changed file takes effect within seconds. "
-            "Empty: plain http.",
+            "If empty, the port uses plain http.",
         ),
     ] = ""
     http_key_file: Annotated[
@@ -107,9 +107,10 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             extra=PATH,
-            description="File with a token that requests for `/metrics` must send "
-            "(`Authorization: Bearer ...`). Probes need none. Other users must not have access to "
-            "it. A changed file takes effect within seconds. Empty: no token.",
+            description="File with a token that requests for `/metrics` must send (`Authorization: "
+            "Bearer ...`). `/livez` and `/readyz` need no token. Other users must not have access "
+            "to the file. A changed file takes effect within seconds. If empty, `/metrics` needs "
+            "no token either.",
         ),
     ] = ""
     log_level: Annotated[
@@ -121,15 +122,16 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     log_format: Annotated[
         Literal["text", "json"],
         Meta(
-            description="Format of log lines: `text` is logfmt, `json` one object per line. An "
-            "SGLang server also writes this project's lines as JSON, to its stderr.",
+            description="Format of the agent's log lines: `text` is logfmt, `json` is one JSON "
+            "object per line. With `json`, an SGLang server also logs this project's events in "
+            "that format, to its stderr; with `text`, it logs them in SGLang's format.",
         ),
     ] = "text"
     log_requests: Annotated[
         Literal["none", "slow", "all"],
         Meta(
-            description="Requests whose lookups and loads are logged, for `memkv explain`. "
-            "`slow`: those that wait for 100 ms or longer in total.",
+            description="Which requests' lookups and loads are logged, for `memkv explain`. `slow` "
+            "requests are those that wait for 100 ms or longer in total.",
         ),
     ] = "slow"
     drain_timeout: Annotated[
@@ -138,8 +140,8 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             ge=0,
             le=3600,
             extra=SECONDS,
-            description="How long the agent keeps uploading after SIGTERM. The next start uploads "
-            "what is left.",
+            description="How long the agent keeps uploading after SIGTERM. It uploads the "
+            "remaining pages after its next start.",
         ),
     ] = 10.0
     idle_timeout: Annotated[
@@ -147,9 +149,9 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=0,
             extra=SECONDS,
-            description="An agent that a server started exits after this long without clients, "
-            "once its upload queue is empty. 0: never. An agent started by hand or as a service "
-            "stays.",
+            description="How long an agent that a server started keeps running without clients. It "
+            "also waits until its upload queue is empty. 0 means forever. An agent that was "
+            "started by hand or as a service never exits for this reason.",
         ),
     ] = 60.0
     oom_score_adj: Annotated[
@@ -157,9 +159,9 @@ class AgentConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=-1000,
             le=1000,
-            description="How readily the kernel kills the agent when memory runs out: -1000 is "
-            "never, 1000 is first. Lowering it needs CAP_SYS_RESOURCE. 0: keep what the agent "
-            "inherits.",
+            description="How readily the kernel kills the agent when memory runs out, from -1000 "
+            "(never) to 1000 (first). Lowering it needs CAP_SYS_RESOURCE. With 0, the agent keeps "
+            "the value it inherited.",
         ),
     ] = 0
 
@@ -174,7 +176,7 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             le=4.0,
             extra=SECONDS,
             description="Time limit of a lookup. When it expires, the lookup returns the prefix "
-            "found so far.",
+            "that it has found.",
         ),
     ] = 0.1
     batch_deadline: Annotated[
@@ -183,22 +185,24 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             gt=0,
             le=5.0,
             extra=SECONDS,
-            description="Time limit of a load or spill call. Pages not done by then are misses.",
+            description="Time limit of a load or spill call. Pages that are not loaded in time "
+            "count as misses; pages that are not stored in time are not kept.",
         ),
     ] = 5.0
     skip_slow_loads: Annotated[
         bool,
         Meta(
-            description="Skip pages that would take longer to load than to recompute, at the "
-            "tiers' current speed.",
+            description="Whether to skip pages that would take longer to load than to recompute, "
+            "at the tiers' current speed.",
         ),
     ] = True
     prefill_speed: Annotated[
         float,
         Meta(
             ge=0,
-            description="Prefill speed of this node's servers in tokens per second, used to "
-            "decide whether a load beats recomputation. 0: measure it.",
+            description="Prefill speed of this node's servers in tokens per second, which decides "
+            "whether a page loads faster than it can be recomputed. With 0, each server measures "
+            "its own.",
         ),
     ] = 0.0
     upload: Annotated[
@@ -206,17 +210,19 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             description="When to copy a page from this node's disk to the shared tier. `always`: "
             "right after it is spilled, so that any node can continue a conversation. "
-            "`second_use`: once this node uses it again. `before_eviction`: when pages that were "
-            "not copied fill half of the disk, oldest first. The latter two save uploads and cost "
-            "hits on other nodes; they need `admission` = `always`.",
+            "`second_use`: when this node uses it again. `before_eviction`: when the pages that "
+            "are only on this disk fill half of it, oldest first. `second_use` and "
+            "`before_eviction` save uploads, cost hits on other nodes, and need `admission` = "
+            "`always`.",
         ),
     ] = "always"
     namespace_salt: Annotated[
         str,
         Meta(
             max_length=256,
-            description="Part of every page's name. Servers share pages only if theirs is equal; "
-            "change it to start over, for instance after KV that a faulty release computed.",
+            description="Text that becomes part of every namespace. Servers share pages only if "
+            "they have the same text. Change it to ignore all stored pages, for instance after a "
+            "faulty release has computed wrong KV.",
         ),
     ] = ""
     upload_backlog: Annotated[
@@ -224,8 +230,8 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             gt=0,
             extra=BYTES,
-            description="Maximum size of pages waiting for upload. When it is reached, new pages "
-            "are stored only on this node.",
+            description="Maximum size of the pages waiting for upload. When it is reached, new "
+            "pages are stored only on this node.",
         ),
     ] = 16 * GIB
     upload_attempts: Annotated[
@@ -233,24 +239,24 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             ge=1,
             le=1000,
-            description="Upload attempts per page before it is dropped from the queue. Waiting "
-            "for an open circuit breaker does not count.",
+            description="Number of failed attempts after which a page is dropped from the upload "
+            "queue. Waiting for an open circuit breaker does not count.",
         ),
     ] = 5
     admission: Annotated[
         Literal["always", "second_use"],
         Meta(
-            description="When to write a spilled page to this node's disk. `second_use`: when the "
-            "page is first loaded; until then only the shared tier stores it. That saves disk "
-            "writes but acknowledges spills later. `promote` then counts the spill as the first "
-            "use."
+            description="When to write a spilled page to this node's disk. `always`: at once. "
+            "`second_use`: when the page is first loaded; until then, only the shared tier stores "
+            "it. This saves disk writes, but a spill takes as long as the upload. `promote` then "
+            "counts the spill as the first use."
         ),
     ] = "always"
     promote: Annotated[
         Literal["never", "second_use", "always"],
         Meta(
-            description="When to copy a page loaded from the shared tier to this node's disk. "
-            "`second_use`: when this node loads it for the second time."
+            description="When to copy a page that was loaded from the shared tier to this node's "
+            "disk. `second_use`: when this node loads it for the second time."
         ),
     ] = "second_use"
     promote_buffer: Annotated[
@@ -258,13 +264,17 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             gt=0,
             extra=BYTES,
-            description="Memory for pages being promoted to this node's disk. When it is full, "
-            "pages are not promoted.",
+            description="Memory for pages that are being copied to this node's disk. While it is "
+            "full, no further pages are copied.",
         ),
     ] = 128 * MIB
     breaker_failures: Annotated[
         int,
-        Meta(ge=1, le=1000, description="Consecutive failures that open the circuit breaker."),
+        Meta(
+            ge=1,
+            le=1000,
+            description="Number of consecutive failures that open the circuit breaker.",
+        ),
     ] = 5
     breaker_cooldown: Annotated[
         float,
@@ -285,8 +295,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             extra=PATHS,
             description="Directory for pages. For several disks, give one directory on each, "
-            "separated by commas (or a list in a file). Agents cannot share one. "
-            "Empty: no NVMe tier.",
+            "separated by commas, or as a list in a file. Each agent needs directories of its own. "
+            "If empty, there is no NVMe tier.",
         ),
     ] = ""
     capacity: Annotated[
@@ -294,8 +304,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=MIB,
             extra=BYTES,
-            description="Disk space for pages and the tier's other files, per directory. Must not "
-            "exceed the size of the file system.",
+            description="Disk space for pages and the tier's other files, per directory. It must "
+            "not exceed the size of the file system.",
         ),
     ] = 100 * GIB
     segment_size: Annotated[
@@ -320,8 +330,8 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(
             ge=0,
             extra=BYTES,
-            description="Free space to leave on the file system. Below it, the tier stops growing "
-            "and evicts its coldest pages to free space.",
+            description="Free space to leave on the file system. If less is free, the tier stops "
+            "growing and evicts its coldest pages.",
         ),
     ] = 0
     queue_depth: Annotated[
@@ -331,15 +341,16 @@ class NvmeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     io_engine: Annotated[
         Literal["aio", "threads"],
         Meta(
-            description="How to access the disk. `aio`: Linux AIO, or `threads` if the kernel or "
-            "the file system does not support it. `threads`: a shared thread pool."
+            description="How to access the disk. `aio` uses Linux AIO, or `threads` if the kernel "
+            "or the file system does not support it. `threads` uses a shared thread pool."
         ),
     ] = "aio"
     direct_io: Annotated[
         Literal["auto", "always", "never"],
         Meta(
-            description="Whether to bypass the page cache (`O_DIRECT`). `auto`: if the file "
-            "system supports it; otherwise log one warning and use buffered I/O."
+            description="Whether to bypass the page cache (`O_DIRECT`). With `auto`, the agent "
+            "does so if the file system supports it; otherwise it logs one warning and uses "
+            "buffered I/O."
         ),
     ] = "auto"
 
@@ -359,25 +370,38 @@ class ShardConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(
             description="Name of at most 32 characters of a-z, 0-9 and '-'. It decides which pages "
-            "the shard gets, so keep it if the server moves.",
+            "the shard gets, so keep the name if the server moves.",
         ),
     ] = ""
     endpoint: Annotated[
-        str, Meta(description="URL of the server, or comma-separated URLs of one cluster.")
+        str,
+        Meta(
+            description="URL of the server, or comma-separated URLs of the servers of one cluster."
+        ),
     ] = ""
     bucket: Annotated[str, Meta(description="Bucket for pages.")] = ""
     prefix: Annotated[str, Meta(description="Prefix of every object key.")] = ""
     region: Annotated[str, Meta(description="Region used in request signatures.")] = ""
     access_key: Annotated[
         str,
-        Meta(extra=SECRET, description="Access key; also `MEMKV_MINIO_SHARD_NAME_ACCESS_KEY`."),
+        Meta(
+            extra=SECRET,
+            description="Access key. It can also be set in `MEMKV_MINIO_SHARD_NAME_ACCESS_KEY`.",
+        ),
     ] = ""
     secret_key: Annotated[
         str,
-        Meta(extra=SECRET, description="Secret key; also `MEMKV_MINIO_SHARD_NAME_SECRET_KEY`."),
+        Meta(
+            extra=SECRET,
+            description="Secret key. It can also be set in `MEMKV_MINIO_SHARD_NAME_SECRET_KEY`.",
+        ),
     ] = ""
     credentials_file: Annotated[
-        str, Meta(extra=PATH, description="TOML file with the keys, instead of the two above.")
+        str,
+        Meta(
+            extra=PATH,
+            description="TOML file with the keys, in place of `access_key` and `secret_key`.",
+        ),
     ] = ""
     ca_file: Annotated[
         str, Meta(extra=PATH, description="PEM file with the CA certificates to trust.")
@@ -396,18 +420,18 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     endpoint: Annotated[
         str,
         Meta(
-            description="Comma-separated URLs of the servers of one MinIO cluster, or of another "
-            "S3 server, without a path, e.g. `http://minio:9000`. Empty: no MinIO tier, or "
-            "`shards`."
+            description="URL of the S3 server, without a path, e.g. `http://minio:9000`. For "
+            "several servers of one cluster, separate their URLs by commas. If this and `shards` "
+            "are empty, there is no MinIO tier."
         ),
     ] = ""
     shards: Annotated[
         tuple[ShardConfig, ...],
         Meta(
             extra=SHARDS,
-            description="Several servers or clusters that each hold a share of the pages, instead "
+            description="Several servers or clusters that each hold a share of the pages, in place "
             "of `endpoint`; see [shards](shards.md). In a file, write one table `[[minio.shards]]` "
-            "for each. In a variable or flag, write the same as a TOML array.",
+            "for each. In a variable or flag, write a TOML array of tables.",
         ),
     ] = ()
     replicas: Annotated[
@@ -415,8 +439,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             ge=1,
             le=2,
-            description="Number of shards that store each page. With 2, losing a shard loses no "
-            "page, but pages take twice the space and uploads.",
+            description="Number of shards that store each page. With 2, no page is lost if a shard "
+            "is lost, but pages take twice the space and twice the uploads.",
         ),
     ] = 1
     bucket: Annotated[
@@ -430,8 +454,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     role: Annotated[
         Literal["writer", "reader"],
         Meta(
-            description="`reader`: this node loads pages from the bucket but never writes to it; "
-            "its own pages stay on its disk."
+            description="What this node may do in the bucket. A `reader` loads pages but never "
+            "writes to the bucket; the pages that it spills stay on its disk."
         ),
     ] = "writer"
     region: Annotated[str, Meta(description="Region used in request signatures.")] = "us-east-1"
@@ -444,17 +468,17 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "path"
     create_bucket: Annotated[
         bool,
-        Meta(description="Create the bucket on first use if it does not exist."),
+        Meta(description="Whether to create the bucket on first use if it does not exist."),
     ] = True
-    require_tls: Annotated[bool, Meta(description="Reject endpoints that do not use https.")] = (
-        False
-    )
+    require_tls: Annotated[
+        bool, Meta(description="Whether to reject endpoints that do not use https.")
+    ] = False
     ca_file: Annotated[
         str,
         Meta(
             extra=PATH,
             description="PEM file with the CA certificates to trust. A changed file takes effect "
-            "within seconds. Empty: the system's.",
+            "within seconds. If empty, the system's CA certificates are trusted.",
         ),
     ] = ""
     cert_file: Annotated[
@@ -476,32 +500,32 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     certificate_login: Annotated[
         bool,
         Meta(
-            description="Exchange `cert_file` for temporary access keys "
-            "(`AssumeRoleWithCertificate`), so that this node stores no keys. MinIO must run with "
-            "`MINIO_IDENTITY_TLS_ENABLE=on` and applies the policy named like the certificate's "
-            "common name.",
+            description="Whether to use this node's certificate (`cert_file`) to get temporary "
+            "access keys from MinIO (`AssumeRoleWithCertificate`), so that the node stores no "
+            "keys. MinIO must run with `MINIO_IDENTITY_TLS_ENABLE=on` and have a policy whose name "
+            "is the certificate's common name; that policy applies.",
         ),
     ] = False
     access_key: Annotated[
         str,
         Meta(
             extra=SECRET,
-            description="Access key. If this, `secret_key` and `credentials_file` are empty, use "
-            "minio-py's credential chain: `MINIO_*` and `AWS_*` variables, `~/.aws/credentials`, "
-            "`~/.mc/config.json`, IAM.",
+            description="Access key. If `access_key`, `secret_key` and `credentials_file` are all "
+            "empty, minio-py's credential chain provides the keys: `MINIO_*` and `AWS_*` "
+            "variables, `~/.aws/credentials`, `~/.mc/config.json`, IAM.",
         ),
     ] = ""
     secret_key: Annotated[
         str,
-        Meta(extra=SECRET, description="Secret key. Never a flag, never logged."),
+        Meta(extra=SECRET, description="Secret key. It has no flag and is never logged."),
     ] = ""
     credentials_file: Annotated[
         str,
         Meta(
             extra=PATH,
-            description="TOML file with `access_key`, `secret_key` and optionally "
-            "`session_token`, instead of the two settings above. Other users must not have access "
-            "to it. Changes take effect within seconds.",
+            description="TOML file with `access_key`, `secret_key` and optionally `session_token`, "
+            "in place of those settings. Other users must not have access to it. A changed file "
+            "takes effect within seconds.",
         ),
     ] = ""
     encryption_key_file: Annotated[
@@ -509,25 +533,27 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             extra=PATH,
             description="TOML file with the keys that encrypt pages before upload; see "
-            "[security](security.md). Other users must not have access to it. Empty: no "
-            "encryption, and everyone who can write to the bucket is trusted.",
+            "[security](security.md). Other users must not have access to it. If empty, pages are "
+            "not encrypted, and everyone who can write to the bucket is trusted.",
         ),
     ] = ""
     sse: Annotated[
         Literal["none", "s3", "kms"],
         Meta(
-            description="Server-side encryption to request: SSE-S3 or SSE-KMS. The server holds "
-            "the keys."
+            description="Server-side encryption to request, with keys that the server holds: "
+            "SSE-S3, SSE-KMS, or none."
         ),
     ] = "none"
-    sse_kms_key: Annotated[str, Meta(description="Name of the server's key for `sse = kms`.")] = ""
+    sse_kms_key: Annotated[str, Meta(description="Name of the server's key if `sse` is `kms`.")] = (
+        ""
+    )
     connections: Annotated[
         int,
         Meta(
             ge=1,
             le=256,
-            description="Maximum number of connections per call, and so of its pages in flight; "
-            "with shards, per shard.",
+            description="Maximum number of connections that serve one call, and so of its pages in "
+            "flight. With shards, the limit applies to each shard.",
         ),
     ] = 8
     connect_timeout: Annotated[
@@ -554,16 +580,16 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             gt=0,
             le=3600,
             extra=SECONDS,
-            description="Close connections idle for longer than this. Set it below the idle "
-            "timeout of any load balancer or firewall in front of the server.",
+            description="How long a connection may be idle before the agent closes it. Set it "
+            "below the idle timeout of any load balancer or firewall in front of the server.",
         ),
     ] = 60.0
     presence_cache_pages: Annotated[
         int,
         Meta(
             ge=0,
-            description="Maximum number of pages remembered as present, which saves asking the "
-            "server again.",
+            description="Maximum number of pages that the agent remembers as present, to save "
+            "requests.",
         ),
     ] = 1_000_000
     negative_ttl: Annotated[
@@ -572,8 +598,8 @@ class MinioConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
             ge=0,
             le=3600,
             extra=SECONDS,
-            description="How long a missing page is remembered as missing. New pages of other "
-            "nodes may stay invisible for this long.",
+            description="How long the agent remembers a page as missing. It may overlook another "
+            "node's new pages for this long.",
         ),
     ] = 1.0
 
@@ -586,8 +612,9 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             extra=BYTES,
-            description="Maximum total size of the pages under the prefix; with shards, per shard. "
-            "Above it, the least recently used pages are removed. 0: no limit.",
+            description="Maximum total size of the pages under the prefix. Above it, the least "
+            "recently used pages are removed. With shards, the limit applies to each shard. 0 "
+            "means no limit.",
         ),
     ] = 0
     max_age: Annotated[
@@ -595,7 +622,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             extra=SECONDS,
-            description="Remove pages unused for longer than this. 0: no limit.",
+            description="Remove pages that no node has used for this long. 0 means no limit.",
         ),
     ] = 0.0
     interval: Annotated[
@@ -603,8 +630,8 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=1,
             extra=SECONDS,
-            description="Time from the end of one collection to the start of the next, on any "
-            "node.",
+            description="Time from the end of one collection to the start of the next, which any "
+            "node may make.",
         ),
     ] = 600.0
     use_period: Annotated[
@@ -612,16 +639,17 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=1,
             extra=SECONDS,
-            description="Precision of access times. Only the first use of a page in each period "
-            "is logged.",
+            description="Precision of access times: a node logs only its first use of a page in "
+            "each period of this length.",
         ),
     ] = 3600.0
     run: Annotated[
         Literal["auto", "always", "never"],
         Meta(
-            description="Whether this node collects. `auto`: if the server honours conditional "
-            "writes, with which nodes agree on who collects what. `always`: even if it does not; "
-            "then set it on one node only. `never`: this node only logs what it uses."
+            description="Whether this node collects. `auto`: if the server supports conditional "
+            "writes, with which the nodes agree on who collects what. `always`: even if the server "
+            "does not; then set it on one node only. `never`: this node only logs the pages that "
+            "it uses."
         ),
     ] = "auto"
     lease_ttl: Annotated[
@@ -631,7 +659,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
             le=3600,
             extra=SECONDS,
             description="How long a collecting node may be unresponsive before another node takes "
-            "over.",
+            "over its work.",
         ),
     ] = 60.0
 
@@ -643,23 +671,23 @@ class RecorderConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         str,
         Meta(
             extra=PATH,
-            description="File to record lookups in, in an existing directory; older files get the "
-            "suffixes `.1`, `.2` and so on. Empty: record nothing.",
+            description="File to record lookups in. Its directory must exist. Older files get the "
+            "suffixes `.1`, `.2` and so on. If empty, nothing is recorded.",
         ),
     ] = ""
     max_size: Annotated[
         int,
-        Meta(ge=MIB, extra=BYTES, description="Size at which a new file begins."),
+        Meta(ge=MIB, extra=BYTES, description="Size at which the recorder begins a new file."),
     ] = 64 * MIB
     files: Annotated[
-        int, Meta(ge=1, le=1000, description="Files to keep, including the current one.")
+        int, Meta(ge=1, le=1000, description="Number of files to keep, including the current one.")
     ] = 4
     salt: Annotated[
         str,
         Meta(
             extra=SECRET,
-            description="Secret of at least 16 characters that page hashes are salted with. Nodes "
-            "with the same salt write comparable records. Empty: a random one for each start.",
+            description="Secret of at least 16 characters with which page hashes are salted. Nodes "
+            "with the same salt write comparable records. If empty, each start uses a random salt.",
         ),
     ] = ""
 

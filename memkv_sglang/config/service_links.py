@@ -1,4 +1,4 @@
-"""Recognise variables that Kubernetes sets for services whose names begin with `memkv`.
+"""Recognize variables that Kubernetes sets for services whose names begin with `memkv`.
 
 For a service `memkv-minio`, every pod of its namespace gets `MEMKV_MINIO_SERVICE_HOST`,
 `MEMKV_MINIO_PORT=tcp://10.0.0.1:9000`, `MEMKV_MINIO_PORT_9000_TCP_ADDR` and so on. They look like
@@ -20,7 +20,8 @@ _URL = re.compile(r"(tcp|udp|sctp)://[0-9A-Za-z.:\[\]-]+:[0-9]{1,5}")
 def is_service_link(variable: str, value: str) -> bool:
     """Return whether Kubernetes set the variable.
 
-    `MEMKV_..._PORT` may also be a setting (`agent.http_port`) or a typo, so its value decides.
+    `MEMKV_..._PORT` may also be a setting (`agent.http_port`) or a typo, so this looks at its
+    value.
     """
     if _NAME.fullmatch(variable):
         return True

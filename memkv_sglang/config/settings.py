@@ -17,7 +17,7 @@ PREFIX = "MEMKV_"
 """Prefix of every variable's name."""
 
 FILE_VARIABLE = "MEMKV_CONFIG"
-"""Variable with the path of the TOML file; empty for no file."""
+"""Variable with the path of the TOML file. If its value is empty, no file is read."""
 
 _BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 
@@ -32,30 +32,31 @@ class Setting:
     """The field's type with its `Meta`, for `msgspec.convert`."""
     default: Any
     unit: str | None
-    """`bytes`, `seconds`, `path`, `paths` (separated by commas), `shards` or None."""
+    """How the value is written: as `bytes`, `seconds`, a `path`, `paths` separated by commas,
+    `shards`, or None for its plain type."""
     secret: bool
     description: str
     bounds: Mapping[str, float]
-    """Bounds of the value, by `gt`, `ge`, `lt` or `le`."""
+    """Limits of the value by operator: `gt`, `ge`, `lt` or `le`."""
 
     @property
     def key(self) -> str:
-        """Name in files and messages: `nvme.capacity`."""
+        """Name in files and messages, such as `nvme.capacity`."""
         return f"{self.section}.{self.name}"
 
     @property
     def variable(self) -> str:
-        """Name in the environment: `MEMKV_NVME_CAPACITY`."""
+        """Name in the environment, such as `MEMKV_NVME_CAPACITY`."""
         return f"{PREFIX}{self.section}_{self.name}".upper()
 
     @property
     def flag(self) -> str:
-        """Name on the command line: `--nvme-capacity`. Secrets have no flag."""
+        """Name on the command line, such as `--nvme-capacity`. Secrets have no flag."""
         return f"--{self.section}-{self.name}".replace("_", "-")
 
     @property
     def type(self) -> Any:
-        """The bare type: `str`, `int`, `float`, `bool` or a `Literal`."""
+        """The type without its `Meta`: `str`, `int`, `float`, `bool` or a `Literal`."""
         return getattr(self.annotation, "__origin__", self.annotation)
 
     @property
@@ -77,12 +78,12 @@ class Setting:
         return ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
 
     def value_in(self, config: Config) -> Any:
-        """Return the setting's value in a configuration; shards as text without secrets."""
+        """Return the setting's value in a configuration; shards as text, without secrets."""
         value = getattr(getattr(config, self.section), self.name)
         return show_shards(value) if self.unit == SHARDS["unit"] else value
 
     def show(self, value: Any) -> str:
-        """Format a value as a file or flag would write it, with its unit."""
+        """Format a value as in a file or flag, with its unit."""
         if self.unit == "bytes":
             return format_size(value)
         if self.unit == "seconds":

@@ -1,4 +1,4 @@
-"""Read the shards of the MinIO tier from a file, a variable or a flag."""
+"""Parse the shards of the MinIO tier in a file, a variable or a flag."""
 
 import re
 import tomllib
@@ -25,12 +25,12 @@ EXAMPLE = '[{name = "a", endpoint = "http://minio-a:9000"}]'
 
 
 def is_shard_secret(variable: str) -> bool:
-    """Return whether a variable has a secret of one shard."""
+    """Return whether a variable holds a secret of one shard."""
     return _SECRET.fullmatch(variable) is not None
 
 
 def convert_shards(value: Any, name: str, directory: Path) -> tuple[ShardConfig, ...]:
-    """Return the shards in a TOML array, or in text with one. Raises `ConfigError`.
+    """Return the shards in a TOML array or in its text. Raises `ConfigError`.
 
     `name` is the setting as the user wrote it; `directory` is the base of relative paths.
     """
@@ -66,7 +66,7 @@ def add_secrets(
 
 
 def _parse(text: str, name: str) -> Any:
-    try:  # errors do not quote the text, which may contain secrets
+    try:  # Errors must not quote the text, which may contain secrets.
         return tomllib.loads(f"shards = {text.strip() or '[]'}")["shards"]
     except (ValueError, RecursionError):
         raise ConfigError(f"{name}: is not a TOML array of tables; write e.g. {EXAMPLE}") from None

@@ -16,7 +16,7 @@ from memkv_sglang.config.schema import (
 CREDENTIALS = ("access_key", "secret_key", "credentials_file")
 CERTIFICATE = ("cert_file", "key_file")
 GROUPS = (CREDENTIALS, CERTIFICATE)
-"""Settings that a shard takes from `[minio]` together or not at all."""
+"""Groups of settings. A shard takes all settings of a group from `[minio]`, or none of them."""
 
 SECRETS = tuple(field.name for field in fields(ShardConfig) if field_meta(field).extra == SECRET)
 
@@ -29,7 +29,7 @@ def has_minio(config: MinioConfig) -> bool:
 def shard_configs(config: MinioConfig) -> dict[str, MinioConfig]:
     """Return the complete settings of every shard by name; empty if there is no MinIO tier.
 
-    A configuration with `endpoint` has one, with an empty name.
+    With `endpoint`, there is a single entry, whose name is empty.
     """
     if config.endpoint:
         return {"": config}
@@ -37,7 +37,7 @@ def shard_configs(config: MinioConfig) -> dict[str, MinioConfig]:
 
 
 def own_settings(shard: ShardConfig) -> dict[str, str]:
-    """Return what a shard does not take from `[minio]`, by name."""
+    """Return a shard's own settings by name; it takes all others from `[minio]`."""
     own = {name: value for name, value in asdict(shard).items() if value and name != "name"}
     for group in GROUPS:
         if any(name in own for name in group):

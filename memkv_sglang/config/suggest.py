@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from memkv_sglang.config.settings import FILE_VARIABLE, PREFIX, all_settings, sections
 
 _TYPO_SIMILARITY = 0.85
-"""Similarity above which a variable of no section of ours counts as a typo of one of ours."""
+"""A variable that names none of our sections still counts as a typo if it is this similar to one of
+ours."""
 
 
 def suggestion(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """Return `; did you mean ...?`, or if nothing is close, `otherwise` and all known names."""
+    """Return `; did you mean ...?`. If no name is close, return `otherwise` and all known names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
@@ -28,7 +29,7 @@ def unknown_key(key: str) -> str:
 
 
 def unknown_variable(variable: str) -> str:
-    """Return an error message for an unknown variable; empty if it is not meant for memkv."""
+    """Return an error message for an unknown variable; "" if the variable is not for memkv."""
     if not variable.startswith(PREFIX) or variable == FILE_VARIABLE:
         return ""
     known = [FILE_VARIABLE, *(setting.variable for setting in all_settings())]

@@ -11,7 +11,7 @@ SIZE_UNITS: Mapping[str, int] = {
     **{f"{letter}iB": 1024**power for power, letter in enumerate(_POWERS, 1)},
     **{f"{letter}B": 1000**power for power, letter in enumerate(_POWERS, 1)},
 }
-"""Bytes per unit: `KiB` etc. are binary, `KB` etc. decimal."""
+"""Bytes per unit. Units like `KiB` are binary; units like `KB` are decimal."""
 
 TIME_UNITS: Mapping[str, Fraction] = {
     "ms": Fraction(1, 1000),
@@ -23,10 +23,11 @@ TIME_UNITS: Mapping[str, Fraction] = {
 """Seconds per unit."""
 
 MAX_SIZE = 4096 * 1024**5
-"""Largest size of any setting, in bytes; the largest file offset is twice that."""
+"""Maximum of settings with a size, in bytes: half of the largest file offset."""
 
 MAX_TIME = 36500 * 86400.0
-"""Longest time of any setting, in seconds: a hundred years. Timers overflow after a few hundred."""
+"""Maximum of settings with a time, in seconds: a hundred years. Timers overflow after a few
+hundred."""
 
 _QUANTITY = re.compile(r"(\d{1,40}(?:\.\d{1,40})?) ?([A-Za-z]{0,3})", re.ASCII)
 

@@ -21,7 +21,7 @@ from memkv_sglang.config.units import (
 )
 
 MAX_COUNT = 10**12
-"""Largest value of a setting without a unit."""
+"""Maximum of settings without a unit."""
 
 _MAX_ECHO = 60
 
@@ -111,7 +111,7 @@ def _parse_unit(setting: Setting, value: Any, name: str) -> Any:
 
 
 def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
-    """Return what is wrong with the value and what would be right."""
+    """Describe what is wrong with the value, and which values are valid."""
     if setting.bounds and _is_number(setting, parsed):
         return f"is out of range; use {setting.range}"
     if setting.unit in _UNITS:
@@ -125,9 +125,9 @@ def _complaint(setting: Setting, parsed: Any, value: Any) -> str:
 
 
 def _is_number(setting: Setting, parsed: Any) -> bool:
-    """Return whether the value has the right type, so that only its range can be wrong.
+    """Return whether the value has the right type, which means that it is out of range.
 
-    Text of a setting with a unit was parsed before, so it is not a number here.
+    If the setting has a unit, valid text was already parsed, so text is not a number here.
     """
     is_text = isinstance(parsed, str)
     if is_text and setting.unit in _UNITS:
@@ -142,6 +142,6 @@ def _is_number(setting: Setting, parsed: Any) -> bool:
 def _echo(value: Any) -> str:
     try:
         text = repr(value) if isinstance(value, str) else str(value)
-    except ValueError:  # an integer with more digits than Python prints
+    except ValueError:  # Python refuses to print integers with this many digits.
         text = "the number"
     return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."
