@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 @click.option(
     "--supervise",
     is_flag=True,
-    help="Run the agent under a supervisor that kills it if it hangs and a server in another "
-    "container asks. Servers in other containers need it.",
+    help="Run the agent under a supervisor, which kills a hung agent for servers that cannot. "
+    "Servers in other containers need it.",
 )
 def agent(loaded: LoadedConfig, supervise: bool) -> int:
     """Run this node's agent in the foreground until SIGTERM or Ctrl-C. It logs to stderr.
 
-    Exit status 2 means that the configuration is wrong, so a restart will not help.
+    Exit status 2 means that the configuration is invalid, so a restart will not help.
     """
     check_environment(loaded)
     if supervise:
@@ -43,7 +43,7 @@ def _supervise(config: Config) -> int:
     from memkv_sglang.agent.supervisor import supervise
 
     def run_agent(lifetime: "LifetimeMemory") -> int:
-        from memkv_sglang.agent.main import run  # here, so that the supervisor stays small
+        from memkv_sglang.agent.main import run  # imported here, so that the supervisor stays small
 
         return run(config, lifetime=lifetime)
 

@@ -66,7 +66,7 @@ class Size(click.ParamType[int]):
     type=Size(),
     default="256MiB",
     metavar="SIZE",
-    help="Amount to spill and load per page size.  [default: 256MiB]",
+    help="Bytes to spill and load per page size. [default: 256MiB]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
@@ -84,8 +84,8 @@ def bench(
 ) -> None:
     """Measure throughput and latency of this node's tiers by page size.
 
-    Uses a temporary directory and a temporary prefix, next to the cache's own, and removes them
-    afterwards. A running agent does not interfere, but its traffic affects the results.
+    The benchmark uses a temporary directory and prefix, next to those of the cache, and removes
+    them afterwards. An agent may be running, but its traffic affects the results.
     """
     from memkv_sglang.cli.measure import measure
 
@@ -96,7 +96,7 @@ def bench(
         if page > min(volume, MAX_PAGE):
             limit = human_size(min(volume, MAX_PAGE))
             raise ConfigError(f"--page: {human_size(page)} is more than {limit}; use less")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after SIGTERM too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also clean up after SIGTERM
     with make_progress() as progress:
         results = measure(loaded.config, pages, volume, progress)
     if calibration is not None:
@@ -108,7 +108,7 @@ def bench(
 
 
 def _require_planning(file: Path) -> None:
-    """Fail before the measurement rather than after it."""
+    """Raise before the measurement if its results could not be written."""
     try:
         import memkv_sglang.planning.calibration_file  # noqa: F401
     except ImportError:

@@ -26,7 +26,7 @@ _OWN_TOOLS = (
 
 
 OPENING_SECONDS = 10.0
-"""Time limit for opening the bucket."""
+"""Seconds to open the bucket."""
 
 
 @click.group(short_help="Set up the bucket; print the policy that nodes need.")
@@ -43,7 +43,7 @@ def bucket() -> None:
     metavar="N",
     default=30,
     show_default=True,
-    help="Expire pages unused for this many days, even if no agent collects.",
+    help="Number of days after which unused pages expire, even if no agent collects.",
 )
 @click.option(
     "--add-policies",
@@ -54,9 +54,9 @@ def bucket() -> None:
 def setup(loaded: LoadedConfig, days: int, add_policies: bool, shard: str | None) -> None:
     """Create the bucket and its lifecycle rule, using an administrator's keys.
 
-    Safe to repeat; keeps other lifecycle rules. Also prints what the S3 server supports. Exit
-    status 1 if it lacks something that is needed, or if the bucket has object lock, since removing
-    pages then frees no space.
+    The command can be repeated, and keeps other lifecycle rules. It also shows what the S3 server
+    supports. The exit status is 1 if the server lacks a required feature, or if the bucket has
+    object lock, with which removing pages frees no space.
     """
     for name, config in bucket_configs(loaded.config.minio, shard).items():
         if name:
@@ -95,7 +95,7 @@ def _set_up(
             "space; use a bucket created without object lock"
         )
     if not usable:
-        raise click.ClickException("the server does not do what pages need; see the errors above")
+        raise click.ClickException("the server lacks a required feature; see the errors above")
 
 
 @bucket.command(
@@ -113,8 +113,8 @@ def _set_up(
 def rebuild(loaded: LoadedConfig, index_shards: str | None, shard: str | None) -> None:
     """Rebuild the index from a listing of all pages, and migrate a bucket of format 1.
 
-    Continues where an earlier run was interrupted. Before a migration, stop agents of versions
-    that use format 1.
+    An interrupted run can be continued. Before a migration, stop all agents of versions that use
+    format 1.
     """
     for name, config in bucket_configs(loaded.config.minio, shard).items():
         if name:
@@ -136,10 +136,12 @@ def _rebuild(config: MinioConfig, collector: CollectorConfig, index_shards: int 
     if done.migrated:
         click.echo("migrated from format 1 to format 2")
     if done.resumed:
-        click.echo(f"continued: {done.resumed} shards were done already")
+        click.echo(f"continued: {done.resumed} shards were already done")
     click.echo(f"pages: {done.pages}, {human_size(done.bytes)}")
     if done.foreign:
-        click.echo(f"objects with page names that are not pages: {done.foreign}; they stay")
+        click.echo(
+            f"objects that have a page's name but are not pages: {done.foreign}; they are kept"
+        )
 
 
 @bucket.command(
@@ -150,7 +152,7 @@ def _rebuild(config: MinioConfig, collector: CollectorConfig, index_shards: int 
 def policy(loaded: LoadedConfig, reader: bool, shard: str | None) -> None:
     """Print the MinIO policy for a node's access key.
 
-    Shards with different buckets or prefixes have different policies; choose one with --shard.
+    Shards with different buckets or prefixes need different policies; choose a shard with --shard.
     """
     from memkv_sglang.tiers.minio.admin.policy import node_policy
 
@@ -170,7 +172,7 @@ def policy(loaded: LoadedConfig, reader: bool, shard: str | None) -> None:
 def _print_support(config: MinioConfig, collector: CollectorConfig) -> bool:
     """Print what the server supports; return False if it cannot store pages.
 
-    Versions and lifecycle rules are printed already.
+    Leaves out versions and lifecycle rules, which `setup` has already printed.
     """
     from memkv_sglang.cli.checks.bucket import check_server
 
@@ -192,7 +194,7 @@ def _warn(text: str) -> None:
 
 
 def _record_days(config: MinioConfig, days: int) -> None:
-    """Tell the nodes after how many days pages expire, so that they renew those in use."""
+    """Tell the nodes after how many days pages expire, so that they renew the pages in use."""
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config) as tier:
@@ -221,13 +223,14 @@ def _add_policies(config: MinioConfig) -> None:
             secure=scheme == "https",
             http_client=ControlHttp(context=tls_context(config)),
         )
-        json.loads(admin.policy_list())  # another server could take a policy for an object
+        # A server other than MinIO could take the policy for an object.
+        json.loads(admin.policy_list())
         for ending, reader in (("", False), ("-reader", True)):
             name = f"memkv-{config.bucket}{ending}"
             admin.policy_add(name, policy=node_policy(config.bucket, config.prefix, reader=reader))
             added.append(name)
         unlisted = set(added) - set(json.loads(admin.policy_list()))
-    except Exception as error:  # minio-py raises many types for malformed responses
+    except Exception as error:  # minio-py raises many types of exceptions for malformed responses
         reason = f"{type(error).__name__}: {shown(str(error), REASON_LIMIT)}"
         raise TierError(f"could not add policies: {reason}; {_OWN_TOOLS}") from error
     if unlisted:

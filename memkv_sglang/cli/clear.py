@@ -13,15 +13,17 @@ from memkv_sglang.config.schema import MinioConfig
 @click.command(
     cls=SettingsCommand, shown=("minio",), short_help="Delete every page from the bucket."
 )
-@click.option("--bucket", is_flag=True, help="Required: delete what all nodes have stored.")
+@click.option(
+    "--bucket", is_flag=True, help="Required, to confirm that the pages of all nodes are deleted."
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @shard_option
 def clear(loaded: LoadedConfig, bucket: bool, yes: bool, shard: str | None) -> None:
     """Delete every page of every namespace from the bucket, for all nodes.
 
-    Stop the agents first: pages that running agents have stored in the last minute stay. Other
-    objects in the bucket stay, and so do the pages on the nodes' disks. To clear one node only,
-    use SGLang's `POST /hicache/storage-backend/clear`.
+    Stop the agents first: pages that running agents have stored in the last minute are kept. So are
+    other objects in the bucket and the pages on the nodes' disks. To clear only one node, use
+    SGLang's `POST /hicache/storage-backend/clear`.
     """
     config = loaded.config
     check_environment(loaded)
@@ -39,7 +41,7 @@ def clear(loaded: LoadedConfig, bucket: bool, yes: bool, shard: str | None) -> N
 
 
 def _clear(config: MinioConfig) -> tuple[int, int]:
-    """Clear one bucket; return the number of pages and namespaces."""
+    """Clear one bucket; return the number of its pages and namespaces."""
     from memkv_sglang.cli.listing.minio import open_minio
 
     removed = 0

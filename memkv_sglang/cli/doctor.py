@@ -48,12 +48,13 @@ _STYLES = {"ok": "green", "skip": "cyan", "warn": "yellow", "FAIL": "bold red"}
 @click.option(
     "--fleet",
     is_flag=True,
-    help="Instead, let this node's agent store a page, and wait while other nodes load it.",
+    help="Instead, make this node's agent store a page, and wait for other nodes to load it.",
 )
 @click.option(
     "--fleet-read",
     metavar="TOKEN",
-    help="Instead, load the page of a node that runs --fleet; it prints the TOKEN.",
+    help="Instead, make this node's agent load the page that `doctor --fleet` on another node has "
+    "stored. That command prints the TOKEN.",
 )
 @click.option(
     "--wait",
@@ -75,10 +76,10 @@ def doctor(
 ) -> int:
     """Check settings, disk, memory, MinIO and agent, and suggest fixes.
 
-    Exit status 1 if a check fails. Changes nothing: its test objects are removed again.
+    The exit status is 1 if a check fails. Nothing is changed; test objects are removed.
 
-    To check that nodes share pages, run `memkv doctor --fleet` on one of them, and on each other
-    node the command that it prints. Each uses its running agent, as servers do.
+    To check that nodes share pages, run `memkv doctor --fleet` on one node. It prints a command;
+    run that on every other node. Both commands use the node's running agent, as servers do.
     """
     if fleet and fleet_read is not None:
         raise click.UsageError("--fleet and --fleet-read cannot be combined; run them on two nodes")
@@ -92,7 +93,7 @@ def doctor(
 
 
 def _show(findings: Iterator[Finding], as_json: bool) -> int:
-    """Print findings, and return the exit status."""
+    """Print findings and return the exit status."""
     if as_json:
         found = list(findings)
         print_json([finding._asdict() for finding in found])
@@ -102,9 +103,9 @@ def _show(findings: Iterator[Finding], as_json: bool) -> int:
 
 
 def _write_for_fleet(loaded: LoadedConfig, as_json: bool, wait: float) -> int:
-    """Store a page, and remove it after `wait` seconds or when interrupted."""
+    """Make the agent store a page. Remove it after `wait` seconds or when interrupted."""
     token = make_token()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # remove the page after SIGTERM too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also remove the page after SIGTERM
     try:
         status = _show(iter([write_for_fleet(loaded.config, token)]), as_json)
         if status == 0:
@@ -112,7 +113,7 @@ def _write_for_fleet(loaded: LoadedConfig, as_json: bool, wait: float) -> int:
             print_line(f"waiting {human_time(wait)}; Ctrl-C removes the page earlier", err=True)
             time.sleep(wait)
     except KeyboardInterrupt:
-        status = 0  # the usual end
+        status = 0  # Ctrl-C is the usual end
     finally:
         remove_for_fleet(loaded.config, token)
     return status
@@ -121,7 +122,7 @@ def _write_for_fleet(loaded: LoadedConfig, as_json: bool, wait: float) -> int:
 def diagnose(
     loaded: LoadedConfig, shard: str | None = None, *, disk_speed: bool = False
 ) -> Iterator[Finding]:
-    """Run the checks, local ones first, and yield their findings. `shard` selects one."""
+    """Run the checks, local ones first, and yield their findings. `shard` selects one shard."""
     yield from _check_settings(loaded)
     yield from check_conflict()
     yield from check_compiled()

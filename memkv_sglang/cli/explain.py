@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 10
-"""Requests in the table of the slowest ones."""
+"""Rows in the table of the slowest requests."""
 
 _NAMES = {"equal_loads": "equal loads"}
 
@@ -38,7 +38,7 @@ _NAMES = {"equal_loads": "equal loads"}
     default="1h",
     metavar="TIME",
     show_default=True,
-    help="How far --slowest looks back.",
+    help="Period in which --slowest looks for requests.",
 )
 @click.option(
     "--log",
@@ -58,9 +58,9 @@ def explain(
 ) -> None:
     """Show where the lookup and load time of a request went, from the agent's log.
 
-    REQUEST_ID is SGLang's request id (`rid`). The agent logs requests that waited for 100 ms or
-    longer; `agent.log_requests` = `all` logs every one. Logs may be text or JSON. A server's log
-    adds the server's own view if it is JSON (`agent.log_format`).
+    REQUEST_ID is SGLang's request id (`rid`). The agent logs requests that wait for 100 ms or
+    longer; with `agent.log_requests` = `all`, it logs every request. Its log may be text or JSON. A
+    server's log shows how long the server itself waited, if it is JSON (`agent.log_format`).
 
     An agent that runs as a service logs to the journal:
 
@@ -127,7 +127,7 @@ def _ranking(requests: list[RequestTimes]) -> "Table":
 
 
 def _explanation(requests: list[RequestTimes]) -> "Iterator[str | Table]":
-    """Explain the first request, as its slowest process saw it."""
+    """Explain the first request, as seen by the process that waited longest for it."""
     one = requests[0]
     ranks = sum(other.request == one.request for other in requests)
     slowest = f", the slowest of {ranks} processes" if ranks > 1 else ""

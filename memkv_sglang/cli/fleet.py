@@ -1,4 +1,4 @@
-"""Check across nodes: one node's agent stores a page, and other nodes' agents load it."""
+"""Check that nodes share pages: one node's agent stores a page, and other agents load it."""
 
 import mmap
 import os
@@ -25,7 +25,7 @@ PAGE_BYTES = 1 << 20
 TOKEN_BYTES = 8
 
 UPLOAD_SECONDS = 30.0
-"""How long the upload of the page may take."""
+"""Seconds for the page to be uploaded."""
 
 LOOKUP_SECONDS = 4.0
 
@@ -35,7 +35,7 @@ _WHAT = "fleet"
 
 
 def make_token() -> str:
-    """Return a name for one check."""
+    """Return a random name for one check."""
     return secrets.token_hex(TOKEN_BYTES)
 
 
@@ -45,10 +45,10 @@ def is_token(text: str) -> bool:
 
 
 class SharedPage:
-    """The page of one check. Its key and content follow from the token."""
+    """The page of one check, whose key and content are derived from the token."""
 
     def __init__(self, token: str) -> None:
-        """Take a token from `make_token`."""
+        """Derive the page from a token of `make_token`."""
         self.token = token
         self.namespace = Namespace(
             model=f"memkv doctor --fleet {token}",
@@ -64,7 +64,7 @@ class SharedPage:
 
 
 def write_page(client: "AgentClient", page: SharedPage) -> Finding:
-    """Let this node's agent store the page in the shared tier."""
+    """Make this node's agent store the page in the shared tier."""
     report = client.status()
     if report is None or all(tier.name != "minio" for tier in report.engine.tiers):
         advice = "set minio.endpoint, and restart the agent"
@@ -75,7 +75,8 @@ def write_page(client: "AgentClient", page: SharedPage) -> Finding:
         if result > SpillResult.PRESENT:
             detail = f"the agent did not store the page ({result.name})"
             return Finding("FAIL", _WHAT, detail, "see the agent's log, and `memkv stats`")
-        client.load(page.chain, buffers)  # a second use, for engine.upload = "second_use"
+        # With engine.upload = "second_use", a page is uploaded when it is used again.
+        client.load(page.chain, buffers)
     if not _is_shared(client, page):
         advice = (
             "see `memkv stats`: MinIO may be down, the upload queue long, this node a reader "
@@ -88,7 +89,7 @@ def write_page(client: "AgentClient", page: SharedPage) -> Finding:
 
 
 def _is_shared(client: "AgentClient", page: SharedPage) -> bool:
-    """Wait until the page is in the shared tier. Other pages may keep the upload queue busy."""
+    """Wait until the page is in the shared tier, behind other pages in the upload queue."""
     deadline = time.monotonic() + UPLOAD_SECONDS
     while not client.present(page.chain, LOOKUP_SECONDS, "minio")[0]:
         if time.monotonic() > deadline:
@@ -98,7 +99,7 @@ def _is_shared(client: "AgentClient", page: SharedPage) -> bool:
 
 
 def read_page(client: "AgentClient", page: SharedPage) -> Finding:
-    """Let this node's agent load the page that another node stored, and compare it."""
+    """Make this node's agent load the page that another node stored, and compare its content."""
     if not client.lookup(page.chain, LOOKUP_SECONDS).length:
         advice = (
             "compare minio.endpoint, minio.bucket and minio.prefix of both agents (`memkv stats`), "
@@ -115,32 +116,34 @@ def read_page(client: "AgentClient", page: SharedPage) -> Finding:
         advice = "compare minio.encryption_key_file of both nodes; the agent's log has the reason"
         return Finding("FAIL", _WHAT, detail, advice)
     if not same:
-        return Finding("FAIL", _WHAT, "the page has other bytes than were written", "report a bug")
+        return Finding(
+            "FAIL", _WHAT, "the page's content differs from what was stored", "report a bug"
+        )
     source = "MinIO" if load.tier == "minio" else f"this node's {load.tier}"
     return Finding("ok", _WHAT, f"loaded the page from {source} in {human_time(seconds)}")
 
 
 def write_for_fleet(config: Config, token: str) -> Finding:
-    """Store the page of a token through the running agent. Raises `click.ClickException`."""
+    """Store a token's page through the running agent. Raises `click.ClickException`."""
     with running_agent(config) as client:
         return write_page(client, SharedPage(token))
 
 
 def read_for_fleet(config: Config, token: str) -> Finding:
-    """Load the page of a token through the running agent. Raises `click.ClickException`."""
+    """Load a token's page through the running agent. Raises `click.ClickException`."""
     with running_agent(config) as client:
         return read_page(client, SharedPage(token))
 
 
 def remove_for_fleet(config: Config, token: str) -> None:
-    """Remove the page of a token from this node and MinIO."""
+    """Remove a token's page from this node and MinIO."""
     with running_agent(config) as client:
         client.empty(SharedPage(token).namespace.digest, UPLOAD_SECONDS)
 
 
 @contextmanager
 def _memory(client: "AgentClient", content: bytes) -> Iterator[tuple[Any, list[list[Buffer]]]]:
-    """Share memory with the agent, filled with `content`."""
+    """Share memory that is filled with `content` with the agent."""
     descriptor = os.memfd_create("memkv-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, len(content))

@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     shown=("minio", "collector"),
     short_help="Remove the least recently used pages above the limits from MinIO.",
 )
-@click.option("--dry-run", is_flag=True, help="Only show what would be removed. Updates the index.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with shards, a list.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only show what would be removed. The index is updated nevertheless.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON. With shards, it is a list.")
 @shard_option
 def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool, shard: str | None) -> None:
     """Remove pages above the limits from MinIO, least recently used first.
 
-    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. Between the
-    decision and the removal, this command waits for half of `collector.interval`, so that all
-    nodes can report what they use. Pinned pages are kept. Exit status 1 if pinned pages alone
-    exceed the limits.
+    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. After choosing
+    the pages, this command waits for half of `collector.interval`, so that all nodes can report
+    which of them they use. It keeps pinned pages. The exit status is 1 if pinned pages alone exceed
+    the limits.
     """
     config = loaded.config
     check_environment(loaded)
@@ -63,7 +67,7 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool, shard: str | None) ->
 def _collect(
     config: MinioConfig, shard: str, limits: CollectorConfig, *, dry_run: bool
 ) -> "Collection":
-    """Collect one bucket; warn if it keeps versions."""
+    """Collect one bucket. Warn if it is versioned."""
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config) as tier, make_progress() as progress:

@@ -17,16 +17,16 @@ import click
 from memkv_sglang.config.check import split_url
 
 ANSWER_LIMIT = 64 << 20
-"""Largest response in bytes. The token ids of the longest prompts take a few million."""
+"""Maximum bytes of a response. The token ids of the longest prompts take a few million bytes."""
 
 _PIECE = 64 << 10
 
 
 def fetch(url: str, seconds: float, body: bytes | None = None, advice: str = "") -> bytes:
-    """Send a GET, or a POST if there is a JSON `body`, and return the response's body.
+    """Send a GET request, or a POST with a JSON `body`; return the response's body.
 
-    Raises `click.ClickException`, ending with `advice`, if there is no complete response within
-    `seconds`.
+    Raises `click.ClickException` if there is no complete response within `seconds`. Its message
+    ends with `advice`.
     """
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - callers check the URL
     deadline = time.monotonic() + seconds
@@ -53,12 +53,12 @@ def check_server_url(url: str, option: str) -> str:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host is a name or address of this machine, without asking DNS."""
+    """Return whether a host is a name or an address of this machine, without asking DNS."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower():
         return True
     try:
-        # inet_aton accepts the same forms as the resolver: 127.1, 0x7f000001.
+        # inet_aton accepts the same forms as the resolver, for example 127.1 and 0x7f000001.
         text = name if ":" in name else socket.inet_ntoa(socket.inet_aton(name))
         address: Any = ipaddress.ip_address(text)
     except (OSError, ValueError):
@@ -68,10 +68,10 @@ def is_this_machine(host: str) -> bool:
 
 
 class _Proxies(urllib.request.ProxyHandler):
-    """The environment's proxies, except for this machine. Decides again for each redirect."""
+    """Uses the environment's proxies, except for this machine. Checks each redirect again."""
 
     used = ""
-    """Host of the proxy that was used."""
+    """Host of the proxy that the request was sent through."""
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002 - urllib's name
         host = req.host

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memkv_sglang.cli.listing.base import Listing, StoredPage
 
 Found = dict[bytes, dict[str, Namespace | None]]
-"""Namespaces by digest; each maps the tiers that hold it to its description there."""
+"""Namespaces by digest. Each has the tiers that hold it, with its description in that tier."""
 
 
 @click.command(
@@ -45,8 +45,9 @@ def inspect(
 ) -> None:
     """Show stored namespaces, one NAMESPACE, or where its page HASH is stored.
 
-    NAMESPACE is a hex digest or a unique prefix of one. Reads both tiers and changes nothing; an
-    agent may be running. Exit status 1 if a tier cannot be read or no tier has the page.
+    NAMESPACE is a hex digest or a unique prefix of one. The command reads both tiers and changes
+    nothing; an agent may be running. The exit status is 1 if a tier cannot be read or no tier has
+    the page.
     """
     check_any_tier(loaded)
     key_hash = _parse_hash(page_hash)
@@ -86,7 +87,7 @@ def _listings(config: Config, shard: str | None) -> "Iterator[Sequence[Listing]]
 def _namespaces(
     listings: "Sequence[Listing]",
 ) -> "tuple[Found, dict[Listing, TierError]]":
-    """Return the namespaces of all tiers, and the tiers that cannot be read with the reason."""
+    """Return the namespaces of all tiers, and for each tier that cannot be read, the reason."""
     found: Found = defaultdict(dict)
     failed: dict[Listing, TierError] = {}
     for listing in listings:

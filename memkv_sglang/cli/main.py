@@ -47,7 +47,7 @@ _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class VerbsInOrder(click.Group):
-    """Lists the verbs in the order in which they were added."""
+    """Lists the commands in the order in which they were added."""
 
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _escape_unencodable_output()
         status = memkv.main(arguments, prog_name="memkv", standalone_mode=False)
-        if sys.stdout is not None:  # None if it was closed before the start
+        if sys.stdout is not None:  # None if stderr was closed before the start
             sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
@@ -121,10 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error}; see `memkv doctor`", EXIT_FAILURE)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader closed the pipe, e.g. `head`; not an error
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe, which is not an error
         _discard(sys.stdout)
         return 0
-    except SystemExit:  # raised by click after a broken pipe and after printing completions
+    except SystemExit:  # click raises it after a broken pipe, and after printing completions
         _discard(sys.stdout)
         return 0
     except OSError as error:
@@ -136,13 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(problem: str, status: int) -> int:
     try:
         print_line(f"error: {' '.join(problem.split())}", err=True)
-    except OSError:  # the disk of stderr may be full too
+    except OSError:  # stderr may be a file on a full disk, too
         _discard(sys.stderr)
     return status
 
 
 def _escape_unencodable_output() -> None:
-    """Escape characters that the terminal's encoding lacks instead of raising."""
+    """Escape characters that the terminal's encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Benchmark tiers: throughput with pages in parallel, latency with single pages."""
+"""Benchmark tiers: throughput with many pages per call, latency with one page per call."""
 
 import mmap
 import os
@@ -25,20 +25,20 @@ from memkv_sglang.page import NAMESPACE_DIGEST_SIZE, PAGE_HASH_SIZE, Page, PageK
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, TierError
 
 BATCH = 64 * MIB
-"""Bytes per call; its pages are transferred in parallel."""
+"""Bytes per call. The pages of a call are transferred in parallel."""
 
 SINGLE_LOADS = 100
-"""Number of single-page loads that measure latency."""
+"""Number of loads of a single page, which measure the latency."""
 
 CALL_LIMIT = 60.0
-"""Time limit of a call in seconds; a benchmark waits longer than a server would."""
+"""Seconds for a call. A benchmark can wait longer than a server."""
 
 _CAPACITY_FACTOR = 2
-"""Capacity relative to the pages' size, large enough that nothing is evicted."""
+"""Capacity relative to the size of all pages, so that none is evicted."""
 
 
 class Measurement(NamedTuple):
-    """One tier at one page size. GB are 10^9 bytes."""
+    """The results of one tier at one page size. GB are 10^9 bytes."""
 
     tier: str
     page_bytes: int
@@ -47,7 +47,7 @@ class Measurement(NamedTuple):
     load_p50_s: float
     load_p99_s: float
     load_cpu_s_per_gb: float
-    """CPU of this process during the loads."""
+    """CPU time of this process during the loads, per GB."""
 
 
 def measure(
@@ -96,7 +96,7 @@ def _open_nvme(config: NvmeConfig) -> Tier:
 
 @contextmanager
 def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
-    """Open a tier with a temporary prefix in the same bucket, or in those of all shards."""
+    """Open a tier with a temporary prefix in the same bucket, or in the bucket of each shard."""
     from memkv_sglang.tiers.minio import MinioTier
     from memkv_sglang.tiers.shards import Shard, ShardedTier
 
@@ -114,7 +114,8 @@ def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
         yield whole
     finally:
         for tier in tiers.values():
-            with suppress(TierError):  # the bucket could not be opened
+            # the bucket could not be opened, so there is nothing to remove
+            with suppress(TierError):
                 bucket, _, names = tier.control()
                 bucket.remove(item.name for item in bucket.objects(names.root))
         whole.close()
@@ -153,7 +154,7 @@ def _measure_tier(tier: Tier, page_size: int, volume: int, progress: Progress) -
 
 
 def _memory(length: int) -> memoryview:
-    """Return memory that is already faulted in, in huge pages if possible."""
+    """Return memory that is already allocated, in huge pages if possible."""
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -32,7 +32,7 @@ class Duration(click.ParamType[float]):
     name = "time"
 
     def __init__(self, shortest: str, longest: str) -> None:
-        """Set the bounds, written as users write times."""
+        """Set the bounds, such as `1s`."""
         self._shortest, self._longest = shortest, longest
 
     @override
@@ -55,7 +55,7 @@ class SettingOption(click.Option):
     """A flag that overrides one setting."""
 
     def __init__(self, setting: Setting) -> None:
-        """Make the flag. A secret's flag is hidden, and using it is an error with a hint."""
+        """Make the flag of a setting. A secret's flag is hidden; using it fails with a hint."""
         self.setting = setting
         flag = setting.flag
         if setting.type is bool:
@@ -76,12 +76,12 @@ class SettingOption(click.Option):
 class SettingsCommand(click.Command):
     """A command with `--config` and a flag for every setting.
 
-    It calls its function with `loaded`, the configuration. Help lists the command's own options
+    Calls the function with `loaded`, the configuration. The help shows the command's own options
     first, then the settings of some sections.
     """
 
     def __init__(self, *, shown: tuple[str, ...], **attributes: Any) -> None:
-        """Add the flags. `shown` names the sections whose flags help lists."""
+        """Add the flags. The help shows those of the sections in `shown`."""
         super().__init__(**attributes)
         self._shown = shown
         self.params += [_file_option(), *(SettingOption(setting) for setting in all_settings())]
@@ -102,7 +102,7 @@ class SettingsCommand(click.Command):
         groups: dict[str, list[click.Parameter]] = defaultdict(list)
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Argument):
-                continue  # the usage line names it
+                continue  # the usage line shows this argument
             section = parameter.setting.section if isinstance(parameter, SettingOption) else ""
             groups[section].append(parameter)
         _write_group(ctx, formatter, "Options", groups[""])

@@ -1,4 +1,4 @@
-"""Print output of commands. `rich` is imported only when needed, because importing it is slow.
+"""Print the output of commands. `rich` is imported only when needed, because that is slow.
 
 All text passes through `memkv_sglang.printable` and is never interpreted as markup.
 """
@@ -20,11 +20,11 @@ _PIPED_WIDTH = 120
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console. If the output is not a terminal: no colours, and 120 columns."""
+    """Return a console. If the output is not a terminal, it has no colors and 120 columns."""
     from rich.console import Console
 
     class PrintableConsole(Console):
-        """Makes every string printable, including table cells."""
+        """A console that escapes unprintable characters in all strings, including table cells."""
 
         def render_str(self, text: str, **options: Any) -> "Text":
             return super().render_str(printable(text), **options)
@@ -36,7 +36,7 @@ def make_console(*, stderr: bool = False) -> "Console":
 
 
 def make_progress() -> "Progress":
-    """Return a progress bar on stderr. It shows nothing if stderr is not a terminal."""
+    """Return a progress bar on stderr, which shows nothing if stderr is not a terminal."""
     from rich.progress import Progress
 
     console = make_console(stderr=True)
@@ -44,7 +44,7 @@ def make_progress() -> "Progress":
 
 
 class PhaseProgress:
-    """A progress bar per phase of a long operation."""
+    """Shows a progress bar for each phase of a long operation."""
 
     def __init__(self, progress: "Progress") -> None:
         """Show the phases in `progress`."""
@@ -52,7 +52,7 @@ class PhaseProgress:
         self._tasks: dict[str, TaskID] = {}
 
     def step(self, what: str, done: int, total: int | None) -> None:
-        """Show how much of the phase `what` is done."""
+        """Show how much of the phase named `what` is done."""
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total)
         self._progress.update(self._tasks[what], completed=done, total=total)
@@ -69,7 +69,7 @@ def print_json(value: Any) -> None:
 
 
 def human_date(moment: float) -> str:
-    """Format a Unix time, to the minute."""
+    """Format a Unix time as date, hour and minute."""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
     except (OverflowError, ValueError, OSError):

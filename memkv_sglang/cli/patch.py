@@ -17,15 +17,15 @@ Command = Callable[..., Any]
 
 
 class Refusal(click.ClickException):
-    """A failed command; its message is one line."""
+    """A command failed. The message is one line."""
 
 
 @click.group(short_help="Make `memkv` one of SGLang's own storage backends, without the plugin.")
 def patch() -> None:
     """Make `memkv` one of SGLang's own storage backends.
 
-    Use this if you prefer not to use the plugin. It checks every file, then changes the installed
-    SGLang in place; `memkv patch revert` undoes it. Stop SGLang's servers first.
+    Use these commands if you prefer not to use the plugin. `apply` checks every file, then changes
+    the installed SGLang in place; `revert` undoes it. Stop SGLang's servers first.
     """
 
 
@@ -43,7 +43,7 @@ def _site_packages(command: Command) -> Command:
 def status(site_packages: Path | None) -> int:
     """Show whether SGLang is patched.
 
-    Exit status 1 if it is patched only in part, or changed in another way.
+    The exit status is 1 if it is only partly patched, or changed in another way.
     """
     root, series = _find(site_packages)
     states = read_states(root, series)

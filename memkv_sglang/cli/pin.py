@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.retention.pins import StoredPin
 
 LOOKUP_PAGES = 4096
-"""Pages per presence check."""
+"""Number of pages per presence check."""
 
 LOOKUP_SECONDS = 30.0
-"""Time limit of a presence check."""
+"""Seconds for a presence check."""
 
 NOTE_LIMIT = 200
-"""Longest note, in characters."""
+"""Maximum characters of a note."""
 
 _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
 
@@ -45,12 +45,12 @@ _NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
     metavar="TIME",
     help="How long to keep the pages.",
 )
-@click.option("--note", default="", help="A note that memkv pins shows.")
+@click.option("--note", default="", help="A note, which `memkv pins` shows.")
 def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None:
     """Keep a prompt's pages in MinIO and on every node's disk for a limited time.
 
-    Pages that are not stored yet are kept once they are stored. To extend a pin, pin the prompt
-    again. Agents notice a pin within half a minute.
+    Pages that are not stored yet are kept as soon as they are stored. To extend a pin, pin the
+    prompt again. Agents notice a pin within half a minute.
     """
     from memkv_sglang.cli.listing.minio import open_buckets
     from memkv_sglang.tiers.minio.retention.pins import Pin
@@ -78,7 +78,7 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
 
 
 def _wait_for_collection(tiers: Sequence["MinioTier"], loaded: LoadedConfig) -> None:
-    """If a collection is removing pages, wait until it has read the pin."""
+    """If a collection is removing pages, wait until it has taken the pin into account."""
     from memkv_sglang.tiers.minio.retention.shard_pass import REMOVE_SECONDS
 
     looks = [tier.collector(loaded.config.collector).look() for tier in tiers]

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 MOST_NODES, MOST_SESSIONS, MOST_TOKENS = 2_000, 1_000_000, 1 << 21
 _QUIET_NODES = 16
-"""Up to this many nodes a plan takes seconds and needs no progress bar."""
+"""With up to this many nodes, a plan takes seconds and needs no progress bar."""
 _CURVE = (0.125, 0.25, 0.5, 1.0, 2.0)
-"""NVMe sizes of a trace's hit curve, relative to the one given."""
+"""The NVMe sizes at which a trace's hits are shown, relative to the given size."""
 
 
 def _size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
@@ -54,7 +54,11 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
 )
 @click.option("--gpu", default="h200", show_default=True, help="Kind of GPU: h200 or b200.")
 @click.option(
-    "--gpus", type=click.IntRange(1, 64), default=8, show_default=True, help="GPUs per node."
+    "--gpus",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Number of GPUs per node.",
 )
 @click.option("--nodes", type=click.IntRange(1, MOST_NODES), default=1, show_default=True)
 @click.option(
@@ -62,7 +66,7 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     type=click.IntRange(1024, MOST_TOKENS),
     default=131_072,
     show_default=True,
-    help="Tokens of a session's prompt.",
+    help="Number of tokens in a session's prompt.",
 )
 @click.option(
     "--new",
@@ -70,7 +74,7 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     type=click.IntRange(1),
     default=720,
     show_default=True,
-    help="New tokens of a turn.",
+    help="Number of new tokens in a turn.",
 )
 @click.option(
     "--output",
@@ -78,19 +82,19 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     type=click.IntRange(1),
     default=216,
     show_default=True,
-    help="Tokens of an answer.",
+    help="Number of tokens in an answer.",
 )
 @click.option(
     "--sessions",
     type=click.IntRange(1, MOST_SESSIONS),
-    help="Concurrent sessions of all nodes.  [default: 64 per node]",
+    help="Number of concurrent sessions of all nodes. [default: 64 per node]",
 )
 @click.option(
     "--think",
     callback=_time,
     default="60s",
     show_default=True,
-    help="Median time from an answer to the next turn; the mean is 1.65 times that.",
+    help="Median time from an answer to the next turn. The mean is 1.65 times as long.",
 )
 @click.option(
     "--moves",
@@ -100,29 +104,36 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     help="Share of turns that the router sends to another node.",
 )
 @click.option(
-    "--servers", type=click.IntRange(0, 10_000), help="Storage servers.  [default: 2 per node]"
+    "--servers",
+    type=click.IntRange(0, 10_000),
+    help="Number of storage servers. [default: 2 per node]",
 )
-@click.option("--nvme", callback=_size, help="NVMe per node.  [default: 30.7 TB]")
+@click.option("--nvme", callback=_size, help="Size of the NVMe disks per node. [default: 30.7 TB]")
 @click.option("--minio", callback=_size, help="Size of the bucket.  [default: unlimited]")
-@click.option("--host", callback=_size, help="Host pool per node.  [default: 1 TB]")
-@click.option("--nic", type=click.FloatRange(0.1, 10_000), help="Gb/s per node.  [default: 800]")
+@click.option("--host", callback=_size, help="Size of the host pool per node. [default: 1 TB]")
+@click.option(
+    "--nic",
+    type=click.FloatRange(0.1, 10_000),
+    help="Network throughput per node in Gb/s. [default: 800]",
+)
 @click.option(
     "--page-tokens",
     type=click.IntRange(1, 4096),
     default=64,
     show_default=True,
-    help="Tokens per page, as `--page-size` of SGLang.",
+    help="Tokens per page, as in SGLang's `--page-size`.",
 )
 @click.option(
     "--first-token",
     callback=_time,
-    help="Bound on the time to first token of 95 % of requests.  [default: 1.5 times computing the "
-    "prompt on an idle server]",
+    help="Time to first token that 95 % of requests must not exceed. [default: 1.5 times computing "
+    "the prompt on an idle server]",
 )
 @click.option(
     "--trace",
     type=click.Path(path_type=Path),
-    help="Replay a trace instead: Mooncake's, coding agents', or one of `[recorder]`.",
+    help="Replay a trace instead of simulating sessions: Mooncake's, one of coding agents, or one "
+    "that `[recorder]` wrote.",
 )
 @click.option(
     "--calibration",
@@ -130,13 +141,13 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     help="Measurements of your machine, from `memkv bench --calibration`.",
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all inputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, including all inputs.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a picture (PNG or SVG).")
 def plan(**options: Any) -> None:
     """Estimate by simulation what the tier gains for a model and traffic, and what it needs.
 
     Every number comes from a calibration file that names its source; see docs/planning.md. With
-    `--trace`, shows how many pages of that traffic each tier would have served.
+    `--trace`, the command shows how many pages of that traffic each tier would have served.
     """
     try:
         import numpy  # noqa: F401
@@ -273,7 +284,7 @@ def _plan_table(made: "Plan") -> "Table":
         "first token, median; 95 %": f"{human_time(result.first_token_p50)}; "
         f"{human_time(result.first_token_p95)} (bound: {human_time(made.bound)})",
         "first bottleneck": f"{result.bottleneck}, {result.use[result.bottleneck]:.0%} used",
-        "NVMe writes per day": f"{result.nvme_writes_per_day:.2g} of what the drives may",
+        "NVMe writes per day": f"{result.nvme_writes_per_day:.2g} of the drives' rating",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -359,10 +370,10 @@ def _trace_table(document: dict[str, Any], found: "Hits") -> "Table":
     )
     for tier, share in document["hits"].items():
         table.add_row(f"hits, {tier}", f"{share:.1%}")
-    table.add_row("hits if nothing were evicted", f"{document['ideal_hits']:.1%}")
+    table.add_row("hits with unlimited space", f"{document['ideal_hits']:.1%}")
     if document["recorded_hits"] is not None:
         recorded = document["recorded_hits"] / max(found.asked, 1)
-        table.add_row("hits when it was recorded", f"{recorded:.1%}")
+        table.add_row("hits when the trace was recorded", f"{recorded:.1%}")
     table.add_row("written to NVMe", human_size(document["nvme_written_bytes"]))
     for size, share in document["nvme_hits_by_size"].items():
         table.add_row(f"NVMe hits with {human_size(float(size))}", f"{share:.1%}")

@@ -1,4 +1,4 @@
-"""Options that select a chain: a prompt, which a running server tokenizes, or page hashes."""
+"""Options that select a chain, by a prompt, which a running server tokenizes, or by page hashes."""
 
 import json
 import re
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio import MinioTier
 
 CALL_SECONDS = 30.0
-"""Time limit for a server's response."""
+"""Seconds for a server to respond."""
 
 TEXT_LIMIT = 64 << 20
-"""Largest prompt file, in bytes."""
+"""Maximum bytes of a prompt file."""
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
@@ -44,7 +44,7 @@ class Prompt(NamedTuple):
     def chains(self, tiers: Iterable["MinioTier"]) -> list[Chain]:
         """Return the prompt's chain in every selected namespace. Raises `ClickException`.
 
-        The tiers hold the descriptions of the namespaces.
+        The namespaces are those with a description in one of the tiers.
         """
         namespaces = {digest: one for tier in tiers for digest, one in tier.namespaces().items()}
         if self.chain is not None:
@@ -104,12 +104,14 @@ def prompt_options(command: Command) -> Command:
 
 
 _OPTIONS = (
-    click.option("--text", help="Prompt, with the chat template applied."),
+    click.option(
+        "--text", help="The prompt as text. The server applies the model's chat template to it."
+    ),
     click.option(
         "text_file",
         "--file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="File with the prompt, as for --text.",
+        help="File with the prompt as text, as for --text.",
     ),
     click.option("--tokens", metavar="IDS", help="Token ids of the prompt, comma-separated."),
     click.option("--chain", metavar="HASHES", help="Page hashes in hex, comma-separated."),
@@ -117,7 +119,7 @@ _OPTIONS = (
         "--server",
         default="http://127.0.0.1:30000",
         show_default=True,
-        help="SGLang server to ask for the page size and token ids.",
+        help="SGLang server that provides the page size and the token ids.",
     ),
     click.option("--salt", help="Cache salt of the requests."),
     click.option("--extra-key", help="Extra key of the requests, e.g. a LoRA id."),
@@ -174,7 +176,7 @@ class _Server:
         )
         try:
             return msgspec.json.decode(content, type=kind)
-        except (ValueError, RecursionError) as error:  # also msgspec's
+        except (ValueError, RecursionError) as error:  # also covers msgspec's exceptions
             raise click.ClickException(
                 f"unexpected response from {url} ({error}); check --server, or use --chain"
             ) from None

@@ -1,4 +1,4 @@
-"""Read from logs how long each request waited for lookups and loads, and where that time went."""
+"""Read from logs how long each request waited for lookups and loads, and for which steps."""
 
 import json
 import re
@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import IO, Any
 
 READ_LIMIT = 256 << 20
-"""Maximum bytes to read: the last ones of a file, or the first ones of a pipe."""
+"""Maximum bytes to read, from the end of a file or from the beginning of a pipe."""
 
 LINE_LIMIT = 64 << 10
 """Longer lines are skipped."""
 
 MAX_REQUESTS = 50_000
-"""Requests held in memory. Beyond that, the faster half is dropped."""
+"""Maximum requests held in memory. If there are more, the faster half is dropped."""
 
 MAX_PROBLEMS = 5
 
@@ -27,7 +27,7 @@ _SERVER = "server_"
 
 @dataclass
 class Times:
-    """Calls of one kind, added up."""
+    """The sum of all calls of one kind."""
 
     calls: int = 0
     pages: int = 0
@@ -36,7 +36,7 @@ class Times:
     seconds: float = 0.0
 
     def add(self, pages: int, done: int, seconds: float) -> None:
-        """Add a call."""
+        """Add the figures of a call."""
         self.calls += 1
         self.pages += pages
         self.done += done
@@ -45,29 +45,29 @@ class Times:
 
 @dataclass
 class RequestTimes:
-    """What one process of a server waited for on behalf of one request."""
+    """How long one process of a server waited for one request, and for what."""
 
     request: str
     client: int
     """Process id. A server with several ranks has one per rank."""
     began: float
-    """Unix time of the first line."""
+    """Unix time of the request's first line."""
     operations: dict[str, Times] = field(default_factory=dict)
     steps: dict[str, dict[str, Times]] = field(default_factory=dict)
-    """By operation and step. Steps of an operation can overlap: the tiers load in parallel."""
+    """Times by operation and step. Steps may overlap, because tiers load in parallel."""
     server: dict[str, float] = field(default_factory=dict)
-    """Seconds by operation as the server measured them, if its log was read."""
+    """Seconds by operation, as measured by the server. Empty unless its log was read."""
     calls_before: int = 0
-    """Calls that were not logged, because the request was not slow yet."""
+    """Number of calls that were not logged, because the request was not slow yet."""
     seconds_before: float = 0.0
     skipped: int = 0
     incomplete: int = 0
-    """Calls that ended because time ran out or a tier failed."""
+    """Number of calls that ran out of time or met a failing tier."""
     problems: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        """Total seconds of the agent's calls."""
+        """Seconds of the agent's calls."""
         return self.seconds_before + sum(times.seconds for times in self.operations.values())
 
     def add(self, line: dict[str, Any]) -> None:
@@ -100,12 +100,12 @@ class RequestTimes:
 
 
 def log_lines(log: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a log that may be about requests, within `READ_LIMIT`."""
+    """Yield those lines of a log that may be about requests, up to `READ_LIMIT` bytes."""
     if log.seekable():
         size = log.seek(0, 2)
         log.seek(max(0, size - READ_LIMIT))
         if size > READ_LIMIT:
-            log.readline(LINE_LIMIT)  # the rest of a line
+            log.readline(LINE_LIMIT)  # skip the rest of the line
     left = READ_LIMIT
     while left > 0 and (line := log.readline(LINE_LIMIT)):
         left -= len(line)
@@ -118,8 +118,8 @@ def read_requests(
 ) -> list[RequestTimes]:
     """Return the times of the requests in a log, slowest first.
 
-    `request` restricts them to one id. Lines before the Unix time `since` are ignored, and so is
-    everything that is not about requests.
+    With `request`, returns only those of that id. Ignores lines before the Unix time `since` and
+    lines about anything else.
     """
     wanted = request.encode()
     found: dict[tuple[str, int], RequestTimes] = {}
@@ -145,7 +145,7 @@ def _slowest(found: dict[tuple[str, int], RequestTimes]) -> list[RequestTimes]:
 
 
 def _parse(line: str) -> dict[str, Any]:
-    """Return the fields of a line in either format. Text before them is ignored."""
+    """Return the fields of a line, in either format. Ignores text before them."""
     start = line.find("{")
     if start >= 0 and line.rstrip().endswith("}"):
         values = json.loads(line[start:])

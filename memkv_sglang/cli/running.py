@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from memkv_sglang.client.client import AgentClient
 
 CONNECT_LIMIT = 2.0
-"""Time limit in seconds for a running agent to respond."""
+"""Seconds for a running agent to respond."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Read metrics."""
+"""Read the metrics of an agent."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,10 @@ _TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one scrape."""
+    """The samples of all metrics at one time."""
 
     values: list[tuple[str, dict[str, str], float]]
-    """Name, labels and value of each sample."""
+    """Each sample's name, labels and value."""
 
     def total(self, name: str, /, **labels: str) -> float:
         """Return the sum of the samples with this name and these labels."""

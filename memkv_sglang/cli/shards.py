@@ -1,4 +1,4 @@
-"""The buckets that a command acts on: one, or one per shard."""
+"""Find the buckets that a command acts on: a single one, or one per shard."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,15 +14,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def shard_option(command: Command) -> Command:
-    """Add `--shard`; the command gets its value, or None, as `shard`."""
+    """Add `--shard`. The command gets the name of the shard, or None, as `shard`."""
     add = click.option(
-        "--shard", metavar="NAME", help="Use only this one of minio.shards.  [default: all]"
+        "--shard", metavar="NAME", help="Act only on this shard. [default: on all of minio.shards]"
     )
     return add(command)
 
 
 def bucket_configs(config: MinioConfig, shard: str | None = None) -> dict[str, MinioConfig]:
-    """Return the settings of every bucket by shard; the name is empty without shards.
+    """Return the settings of every bucket by shard. Without shards, the name is empty.
 
     `shard` selects one. Raises `ConfigError` if there is no bucket or no such shard.
     """
@@ -40,10 +40,10 @@ def bucket_configs(config: MinioConfig, shard: str | None = None) -> dict[str, M
 
 
 def tier_name(shard: str) -> str:
-    """Return the name of one bucket's tier in tables and messages."""
+    """Return the name of a bucket's tier in tables and messages."""
     return f"minio/{shard}" if shard else "minio"
 
 
 def prefixed(shard: str, text: str) -> str:
-    """Return a line about one bucket."""
+    """Return a line that begins with the name of the shard, if there are shards."""
     return f"shard {shard}: {text}" if shard else text

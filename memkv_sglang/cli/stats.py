@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memkv_sglang.client.client import AgentClient
 
 OPERATIONS = {"lookup": "found", "load": "loaded", "spill": "stored"}
-"""Operations of a tier, and the result that means success for a page."""
+"""A tier's operations, each with the result that means success for a page."""
 
 _STATES = {"": "working", None: "opening"}
 
@@ -33,14 +33,14 @@ _TEXTS = ("tier", "shard", "state", "breaker", "call", "directory")
 
 @click.command(cls=SettingsCommand, shown=("agent",))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every metric.")
-@click.option("--watch", is_flag=True, help="Refresh every --interval until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show the figures again every --interval until Ctrl-C.")
 @click.option(
     "--interval",
     type=Duration("100ms", "1d"),
     default="2s",
     metavar="TIME",
     show_default=True,
-    help="Time between refreshes.",
+    help="Time between two refreshes of --watch.",
 )
 def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> None:
     """Show the running agent's tiers, traffic and settings."""
@@ -84,7 +84,7 @@ def _fetch_settings(client: "AgentClient") -> "RunningSettings":
 
 
 def _difference(settings: "RunningSettings", loaded: LoadedConfig) -> str:
-    """Return the first setting that differs from the agent's; empty if none does."""
+    """Return the first setting that differs from the agent's, or "" if none does."""
     difference = settings.first_difference(loaded.config, os.environ, loaded.origins)
     return str(difference or "")
 
@@ -102,7 +102,7 @@ def _watch(client: "AgentClient", interval: float) -> None:
     from rich.live import Live
 
     console = make_console()
-    while not console.is_terminal:  # not a terminal: print one after the other
+    while not console.is_terminal:  # without a terminal, print the views one after the other
         console.print(_view(*_fetch(client)), "")
         time.sleep(interval)
     with Live(_view(*_fetch(client)), console=console, auto_refresh=False) as live:
@@ -144,7 +144,7 @@ def _tiers(report: "StatusReport") -> "Table":
     for tier in report.engine.tiers:
         counts = (
             tier.capacity is not None or tier.pages > 0
-        )  # the shared tier does not count its pages
+        )  # no node counts the pages of the shared tier
         table.add_row(
             tier.name,
             _STATES.get(tier.problem, "failing"),
@@ -158,7 +158,7 @@ def _tiers(report: "StatusReport") -> "Table":
 
 
 def _disks(report: "StatusReport") -> "list[Table | str]":
-    """Return a table of the disks, if there are several."""
+    """Return a table of the disks if there are several, else nothing."""
     disks = [disk for tier in report.engine.tiers for disk in tier.disks]
     if len(disks) < 2:
         return []
@@ -178,7 +178,7 @@ def _disks(report: "StatusReport") -> "list[Table | str]":
 
 
 def _shards(report: "StatusReport") -> "list[Table]":
-    """Return the table of shards, if there are any."""
+    """Return a table of the shards if there are any, else nothing."""
     shards = report.engine.shards
     if not shards:
         return []
@@ -208,7 +208,7 @@ def _problems(report: "StatusReport") -> "list[Text]":
 
 
 def _savings(report: "StatusReport", samples: Samples) -> str:
-    """Return the tokens that servers did not have to compute, and the time, by tier."""
+    """Return the tokens that servers did not have to compute, and the time they saved, by tier."""
     return ", ".join(
         f"{samples.total('memkv_saved_prefill_tokens_total', tier=tier.name):,.0f} tokens "
         f"({human_time(samples.total('memkv_saved_prefill_seconds_total', tier=tier.name))}) "

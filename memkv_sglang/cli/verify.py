@@ -29,7 +29,7 @@ BATCH = 64 * MIB
 """Bytes of pages read from the shared tier per call."""
 
 CALL_LIMIT = 60.0
-"""Time limit of a batch in seconds; longer than a server's, since no request waits for it."""
+"""Seconds for a batch. No request waits for it, so it may take longer than a server's loads."""
 
 _OUTCOMES = {
     LoadResult.CORRUPT: "corrupt, quarantined",
@@ -39,11 +39,11 @@ _OUTCOMES = {
 
 
 class _Findings(NamedTuple):
-    """Lines to print, each beginning with its tier."""
+    """Lines to print. Each begins with the name of its tier."""
 
     problems: list[str]
     notes: list[str]
-    """Harmless findings, and totals."""
+    """Harmless findings and totals."""
 
 
 @click.command(
@@ -54,15 +54,15 @@ class _Findings(NamedTuple):
 @click.option(
     "--repair",
     is_flag=True,
-    help="Remove bad pages from the directory; rebuild its index if it is wrong.",
+    help="Remove bad pages from the directory, and rebuild its index if it is wrong.",
 )
 @shard_option
 def verify(loaded: LoadedConfig, repair: bool, shard: str | None) -> int:
     """Read every page of both tiers, check its checksum, and compare the index with the disk.
 
-    Corrupt pages in MinIO are quarantined, as on every load; those on disk only with --repair.
-    Stop the agent first: the directory must not be in use. Exit status 1 if anything was wrong,
-    repaired or not.
+    Corrupt pages in MinIO are quarantined, as in every load. Corrupt pages on the disk are
+    quarantined only with --repair. Stop the agent first, because the directory must not be in use.
+    The exit status is 1 if anything was wrong, whether or not it was repaired.
     """
     check_environment(loaded)
     nvme, minio = loaded.config.nvme, loaded.config.minio
@@ -77,7 +77,7 @@ def verify(loaded: LoadedConfig, repair: bool, shard: str | None) -> int:
                     _verify_nvme(disk, label, progress, findings, repair=repair)
             for name, bucket in buckets.items():
                 _verify_minio(bucket, tier_name(name), progress, findings)
-    finally:  # also after Ctrl-C
+    finally:  # also when Ctrl-C ends the progress
         for line in (*findings.problems, *findings.notes):
             print_line(line)
     return 1 if findings.problems else 0
@@ -86,7 +86,7 @@ def verify(loaded: LoadedConfig, repair: bool, shard: str | None) -> int:
 def _verify_nvme(
     config: NvmeConfig, label: str, progress: "Progress", findings: _Findings, *, repair: bool
 ) -> None:
-    """Verify one directory. Lines begin with `label`."""
+    """Verify one directory. Each line begins with `label`."""
     task = progress.add_task(label, total=None)
     try:
         with _open_nvme(config) as tier:

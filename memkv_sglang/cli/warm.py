@@ -10,10 +10,10 @@ from memkv_sglang.config.load import LoadedConfig
 from memkv_sglang.page import Chain
 
 PAGES_PER_CALL = 64
-"""Few enough that calls are short and progress is visible."""
+"""Pages per call: few enough for short calls and visible progress."""
 
 CALL_SECONDS = 120.0
-"""Time limit of a call."""
+"""Seconds for a call."""
 
 
 @click.command(
@@ -25,7 +25,7 @@ CALL_SECONDS = 120.0
 def warm(loaded: LoadedConfig, prompt: Prompt) -> None:
     """Copy a prompt's pages from MinIO to this node's disk before requests need them.
 
-    The running agent copies them. Exit status 1 if a page was missing or did not fit.
+    The running agent copies the pages. The exit status is 1 if a page was missing or did not fit.
     """
     from memkv_sglang.cli.listing.minio import open_buckets
 

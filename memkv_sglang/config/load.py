@@ -134,9 +134,9 @@ def config_files(environ: Mapping[str, str]) -> list[Path]:
     config_home, home = environ.get("XDG_CONFIG_HOME", ""), environ.get("HOME", "")
     if os.path.isabs(config_home):  # noqa: PTH117 - XDG: ignore a relative path
         candidates.append(Path(config_home, USER_FILE))
-    elif os.path.isabs(home):  # `lexists` never raises, unlike `Path.exists`
+    elif os.path.isabs(home):  # noqa: PTH117
         candidates.append(Path(home, ".config", USER_FILE))
-    # `exists` of os.path never raises
+    # Unlike `Path.exists`, `lexists` never raises.
     return [path for path in candidates if os.path.lexists(path)]
 
 

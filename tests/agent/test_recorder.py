@@ -127,7 +127,7 @@ def test_lookups_of_a_real_agent_are_recorded(
     trace = read_trace(file)
     assert [(one.pages, one.stored) for one in trace.requests] == [(PAGES, PAGES), (5, 5)]
     assert main(["plan", "--trace", str(file), "--nvme", "1GiB"]) == 0
-    assert "hits when it was recorded" in capsys.readouterr().out
+    assert "hits when the trace was recorded" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_created_ends_the_agent_with_one_line(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_agent(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Check the socket and the agent on it. Starts no agent."""
+    """Check the socket and the agent that serves it, without starting one."""
     from memkv_sglang.agent.listener import serving_peer
     from memkv_sglang.agent.paths import socket_path
 

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.admin.bucket import Bucket
 
 CHAIN_LIMIT = 10.0
-"""Time limit in seconds for the credential chain; its last provider may wait for a server."""
+"""Seconds for the credential chain. Its last provider may wait for a server."""
 
 PROBE_SECONDS = 60.0
-"""Time limit in seconds to find out what the server supports."""
+"""Seconds to find out what the server supports."""
 
 _KEY_FILES = ("~/.aws/credentials", "~/.mc/config.json")
 
 LARGE_PAGE, SMALL_PAGE = 8 << 20, 64 << 10
-"""Bytes of a large page, and of a small one."""
+"""Bytes of a large and of a small page."""
 
 _CONTENT = b"probe of memkv doctor"
 
 
 def check_bucket(config: MinioConfig, collector: CollectorConfig) -> Iterator[Finding]:
-    """Try the credentials and the server with probe objects, and remove them. Creates no bucket."""
+    """Test the credentials and the server with probe objects, then remove these."""
     from memkv_sglang.cli.listing.minio import open_bucket
     from memkv_sglang.tiers.minio.auth.signing import credential_provider
 
@@ -72,13 +72,14 @@ def check_server(config: MinioConfig, collector: CollectorConfig) -> Iterator[Fi
             return
     for finding in support.findings:
         if finding.what == "conditions" and limited and not support.exclusive:
-            yield finding._replace(level="FAIL")  # no node keeps the limits
+            # Without conditional writes, no node would enforce the limits.
+            yield finding._replace(level="FAIL")
         else:
             yield finding
 
 
 def check_features(bucket: "Bucket", config: MinioConfig) -> Finding:
-    """Check object lock and the lifecycle rule, which only some credentials may read."""
+    """Check object lock and the lifecycle rule. Not all credentials may read them."""
     from memkv_sglang.tiers.minio.admin import read_features
 
     what = "lifecycle"
@@ -87,7 +88,7 @@ def check_features(bucket: "Bucket", config: MinioConfig) -> Finding:
     except TierError as error:
         return split_problem(what, str(error))
     if features is None:
-        detail = "lifecycle rule and object lock not read: these credentials may not"
+        detail = "these credentials may not read the lifecycle rule and object lock"
         return Finding("skip", what, detail, "an administrator's `memkv bucket setup` shows them")
     if features.locked:
         advice = "use a bucket created without object lock"
@@ -105,7 +106,7 @@ def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
     def retrieve() -> None:
         try:
             provider.retrieve()
-        except Exception:  # each provider raises its own types
+        except Exception:  # each provider raises its own types of exceptions
             outcome.put(False)
         else:
             outcome.put(True)
@@ -160,7 +161,7 @@ def _probe(bucket: "Bucket", name: str, config: MinioConfig) -> Iterator[Finding
 
 
 def _largest_put(bucket: "Bucket", name: str, config: MinioConfig) -> Finding:
-    """Store an object of a page's size: proxies often limit the size of requests."""
+    """Store an object of a page's size, because proxies often limit the size of requests."""
     problem = _try("page size", lambda: bucket.write(name, bytes(LARGE_PAGE)), config)
     if problem is None:
         return Finding("ok", "page size", f"objects of {human_size(LARGE_PAGE)} can be stored")
@@ -179,7 +180,7 @@ def _read(bucket: "Bucket", name: str) -> None:
 
 
 def _try(what: str, operation: Callable[[], object], config: MinioConfig) -> Finding | None:
-    """Run an operation; returns a finding if it fails, else None."""
+    """Run an operation; return a finding if it fails, else None."""
     try:
         operation()
     except ConfigError as error:

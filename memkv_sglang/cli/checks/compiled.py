@@ -7,7 +7,7 @@ from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
 
 
 def check_compiled() -> Iterator[Finding]:
-    """Check the compiled receive loop for loads from MinIO."""
+    """Check that the compiled receive loop, which loads pages from MinIO, is usable."""
     if not WHY_NOT:
         yield Finding("ok", "installation", "the compiled loop for loads from MinIO works")
     else:

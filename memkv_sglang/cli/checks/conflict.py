@@ -9,7 +9,7 @@ DISTRIBUTION, PACKAGE = "sglang-memkv", "memkv_sglang"
 
 
 def check_conflict() -> Iterator[Finding]:
-    """Look for other distributions with our import package, by their metadata alone."""
+    """Look for other distributions that install our package, in their metadata only."""
     owners = {name.lower().replace("_", "-") for name in packages_distributions().get(PACKAGE, [])}
     others = sorted(owners - {DISTRIBUTION})
     if others:

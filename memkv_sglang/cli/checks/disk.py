@@ -43,10 +43,10 @@ def _check_one(config: NvmeConfig, loaded: LoadedConfig) -> Iterator[Finding]:
 
 
 def _shared_devices(directories: Sequence[Path]) -> Iterator[Finding]:
-    """Report directories on the same device: several of them do not make it faster."""
+    """Report directories on the same device: they are no faster than one directory."""
     by_device: dict[int, list[Path]] = defaultdict(list)
     for directory in directories:
-        with suppress(OSError):  # reported by the other checks
+        with suppress(OSError):  # other checks report this
             by_device[existing_part(directory).stat().st_dev].append(directory)
     for together in by_device.values():
         if len(together) > 1:
@@ -90,7 +90,8 @@ def _allocated(directory: Path) -> int:
 def _direct_io(place: Path, wanted: str) -> Finding:
     if wanted == "never":
         return Finding("ok", "O_DIRECT", "turned off (nvme.direct_io = never)")
-    flags = os.O_RDWR | os.O_DIRECT | os.O_TMPFILE  # an unnamed file is removed when closed
+    # The file has no name, so it is removed when it is closed.
+    flags = os.O_RDWR | os.O_DIRECT | os.O_TMPFILE
     try:
         os.close(os.open(place, flags, 0o600))
     except OSError as error:

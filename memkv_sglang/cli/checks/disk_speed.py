@@ -12,16 +12,17 @@ from memkv_sglang.finding import Finding
 from memkv_sglang.tiers.nvme.disk.direct_io import aligned_memory
 
 SECONDS = 2.0
-"""Time limit for writing, and again for reading."""
+"""Seconds to write, and again to read."""
 
 PIECE = 16 * MIB
-"""Bytes of a request. The kernel splits it, so one at a time keeps most disks busy."""
+"""Bytes per request. The kernel splits a request, so one at a time keeps most disks busy."""
 
 MOST = 64
-"""Maximum number of pieces to write."""
+"""Maximum number of requests that write."""
 
 SLOW = 0.5e9
-"""Bytes per second below which GPUs recompute most pages faster than the disk loads them."""
+"""Bytes per second. On slower disks, loading most pages takes longer than recomputing them on a
+GPU."""
 
 
 def check_disk_speed(config: NvmeConfig) -> Iterator[Finding]:
@@ -44,8 +45,8 @@ def _check_one(config: NvmeConfig) -> Finding:
 def _measure(place: Path, *, direct: bool) -> Finding:
     flags = os.O_RDWR | os.O_TMPFILE | (os.O_DIRECT if direct else 0)
     memory = aligned_memory(PIECE)
-    memory[:] = os.urandom(PIECE)  # some disks compress
-    file = os.open(place, flags, 0o600)  # unnamed, so nothing is left behind
+    memory[:] = os.urandom(PIECE)  # random, because some disks compress
+    file = os.open(place, flags, 0o600)  # The file has no name, so nothing is left behind.
     try:
         written, write_speed = _timed(lambda at: os.pwritev(file, [memory], at), MOST)
         _, read_speed = _timed(lambda at: os.preadv(file, [memory], at), written)
@@ -64,7 +65,7 @@ def _measure(place: Path, *, direct: bool) -> Finding:
 
 
 def _timed(move: Callable[[int], int], most: int) -> tuple[int, float]:
-    """Move up to `most` pieces within the time limit; return how many, and bytes per second."""
+    """Make up to `most` requests in the time limit; return their number and bytes per second."""
     pieces, begin = 0, time.perf_counter()
     while pieces < most and time.perf_counter() - begin < SECONDS:
         if move(pieces * PIECE) != PIECE:

@@ -17,7 +17,7 @@ from memkv_sglang.tiers.minio.http.times import SKEW_LIMIT, parse_date
 from memkv_sglang.tiers.minio.http.tls import tls_context
 
 ANSWER_LIMIT = 5.0
-"""Time limit in seconds for a server to respond."""
+"""Seconds for a server to respond."""
 
 SKEW_WORRYING = 30
 
@@ -79,9 +79,10 @@ def _ask(url: str, config: MinioConfig) -> _Answer:
 
 
 def _health(url: str, answer: _Answer, seconds: float) -> Finding:
-    """Any HTTP response means that the server is alive: only MinIO knows this page.
+    """Judge a response. Any HTTP response means that the server is alive.
 
-    A web page with status 200 or 400 is MinIO's console, or a port that expects TLS.
+    Only MinIO has this page. A web page with status 200 or 400 comes from MinIO's console, or from
+    a port that expects TLS.
     """
     advice = misdirected(answer.status, answer.content_type, answer.body)
     if advice and answer.status in (http.HTTPStatus.OK, http.HTTPStatus.BAD_REQUEST):

@@ -8,7 +8,7 @@ from memkv_sglang.finding import Finding, split_problem
 
 
 def check_files(config: MinioConfig) -> Iterator[Finding]:
-    """Read each file that the MinIO tier would read. Findings show no content."""
+    """Read each file that the MinIO tier would read. Findings never show their content."""
     from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
     from memkv_sglang.tiers.minio.forms import page_form
     from memkv_sglang.tiers.minio.http.tls import tls_context

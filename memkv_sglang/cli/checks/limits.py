@@ -18,7 +18,7 @@ RDMA = Path("/sys/class/infiniband")
 
 
 def check_limits(config: Config) -> Iterator[Finding]:
-    """Check the limits of this shell, which an agent or server started from it inherits."""
+    """Check the limits of this shell. An agent or server started from it inherits them."""
     yield check_files()
     if config.nvme.directory:
         problem = missing_disk_requests()
@@ -45,7 +45,7 @@ def check_files() -> Finding:
 
 
 def check_locked_memory(devices: Path = RDMA) -> Finding:
-    """Check how much memory a process may lock. Only transfers over RDMA need it."""
+    """Check how much memory a process may lock. Only RDMA transfers need to lock much."""
     _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if most == resource.RLIM_INFINITY:
         return Finding("ok", "memlock", "a process may lock all of its memory")
@@ -63,10 +63,10 @@ def check_locked_memory(devices: Path = RDMA) -> Finding:
 
 
 def check_receive_buffer(limit: Path = RMEM_MAX) -> Finding:
-    """Check the maximum receive buffer; loads from MinIO over TLS benefit from a large one."""
+    """Check the maximum receive buffer. A large one makes loads from MinIO over TLS faster."""
     try:
         most = int(limit.read_text())
-    except (OSError, ValueError):  # a container hides it
+    except (OSError, ValueError):  # a container hides the file
         return Finding("skip", "rmem_max", f"{limit} cannot be read")
     if most >= TLS_WINDOW:
         return Finding("ok", "rmem_max", f"receive buffers may have {human_size(most)}")

@@ -11,7 +11,7 @@ HUGE = 2 << 20
 """Size of a huge page in bytes."""
 
 MADV_COLLAPSE = 25
-"""madvise(2), Linux 6.1; the `mmap` module does not name it."""
+"""Number of the advice in madvise(2), since Linux 6.1. The `mmap` module lacks it."""
 
 _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -47,9 +47,9 @@ def _huge_pages(descriptor: int) -> Finding:
 
 
 def _collapse(descriptor: int) -> int:
-    """Map a huge page's worth of the file, aligned, and collapse it; returns 0 or an errno.
+    """Map one huge page of the file, aligned, and collapse it; return 0 or an errno.
 
-    Through libc: Python's `mmap` cannot choose the address.
+    Calls libc, because Python's `mmap` cannot choose the address.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p

@@ -8,7 +8,7 @@ from memkv_sglang.tiers.base import TierError
 
 
 def check_pins(config: MinioConfig) -> Iterator[Finding]:
-    """Read the pins as a collector does."""
+    """Read the pins as a collector does, and report invalid ones."""
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config) as tier:

@@ -24,7 +24,7 @@ class Listing(Protocol):
         """The tier's name."""
 
     def namespaces(self) -> dict[bytes, Namespace | None]:
-        """Return the namespaces by digest; None if a description is missing."""
+        """Return the namespaces by digest, None for one without a description."""
 
     def pages(self, namespace: bytes) -> list[StoredPage]:
         """Return every page of a namespace, in any order."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_minio(config: MinioConfig) -> Iterator[MinioTier]:
-    """Open the tier without creating a bucket; close it at the end."""
+    """Open the tier without creating a bucket, and close it at the end."""
     tier = MinioTier(msgspec.structs.replace(config, create_bucket=False))
     try:
         yield tier
@@ -32,7 +32,7 @@ def open_minio(config: MinioConfig) -> Iterator[MinioTier]:
 
 @contextmanager
 def open_buckets(config: MinioConfig, shard: str | None = None) -> Iterator[dict[str, MinioTier]]:
-    """Open the tier in every bucket, by shard, as `open_minio` does. Raises `ConfigError`."""
+    """Open the tier of every bucket, by shard, as `open_minio` does. Raises `ConfigError`."""
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(open_minio(one))
@@ -44,7 +44,7 @@ class MinioListing:
     """The pages in a bucket. Every call sends requests."""
 
     def __init__(self, config: MinioConfig, tier: MinioTier, name: str = "minio") -> None:
-        """List a tier's bucket; `name` is its label in the output. The caller closes the tier."""
+        """List the bucket of a tier, which the caller closes; `name` labels it in the output."""
         self.name = name
         self._config = config
         self._tier = tier
@@ -52,7 +52,7 @@ class MinioListing:
         self._bucket = open_bucket(config)
 
     def namespaces(self) -> dict[bytes, Namespace | None]:
-        """Return the namespaces with a description; others look like foreign objects."""
+        """Return the namespaces with a description. Others could be foreign objects."""
         require_response(self._config)
         return {**self._described}
 
@@ -61,7 +61,7 @@ class MinioListing:
         return self._tier.namespaces()
 
     def pages(self, namespace: bytes) -> list[StoredPage]:
-        """List a namespace's pages, with the page size of its description as their length."""
+        """List a namespace's pages. Their length is the page size in its description."""
         return list(self._stored(namespace, self._names.namespace(namespace)))
 
     def find(self, key: PageKey) -> StoredPage | None:

@@ -1,4 +1,4 @@
-"""List pages in the NVMe directory from its journal, also while an agent uses it."""
+"""List pages in the NVMe directory from its journal, even while an agent uses it."""
 
 from contextlib import closing
 from functools import cached_property
@@ -20,16 +20,16 @@ from memkv_sglang.tiers.nvme.journal import (
 )
 
 _Place = tuple[int, int]
-"""Segment and slot number."""
+"""A page's segment number and slot."""
 
 
 class NvmeListing:
-    """The pages in a directory when it is first read. Reads the journal only, no pages."""
+    """The pages that a directory holds when it is first read. Reads only the journal."""
 
     name = "nvme"
 
     def __init__(self, directory: Path, name: str = name) -> None:
-        """List a directory; a missing one is empty. `name` is its label in the output."""
+        """List a directory; `name` labels it in the output. A missing directory has no pages."""
         self.name = name
         self._directory = directory
 
@@ -90,7 +90,7 @@ def _free(
 ) -> None:
     segment, slot = place
     key = keys.pop((segment, slot), None)
-    # If the page was moved, its newer place stays valid.
+    # If the page was moved, its new place stays valid.
     if key is not None and pages[key].place == slot_name(segment, slot):
         del pages[key]
 
