@@ -1,4 +1,4 @@
-"""A circuit breaker: stop calling a tier that keeps failing, and probe it after a while."""
+"""A circuit breaker: it stops calls to a tier that keeps failing, and probes the tier later."""
 
 import enum
 import logging
@@ -21,15 +21,15 @@ class BreakerState(enum.Enum):
     """The three states, named as in metrics and `memkv stats`."""
 
     CLOSED = "closed"
-    """All calls go through."""
+    """Every call goes through."""
     HALF_OPEN = "half_open"
-    """One call, the probe, goes through; its result decides the next state."""
+    """Only one call, the probe, goes through. Its result decides the next state."""
     OPEN = "open"
     """No call goes through."""
 
 
 class Breaker(Protocol):
-    """Something with the state of a circuit breaker."""
+    """Has the state of a circuit breaker."""
 
     @property
     def state(self) -> BreakerState:
@@ -37,7 +37,7 @@ class Breaker(Protocol):
 
 
 class CircuitBreaker:
-    """Opens after consecutive failures; admits a probe after `open_seconds`. Thread-safe."""
+    """Opens after consecutive failures; lets a probe through after `open_seconds`. Thread-safe."""
 
     def __init__(self, name: str, failures: int, open_seconds: float) -> None:
         """Start closed. `name` is the tier's, for the log."""
@@ -57,26 +57,27 @@ class CircuitBreaker:
             return BreakerState.HALF_OPEN if due else self._state
 
     def admit(self) -> bool:
-        """Return whether a call may go through. If so, the caller must `record` its result."""
+        """Return whether a call may go through. If it may, the caller must `record` its result."""
         with self._lock:
             if self._state is BreakerState.CLOSED:
                 return True
             if time.monotonic() < self._retry_at:
                 return False
-            # This call is the probe. If it never records a result, another probe follows.
+            # This call is the probe. If its result is never recorded, another probe follows.
             self._state = BreakerState.HALF_OPEN
             self._retry_at = time.monotonic() + self._open_seconds
             return True
 
     def record(self, success: bool | None) -> None:
-        """Record a call's result: success, failure, or None if it did not reach the medium.
+        """Record whether a call succeeded; None if it did not reach the medium.
 
-        A call that the tier answered from a cache does not affect the state.
+        Such a call, which the tier answered from a cache, does not affect the state.
         """
         with self._lock:
             before = self._state
             if success is None:
-                self._retry_at = 0.0  # an inconclusive probe: admit the next one now
+                # The probe showed nothing, so let another one through at once.
+                self._retry_at = 0.0
             elif success:
                 self._failures, self._state = 0, BreakerState.CLOSED
             else:
@@ -94,7 +95,7 @@ class BreakerTier(WrapperTier):
     """Lets the breaker admit each call to the tier, and records the result."""
 
     def __init__(self, inner: Tier, breaker: CircuitBreaker) -> None:
-        """Guard `inner`, except for control calls such as descriptions and removals."""
+        """Guard `inner`. Control calls, such as descriptions and removals, always go through."""
         super().__init__(inner)
         self.breaker = breaker
 
@@ -130,7 +131,7 @@ class BreakerTier(WrapperTier):
             return [SpillResult.FAILED] * len(pages)
         results = super().spill(pages, deadline)
         if SpillResult.FAILED in results:
-            # Count one failure, because the tier did not try the pages after it.
+            # Count only one failure, because the tier does not try the pages after it.
             self.breaker.record(False)
         else:
             maybe_cached = set(results) == {SpillResult.PRESENT}

@@ -13,16 +13,16 @@ LOG_INTERVAL = 60.0
 
 
 class ChangedPages:
-    """Counts and logs copies that were discarded because of their checksum. Thread-safe."""
+    """Counts and logs copies that were discarded because of a wrong checksum. Thread-safe."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Count in `memkv_changed_pages_total`."""
+        """Count the copies in `memkv_changed_pages_total`."""
         self._metrics = metrics
         self._silent_until = 0.0
         self._lock = threading.Lock()
 
     def report(self, copied_for: str, pages: int = 1) -> None:
-        """Count the pages, and log unless that was logged recently."""
+        """Count the pages, and log them unless others were logged recently."""
         self._metrics.changed_pages.labels(copied_for.replace(" ", "_")).inc(pages)
         now = time.monotonic()
         with self._lock:

@@ -42,16 +42,16 @@ from memkv_sglang.tiers.base import (
 log = logging.getLogger(__name__)
 
 CLEAR_WAIT = 30.0
-"""Seconds that `clear` waits for calls in flight, all of which have shorter deadlines."""
+"""Seconds that `clear` waits for calls in flight. All of them have shorter deadlines."""
 
 CLEAR_PASSES = 3
-"""How often `clear` repeats while it still finds pages."""
+"""Maximum number of removals in one `clear`, which repeats while it still finds pages."""
 
 CLOSE_SECONDS = 0.5
-"""Seconds that closing may take, even without a drain."""
+"""Minimum seconds for closing, in addition to the upload of the queue."""
 
 ANY_PAGE = PageKey(bytes(NAMESPACE_DIGEST_SIZE), bytes(PAGE_HASH_SIZE))
-"""A page that no tier has."""
+"""The result for a page that no tier has."""
 
 
 class Engine:
@@ -96,7 +96,7 @@ class Engine:
         )
         self._breaker: Breaker = JointBreaker(shards) if shards else breaker
         near = MeasuredTier(local, metrics) if local else None
-        # Inside the breaker: calls that it rejects must not count as fast.
+        # Measure inside the breaker, so that calls that it rejects do not count as fast.
         far = MeasuredTier(shared, metrics) if shared else None
         self._local = near
         self._shared: Tier | None = far if far is None or shards else BreakerTier(far, breaker)
@@ -105,7 +105,7 @@ class Engine:
         costs = LoadCostPolicy(speeds, metrics) if config.skip_slow_loads else None
         changed = ChangedPages(metrics)
         self._promoter = self._make_promoter(metrics, changed)
-        # Reads for uploads bypass the metrics, which count clients' loads.
+        # Uploads read without metrics, which count only clients' loads.
         self._uploads = self._make_uploads(local, marks, metrics)
         self._finder = Finder(self._local, self._shared, costs, metrics)
         self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed)
@@ -127,7 +127,7 @@ class Engine:
         if self._local is None or self._shared is None or self._config.promote == "never":
             return None
         config = self._config
-        # If spills bypass the disk, the spill was the first use and the load is the second.
+        # If spills bypass the disk, the spill counts as the first use and the load as the second.
         rule = (
             "always" if self._bypass_local() and config.promote == "second_use" else config.promote
         )
@@ -197,7 +197,7 @@ class Engine:
             return present(tiers if is_open else [], keys, time.monotonic() + seconds)
 
     def probe(self, budget: float) -> None:
-        """Ask every tier and shard about a page, so that their states show whether they work."""
+        """Ask every tier and shard about a page, which shows whether they work."""
         self.present([ANY_PAGE], budget)
         for shard in self._shards:
             with suppress(TierError):
@@ -222,9 +222,9 @@ class Engine:
     def spill(self, pages: Sequence[Page], before: Sequence[bytes] = ()) -> list[SpillResult]:
         """Store pages of a chain, which follows the pages with the hashes `before`.
 
-        The last page before the chain decides whether it can be uploaded. All of them count as
-        used, so that this node does not evict them before their descendants. Every page is
-        `REFUSED` while the namespace is being cleared.
+        The chain is uploaded only if the last page before it is. All pages before it count as used,
+        so that this node does not evict them before their descendants. Every page is `REFUSED`
+        while the namespace is being cleared.
         """
         if not pages:
             return []
@@ -239,18 +239,20 @@ class Engine:
         parent = PageKey(namespace, before[-1]) if before else None
         if self._publisher is not None:
             self._publisher.renew(namespace)
-        self._touch(Chain(namespace, before))  # so that none is evicted for its descendants
+        # so that none of them is evicted to make space for its own descendants
+        self._touch(Chain(namespace, before))
         results = self._spiller.spill(pages, parent, deadline)
         whole = Chain(namespace, [*before, *(page.key.hash for page in pages)])
         if before:
             self._touch(whole)
             self._record_use(pages[0].length, (PageKey(namespace, one) for one in before))
-        if self._uses is not None:  # a spill names the whole chain, so positions are known
+        # A spill names the whole chain, so the pages' positions in it are known.
+        if self._uses is not None:
             self._uses.record_access(whole, range(len(whole.hashes)))
         return results
 
     def _record_use(self, length: int, keys: Iterable[PageKey]) -> None:
-        """Tell the upload queue that pages of a chain, each of `length` bytes, were used again."""
+        """Tell the upload queue that pages of a chain were used again; each has `length` bytes."""
         if self._uploads is not None and self._uploads.tracks_use:
             self._uploads.use(list(keys), length)
 
@@ -266,7 +268,7 @@ class Engine:
         """Delete a namespace's pages from every reachable tier.
 
         Waits for calls in flight, and cancels the namespace's uploads and promotions. Until this
-        returns, lookups find none of its pages and spills are refused. Can take long if the shared
+        returns, lookups find none of its pages and spills are refused. Takes long if the shared
         tier has many pages.
         """
         return self._empty(namespace, lambda tier: tier.clear(namespace))
@@ -274,7 +276,7 @@ class Engine:
     def hide(self, namespace: bytes) -> Removal:
         """Treat a namespace's pages as missing on this node until they are stored again.
 
-        As `clear`, but other nodes and the shared tier keep their pages.
+        Works as `clear`, except that other nodes and the shared tier keep their pages.
         """
         return self._empty(namespace, lambda tier: tier.hide(namespace))
 
@@ -292,13 +294,13 @@ class Engine:
                 except TierError as error:
                     complete = False
                     fields = {"tier": tier.name, "error": str(error)}
-                    log.warning("namespace not cleared", extra={"fields": fields})
+                    log.warning("cannot clear a namespace", extra={"fields": fields})
         return Removal(removed, complete)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until uploads and promotions have finished and are logged.
+        """Wait until uploads and promotions have finished and the use of pages is logged.
 
-        False after `timeout` seconds.
+        Returns False after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         workers = [worker for worker in (self._promoter, self._uploads) if worker is not None]
@@ -328,7 +330,7 @@ class Engine:
 
 
 def _empty_tier(tier: Tier, empty: Callable[[Tier], int]) -> int:
-    """Repeat until nothing is left: the server may still complete uploads that timed out."""
+    """Remove pages until none are left: the server may still complete uploads that timed out."""
     removed = 0
     for _ in range(CLEAR_PASSES):
         found = empty(tier)
@@ -343,4 +345,4 @@ def _describe(tier: Tier, namespace: Namespace) -> None:
         tier.describe(namespace)
     except TierError as error:
         fields = {"tier": tier.name, "error": str(error)}
-        log.warning("namespace not described", extra={"fields": fields})
+        log.warning("cannot store a namespace description", extra={"fields": fields})

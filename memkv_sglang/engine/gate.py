@@ -1,4 +1,4 @@
-"""Keep calls that find or store a namespace's pages from overlapping with its removal."""
+"""Keep calls that find or store a namespace's pages from overlapping with the pages' removal."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class NamespaceGate:
-    """Admits concurrent calls on a namespace, and none while it is closed. Thread-safe."""
+    """Admits concurrent calls on a namespace, but none while it is closed. Thread-safe."""
 
     def __init__(self) -> None:
         """Start with all namespaces open."""
@@ -36,7 +36,7 @@ class NamespaceGate:
                 _add(self._closed, namespace, -1)
 
     def begin(self, namespace: bytes) -> bool:
-        """Register a call. False if the namespace is closed."""
+        """Register a call. Returns False if the namespace is closed."""
         with self._lock:
             if namespace in self._closed:
                 return False
@@ -52,7 +52,7 @@ class NamespaceGate:
 
 
 class _Use:
-    """One call's use of a namespace. A class, because a generator adds 2 us to each lookup."""
+    """A context manager of one call. A class, because a generator would add 2 us to each lookup."""
 
     __slots__ = ("_gate", "_is_open", "_namespace")
 

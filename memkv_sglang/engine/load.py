@@ -1,4 +1,4 @@
-"""Load pages: each from its nearest tier, both tiers in parallel, equal pages only once."""
+"""Load each page from its nearest tier, from both tiers in parallel, and equal pages only once."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.tiers.base import LoadResult, Tier, TierError
 
 CONCURRENT_CALLS = 32
-"""Loads that can read from both tiers in parallel. Further ones wait for a thread."""
+"""Number of loads that can read from both tiers in parallel. Further loads wait for a thread."""
 
 
 class Loader:
@@ -63,10 +63,10 @@ class Loader:
         arrivals: list[Arrival],
         deadline: float,
     ) -> None:
-        """Wait for pages that other calls are loading; load those that failed there.
+        """Wait for pages that other calls are loading. Load those that failed there.
 
-        They may fail there because the leader's chain ended earlier, or because the leader's client
-        wrote to its memory during the load.
+        A page fails there if the other call's chain ended earlier, or if its client wrote to its
+        memory during the load.
         """
         retries: list[int] = []
         began = time.perf_counter()
@@ -117,7 +117,7 @@ class Loader:
         finally:
             if shared_read is not None:
                 shared_read.result()
-        # Pages evicted locally in the meantime may be in the shared tier.
+        # The shared tier may have pages that were just evicted from the local one.
         lost = [i for i in near if arrivals[i].result is not LoadResult.LOADED]
         self._read(self._shared, pages, lost, arrivals, deadline)
         self._promote(pages, arrivals)

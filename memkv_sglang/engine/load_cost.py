@@ -1,4 +1,4 @@
-"""Load only what loads faster than it can be recomputed."""
+"""Limit loads to the pages that load faster than they can be recomputed."""
 
 import logging
 import time
@@ -15,24 +15,24 @@ from memkv_sglang.page import Chain
 log = logging.getLogger(__name__)
 
 CALL_PAGES = 128
-"""Pages per load call of SGLang."""
+"""Pages per load call. SGLang loads this many at a time."""
 
 DECISION_TTL = 10.0
-"""Seconds during which repeated lookups of a chain get no longer prefix than the first. SGLang
-looks a request up several times."""
+"""Seconds during which repeated lookups of a chain get no longer prefix than the first one. SGLang
+looks up a request several times."""
 
 MAX_DECISIONS = 4096
 
 
 class Part(NamedTuple):
-    """Consecutive pages of a chain that one tier would load."""
+    """Consecutive pages of a chain that the same tier would load."""
 
     tier: str
     pages: int
 
 
 class LoadCostPolicy:
-    """Compares the time of loads to that of recomputation. Thread-safe."""
+    """Compares how long pages take to load and to recompute. Thread-safe."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class LoadCostPolicy:
     def limit(self, chain: Chain, parts: Sequence[Part], recompute: Recompute) -> int:
         """Return how many of the found pages to load, counted from the first.
 
-        Minimizes the estimated time to load that prefix and recompute the rest. A chain whose
-        prefix was cut keeps that limit for `DECISION_TTL` seconds.
+        Chooses the prefix with the least estimated time to load it and recompute the rest. A chain
+        whose prefix was cut keeps that limit for `DECISION_TTL` seconds.
         """
         lengths = list(accumulate((part.pages for part in parts), initial=0))
         found = lengths[-1]
@@ -70,8 +70,9 @@ class LoadCostPolicy:
         return best
 
     def _best(self, lengths: list[int], parts: Sequence[Part], recompute: Recompute) -> int:
-        # Within a part time grows linearly, so the optimum is at a boundary between parts. The
-        # exception, a part in which one tier's time overtakes the other's, matters little.
+        # Within a part, time grows linearly, so the optimum is at a boundary between parts. The
+        # exception is a part in which the time of one tier overtakes that of the other; the error
+        # is small.
         def seconds(count: int) -> float:
             load = self._load_seconds(parts[:count], recompute.page_bytes)
             return load + recompute.page_seconds * (lengths[-1] - lengths[count])
@@ -105,10 +106,10 @@ class LoadCostPolicy:
             "answered_pages": answered,
             "load_seconds": round(self._load_seconds(parts, recompute.page_bytes), 3),
             "recompute_seconds": round(recompute.page_seconds * found, 3),
-            "fix": "to load them anyway, set engine.skip_slow_loads = false",
+            "fix": "to load these pages anyway, set engine.skip_slow_loads = false",
         }
         log.warning(
             "loading is slower than recomputing, so lookups return a shorter prefix; "
-            "memkv_skipped_slow_pages_total counts skipped pages, this is logged only once",
+            "memkv_skipped_slow_pages_total counts skipped pages; this is logged only once",
             extra={"fields": fields},
         )

@@ -1,4 +1,4 @@
-"""Find how much of a chain can be loaded from both tiers together."""
+"""Find how much of a chain can be loaded from the two tiers together."""
 
 import logging
 import time
@@ -25,14 +25,14 @@ class Finder:
         costs: LoadCostPolicy | None,
         metrics: Metrics,
     ) -> None:
-        """Look in `local` first, which is fast. `costs`, if given, limits the prefix."""
+        """Search `local` first, which is fast. If given, `costs` limits the prefix."""
         self._local = local
         self._shared = shared
         self._costs = costs
         self._metrics = metrics
 
     def lookup(self, chain: Chain, budget: float, recompute: Recompute = UNKNOWN) -> Lookup:
-        """Return the prefix that can be loaded, as far as known within `budget` seconds.
+        """Return the prefix that can be loaded, or the part of it found within `budget` seconds.
 
         Leaves out pages that are slower to load than to recompute. Never raises: a failing tier
         counts as empty, and the result is then incomplete.
@@ -50,17 +50,17 @@ class Finder:
         return found._replace(length=length)
 
     def _search(self, chain: Chain, deadline: float, parts: list[Part]) -> Lookup:
-        """Search both tiers. Appends to `parts` what each tier has of the prefix, in order."""
+        """Search both tiers. Append to `parts` what each tier has of the prefix, in order."""
         near = self._lookup_in(self._local, chain, deadline, parts)
         if near.length == len(chain.hashes):
             return near
         far = self._lookup_in(self._shared, _after(chain, near.length), deadline, parts)
         length = near.length + far.length
         if far.length and length < len(chain.hashes):
-            # The disk may continue where the shared tier ends, with pages that wait for upload.
+            # Behind the pages in the shared tier, the disk may have pages that wait for upload.
             more = self._lookup_in(self._local, _after(chain, length), deadline, parts)
             length += more.length
-            # A lookup counts as a use, and parents must be used after their children.
+            # A lookup counts as a use, and a parent's last use must be later than its children's.
             self._lookup_in(self._local, _before(chain, near.length), deadline, [])
         return Lookup(length, near.complete and far.complete)
 

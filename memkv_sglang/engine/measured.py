@@ -1,4 +1,4 @@
-"""A wrapper that reports a tier's calls to the metrics and learns how fast it loads."""
+"""A wrapper that reports a tier's calls to the metrics and measures how fast it loads."""
 
 import time
 from collections import Counter
@@ -15,13 +15,13 @@ from memkv_sglang.tiers.wrappers import WrapperTier
 
 
 class MeasuredTier(WrapperTier):
-    """Times lookups, loads and spills, and counts their pages by result and the bytes moved.
+    """Times lookups, loads and spills. Counts their pages by result and the bytes moved.
 
-    `speed` predicts how long a load takes.
+    Its `speed` predicts how long a load takes.
     """
 
     def __init__(self, inner: Tier, metrics: CallMetrics, label: str = "") -> None:
-        """Wrap `inner`; report under `label`, or under its name by default."""
+        """Wrap `inner`. Report its calls under `label`, which defaults to its name."""
         super().__init__(inner)
         self.speed = TierSpeed()
         self._metrics = metrics
@@ -44,7 +44,7 @@ class MeasuredTier(WrapperTier):
                 outcomes = super().fetch(pages, deadline)
             results = [fetched.result for fetched in outcomes]
             late = time.monotonic() >= deadline
-            # A fault before the deadline says nothing about the speed.
+            # A load that failed before its deadline says nothing about the speed.
             if late or LoadResult.FAILED not in results:
                 moved = _bytes(pages, results, LoadResult.LOADED)
         finally:
@@ -82,7 +82,7 @@ class MeasuredTier(WrapperTier):
 
 
 def _bytes(pages: Sequence[Page], results: Sequence[object], wanted: object) -> int:
-    """Return the total length of the pages with the wanted result."""
+    """Return the total length of the pages with a certain result."""
     paired = zip(pages, results, strict=True)
     return sum(page.length for page, result in paired if result is wanted)
 

@@ -10,13 +10,14 @@ from memkv_sglang.tiers.base import Tier, TierError
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""Seconds between failed attempts."""
+"""Seconds between attempts that fail."""
 
 RENEW_INTERVAL = 12 * 3600.0
-"""Seconds between rewrites. A lifecycle rule of the bucket counts days from the last write."""
+"""Seconds after which a description is written again. A lifecycle rule of the bucket counts days
+from the last write."""
 
 MAX_PUBLISHED = 1024
-"""Newest descriptions to keep published."""
+"""Number of the newest descriptions to keep published."""
 
 
 class NamespacePublisher:
@@ -26,10 +27,10 @@ class NamespacePublisher:
     """
 
     def __init__(self, tier: Tier) -> None:
-        """Start a daemon thread. It is never joined: an unreachable tier may block it for long."""
+        """Start a daemon thread. It is never joined, because an unreachable tier may block it."""
         self._tier = tier
         self._published: dict[bytes, bytes] = {}
-        """Descriptions by digest, newest last. Unparsed, which takes far less memory."""
+        """Descriptions by digest, newest last. They are not parsed, which saves much memory."""
         self._pending: dict[bytes, None] = {}
         """Digests of descriptions to write, in order."""
         self._removed: set[bytes] = set()
@@ -84,7 +85,7 @@ class NamespacePublisher:
                 self._closed.wait(RETRY_SECONDS)
 
     def _next(self, due: float) -> bytes | None:
-        """Return the next pending description. None at `due` or after `close`."""
+        """Return the next description to write; None at `due` or after `close`."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._pending or self._closed.is_set(), due - time.monotonic()
@@ -100,14 +101,17 @@ class NamespacePublisher:
             namespace = Namespace.parse(description)
             self._tier.describe(namespace)
         except TierError as error:
-            if str(error) != self._last_error:  # log each error once
+            if str(error) != self._last_error:  # log the same error only once
                 self._last_error = str(error)
                 fields = {"tier": self._tier.name, "error": self._last_error}
-                log.warning("namespace not described, still retrying", extra={"fields": fields})
+                log.warning(
+                    "cannot store a namespace description, still retrying",
+                    extra={"fields": fields},
+                )
             self._postpone(namespace.digest)
             return False
-        except Exception:  # a bug, but the thread must keep running
-            log.exception("namespace not described, still retrying")
+        except Exception:  # This is a bug, but the thread must keep running.
+            log.exception("cannot store a namespace description, still retrying")
             return False
         self._last_error = ""
         with self._changed:
@@ -115,7 +119,7 @@ class NamespacePublisher:
         return True
 
     def _postpone(self, digest: bytes) -> None:
-        """Try the others first: one shard may be down, and the others lack them."""
+        """Move a description to the end, because only the shard that it needs may be down."""
         with self._changed:
             if digest in self._pending:
                 self._pending[digest] = self._pending.pop(digest)

@@ -1,4 +1,4 @@
-"""Keep pages that are pinned in the shared tier on this node's disk, too."""
+"""Keep pages that are pinned in the shared tier on this node's disk as well."""
 
 import logging
 import threading
@@ -32,8 +32,8 @@ class PinWatcher:
         while not self._closed.is_set():
             try:
                 self._local.exempt(self._pins.read_pins())
-            except TierError as error:  # pages stay exempt until the pins can be read
-                log.debug("pins not read", extra={"fields": {"reason": str(error)}})
-            except Exception:  # a bug, but the thread must keep running
-                log.exception("pins not read")
+            except TierError as error:  # pages stay exempt until the pins can be read again
+                log.debug("cannot read the pins", extra={"fields": {"reason": str(error)}})
+            except Exception:  # This is a bug, but the thread must keep running.
+                log.exception("cannot read the pins")
             self._closed.wait(self._interval)

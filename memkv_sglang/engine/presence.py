@@ -1,4 +1,4 @@
-"""Check pages one by one, for pools that hold only some pages of a chain."""
+"""Check each page by itself, for pools that hold only some pages of a chain."""
 
 import logging
 import time
@@ -10,14 +10,14 @@ from memkv_sglang.tiers.base import Tier, TierError
 log = logging.getLogger(__name__)
 
 BATCH = 128
-"""Pages per call to a tier, which may have to send one request per page."""
+"""Pages per call to a tier, which may need one request per page."""
 
 
 def present(tiers: Sequence[Tier], keys: Sequence[PageKey], deadline: float) -> list[bool]:
     """Return for each page whether one of the tiers holds it. Never raises.
 
-    Checks the nearest tier first, and the last page first, because the end of a chain decides how
-    much of it is usable. Pages not checked by the deadline count as absent.
+    Checks the nearest tier first, and in each tier the last page first, because the end of a chain
+    decides how much of it is usable. Pages that are not checked by the deadline count as absent.
     """
     found = [False] * len(keys)
     for tier in tiers:
@@ -32,7 +32,7 @@ def _check(
     last = 0.0
     for end in range(len(which), 0, -BATCH):
         begin = time.monotonic()
-        # A call that times out is wasted, and looks like a fault of the tier.
+        # A call that timed out would be wasted, and would look like a fault of the tier.
         if begin + last > deadline:
             return
         batch = which[max(0, end - BATCH) : end]

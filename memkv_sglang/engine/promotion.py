@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Rule = Literal["never", "second_use", "always"]
 
 REMEMBERED_USES = 500_000
-"""Pages whose first use is remembered."""
+"""Number of pages whose first use is remembered."""
 
 WRITE_SECONDS = 5.0
 """Seconds to write a batch to the disk."""
@@ -28,12 +28,12 @@ WRITE_SECONDS = 5.0
 class Admission:
     """Decides which pages to copy to the disk. Not thread-safe.
 
-    Most blocks of published traces are read only once (76 % in the Mooncake trace, FAST'25, that
-    this project replays). So by default a page must be used twice.
+    By default, a page must be used twice, because most blocks of published traces are used only
+    once (76 % in the Mooncake trace, FAST'25, that this project replays).
     """
 
     def __init__(self, rule: Rule) -> None:
-        """Apply `rule`."""
+        """Decide by `rule`, the setting `engine.promote`."""
         self._rule = rule
         self._used = RecentPages(REMEMBERED_USES)
 
@@ -74,7 +74,7 @@ class Promoter:
         self._thread.start()
 
     def offer(self, pages: Sequence[Page]) -> None:
-        """Copy admitted pages in memory, to be written in the background.
+        """Copy admitted pages in memory, to be written to the disk in the background.
 
         Each page must have the checksum that its tier verified. The client may change the page
         before it is copied, so only copies that match the checksum are written.
@@ -95,7 +95,7 @@ class Promoter:
                 self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all copies have been written. False after `timeout` seconds."""
+        """Wait until all copies have been written. Returns False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._held == 0, timeout)
 
@@ -112,7 +112,7 @@ class Promoter:
     def _write_all(self) -> None:
         while batch := self._next():
             with self._gate.enter(batch[0].key.namespace) as is_open:
-                if not self._take(batch):  # its namespace was cleared
+                if not self._take(batch):  # its namespace was cleared meanwhile
                     continue
                 if is_open:
                     self._write(batch)
@@ -126,8 +126,8 @@ class Promoter:
             self._changed_pages.report("promotion", len(batch) - len(intact))
         try:
             results = self._local.spill(intact, time.monotonic() + WRITE_SECONDS)
-        except Exception:  # a bug, but the thread must keep running
-            log.exception("pages not promoted")
+        except Exception:  # This is a bug, but the thread must keep running.
+            log.exception("cannot promote pages")
             results = [SpillResult.FAILED] * len(intact)
         for result in results:
             self._metrics.promotion_pages.labels(result.name.lower()).inc()

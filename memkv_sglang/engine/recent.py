@@ -7,7 +7,7 @@ from memkv_sglang.page import PageKey
 
 
 class RecentPages:
-    """A set of the last `size` added pages, at about 150 bytes each. Not thread-safe.
+    """A set of the `size` pages that were added last, at about 150 bytes each. Not thread-safe.
 
     Stores 24 bytes of each key, which makes collisions negligible.
     """
@@ -21,7 +21,7 @@ class RecentPages:
         return _short(key) in self._pages
 
     def add(self, keys: Iterable[PageKey]) -> None:
-        """Add pages, dropping the oldest ones beyond `size`."""
+        """Add pages. If there are more than `size`, drop the oldest ones."""
         for key in keys:
             self._pages[_short(key)] = None
         while len(self._pages) > self._size:

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 
 class Recompute(NamedTuple):
-    """The cost of recomputing a page, which the engine compares to the cost of loading it."""
+    """The cost of recomputing a page. The engine compares it to the cost of loading the page."""
 
     page_seconds: float
-    """0 if unknown; then all pages are loaded."""
+    """Seconds to recompute a page. If it is unknown, 0, and all pages are loaded."""
     page_bytes: int
 
 

@@ -6,7 +6,7 @@ from memkv_sglang.tiers.base import LoadResult
 
 
 class PageLoad(NamedTuple):
-    """Result of loading a page, and the tier it came from (empty unless `LOADED`)."""
+    """The result of loading a page, and the tier that it came from (empty unless `LOADED`)."""
 
     result: LoadResult
     tier: str = ""
@@ -22,22 +22,22 @@ class Arrival(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """Result of clearing a namespace."""
+    """The result of clearing a namespace."""
 
     pages: int
-    """Deleted copies in all tiers."""
+    """Number of copies deleted in all tiers."""
     complete: bool
-    """False if pages may be left: a tier was unreachable, or calls were still in flight."""
+    """False if pages may be left, because a tier was unreachable or calls were still in flight."""
 
 
 class Warming(NamedTuple):
-    """Numbers of pages by the result of warming."""
+    """The result of warming: numbers of pages."""
 
     present: int = 0
-    """Already on this node's disk."""
+    """Pages that were already on this node's disk."""
     copied: int = 0
-    """Copied from the shared tier."""
+    """Pages copied from the shared tier."""
     missing: int = 0
-    """Not loaded from the shared tier."""
+    """Pages that could not be loaded from the shared tier."""
     refused: int = 0
-    """Not stored on the disk, for lack of space."""
+    """Pages that could not be stored, for lack of disk space."""

@@ -1,4 +1,4 @@
-"""Count what loads save the clients' servers."""
+"""Count what loads save the servers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ServedRequest(NamedTuple):
-    """The server's request that pages are loaded for, and what each loaded page saves it."""
+    """A server's request that pages are loaded for, and what each loaded page saves it."""
 
     id: str = ""
     page_tokens: int = 0

@@ -1,4 +1,4 @@
-"""What the engine knows about the shards of a sharded tier: their breakers and their state."""
+"""The shards of a sharded tier as the engine sees them: their circuit breakers and states."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from memkv_sglang.tiers.base import Tier
 
 
 class GuardedShard(NamedTuple):
-    """A shard with a circuit breaker of its own. Calls to `tier` go through it."""
+    """A shard with a circuit breaker of its own, through which calls to `tier` go."""
 
     name: str
     tier: Tier
@@ -20,7 +20,7 @@ class GuardedShard(NamedTuple):
     metrics: ShardMetrics
 
     def works(self) -> bool:
-        """Return whether the breaker lets a call through."""
+        """Return whether the breaker would let a call through."""
         return self.breaker.state is not BreakerState.OPEN
 
     def status(self) -> ShardStatus:
@@ -44,17 +44,17 @@ def guard_shard(name: str, tier: Tier, config: EngineConfig, metrics: ShardMetri
     breaker = CircuitBreaker(
         f"{tier.name}, shard {name}", config.breaker_failures, config.breaker_cooldown
     )
-    # Inside the breaker: calls that it rejects must not count as fast.
+    # Measure inside the breaker, so that calls that it rejects do not count as fast.
     return GuardedShard(
         name, BreakerTier(MeasuredTier(tier, metrics, name), breaker), breaker, metrics
     )
 
 
 class JointBreaker:
-    """The state of several shards' breakers: open only if all of them are."""
+    """The joint state of several shards' breakers, which is open only if all of them are."""
 
     def __init__(self, shards: Sequence[GuardedShard]) -> None:
-        """Ask the shards' breakers whenever the state is needed."""
+        """Read the state of these breakers whenever it is needed."""
         self._shards = shards
 
     @property

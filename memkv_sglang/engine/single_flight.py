@@ -1,4 +1,4 @@
-"""Merge concurrent loads of one page: the first call loads it, the others copy it."""
+"""Merge concurrent loads of a page: the first call loads it, and the others copy it."""
 
 import threading
 import time
@@ -24,8 +24,8 @@ class Follower:
 class SingleFlight:
     """Matches concurrent loads by page key. Thread-safe.
 
-    A call must finish all pages that it leads before it waits for those that it follows. Otherwise
-    two calls could deadlock.
+    A call leads the pages that it loads and follows the others. It must finish all pages that it
+    leads before it waits for those that it follows; otherwise two calls could deadlock.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,11 @@ class SingleFlight:
         self._flights: dict[PageKey, list[Follower]] = {}
 
     def join(self, pages: Sequence[Page]) -> list[Follower | None]:
-        """Register pages: None for those to load and `finish`, else the follower to `wait` for."""
+        """Register pages.
+
+        Returns None for each page that the call must load and `finish`, and a follower to `wait`
+        for if another call is loading the page.
+        """
         with self._lock:
             return [self._join_one(page) for page in pages]
 
@@ -64,13 +68,13 @@ class SingleFlight:
             follower.filled.set()
 
     def wait(self, follower: Follower, deadline: float) -> Arrival:
-        """Wait for the leader. At the deadline, withdraw so that it does not write later."""
+        """Wait for the leader. At the deadline, withdraw, so that it does not write later."""
         if not follower.filled.wait(max(0.0, deadline - time.monotonic())):
             with self._lock:
                 if not follower.claimed:
                     self._flights[follower.page.key].remove(follower)
                     return Arrival(LoadResult.FAILED)
-            follower.filled.wait()  # the leader is copying, which ends soon
+            follower.filled.wait()  # the leader is copying the page, which ends soon
         return follower.arrival
 
 

@@ -1,4 +1,4 @@
-"""Estimate how long a tier takes to load, from its latency, throughput and load in flight."""
+"""Estimate how long a tier takes to load, from its latency, throughput and loads in flight."""
 
 import threading
 import time
@@ -7,23 +7,23 @@ from collections.abc import Callable
 from memkv_sglang.time_model import TimeModel
 
 MIN_HALF_LIFE, MAX_HALF_LIFE = 20.0, 600.0
-"""Half-life of an estimate in seconds: without new measurements, a tier seems twice as fast after
-each, so that a slow tier is tried again. The half-life doubles, up to the maximum, when a new
-measurement confirms the estimate, and is reset to the minimum when it does not."""
+"""Half-life of an estimate in seconds. After each half-life without a new measurement, the tier is
+taken to be twice as fast, so that a slow tier is tried again. A measurement that confirms the
+estimate doubles the half-life, up to the maximum; one that does not resets it to the minimum."""
 
 SURPRISE = 2.0
 """An estimate is discarded if a measurement differs from it by more than this factor."""
 
 BUSY_SAMPLES = 4
-"""Without idle gaps, a measurement covers this many finished loads per load in flight. The bytes
-that those in flight have moved already are then negligible."""
+"""If the tier never becomes idle, a measurement ends after this many loads per load in flight. The
+bytes that the loads in flight have already moved are then negligible."""
 
 
 class TierSpeed:
     """Learns from finished loads how long a load takes. Thread-safe.
 
-    Overlapping loads share the medium, so they are measured together: their number and bytes in the
-    time since the first one began.
+    Overlapping loads share the medium, so they are measured together: by their number and bytes,
+    and by the time since the first of them began.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class TierSpeed:
     def end(self, size: int, moved: int, *, cut_short: bool = False) -> None:
         """Record the end of a load that moved `moved` bytes; 0 if it says nothing about the speed.
 
-        `cut_short`: the deadline ended it, so its time is extrapolated to `size`.
+        `cut_short` says that the deadline ended the load. Its time is then extrapolated to `size`.
         """
         with self._lock:
             self._in_flight.remove(size)
@@ -64,7 +64,7 @@ class TierSpeed:
                 self._calls = self._asked = self._moved = 0
 
     def _learn(self, seconds: float) -> None:
-        """Update the estimate with the calls and bytes of this period."""
+        """Update the estimate with the number and bytes of the loads in this period."""
         least, most = self._model.bounds(self._calls, self._asked) or (0.0, 0.0)
         if not least / SURPRISE <= seconds <= most * SURPRISE:
             self._model = TimeModel()  # the speed has changed

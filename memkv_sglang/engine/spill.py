@@ -32,12 +32,12 @@ class Spiller:
     def spill(
         self, pages: Sequence[Page], parent: PageKey | None, deadline: float
     ) -> list[SpillResult]:
-        """Store pages of a chain, in order. `parent` is the page before the first, if any.
+        """Store pages of a chain, in order. `parent` is the page before the first, if there is one.
 
         Blocks until no thread reads the buffers any more. `STORED` and `PRESENT` pages can be
         loaded on this node from now on, even after a restart. Pages go to the shared tier if there
-        is no local one or it is full. With `bypass_local`, they go to the shared tier first, and
-        the local tier gets those that were not stored in half of the time.
+        is no local tier or it is full. With `bypass_local`, they go to the shared tier first; after
+        half of the time, those not stored there go to the local tier.
         """
         if self._local is None:
             return self._spill_shared(pages, deadline)
@@ -55,7 +55,7 @@ class Spiller:
     def _belongs_in_local(
         self, local: Tier, pages: Sequence[Page], parent: PageKey | None, deadline: float
     ) -> bool:
-        """Return whether the pages continue a local-only chain, or are partly stored locally."""
+        """Return whether only the local tier has the parent, or it has some of the pages."""
         if parent is not None and self._uploads is not None and self._uploads.lacks(parent):
             return True
         try:
@@ -76,7 +76,7 @@ class Spiller:
             return [SpillResult.REFUSED] * len(pages)
         kept = _kept(results)
         if self._uploads is not None and kept:
-            # Include PRESENT pages: their upload may have been dropped, or their mark lost.
+            # Include PRESENT pages, because their upload may have been dropped or their mark lost.
             held = [PendingPage(page.key, page.length) for page in pages[:kept]]
             fresh = [pages[i].key for i in range(kept) if results[i] is SpillResult.STORED]
             kept = self._uploads.offer(held, parent, fresh)
@@ -85,10 +85,10 @@ class Spiller:
         return results[:kept] + self._spill_shared(pages[kept:], deadline)
 
     def _is_behind_hole(self, local: Tier, parent: PageKey | None, deadline: float) -> bool:
-        """Return whether pages after `parent` could not be loaded: no tier has it.
+        """Return whether no tier has `parent`, so that pages after it could not be loaded.
 
-        A shared tier may have it, so the answer is False if there is one. An evicted page has no
-        descendants on the disk, so the parent's presence is enough.
+        Returns False if there is a shared tier, which may have the page. Checking the parent is
+        enough, because an evicted page has no descendants on the disk.
         """
         if parent is None or self._shared is not None:
             return False
@@ -104,5 +104,5 @@ class Spiller:
 
 
 def _kept(results: Sequence[SpillResult]) -> int:
-    """Return how many pages are stored, counted from the first."""
+    """Return how many pages are stored, up to the first that is not."""
     return next((i for i, r in enumerate(results) if r > SpillResult.PRESENT), len(results))

@@ -23,10 +23,10 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._memory  # unmapped when the last view is released
+        del self._memory  # the memory is unmapped when its last view is released
 
     def pages(self, pending: Sequence[PendingPage]) -> list[Page]:
-        """Return a page with a buffer for each pending page. Valid until the next call."""
+        """Return a page with a buffer for each pending page. They are valid until the next call."""
         starts, end = [], 0
         for page in pending:
             starts.append(end)

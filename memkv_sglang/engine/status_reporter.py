@@ -21,9 +21,10 @@ class StatusReporter:
         metrics: Metrics,
         shards: Sequence[GuardedShard] = (),
     ) -> None:
-        """Report `tiers`, nearest first.
+        """Report the `tiers`, nearest first.
 
-        `breaker` and `shards` belong to the last tier; `breaker` is None if there is no shared one.
+        `breaker` and `shards` are those of the shared tier, which is the last one. Without a shared
+        tier, `breaker` is None.
         """
         self._shards = shards
         self._tiers = tiers

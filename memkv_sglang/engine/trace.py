@@ -11,10 +11,10 @@ EQUAL_LOADS = "equal_loads"
 
 
 class Step(NamedTuple):
-    """A part of a call: one call of a tier, or a wait."""
+    """A part of a call: a call to one tier, or a wait."""
 
     name: str
-    """The tier, or `EQUAL_LOADS`."""
+    """Name of the tier, or `EQUAL_LOADS`."""
     pages: int
     done: int
     """Pages found or loaded."""
@@ -23,13 +23,13 @@ class Step(NamedTuple):
 
 
 class Trace:
-    """The steps of one call. Threads of the call may add steps at the same time."""
+    """The steps of one call. Threads that work for the call may add steps at the same time."""
 
     def __init__(self) -> None:
         """Start without steps."""
         self.steps: list[Step] = []
         self.skipped = 0
-        """Pages found but left out, because recomputing them is faster."""
+        """Number of pages found but left out, because recomputing them is faster."""
 
 
 _trace: ContextVar[Trace | None] = ContextVar("memkv_trace", default=None)
@@ -39,7 +39,7 @@ _trace: ContextVar[Trace | None] = ContextVar("memkv_trace", default=None)
 def traced() -> Iterator[Trace]:
     """Collect the steps of this thread's calls during the context.
 
-    A call passes its context to other threads that work for it (`contextvars.copy_context`).
+    A call passes its context to the threads that work for it (`contextvars.copy_context`).
     """
     trace = Trace()
     token = _trace.set(trace)

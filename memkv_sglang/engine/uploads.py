@@ -38,25 +38,26 @@ UPLOADERS = 2
 """Upload threads. One reads from the disk while the other waits for the shared tier."""
 
 RUN_BYTES = 32 << 20
-"""Maximum bytes of a run, which bounds the memory of an upload thread."""
+"""Maximum bytes of a run, which limits the memory of an upload thread."""
 
 BATCH_SECONDS = 5.0
-"""Seconds to read a run, and again to store it."""
+"""Seconds to read a run from the disk, and again to store it in the shared tier."""
 
 RETRY_SECONDS = 0.5
 """Seconds to wait after a run that was not stored completely, and while the circuit is open."""
 
 LOG_INTERVAL = 10.0
-"""Seconds between log lines about drops for the same reason: a full queue drops at every spill."""
+"""Seconds between log lines about drops for the same reason. A full queue drops pages at every
+spill."""
 
 UNREADABLE = (LoadResult.MISSING, LoadResult.CORRUPT)
-"""The disk no longer has a valid copy, so there is nothing to upload."""
+"""Results that mean that the disk no longer has a valid copy, so there is nothing to upload."""
 
 MAX_DROPPED = 100_000
-"""Dropped pages to remember, so that none of their descendants is uploaded."""
+"""Number of dropped pages to remember, so that none of their descendants is uploaded."""
 
 MAX_UPLOADED = 200_000
-"""Pages to remember that need no upload, so that spilling or using them again costs nothing."""
+"""Number of pages to remember that need no upload, so that using them again costs nothing."""
 
 DEFERRED_SHARE = 0.5
 """Share of the disk that deferred pages may take. The rest can be evicted at any time."""
@@ -76,7 +77,7 @@ class _Run:
 
     @property
     def namespace(self) -> bytes:
-        """The namespace of all pages."""
+        """The namespace of all pages in the run."""
         return self.pages[0].key.namespace
 
 
@@ -101,7 +102,7 @@ class UploadQueue:
         attempts: int,
         rule: UploadRule = "always",
     ) -> None:
-        """Resume the queue of an earlier process. `backlog` is the limit in bytes."""
+        """Resume the queue of an earlier process. The queue holds at most `backlog` bytes."""
         self._rule = rule
         self._deferred: deque[_Run] = deque()
         self._deferred_bytes = 0
@@ -133,13 +134,13 @@ class UploadQueue:
             thread.start()
 
     def resume(self, pages: Sequence[PendingPage]) -> None:
-        """Queue pages that are marked already, because their disk was broken until now."""
+        """Queue pages that were marked earlier, when their disk was broken."""
         with self._changed:
             new = [page for page in pages if page.key not in self._waiting]
             self._enqueue(_split(new, chained=False))
 
     def forget(self, namespace: bytes) -> None:
-        """Cancel the uploads of a namespace that is being cleared, and forget earlier ones."""
+        """Cancel the uploads of a namespace that is being cleared, and forget earlier uploads."""
         with self._changed:
             runs, self._runs = self._runs, deque()
             for run in runs:
@@ -156,17 +157,17 @@ class UploadQueue:
 
     @property
     def pages(self) -> int:
-        """Pages waiting or being uploaded."""
+        """Number of pages that are waiting or being uploaded."""
         return self._pages
 
     @property
     def bytes(self) -> int:
-        """Bytes waiting or being uploaded."""
+        """Number of bytes that are waiting or being uploaded."""
         return self._bytes
 
     @property
     def age(self) -> float:
-        """Seconds that the oldest queued pages have waited; 0 if none wait."""
+        """Seconds that the oldest pages in the queue have waited; 0 if the queue is empty."""
         with self._changed:
             return time.monotonic() - self._runs[0].queued if self._runs else 0.0
 
@@ -181,11 +182,11 @@ class UploadQueue:
         Args:
             pages: the pages, in order.
             parent: the page before the first, if any.
-            fresh: those that this spill has just written. The disk did not have them, so the shared
-                tier may have lost them too: earlier upload records of them are stale.
+            fresh: the pages that this spill has just written. The disk did not have them, so the
+                shared tier may have lost them too: earlier upload records of them are stale.
 
-        Over the backlog limit, the pages stay on this node, and so do their descendants: a chain
-        with a hole in the shared tier could not be loaded.
+        If the queue would exceed its limit, the pages are not queued, and neither are their
+        descendants: the shared tier could not load a page without its ancestors.
 
         With the rule `second_use`, fresh pages are not queued; see `use`.
 
@@ -198,11 +199,12 @@ class UploadQueue:
             for key in stored:
                 self._uploaded.remove(key)
             unmarked = [key for key in stored if key in self._waiting]
-        if unmarked:  # the mark was lost with the evicted copy; the queued run uploads the new one
+        # The marks were lost with the evicted copies. The queued run uploads the new copies.
+        if unmarked:
             self._marks.mark_pending(unmarked)
         if self._rule == "second_use":
             used = _before_first(pages, set(stored))
-            self._queue(used, parent)  # if one was evicted meanwhile, it is merely not uploaded
+            self._queue(used, parent)  # a page that was evicted meanwhile is just not uploaded
             return len(pages)
         return self._queue(pages, parent)
 
@@ -214,7 +216,7 @@ class UploadQueue:
     def use(self, keys: Sequence[PageKey], length: int) -> None:
         """Queue pages of a chain, root first, that are used again; each has `length` bytes.
 
-        For the rule `second_use`. Queues only pages on this disk.
+        Needed for the rule `second_use`. Queues only pages on this disk.
         """
         with self._changed:
             settled = next((i for i in reversed(range(len(keys))) if self._is_settled(keys[i])), -1)
@@ -236,7 +238,7 @@ class UploadQueue:
             self._release(0)
 
     def _queue(self, pages: Sequence[PendingPage], parent: PageKey | None) -> int:
-        """Queue and mark the pages that are not settled; see `offer` for the result."""
+        """Queue and mark the pages that are not waiting or uploaded yet; return as `offer` does."""
         with self._changed:
             unsettled = [page for page in pages if not self._is_settled(page.key)]
             if not unsettled:
@@ -247,7 +249,8 @@ class UploadQueue:
             if is_orphan or (self._is_limited and self._bytes + size > self._backlog):
                 self._drop(unsettled, "backlog")
                 return len(pages)
-            self._count(len(unsettled), size)  # now: calls may be concurrent
+            # count them now, because other calls may queue pages at the same time
+            self._count(len(unsettled), size)
         marked = self._marks.mark_pending([page.key for page in unsettled])
         with self._changed:
             self._count(-len(unsettled), -size)
@@ -256,11 +259,11 @@ class UploadQueue:
 
     @property
     def _is_limited(self) -> bool:
-        """Whether the backlog limit applies: deferred pages have a limit of their own."""
+        """Whether the backlog limit applies. Deferred pages have a limit of their own."""
         return self._rule != "before_eviction"
 
     def lacks(self, key: PageKey) -> bool:
-        """Return whether a page is known to be missing from the shared tier: waiting or dropped."""
+        """Return whether the shared tier is known to lack a page: it is waiting or was dropped."""
         with self._changed:
             return key in self._waiting or key in self._dropped
 
@@ -312,13 +315,13 @@ class UploadQueue:
         self._metrics.upload_queue_bytes.set(self._bytes)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the queue is empty. False after `timeout` seconds or on `close`."""
+        """Wait until the queue is empty. Returns False after `timeout` seconds or on `close`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._pages or self._closing.is_set(), timeout)
             return self._pages == 0
 
     def close(self, drain: float) -> None:
-        """Upload for at most `drain` seconds, then stop. Remaining pages stay marked."""
+        """Upload for at most `drain` seconds, then stop. The remaining pages stay marked."""
         self.flush(drain)
         self._closing.set()
         with self._changed:
@@ -346,12 +349,15 @@ class UploadQueue:
             return None if self._closing.is_set() else self._runs.popleft()
 
     def _try(self, run: _Run, staging: Staging) -> list[PendingPage]:
-        """Upload. Counts a failed attempt if the tier is up and not full, but stored nothing."""
+        """Upload a run; return the pages to retry.
+
+        Counts a failed attempt if the shared tier is up and not full, but stored nothing.
+        """
         try:
             left = self._upload(run, staging)
         except TierError:
             return run.pages
-        except Exception:  # a bug, but the thread must keep running
+        except Exception:  # This is a bug, but the thread must keep running.
             log.exception("upload failed", extra={"fields": {"pages": len(run.pages)}})
             left = run.pages
         refused = len(left) == len(run.pages) and self._breaker.state is BreakerState.CLOSED
@@ -359,7 +365,7 @@ class UploadQueue:
         return left
 
     def _settle(self, run: _Run, left: list[PendingPage]) -> None:
-        """Remove finished pages from the queue's counts, and requeue the rest at the front."""
+        """Subtract finished pages from the queue's counts, and put the rest back at its front."""
         with self._changed:
             self._count(len(left) - len(run.pages), _bytes(left) - _bytes(run.pages))
             self._waiting.difference_update(
@@ -401,8 +407,8 @@ class UploadQueue:
     def _lacking(self, run: _Run) -> list[PendingPage]:
         """Return the pages that the shared tier does not hold.
 
-        A lookup may skip pages within a chain and use cached presence. Pages wrongly taken for
-        uploaded would never be retried, so this checks each page of the found prefix.
+        A lookup does not check every page of the prefix and may use cached presence. A page that is
+        wrongly taken for uploaded would never be retried, so this checks each page of the prefix.
         """
         deadline = time.monotonic() + BATCH_SECONDS
         keys = [page.key for page in run.pages]
@@ -434,7 +440,7 @@ def _before_first(pages: Sequence[PendingPage], keys: set[PageKey]) -> Sequence[
 
 
 def _split(pages: Iterable[PendingPage], *, chained: bool) -> list[_Run]:
-    """Split pages into runs. A run has one namespace and at most `RUN_BYTES`, or a single page."""
+    """Split pages into runs of one namespace each, of at most `RUN_BYTES` or a single page."""
     runs: list[_Run] = []
     space, namespace = 0, b""
     for page in pages:

@@ -17,7 +17,7 @@ from memkv_sglang.tiers.base import (
 )
 
 MEMORY = 32 << 20
-"""Maximum bytes of a batch, which has at least one page."""
+"""Maximum bytes of a batch. A single page may be larger."""
 
 BATCH_SECONDS = 5.0
 """Seconds to load a batch, and again to store it."""
@@ -27,7 +27,7 @@ class Warmer:
     """Copies pages from `shared` to `local`. Thread-safe."""
 
     def __init__(self, local: Tier | None, shared: Tier | None, gate: NamespaceGate) -> None:
-        """Warming needs both tiers; without one, `warm` raises."""
+        """Copy between these tiers. If one of them is missing, `warm` raises."""
         self._gate = gate
         self._local = local
         self._shared = shared
@@ -38,7 +38,7 @@ class Warmer:
 
         Stops at the first page that the shared tier cannot load, because later pages are useless
         without it. Raises `TierError` if a tier fails or is not configured, or if the namespace is
-        being cleared or has no description, which gives the page length.
+        being cleared or has no description, which contains the page length.
         """
         if self._local is None or self._shared is None:
             raise TierError(
@@ -76,11 +76,11 @@ class Warmer:
         return Warming(sum(in_local), kept, len(pages) - end, end - kept)
 
     def _page_length(self, local: Tier, shared: Tier, namespace: bytes) -> int:
-        """Return the page length from the shared tier's description, and store that locally."""
+        """Return the page length in the shared tier's description, and copy the description."""
         if namespace not in self._lengths:
             description = shared.namespaces().get(namespace)
             if description is None:
                 raise TierError(f"{shared.name} has no description of namespace {namespace.hex()}")
-            local.describe(description)  # a server on this node may never have done so
+            local.describe(description)  # no server on this node may have done so yet
             self._lengths[namespace] = description.page_bytes
         return self._lengths[namespace]
