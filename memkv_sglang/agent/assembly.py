@@ -17,8 +17,8 @@ from memkv_sglang.config.shards import has_minio, shard_configs
 from memkv_sglang.engine.engine import Engine
 from memkv_sglang.engine.pins import PinWatcher
 from memkv_sglang.engine.shards import GuardedShard, guard_shard
-from memkv_sglang.metrics import BulkFallbacks, Metrics, TierEvents
-from memkv_sglang.shard_metrics import ShardEvents, ShardMetrics
+from memkv_sglang.metrics import Metrics, ShardMetrics
+from memkv_sglang.metrics.totals import bulk_fallbacks, shard_events, tier_events
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.disks import StripedTier
@@ -92,7 +92,7 @@ def _nvme(config: Config, metrics: Metrics) -> "NvmeTier | StripedTier":
 
     tier = StripedTier(config.nvme)
     broken = [disk.problem for disk in tier.disks() if disk.problem]
-    metrics.call_errors.labels(tier.name, "open").inc(len(broken))
+    metrics.calls.errors.labels(tier.name, "open").inc(len(broken))
     if len(broken) == len(tier.disks()) and not has_minio(config.minio):
         tier.close()
         raise BrokenDiskError(broken[0])
@@ -114,13 +114,13 @@ def _minio(
             tier.close(time.monotonic())
         raise
     counters = [tier.telemetry for tier in tiers.values()]
-    registry.register(TierEvents("minio", lambda: _total(one.counts() for one in counters)))
-    registry.register(BulkFallbacks(lambda: _total(one.fallbacks() for one in counters)))
+    registry.register(tier_events("minio", lambda: _total(one.counts() for one in counters)))
+    registry.register(bulk_fallbacks(lambda: _total(one.fallbacks() for one in counters)))
     if shard_metrics is None:
         return tiers[""]
     from memkv_sglang.tiers.shards import Shard, ShardedTier
 
-    registry.register(ShardEvents({name: one.telemetry.counts for name, one in tiers.items()}))
+    registry.register(shard_events({name: one.telemetry.counts for name, one in tiers.items()}))
     shards = []
     for name, tier in tiers.items():
         shard = guard_shard(name, tier, config.engine, shard_metrics)

@@ -95,12 +95,14 @@ class Engine:
             shared.name if shared else "", config.breaker_failures, config.breaker_cooldown
         )
         self._breaker: Breaker = JointBreaker(shards) if shards else breaker
-        near = MeasuredTier(local, metrics) if local else None
+        near = MeasuredTier(local, metrics.calls) if local else None
         # Measure inside the breaker, so that calls that it rejects do not count as fast.
-        far = MeasuredTier(shared, metrics) if shared else None
+        far = MeasuredTier(shared, metrics.calls) if shared else None
         self._local = near
         self._shared: Tier | None = far if far is None or shards else BreakerTier(far, breaker)
         self._tiers: list[Tier] = [t for t in (self._local, self._shared) if t is not None]
+        for tier in self._tiers:
+            metrics.add_tier(tier.name)
         speeds = {tier.name: tier.speed for tier in (near, far) if tier is not None}
         costs = LoadCostPolicy(speeds, metrics) if config.skip_slow_loads else None
         changed = ChangedPages(metrics)

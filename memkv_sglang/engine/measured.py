@@ -26,7 +26,6 @@ class MeasuredTier(WrapperTier):
         self.speed = TierSpeed()
         self._metrics = metrics
         self._label = label or inner.name
-        metrics.initialize_calls(self._label)
 
     @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
@@ -67,11 +66,11 @@ class MeasuredTier(WrapperTier):
         try:
             yield
         except Exception:
-            self._metrics.call_errors.labels(self._label, operation).inc()
+            self._metrics.errors.labels(self._label, operation).inc()
             raise
         finally:
             elapsed = time.perf_counter() - began
-            self._metrics.call_duration.labels(self._label, operation).observe(elapsed)
+            self._metrics.duration.labels(self._label, operation).observe(elapsed)
 
     def _count(self, operation: str, results: dict[str, int]) -> None:
         for result, count in results.items():

@@ -7,7 +7,7 @@ from memkv_sglang.config.schema import EngineConfig
 from memkv_sglang.engine.breaker import BreakerState, BreakerTier, CircuitBreaker
 from memkv_sglang.engine.measured import MeasuredTier
 from memkv_sglang.engine.status import ShardStatus
-from memkv_sglang.shard_metrics import ShardMetrics
+from memkv_sglang.metrics import ShardMetrics
 from memkv_sglang.tiers.base import Tier
 
 
@@ -45,9 +45,9 @@ def guard_shard(name: str, tier: Tier, config: EngineConfig, metrics: ShardMetri
         f"{tier.name}, shard {name}", config.breaker_failures, config.breaker_cooldown
     )
     # Measure inside the breaker, so that calls that it rejects do not count as fast.
-    return GuardedShard(
-        name, BreakerTier(MeasuredTier(tier, metrics, name), breaker), breaker, metrics
-    )
+    measured = MeasuredTier(tier, metrics.calls, name)
+    metrics.add_shard(name)
+    return GuardedShard(name, BreakerTier(measured, breaker), breaker, metrics)
 
 
 class JointBreaker:

@@ -55,7 +55,7 @@ class StatusReporter:
         self._metrics.tier_works.labels(status.name).set(status.problem == "")
         self._metrics.tier_pages.labels(status.name).set(status.pages)
         self._metrics.tier_bytes.labels(status.name).set(status.bytes)
-        self._metrics.tier_evicted_pages.set(status.name, status.evicted)
+        self._metrics.tier_evicted_pages[status.name,] = status.evicted
         if status.capacity is not None:
             self._metrics.tier_capacity_bytes.labels(status.name).set(status.capacity)
         for disk in status.disks:

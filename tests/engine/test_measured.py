@@ -53,7 +53,7 @@ def load(tier: MeasuredTier, seconds: float) -> None:
 
 
 def measured(inner: WrapperTier | MemoryTier) -> tuple[MeasuredTier, RecordedSpeed]:
-    tier, speed = MeasuredTier(inner, Metrics(CollectorRegistry())), RecordedSpeed()
+    tier, speed = MeasuredTier(inner, Metrics(CollectorRegistry()).calls), RecordedSpeed()
     tier.speed = speed
     return tier, speed
 
@@ -87,7 +87,7 @@ def test_load_cut_short_by_its_deadline_shows_the_speed() -> None:
 
 def test_pages_bytes_and_time_are_counted_once() -> None:
     registry = CollectorRegistry()
-    tier = MeasuredTier(FailingTier(stored()), Metrics(registry))
+    tier = MeasuredTier(FailingTier(stored()), Metrics(registry).calls)
     load(tier, 60)
     labels = {"tier": LOCAL, "operation": "load"}
     value = registry.get_sample_value

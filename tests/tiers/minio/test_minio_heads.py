@@ -13,7 +13,7 @@ from memkv_testbed.minio_server import MinioServer
 from prometheus_client import CollectorRegistry
 
 from memkv_sglang.config.schema import MinioConfig
-from memkv_sglang.metrics import BulkFallbacks
+from memkv_sglang.metrics.totals import bulk_fallbacks
 from memkv_sglang.page import Page, page_checksum
 from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import LoadResult, SpillResult
@@ -260,7 +260,7 @@ def test_loads_succeed_and_fallbacks_are_counted(
     with HttpFaultProxy(minio_server.host, minio_server.port) as proxy:
         tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url))
         registry = CollectorRegistry()
-        registry.register(BulkFallbacks(tier.telemetry.fallbacks))
+        registry.register(bulk_fallbacks(tier.telemetry.fallbacks))
 
         def count(reason: str) -> float:
             name = "memkv_minio_bulk_fallbacks_total"

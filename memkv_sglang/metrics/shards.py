@@ -1,19 +1,17 @@
-"""Metrics of the shards of the MinIO tier; absent if no shards are configured."""
+"""The metrics of the MinIO tier's shards. Without shards, the agent does not have them."""
 
-from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Enum, Gauge, Histogram
 
-from memkv_sglang.metrics import BREAKER_STATES, CALL_BUCKETS, RESULTS
+from memkv_sglang.metrics.agent import BREAKER_STATES
+from memkv_sglang.metrics.calls import CallMetrics
 
 REQUEST_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class ShardState(Protocol):
-    """What the gauges show; see `ShardStatus`."""
+    """The state that the gauges show; see `ShardStatus`."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -39,31 +37,7 @@ class ShardMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register every metric."""
-        self.pages = Counter(
-            "memkv_shard_pages",
-            "Pages loaded from or stored in a shard, by result",
-            ["shard", "operation", "result"],
-            registry=registry,
-        )
-        self.bytes = Counter(
-            "memkv_shard_bytes",
-            "Page bytes loaded from or stored in a shard",
-            ["shard", "operation"],
-            registry=registry,
-        )
-        self.call_duration = Histogram(
-            "memkv_shard_call_duration_seconds",
-            "Duration of loads from and spills to a shard",
-            ["shard", "operation"],
-            buckets=CALL_BUCKETS,
-            registry=registry,
-        )
-        self.call_errors = Counter(
-            "memkv_shard_call_errors",
-            "Calls to a shard that failed as a whole",
-            ["shard", "operation"],
-            registry=registry,
-        )
+        self.calls = CallMetrics(registry, "shard", "memkv_shard", lookups=False)
         self.works = Gauge(
             "memkv_shard_works",
             "1 if the shard works, otherwise 0; `memkv stats` shows the reason",
@@ -103,19 +77,14 @@ class ShardMetrics:
         )
         self.lookup_requests = Histogram(
             "memkv_shard_lookup_requests",
-            "Pages that a lookup asked shards about; each costs at most one request",
+            "Pages that a lookup asked shards about. Each costs at most one request",
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )
 
-    def initialize_calls(self, shard: str) -> None:
+    def add_shard(self, shard: str) -> None:
         """Create the series of a shard, with value 0."""
-        for operation in ("load", "spill"):
-            for result in RESULTS[operation]:
-                self.pages.labels(shard, operation, result)
-            self.call_duration.labels(shard, operation)
-            self.call_errors.labels(shard, operation)
-            self.bytes.labels(shard, operation)
+        self.calls.initialize(shard)
         self.collection_last_success.labels(shard)
 
     def update(self, state: ShardState) -> None:
@@ -126,23 +95,3 @@ class ShardMetrics:
         self.stored_bytes.labels(state.name).set(state.bytes)
         if state.capacity is not None:
             self.capacity_bytes.labels(state.name).set(state.capacity)
-
-
-class ShardEvents(Collector):
-    """Exposes the shards' own event counts as `memkv_shard_events_total`."""
-
-    def __init__(self, counts: Mapping[str, Callable[[], Mapping[str, int]]]) -> None:
-        """Call each shard's function, which returns totals by event, at each scrape."""
-        self._counts = counts
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the totals of all events so far."""
-        family = CounterMetricFamily(
-            "memkv_shard_events",
-            "Faults and other events inside a shard; a series appears with its first event",
-            labels=["shard", "event"],
-        )
-        for shard, counts in self._counts.items():
-            for event, count in counts().items():
-                family.add_metric([shard, event], count)
-        yield family

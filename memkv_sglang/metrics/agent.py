@@ -1,58 +1,25 @@
-"""Every metric that the agent exposes. `docs/metrics.md` is generated from this module."""
-
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+"""The metrics of an agent, except those of its shards."""
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
 
 from memkv_sglang import __version__
-from memkv_sglang.tiers.base import LoadResult, SpillResult
-
-CALL_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Seconds, from an index lookup to the deadline of a batch."""
+from memkv_sglang.metrics.calls import SPILL_RESULTS, CallMetrics
+from memkv_sglang.metrics.totals import TotalsCounter
 
 COLLECTION_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
-"""Seconds, from a small bucket to one with millions of pages."""
+"""Upper bounds in seconds, from a small bucket to one with millions of pages."""
 
 BREAKER_STATES = ("closed", "half_open", "open")
-
-_LOAD_RESULTS = tuple(result.name.lower() for result in LoadResult)
-_SPILL_RESULTS = tuple(result.name.lower() for result in SpillResult)
-RESULTS = {"lookup": ("found", "missing"), "load": _LOAD_RESULTS, "spill": _SPILL_RESULTS}
-"""Every result that a page can have, by operation."""
-
-
-class TotalsCounter(Collector):
-    """A counter whose totals are kept elsewhere and copied here. Thread-safe."""
-
-    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._totals: dict[str, int] = {}
-        registry.register(self)
-
-    def set(self, tier: str, total: int) -> None:
-        """Expose the tier's current total. Totals must never decrease."""
-        self._totals[tier] = total
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the totals of all tiers."""
-        family = CounterMetricFamily(self._name, self._documentation, labels=["tier"])
-        for tier, total in list(self._totals.items()):
-            family.add_metric([tier], total)
-        yield family
-
 
 RECORD_RESULTS = ("written", "dropped")
 
 
 def make_records_counter(registry: CollectorRegistry) -> Counter:
-    """Return the counter of the recorder (`[recorder]`), which only agents that record have."""
+    """Return the counter of the recorder. Agents without a recorder do not have it."""
     counter = Counter(
         "memkv_recorded_lookups",
-        "Lookups for the recorder, if `recorder.file` is set. Dropped: the disk was slow or full",
+        "Lookups for the recorder (recorder.file), by result: written, or dropped because the disk "
+        "was slow or full",
         ["result"],
         registry=registry,
     )
@@ -61,54 +28,18 @@ def make_records_counter(registry: CollectorRegistry) -> Counter:
     return counter
 
 
-class CallMetrics(Protocol):
-    """Where calls are counted: by tier in `Metrics`, by shard in `ShardMetrics`."""
-
-    pages: Counter
-    bytes: Counter
-    call_duration: Histogram
-    call_errors: Counter
-
-    def initialize_calls(self, tier: str) -> None:
-        """Create the series of the calls, with value 0."""
-
-
 class Metrics:
     """The agent's metrics. Each instance registers its own set in the given registry.
 
     Series whose labels are known in advance exist from the start, with value 0, so that rates and
-    alerts work before the first event. `initialize_calls` adds the series of one tier.
+    alerts work before the first event. `add_tier` adds those of a tier.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register every metric. Raises `ValueError` if the registry has them already."""
         self.build = Info("memkv_build", "Version of the agent", registry=registry)
         self.build.info({"version": __version__})
-        self.pages = Counter(
-            "memkv_pages",
-            "Pages processed by a tier, by operation and result",
-            ["tier", "operation", "result"],
-            registry=registry,
-        )
-        self.bytes = Counter(
-            "memkv_bytes",
-            "Page bytes loaded from or stored in a tier",
-            ["tier", "operation"],
-            registry=registry,
-        )
-        self.call_duration = Histogram(
-            "memkv_call_duration_seconds",
-            "Duration of calls to a tier. One call processes many pages",
-            ["tier", "operation"],
-            buckets=CALL_BUCKETS,
-            registry=registry,
-        )
-        self.call_errors = Counter(
-            "memkv_call_errors",
-            "Calls to a tier that failed as a whole",
-            ["tier", "operation"],
-            registry=registry,
-        )
+        self.calls = CallMetrics(registry, "tier", "memkv", lookups=True)
         self.lookup_pages = Counter(
             "memkv_lookup_pages",
             "Pages that clients looked up, by whether any tier can load them",
@@ -117,12 +48,12 @@ class Metrics:
         )
         self.incomplete_lookups = Counter(
             "memkv_incomplete_lookups",
-            "Lookups that ran out of time or met a failing tier, and returned a lower bound",
+            "Lookups that may have missed pages, because they ran out of time or a tier failed",
             registry=registry,
         )
         self.skipped_slow_pages = Counter(
             "memkv_skipped_slow_pages",
-            "Pages found but not offered for loading, because recomputing them is faster",
+            "Pages that lookups found but left out, because recomputing them is faster",
             registry=registry,
         )
         self.saved_tokens = Counter(
@@ -133,14 +64,14 @@ class Metrics:
         )
         self.saved_seconds = Counter(
             "memkv_saved_prefill_seconds",
-            "Seconds that servers would have needed to compute these tokens, at their measured "
-            "prefill speed. Loading time is not subtracted",
+            "Seconds that servers would have needed to compute the loaded tokens, at their "
+            "measured prefill speed. Loading time is not subtracted",
             ["tier"],
             registry=registry,
         )
         self.merged_pages = Counter(
             "memkv_merged_pages",
-            "Pages copied from a concurrent load of the same page instead of from a tier",
+            "Pages copied from a concurrent load of the same page instead of loaded from a tier",
             registry=registry,
         )
         self.changed_pages = Counter(
@@ -151,13 +82,15 @@ class Metrics:
         )
         self.upload_dropped_pages = Counter(
             "memkv_upload_dropped_pages",
-            "Pages dropped from the upload queue; the shared tier will not get them",
+            "Pages not uploaded, by reason: the upload queue was full or lacks an ancestor "
+            "(backlog), every attempt failed (failed), or the disk had no valid copy left "
+            "(evicted). A page that is spilled again is queued again, and may be counted again",
             ["reason"],
             registry=registry,
         )
         self.promotion_pages = Counter(
             "memkv_promotion_pages",
-            "Pages to be copied from the shared tier to this node's disk, by result",
+            "Pages chosen to be copied from the shared tier to this node's disk, by result",
             ["result"],
             registry=registry,
         )
@@ -174,13 +107,13 @@ class Metrics:
         )
         self.upload_queue_age = Gauge(
             "memkv_upload_queue_age_seconds",
-            "How long the oldest page in the upload queue has been waiting, counted from the "
-            "agent's start at the earliest; 0 if the queue is empty",
+            "How long the oldest page in the upload queue has waited since it was queued or the "
+            "agent started; 0 if the queue is empty",
             registry=registry,
         )
         self.upload_deferred_bytes = Gauge(
             "memkv_upload_deferred_bytes",
-            "Page bytes on this disk that are uploaded when it fills (engine.upload)",
+            "Page bytes on the disk that are uploaded only when it fills up (engine.upload)",
             registry=registry,
         )
         self.breaker_state = Enum(
@@ -214,8 +147,15 @@ class Metrics:
             ["tier"],
             registry=registry,
         )
-        self.tier_evicted_pages = TotalsCounter(
-            "memkv_tier_evicted_pages", "Pages evicted from a tier to free space", registry
+        self.tier_evicted_pages: dict[tuple[str, ...], int] = {}
+        """Pages evicted by each tier so far."""
+        registry.register(
+            TotalsCounter(
+                "memkv_tier_evicted_pages",
+                "Pages evicted from a tier to free space",
+                ["tier"],
+                self.tier_evicted_pages.copy,
+            )
         )
         self.disk_works = Gauge(
             "memkv_disk_works",
@@ -240,7 +180,7 @@ class Metrics:
         )
         self.collections = Counter(
             "memkv_collections",
-            "Rounds of collection that this node began, by result",
+            "Collections that this node began, by result",
             ["result"],
             registry=registry,
         )
@@ -256,7 +196,7 @@ class Metrics:
         )
         self.collection_memory_bytes = Gauge(
             "memkv_collection_memory_bytes",
-            "Most memory that this node's collections used for index entries and logs at once",
+            "Peak memory of this node's collections for index entries and logs",
             registry=registry,
         )
         self.collection_duration = Histogram(
@@ -280,60 +220,13 @@ class Metrics:
             self.changed_pages.labels(purpose)
         for reason in ("backlog", "evicted", "failed"):
             self.upload_dropped_pages.labels(reason)
-        for result in ("changed", "no_space", *_SPILL_RESULTS):
+        for result in ("changed", "no_space", *SPILL_RESULTS):
             self.promotion_pages.labels(result)
         for result in ("done", "failed"):
             self.collections.labels(result)
 
-    def initialize_calls(self, tier: str) -> None:
-        """Create the series of a tier's calls, with value 0."""
-        for operation, results in RESULTS.items():
-            for result in results:
-                self.pages.labels(tier, operation, result)
-            self.call_duration.labels(tier, operation)
-            self.call_errors.labels(tier, operation)
-        for operation in ("load", "spill"):
-            self.bytes.labels(tier, operation)
+    def add_tier(self, tier: str) -> None:
+        """Create the series of a tier's calls and of what its loads save, with value 0."""
+        self.calls.initialize(tier)
         self.saved_tokens.labels(tier)
         self.saved_seconds.labels(tier)
-
-
-class TierEvents(Collector):
-    """Exposes a tier's own event counts as `memkv_tier_events_total`.
-
-    A series exists from the first occurrence of its event.
-    """
-
-    NAME = "memkv_tier_events"
-    HELP = "Faults and other events inside a tier; a series appears with its first event"
-
-    def __init__(self, tier: str, counts: Callable[[], Mapping[str, int]]) -> None:
-        """Call `counts`, which returns totals by event, at each scrape."""
-        self._tier = tier
-        self._counts = counts
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the totals of all events so far."""
-        family = CounterMetricFamily(self.NAME, self.HELP, labels=["tier", "event"])
-        for event, count in self._counts().items():
-            family.add_metric([self._tier, event], count)
-        yield family
-
-
-class BulkFallbacks(Collector):
-    """Pages that the MinIO tier's fast path left to the slow path, by reason."""
-
-    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
-        """Read `counts`, by reason, at each scrape."""
-        self._counts = counts
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the counter, with all reasons."""
-        family = CounterMetricFamily(
-            "memkv_minio_bulk_fallbacks",
-            "Pages that the compiled receive loop left to the slow path",
-            labels=["reason"],
-        )
-        for reason, count in self._counts().items():
-            family.add_metric([reason], count)
-        yield family
