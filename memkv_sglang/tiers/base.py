@@ -17,14 +17,14 @@ from memkv_sglang.page import Chain, Page, PageKey
 
 
 class TierError(Exception):
-    """The tier cannot answer at all: it is unreachable, denies access or is closed."""
+    """The tier cannot answer at all, because it is unreachable, denies access or is closed."""
 
 
 class LoadResult(enum.IntEnum):
     """The outcome of loading one page. The buffers are valid only if it is `LOADED`."""
 
     LOADED = 0
-    """Namespace, hash, length and checksum all match."""
+    """The page was loaded. Its namespace, hash, length and checksum all match."""
     MISSING = 1
     """The tier does not hold the page, or holds it with a different length."""
     CORRUPT = 2
@@ -32,7 +32,7 @@ class LoadResult(enum.IntEnum):
     FAILED = 3
     """An I/O error occurred or the deadline passed."""
     SKIPPED = 4
-    """Not attempted, because an earlier page of the prefix was not loaded."""
+    """The page was not tried, because an earlier page of the prefix was not loaded."""
 
 
 class Fetched(NamedTuple):
@@ -57,27 +57,27 @@ class SpillResult(enum.IntEnum):
 
 
 class Lookup(NamedTuple):
-    """How much of a chain can be loaded."""
+    """The length of the prefix that can be loaded."""
 
     length: int
     """Number of pages from the start of the chain."""
     complete: bool
-    """False if the deadline passed first: `length` is then a lower bound."""
+    """False if the deadline passed first. In that case, `length` is a lower bound."""
 
 
 class TierUsage(NamedTuple):
-    """What a tier holds, as far as it knows without I/O."""
+    """What a tier holds, as far as it is known without I/O."""
 
     pages: int
     bytes: int
     capacity: int | None
-    """Bytes; None if the tier has no limit of its own."""
+    """Capacity in bytes; None if the tier has no limit of its own."""
     evicted: int = 0
-    """Pages evicted since the tier was opened."""
+    """Number of pages evicted since the tier was opened."""
 
 
 class DiskStatus(NamedTuple):
-    """State of one directory of a local tier, as known without I/O."""
+    """State of one directory of a local tier, as far as it is known without I/O."""
 
     directory: str
     problem: str
@@ -89,7 +89,7 @@ class Tier(ABC):
     """Stores pages. The module docstring covers blocking, threads and deadlines."""
 
     name: str
-    """Label for metrics, logs and responses: `nvme`, `minio`, ..."""
+    """Name of the tier in metrics, logs and responses: `nvme`, `minio`, ..."""
 
     @abstractmethod
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
@@ -97,36 +97,39 @@ class Tier(ABC):
 
         Counts as an access: the pages found become the most recently used ones, with the first page
         of the chain more recent than the last, so that leaves are evicted before roots. The tier
-        may assume that if it holds a page, it holds all earlier pages of the chain. If that is not
-        so, the length may be wrong, and `load` reports the missing page. Raises `TierError` if the
-        tier cannot answer.
+        may assume that if it holds a page, it holds all earlier pages of the chain. If it does not,
+        the length may be wrong, and `load` reports the missing page. Raises `TierError` if the tier
+        cannot answer.
         """
 
     @abstractmethod
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Return for each page whether the tier holds it. Not an access. Raises `TierError`."""
+        """Return for each page whether the tier holds it. Does not count as an access.
+
+        Raises `TierError`.
+        """
 
     @abstractmethod
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         """Load the pages into their buffers in parallel; return one outcome per page, in order.
 
         Once a page was not loaded, the pages after it may be `SKIPPED`. Never raises for I/O
-        faults. The buffers may be memory that a client can write to at any time, even right after
-        the tier verified it: compare any copy of the content with the returned checksum.
+        faults. A client may be able to write to the buffers at any time, even right after the tier
+        has verified them. So compare any copy of the content with the returned checksum.
         """
 
     @final
     def load(self, pages: Sequence[Page], deadline: float) -> list[LoadResult]:
-        """Do the same as `fetch`, but return only the results."""
+        """Load as `fetch` does, but return only the results."""
         return [fetched.result for fetched in self.fetch(pages, deadline)]
 
     @abstractmethod
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Store the pages in parallel; return one result per page, in order.
 
-        Pages of one chain come in chain order. After a failure no further page of the chain is
-        started, but writes already in flight may still succeed and are reported as `STORED`. Never
-        raises for I/O faults.
+        Pass the pages of a chain in order. After a failure, no further page of the chain is
+        started, but writes in flight may still succeed and are reported as `STORED`. Never raises
+        for I/O faults.
 
         A page that has a checksum is stored with it. If the content does not match the checksum,
         the page is not stored and its result is `FAILED`.
@@ -136,8 +139,8 @@ class Tier(ABC):
     def touch(self, chain: Chain) -> None:
         """Make the pages of a chain, up to the first missing one, the most recently used.
 
-        Does not count as reuse. A caller that spills a chain in parts uses it to put the pages of
-        the whole chain next to each other in the eviction order. Does nothing in a tier without an
+        Does not count as reuse. Call it after spilling a part of a chain, to put the pages of the
+        whole chain next to each other in the eviction order. It is a no-op in a tier without an
         eviction order.
         """
 
@@ -145,12 +148,12 @@ class Tier(ABC):
     def invalidate(self, keys: Sequence[PageKey]) -> None:
         """Discard cached presence of these pages, because another node may have removed them.
 
-        Does not block. Does nothing in a tier that caches no presence.
+        Does not block. It is a no-op in a tier that caches no presence.
         """
 
     @abstractmethod
     def remove(self, keys: Sequence[PageKey]) -> int:
-        """Remove the pages and return how many the tier held. Raises `TierError`."""
+        """Remove the pages; return how many of them the tier held. Raises `TierError`."""
 
     @abstractmethod
     def describe(self, namespace: Namespace) -> None:
@@ -165,7 +168,7 @@ class Tier(ABC):
 
     @abstractmethod
     def clear(self, namespace: bytes) -> int:
-        """Remove every page of a namespace and return how many there were. Raises `TierError`.
+        """Remove every page of a namespace; return how many there were. Raises `TierError`.
 
         May delete the namespace's description as well.
         """
@@ -173,8 +176,8 @@ class Tier(ABC):
     def hide(self, namespace: bytes) -> int:
         """Treat every page of a namespace stored so far as missing, on this node only.
 
-        Returns the number of pages removed. A tier of this node removes them; a shared one keeps
-        them for the other nodes. Pages stored again are found. Raises `TierError`.
+        Returns the number of pages removed. A local tier removes the pages; a shared tier keeps
+        them for the other nodes. Pages that are stored again are found. Raises `TierError`.
         """
         return self.clear(namespace)
 
@@ -183,28 +186,28 @@ class Tier(ABC):
         """Return what the tier holds, without I/O."""
 
     def problem(self) -> str | None:
-        """Return why the tier does not work, empty if it works, None if that is not known yet.
+        """Return why the tier does not work; empty if it works, None if that is not known yet.
 
-        Reports what recent calls met; does no I/O.
+        Reports the outcome of recent calls, without I/O.
         """
         return ""
 
     def disks(self) -> list[DiskStatus]:
-        """Return the state of each disk of this node that the tier uses, without I/O."""
+        """Return the state of each local disk that the tier uses, without I/O."""
         return []
 
     @abstractmethod
     def check_integrity(self) -> list[str]:
         """Check the tier's internal data structures; return one line per inconsistency.
 
-        Does not read page content. For tests and `memkv verify`.
+        Does not read the content of pages. Used by tests and `memkv verify`.
         """
 
     @abstractmethod
     def close(self, deadline: float = math.inf) -> None:
-        """Release threads, descriptors and locks. Idempotent; waits for calls in flight.
+        """Release threads, descriptors and locks. Waits for calls in flight. Idempotent.
 
-        Skips optional work that cannot finish by the deadline (on `time.monotonic`).
+        Skips optional work that cannot finish by the deadline (`time.monotonic`).
         """
 
 
@@ -227,25 +230,25 @@ class PendingPage(NamedTuple):
 class PendingUploads(Protocol):
     """Optional ability of a local tier: remember across restarts which pages await upload.
 
-    Pending pages are not evicted, so a tier full of them refuses spills. No call raises because a
+    Pending pages are not evicted, so a tier full of them refuses spills. Calls do not raise if a
     page is missing.
     """
 
     def mark_pending(self, keys: Sequence[PageKey]) -> int:
-        """Mark the pages as pending; once this returns, the marks survive a kill of the process.
+        """Mark the pages as pending. The marks survive a kill of the process after the call.
 
-        Stops at the first missing page and returns how many pages precede it: those are marked. A
-        page may be evicted until it is marked.
+        Stops at the first missing page; returns how many pages precede it, which are marked. A page
+        may be evicted until it is marked.
         """
 
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """Clear the pages' pending marks."""
 
     def pending(self) -> Iterator[PendingPage]:
-        """Yield the pages pending at the time of the call, oldest mark first."""
+        """Yield the pages that are pending at the time of the call, oldest mark first."""
 
     def on_return(self, resume: Callable[[Sequence[PendingPage]], None]) -> None:
-        """Call `resume` with the pending pages of each disk that returns after a failure."""
+        """Call `resume` with the pending pages of each disk that works again after a failure."""
 
 
 class AccessRecorder(Protocol):
@@ -257,15 +260,15 @@ class AccessRecorder(Protocol):
     def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
         """Record that pages of a chain were used now. Does not block.
 
-        `positions` are those of the pages in the whole chain, None if unknown.
+        `positions` are the pages' positions in the whole chain; None if unknown.
         """
 
     def flush_accesses(self, timeout: float) -> bool:
-        """Publish the recorded uses to other nodes; False if that fails or takes too long."""
+        """Publish the recorded accesses to other nodes; return whether that succeeded in time."""
 
 
 class PinReader(Protocol):
-    """Optional ability of a shared tier: know which pages are pinned, so no node evicts them."""
+    """Optional ability of a shared tier: know which pages are pinned and must not be evicted."""
 
     def read_pins(self) -> Collection[PageKey]:
         """Return the pinned pages. Blocks. Raises `TierError`."""

@@ -44,7 +44,7 @@ class MemoryTier(Tier):
     """
 
     def __init__(self, capacity: int | None = None, name: str = "memory") -> None:
-        """Store at most `capacity` bytes of content; None means no limit."""
+        """Store at most `capacity` bytes of content; None for no limit."""
         self.name = name
         self._capacity = capacity
         self._bytes = 0
@@ -63,7 +63,7 @@ class MemoryTier(Tier):
 
     @override
     def invalidate(self, keys: Sequence[PageKey]) -> None:
-        pass  # no cached presence: the dictionary itself is consulted on every call
+        pass  # Presence is not cached: every call looks in the dictionary itself.
 
     def _use(self, chain: Chain) -> int:
         keys = chain.keys()
@@ -80,7 +80,7 @@ class MemoryTier(Tier):
 
     @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """See `Tier.fetch`. Fails the pages that are not started by the deadline."""
+        """See `Tier.fetch`. Pages that are not started by the deadline fail."""
         return [
             self._fetch_one(page) if time.monotonic() < deadline else Fetched(LoadResult.FAILED)
             for page in pages
@@ -203,4 +203,4 @@ class MemoryTier(Tier):
 
     @override
     def close(self, deadline: float = math.inf) -> None:
-        """Do nothing; the pages stay, so that tests can treat a close as a restart."""
+        """Do nothing. The pages stay, so that tests can treat a close as a restart."""

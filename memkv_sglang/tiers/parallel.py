@@ -1,4 +1,4 @@
-"""Make the parts of a call at once, such that none of them outlives the call."""
+"""Run the parts of a call in parallel, such that none of them outlives the call."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,13 +12,14 @@ T = TypeVar("T")
 def run_in_parallel(parts: Sequence[tuple[Executor, Callable[[], T]]]) -> list[T]:
     """Run each part in its executor, the last in this thread; return their results in order.
 
-    Blocks until every part has ended, and raises the first error only then: parts may use the
-    caller's buffers. A part that no thread has started by then, for example because the system
-    allows no further threads, runs in this thread.
+    Blocks until every part has ended, and only then raises the first error, because the parts may
+    use the caller's buffers. If no thread has started a part by then, for example because the
+    system allows no further threads, the part runs in this thread.
     """
     works = [_Work(part) for _, part in parts]
     for (executor, _), work in zip(parts[:-1], works, strict=False):
-        with suppress(RuntimeError):  # no thread can be started; the executor may still hold it
+        # The thread could not be started, but the executor may still hold the part.
+        with suppress(RuntimeError):
             executor.submit(work.run_once)
     for work in reversed(works):
         work.run_once()
@@ -27,7 +28,7 @@ def run_in_parallel(parts: Sequence[tuple[Executor, Callable[[], T]]]) -> list[T
 
 
 class _Work(Generic[T]):
-    """Runs a part at most once, in the thread that is first."""
+    """A part that runs at most once, in the first thread that gets to it."""
 
     def __init__(self, part: Callable[[], T]) -> None:
         self.ended = threading.Event()
@@ -37,12 +38,12 @@ class _Work(Generic[T]):
         self._error: BaseException | None = None
 
     def run_once(self) -> None:
-        """Run the part, unless a thread has started to; keep its result or error."""
+        """Run the part and keep its result or error, unless another thread has started it."""
         if not self._started.acquire(blocking=False):
             return
         try:
             self._results.append(self._part())
-        except BaseException as error:  # `result` raises it
+        except BaseException as error:  # `result` raises the error
             self._error = error
         finally:
             self.ended.set()

@@ -1,4 +1,4 @@
-"""One disk of several: its directory, closed while the disk is broken, and retried."""
+"""One of several disks: its directory, and the retries after the disk has failed."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ RETRY_SECONDS = 30.0
 """Seconds between attempts to open the directory of a broken disk."""
 
 FAILED_PAGES = 8
-"""Different pages that must fail in a row before a disk counts as broken."""
+"""Number of different pages that fail in a row before the disk counts as broken."""
 
 _RETRY_ENDS = 5.0
 """Seconds that `close` waits for an attempt to open the directory."""
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Disk:
-    """A directory that is open, or else retried in the background. Thread-safe.
+    """A directory that is either open, or closed and retried in the background. Thread-safe.
 
     Its pages count as missing while it is closed.
     """
@@ -42,10 +42,10 @@ class Disk:
         """Start closed.
 
         Args:
-            config: the settings, with one directory.
+            config: the settings of this directory.
             chooser: chooses the reuse policy of all disks.
             prepare: called with an opened directory before its pages are found.
-            returned: called after a retry was successful.
+            returned: called after a successful retry.
 
         """
         self.directory = config.directory
@@ -58,11 +58,11 @@ class Disk:
         self._problem = ""
         self._was_open = False
         self._uncleared: set[bytes] = set()
-        """Namespaces to clear before the directory is used."""
+        """Namespaces to clear before the directory is used again."""
         self._failed: set[PageKey] = set()
-        """Pages that failed to load since a page was last loaded."""
+        """Pages that have failed to load since the last page that was loaded."""
         self._evicted = 0
-        """Pages evicted before the directory was last opened."""
+        """Number of pages evicted before the directory was last opened."""
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -70,7 +70,7 @@ class Disk:
     def open(self) -> NvmeTier:
         """Open the directory. Raises `ConfigError`, and `TierError` if it cannot be used."""
         if self._was_open and not Path(self.directory, FORMAT_FILE).exists():
-            # An empty mount point must not be filled in place of the disk.
+            # If the disk is not mounted, its empty mount point must not be filled in its place.
             raise BrokenDiskError(
                 f"nvme.directory: {self.directory} has disappeared; mount its disk, or restart the "
                 "agent to create it"
@@ -96,7 +96,7 @@ class Disk:
             )
 
     def _publish(self, tier: NvmeTier) -> bool:
-        """Start to use the directory; return False if namespaces must be cleared first."""
+        """Start to use the directory. Returns False if namespaces must be cleared first."""
         with self._lock:
             if self._closing.is_set():
                 raise TierError("the tier is closed")
@@ -108,7 +108,7 @@ class Disk:
             return True
 
     def retry(self, problem: str) -> None:
-        """Keep trying to open the directory in the background, because of `problem`."""
+        """Try to open the directory in the background until it works. `problem` is its fault."""
         self._problem = problem
         fields = {"directory": self.directory, "reason": problem, "retry_s": RETRY_SECONDS}
         _log.error("disk does not work, its pages count as missing", extra={"fields": fields})
@@ -121,15 +121,17 @@ class Disk:
                 tier = self.open()
             except (ConfigError, TierError, OSError) as error:
                 self._problem = str(error)
-            except Exception:  # a bug, but the thread must keep running
-                _log.exception("disk not opened", extra={"fields": {"directory": self.directory}})
+            except Exception:  # This is a bug, but the thread must keep running.
+                _log.exception(
+                    "cannot open a disk", extra={"fields": {"directory": self.directory}}
+                )
             else:
                 _log.warning("disk works again", extra={"fields": {"directory": self.directory}})
                 self._returned(tier)
                 return
 
     def record(self, keys: Sequence[PageKey], outcomes: Sequence[Fetched], tier: NvmeTier) -> None:
-        """Record a load that had time left; stop using the directory if its disk is broken."""
+        """Record a load that had time left. Close the directory if its disk is broken."""
         results = [fetched.result for fetched in outcomes]
         if LoadResult.LOADED in results:
             self._failed.clear()
@@ -143,17 +145,17 @@ class Disk:
             self._evicted += tier.usage().evicted
             self._problem = f"{self.directory} cannot be read; check the kernel log"
         closer = threading.Thread(target=self._close_broken, args=(tier,), name="memkv-disk-close")
-        closer.daemon = True  # the disk may never answer
+        closer.daemon = True  # in another thread, because the disk may never answer
         closer.start()
 
     def _close_broken(self, tier: NvmeTier) -> None:
-        tier.close(time.monotonic())  # waits for calls in flight, and writes nothing more
+        tier.close(time.monotonic())  # Waits for calls in flight, and writes nothing else.
         self.retry(self._problem)
 
     def clear(self, namespace: bytes) -> int:
-        """See `Tier.clear`. A closed directory is cleared once it opens. Raises `TierError`."""
+        """See `Tier.clear`. A closed directory is cleared when it is opened. Raises `TierError`."""
         with self._lock:
-            self._uncleared.add(namespace)  # the directory may be closed in the meantime
+            self._uncleared.add(namespace)  # the directory may be closed meanwhile
             tier = self.tier
         if tier is None:
             return 0
@@ -164,7 +166,7 @@ class Disk:
         return removed
 
     def status(self) -> DiskStatus:
-        """Return the state, without I/O."""
+        """Return the state of the disk, without I/O."""
         with self._lock:
             tier, evicted = self.tier, self._evicted
         if tier is None:

@@ -12,14 +12,14 @@ from memkv_sglang.tiers.nvme import NvmeTier
 
 
 class OpenDisk(NamedTuple):
-    """A disk during one call. It may be closed meanwhile; then the call fails on it."""
+    """A disk during one call. If it is closed meanwhile, the call fails on it."""
 
     disk: Disk
     tier: NvmeTier
 
 
 class Share(NamedTuple):
-    """The pages of a call on one disk, by their positions in the call."""
+    """The pages of a call that are on one disk, by their positions in the call."""
 
     on: OpenDisk
     members: list[int]
@@ -28,17 +28,18 @@ class Share(NamedTuple):
 class Placement:
     """Sends new pages to the disks in turn. Thread-safe.
 
-    Every disk gets the same share of every chain. So a load keeps all disks equally busy, and their
-    oldest pages are about equally old, which keeps chains whole: with a place by hash, some disks
-    evict pages whose descendants stay on others.
+    Every disk gets the same share of every chain, so a load keeps all disks equally busy. It also
+    means that the oldest pages of all disks have about the same age, which keeps chains whole: if
+    the hash decided, some disks would evict pages whose descendants stay on others.
     """
 
     def __init__(self, chooser: PolicyChooser) -> None:
-        """Announce the new pages to the `chooser` of the disks."""
+        """Announce new pages to `chooser`, which the disks share."""
         self._chooser = chooser
         self._turn = 0
         self._placing: dict[PageKey, OpenDisk] = {}
-        """New pages being spilled, so that concurrent calls store them only once."""
+        """New pages that are being spilled, so that concurrent calls store each of them only once.
+        """
         self._lock = threading.Lock()
 
     @contextmanager
@@ -48,10 +49,10 @@ class Placement:
         takers: Sequence[OpenDisk],
         holders: Callable[[], list[OpenDisk | None]],
     ) -> Iterator[list[OpenDisk | None]]:
-        """Choose a disk for each page to be spilled in the `with` block.
+        """Choose a disk for each page that is spilled in the `with` block.
 
-        A page that is already stored keeps its disk, which `holders` returns. Other pages go to
-        `takers`; None if there are none.
+        A page that is already stored stays on its disk, which `holders` names. Other pages go to
+        the disks in `takers`; if there are none, their disk is None.
         """
         new: list[PageKey] = []
         with self._lock:

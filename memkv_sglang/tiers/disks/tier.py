@@ -1,4 +1,4 @@
-"""The NVMe tier over several directories: pages go to the disks in turn."""
+"""The NVMe tier over several directories. New pages go to the disks in turn."""
 
 import math
 import time
@@ -34,14 +34,14 @@ from memkv_sglang.tiers.nvme.calls import CallsInFlight
 from memkv_sglang.tiers.parallel import run_in_parallel
 
 CALLS = 32
-"""Calls that can use all disks in parallel. Further ones wait for a thread."""
+"""Number of calls that can use all disks in parallel. Further calls wait for a thread."""
 
 
 class StripedTier(Tier):
     """Stores pages in several directories, one per disk, as one tier.
 
-    New pages go to the disks in turn, so the pages of a call are spread evenly. Every page is found
-    on whichever disk has it. Also implements `PendingUploads` and `EvictionExemptions`.
+    New pages go to the disks in turn, so the pages of a call are spread evenly. A page is found on
+    any disk. Also implements `PendingUploads` and `EvictionExemptions`.
 
     While a disk is broken, its pages count as missing, and new pages go to the other disks. It is
     retried in the background. When it returns, its copies of pages stored elsewhere in the meantime
@@ -51,12 +51,12 @@ class StripedTier(Tier):
     name = NvmeTier.name
 
     def __init__(self, config: NvmeConfig) -> None:
-        """Open every directory of `config`; retry those of broken disks. Raises `ConfigError`."""
+        """Open every directory of `config`. Retry those of broken disks. Raises `ConfigError`."""
         chooser = PolicyChooser()
         self._resume: Callable[[Sequence[PendingPage]], None] = self._cancel
         self._exempt: Collection[PageKey] = ()
         self._described: dict[bytes, Namespace] = {}
-        """Descriptions that a broken disk lacks."""
+        """Descriptions to store on broken disks when they work again."""
         self._placement = Placement(chooser)
         self._calls = CallsInFlight()
         self._disks = [
@@ -77,12 +77,12 @@ class StripedTier(Tier):
             raise
 
     def _prepare(self, tier: NvmeTier) -> None:
-        """Make an opened directory consistent with the other disks."""
+        """Make a newly opened directory consistent with the other disks."""
         tier.exempt(self._exempt)
-        with suppress(TierError):  # without them, only listings are incomplete
+        with suppress(TierError):  # Without the descriptions, only listings are incomplete.
             for namespace in [*self._described.values(), *self.namespaces().values()]:
                 tier.describe(namespace)
-        with suppress(TierError):  # a page on two disks only takes up space
+        with suppress(TierError):  # A page on two disks does no harm except for the space.
             for other in self._open():
                 _remove_copies(tier, other.tier)
 
@@ -103,7 +103,8 @@ class StripedTier(Tier):
         """Return the length of the stored prefix, and the part of it on each disk."""
         hashes = chain.hashes
         disks = self._open()
-        # One byte per page, 1 if the disk has it: the fastest way without a loop over the pages.
+        # One byte per page, 1 if the disk has it. This is the fastest way without a Python loop
+        # over all pages.
         held = [bytes(map(on.tier.hashes(chain.namespace).__contains__, hashes)) for on in disks]
         on_any = reduce(or_, (int.from_bytes(flags, "big") for flags in held), 0)
         missing = on_any.to_bytes(len(hashes), "big").find(0)
@@ -198,7 +199,7 @@ class StripedTier(Tier):
             ]
             with self._placement.place(keys, takers, partial(self._holders, keys)) as places:
                 for member, on in zip(left, places, strict=True):
-                    if on is not None and on.disk in refusing:  # it has the page already
+                    if on is not None and on.disk in refusing:  # the disk already has the page
                         results[member] = SpillResult.PRESENT
                 tried = shares([None if on and on.disk in refusing else on for on in places])
                 self._run(spill, tried)
@@ -208,7 +209,7 @@ class StripedTier(Tier):
         return results
 
     def _run(self, call: Callable[[Share], None], parts: Sequence[Share]) -> None:
-        """Make the call for each share, in parallel."""
+        """Make the call for each share in parallel."""
         run_in_parallel([(self._threads, partial(call, part)) for part in parts])
 
     # Other calls
@@ -223,7 +224,7 @@ class StripedTier(Tier):
 
     @override
     def clear(self, namespace: bytes) -> int:
-        """See `Tier.clear`. The directory of a broken disk is cleared when it returns."""
+        """See `Tier.clear`. The directory of a broken disk is cleared when the disk works again."""
         removed, failure = 0, None
         for disk in self._disks:
             try:
@@ -236,7 +237,7 @@ class StripedTier(Tier):
 
     @override
     def describe(self, namespace: Namespace) -> None:
-        """Store the description on every disk; broken disks get it when they work again."""
+        """Store the description on every disk, or on a broken disk when it works again."""
         disks = self._open()
         if len(disks) < len(self._disks):
             self._described[namespace.digest] = namespace
@@ -251,7 +252,7 @@ class StripedTier(Tier):
 
     @override
     def namespaces(self) -> dict[bytes, Namespace]:
-        """Read every description on every disk."""
+        """Read every description from every disk."""
         described: dict[bytes, Namespace] = {}
         for on in self._open():
             described |= on.tier.namespaces()
@@ -259,7 +260,7 @@ class StripedTier(Tier):
 
     @override
     def usage(self) -> TierUsage:
-        """Return the usage of all disks. The capacity is that of the disks that work."""
+        """Return the usage of all disks. The capacity is that of the working disks."""
         statuses = self.disks()
         working = [on.tier.usage() for on in self._open()]
         return TierUsage(
@@ -275,7 +276,7 @@ class StripedTier(Tier):
 
     @override
     def problem(self) -> str:
-        """Return why a disk does not work, or empty if all of them do."""
+        """Return why a disk does not work, or empty if all disks work."""
         failing = [status.problem for status in self.disks() if status.problem]
         if not failing or len(self._disks) == 1:
             return "".join(failing)
@@ -310,8 +311,8 @@ class StripedTier(Tier):
         length = holders.index(None) if None in holders else len(holders)
         for on, members in shares(holders[:length]):
             marked = on.tier.mark_pending([keys[i] for i in members])
-            # If a page was evicted meanwhile, later pages on other disks may stay marked. They are
-            # then evicted only after a restart has uploaded them.
+            # If a page was evicted meanwhile, later pages on other disks may stay marked. Those can
+            # be evicted only after a restart has uploaded them.
             length = min([length, *members[marked : marked + 1]])
         return length
 
@@ -321,17 +322,17 @@ class StripedTier(Tier):
             on.tier.mark_uploaded([keys[i] for i in members])
 
     def pending(self) -> Iterator[PendingPage]:
-        """See `PendingUploads.pending`. Takes pages from the disks in turn, as they were stored."""
+        """See `PendingUploads.pending`. Takes pages from the disks in turn, as `spill` does."""
         turns = zip_longest(*(on.tier.pending() for on in self._open()))
         return (page for turn in turns for page in turn if page is not None)
 
     def on_return(self, resume: Callable[[Sequence[PendingPage]], None]) -> None:
-        """See `PendingUploads.on_return`. Before this call, such pages are marked as uploaded."""
+        """See `PendingUploads.on_return`. Until it is called, such pages are marked as uploaded."""
         self._resume = resume
 
 
 def _remove_copies(tier: NvmeTier, other: NvmeTier) -> None:
-    """Remove from `tier` the pages that `other` has; those pending upload are pending there."""
+    """Remove from `tier` the pages that `other` has too, and move their pending marks there."""
     copies = {
         PageKey(namespace, page_hash)
         for namespace in tier.with_pages()

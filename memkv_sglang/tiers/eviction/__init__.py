@@ -1,4 +1,4 @@
-"""Choose which pages a tier evicts. Pure computation in memory: no files, no sockets."""
+"""Choose which pages a tier evicts, by computation in memory alone."""
 
 from memkv_sglang.tiers.eviction.order import EvictionOrder
 from memkv_sglang.tiers.eviction.policy_chooser import PolicyChooser

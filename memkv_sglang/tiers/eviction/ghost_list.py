@@ -1,18 +1,18 @@
-"""A compact memory of recently evicted pages."""
+"""Remember recently evicted pages in little memory."""
 
 from array import array
 
 _TAG = 0xFFFF_FF00
 _WAYS = 8
-"""Pages per bucket. A full bucket forgets the page that was evicted first."""
+"""Pages per bucket. A full bucket forgets its oldest page."""
 
 
 class GhostList:
     """Remembers how often recently evicted pages were used, in 4 bytes each. Not thread-safe.
 
     A hash table of buckets: a page's fingerprint selects its bucket, which stores 24 bits of the
-    fingerprint and the number of uses. A lookup finds the wrong page with a probability of 2^-21,
-    which only credits that page with an extra use.
+    fingerprint and the number of uses. With a probability of 2^-21, a lookup finds the wrong page;
+    the only effect is that this page is credited with uses of another one.
     """
 
     def __init__(self, pages: int) -> None:
@@ -32,7 +32,7 @@ class GhostList:
         self._words[first : first + _WAYS] = bucket
 
     def pop(self, fingerprint: int) -> int | None:
-        """Forget a page; return its number of uses, or None if it was not remembered."""
+        """Forget a page; return its number of uses, or None if the page was not remembered."""
         first, tag = self._find(fingerprint)
         for i in range(first, first + _WAYS):
             word = self._words[i]
@@ -42,6 +42,6 @@ class GhostList:
         return None
 
     def _find(self, fingerprint: int) -> tuple[int, int]:
-        """Return the start of the bucket and the tag, which is never 0."""
+        """Return the start of the page's bucket, and the page's tag, which is never 0."""
         rest, bucket = divmod(fingerprint, self._buckets)
         return bucket * _WAYS, (rest << 8 & _TAG) or _TAG

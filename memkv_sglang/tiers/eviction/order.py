@@ -1,4 +1,4 @@
-"""The eviction order: by last use and by reuse, under the policy that proves best."""
+"""The eviction order, by last use and by reuse, under the policy with the most hits."""
 
 import heapq
 import threading
@@ -13,28 +13,30 @@ from memkv_sglang.tiers.eviction.policy_chooser import PolicyChooser
 from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES
 
 NO_ENTRY = 0xFFFF_FFFF
-"""Marks an unused slot."""
+"""Tick of an entry that holds no page."""
 
 _NO_BONUSES = [0] * (MOST_USES + 1)
 _ONE_MORE = bytes(min(uses + 1, MOST_USES) for uses in range(MOST_USES + 1))
 _RECENT_TOUCHES = 32
-"""How many touches count as recent: a spill makes up to three, and several run concurrently."""
+"""Number of recent touches to remember. A spill makes up to three, and several spills run at once.
+"""
 
 _PROTECTED_PAGES = 64
-"""Pages that may count as being spilled in a tier too small for a quarter of it to hold a chain."""
+"""Number of pages that may count as being spilled if a quarter of the tier is too small for a
+chain."""
 _MAX_QUEUED = 1 << 16
-"""Pages whose use may be queued."""
+"""Maximum number of pages in queued uses."""
 
 
 class _Use(NamedTuple):
     """A queued use of a chain's pages, root first."""
 
     tick: int
-    """Tick of the last page; each earlier page has the next tick."""
+    """Tick of the last page. Each earlier page has the tick after that of its successor."""
     entries: Sequence[int]
     namespace: bytes
     hashes: Sequence[bytes] | None
-    """None if the use does not count as reuse."""
+    """Hashes of the pages; None if the use does not count as reuse."""
 
 
 class EvictionOrder:
@@ -43,24 +45,25 @@ class EvictionOrder:
     An entry is a small integer that stands for a page. Within one use of a chain the leaf gets the
     oldest tick, so that leaves are evicted before roots (see `reuse_policy`).
 
-    Uses are queued, because lookups wait for that, and applied before anything depends on them.
+    Lookups only queue their uses, to be fast. Queued uses are applied before anything depends on
+    them.
 
     Any thread may call `reserve_ticks`, `touch`, `use` and `flush`. The thread that changes the
-    catalog calls `set_tick`, `add` and `remember_evicted`; the thread that evicts calls the rest.
+    catalog calls `set_tick`, `add` and `remember_evicted`. The thread that evicts calls the rest.
     """
 
     def __init__(self, chooser: PolicyChooser | None = None) -> None:
-        """Follow the policy of `chooser`; the default is a new one."""
+        """Use the policy that `chooser` chooses; None creates a new chooser."""
         self._ticks = array("Q")
         self._uses = bytearray()
-        """Number of reuses by entry."""
+        """Number of reuses of each entry."""
         self._chooser = chooser or PolicyChooser()
         self._policy = self._chooser.first
         self._bonuses = self._policy.bonuses(0)
         self._adapted_pages = 0
         self._queue: deque[_Use] = deque()
         self._recent_touches: deque[int] = deque(maxlen=_RECENT_TOUCHES)
-        """First ticks of the most recent touches."""
+        """The first ticks of the most recent touches."""
         self._queued_pages = 0
         self._flushing = threading.Lock()
         self._next_tick = 1
@@ -88,28 +91,29 @@ class EvictionOrder:
             self._recent_touches.append(first)
 
     def is_being_spilled(self, entry: int) -> bool:
-        """Return whether the page belongs to a chain that is being or was just spilled.
+        """Return whether the page belongs to a chain that is being spilled, or was just spilled.
 
         Such a page must not be evicted to store its own descendants, even if its rank is low. If
-        this holds for a page, it holds for all its ancestors.
+        this is true for a page, it is true for all its ancestors.
         """
         if not self._recent_touches:
             return False
-        # More costs hits: with half of 320 pages, 0.86 to 0.92 of the best policy on a loop of
-        # documents, instead of 0.98. With less, chains in tiny tiers lose pages from their middle.
+        # Protecting more pages costs hits: protecting half of 320 pages gave 0.86 to 0.92 of the
+        # best policy's hits on a loop of documents, instead of 0.98. Protecting fewer lets chains
+        # in tiny tiers lose pages from their middle.
         pages = self._adapted_pages
         protected = max(min(pages // 2, _PROTECTED_PAGES), pages // 4)
         first = max(self._recent_touches[0], self._next_tick - protected)
         return self._ticks[entry] >= first
 
     def use(self, namespace: bytes, hashes: Sequence[bytes], entries: Sequence[int]) -> None:
-        """Record that pages of a chain were reused; `entries` are those of the first `hashes`."""
+        """Record that pages of a chain were reused. `entries` belong to the first `hashes`."""
         self._enqueue(entries, namespace, hashes[: len(entries)])
 
     def _enqueue(
         self, entries: Sequence[int], namespace: bytes, hashes: Sequence[bytes] | None
     ) -> int:
-        """Return the first tick of the use; 0 if there are no entries."""
+        """Queue a use; return its first tick, or 0 if there are no entries."""
         if not entries:
             return 0
         with self._lock:
@@ -123,15 +127,15 @@ class EvictionOrder:
 
     @property
     def needs_flush(self) -> bool:
-        """Whether to call `flush` soon, before a lookup has to."""
+        """Whether to call `flush` soon, so that no lookup has to."""
         return self._queued_pages > _MAX_QUEUED // 2
 
     def flush(self) -> None:
         """Apply all queued uses. The resulting order does not depend on when this is called."""
         with self._flushing:
             while self._queue:
-                # Removed only once applied: until then other threads see a use in the queue, and
-                # wait for the lock.
+                # A use is removed only after it was applied. Until then, other threads see it in
+                # the queue and wait for the lock.
                 self._apply(self._queue[0])
                 with self._lock:
                     self._queued_pages -= len(self._queue.popleft().entries)
@@ -151,7 +155,7 @@ class EvictionOrder:
             self._chooser.sample(use.namespace, use.hashes)
 
     def newest_tick(self) -> int:
-        """Return the latest tick of any entry, 0 if there is no entry."""
+        """Return the latest tick of any entry; 0 if there are no entries."""
         self.flush()
         return max(self._ticks, default=0)
 
@@ -175,7 +179,7 @@ class EvictionOrder:
             self._ticks[entry] = tick
 
     def copy_uses(self, entry: int, successor: int) -> None:
-        """Copy an entry's reuses to the entry that its page has moved to."""
+        """Copy an entry's number of reuses to the entry that its page has moved to."""
         self._uses[successor] = self._uses[entry]
 
     def add(self, pages: Sequence[tuple[PageKey, int]]) -> None:
@@ -189,8 +193,10 @@ class EvictionOrder:
             returned = self._chooser.recall([key for key, _ in pages])
             for (_, entry), is_returning in zip(reversed(pages), reversed(returned), strict=True):
                 if is_returning:
-                    most = 1  # not its former count, which its ancestors may not reach
-                self._uses[entry] = most  # an ancestor counts at least as many as a descendant
+                    # Do not restore its former count, which its ancestors may not have reached.
+                    most = 1
+                # An ancestor counts at least as many reuses as its descendants.
+                self._uses[entry] = most
         if pages:
             self._chooser.sample(pages[0][0].namespace, [key.hash for key, _ in pages])
 
@@ -200,7 +206,7 @@ class EvictionOrder:
         self._chooser.remember_evicted((key, self._uses[entry]) for key, entry in pages)
 
     def adapt(self, pages: int) -> None:
-        """Follow the best policy by the uses so far; a full disk holds about `pages`."""
+        """Use the policy with the most hits so far. A full disk holds about `pages` pages."""
         self.flush()
         policy = self._chooser.choose(self, pages)
         is_new_size = abs(pages - self._adapted_pages) * 10 > self._adapted_pages
@@ -228,8 +234,8 @@ class EvictionOrder:
     ) -> list[tuple[int, int]]:
         """Return rank and entry of the `count` evictable entries to evict first, in order.
 
-        With `by_age`, reuses do not count. Lets other threads run between chunks, so keep the
-        chunks short.
+        With `by_age`, reuses do not count. Other threads run between two chunks of entries, so keep
+        the chunks short.
         """
         self.flush()
         ticks, uses = self._ticks, self._uses

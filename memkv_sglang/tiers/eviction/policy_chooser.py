@@ -1,4 +1,4 @@
-"""Choose the reuse policy by recent uses, for all disks of a tier together."""
+"""Choose the reuse policy from recent uses, for all disks of a tier together."""
 
 import threading
 from collections import deque
@@ -11,35 +11,35 @@ from memkv_sglang.tiers.eviction.reuse_policy import REUSE_POLICIES, ReusePolicy
 from memkv_sglang.tiers.eviction.shadow import Shadow
 
 _GHOSTS_PER_PAGE = 8
-"""Evicted pages that are remembered, as a multiple of the pages in the tier."""
+"""Number of evicted pages to remember, as a multiple of the pages in the tier."""
 _MAX_RETURNING = 1 << 16
-"""Announced pages that are kept for `recall`."""
+"""Maximum number of announced pages that are kept for `recall`."""
 _MAX_SAMPLES = 256
-"""Chains kept for the next `choose`; beyond these, the oldest are discarded."""
+"""Number of chains to keep for the next `choose`. If there are more, the oldest are discarded."""
 
 
 class PolicyChooser:
     """Samples uses, remembers evicted pages, and finds the best reuse policy. Thread-safe.
 
-    Disks that hold pages of the same chains must share one. With different policies they would
-    evict different parts of a chain, and a page that returns may be stored on another disk.
+    Disks that hold pages of the same chains must share one chooser. With different policies they
+    would evict different parts of a chain, and a page that returns may be stored on another disk.
     """
 
     def __init__(self, policies: tuple[ReusePolicy, ...] = REUSE_POLICIES) -> None:
         """Choose among `policies`, starting with the first."""
         self.first = policies[0]
-        """The policy until the first `choose`."""
+        """The policy until `choose` is called."""
         self._ghost_list = GhostList(0)
         self._shadow = Shadow(policies)
         self._simulated_pages = 0
         self._samples: deque[tuple[bytes, Sequence[bytes]]] = deque(maxlen=_MAX_SAMPLES)
         self._pages_of: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._returning: set[PageKey] = set()
-        """Announced pages that count as reused."""
+        """Announced pages that were evicted recently, so that storing them counts as reuse."""
         self._lock = threading.Lock()
 
     def sample(self, namespace: bytes, hashes: Sequence[bytes]) -> None:
-        """Record the use of a chain's pages, root first; keeps those that are simulated."""
+        """Record the use of a chain's pages, root first. Keeps only pages that are simulated."""
         with self._lock:
             if mask := self._shadow.mask & 0xFF:
                 hashes = [page_hash for page_hash in hashes if not page_hash[0] & mask]
@@ -55,19 +55,19 @@ class PolicyChooser:
     def announce(self, keys: Sequence[PageKey]) -> None:
         """Prepare `recall` for new pages of a chain, root first, that go to several disks.
 
-        A page that returns counts as reused, and so do the pages before it. A disk alone would not
-        know about them.
+        An evicted page that is stored again counts as reused, and so do the pages before it. A
+        single disk would not know about these.
         """
         with self._lock:
             returning = [i for i, key in enumerate(keys) if self._was_evicted(key)]
-            if len(self._returning) > _MAX_RETURNING:  # left over from failed spills
+            if len(self._returning) > _MAX_RETURNING:  # these were left over by failed spills
                 self._returning.clear()
             self._returning.update(keys[: max(returning, default=-1) + 1])
 
     def recall(self, keys: Sequence[PageKey]) -> list[bool]:
         """Return for each new page whether it counts as reused, because it was evicted recently.
 
-        Forgets that.
+        Each page is recalled only once.
         """
         with self._lock:
             recalled = [key in self._returning or self._was_evicted(key) for key in keys]
@@ -78,7 +78,7 @@ class PolicyChooser:
         return self._ghost_list.pop(_fingerprint(key)) is not None
 
     def choose(self, disk: object, pages: int) -> ReusePolicy:
-        """Return the best policy by the uses so far; `disk`, when full, holds about `pages`."""
+        """Return the policy with the most hits so far. When full, `disk` holds about `pages`."""
         with self._lock:
             self._pages_of[disk] = pages
             self._resize(sum(self._pages_of.values()))
@@ -96,5 +96,5 @@ class PolicyChooser:
 
 
 def _fingerprint(key: PageKey) -> int:
-    """Return a 64-bit fingerprint of a page, whose lowest 16 bits are those of the page hash."""
+    """Return a 64-bit fingerprint of a page. Its lowest 16 bits are those of the page hash."""
     return int.from_bytes(key.hash[:8], "little") ^ int.from_bytes(key.namespace[:6], "big") << 16

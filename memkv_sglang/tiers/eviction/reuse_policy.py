@@ -8,10 +8,10 @@ child. So a parent never ranks below its child, and every policy evicts leaves b
 from typing import NamedTuple
 
 MOST_USES = 255
-"""The count of a page's reuses stops here."""
+"""Maximum of a page's count of reuses."""
 
 DOMINANT = 1 << 48
-"""A bonus larger than any difference in age."""
+"""A bonus that is larger than any difference in age."""
 
 
 class ReusePolicy(NamedTuple):
@@ -19,12 +19,13 @@ class ReusePolicy(NamedTuple):
 
     name: str
     lifetimes: float | None
-    """Bonus per reuse, in lifetimes (as many ticks as the tier holds pages); None: `DOMINANT`."""
+    """Bonus per reuse in lifetimes (a lifetime has as many ticks as the tier holds pages); None for
+    `DOMINANT`."""
     most: int
-    """Maximum number of reuses that count."""
+    """Maximum number of reuses that earn a bonus."""
 
     def bonuses(self, pages: int) -> list[int]:
-        """Return the bonus by number of reuses, 0 to `MOST_USES`, for a tier of `pages` pages."""
+        """Return the bonuses for 0 to `MOST_USES` reuses in a tier of `pages` pages."""
         bonus = DOMINANT if self.lifetimes is None else round(self.lifetimes * pages)
         return [bonus * min(uses, self.most) for uses in range(MOST_USES + 1)]
 
@@ -35,5 +36,6 @@ REUSE_POLICIES = (
     ReusePolicy("reuse_first", lifetimes=None, most=1),
     ReusePolicy("frequency", lifetimes=None, most=MOST_USES),
 )
-"""Least recently used; reused pages live one lifetime longer; pages used only once are evicted
-first; least frequently used. The first one applies until another proves better."""
+"""In this order: least recently used; reused pages live one lifetime longer; pages that were used
+only once are evicted first; least frequently used. The first policy applies until another one has
+more hits."""

@@ -2,8 +2,8 @@
 
 Miniature simulation (Waldspurger et al., "Cache Modeling and Optimization using Miniature
 Simulations", USENIX ATC 2017): a cache of 1/k of the size that sees 1/k of the pages, sampled by
-hash, has about the hit rate of the full cache. So the hits of each policy are measured rather than
-estimated, and there is nothing to tune.
+hash, has about the hit rate of the full cache. So this measures the hits of each policy instead of
+estimating them, and needs no tuning.
 """
 
 import heapq
@@ -15,9 +15,9 @@ from memkv_sglang.tiers.eviction.reuse_policy import MOST_USES, REUSE_POLICIES, 
 SAMPLE_PAGES = 4096
 """Capacity of a simulated cache, in pages."""
 HISTORY = 9
-"""Pages whose number of uses is remembered, as a multiple of the capacity."""
+"""Number of pages whose uses are remembered, as a multiple of the capacity."""
 HALF_LIFE = 4
-"""Uses after which a hit counts half, as a multiple of the capacity."""
+"""Number of uses after which a hit counts half, as a multiple of the capacity."""
 _LARGEST_WEIGHT = 1e100
 
 
@@ -25,12 +25,12 @@ class Shadow:
     """One simulated cache per policy. Not thread-safe."""
 
     def __init__(self, policies: tuple[ReusePolicy, ...] = REUSE_POLICIES) -> None:
-        """Create empty caches, which are unbounded until the first `resize`."""
+        """Create empty caches. They are unbounded until the first `resize`."""
         self.mask = 0
-        """Only pages whose fingerprint has none of these bits are simulated."""
+        """A page is simulated if its fingerprint has none of these bits."""
         self.caches = [_Cache(policy) for policy in policies]
         self.best = self.caches[0]
-        """The cache with the most hits, where recent hits weigh more."""
+        """The cache with the most hits. Recent hits count more."""
         self._history: OrderedDict[int, int] = OrderedDict()
         self._capacity: int | None = None
         self._tick = 0
@@ -54,7 +54,7 @@ class Shadow:
             self._halve_sample()
 
     def choose(self) -> ReusePolicy:
-        """Return the policy with the most hits; on a tie, the one that was best before."""
+        """Return the policy with the most hits. In a tie, it is the one that was best before."""
         leader = max(self.caches, key=lambda cache: cache.hits)
         if leader.hits > self.best.hits:
             self.best = leader
@@ -87,11 +87,11 @@ class _Cache:
     def __init__(self, policy: ReusePolicy) -> None:
         self.policy = policy
         self.hits = 0.0
-        """Weighted number of hits."""
+        """Number of hits, of which recent ones count more."""
         self._bonuses = policy.bonuses(0)
         self._ranks: dict[int, int] = {}
         self._heap: list[tuple[int, int]] = []
-        """Ranks and fingerprints, including outdated ranks, which are skipped."""
+        """Ranks and fingerprints of pages. Outdated ranks are skipped."""
 
     def resize(self, pages: int) -> None:
         self._bonuses = self.policy.bonuses(pages)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from memkv_sglang.tiers.eviction.order import EvictionOrder
 
 _SCAN_SHARE = 32
-"""A scan selects one in so many pages, so evicting a page costs a look at that many others."""
+"""A scan selects 1 of this many pages, so evicting a page costs looking at this many pages."""
 _MIN_BATCH = 8
 
 
@@ -20,9 +20,9 @@ class Victims:
         is_evictable: Callable[[int], bool],
         max_batch: int | None = 4096,
     ) -> None:
-        """Choose from the `entries`, given in chunks, for which `is_evictable` is true.
+        """Choose from those `entries`, given in chunks, for which `is_evictable` is true.
 
-        A scan blocks the caller; it selects at most `max_batch` entries.
+        A scan blocks the caller, and selects at most `max_batch` entries.
         """
         self._max_batch = max_batch
         self._order = order
@@ -30,10 +30,10 @@ class Victims:
         self._is_evictable = is_evictable
         self._queue: deque[tuple[int, int]] = deque()
         self._queued: set[int] = set()
-        """The entries of the last scan, some of which may have left the queue."""
+        """The entries of the last scan. Some of them may have left the queue."""
 
     def peek(self, pages: int) -> int | None:
-        """Return the rank of the next victim, None if no entry can be evicted.
+        """Return the rank of the next victim; None if no entry can be evicted.
 
         `pages` is the number of pages in the tier.
         """
@@ -47,7 +47,7 @@ class Victims:
         return rank
 
     def take(self, pages: int, count: int) -> list[tuple[int, int]]:
-        """Return rank and entry of up to `count` pages in eviction order; empty if there are none.
+        """Return rank and entry of up to `count` pages, in eviction order; empty if there are none.
 
         The caller must evict or use each returned entry before the next call.
         """
@@ -59,13 +59,13 @@ class Victims:
         return victims
 
     def replace(self, successors: Mapping[int, int]) -> None:
-        """Replace queued entries whose page has moved to another entry, or it would be skipped."""
+        """Replace queued entries whose pages have moved, so that these pages stay queued."""
         if not self._queued.isdisjoint(successors):
             self._queue = deque((rank, successors.get(e, e)) for rank, e in self._queue)
             self._queued = {entry for _, entry in self._queue}
 
     def _first_valid(self) -> int | None:
-        """Skip entries used or evicted since the scan; return the rank of the first valid one."""
+        """Skip entries used or evicted since the scan; return the rank of the next one."""
         while self._queue:
             rank, entry = self._queue[0]
             if self._order.rank(entry) == rank and self._is_evictable(entry):

@@ -1,4 +1,4 @@
-"""Decides which shards a page belongs to."""
+"""Decide which shards a page belongs to."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ class Placement:
     """Ranks shards for a page by rendezvous hashing.
 
     A shard's score for a page depends only on the page's hash and the shard's name, so adding or
-    removing a shard moves only its share of the pages. If a page's first shard is
-    removed, its other shards keep their order.
+    removing a shard moves only that shard's share of the pages. If a page's first shard is removed,
+    the other shards keep their order.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Rank the shards with these names, which must differ. The order does not matter."""
+        """Rank the shards with these names, which must differ. Their order makes no difference."""
         self._factors = [_factors(name) for name in names]
         self._numbers = range(len(names))
 
@@ -23,7 +23,8 @@ class Placement:
         """Return the number of the page's first shard; faster than `order`."""
         # Page hashes are SHA-256, so one multiplication and one addition mix them well enough.
         number = int.from_bytes(page_hash[:8], "little")
-        if len(self._factors) == 2:  # the usual number, in half of the time
+        # The usual number of shards. This computes the same as below in half of the time.
+        if len(self._factors) == 2:
             (factor, addend), (other_factor, other_addend) = self._factors
             return int(
                 (number * factor + addend) & MASK < (number * other_factor + other_addend) & MASK
@@ -32,7 +33,7 @@ class Placement:
         return scores.index(max(scores))
 
     def order(self, page_hash: bytes) -> Sequence[int]:
-        """Return the numbers of all shards, the page's first shard first."""
+        """Return the numbers of all shards, beginning with the page's first shard."""
         if len(self._factors) == 2:
             first = self.first(page_hash)
             return (first, 1 - first)

@@ -9,13 +9,14 @@ from memkv_sglang.tiers.shards.placement import Placement
 from memkv_sglang.tiers.shards.shard import Shard
 
 CANDIDATES = 2
-"""Maximum working shards to ask for a page: its first, then the next one if that lacks it.
+"""Maximum number of working shards to ask for a page: its first shard, and the next one if that
+lacks the page.
 
-The next one has the page if it was stored while the first one was down or did not exist.
+The next shard has the page if it was stored while the first one was down or did not exist.
 """
 
 DISPLACED_LIMIT = 200_000
-"""Displaced pages to remember; about 50 MB."""
+"""Number of displaced pages to remember, which take about 50 MB."""
 
 
 class Router:
@@ -25,7 +26,7 @@ class Router:
     """
 
     def __init__(self, shards: Sequence[Shard], placement: Placement, replicas: int) -> None:
-        """Store each page in the first `replicas` shards of its ranking that work."""
+        """Store each page in the first `replicas` working shards of its ranking."""
         self._shards = shards
         self._placement = placement
         self._replicas = replicas
@@ -50,7 +51,7 @@ class Router:
         return [number for number in self._placement.order(key.hash) if number in live]
 
     def candidates(self, key: PageKey, live: Collection[int]) -> list[int]:
-        """Return which shards in `live` to ask for a page, the most likely one first."""
+        """Return the shards in `live` to ask for a page, the most likely one first."""
         ranked = self.ranking(key, live)
         place = self._displaced.get(key)
         if place is not None and place in ranked:
@@ -58,7 +59,7 @@ class Router:
         return ranked[:CANDIDATES]
 
     def holders(self, chain: Chain) -> dict[int, list[int]]:
-        """Return by shard the indices of the chain's pages that it stores, if they are stored."""
+        """Return by shard the indices of the chain's pages that it holds if they are stored."""
         groups: dict[int, list[int]] = {}
         if self._replicas == 1 and not self._displaced:
             for index, page_hash in enumerate(chain.hashes):
@@ -72,7 +73,7 @@ class Router:
         return groups
 
     def note(self, key: PageKey, number: int) -> None:
-        """Record that a shard has a page; only pages in an unexpected shard are remembered."""
+        """Record that a shard has a page. Only pages in an unexpected shard are remembered."""
         if number in self._placement.order(key.hash)[: self._replicas]:
             self._displaced.discard([key])
         else:
@@ -90,7 +91,7 @@ class Router:
 class _DisplacedPages:
     """Pages that are not in the shards they belong to, and where they are. Thread-safe.
 
-    They were stored when their shards were down or not configured yet.
+    They were stored while their shards were down or not configured yet.
     """
 
     def __init__(self) -> None:
@@ -101,11 +102,11 @@ class _DisplacedPages:
         return bool(self._places)
 
     def get(self, key: PageKey) -> int | None:
-        """Return the number of the shard that has the page, None if it is not known."""
+        """Return the number of the shard that has the page; None if it is not known."""
         return self._places.get(key) if self._places else None
 
     def add(self, key: PageKey, number: int) -> None:
-        """Record where a page is; forget the oldest one above the limit."""
+        """Record which shard has a page. Above the limit, forget the oldest page."""
         with self._lock:
             self._places[key] = number
             while len(self._places) > DISPLACED_LIMIT:

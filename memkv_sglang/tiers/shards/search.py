@@ -1,4 +1,4 @@
-"""Finds out which shards hold pages, with few requests."""
+"""Find out which shards hold pages, with few requests."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from memkv_sglang.tiers.shards.shard import Shard, ShardCalls
 
 
 class ShardSearch:
-    """Searches within one call of the tier."""
+    """A search within one call of the tier."""
 
     def __init__(
         self, shards: Sequence[Shard], router: Router, calls: ShardCalls, deadline: float
     ) -> None:
-        """Ask the shards that work now. Raises `TierError` if none does."""
+        """Search the shards that work now. Raises `TierError` if none does."""
         self._shards = shards
         self._router = router
         self._calls = calls
@@ -26,7 +26,7 @@ class ShardSearch:
         self.lost: set[int] = set()
         """Shards that failed in this call."""
         self.asked = 0
-        """Pages that shards were asked about; at most one request each."""
+        """Number of pages that shards were asked about. Each cost at most one request."""
         if not self._live:
             raise TierError("no shard works")
 
@@ -36,12 +36,12 @@ class ShardSearch:
         return len(self._live) < len(self._shards) or bool(self.lost)
 
     def prefix(self, chain: Chain, low: int, high: int) -> tuple[int, int]:
-        """Return bounds of the number of present pages, which are equal unless time ran out.
+        """Return bounds of the number of leading pages that are present.
 
-        At least `low` and at most `high` pages are present from the start. The whole chain is
-        searched first, each probe in the shard of its page. A shard that lost its share of the
-        chain leaves gaps that such a search can miss, so the last page of each share is checked
-        then, and a share that lacks it is searched.
+        The bounds are equal unless time ran out. The whole chain is searched first, each page in
+        its own shard. Such a search can miss the gaps that a shard leaves if it lost its share of
+        the chain. So the last page of each share is checked then, and the shares that lack it are
+        searched.
         """
         begin = low
         low, high = self._longest(chain, range(begin, high), high)
@@ -61,9 +61,9 @@ class ShardSearch:
         return low, high
 
     def _longest(self, chain: Chain, positions: Sequence[int], limit: int) -> tuple[int, int]:
-        """Search some positions of the chain; return bounds of the first that is missing.
+        """Search some positions of the chain; return bounds of the first missing one.
 
-        That is `limit` if none is missing.
+        It is `limit` if none is missing.
         """
 
         def probe(numbers: Sequence[int]) -> list[bool] | None:
@@ -80,7 +80,7 @@ class ShardSearch:
         return low, high
 
     def _last_of_shares(self, chain: Chain, begin: int, end: int) -> list[int]:
-        """Return the last position before `end` of each shard's share, in order."""
+        """Return the last position before `end` in each shard's share, in order."""
         lasts: dict[int, int] = {}
         for position in range(end - 1, begin - 1, -1):
             lasts.setdefault(self._router.home(chain.hashes[position]), position)
@@ -91,9 +91,9 @@ class ShardSearch:
     def places(self, keys: Sequence[PageKey], *, thorough: bool) -> list[int | None]:
         """Return for each page a shard that holds it, or None.
 
-        If a page's first shard lacks it or fails, its next shard is asked. Unless `thorough`, only
-        the first such page is tried; the others follow only if its next shard has it, because
-        usually the chain ends there. Raises `TierError` if every shard fails.
+        If a page's first shard lacks it or fails, its next shard is asked. Usually the chain ends
+        at the first such page, so unless `thorough`, the others are tried only if its next shard
+        has it. Raises `TierError` if every shard fails.
         """
         found: list[int | None] = [None] * len(keys)
         candidates = [self._router.candidates(key, self._live) for key in keys]
@@ -120,7 +120,7 @@ class ShardSearch:
         targets: Sequence[Sequence[int]],
         found: list[int | None],
     ) -> list[int]:
-        """Ask the pages' targets, all at once; return which pages are still not found."""
+        """Ask the target of each page, all at once; return which pages are still not found."""
         indices = list(which)
         groups: dict[int, list[int]] = {}
         for index in indices:

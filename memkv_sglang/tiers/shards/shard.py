@@ -11,7 +11,7 @@ from memkv_sglang.tiers.parallel import run_in_parallel
 T = TypeVar("T")
 
 CONCURRENT_CALLS = 32
-"""Calls to one shard that can run at once on threads of their own. Further ones wait."""
+"""Number of calls to one shard that run at once in threads of their own. Further calls wait."""
 
 
 def _always() -> bool:
@@ -26,14 +26,14 @@ class Shard(NamedTuple):
     """A complete tier that holds a share of the pages."""
 
     name: str
-    """Decides which pages belong to the shard."""
+    """Name of the shard, which decides which pages belong to it."""
     tier: Tier
     works: Callable[[], bool] = _always
     """Whether to attempt calls, for example by the state of a circuit breaker. Does not block."""
     uses: AccessRecorder | None = None
     pins: PinReader | None = None
     round_trip: Callable[[], float] = _no_delay
-    """Seconds from a request to its response, as measured."""
+    """Measured seconds from a request to its response."""
 
 
 class ShardCalls:
@@ -43,7 +43,7 @@ class ShardCalls:
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        """Start no thread yet."""
+        """Create the thread pools. Threads are started when they are needed."""
         self._executors = [
             ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix=f"memkv-shard-{shard.name}")
             for shard in shards
@@ -52,8 +52,9 @@ class ShardCalls:
     def run(self, calls: Mapping[int, Callable[[], T]]) -> dict[int, T | TierError]:
         """Make one call to each of some shards; return its result or the `TierError` it raised.
 
-        The keys are the shards' numbers. Blocks until every call has returned, even if one raises
-        another exception, which is raised then. The last call runs in the caller's thread.
+        The keys are the numbers of the shards. Blocks until every call has returned, even if one of
+        them raises another exception; that exception is raised afterwards. The last call runs in
+        the caller's thread.
         """
         results = run_in_parallel(
             [(self._executors[number], partial(_attempt, call)) for number, call in calls.items()]
@@ -61,7 +62,7 @@ class ShardCalls:
         return dict(zip(calls, results, strict=True))
 
     def close(self) -> None:
-        """End the threads once their calls have ended, without waiting for them; idempotent."""
+        """End the threads after their calls, without waiting for them. Idempotent."""
         for executor in self._executors:
             executor.shutdown(wait=False)
 

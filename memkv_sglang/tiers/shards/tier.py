@@ -28,7 +28,7 @@ from memkv_sglang.tiers.shards.shard import Shard, ShardCalls
 T = TypeVar("T")
 
 REMOVE_SECONDS = 60.0
-"""Maximum time, in seconds, to check which of the pages to remove exist."""
+"""Maximum seconds to check which of the pages to remove exist."""
 
 
 def _ignore(_: int) -> None:
@@ -38,9 +38,9 @@ def _ignore(_: int) -> None:
 class ShardedTier(Tier):
     """Spreads pages over shards by their hashes, so that no directory of pages is needed.
 
-    A page is stored in the first `replicas` working shards of its ranking, and read from the first
-    two. If a shard is down, its pages are missing until they are stored again, in their next
-    shard; when it works again, all of them are found.
+    A page is stored in the first `replicas` working shards of its ranking, and searched in the
+    first two. While a shard is down, its pages are missing until they are stored again in their
+    next shard. When the shard works again, all its pages are found.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ShardedTier(Tier):
             name: the tier's name.
             shards: at least one, with different names.
             replicas: number of shards that store each page, if that many work.
-            presence_cache_pages: pages remembered as present in some shard.
+            presence_cache_pages: number of pages to remember as present in some shard.
             negative_ttl: seconds for which a missing page is remembered as missing.
             placement: ranks the shards; by default, by the hash of each page.
             report: called after each lookup with the number of pages that shards were asked about.
@@ -80,18 +80,19 @@ class ShardedTier(Tier):
 
     @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Narrow the result by the presence cache, then ask the shards.
+        """Look in the presence cache, then ask shards about the remaining pages.
 
         Does not affect the shards' eviction order; see `record_access`.
         """
         search = self._search(deadline)
         low, high = self._presence.bounds(chain)
         if search.is_degraded:
-            low = 0  # cached pages may be in a shard that is down
+            low = 0  # The shard of a cached page may be down now.
         found, bound = search.prefix(chain, low, high)
         self._presence.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
-            # A page is useless without its ancestors, so the pages after the missing one are too.
+            # A page is useless without its ancestors, so all pages after a missing one count as
+            # missing.
             absent = [PageKey(chain.namespace, one) for one in chain.hashes[found:]]
             self._presence.discard(*absent)
             if not search.lost:
@@ -101,7 +102,7 @@ class ShardedTier(Tier):
 
     @override
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
-        """Ask each page's shards. A page counts as missing if no shard that answers has it."""
+        """Ask each page's shards. A page counts as missing if no answering shard has it."""
         places = self._search(deadline).places(keys, thorough=True)
         if None in places and time.monotonic() >= deadline:
             raise TierError("the deadline passed")
@@ -131,7 +132,7 @@ class ShardedTier(Tier):
         outcomes: list[Fetched],
         deadline: float,
     ) -> None:
-        """Load the pages from these shards, except the ones without; update the outcomes."""
+        """Load each page from its shard, except those without one; update the outcomes."""
         groups = _groups(places)
         calls = {
             number: partial(self._shards[number].tier.fetch, [pages[i] for i in which], deadline)
@@ -139,14 +140,14 @@ class ShardedTier(Tier):
         }
         for number, fetched in self._calls.run(calls).items():
             if isinstance(fetched, TierError):
-                continue  # the contract says that `fetch` does not raise
+                continue  # `fetch` must not raise
             for index, outcome in zip(groups[number], fetched, strict=True):
                 outcomes[index] = outcome
 
     def _fetch_elsewhere(
         self, pages: Sequence[Page], outcomes: list[Fetched], failed: int, deadline: float
     ) -> None:
-        """Look for the pages that were not loaded in their other shards, and load them from there.
+        """Search the pages that were not loaded in their other shards, and load them from there.
 
         The first of them decides: if no other shard has it, the prefix ends there.
         """
@@ -181,7 +182,7 @@ class ShardedTier(Tier):
 
     @override
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Store each page in its first working shards; in its next one if they store nothing."""
+        """Store each page in its first working shards, or in the next one if they store nothing."""
         results = [SpillResult.FAILED] * len(pages)
         if not pages:
             return results
@@ -209,7 +210,7 @@ class ShardedTier(Tier):
         results: list[SpillResult],
         deadline: float,
     ) -> set[int]:
-        """Store each page in its targets; keep the best result. Return shards that took nothing."""
+        """Store each page in its targets, keeping its best result; return shards that took none."""
         groups: dict[int, list[int]] = {}
         for index, numbers in enumerate(targets):
             for number in numbers:
@@ -223,7 +224,7 @@ class ShardedTier(Tier):
             if isinstance(stored, TierError) or min(stored) > SpillResult.PRESENT:
                 lost.add(number)
             if isinstance(stored, TierError):
-                continue  # the contract says that `spill` does not raise
+                continue  # `spill` must not raise
             for index, result in zip(groups[number], stored, strict=True):
                 results[index] = min(results[index], result)
                 if result <= SpillResult.PRESENT:
@@ -288,7 +289,7 @@ class ShardedTier(Tier):
         )
 
     def _on_all(self, call: Callable[[Tier], T]) -> list[T]:
-        """Make a call to every shard; then raise the first `TierError`, if any."""
+        """Make a call to every shard. Afterwards, raise the first `TierError`, if any."""
         done: list[T] = []
         failure: TierError | None = None
         for number, result in self._on_each(call).items():
@@ -301,7 +302,7 @@ class ShardedTier(Tier):
         return done
 
     def _on_any(self, call: Callable[[Tier], T]) -> list[T]:
-        """Make a call to every shard; return what succeeded, raise `TierError` if nothing did."""
+        """Make a call to every shard; return the results. Raise `TierError` if all calls failed."""
         results = self._on_each(call).values()
         done = [result for result in results if not isinstance(result, TierError)]
         if not done:
@@ -322,7 +323,7 @@ class ShardedTier(Tier):
 
     @override
     def problem(self) -> str | None:
-        """Return the shards that do not work, with the reasons."""
+        """Return which shards do not work, with the reasons."""
         problems = {shard.name: shard.tier.problem() for shard in self._shards}
         failing = [f"shard {name}: {problem}" for name, problem in problems.items() if problem]
         if failing:
@@ -358,7 +359,7 @@ class ShardedTier(Tier):
                 )
 
     def flush_accesses(self, timeout: float) -> bool:
-        """Flush every shard; False if one of them fails. See `AccessRecorder`."""
+        """Flush every shard. Returns False if one of them fails. See `AccessRecorder`."""
         flushes = {
             number: partial(shard.uses.flush_accesses, timeout)
             for number, shard in enumerate(self._shards)
@@ -381,7 +382,7 @@ class ShardedTier(Tier):
 
 
 def _groups(places: Sequence[int | None]) -> dict[int, list[int]]:
-    """Return by shard the indices of its pages."""
+    """Return the indices of the pages of each shard."""
     groups: dict[int, list[int]] = {}
     for index, number in enumerate(places):
         if number is not None:

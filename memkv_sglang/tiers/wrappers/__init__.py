@@ -1,4 +1,4 @@
-"""Wrappers that add one cross-cutting concern to any tier, such as metrics or injected faults."""
+"""Wrappers that add one thing, such as metrics or injected faults, to any tier."""
 
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 from memkv_sglang.tiers.wrappers.counting import CountingTier

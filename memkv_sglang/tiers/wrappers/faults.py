@@ -9,7 +9,8 @@ from memkv_sglang.tiers.base import Fetched, LoadResult, Lookup, SpillResult, Ti
 from memkv_sglang.tiers.wrappers.base import WrapperTier
 
 FaultRule = Callable[[str, PageKey | None], bool]
-"""Takes the operation and, for loads and spills, the page's key; returns whether to fail."""
+"""A rule that gets the operation and, for loads and spills, the page's key; returns whether to
+fail."""
 
 
 class FaultyTier(WrapperTier):
