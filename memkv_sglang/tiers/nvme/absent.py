@@ -1,4 +1,4 @@
-"""Pages in segments that could not be opened; a later start may open them."""
+"""Pages in segments that could not be opened, but may be opened by a later start."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,11 +6,11 @@ from memkv_sglang.page import PageKey
 from memkv_sglang.tiers.nvme.journal import Put
 
 _Slot = tuple[int, int]
-"""Segment and slot."""
+"""A page's segment and slot."""
 
 
 class AbsentPages:
-    """The journal's records of such pages. The caller must hold the catalog's locks."""
+    """The journal's records of these pages. The caller must hold the catalog's locks."""
 
     def __init__(self) -> None:
         """Create an empty collection."""
@@ -50,11 +50,11 @@ class AbsentPages:
             self.pending.pop(slot, None)
 
     def find(self, keys: Iterable[PageKey]) -> list[_Slot]:
-        """Return the slots of the pages that are absent; other pages are skipped."""
+        """Return the slots of those pages that are in such segments."""
         if not self._puts:
             return []
         return [self._slots[key] for key in keys if key in self._slots]
 
     def of_namespace(self, namespace: bytes) -> list[PageKey]:
-        """Return the absent pages of a namespace."""
+        """Return the pages of a namespace that are in such segments."""
         return [key for key in self._slots if key.namespace == namespace]

@@ -7,21 +7,21 @@ from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK
 KIB, MIB = 1 << 10, 1 << 20
 
 JOURNAL_BYTES_PER_SLOT = 512
-"""Journal bytes budgeted per slot, beyond the journal's smallest size. A page's records take 80
-bytes; the journal grows to four times that before it is compacted, and then exists twice."""
+"""Bytes of the journal's budget per slot, beyond the journal's smallest size. A page's records take
+80 bytes. The journal is compacted once it has grown to four times that, and then exists twice."""
 
 SMALLEST_JOURNAL = 4 * MIB
-"""Upper limit of `Budget.journal`: a journal this short is read quickly without compaction."""
+"""Upper limit of `Budget.journal`. A journal this short is read quickly without compaction."""
 
 _SHARE = 128
 """Each kind of small file may take 1/128 of the capacity."""
 _SMALLEST_SHARE = 32 * KIB
 _FORMAT = 2 * BLOCK
-"""The `format` file, and its replacement while that is written."""
+"""Bytes of the `format` file, and of the file that replaces it."""
 
 
 class Budget(NamedTuple):
-    """Bytes on disk by purpose. They add up to the capacity."""
+    """Bytes on disk for each purpose. They add up to the capacity."""
 
     segments: int
     """Segment files, including damaged ones, and `JOURNAL_BYTES_PER_SLOT` for each slot."""

@@ -15,7 +15,7 @@ class CallsInFlight:
 
     @contextmanager
     def enter(self) -> Iterator[bool]:
-        """Count a call; yield False if it must not start because of `close`."""
+        """Count a call. Yields False if `close` was called, so that the call must not start."""
         with self._changed:
             entered = not self._closed
             self._count += entered
@@ -27,7 +27,7 @@ class CallsInFlight:
                 self._changed.notify_all()
 
     def close(self) -> bool:
-        """Admit no more calls and wait for those in flight; return False if already closed."""
+        """Admit no more calls and wait for those in flight. Returns False if already closed."""
         with self._changed:
             first = not self._closed
             self._closed = True

@@ -1,8 +1,8 @@
 """Keep index, slots, eviction order, pending marks and journal consistent with each other.
 
-There are two locks. A change holds `changes` from start to end, including the journal write, so
-that the journal has the changes in order. `lock` is held only briefly and never while blocking.
-Lookups take neither lock.
+There are two locks. A change holds `changes` until it is in the journal, so that the journal has
+all changes in order. `lock` is only held briefly, and never while blocking. Lookups take neither
+lock.
 """
 
 import threading
@@ -23,7 +23,8 @@ from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.segments import Segments
 
 _SNAPSHOT_BATCH = 512
-"""Entries that a snapshot reads per hold of the lock, which takes a fraction of a millisecond."""
+"""Number of entries that a snapshot reads each time it holds the lock, in a fraction of a
+millisecond."""
 
 
 class NewPage(NamedTuple):
@@ -61,7 +62,7 @@ class Catalog:
     def __init__(self, segments: Segments, chooser: PolicyChooser | None = None) -> None:
         """Create an empty catalog. Recovery fills it and sets `journal`.
 
-        `chooser` chooses the reuse policy; None means that this disk has its own.
+        `chooser` chooses the reuse policy. If it is None, this disk has its own.
         """
         self.journal: Journal
         self.segments = segments
@@ -82,7 +83,7 @@ class Catalog:
 
     @property
     def is_partial(self) -> bool:
-        """Whether some segments could not be opened, so that their pages are `absent`."""
+        """Whether some segments could not be opened. Their pages are in `absent`."""
         return bool(self.segments.unopened)
 
     # Finding pages
@@ -91,12 +92,12 @@ class Catalog:
         """Return the entries of the chain's pages, up to the first missing page."""
         pages = self.index.of_namespace(chain.namespace)
         entries: list[int] = []
-        with suppress(KeyError):  # `extend` has appended the pages before the missing one
+        with suppress(KeyError):  # `extend` has appended all pages before the missing one
             entries.extend(map(pages.__getitem__, chain.hashes))
         return entries
 
     def pin(self, keys: Iterable[PageKey]) -> list[int | None]:
-        """Return the pages' entries, None for a missing page.
+        """Return the pages' entries; None for a missing page.
 
         Until `unpin`, their slots keep their content, even if the pages are dropped.
         """
@@ -129,12 +130,12 @@ class Catalog:
         return bool(self.exempt) and self.index.key(entry) in self.exempt
 
     def place(self, entry: int) -> Place:
-        """Return the slot of an entry, which must be pinned unless `lock` is held."""
+        """Return the slot of an entry. The entry must be pinned, or the caller must hold `lock`."""
         number = self.index.segments[entry]
         return Place(self.segments.by_number[number], self.index.slots[entry])
 
     def describe(self, key: PageKey) -> SlotDescription | None:
-        """Return the location and state of a page, None if it is missing."""
+        """Return the location and state of a page; None if it is missing."""
         with self.lock:
             entry = self.index.find(key)
             if entry is None:
@@ -168,7 +169,7 @@ class Catalog:
 
         Returns False for a page that another call has published first; its slot is freed.
         """
-        self.order.flush()  # now, so that it does not happen under the lock
+        self.order.flush()  # compute it now, so that the lock is not held for it
         with self.changes:
             with self.lock:
                 fresh = [self.index.find(page.key) is None for page in pages]
@@ -181,19 +182,19 @@ class Catalog:
         return fresh
 
     def adopt(self, page: NewPage) -> int:
-        """Add a page whose slot is taken to the index; return its entry.
+        """Add a page whose slot is already taken to the index; return its entry.
 
-        Call with `lock` held, or as the only thread.
+        Hold `lock`, or be the only thread.
         """
         segment, slot = page.place
         entry = self.index.add(page.key, segment.number, slot, page.length)
         self.order.set_tick(entry, page.tick)
         segment.slots.entries[slot] = entry
-        self.index.link(entry)  # last, because lookups take no lock
+        self.index.link(entry)  # Link it last, because lookups take no lock.
         return entry
 
     def forget(self, entry: int) -> None:
-        """Remove a page from the index; call with `lock` held, or as the only thread.
+        """Remove a page from the index. Hold `lock`, or be the only thread.
 
         Its slot is freed at once, or when the entry is no longer pinned.
         """
@@ -207,10 +208,10 @@ class Catalog:
     def evict(self, victims: Iterable[tuple[int, int]], rank: Callable[[int], int]) -> int:
         """Evict pages, given as rank and entry; return how many were evicted.
 
-        A page stays if it is pinned, pending, or was used after it was chosen. A spill uses all
+        Keeps a page that is pinned, pending, or was used after it was chosen. A spill uses all
         ancestors of its pages, so no stored page ends up behind an evicted one.
         """
-        with self.changes:  # no page is published in the meantime
+        with self.changes:  # While this lock is held, no page is published.
             self.order.flush()
             with self.lock:
                 entries = [
@@ -223,7 +224,7 @@ class Catalog:
             return self.drop(entries)
 
     def drop(self, entries: Collection[int]) -> int:
-        """Remove pages and return how many were removed."""
+        """Remove pages; return how many were removed."""
         with self.changes:
             with self.lock:
                 entries = [entry for entry in dict.fromkeys(entries) if self.index.key(entry)]
@@ -236,10 +237,10 @@ class Catalog:
         return len(entries)
 
     def move(self, moves: Iterable[tuple[int, Place]]) -> dict[int, int]:
-        """Move pages, whose entries are pinned, to reserved slots that hold a copy of them.
+        """Move pages to reserved slots that hold copies of them. Their entries must be pinned.
 
-        Returns the new entry by old entry. Pages dropped or marked pending in the meantime are not
-        moved. Readers of the old slot can continue: it is freed when it is unpinned.
+        Returns the new entry by old entry. Pages that were dropped or marked pending meanwhile are
+        not moved. Loads from the old slot can continue: it is freed when it is unpinned.
         """
         self.order.flush()
         with self.changes:
@@ -261,7 +262,7 @@ class Catalog:
         return successors
 
     def remember_evicted(self, entries: Iterable[int]) -> None:
-        """Before pages are evicted, save their use counts in the eviction order."""
+        """Save the use counts of pages that are about to be evicted, in the eviction order."""
         self.order.flush()
         with self.lock:
             keys = ((self.index.key(entry), entry) for entry in entries)
@@ -295,9 +296,9 @@ class Catalog:
     def mark(self, keys: Iterable[PageKey], *, pending: bool) -> int:
         """Set or clear the pending mark of pages.
 
-        Returns the number of leading pages that are stored; marks are set only on these. Marks are
-        cleared even if the journal write fails: uploaded pages can then be evicted, and at worst
-        are uploaded again after a restart.
+        Returns the number of leading pages that are stored. Only these are marked. Marks are
+        cleared even if the journal cannot be written: uploaded pages can then be evicted, and at
+        worst they are uploaded again after a restart.
         """
         with self.changes:
             found = [self.index.find(key) for key in keys]
@@ -318,7 +319,7 @@ class Catalog:
         return length
 
     def set_mark(self, entry: int, *, pending: bool) -> None:
-        """Set or clear one mark; call with `lock` held, or as the only thread."""
+        """Set or clear one mark. Hold `lock`, or be the only thread."""
         if pending != (entry in self.pending):
             self.pending_by_segment[self.index.segments[entry]] += 1 if pending else -1
         if pending:
@@ -338,7 +339,7 @@ class Catalog:
     # Writing journals
 
     def start_journal(self, folder: Folder) -> None:
-        """Write a journal of all pages, replacing any earlier journal."""
+        """Write a journal of all pages. Replaces any earlier journal."""
         self.journal = self._new_journal(folder)
         self.journal.take_over()
         folder.sync()
@@ -346,9 +347,9 @@ class Catalog:
     def compact(self, give_up: Callable[[], bool] = lambda: False) -> None:
         """Replace the journal with a snapshot of all pages, including when they were last used.
 
-        Does not block other calls: it takes the snapshot in batches and appends all changes made
-        since its start, which a replay applies on top of the snapshot. Raises
-        `CompactionGivenUpError` once `give_up` returns True; the journal is then unchanged.
+        Does not block other calls. The snapshot is taken in batches. All changes since its start
+        are appended, and a replay applies them to the snapshot. Raises `CompactionGivenUpError`
+        once `give_up` returns True; the journal is then unchanged.
         """
         journal = self.journal
         with self.changes:
@@ -363,7 +364,8 @@ class Catalog:
                     successor.discard()
                     raise
                 self.journal = successor
-            journal.folder.sync()  # after releasing `changes`, so that spills do not wait for it
+            # close it after releasing `changes`, so that spills do not wait for that
+            journal.folder.sync()
         finally:
             journal.copies = None
             if self.journal is not journal:
@@ -374,19 +376,20 @@ class Catalog:
         return (len(self.index) + len(self.absent)) * PUT.size
 
     def _new_journal(self, folder: Folder, give_up: Callable[[], bool] = lambda: False) -> Journal:
-        """Write a snapshot to a new file next to the journal that it will replace."""
+        """Write a snapshot to a new file, next to the journal that it will replace."""
         journal = Journal.begin_successor(folder)
         try:
             self._write_snapshot(journal, give_up)
             journal.append(Kind.SNAPSHOT_END, b"")
             journal.sync()
-        except BaseException:  # including a signal during startup
+        except BaseException:  # BaseException covers signals during the start
             journal.discard()
             raise
         return journal
 
     def _write_snapshot(self, journal: Journal, give_up: Callable[[], bool]) -> None:
-        self._write_absent(journal)  # first, so that a copy stored since then overrides it
+        # Write absent pages first, so that a copy that was stored later overrides them.
+        self._write_absent(journal)
         for first in range(0, self.index.entries, _SNAPSHOT_BATCH):
             if give_up():
                 raise CompactionGivenUpError

@@ -1,4 +1,4 @@
-"""Store namespace descriptions next to the pages, one readable file each."""
+"""Store namespace descriptions next to the pages, each in a readable file."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Descriptions:
-    """A directory of `DIGEST.json` files that take at most `limit` bytes on disk."""
+    """A directory of `DIGEST.json` files, which take at most `limit` bytes on disk."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class Descriptions:
         self._lock = threading.Lock()
 
     def store(self, namespace: Namespace) -> None:
-        """Write a description unless an intact copy is stored already. Raises `OSError`.
+        """Write a description, unless an intact copy is stored already. Raises `OSError`.
 
-        If there are too many, first removes those of namespaces without pages.
+        If there are too many descriptions, first removes those of namespaces without pages.
         """
         name = namespace.digest.hex() + _SUFFIX
         with self._lock:
@@ -69,7 +69,7 @@ class Descriptions:
     def remove_all_but(self, namespaces: Collection[bytes]) -> None:
         """Remove the descriptions of all other namespaces. Raises `OSError`.
 
-        Goes by file name without reading the files, and keeps files with other names.
+        Looks only at the files' names, and keeps files with names of another kind.
         """
         wanted = {digest.hex() + _SUFFIX for digest in namespaces}
         for name in self._own():
@@ -77,7 +77,7 @@ class Descriptions:
                 self._folder.remove(name)
 
     def remove_unfinished(self) -> None:
-        """Remove the leftovers of interrupted writes. Raises `OSError`."""
+        """Remove files that interrupted writes have left behind. Raises `OSError`."""
         for name in self._folder.names():
             base = name.removesuffix(UNFINISHED_SUFFIX)
             if base != name and _NAME.fullmatch(base):

@@ -24,9 +24,9 @@ from memkv_sglang.tiers.nvme.journal import JOURNAL
 
 FORMAT = "memkv nvme 1\n"
 FORMAT_FILE = "format"
-"""The name of the file with the version."""
+"""Name of the file with the format's version."""
 _FORMAT_LIMIT = 64
-"""Maximum bytes of a `format` file of any version."""
+"""Maximum bytes of a `format` file, whatever its version."""
 _ANY_FORMAT = re.compile(rb"memkv nvme \d{1,9}\n")
 _SUBFOLDERS = ("segments", "namespaces", "quarantine")
 _log = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ class Directory:
 
     @property
     def segments_descriptor(self) -> int:
-        """Descriptor of the segments directory, without a lock, so other processes may keep it."""
+        """Descriptor of the segments directory without a lock; other processes may keep it."""
         return self.segments.descriptor
 
     def displacement(self) -> str:
-        """Return why the path no longer leads to this directory, or empty if it does."""
+        """Return why the path no longer leads to this directory; empty if it does."""
         for folder in (self.root, self.segments, self.namespaces, self.quarantine):
             if reason := folder.displacement():
                 return reason
@@ -88,7 +88,7 @@ class Directory:
         self.path.mkdir(mode=0o700, exist_ok=True)
 
     def _lock(self, folder: Folder) -> None:
-        """Lock the directory itself, so that the lock ends with the process and leaves no file."""
+        """Lock the directory itself. The lock ends with the process and leaves no file behind."""
         try:
             fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,7 +104,7 @@ class Directory:
             ) from None
 
     def _check_place(self, config: NvmeConfig) -> None:
-        """Check the opened directory again, as another user may have replaced it in between."""
+        """Check the directory after opening it: another user may have just replaced it."""
         check_directory(config, str)
         if reason := self.root.displacement():
             raise OSError(errno.ESTALE, reason)
@@ -144,8 +144,9 @@ class Directory:
             folder = self.root.make_subfolder(name)
             opened.callback(folder.close)
             yield folder
-        # Lock the segments as well, because a mount may share them between two directories. Use a
-        # separate descriptor, because clients keep the other one open, and with it its lock.
+        # Also lock the segments directory, because a mount may share it between two directories.
+        # Use another descriptor for the lock than for clients, because they keep theirs open, and
+        # would keep the lock too.
         lock = self.root.subfolder("segments")
         opened.callback(lock.close)
         self._lock(lock)

@@ -1,4 +1,4 @@
-"""Errors for a directory that cannot be opened: a wrong setting or a broken disk."""
+"""Errors for a directory that cannot be opened, because of a wrong setting or a broken disk."""
 
 import errno
 from pathlib import Path
@@ -17,7 +17,7 @@ _WRONG_SETTING = frozenset(
         errno.EINVAL,
     }
 )
-"""Errors caused by the configured path; all others are disk faults."""
+"""Errors that a wrong path causes. All others are faults of the disk."""
 
 _OTHER_REMEDY = "check the kernel log for disk errors, or name another directory"
 _TOO_FEW_DESCRIPTORS = "raise the limit of open files (ulimit -n)"
@@ -38,7 +38,7 @@ _REMEDIES: dict[int | None, str] = {
 
 
 def unusable(directory: Path, error: OSError, way_out: str) -> ConfigError:
-    """Return the error for a directory that cannot be reached or created; `way_out` is the fix."""
+    """Return the error for a directory that cannot be reached or created. `way_out` is the fix."""
     kind = ConfigError if error.errno in _WRONG_SETTING else BrokenDiskError
     return kind(_line(directory, error, way_out))
 

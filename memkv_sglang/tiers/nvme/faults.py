@@ -8,7 +8,8 @@ from collections.abc import Callable
 from memkv_sglang.log_limit import LogLimit
 
 PAUSE = 30.0
-"""Seconds without writes after a write fault, and between log lines about one kind of fault."""
+"""Seconds without writes after a failed write, and between two log lines about one kind of fault.
+"""
 
 _CHECK_INTERVAL = 0.25
 """Seconds between checks that the directory is still at its path."""
@@ -32,7 +33,7 @@ class WriteGate:
     """Decides whether to write. Closed for `PAUSE` after a failed write.
 
     Also closed while the directory is not at its path, because the next start would not find pages
-    written to it.
+    that are written now.
     """
 
     def __init__(self, faults: FaultLog, displacement: Callable[[], str] = lambda: "") -> None:
@@ -52,7 +53,7 @@ class WriteGate:
 
     @property
     def problem(self) -> str:
-        """Why the last page was not written or why none can be; empty if writes work."""
+        """Why the last page was not written or none can be written now; empty if writes work."""
         return self._current_displacement() or self._failure
 
     def _current_displacement(self) -> str:
@@ -87,12 +88,12 @@ class WriteGate:
             self._failure = ""
 
     def record_refusal(self, reason: str) -> None:
-        """Record why there was no slot for a page. The gate stays open, as others may fit."""
+        """Record why there was no slot for a page. Keeps the gate open: other pages may fit."""
         self._failure = reason
 
     def close(self, error: OSError) -> None:
         """Stop writing for `PAUSE` seconds."""
         self._closed_until = time.monotonic() + PAUSE
-        if str(error) != self._failure:  # log each fault once, until it changes or is resolved
+        if str(error) != self._failure:  # Log each fault once, until it changes or ends.
             self._faults.report("disk accepts no pages", error=str(error), pause_s=PAUSE)
         self._failure = str(error)

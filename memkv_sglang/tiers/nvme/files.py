@@ -1,4 +1,4 @@
-"""Access directories by descriptor, and write small files that are either complete or absent."""
+"""Access directories by descriptor, and write small files that are either complete or missing."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ class Folder:
     def __init__(self, path: Path, descriptor: int, parent: "Folder | None" = None) -> None:
         """Own an open descriptor."""
         self.path = path
-        """The path at the time of opening; for messages."""
+        """The path at the time of opening, for messages."""
         self.descriptor = descriptor
         self._parent = parent
         self._identity = _identity(os.fstat(descriptor))
@@ -41,13 +41,13 @@ class Folder:
         return Folder(self.path / name, self.open(name, flags), self)
 
     def make_subfolder(self, name: str) -> "Folder":
-        """Open a subdirectory, creating it if it does not exist."""
+        """Open a subdirectory. Creates it if it does not exist."""
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.descriptor)
         return self.subfolder(name)
 
     def displacement(self) -> str:
-        """Return why the path no longer leads to this directory, or empty if it does."""
+        """Return why the path no longer leads to this directory; empty if it does."""
         try:
             if self._parent is None:
                 found = self.path.stat()
@@ -61,7 +61,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """Return the sorted names of all entries."""
-        # Open it again, because a duplicate descriptor shares its read position with other threads.
+        # Open the directory again, because duplicates of a descriptor share their read position.
         descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(descriptor) as entries:
@@ -74,7 +74,7 @@ class Folder:
         return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an entry of any type with this name."""
+        """Return whether there is an entry of this name, of any type."""
         try:
             self.status(name)
         except FileNotFoundError:
@@ -102,7 +102,7 @@ class Folder:
         return os.open(name, flags | os.O_NOFOLLOW, mode, dir_fd=self.descriptor)
 
     def open_to_read(self, name: str) -> int:
-        """Open a regular file for reading; raise without blocking if it is anything else."""
+        """Open a regular file for reading. Raises, without blocking, if it is anything else."""
         descriptor = self.open(name, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -118,7 +118,7 @@ class Folder:
         return content
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file with mode 0600. Leaves no file behind on failure."""
+        """Write a file with mode 0600. If that fails, no file is left behind."""
         descriptor = self.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -132,7 +132,7 @@ class Folder:
             raise
 
     def write_durably(self, name: str, content: bytes) -> None:
-        """Replace a file atomically: after a power failure it has the old or the new content."""
+        """Replace a file atomically. After a power failure, it has the old or the new content."""
         unfinished = name + UNFINISHED_SUFFIX
         self.write(unfinished, content)
         self.rename(unfinished, name)
@@ -148,7 +148,7 @@ class Folder:
             os.unlink(name, dir_fd=self.descriptor)
 
     def remove_unfinished(self, name: str) -> None:
-        """Remove the leftover of an interrupted write, if it is a regular file."""
+        """Remove the file that an interrupted write has left behind, if it is a regular file."""
         if self.is_file(name):
             self.remove(name)
 

@@ -1,4 +1,4 @@
-"""The footer: the block after every page on disk that identifies the page in the slot.
+"""The footer: a block after each page on disk that identifies the page in the slot.
 
 Format, little-endian, one block: magic (8), format version (4), zero (4), content length (8),
 sequence (8), namespace digest (16), page hash (32), page checksum (16), XXH3-128 of the preceding
@@ -16,9 +16,9 @@ from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, pad_to_block
 FOOTER_SIZE = BLOCK
 FORMAT_VERSION = 1
 MAX_LENGTH = 1 << 36
-"""Maximum bytes of a page, because no segment is larger."""
+"""Maximum bytes of a page: no segment is larger."""
 MAX_TICK = 1 << 62
-"""Maximum sequence number. They start at 0 and count pages, so a higher one is invalid."""
+"""Maximum sequence number. Sequence numbers count pages from 0, so a higher one is invalid."""
 MAGIC = b"MKVPAGE\0"
 _FIELDS = struct.Struct("<8sI4xQQ16s32s16s")
 _SEAL_SIZE = 16
@@ -30,11 +30,12 @@ class Footer(NamedTuple):
 
     key: PageKey
     length: int
-    """Bytes of content, before padding."""
+    """Bytes of content, without padding."""
     sequence: int
-    """Order of writing: of two footers with the same key, the higher one is newer."""
+    """Order of writing. Of two footers with the same key, the one with the higher number is newer.
+    """
     checksum: bytes
-    """`page_checksum` of key and content."""
+    """The `page_checksum` of key and content."""
 
     def pack_into(self, block: memoryview) -> None:
         """Write the footer to a block."""
@@ -51,7 +52,7 @@ class Footer(NamedTuple):
 
     @classmethod
     def unpack(cls, block: memoryview) -> "Footer | None":
-        """Parse a footer; return None if the block is not a valid one."""
+        """Parse a footer; return None if the block is not a valid footer."""
         magic, version, length, sequence, namespace, page_hash, checksum = _FIELDS.unpack_from(
             block
         )

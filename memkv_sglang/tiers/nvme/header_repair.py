@@ -1,4 +1,4 @@
-"""Restore the lost header of a segment file from the footers in the file."""
+"""Restore the lost header of a segment file from the footers in it."""
 
 import enum
 import errno
@@ -12,7 +12,7 @@ from memkv_sglang.tiers.nvme.segment import HEADER_SIZE, Header, pack_header
 
 _CHUNK = 1 << 20
 _SEARCH_LIMIT = 256 << 20
-"""Maximum bytes of data to search. The first footer is usually in the first slot."""
+"""Maximum bytes of data to search. Usually the first slot has a footer."""
 
 
 class RepairResult(enum.Enum):
@@ -29,7 +29,7 @@ class RepairResult(enum.Enum):
 def repair_header(folder: Folder, name: str) -> RepairResult:
     """Restore the header of a file that is named like a segment. Raises `OSError`.
 
-    Only touches a file with a valid footer at an offset where a segment would have it.
+    Changes the file only if it has a valid footer at an offset where a segment would have one.
     """
     number = int(name.removesuffix(".seg"))
     with os.fdopen(folder.open(name, os.O_RDWR), "r+b", buffering=0) as file:
@@ -46,7 +46,7 @@ def repair_header(folder: Folder, name: str) -> RepairResult:
 
 
 def _search(file: BinaryIO) -> tuple[int | None, bool]:
-    """Return the slot size according to the first footer, and whether there are only zeros."""
+    """Return the slot size that the first footer implies, and whether the file has only zeros."""
     searched = 0
     is_empty = True
     position = _next_data(file.fileno(), 0)
@@ -65,7 +65,7 @@ def _search(file: BinaryIO) -> tuple[int | None, bool]:
 
 
 def _next_data(descriptor: int, position: int) -> int | None:
-    """Return the offset of the next block with data, skipping holes; None at the end."""
+    """Return the offset of the next block with data, skipping holes; None at the file's end."""
     try:
         found = os.lseek(descriptor, position, os.SEEK_DATA)
     except OSError as error:
@@ -76,7 +76,7 @@ def _next_data(descriptor: int, position: int) -> int | None:
 
 
 def _slot_size_in(chunk: bytes, start: int) -> int | None:
-    """Return the slot size according to the first valid footer in data from offset `start`."""
+    """Return the slot size that the first valid footer in data from offset `start` implies."""
     at = chunk.find(MAGIC)
     while at >= 0:
         block = memoryview(chunk)[at : at + BLOCK]

@@ -1,4 +1,4 @@
-"""Background work: apply queued uses, keep the watermark, shrink files, compact the journal."""
+"""Background work: apply queued uses, free space, shrink files and compact the journal."""
 
 import logging
 import threading
@@ -8,10 +8,10 @@ from memkv_sglang.tiers.nvme.faults import WriteGate
 from memkv_sglang.tiers.nvme.space_reclaimer import SpaceReclaimer
 
 _GROWTH = 4
-"""A journal is compacted when it is this many times as long as its snapshot would be."""
+"""A journal is compacted once it is this many times as long as a snapshot of all pages."""
 
 _RETRY_SECONDS = 1.0
-"""Interval between attempts to shrink files that are over capacity but cannot shrink yet."""
+"""Seconds between attempts to shrink files that exceed the capacity but cannot shrink yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Housekeeper:
         """Start the thread.
 
         It also checks for work every `check_interval` seconds, because other processes fill the
-        file system, too. A journal of up to `smallest_journal` bytes is not compacted.
+        file system too. A journal of up to `smallest_journal` bytes is not compacted.
         """
         self._smallest_journal = smallest_journal
         self._check_interval = check_interval
@@ -50,7 +50,7 @@ class Housekeeper:
             self._wake_event.set()
 
     def close(self) -> None:
-        """Stop the thread and wait for it to finish its current step."""
+        """Stop the thread after its current step."""
         self._closed = True
         self._reclaimer.stop()
         self._wake_event.set()

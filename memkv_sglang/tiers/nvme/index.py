@@ -1,8 +1,8 @@
 """The in-memory index: from page keys to entries, and from entries to slots.
 
-An entry is a small integer. Its data is stored in columns, so that a page takes only about 220
-bytes of memory. A read of one dictionary or column is atomic; hold the catalog's lock for anything
-that must be consistent.
+An entry is a small integer. Its data is in columns, so that a page takes only about 220 bytes of
+memory. Reading one dictionary or column is atomic. Hold the catalog's lock if several reads must be
+consistent.
 """
 
 from array import array
@@ -34,11 +34,11 @@ class Index:
 
     @property
     def entries(self) -> int:
-        """One more than the highest entry ever used."""
+        """The highest entry ever used, plus one."""
         return len(self._hashes)
 
     def of_namespace(self, namespace: bytes) -> Mapping[bytes, int]:
-        """Return a live mapping from page hash to entry; empty for an unknown namespace."""
+        """Return a live mapping from page hash to entry. It is empty for an unknown namespace."""
         return self._by_namespace.get(namespace, _NOTHING)
 
     def namespaces(self) -> list[bytes]:
@@ -46,16 +46,16 @@ class Index:
         return list(self._by_namespace)
 
     def find(self, key: PageKey) -> int | None:
-        """Return the page's entry, None if the page is not linked."""
+        """Return the page's entry; None if the page is not linked."""
         return self.of_namespace(key.namespace).get(key.hash)
 
     def key(self, entry: int) -> PageKey | None:
-        """Return the key of the entry's page, None if the entry is unlinked."""
+        """Return the key of the entry's page; None if the entry is unlinked."""
         page_hash = self._hashes[entry]
         return None if page_hash is None else PageKey(self._namespaces[entry], page_hash)
 
     def add(self, key: PageKey, segment: int, slot: int, length: int) -> int:
-        """Create an entry for a page. Lookups do not find it until `link`."""
+        """Create an entry for a page. Lookups find it after `link`."""
         namespace, page_hash = key
         namespace = self._interned.setdefault(namespace, namespace)
         if self._unused:
@@ -79,7 +79,7 @@ class Index:
         self._by_namespace.setdefault(self._namespaces[entry], {})[page_hash] = entry
 
     def unlink(self, entry: int) -> None:
-        """Hide the entry from lookups; it keeps its slot until `free`."""
+        """Hide the entry from lookups. It keeps its slot until `free`."""
         key = self.key(entry)
         assert key is not None
         pages = self._by_namespace[key.namespace]
@@ -93,7 +93,7 @@ class Index:
         self._hashes[entry] = None
 
     def free(self, entry: int) -> None:
-        """Allow reuse of an unlinked entry."""
+        """Allow an unlinked entry to be used for another page."""
         self._unused.append(entry)
 
     def __iter__(self) -> Iterator[int]:

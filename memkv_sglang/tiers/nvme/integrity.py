@@ -1,4 +1,4 @@
-"""Check the catalog's data structures against each other."""
+"""Check that the catalog's data structures agree with each other."""
 
 from collections.abc import Iterator
 

@@ -1,10 +1,10 @@
-"""The journal: an append-only log of slot changes, so that a restart need not scan the disk.
+"""The journal: an append-only log of slot changes, with which a restart need not scan the disk.
 
 A frame, little-endian: magic (4), kind (1), zero (3), payload length (8), XXH3-64 of the preceding
 16 bytes and the payload (8), payload. The first frame of a journal is `START`. The payload is a
 sequence of fixed-size records of one kind, at most `MAX_PAYLOAD` bytes; more records take several
-frames. A frame is appended with one write. Once the call returns, the kernel has it, so it survives
-a kill of the process.
+frames. A frame is appended with one write. When the call returns, the kernel has the frame, so it
+survives a kill of the process.
 """
 
 import enum
@@ -29,25 +29,27 @@ _SEAL = struct.Struct("<Q")
 _FRAME_SIZE = _HEAD.size + _SEAL.size
 
 PUT = struct.Struct("<16s32sIIQQ")
-"""Namespace digest, page hash, segment, slot, content length, tick of last use."""
+"""The record of `PUT`: namespace digest, page hash, segment, slot, content length, tick of last
+use."""
 SLOT = struct.Struct("<II")
-"""Segment, slot: the record of `FREE`, `PENDING` and `UPLOADED`."""
+"""The record of `FREE`, `PENDING` and `UPLOADED`: segment, slot."""
 
 
 MAX_PAYLOAD = (1 << 20) // PUT.size * PUT.size
-"""Maximum bytes of a payload; a multiple of both record sizes."""
+"""Maximum bytes of a payload. A multiple of both record sizes."""
 
 _TORN_LIMIT = 64 << 20
 """Maximum bytes that an interrupted write may leave after the last complete frame."""
 
 
 class Kind(enum.IntEnum):
-    """What a frame's records mean."""
+    """The meaning of a frame's records."""
 
     START = 0
-    """No records: the journal starts here."""
+    """The journal starts here. Has no records."""
     PUT = 1
-    """Pages are stored in these slots, replacing earlier content and earlier copies."""
+    """Pages are stored in these slots. They replace earlier content of the slots, and earlier
+    copies."""
     FREE = 2
     """These slots are free. Written before a slot is overwritten."""
     PENDING = 3
@@ -55,7 +57,7 @@ class Kind(enum.IntEnum):
     UPLOADED = 4
     """The pages in these slots are no longer pending."""
     SNAPSHOT_END = 5
-    """No records: the snapshot at the start of the journal ends here."""
+    """The snapshot at the start of the journal ends here. Has no records."""
 
 
 _RECORD_SIZES = {
@@ -69,14 +71,14 @@ _RECORD_SIZES = {
 
 
 class Frame(NamedTuple):
-    """One batch of records of the same kind; the payload has only complete records."""
+    """A batch of records of the same kind. The payload has only complete records."""
 
     kind: Kind
     payload: bytes
 
 
 class Put(NamedTuple):
-    """One `PUT` record: a page in a slot."""
+    """A `PUT` record: a page in a slot."""
 
     key: PageKey
     segment: int
@@ -86,7 +88,7 @@ class Put(NamedTuple):
 
 
 def read_puts(payload: bytes) -> Iterator[tuple[PageKey, int, int, int, int]]:
-    """Yield the fields of a `PUT` frame's records, skipping records with impossible values."""
+    """Yield the fields of a `PUT` frame's records. Skips records with impossible values."""
     for namespace, page_hash, segment, slot, length, tick in PUT.iter_unpack(payload):
         if length <= MAX_LENGTH and tick <= MAX_TICK:
             yield PageKey(namespace, page_hash), segment, slot, length, tick
@@ -100,14 +102,15 @@ class Journal:
         self.size = size
         """Bytes of complete frames."""
         self.copies: list[bytes] | None = None
-        """If not None, appended frames are also added to this list, for the successor journal."""
+        """If this is a list, appended frames are also added to it, for the journal that will
+        succeed this one."""
         self.folder = folder
         self._name = name
         self._fd = fd
 
     @classmethod
     def create(cls, folder: Folder, name: str = JOURNAL) -> "Journal":
-        """Create a journal, replacing any file of this name. Raises `OSError`, leaving no file."""
+        """Create a journal, replacing any file of this name. After an `OSError`, there is none."""
         fd = folder.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         journal = cls(folder, name, fd, 0)
         try:
@@ -119,12 +122,12 @@ class Journal:
 
     @classmethod
     def begin_successor(cls, folder: Folder) -> "Journal":
-        """Create a journal that will replace the current one. Raises `OSError`."""
+        """Create the journal that will replace the current one. Raises `OSError`."""
         return cls.create(folder, JOURNAL + UNFINISHED_SUFFIX)
 
     @classmethod
     def resume(cls, folder: Folder, size: int) -> "Journal":
-        """Open an existing journal for appending; truncate it after `size` bytes."""
+        """Open an existing journal for appending. Truncates it after `size` bytes."""
         fd = folder.open(JOURNAL, os.O_RDWR)
         try:
             os.ftruncate(fd, size)
@@ -134,7 +137,7 @@ class Journal:
         return cls(folder, JOURNAL, fd, size)
 
     def append(self, kind: Kind, payload: bytes) -> None:
-        """Append records with one write. If it raises `OSError`, the journal is unchanged."""
+        """Append records with one write. If this raises `OSError`, the journal is unchanged."""
         starts = range(0, max(len(payload), 1), MAX_PAYLOAD)
         frames = b"".join(_encode(kind, payload[i : i + MAX_PAYLOAD]) for i in starts)
         self._write(frames)
@@ -146,19 +149,19 @@ class Journal:
         self._write(b"".join(frames))
 
     def _write(self, frames: bytes) -> None:
-        # At a known offset, so that the next write overwrites the leftovers of a failed one.
+        # Write at a known offset, so that the next write overwrites what a failed one has left.
         written = 0
         while written < len(frames):
             written += os.pwrite(self._fd, frames[written:], self.size + written)
         self.size += len(frames)
 
     def take_over(self) -> None:
-        """Rename this journal over the one that it succeeds. Raises `OSError`."""
+        """Rename this journal over its predecessor. Raises `OSError`."""
         self.folder.rename(self._name, JOURNAL)
         self._name = JOURNAL
 
     def is_in_place(self) -> bool:
-        """Return whether the next start would read this journal: it was not removed or replaced."""
+        """Return whether the journal is still at its path, where the next start reads it."""
         try:
             found = self.folder.status(self._name)
         except OSError:
@@ -185,7 +188,7 @@ class JournalDamagedError(Exception):
 
 
 def read_journal(folder: Folder) -> tuple[list[Frame], int]:
-    """Return the frames and their total bytes, ignoring a torn frame at the end.
+    """Return the frames and their total bytes. Ignores a torn frame at the end.
 
     Raises `JournalDamagedError` and `OSError`.
     """
@@ -200,7 +203,7 @@ def read_journal(folder: Folder) -> tuple[list[Frame], int]:
         if all(frame.kind != Kind.SNAPSHOT_END for frame in frames):
             raise JournalDamagedError("ends within its snapshot")
         file.seek(size)
-        # Limit the read, because a sparse file may appear larger than memory.
+        # Limit the read, because a sparse file may be longer than the memory.
         rest = file.read(_TORN_LIMIT + 1)
     if len(rest) > _TORN_LIMIT or _contains_frame(rest):
         raise JournalDamagedError(f"is damaged at offset {size}")
@@ -213,7 +216,7 @@ def _encode(kind: Kind, payload: bytes) -> bytes:
 
 
 def _read_frames(file: BinaryIO) -> tuple[list[Frame], int]:
-    """Return the frames before the first incomplete or damaged one, and its offset."""
+    """Return the frames before the first incomplete or damaged one, and that one's offset."""
     frames: list[Frame] = []
     size = 0
     while (head := _parse_head(file.read(_FRAME_SIZE))) is not None:
@@ -232,7 +235,7 @@ class _Head(NamedTuple):
     seal: int
 
     def confirms(self, payload: bytes) -> bool:
-        """Return whether this is the frame's complete and intact payload."""
+        """Return whether the payload is complete and has the frame's checksum."""
         if len(payload) != self.length:
             return False
         return xxhash.xxh3_64_intdigest(self.fields + payload) == self.seal
@@ -253,7 +256,7 @@ def _parse_head(block: bytes) -> _Head | None:
 
 
 def _contains_frame(rest: bytes) -> bool:
-    """Return whether a complete frame follows, which means that `rest` is not just a torn end."""
+    """Return whether `rest` contains a complete frame, so that it is not just a torn end."""
     found = rest.find(_MAGIC, 1)
     while found >= 0:
         payload = found + _FRAME_SIZE

@@ -14,7 +14,8 @@ from memkv_sglang.tiers.nvme.segment import Place
 from memkv_sglang.tiers.nvme.transfer import Run, holds_page, into_runs, read_run
 
 IN_FLIGHT = 16 << 20
-"""Maximum bytes a load has in flight. The disk is idle while the last of them are verified."""
+"""Maximum bytes that a load keeps in flight. The disk is idle while the last of them are verified.
+"""
 
 
 class Loader:
@@ -28,9 +29,10 @@ class Loader:
         gate: WriteGate,
         faults: FaultLog,
     ) -> None:
-        """Read through `executor`; copy corrupt pages to `quarantine`."""
+        """Read through `executor`. Copy corrupt pages to `quarantine`."""
         self.corrupt = 0
-        """Pages found corrupt so far: their key, length or checksum did not match."""
+        """Number of pages found corrupt so far, because their key, length or checksum did not
+        match."""
         self._catalog = catalog
         self._executor = executor
         self._quarantine = quarantine
@@ -38,7 +40,7 @@ class Loader:
         self._faults = faults
 
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """Load pages, see `Tier.fetch`. Skips none."""
+        """Load pages; see `Tier.fetch`. Never skips a page."""
         pinned = self._catalog.pin(page.key for page in pages)
         try:
             outcomes = self._fetch(pages, pinned, deadline)
@@ -56,7 +58,7 @@ class Loader:
         outcomes = [Fetched(LoadResult.MISSING)] * len(pages)
         places: dict[int, Place] = {}
         for i, (page, entry) in enumerate(zip(pages, pinned, strict=True)):
-            # If the length differs, the request is at fault, so the page stays.
+            # If the length differs, the request is wrong, so the page is kept.
             if entry is not None and self._catalog.index.lengths[entry] == page.length:
                 places[i] = self._catalog.place(entry)
 
@@ -75,7 +77,8 @@ class Loader:
         except OutOfTimeError:
             return [Fetched(LoadResult.FAILED)] * len(run.members)
         except (OSError, EOFError) as error:
-            if len(run.members) > 1:  # a bad sector or a truncated file: try each page separately
+            # A sector is bad or the file was truncated. Try each page separately.
+            if len(run.members) > 1:
                 outcomes: list[Fetched] = []
                 for i, member in enumerate(run.members):
                     single = Run(run.segment, run.first + i, [member])
@@ -93,8 +96,8 @@ class Loader:
     def quarantine_page(self, key: PageKey, entry: int) -> bool:
         """Copy a pinned page's slot to the quarantine and drop the page.
 
-        First reads the page again, into private memory, because a page looks corrupt if a client
-        writes to its buffers during the load. Returns False if the page is intact.
+        First reads the page again, into memory of the agent, because a page also looks corrupt if a
+        client writes to its buffers during the load. Returns False if the page is intact.
         """
         fields = {"namespace": key.namespace.hex(), "hash": key.hash.hex()}
         place = self._catalog.place(entry)
@@ -113,7 +116,7 @@ class Loader:
 
 
 def _read_slot(place: Place) -> memoryview | None:
-    """Return the content of a slot, including the footer; None if it cannot be read."""
+    """Return the content of a slot, including the footer. Returns None if it cannot be read."""
     content = aligned_memory(place.segment.slot_size)
     try:
         place.segment.read([content], place.slot).execute()

@@ -12,7 +12,7 @@ from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 class PageMover:
     """Moves pages between segments of one slot size. Not thread-safe.
 
-    Calls block on the disk and raise the `OSError` of a failed write or of the journal.
+    Calls block on the disk. They raise the `OSError` of a failed write or of the journal.
     """
 
     def __init__(self, catalog: Catalog, faults: FaultLog) -> None:
@@ -26,8 +26,8 @@ class PageMover:
     ) -> bool:
         """Move the pages in `slots` to other segments; return False if those lack free slots.
 
-        Drops pages that cannot be read, unless they are pending upload. `on_moved` gets the new
-        entry of each moved page by its old one, while the pages are pinned.
+        Drops pages that cannot be read, unless they are pending upload. Calls `on_moved` with the
+        new entry of each moved page by its old one, while the pages are pinned.
         """
         entries = [segment.slots.entries[slot] for slot in slots]
         keys = [key for e in entries if e != NO_ENTRY and (key := self._catalog.index.key(e))]
@@ -53,7 +53,7 @@ class PageMover:
         return self._catalog.index.segments[entry] == segment.number
 
     def _copy(self, entry: int, place: Place) -> bool:
-        """Copy a page with its footer, which has the checksum; return False if unreadable."""
+        """Copy a page with its footer, which has the checksum. Return False if unreadable."""
         source = self._catalog.place(entry)
         size = place.segment.slot_size
         if len(self._scratch) < size:

@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """A directory of at most `FILES_KEPT` copies. Keeps the first ones, which show the cause."""
+    """A directory of up to `FILES_KEPT` copies. Keeps the first ones, which show the cause."""
 
     def __init__(self, folder: Folder, limit: int) -> None:
-        """Use an open directory; store at most `limit` bytes on disk."""
+        """Use an open directory. Store at most `limit` bytes on disk."""
         self._folder = folder
         self._limit = limit
 
@@ -40,7 +40,7 @@ class Quarantine:
         return str(self._folder.path / name)
 
     def trim(self) -> None:
-        """Remove the newest copies above the limit, which may have been lowered.
+        """Remove the newest copies until the limit is met, which may have been lowered.
 
         Raises `OSError`.
         """

@@ -1,4 +1,4 @@
-"""Restore the catalog of a directory from the journal, or else from the footers."""
+"""Restore the catalog of a directory from the journal. Without a journal, use the footers."""
 
 import errno
 import logging
@@ -31,12 +31,14 @@ from memkv_sglang.tiers.nvme.slots import NO_ENTRY
 
 _SCAN_THREADS = 16
 _SCAN_BATCH = 512
-"""Footers per task, because handing over a single footer costs more than reading it."""
+"""Number of footers per task, because starting a task costs more than reading one footer."""
 _UNRECORDED = 1 << 20
-"""Ticks skipped at a restart, so that sequence numbers written before a kill are not reused."""
+"""Number of ticks to skip at a restart, so that sequence numbers written before a kill are not
+reused."""
 
 _UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
-"""Errors of a disk that lost the journal. Other errors may be temporary: keep the journal then."""
+"""Errors which mean that the disk has lost the journal. Others may be temporary, so the journal is
+kept."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +64,8 @@ def recover(catalog: Catalog, folder: Folder) -> None:
     catalog.journal = Journal.resume(folder, size)
     if lost:
         _log.warning("pages lost with their segments", extra={"fields": {"pages": len(lost)}})
-        # Otherwise a future segment of the same number would seem to have these pages. If the disk
-        # is full that can happen; loading such a page detects it.
+        # Otherwise, these pages would seem to be in a later segment of the same number. If the disk
+        # is full, that can happen; the load of such a page detects it.
         with suppress(OSError):
             catalog.journal.append(Kind.FREE, b"".join(starmap(SLOT.pack, lost)))
 
@@ -79,7 +81,7 @@ class _Replay:
         self._lost: set[tuple[int, int]] = set()
 
     def run(self, frames: Iterable[Frame]) -> set[tuple[int, int]]:
-        """Apply the frames; return segment and slot of the pages that are lost."""
+        """Apply the frames; return segment and slot of the lost pages."""
         for kind, payload in frames:
             if kind == Kind.PUT:
                 self._put(payload)
@@ -143,9 +145,9 @@ class _Found(NamedTuple):
 def scan_footers(catalog: Catalog) -> None:
     """Fill a catalog from the footers on disk, using several threads.
 
-    Of two footers with the same key, the newer one wins. Removed pages that were not yet
-    overwritten reappear, with correct content and their old age. The pending marks are lost, so
-    every page is marked: the upload queue finds out which ones are uploaded already.
+    Of two footers with the same key, the newer one wins. Pages that were removed but not yet
+    overwritten reappear with correct content and their old age. The pending marks are lost, so
+    every page is marked, and the upload queue finds out which pages are already uploaded.
     """
     newest: dict[PageKey, _Found] = {}
     for page in read_footers(catalog.segments):
@@ -160,7 +162,7 @@ def scan_footers(catalog: Catalog) -> None:
 
 
 def read_footers(segments: Iterable[Segment]) -> Iterator[_Found]:
-    """Yield all valid footers with their slots, skipping unreadable ones."""
+    """Yield all valid footers with their slots. Skips unreadable ones."""
     batches = [
         (segment, range(first, min(first + _SCAN_BATCH, segment.intact_slots)))
         for segment in segments

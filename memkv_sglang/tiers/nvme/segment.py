@@ -1,4 +1,4 @@
-"""Segment files: preallocated files with a header block followed by slots of one size.
+"""Segment files: preallocated files with a header block and then slots of one size.
 
 Header, little-endian, one block: magic (8), format version (4), segment number (4), slot size (8),
 slots (8), XXH3-128 of the preceding bytes (16), zeros.
@@ -50,7 +50,7 @@ class Segment:
     def __init__(
         self, path: Path, fd: int, number: int, slot_size: int, slots: int, *, direct: bool
     ) -> None:
-        """Own an open file. `direct` tells whether it was opened with O_DIRECT."""
+        """Own an open file. `direct` says whether it was opened with O_DIRECT."""
         self.path = path
         self.fd = fd
         self.number = number
@@ -58,9 +58,10 @@ class Segment:
         self.slots = SlotMap(slots)
         self.direct = direct
         self.retiring = False
-        """Whether the segment is being removed, so that its free slots must not be used."""
+        """Whether the segment is being removed. If so, its free slots must not be used."""
         self.intact_slots = slots
-        """Slots within the file when it was opened. The others were lost to truncation."""
+        """Number of slots that the file contained when it was opened. The others were lost to
+        truncation."""
 
     @property
     def size(self) -> int:
@@ -81,11 +82,11 @@ class Segment:
         return not self.direct or is_aligned(buffers)
 
     def read(self, vectors: Sequence[memoryview], slot: int) -> DiskRequest:
-        """Return a request that fills the vectors from the start of a slot."""
+        """Return a request that fills the vectors, from the start of a slot."""
         return DiskRequest(self.fd, vectors, self.offset(slot), writes=False)
 
     def read_footer(self, block: memoryview, slot: int) -> DiskRequest:
-        """Return a request that fills a block from the end of a slot."""
+        """Return a request that fills a block from the last block of a slot."""
         return DiskRequest(self.fd, [block], self.offset(slot + 1) - len(block), writes=False)
 
     def write(self, vectors: Sequence[memoryview], slot: int) -> DiskRequest:
@@ -109,7 +110,7 @@ class DamagedSegmentError(Exception):
 
 
 class LostHeaderError(DamagedSegmentError):
-    """The header is damaged, so it does not show what the file contains."""
+    """The header is damaged, so what the file contains is unknown."""
 
 
 class Header(NamedTuple):
@@ -125,7 +126,7 @@ class Header(NamedTuple):
         return HEADER_SIZE + self.slots * self.slot_size
 
     def is_possible(self) -> bool:
-        """Return whether the values are valid for a segment."""
+        """Return whether a segment can have these values."""
         return (
             self.slot_size >= BLOCK
             and self.slot_size % BLOCK == 0
@@ -145,11 +146,11 @@ def unfinished_name(number: int) -> str:
 
 
 def lock_segment(fd: int, deadline: float) -> None:
-    """Wait until no I/O of an earlier agent is in flight on the file, and lock the file.
+    """Wait until no I/O of an earlier agent is in flight on the file, then lock the file.
 
     Requests in flight keep the file open, and thus locked, even after the agent's process has
-    ended. One of their writes could overwrite a page stored later. Raises `OSError` (EBUSY) if some
-    are left at the deadline (`time.monotonic()`).
+    ended. One of their writes could overwrite a page stored later. Raises `OSError` (EBUSY) if
+    requests are in flight at the deadline (`time.monotonic()`).
     """
     while True:
         try:
@@ -165,9 +166,9 @@ def lock_segment(fd: int, deadline: float) -> None:
 def create_segment(
     folder: Folder, number: int, slot_size: int, slots: int, *, direct: bool
 ) -> Segment:
-    """Create and preallocate a segment file. Leaves no file if it raises `OSError`.
+    """Create and preallocate a segment file. If it raises `OSError`, no file is left behind.
 
-    Syncs the header, because after a power failure the file would be useless without it.
+    Syncs the header, because the file would be useless without it after a power failure.
     """
     name, unfinished = segment_name(number), unfinished_name(number)
     fd = folder.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _direct_flag(direct))
@@ -192,9 +193,9 @@ def open_segment(
 ) -> Segment:
     """Open and lock a segment file. Raises `OSError` and `DamagedSegmentError`.
 
-    A truncated file is extended to its full size, at most `largest`. If the disk is full, later
-    writes extend it. `intact_slots` is the number of slots that the file had. Bytes after the last
-    slot are cut off. Waits for the lock until the deadline, see `lock_segment`.
+    A truncated file is extended to its full size, if that is at most `largest`. On a full disk,
+    later writes extend it. `intact_slots` is the number of slots that the file still had. Bytes
+    after the last slot are cut off. Waits for the lock until the deadline, see `lock_segment`.
     """
     fd = folder.open(name, os.O_RDWR | os.O_NONBLOCK | _direct_flag(direct))
     try:

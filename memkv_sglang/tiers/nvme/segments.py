@@ -24,20 +24,21 @@ from memkv_sglang.tiers.nvme.segment import (
 )
 
 SEGMENTS_OF_A_CAPACITY = 16
-"""Minimum number of segments that share the capacity, so that several slot sizes fit."""
+"""Minimum number of segments in the capacity, so that several slot sizes fit."""
 
 RUN_SIZE = (2 << 20) + (1 << 16)
-"""Maximum bytes of consecutive slots per system call: about 2 MiB of content and its footers.
-Smaller runs cost more system calls; larger ones overlap less of the checksums with the I/O."""
+"""Maximum bytes of consecutive slots per system call: about 2 MiB of content, and footers. With
+smaller runs, there are more system calls; with larger ones, checksums and I/O overlap less."""
 
 WRITES_LIMIT = 5.0
-"""Seconds that startup waits for I/O that an earlier agent still has in flight."""
+"""Seconds that the start waits for I/O that an earlier agent still has in flight."""
 
 _SMALLEST_PART = 4
-"""A segment may be smaller to fit the remaining capacity, but at least 1/4 of the full size."""
+"""A segment may be smaller to fit in the remaining capacity, but has at least 1/4 of the full size.
+"""
 
 _DESCRIPTORS_LEFT = 256
-"""File descriptors reserved for the rest of the process, or a quarter if the limit is low."""
+"""File descriptors reserved for the rest of the process. A quarter of them if the limit is low."""
 
 _NAME = re.compile(r"\d{8}\.seg")
 _UNFINISHED_NAME = re.compile(_NAME.pattern + re.escape(UNFINISHED_SUFFIX))
@@ -60,10 +61,10 @@ class Segments:
         direct: bool,
         keep_free: int = 0,
     ) -> None:
-        """Start without segments; `open_all` opens the existing ones.
+        """Start without segments. `open_all` opens the existing ones.
 
-        `capacity` is that of the tier, of which segments use a part. At least `keep_free` bytes of
-        the file system are left unused.
+        `capacity` is that of the tier; segments get a part of it. At least `keep_free` bytes of the
+        file system are left unused.
         """
         self.by_number: dict[int, Segment] = {}
         self.by_slot_size: dict[int, list[Segment]] = {}
@@ -72,9 +73,10 @@ class Segments:
         self.taken = 0
         """Bytes of all taken slots."""
         self.unopened: set[int] = set()
-        """Numbers of the files that could not be opened because of I/O errors; may be intact."""
+        """Numbers of the files that could not be opened because of I/O errors. They may be intact.
+        """
         self.unusable_bytes = 0
-        """Bytes on disk of files that are named like segments but were not opened."""
+        """Bytes on disk of files that are named like segments but are not open."""
         self._folder = folder
         self._capacity = divide(capacity).segments
         self._segment_size = segment_size
@@ -84,11 +86,10 @@ class Segments:
         self._next_number = 0
 
     def open_all(self) -> None:
-        """Open every segment file; skip and log unknown and damaged files.
+        """Open every segment file. Skips and logs unknown and damaged files.
 
-        Waits up to `WRITES_LIMIT` for an earlier agent's I/O, then skips files that still have
-        some. Skipped files that are named like segments count towards the capacity. Raises
-        `OSError`.
+        Waits up to `WRITES_LIMIT` for an earlier agent's I/O, then skips files with I/O in flight.
+        Skipped files that are named like segments count towards the capacity. Raises `OSError`.
         """
         refused: list[OSError] = []
         deadline = time.monotonic() + WRITES_LIMIT
@@ -157,7 +158,7 @@ class Segments:
         return iter(list(self.by_number.values()))
 
     def orphans(self) -> list[str]:
-        """Return the names of files in the segments directory that are not open segments."""
+        """Return the names of all files in the segments directory that are not open segments."""
         own = {segment.path.name for segment in self}
         return sorted(set(self._folder.names()) - own)
 
@@ -178,10 +179,10 @@ class Segments:
         )
 
     def spare(self) -> int:
-        """Return by how many bytes the files may grow; negative if they have to shrink.
+        """Return by how many bytes the files may grow. If they have to shrink, it is negative.
 
-        They have to shrink if the capacity was lowered or other programs filled the file system.
-        If the file system's free space is unknown, they must not grow.
+        They have to shrink if the capacity was lowered, or if other programs filled the file
+        system. If the free space of the file system is unknown, they must not grow.
         """
         journal = self._slots * JOURNAL_BYTES_PER_SLOT
         spare = self._capacity - self.total - journal - self.unusable_bytes
@@ -194,11 +195,11 @@ class Segments:
         return min(spare, system.f_bavail * system.f_frsize - self._keep_free)
 
     def potential_slots(self, slot_size: int) -> int:
-        """Return how many slots of this size the unused capacity has space for."""
+        """Return how many slots of this size fit in the unused capacity."""
         return max(self.spare(), 0) // _cost(slot_size)
 
     def create(self, slot_size: int) -> Segment | None:
-        """Create a segment file; the caller must `add` it. Return None if no capacity is left.
+        """Create a segment file, which the caller must `add`. Returns None if no capacity is left.
 
         Blocks on the disk. Raises `OSError`.
         """
@@ -220,7 +221,7 @@ class Segments:
         return max(min(of_file, (part - HEADER_SIZE) // _cost(slot_size)), 1)
 
     def _unused_number(self) -> int:
-        """Return the next number that no file has, including damaged files."""
+        """Return the next number that no file has. Damaged files count."""
         number = self._next_number
         exists = self._folder.exists
         while exists(segment_name(number)) or exists(unfinished_name(number)):
@@ -228,14 +229,14 @@ class Segments:
         return number
 
     def add(self, segment: Segment) -> None:
-        """Allow the segment's slots to be reserved."""
+        """Allow reservations of the segment's slots."""
         self.by_number[segment.number] = segment
         self.by_slot_size.setdefault(segment.slot_size, []).append(segment)
         self.total += segment.size
         self._slots += len(segment.slots)
 
     def discard(self, segment: Segment) -> None:
-        """Stop using a segment, none of whose slots is taken. The file stays."""
+        """Stop using a segment without taken slots. The file stays."""
         assert segment.slots.free == len(segment.slots)
         del self.by_number[segment.number]
         self.by_slot_size[segment.slot_size].remove(segment)

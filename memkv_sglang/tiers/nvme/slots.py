@@ -1,9 +1,9 @@
-"""The slots of a segment and the index entries in them."""
+"""The slots of a segment, and the index entries in them."""
 
 from array import array
 
 NO_ENTRY = 0xFFFF_FFFF
-"""Marks a slot that is free, or reserved for a page that is still being written."""
+"""Marks a slot that is free, or that is reserved for a page whose write is in progress."""
 
 
 class SlotMap:
@@ -14,7 +14,7 @@ class SlotMap:
     def __init__(self, count: int) -> None:
         """Create a map of `count` free slots."""
         self.entries = array("I", [NO_ENTRY]) * count
-        """Entry id by slot."""
+        """Index entry by slot."""
         self.free = count
         self._taken = bytearray(count)
 
@@ -26,7 +26,7 @@ class SlotMap:
         return self._taken[slot] != 0
 
     def find_run(self, count: int) -> int:
-        """Return the first of `count` consecutive free slots, or -1."""
+        """Return the first of `count` consecutive free slots; -1 if there are none."""
         return self._taken.find(bytes(count)) if self.free >= count else -1
 
     def take(self, first: int, count: int = 1) -> None:

@@ -14,25 +14,25 @@ from memkv_sglang.tiers.nvme.page_mover import PageMover
 from memkv_sglang.tiers.nvme.segment import Segment
 
 _SCAN_CHUNK = 4096
-"""Entries scanned before other threads get to run."""
+"""Number of entries to scan before other threads get to run."""
 _TRIM_BATCH = 256
-"""Pages evicted with one journal frame in the background."""
+"""Pages per journal frame when the background thread evicts."""
 _SHRINK_BATCH = 4096
-"""Pages evicted with one journal frame when the files have to shrink."""
+"""Pages per journal frame when pages are evicted so that files can shrink."""
 _MOVE_BATCH = 64
-"""Slots whose pages are moved before other threads get to run."""
+"""Number of slots whose pages are moved before other threads get to run."""
 _MAX_MOVED_PER_CALL = 64 << 20
-"""Maximum bytes of pages that a spill waits for while they are moved."""
+"""Maximum bytes of pages that are moved while a spill waits."""
 _MAX_VICTIMS_PER_SCAN = 4096
-"""Maximum victims selected by a scan that a spill waits for."""
+"""Maximum number of victims that a scan selects while a spill waits."""
 
 
 class _EmptyingCost(NamedTuple):
-    """What it takes to empty a segment."""
+    """What emptying a segment costs."""
 
     segment: Segment
     excess: int
-    """Pages to evict because no other segment has a free slot for them."""
+    """Number of pages to evict because no other segment has a free slot for them."""
 
 
 class SpaceReclaimer:
@@ -47,23 +47,23 @@ class SpaceReclaimer:
         self._low = low
         self._faults = faults
         self._victims_of: dict[int | None, Victims] = {}
-        """By slot size; None stands for all sizes."""
+        """Victims by slot size; None stands for all sizes."""
         self._no_segments_until = 0.0
         self._no_segments_reason = "nvme.capacity is too small"
         self._reclaiming = threading.RLock()
         self._mover = PageMover(catalog, faults)
         self._stopped = False
         self._requested_sizes: set[int] = set()
-        """Slot sizes that need a segment of another size to be removed in the background."""
+        """Slot sizes for which the background thread must remove a segment of another size."""
 
     def reclaim_slots(self, slot_size: int, count: int) -> bool:
         """Free at least one slot, up to `count`; return False if that is impossible.
 
-        Never evicts pages pending upload, as no other tier has them yet.
+        Never evicts pages that are pending upload, because no other tier has them yet.
         """
         with self._reclaiming:
             if self._catalog.segments.free_slots(slot_size):
-                return True  # another thread has freed some
+                return True  # another thread has freed some meanwhile
             if self._add_segment(slot_size):
                 return True
             while self._reclaim_segment(slot_size):
@@ -114,23 +114,24 @@ class SpaceReclaimer:
     def shrink(self, until: float = math.inf) -> None:
         """Remove segments until the files fit the capacity and leave `keep_free` bytes.
 
-        Evicts the coldest excess pages of all sizes, then moves the other pages of a segment to
-        free slots elsewhere and removes its file. Keeps segments that have pages pending upload.
-        Stops early at `until` (`time.monotonic`) or after `stop`; call it again to continue.
+        Evicts the coldest pages of all sizes that no longer fit. Then moves the remaining pages of
+        a segment to free slots elsewhere, and removes the segment's file. Keeps segments that have
+        pages pending upload. Stops early at `until` (`time.monotonic`) or after `stop`; call it
+        again to continue.
         """
-        self._victims_of.pop(None, None)  # left over from an earlier call
+        self._victims_of.pop(None, None)  # left by an earlier call
         while self._may_continue(until) and self._shrink_once(until):
             pass
 
     def stop(self) -> None:
-        """Make running and future calls of `shrink` and `trim` return early."""
+        """Make current and future calls of `shrink` and `trim` return early."""
         self._stopped = True
 
     def _may_continue(self, until: float = math.inf) -> bool:
         return not self._stopped and time.monotonic() < until
 
     def _shrink_once(self, until: float) -> bool:
-        """Evict a batch or empty one segment; return False if there is nothing left to do."""
+        """Evict a batch or empty one segment. Returns False if there is nothing left to do."""
         with self._reclaiming:
             segments = self._catalog.segments
             if not segments.total or segments.spare() >= 0:
@@ -149,7 +150,7 @@ class SpaceReclaimer:
         return own + segments.potential_slots(slot_size)
 
     def _use(self, slot_size: int) -> float:
-        """Return the fraction of slots in use, counting those of segments yet to be created."""
+        """Return the fraction of slots in use. Counts slots of segments yet to be created."""
         own = self._catalog.segments.of_size(slot_size)
         taken = sum(len(segment.slots) - segment.slots.free for segment in own)
         return taken / max(self._slots(slot_size), 1)
@@ -176,7 +177,7 @@ class SpaceReclaimer:
     def _reclaim_segment(self, slot_size: int) -> bool:
         """Remove a segment of another slot size, if that size has the coldest pages.
 
-        Leaves a segment whose removal would move many pages to `reclaim_segments`.
+        If removing the segment would move many pages, leaves it to `reclaim_segments`.
         """
         segment = self._find_removable(slot_size)
         if segment is not None and segment.taken_bytes > _MAX_MOVED_PER_CALL:
@@ -185,7 +186,7 @@ class SpaceReclaimer:
         return segment is not None and self._remove_with_moves(segment)
 
     def reclaim_segments(self) -> None:
-        """Remove the segments whose removal would have taken a spill too long."""
+        """Remove the segments that a spill would have had to wait too long for."""
         while self._requested_sizes and self._may_continue():
             slot_size = self._requested_sizes.pop()
             with self._reclaiming:
@@ -214,7 +215,7 @@ class SpaceReclaimer:
         return None
 
     def _coldest_size(self) -> int | None:
-        """Return the slot size of the coldest page; None if no page can be evicted."""
+        """Return the slot size of the coldest page. Returns None if no page can be evicted."""
         pages = len(self._catalog.index)
         ranks = {
             size: rank
@@ -225,7 +226,7 @@ class SpaceReclaimer:
         return min(ranks, key=ranks.__getitem__, default=None)
 
     def _are_all_pending(self, slot_size: int) -> bool:
-        """Return whether all pages of a size are pending upload, so a scan would find nothing."""
+        """Return whether all pages of a size are pending upload, so that a scan would find none."""
         pending = self._catalog.pending_by_segment
         segments = self._catalog.segments.of_size(slot_size)
         return all(pending[s.number] >= len(s.slots) - s.slots.free for s in segments)
@@ -233,7 +234,7 @@ class SpaceReclaimer:
     def _cheapest_to_empty(self, segments: Iterable[Segment]) -> _EmptyingCost | None:
         """Return the segment that loses the fewest bytes when emptied, then moves the fewest.
 
-        Returns None if every segment has pages pending upload.
+        Returns None if every segment has pages that are pending upload.
         """
         pending, free = self._catalog.pending_by_segment, self._catalog.segments.free_slots
         free_by_size = {size: free(size) for size in list(self._catalog.segments.by_slot_size)}
@@ -250,9 +251,9 @@ class SpaceReclaimer:
         )
 
     def _remove_with_moves(self, segment: Segment, until: float = math.inf) -> bool:
-        """Move a segment's pages to other segments and remove its file.
+        """Move a segment's pages to other segments, then remove its file.
 
-        Returns False if some pages cannot be moved now, or if interrupted at `until`.
+        Returns False if some pages cannot be moved now, or if `until` has passed.
         """
         segment.retiring = True
         try:
@@ -276,15 +277,16 @@ class SpaceReclaimer:
             victims.replace(moved)
 
     def _remove_segment(self, segment: Segment) -> bool:
-        """Remove a segment's file; return False if the segment is not empty.
+        """Remove a segment's file. Returns False if the segment is not empty.
 
-        Raises `OSError` if the file cannot be removed; the segment then stays in use.
+        Raises `OSError` if the file cannot be removed. The segment is then used again.
         """
         catalog = self._catalog
         with catalog.lock:
             if not _is_empty(segment):
                 return False
-            catalog.segments.discard(segment)  # first, so that no spill reserves its slots
+            # Retire it first, so that no spill reserves its slots.
+            catalog.segments.discard(segment)
         try:
             catalog.segments.remove_file(segment)
         except OSError:
@@ -297,10 +299,10 @@ class SpaceReclaimer:
     # Pages
 
     def _evict(self, slot_size: int | None, count: int, *, must: bool = True) -> int:
-        """Evict up to `count` of the coldest pages of a slot size (None: all sizes).
+        """Evict up to `count` of the coldest pages of a slot size (None for all sizes).
 
-        Returns how many were evicted. With `must`, evicts pages of chains being spilled if there
-        are no others.
+        Returns how many were evicted. With `must`, evicts pages of chains that are being spilled if
+        there are no others.
         """
         evicted, pages = 0, len(self._catalog.index)
         self._catalog.order.adapt(pages)
@@ -310,7 +312,8 @@ class SpaceReclaimer:
                 break
             evicted += self._drop(victims, self._catalog.order.rank)
         if must and not evicted:
-            # By age, because the newest chain is being spilled, though its end may rank lowest.
+            # Choose by age, because the newest chain is the one being spilled, even if its end has
+            # the lowest rank.
             coldest = self._catalog.order.coldest(
                 self._entries(slot_size), self._is_evictable_during_spill, count, by_age=True
             )
@@ -318,7 +321,7 @@ class SpaceReclaimer:
         return evicted
 
     def _evict_exempt(self, count: int) -> int:
-        """Evict the coldest pages even if exempt, because the capacity takes precedence."""
+        """Evict the coldest pages even if they are exempt, because the capacity matters more."""
         chunks = self._chunks(self._catalog.segments)
         coldest = self._catalog.order.coldest(chunks, self._is_evictable_if_exempt, count)
         return self._drop(coldest, self._catalog.order.rank)
@@ -341,7 +344,7 @@ class SpaceReclaimer:
 
     def _entries(self, slot_size: int | None) -> Iterator[Sequence[int]]:
         if self._is_nothing_evictable():
-            return iter(())  # otherwise every spill would scan all entries in vain
+            return iter(())  # Otherwise, every spill would scan all entries in vain.
         segments = self._catalog.segments
         return self._chunks(segments.of_size(slot_size) if slot_size else segments)
 
@@ -354,7 +357,8 @@ class SpaceReclaimer:
         """Return whether every page is pending upload or exempt from eviction."""
         index, pending, exempt = self._catalog.index, self._catalog.pending, self._catalog.exempt
         if len(pending) + len(exempt) < len(index) or len(exempt) > len(index):
-            return False  # in the second case a scan of all pages is faster than this check
+            # With exempt pages from elsewhere, scanning all pages is faster than this check.
+            return False
         entries = (index.find(key) for key in exempt)
         others = sum(entry is not None and entry not in pending for entry in entries)
         return len(pending) + others >= len(index)

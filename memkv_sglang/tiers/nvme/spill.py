@@ -28,10 +28,10 @@ class Spiller:
         self._gate = gate
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Store pages, see `Tier.spill`. All pages after a failed one get the same result."""
+        """Store pages; see `Tier.spill`. All pages after one that failed get its result."""
         if time.monotonic() >= deadline:
             return [SpillResult.FAILED] * len(pages)
-        # Pin them, or the call might evict the start of the chain to store its end.
+        # Pin the stored pages, or the call might evict the start of the chain to store its end.
         pinned = self._catalog.pin(page.key for page in pages)
         try:
             missing = {p.key: p for p, entry in zip(pages, pinned, strict=True) if entry is None}
@@ -49,7 +49,7 @@ class Spiller:
         return results
 
     def _touch(self, pages: Sequence[Page]) -> None:
-        """Rank the pages as one use of a chain: new ones may come before or after old ones."""
+        """Rank the pages as one use of a chain, because new pages may come before old ones."""
         find = self._catalog.index.find
         entries = [entry for page in pages if (entry := find(page.key)) is not None]
         self._catalog.order.touch(entries)
@@ -57,7 +57,7 @@ class Spiller:
     def _store(
         self, pages: Sequence[Page], deadline: float
     ) -> tuple[list[SpillResult], SpillResult]:
-        """Store missing pages with distinct keys.
+        """Store missing pages, whose keys are distinct.
 
         Returns the results of the leading pages that are now stored, and one result for all others.
         """
@@ -88,7 +88,7 @@ class Spiller:
         return stored, failure
 
     def _reserve(self, pages: Sequence[Page], places: list[Place], deadline: float) -> SpillResult:
-        """Append a slot for each page in order; return the result of the pages left without one."""
+        """Append a slot for each page, in order; return the result of pages left without one."""
         if not self._gate.is_open:
             return SpillResult.REFUSED
         begin = 0
@@ -111,11 +111,11 @@ class Spiller:
         return SpillResult.REFUSED
 
     def _write(self, pages: Sequence[Page], new: Sequence[NewPage], deadline: float) -> int:
-        """Write the pages to their slots; return how many leading pages are on disk."""
+        """Write the pages to their slots. Returns how many leading pages are on disk."""
         ticks = [page.tick for page in new]
 
         def write(run: Run) -> IoTask[bool]:
-            if time.monotonic() >= deadline:  # before computing checksums
+            if time.monotonic() >= deadline:  # Check the deadline before computing checksums.
                 return False
             try:
                 with self._executor.scratches.borrow() as scratch:

@@ -41,10 +41,10 @@ from memkv_sglang.tiers.nvme.spill import Spiller
 from memkv_sglang.tiers.nvme.verify import Verifier, VerifyReport
 
 _CLEAR_BATCH = 4096
-"""Pages that `clear` removes per batch, so that spills do not wait long."""
+"""Pages per batch that `clear` removes. Small enough that spills do not wait long."""
 
 SHRINK_SECONDS = 5.0
-"""How long startup may take to shrink files to the capacity; the rest happens in the background."""
+"""Seconds for the start to shrink files to the capacity. The rest is done in the background."""
 
 _CHECK_INTERVAL = 5.0
 """Seconds between checks of the directory and its file system."""
@@ -56,8 +56,8 @@ class NvmeTier(Tier):
     """Stores pages in slots of preallocated files.
 
     Also implements `PendingUploads` and `EvictionExemptions`. Stored pages survive a kill of the
-    process. So do removals, unless the journal is lost: then pages that were removed but not yet
-    overwritten reappear.
+    process. Removals survive it too, unless the journal is lost; then pages that were removed but
+    not yet overwritten reappear.
     """
 
     name = "nvme"
@@ -71,9 +71,9 @@ class NvmeTier(Tier):
     ) -> None:
         """Open the one directory of `config`, creating it if necessary. Raises `ConfigError`.
 
-        Without `maintain`, nothing is evicted even if the files exceed the capacity. Inspection
-        commands use this, because their configured capacity may differ from the agent's. Disks
-        that hold pages of the same chains share a `chooser` of the reuse policy.
+        Without `maintain`, nothing is evicted, even if the files exceed the capacity. Commands that
+        inspect the directory use this, because their capacity may differ from the agent's. Disks
+        that hold pages of the same chains must share the `chooser` of the reuse policy.
         """
         self._capacity = config.capacity
         self._path = config.directory
@@ -99,7 +99,7 @@ class NvmeTier(Tier):
         try:
             self._segments.open_all()
             recover(self._catalog, self._directory.root)
-        except BaseException as error:  # including a signal during startup
+        except BaseException as error:  # BaseException covers signals during the start
             self._segments.close()
             self._directory.close()
             if not isinstance(error, OSError):
@@ -130,16 +130,16 @@ class NvmeTier(Tier):
         _log.info("nvme tier open", extra={"fields": fields})
 
     def _fit_into_capacity(self, quarantine: Quarantine) -> None:
-        """Shrink everything to the capacity, which may have been lowered."""
+        """Shrink all files to the capacity, which may have been lowered."""
         try:
             self._reclaimer.shrink(time.monotonic() + SHRINK_SECONDS)
-        except OSError as error:  # the stored pages can still be loaded
+        except OSError as error:  # The stored pages can still be loaded.
             self._gate.close(error)
         try:
             quarantine.trim()
             self._descriptions.remove_unfinished()
-            # Every weight update leaves a namespace that will have no pages. Unopened segments may
-            # have pages of any namespace.
+            # Every weight update leaves behind a namespace that will have no pages. Segments that
+            # are not open may have pages of any namespace.
             if not self._catalog.is_partial:
                 self._descriptions.remove_all_but(self._catalog.index.namespaces())
         except OSError as error:
@@ -147,12 +147,12 @@ class NvmeTier(Tier):
 
     @property
     def segments_descriptor(self) -> int:
-        """Descriptor of the segments directory, without a lock, so other processes may keep it."""
+        """Descriptor of the segments directory without a lock; other processes may keep it."""
         return self._directory.segments_descriptor
 
     @override
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """See `Tier.lookup`. Exact; does not block."""
+        """See `Tier.lookup`. The result is exact. Does not block."""
         entries = self._catalog.walk(chain)
         self._catalog.order.use(chain.namespace, chain.hashes, entries)
         if self._catalog.order.needs_flush:
@@ -167,7 +167,7 @@ class NvmeTier(Tier):
 
     @override
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
-        """See `Tier.fetch`. Reads consecutive slots with one system call; skips no page."""
+        """See `Tier.fetch`. Reads consecutive slots with one system call. Skips no page."""
         with self._calls.enter() as entered:
             if not entered:
                 return [Fetched(LoadResult.FAILED)] * len(pages)
@@ -200,7 +200,7 @@ class NvmeTier(Tier):
 
     @override
     def clear(self, namespace: bytes) -> int:
-        """Remove the namespace's pages in batches; its description stays."""
+        """Remove the namespace's pages in batches. Its description stays."""
         with self._calls.enter() as entered:
             if not entered:
                 return 0
@@ -239,22 +239,22 @@ class NvmeTier(Tier):
 
     @property
     def corrupt(self) -> int:
-        """Pages found corrupt since the tier was opened."""
+        """Number of pages found corrupt since the tier was opened."""
         return self._loader.corrupt
 
     @override
     def problem(self) -> str:
-        """Return why the disk did not accept the last spill, or empty."""
+        """Return why the disk did not accept the last spill; empty if it did."""
         return self._gate.problem and f"the disk accepts no pages ({self._gate.problem})"
 
     @property
     def is_readable(self) -> bool:
-        """Whether a segment could be opened, unless there is none."""
+        """Whether a segment could be opened, or there is none."""
         return bool(self._segments.by_number) or not self._segments.unopened
 
     @property
     def accepts_pages(self) -> bool:
-        """Whether to attempt spills: not right after a failed write."""
+        """Whether to attempt spills. False for a while after a failed write."""
         return self._gate.is_open
 
     def hashes(self, namespace: bytes) -> Set[bytes]:
@@ -310,7 +310,7 @@ class NvmeTier(Tier):
     def mark_uploaded(self, keys: Sequence[PageKey]) -> None:
         """See `PendingUploads.mark_uploaded`. Clears the marks in the journal."""
         self._mark(keys, pending=False)
-        self._housekeeper.wake()  # the pages can be evicted now
+        self._housekeeper.wake()  # the pages can be evicted now, so there may be work
 
     def _mark(self, keys: Sequence[PageKey], *, pending: bool) -> int:
         with self._calls.enter() as entered:
@@ -331,7 +331,7 @@ class NvmeTier(Tier):
     # For `memkv verify`
 
     def verify(self, repair: bool, progress: Callable[[int, int], None]) -> VerifyReport:
-        """Read and verify every page. Blocks until done, but does not block other calls.
+        """Read and verify every page. Other calls can run at the same time.
 
         With `repair`, quarantines and removes corrupt and unreadable pages. Calls `progress` with
         the number of pages done and the total. Raises `TierError`.

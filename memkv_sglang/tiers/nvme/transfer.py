@@ -1,4 +1,4 @@
-"""Transfer pages to and from runs of consecutive slots, with one system call per run."""
+"""Transfer pages to and from runs of consecutive slots, each with one system call."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from memkv_sglang.tiers.nvme.segment import Place, Segment
 from memkv_sglang.tiers.nvme.segments import RUN_SIZE
 
 _SMALL_RUN = 256 << 10
-"""Bytes below which a run is not split further to get more requests in flight."""
+"""Shorter runs are not split to get more requests in flight."""
 
 
 class Run(NamedTuple):
-    """Pages in consecutive slots from `first` on; `members` are their positions in the call."""
+    """Pages in consecutive slots from `first` on. `members` are their positions in the call."""
 
     segment: Segment
     first: int
@@ -24,7 +24,7 @@ class Run(NamedTuple):
 
 
 def into_runs(places: dict[int, Place], depth: int) -> list[Run]:
-    """Group pages with consecutive slots into runs, but make about `depth` runs if possible.
+    """Group pages in consecutive slots into runs, and split these into about `depth` if possible.
 
     `places` maps positions in the call to slots. A run takes one system call, unless it has more
     buffers than a system call accepts.
@@ -58,7 +58,7 @@ def write_run(
 ) -> IoTask[None]:
     """Write a run's pages with their footers. `ticks` is indexed by position in the call.
 
-    The disk reads a client's buffers after the checksum was computed. If the client changes the
+    The disk reads the client's buffers after their checksum was computed. If the client changes the
     page in between, the page fails verification when it is loaded. Raises `OSError` and
     `ChangedPageError`.
     """
@@ -75,9 +75,9 @@ def write_run(
 
 
 def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> IoTask[list[bytes | None]]:
-    """Read a run's pages; return the verified checksum of each, None for a corrupt page.
+    """Read a run's pages; return the verified checksum of each page, None for a corrupt one.
 
-    Raises `OSError`, and `EOFError` if the segment is truncated.
+    Raises `OSError`, or `EOFError` if the segment is truncated.
     """
     members = [pages[member] for member in run.members]
     image = _lay_out(run.segment, members, scratch)
@@ -93,7 +93,7 @@ def read_run(run: Run, pages: Sequence[Page], scratch: Scratch) -> IoTask[list[b
 def verify(
     key: PageKey, length: int, content: Sequence[memoryview], footer: Footer | None
 ) -> bytes | None:
-    """Return the footer's checksum if the footer matches the page and its content, else None."""
+    """Return the checksum in the footer if it matches the page and its content, else None."""
     if footer is None or (footer.key, footer.length) != (key, length):
         return None
     return footer.checksum if footer.checksum == page_checksum(key, content) else None
@@ -106,11 +106,11 @@ def holds_page(slot: memoryview, key: PageKey, length: int) -> bool:
 
 
 class _Image(NamedTuple):
-    """The layout of a run on disk, in memory."""
+    """The parts of memory that correspond to a run on disk."""
 
     vectors: list[memoryview]
     contents: Sequence[tuple[memoryview, ...]]
-    """The memory of each page's content: the page's own buffers, or a bounce buffer."""
+    """The memory of each page's content: its own buffers, or a bounce buffer."""
     footers: list[memoryview]
 
 

@@ -14,16 +14,16 @@ from memkv_sglang.tiers.nvme.load import Loader
 from memkv_sglang.tiers.nvme.transfer import holds_page
 
 _BATCH = 8
-"""Pages pinned at the same time, per request in flight."""
+"""Number of pages that are pinned at the same time, for each request in flight."""
 
 
 class VerifyReport(NamedTuple):
-    """What `NvmeTier.verify` found."""
+    """The results of `NvmeTier.verify`."""
 
     pages: int
     """Pages read."""
     read_bytes: int
-    """Bytes of their content."""
+    """Bytes of content that were read."""
     corrupt: list[SlotDescription]
     """Pages whose slot does not match the index or its own checksum."""
     unreadable: list[SlotDescription]
@@ -54,7 +54,7 @@ class _Checked(NamedTuple):
     length: int
     state: _State
     place: SlotDescription | None
-    """None if the page is intact, or was removed while it was read."""
+    """The damage; None if the page is intact, or was removed while it was read."""
 
 
 class Verifier:
@@ -63,14 +63,14 @@ class Verifier:
     def __init__(
         self, catalog: Catalog, executor: IoExecutor, loader: Loader, descriptions: Descriptions
     ) -> None:
-        """Read through `executor`; `loader` quarantines bad pages."""
+        """Read through `executor`. The `loader` quarantines bad pages."""
         self._catalog = catalog
         self._executor = executor
         self._loader = loader
         self._descriptions = descriptions
 
     def verify(self, *, repair: bool, progress: Callable[[int, int], None]) -> VerifyReport:
-        """Read and verify every page, except those removed in the meantime.
+        """Read and verify every page that is not removed meanwhile.
 
         With `repair`, quarantines and removes corrupt and unreadable pages. Calls `progress` with
         the number of pages done and the total. Raises `OSError`.

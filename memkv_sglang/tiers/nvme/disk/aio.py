@@ -1,8 +1,8 @@
-"""A request queue on Linux AIO: the calling thread submits and collects, without other threads.
+"""A request queue on Linux AIO. The calling thread submits and collects requests itself.
 
-With threads, each request costs two wake-ups, each of which needs the interpreter lock. Container
-runtimes allow AIO, unlike io_uring. When the process is killed, the kernel waits for requests in
-flight before it tears down the memory map; `agent.lifetime` relies on this.
+With threads, each request costs two wake-ups, and each wake-up needs the interpreter lock.
+Container runtimes allow AIO, unlike io_uring. When the process is killed, the kernel waits for
+requests in flight before it tears down the memory map; `agent.lifetime` relies on this.
 """
 
 import os
@@ -16,7 +16,7 @@ from memkv_sglang.tiers.nvme.disk.linux_aio import Context
 
 
 class AioQueue(RequestQueue):
-    """Keeps `depth` or a few more requests in flight, on files opened with O_DIRECT."""
+    """Keeps about `depth` requests in flight, on files opened with O_DIRECT."""
 
     def __init__(self, depth: int) -> None:
         """Create an AIO context. Raises `OSError` if the kernel provides none."""
@@ -48,7 +48,7 @@ class AioQueue(RequestQueue):
 
     @override
     def close(self) -> None:
-        """Release the context; the kernel waits for requests in flight."""
+        """Release the context. The kernel first waits for requests in flight."""
         self._context.close()
 
 
@@ -57,5 +57,5 @@ def _error(request: DiskRequest, result: int) -> Exception | None:
     if result < 0:
         return OSError(-result, os.strerror(-result))
     if result < request.length:
-        return request.try_execute()  # transfers the rest, or reaches the file's end
+        return request.try_execute()  # transfers the remaining bytes, or finds the end of the file
     return None

@@ -22,15 +22,15 @@ class DiskRequest(NamedTuple):
         return sum(map(len, self.vectors))
 
     def execute(self) -> None:
-        """Execute synchronously. Raises `OSError`, and `EOFError` at the end of a file read."""
+        """Execute the request synchronously. Raises `OSError`, or `EOFError` at the file's end."""
         transfer = write_fully if self.writes else read_fully
         transfer(self.fd, self.vectors, self.offset)
 
     def try_execute(self) -> Exception | None:
-        """Execute synchronously and return the exception, if any."""
+        """Execute the request synchronously. Returns the exception, or None."""
         try:
             self.execute()
-        except Exception as error:  # raised in the task instead
+        except Exception as error:  # The task raises it instead.
             return error
         return None
 
@@ -40,7 +40,7 @@ class Completion(NamedTuple):
 
     number: int
     error: Exception | None
-    """The error, if any. After a failed write, the content on disk is undefined."""
+    """The error, or None. After a failed write, the content on disk is undefined."""
 
 
 class OutOfTimeError(Exception):
@@ -52,14 +52,15 @@ class RequestQueue(ABC):
 
     @abstractmethod
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
-        """Start a request; `wait` returns its completion with the same number.
+        """Start a request. Its completion in `wait` has the same number.
 
-        If it is not started by the deadline (`time.monotonic()`), it fails with `OutOfTimeError`.
+        If it cannot be started by the deadline (`time.monotonic()`), it fails with
+        `OutOfTimeError`.
         """
 
     @abstractmethod
     def wait(self) -> Sequence[Completion]:
-        """Return completed requests; block until there is one. Some must be in flight."""
+        """Return completed requests; block until there is at least one. Some must be in flight."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Complete vectored reads and writes that bypass the page cache where the file system allows it."""
+"""Read and write vectors completely, bypassing the page cache where the file system allows it."""
 
 import ctypes
 import errno
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from memkv_sglang.tiers.nvme.files import Folder
 
 BLOCK = 4096
-"""Alignment of memory, lengths and file offsets that is sufficient for O_DIRECT on any disk."""
+"""Alignment of memory, lengths and file offsets. It suffices for O_DIRECT on any disk."""
 
 MAX_VECTORS: int = os.sysconf("SC_IOV_MAX")
 """Maximum number of buffers per system call."""
@@ -17,7 +17,8 @@ MAX_VECTORS: int = os.sysconf("SC_IOV_MAX")
 _PROBE = ".direct-io-probe"
 _NO_DIRECT_IO = (errno.EINVAL, errno.EOPNOTSUPP)
 _NO_PROBE = (errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ELOOP)
-"""The disk is full, or a directory or symbolic link has the probe's name."""
+"""Errors of the probe that say nothing about O_DIRECT: the disk is full, or the probe's name is
+taken."""
 
 
 def pad_to_block(length: int) -> int:
@@ -28,7 +29,7 @@ def pad_to_block(length: int) -> int:
 def is_aligned(buffers: Iterable[memoryview]) -> bool:
     """Return whether O_DIRECT can use these buffers directly.
 
-    Returns False for read-only memory, whose address is not available, so it has to be copied.
+    Returns False for read-only memory, because its address is not available. It must be copied.
     """
     return all(
         len(buffer) % BLOCK == 0
@@ -38,24 +39,24 @@ def is_aligned(buffers: Iterable[memoryview]) -> bool:
 
 
 def address_of(buffer: memoryview) -> int:
-    """Return the address of a writable buffer, 0 for an empty one."""
+    """Return the address of a writable buffer; 0 for an empty one."""
     if not buffer:
         return 0
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def aligned_memory(size: int) -> memoryview:
-    """Return zeroed memory on a page boundary; freed with the last view of it."""
+    """Return zeroed memory that begins at a page boundary. It is freed with its last view."""
     return memoryview(mmap.mmap(-1, pad_to_block(max(size, 1)), flags=mmap.MAP_PRIVATE))
 
 
 def read_fully(fd: int, vectors: Sequence[memoryview], offset: int) -> None:
-    """Fill the vectors from `offset` on. Raises `OSError`, or `EOFError` at the end of the file."""
+    """Fill the vectors, reading from `offset`. Raises `OSError`; `EOFError` at the file's end."""
     _transfer(os.preadv, fd, vectors, offset)
 
 
 def write_fully(fd: int, vectors: Sequence[memoryview], offset: int) -> None:
-    """Write the vectors at `offset`. If it raises `OSError`, the content there is undefined."""
+    """Write the vectors at `offset`. After an `OSError`, the content there is undefined."""
     _transfer(os.pwritev, fd, vectors, offset)
 
 
@@ -86,8 +87,8 @@ def _remaining(vectors: Sequence[memoryview], moved: int) -> list[memoryview]:
 def supports_direct_io(folder: Folder) -> bool:
     """Return whether files in the directory can be written with O_DIRECT, by writing one.
 
-    If the probe file cannot be created, for example on a full disk, opens the existing segments
-    instead; if there are none, assumes that it is supported.
+    If the probe file cannot be created, for example because the disk is full, opens existing
+    segments instead. Without segments, assumes that O_DIRECT works.
     """
     try:
         _write_probe(folder)

@@ -14,10 +14,12 @@ from memkv_sglang.tiers.nvme.disk.threads import DiskThreads
 Result = TypeVar("Result")
 
 IoTask = Generator[DiskRequest, None, Result]
-"""Yields disk requests. An error of a request is raised at its `yield`. Returns its result."""
+"""An I/O task: a generator that yields disk requests. If a request fails, its `yield` raises the
+error."""
 
 _MIN_REQUESTS = 2
-"""Minimum requests in flight, whatever their size: the disk processes one, the next one waits."""
+"""Minimum number of requests in flight, whatever their size: one for the disk, and the next one
+waiting."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +43,9 @@ class IoExecutor:
     ) -> list[Result]:
         """Run the tasks and return their results, in order. No request is in flight afterwards.
 
-        A request not started by the deadline (`time.monotonic()`) raises `OutOfTimeError` in its
-        task. Once `in_flight` bytes are in flight, starts no more than a second request. Raises
-        any exception that a task raises, after all requests have completed.
+        A request that is not started by the deadline (`time.monotonic()`) raises `OutOfTimeError`
+        in its task. While `in_flight` bytes are in flight, at most one more request is started. If
+        a task raises an exception, this raises it after all requests have completed.
         """
         queue = self._take_queue()
         try:
@@ -92,7 +94,8 @@ class _Run(Generic[Result]):
             for number, error in self._queue.wait():
                 task, size = self._in_flight.pop(number)
                 self._bytes -= size
-                self._start_more()  # first, so that the disk does not idle during `_advance`
+                # Start it first, so that the disk is not idle during `_advance`.
+                self._start_more()
                 self._advance(number, task, error)
         return [self._results[number] for number in sorted(self._results)]
 

@@ -51,9 +51,9 @@ class Context:
         _call(self._numbers.setup, depth, ctypes.byref(self._id))
 
     def submit(self, number: int, request: DiskRequest) -> None:
-        """Submit a request. Raises `OSError` if it is rejected, e.g. for too many buffers.
+        """Submit a request. Raises `OSError` if it is rejected, for example for too many buffers.
 
-        The caller must keep its buffers until it has completed. Blocks without O_DIRECT.
+        The caller must keep its buffers until it has completed. Without O_DIRECT, this blocks.
         """
         vectors = b"".join([_VECTOR.pack(address_of(v), len(v)) for v in request.vectors])
         address = ctypes.cast(ctypes.c_char_p(vectors), ctypes.c_void_p).value
@@ -67,7 +67,7 @@ class Context:
     def collect(self) -> list[tuple[int, int]]:
         """Return number and result (bytes, or a negative errno) of the completed requests.
 
-        Blocks until one completes; returns an empty list if interrupted by a signal.
+        Blocks until one completes. Returns an empty list if a signal interrupts it.
         """
         try:
             count = _call(self._numbers.get_events, self._id, 1, self._depth, self._events, None)

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from memkv_sglang.tiers.nvme.disk.direct_io import BLOCK, aligned_memory
 
 _KEPT = 8 << 20
-"""Maximum bytes of a bounce buffer that is kept for reuse."""
+"""Maximum bytes of a bounce buffer that is kept for the next task."""
 _TAIL = 2 * BLOCK
 _IDLE = 32
-"""Maximum number of scratches kept for reuse."""
+"""Maximum number of scratches that are kept for the next tasks."""
 
 
 class Scratch:
-    """The scratch memory of one task. Memory stays valid until the next call of the same method."""
+    """The scratch memory of one task. A method's memory stays valid until its next call."""
 
     def __init__(self) -> None:
         self._tails: list[memoryview] = []

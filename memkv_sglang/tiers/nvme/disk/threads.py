@@ -1,4 +1,4 @@
-"""A request queue on threads, for file systems without O_DIRECT, where AIO blocks."""
+"""A request queue on threads, for file systems without O_DIRECT, on which AIO blocks."""
 
 import threading
 import time
@@ -34,13 +34,14 @@ class DiskThreads:
             while len(self._started) < self._count:
                 name = f"memkv-nvme-{len(self._started)}"
                 thread = threading.Thread(target=_work, args=(self._flights,), name=name)
-                thread.daemon = True  # a disk that never responds must not keep the process alive
+                # daemon, because a disk that never answers must not keep the process alive
+                thread.daemon = True
                 thread.start()
                 self._started.append(thread)
         return ThreadQueue(self._flights)
 
     def close(self) -> None:
-        """Stop the threads once they have executed all queued requests."""
+        """Stop the threads after they have executed all queued requests."""
         for _ in self._started:
             self._flights.put(None)
         for thread in self._started:
@@ -48,17 +49,17 @@ class DiskThreads:
 
 
 class ThreadQueue(RequestQueue):
-    """A queue that `DiskThreads` serves."""
+    """A queue whose requests the threads of `DiskThreads` execute."""
 
     def __init__(self, flights: "SimpleQueue[_Flight | None]") -> None:
-        """Put requests in the threads' queue `flights`."""
+        """Put the requests in `flights`, the queue of the threads."""
         self._flights = flights
         self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._in_flight = 0
 
     @override
     def submit(self, number: int, request: DiskRequest, deadline: float) -> None:
-        """See `RequestQueue.submit`. Queues the request after those of other calls."""
+        """See `RequestQueue.submit`. The request waits behind those of other calls."""
         self._in_flight += 1
         self._flights.put(_Flight(number, request, deadline, self._completions))
 
@@ -80,4 +81,4 @@ def _work(flights: "SimpleQueue[_Flight | None]") -> None:
         is_late = time.monotonic() >= flight.deadline
         error = OutOfTimeError() if is_late else flight.request.try_execute()
         flight.completions.put(Completion(flight.number, error))
-        del flight, error  # release the caller's buffers before waiting for the next request
+        del flight, error  # Release the caller's buffers before waiting for the next request.
