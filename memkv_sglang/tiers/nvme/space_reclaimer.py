@@ -357,7 +357,7 @@ class SpaceReclaimer:
         """Return whether every page is pending upload or exempt from eviction."""
         index, pending, exempt = self._catalog.index, self._catalog.pending, self._catalog.exempt
         if len(pending) + len(exempt) < len(index) or len(exempt) > len(index):
-            # With exempt pages from elsewhere, scanning all pages is faster than this check.
+            # With more exempt keys than pages, a scan of all pages is faster than this check.
             return False
         entries = (index.find(key) for key in exempt)
         others = sum(entry is not None and entry not in pending for entry in entries)
