@@ -63,7 +63,7 @@ BY_NAME_ONLY = {
     "scale": scale.run,
     "shards": shards.run,
 }
-"""Not part of `all`: they take long, or need what most machines lack."""
+"""Benchmarks that `all` leaves out, because they take long or need what most machines lack."""
 
 
 @click.command()
@@ -72,18 +72,18 @@ BY_NAME_ONLY = {
     "--json",
     "file",
     type=click.Path(path_type=Path),
-    help="Write every repetition to this file, and a picture (PNG, SVG) next to it; with `all`, "
-    "one file per benchmark, with its name as suffix.",
+    help="Write every repetition to this file, and a picture (PNG, SVG) next to it. `all` writes "
+    "one file per benchmark, with the benchmark's name as suffix.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    default=Path("/var/tmp"),  # on the disk, unlike /tmp on many machines
+    default=Path("/var/tmp"),  # The current directory is on the disk, unlike /tmp on many machines.
     show_default=True,
     help="Directory on the disk to measure.",
 )
 @click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--quick", is_flag=True, help="Finish in under a minute, with more noise.")
+@click.option("--quick", is_flag=True, help="Finish in less than a minute, with noisier results.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),

@@ -19,14 +19,15 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.nvme import NvmeTier
 
 PAGES = 8
-"""Pages of a small call: half a turn of a conversation, at 64 tokens per page."""
+"""Pages of a small call. With 64 tokens per page, this is half a turn of a conversation."""
 
 SECONDS = 1.0
 QUICK_SECONDS = 0.3
 
 INDEXED = 45_000
 QUICK_INDEXED = 11_500
-"""Just above the sizes at which a dictionary grows: the most wasteful ones."""
+"""Numbers of pages just above a size at which a dictionary grows, where it wastes the most memory.
+"""
 
 IDLE_SECONDS = 5.0
 QUICK_IDLE_SECONDS = 2.0
@@ -35,7 +36,7 @@ WAYS = ("lookup", "load", "spill")
 
 
 def run(options: Options) -> Report:
-    """Measure one client that calls as fast as it can, then memory, then an idle agent."""
+    """Measure one client that calls as fast as it can, the index's memory, and an idle agent."""
     report = Report("agent", "calls/s")
     with importable(), agent(module="benchmarks.no_op_agent") as running:
         _count_calls(report, running, options)
@@ -45,7 +46,7 @@ def run(options: Options) -> Report:
         "agent_calls_per_core_second": "calls per core-second",
         "agent_calls_per_second": "calls per second",
     }.items():
-        # The three calls in turn, in the order of a conversation.
+        # The mean over a conversation, which makes the three calls in turn.
         report.figures[key] = harmonic_mean([report.median(case, way) for way in WAYS])
     report.figures["index_bytes_per_page"] = report.median("index", "NVMe tier")
     report.figures["agent_idle_cpu_percent"] = report.median("idle", "agent")
@@ -88,7 +89,7 @@ def _count_calls(report: Report, running: RunningAgent, options: Options) -> Non
 def _call_for(
     call: Callable[[], object], running: RunningAgent, seconds: float
 ) -> tuple[int, float, float]:
-    """Return calls, seconds, and CPU seconds of the agent."""
+    """Return the number of calls, the seconds, and the CPU seconds of the agent."""
     done, cpu = 0, running.cpu_seconds()
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -98,7 +99,7 @@ def _call_for(
 
 
 def _weigh_index(report: Report, options: Options) -> None:
-    """Fill a real directory and return how much the tier's memory has grown."""
+    """Fill a real directory; return by how much the tier's memory has grown."""
     count = QUICK_INDEXED if options.quick else INDEXED
     namespace = make_namespace(page_bytes=4 * KIB)
     with (

@@ -1,4 +1,4 @@
-"""Interface of a benchmark: a module with `run(options) -> Report`, listed in `__main__`."""
+"""The interface of a benchmark: a module with `run(options) -> Report`, listed in `__main__`."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class MissingToolError(Exception):
-    """A required program is missing; the text says what to install."""
+    """A required program is missing. The message says what to install."""
 
 
 class Options(NamedTuple):
@@ -15,11 +15,12 @@ class Options(NamedTuple):
     directory: Path
     """Directory on the disk to measure."""
     repetitions: int
-    """Rounds in which every contestant runs once."""
+    """Number of rounds. Every contestant runs once per round."""
     quick: bool = False
-    """Whether to finish in under a minute: fewer sizes and rounds, the same keys in `figures`."""
+    """Whether to finish in less than a minute, with fewer sizes and rounds but the same keys in
+    `figures`."""
     rounds: int | None = None
-    """Number of faults to inject; None for the benchmark's default."""
+    """Number of faults to inject; None for the benchmark's own number."""
 
 
 def tool(name: str) -> str:

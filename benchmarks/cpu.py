@@ -1,4 +1,4 @@
-"""Measure the CPU cost of a load on the node: client and agent together, without the server."""
+"""Measure the CPU time of loads on the node: client and agent together, without the server."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Simulate network latency: each direction takes half a round trip."""
+"""Simulate network latency. Each direction takes half a round trip."""
 
 import asyncio
 import threading
@@ -10,14 +10,14 @@ CHUNK = 64 << 10
 
 
 class Distance:
-    """Forwards connections on a free loopback port with a delay; a context manager.
+    """A context manager that forwards connections on a free loopback port with a delay.
 
-    Bytes are delayed, not throttled: any number of requests may be in flight, as on a network
+    Bytes are delayed but not throttled: any number of requests may be in flight, as on a network
     with unlimited bandwidth.
     """
 
     def __init__(self, endpoint: str, round_trip: float) -> None:
-        """Forward to a server at `endpoint` (URL); `round_trip` is in seconds."""
+        """Forward to the server at the URL `endpoint`. `round_trip` is in seconds."""
         parts = urlsplit(endpoint)
         self._target = (parts.hostname, parts.port)
         self._delay = round_trip / 2

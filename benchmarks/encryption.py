@@ -1,4 +1,4 @@
-"""Measure encryption on the node: throughput of one core, and of MinIO with and without it."""
+"""Measure encryption on one core, and the throughput of MinIO with and without it."""
 
 import itertools
 import secrets

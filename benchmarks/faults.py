@@ -1,4 +1,4 @@
-"""Inject faults into a small cluster under traffic; measure what clients and processes see."""
+"""Inject faults into a small cluster under traffic; measure what its clients and processes see."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ from memkv_sglang.config.schema import MIB, CollectorConfig
 ROUNDS = 200
 QUICK_ROUNDS = 12
 MEDIA = ("minio", "bucket", "client", "nvme", "process")
-"""The order of the faults: those that end agents come last, so that these grow old first."""
+"""Order of the faults. Those that end agents come last, so that until then the agents grow old."""
 KILLS = 4
-"""One round in this many kills the agent once more at a random moment."""
+"""One of this many rounds kills the agent at a random moment instead of injecting a fault."""
 LIMITS = CollectorConfig(capacity=256 * MIB, max_age=240, interval=5, use_period=10, lease_ttl=5)
-"""Limits of the bucket, about what the rounds of three minutes store."""
+"""Limits of the bucket: about what the rounds of three minutes store."""
 
 
 def run(options: Options) -> Report:
@@ -51,7 +51,7 @@ def run(options: Options) -> Report:
 
 
 def _plan(rounds: int) -> list[Fault]:
-    """Inject all faults in turn; those that kill agents come last, so that agents grow old."""
+    """Return all faults in turn. Those that kill agents come last, so that agents grow old."""
     faults = list(islice(cycle(FAULTS.values()), rounds))
     return sorted(faults, key=lambda fault: MEDIA.index(fault.medium))
 

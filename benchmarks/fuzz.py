@@ -1,4 +1,4 @@
-"""Feed millions of damaged inputs to every parser of external bytes."""
+"""Feed millions of damaged inputs to every parser that reads external bytes."""
 
 import time
 
@@ -13,13 +13,12 @@ QUICK_INPUTS = 20_000
 
 
 def run(options: Options) -> Report:
-    """Damage `--rounds` inputs for each parser; raises any exception a parser must not raise."""
+    """Damage `--rounds` inputs for each parser. Raises exceptions that no parser may raise."""
     inputs = options.rounds or (QUICK_INPUTS if options.quick else INPUTS)
     report = Report("fuzz", "thousand inputs per second")
     for target in track(TARGETS, "fuzz"):
         began = time.perf_counter()
-        # The date is the seed: runs on other days try other inputs, and a failure can be
-        # reproduced.
+        # The date is the seed, so that each day tries other inputs but failures can be reproduced.
         outcome = fuzz(target, inputs, seed=int(time.time() // 86400))
         rate = outcome.inputs / (time.perf_counter() - began) / 1e3
         report.runs[target.name] = {"damaged": [rate]}
@@ -29,5 +28,5 @@ def run(options: Options) -> Report:
     report.figures["inputs"] = sum(
         value for name, value in report.figures.items() if name.endswith("_inputs")
     )
-    report.figures["wrong_or_crashed"] = 0  # else an exception came instead of this report
+    report.figures["wrong_or_crashed"] = 0  # A failure would have raised an exception.
     return report

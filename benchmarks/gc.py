@@ -1,4 +1,4 @@
-"""Count the requests for using and removing a bucket's pages, for buckets of two sizes.
+"""Count the requests that using and removing a bucket's pages take, for buckets of two sizes.
 
 Also measures the time and memory of the collection.
 """
@@ -29,32 +29,32 @@ from memkv_sglang.tiers.minio.retention.entries import ENTRY, Entries, split
 SIZES = (100_000, 1_000_000)
 QUICK_SIZES = (2_000, 5_000)
 PAGE_BYTES = 1024
-"""Deletion does not depend on the content."""
+"""Bytes per page. Few, because the time to delete a page does not depend on its content."""
 
 CHAIN = 1000
-"""Pages of a chain: leaves are removed before roots."""
+"""Pages per chain. Leaves are removed before roots."""
 
 LEFT = 0.05
-"""Fraction of the pages that fit within the limits."""
+"""Share of the pages that fits within the limits."""
 
 LINKS = 50_000
-"""Links to one file; file systems have a limit."""
+"""Maximum links to one file, because file systems have a limit."""
 
 LOG_ENTRIES = 1 << 16
-"""Entries of each log, as many as an agent writes at once."""
+"""Entries per log. An agent writes as many at once."""
 
 NODES = 4
 """Nodes that use the pages of a bucket."""
 
 INTERVALS = 6
-"""Rounds of collection in a period, as by default."""
+"""Collections in a period, as by default."""
 
 LOOKS = 5
-"""How often a node polls the round in an interval, on average."""
+"""How often a node polls in an interval, on average, whether a collection is running."""
 
 
 def run(options: Options) -> Report:
-    """Fill a MinIO of each size, then collect nearly everything once."""
+    """Fill a MinIO with each number of pages, then collect nearly all of them once."""
     sizes = QUICK_SIZES if options.quick else SIZES
     report = Report("gc", "s")
     for count in sizes:
@@ -67,7 +67,7 @@ def run(options: Options) -> Report:
 
 
 def measure(directory: Path, count: int) -> dict[str, float]:
-    """Return the figures of one collection of a bucket with `count` pages."""
+    """Return the figures of collecting a bucket with `count` pages."""
     with (
         tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as home,
         MinioServer(Path(home, "data")) as server,
@@ -108,9 +108,9 @@ def measure(directory: Path, count: int) -> dict[str, float]:
 
 
 def fill(tier: MinioTier, folder: Path, count: int, progress: Progress) -> None:
-    """Store pages, and log them as the node that stored them does.
+    """Store pages, and log them as the node does that stores them.
 
-    Only the first page is sent to the server; the others are links to its file, since storing a
+    Only the first page is sent to the server. The others are links to its file, because storing a
     million objects one by one would take longer than everything else.
     """
     namespace = make_namespace(PAGE_BYTES)
@@ -148,15 +148,16 @@ def log(tier: MinioTier, digest: bytes, count: int) -> None:
 
 
 def use(config: MinioConfig, count: int) -> int:
-    """Use every page within a period, on four nodes and spread over its intervals.
+    """Use every page in one period, on four nodes and in all intervals.
 
-    Returns the S3 requests, of nodes and rounds. The pages' objects are not needed.
+    Returns the S3 requests of the nodes and of the collections. No objects are needed for the
+    pages.
     """
     hashes = [key.hash for key in _keys(make_namespace(PAGE_BYTES).digest, count - 1)]
     with ExitStack() as stack:
         nodes = [stack.enter_context(closing(MinioTier(config))) for _ in range(NODES)]
         collector = nodes[0].collector(CollectorConfig(interval=1))
-        collector.collect(lambda *_: None)  # merges what was stored
+        collector.collect(lambda *_: None)  # this merges the logs of stored pages
         with counted_requests() as requests:
             for interval in range(INTERVALS):
                 for number, node in enumerate(nodes):

@@ -25,14 +25,14 @@ from memkv_sglang.tiers.nvme import NvmeTier
 
 PAGE_SIZES = {"1m": MIB, "4m": 4 * MIB}
 CALL_BYTES = 64 * MIB
-"""Bytes per step: loaded, then copied to the device while the next step is loaded."""
+"""Bytes per step. They are loaded, then copied to the device while the next step is loaded."""
 
 DEPTH = 4
 CALL_SECONDS = 60.0
 
 
 class Target:
-    """Device memory as large as a host pool, and copies into it."""
+    """Device memory as large as a host pool, with copies into it."""
 
     def __init__(self, pool: HostPool, device: str = "cuda") -> None:
         """Register the pool with CUDA, as SGLang does. Raises `RuntimeError` if that fails."""

@@ -1,7 +1,7 @@
-"""Measure how much transfers slow SGLang's scheduler down: a GIL-bound loop during transfers.
+"""Measure how much transfers slow SGLang's scheduler down, with a GIL-bound loop in its place.
 
-The loop has its own core. Everything else runs on the other one: the agent, MinIO, and the threads
-of the loop's process that wait for the agent or, with a peer, move the pages.
+The loop has a core of its own. Everything else runs on another core: the agent, MinIO, and the
+threads in the loop's process that wait for the agent or, for a peer, move the pages.
 """
 
 import os
@@ -41,7 +41,8 @@ def run(options: Options) -> Report:
     repetitions = min(options.repetitions, 3) if options.quick else options.repetitions
     try:
         with ExitStack() as stack:
-            os.sched_setaffinity(0, {cores[1]})  # for all that is started from here
+            # Everything that is started now inherits this core.
+            os.sched_setaffinity(0, {cores[1]})
             transfers = _transfers(stack, report, options.directory)
             os.sched_setaffinity(0, {cores[0]})
             for _ in range(repetitions):
@@ -66,7 +67,7 @@ def run(options: Options) -> Report:
 def _transfers(
     stack: ExitStack, report: Report, directory: Path
 ) -> dict[str, Callable[[], object]]:
-    """Return, by name, functions that spill all pages of a pool and load them again."""
+    """Return functions by name that spill all pages of a pool and load them again."""
     server = stack.enter_context(minio(directory))
     scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory))
     pool = stack.enter_context(HostPool(PAGES, MIB, huge=True))
@@ -116,7 +117,7 @@ def _in_process(peer: Peer, pool: HostPool) -> Callable[[], object]:
 
 @contextmanager
 def _moving(move: Callable[[], object], core: int) -> Iterator[list[int]]:
-    """Transfer in a thread on the core; the yielded count grows by 2 per finished round."""
+    """Transfer pages in a thread on this core. The yielded count grows by 2 per round."""
     moves: list[int] = []
     ending = threading.Event()
     begun = threading.Event()
@@ -139,7 +140,7 @@ def _moving(move: Callable[[], object], core: int) -> Iterator[list[int]]:
 
 
 def _loop(seconds: float) -> float:
-    """Return thousands of steps per second of pure Python that never releases the GIL itself."""
+    """Return thousands of steps per second of Python code that never releases the GIL."""
     done, table = 0, dict.fromkeys(range(64), 0)
     began = time.perf_counter()
     end = began + seconds

@@ -1,4 +1,4 @@
-"""Kill agents during loads; count late writes and measure how long clients wait."""
+"""Kill agents during loads. Count late writes, and measure how long clients wait."""
 
 import statistics
 import tempfile
@@ -16,11 +16,12 @@ KILLS = 500
 QUICK_KILLS = 10
 READERS = 4
 BUSY = 30 * MIB
-"""Disk throughput (bytes/s) in every second kill; requests in flight then take half a second."""
+"""Disk throughput in bytes per second during every second kill. Requests then take half a second.
+"""
 
 
 def run(options: Options) -> Report:
-    """Kill `--rounds` agents, every second one while its disk is slow."""
+    """Kill `--rounds` agents, every second one while the disk is slow."""
     kills = options.rounds or (QUICK_KILLS if options.quick else KILLS)
     report = Report("kills", "ms from the kill to the end of the call")
     outcomes: list[Kill] = []

@@ -11,13 +11,13 @@ from benchmarks.report import Report
 
 CLIENTS = 64
 SECONDS = 120.0
-"""Duration of a repetition; five of them take ten minutes."""
+"""Seconds per repetition. Five repetitions take ten minutes."""
 QUICK_SECONDS = 20.0
 QUANTILES = {"median": 0.5, "99th percentile": 0.99}
 
 
 def run(options: Options) -> Report:
-    """Put one cluster under load repeatedly, each time with new clients."""
+    """Put one cluster under load several times, each time with new clients."""
     seconds = QUICK_SECONDS if options.quick else SECONDS
     repetitions = 1 if options.quick else options.repetitions
     report = Report("load", "ms")

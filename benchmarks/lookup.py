@@ -25,13 +25,14 @@ LENGTHS = (16, 128, 512, 2048, 4096)
 QUICK_LENGTHS = (16, 2048)
 CLAIMED = 2048
 PAGE = 4 * KIB
-"""Small, because only presence matters."""
+"""Bytes per page. Few, because only presence matters."""
 
 TTL = 60.0
-"""Negative TTL of a warm tier in seconds, long enough that misses stay cached."""
+"""Negative TTL in seconds for a warm tier, long enough that misses stay cached."""
 
 ROUND_TRIP = 0.05
-"""Round trip to the remote server in seconds: so long that time divided by it counts the trips."""
+"""Round trip to the remote server in seconds. It is so long that the time of a lookup, divided by
+it, is the number of round trips."""
 
 NAMESPACE = make_namespace(page_bytes=PAGE)
 
@@ -67,7 +68,7 @@ def run(options: Options) -> Report:
 
 
 class _Bench:
-    """A stored chain, and tiers with a warm or cold presence cache."""
+    """A stored chain, and tiers whose presence cache is warm or cold."""
 
     def __init__(
         self, report: Report, config: MinioConfig, nvme: Peer, warm: Peer, hashes: list[bytes]
@@ -79,7 +80,7 @@ class _Bench:
         self._hashes = hashes
 
     def compare(self, length: int, share: float, repetitions: int) -> None:
-        """Look up a chain of which the first `share` is stored."""
+        """Look up a chain of which only the first part, `share`, is stored."""
         present = int(length * share)
         chain = _chain(self._hashes, length, present)
         case = f"{length} pages, {share:.0%} there"
@@ -93,8 +94,8 @@ class _Bench:
     def random_boundary(self, peers: dict[str, Peer], repetitions: int, peers_too: int) -> None:
         """Look up chains with a random boundary and a cold cache; peers only in some rounds.
 
-        The boundary moves from the beginning of the chain to its end, so even a few evenly spread
-        rounds are fair: a peer's time is proportional to the boundary's position.
+        From round to round, the boundary moves from the beginning of the chain to its end. A peer's
+        time is proportional to its position, so a few evenly spread rounds are fair.
         """
         for number in range(repetitions):
             present = int((number + random.random()) / repetitions * (CLAIMED + 1))
@@ -108,12 +109,12 @@ class _Bench:
 
 
 def _middles(rounds: int, count: int) -> set[int]:
-    """Return `count` evenly spread rounds."""
+    """Return the numbers of `count` evenly spread rounds."""
     return {(2 * i + 1) * rounds // (2 * count) for i in range(count)}
 
 
 def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions: int) -> None:
-    """Look up through a long network path and return the time in round trips."""
+    """Look up chains over a long network path, and record the time in round trips."""
     with Distance(server.server.endpoint, ROUND_TRIP) as far:
         config = server.config("lookup", endpoint=far.endpoint, negative_ttl=TTL)
         for _ in range(repetitions):
@@ -137,7 +138,7 @@ def _ignorant(config: MinioConfig) -> Iterator[Peer]:
     """Yield a connected tier with an empty presence cache."""
     tier = Ours(MinioTier(config))
     try:
-        # This also opens the connections: it sends as many HEADs at once as a search does.
+        # This also opens the connections, because it sends as many HEADs at once as a search.
         tier.lookup(Chain(NAMESPACE.digest, make_hashes(CLAIMED, f"{random.random()}")))
         yield tier
     finally:
@@ -158,7 +159,7 @@ def _store(peer: Peer, pool: HostPool, hashes: list[bytes]) -> None:
 
 
 def _look(peer: Peer, chain: Chain, present: int) -> float:
-    """Return milliseconds."""
+    """Return the milliseconds that a lookup takes."""
     began = time.perf_counter()
     found = peer.lookup(chain)
     elapsed = time.perf_counter() - began
@@ -181,7 +182,8 @@ def _claim(report: Report, lengths: tuple[int, ...]) -> None:
         "lookup_2048_cold_round_trips": "memkv, random boundary",
     }
     for key, what in trips.items():
-        # Rounding hides the CPU time of client and server, far less than half a round trip.
+        # Rounding removes the CPU time of client and server, which is far less than half a round
+        # trip.
         figures[key] = math.floor(report.median("round trips", what) + 0.5)
     for share in ("100%", "50%", "0%"):
         cases = {str(n): f"{n} pages, {share} there" for n in lengths}

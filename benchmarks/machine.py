@@ -1,4 +1,4 @@
-"""Describe the machine and the software, so that a reader can judge the numbers."""
+"""Describe the machine and the software, so that readers can judge the numbers."""
 
 import os
 import platform
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     found |= {name: _version(name, flag) for name, flag in PROGRAMS.items() if shutil.which(name)}
-    # A server built from its module does not know its own version.
+    # A server built from a Go module does not know its own version.
     minio = _version(str(find_or_build_minio()), "--version")
     found["minio_server"] = MINIO_MODULE.split("@")[1] if "DEVELOPMENT" in minio else minio
     return found

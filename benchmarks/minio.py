@@ -23,21 +23,21 @@ from memkv_sglang.tiers.minio.names import ObjectNames
 
 PAGES = tuple(SIZES)
 ALL_PEERS = ("1m", "8m")
-"""Page sizes that every peer is measured with; otherwise only SGLang's own backend."""
+"""Page sizes for all peers. At other sizes, the only peer is SGLang's own backend."""
 
 TLS_PAGES = ("1m", "8m")
 LEAST, MOST = 128 * MIB, 512 * MIB
-"""Bytes per measurement: the pages of one call (`CALL`), within these bounds.
+"""Limits of the bytes per measurement, which are otherwise those of one call (`CALL`).
 
-With few large pages, the last ones share no connection, which never happens in wrk.
+With few large pages, the last of them do not share connections, which never happens in wrk.
 """
 
 QUICK_TOTAL = 64 * MIB
 SECONDS = 2
-"""Seconds per measurement; in a quick run one second for wrk and one call for the others.
+"""Seconds per measurement. A quick run takes one second for wrk and one call for the others.
 
-Calls that load 128 MiB alternate between 135 and 180 ms, probably because the server collects
-garbage in every second one, so a measurement must include many calls.
+Calls that load 128 MiB take 135 and 180 ms in turn, probably because the server collects garbage in
+every second one. So a measurement must include many calls.
 """
 
 
@@ -69,7 +69,7 @@ def _measure(
     repetitions: int,
     quick: bool,
 ) -> None:
-    """Spill and load pages of one size with every contestant; `case` begins with the size."""
+    """Spill and load pages of one size with every contestant. `case` begins with that size."""
     size = SIZES[case.split("_")[0]]
     config = server.config(f"pages-{case}".replace("_", "-"))
     with ExitStack() as stack:
@@ -104,7 +104,8 @@ def presigned(config: MinioConfig) -> list[str]:
         region=config.region,
     )
     names = [entry.object_name for entry in client.list_objects(config.bucket, recursive=True)]
-    is_page = ObjectNames(config.prefix).page_key  # an agent's probes come and go
+    # An agent's probe objects come and go, so leave them out.
+    is_page = ObjectNames(config.prefix).page_key
     return [
         client.presigned_get_object(config.bucket, name, expires=timedelta(hours=1))
         for name in names

@@ -1,4 +1,4 @@
-"""An agent with a no-op tier, started like a real one, to measure the agent alone."""
+"""An agent with a no-op tier, started like a real agent, to measure the agent alone."""
 
 import os
 import sys
@@ -42,6 +42,6 @@ def build(config: Config, registry: CollectorRegistry) -> Engine:
 
 if __name__ == "__main__":
     text = sys.stdin.buffer.read()
-    if os.fork():  # the starter waits for this process, and then has none to look after
+    if os.fork():  # The starter waits for this process, which leaves the agent behind as a daemon.
         os._exit(0)
     sys.exit(run_launched(text, int(sys.argv[1]), build))

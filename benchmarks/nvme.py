@@ -28,7 +28,7 @@ DEPTH_PAGES = "1m"
 
 TWO = "two directories"
 SMALL = "_small_pages"
-"""Suffix of measurements with a pool of 4 KiB pages."""
+"""Suffix of the measurements with a pool in pages of 4 KiB."""
 
 
 def run(options: Options) -> Report:
@@ -50,7 +50,7 @@ def run(options: Options) -> Report:
 
 
 class _Bench:
-    """Measures into one report, on one directory."""
+    """Measures into one report, in one directory."""
 
     def __init__(self, report: Report, scratch: Path, total: int) -> None:
         self._report = report
@@ -60,7 +60,7 @@ class _Bench:
         fio(self._plain, "write", MIB, total, IN_FLIGHT, huge=False)
 
     def sizes(self, name: str, repetitions: int, *, huge: bool, peers: bool = True) -> None:
-        """Spill and load pages of one size with the tier, fio and, with `peers`, the peers."""
+        """Spill and load pages of one size with the tier, fio and, if `peers`, the peers."""
         suffix = "" if huge else SMALL
         with ExitStack() as stack:
             pool = self._pool(stack, name, huge=huge)
@@ -112,7 +112,7 @@ class _Bench:
         return pool
 
     def _peers(self, stack: ExitStack, pool: HostPool, case: str) -> dict[str, Peer]:
-        # They import torch and SGLang; the report can be made without them.
+        # The peers import torch and SGLang. The report can be made without them.
         def nixl(pool: HostPool) -> Peer:
             from benchmarks.peers.nixl import Nixl
 
@@ -137,7 +137,7 @@ class _Bench:
         return peer
 
     def _two_directories(self, stack: ExitStack, case: str) -> Peer:
-        """Open the tier over two directories, here both on one disk: shows only what that costs."""
+        """Open the tier over two directories on one disk, which shows their overhead."""
         paths = [str(self._scratch / f"memkv-{case}-{part}") for part in ("a", "b")]
         peer = Ours(StripedTier(NvmeConfig(directory=",".join(paths), capacity=GIB)))
         stack.callback(peer.close)

@@ -1,4 +1,4 @@
-"""Draw a report: medians as bars or lines, each repetition as a point."""
+"""Draw a report. Medians are bars or lines, and each repetition is a point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS = "memkv"
-"""Name prefix of this project's contestants, which share a family of colours."""
+"""Prefix of the names of this project's contestants, which have colors of one family."""
 
 OUR_COLORS = ("#3a5bd9", "#8fa4ef", "#1b2f80")
 LIMIT_COLORS = dict.fromkeys(("fio", "wrk", "alone", "bound", "all in the top tier"), "#5f6368")
@@ -23,10 +23,10 @@ INK = "#202124"
 FAINT = "#5f6368"
 
 COLUMNS = 2
-"""Panels side by side."""
+"""Number of panels side by side."""
 
 LABEL_ROOM = 60
-"""Letters per line below a panel."""
+"""Maximum characters per line of text below a panel."""
 
 
 def draw(report: Report, file: Path) -> None:
@@ -56,7 +56,7 @@ def draw(report: Report, file: Path) -> None:
 
 
 def _colors(report: Report) -> dict[str, str]:
-    """Return one colour per contestant, the same in every panel."""
+    """Return one color per contestant, the same in every panel."""
     names = dict.fromkeys(name for case in report.runs.values() for name in case)
     ours = iter(OUR_COLORS * len(names))
     peers = iter(PEER_COLORS * len(names))
@@ -67,7 +67,7 @@ def _colors(report: Report) -> dict[str, str]:
 
 
 def _bars(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> None:
-    """Draw one group of bars per case; each repetition is a point on its bar."""
+    """Draw a group of bars per case. Each repetition is a point on its bar."""
     names = _names(report, panel)
     width = 0.8 / len(names)
     for place, name in enumerate(names):
@@ -86,7 +86,7 @@ def _bars(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> N
 
 
 def _lines(axes: Axes, report: Report, panel: Panel, colors: dict[str, str]) -> None:
-    """Draw one line per contestant through its medians, with a band from minimum to maximum."""
+    """Draw a line per contestant through its medians, with a band from minimum to maximum."""
     for name in _names(report, panel):
         found = [
             (place, report.runs[case][name])

@@ -15,7 +15,7 @@ class HostPool(host_pool.HostPool):
 
     @property
     def address(self) -> int:
-        """Address in this process."""
+        """Address of the pool in this process."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     def fill(self) -> None:  # type: ignore[override]  # no chain: faster than what follows from keys
@@ -30,7 +30,7 @@ class HostPool(host_pool.HostPool):
         return (first - self.address) // len(page.buffers[0])
 
     def huge_share(self) -> float:
-        """Return the fraction of the mapping that is in huge pages (smaps)."""
+        """Return which share of the mapping is in huge pages, from smaps."""
         found, mine = 0, False
         for line in Path("/proc/self/smaps").read_text().splitlines():
             first = line.split(maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Compare SGLang's prefetch policies under load, on one server with two tensor-parallel ranks."""
+"""Compare SGLang's prefetch policies under load, on a server with two tensor-parallel ranks."""
 
 import random
 import statistics
@@ -15,25 +15,26 @@ from benchmarks.report import Panel, Report
 from benchmarks.serving import PAGE, Servers, Tokens, prompt, tell
 
 POLICIES = ("timeout", "best_effort", "wait_complete")
-"""Values of `--hicache-storage-prefetch-policy`."""
+"""The values of `--hicache-storage-prefetch-policy`."""
 
 PREFIX = 10 * PAGE
 """Tokens of a stored prefix."""
 
 KNOWN, QUICK_KNOWN = 18, 9
-"""Stored prefixes; each is asked for once per round. The host pool holds a few of them."""
+"""Number of stored prefixes. Each is requested once per round. The host pool holds only a few."""
 
 NEW = 6
-"""Requests per round that are not stored, so that ranks compute while others load."""
+"""Requests per round whose prompts are not stored, so that ranks compute while others load."""
 
 QUESTION = 32
-"""Tokens after a stored prefix."""
+"""Number of tokens after a stored prefix."""
 
 IN_FLIGHT = 4
 """Concurrent requests."""
 
 DEVICE_TOKENS = 16 * 1024
-"""The host pool has room for twice as many, and loads in flight for as many."""
+"""Tokens in the device pool. The host pool holds twice as many, of which half may be loads in
+flight."""
 
 HANG_SECONDS = 60.0
 """A request that takes longer counts as hung."""
@@ -55,25 +56,25 @@ class Round(NamedTuple):
 
     @classmethod
     def draw(cls, prefixes: list[Tokens], new: int, seed: int) -> "Round":
-        """Add a question to every prefix, and add some new prompts."""
+        """Add a question to every prefix, and some new prompts."""
         known = [[*prefix, *prompt(f"question {next(_numbers)}", QUESTION)] for prefix in prefixes]
         random.Random(seed).shuffle(known)
         return cls(known, [prompt(f"new {next(_numbers)}", PREFIX) for _ in range(new)])
 
 
 class Measured(NamedTuple):
-    """A round's result."""
+    """The result of a round."""
 
     first_tokens: list[float]
-    """Seconds, of the requests whose prefix is stored."""
+    """Seconds to the first token of the requests whose prefix is stored."""
     from_storage: int
     """Tokens."""
     hung: int
-    """Requests that failed or took longer than `HANG_SECONDS`."""
+    """Number of requests that failed or took longer than `HANG_SECONDS`."""
 
 
 def run(options: Options) -> Report:
-    """Measure one server whose policy changes between the runs; needs about 4 GiB of memory."""
+    """Measure one server, whose policy changes between the runs. Needs about 4 GiB of memory."""
     report = Report("prefetch", "seconds to first token")
     prefixes = [
         prompt(f"prefix {number}", PREFIX)
@@ -102,13 +103,13 @@ def run(options: Options) -> Report:
 
 
 def _start(servers: Servers, endpoint: str) -> Node:
-    """Start a server whose pages are in MinIO only."""
+    """Start a server whose pages are only in MinIO."""
     extra = [
         *("--memkv-nvme-directory", ""),
         *("--tp-size", "2", "--admin-api-key", ADMIN_KEY),
         *("--max-total-tokens", str(DEVICE_TOKENS)),
     ]
-    # A tiny model on a busy machine may compute pages as fast as they load.
+    # On a busy machine, a tiny model may compute pages as fast as they load.
     env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "MEMKV_ENGINE_SKIP_SLOW_LOADS": "false"}
     node = servers.node("tp2", endpoint=endpoint, extra=extra, env=env)
     node.server.client.admin_key = ADMIN_KEY
@@ -118,7 +119,7 @@ def _start(servers: Servers, endpoint: str) -> Node:
 
 
 def _choose(node: Node, policy: str) -> None:
-    """Change the policy of the running server, whose pools are empty afterwards."""
+    """Change the policy of the running server. Its pools are empty afterwards."""
     node.server.client.flush_cache()
     node.server.client.put(
         "/hicache/storage-backend",
@@ -148,7 +149,7 @@ def _measure(node: Node, requests: Round) -> Measured:
 
 
 def _mix(requests: Round) -> list[Tokens]:
-    """Spread the new prompts evenly over the known ones."""
+    """Spread the new prompts evenly among the known ones."""
     mixed = list(requests.known)
     step = len(mixed) // max(1, len(requests.new))
     for number, tokens in enumerate(requests.new):

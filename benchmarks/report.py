@@ -1,4 +1,4 @@
-"""The result of a benchmark: every repetition, how to present it, and the figures."""
+"""The result of a benchmark: every repetition, the figures, and how to present them."""
 
 import gc
 import json
@@ -16,16 +16,16 @@ Measure = Callable[[], float]
 
 
 class Panel(NamedTuple):
-    """Cases shown together: one table and one set of axes."""
+    """Cases that are shown together, in one table and on one pair of axes."""
 
     title: str
     unit: str
     cases: Mapping[str, str]
-    """Keys of `Report.runs` by the label to show."""
+    """Keys of `Report.runs`, by the label to show for them."""
     lines: bool = False
-    """Whether the cases are a sequence (depths, lengths) and are drawn as lines."""
+    """Whether the cases are a sequence, such as lengths, and are drawn as lines."""
     log: bool = False
-    """Whether the scale is logarithmic."""
+    """Whether the axis is logarithmic."""
 
 
 @dataclass
@@ -39,18 +39,17 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
     """Figures, mostly ratios of medians within one run."""
     panels: list[Panel] = field(default_factory=list)
-    """How to present the runs; empty to show all cases together."""
+    """How to present the runs. If empty, all cases are shown together."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Contestants that cannot run on this machine, with the reason."""
     notes: list[str] = field(default_factory=list)
     """Notes for the reader, one sentence each."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """More content for the JSON file."""
+    """More data for the JSON file."""
 
     def compete(self, case: str, contestants: Mapping[str, Measure], repetitions: int) -> None:
-        """Run all contestants in turn, `repetitions` times, so that noise affects all equally."""
-        # Like the agent, keep the garbage collector away from imported modules while pages are
-        # moved.
+        """Run all contestants in turn, `repetitions` times, so that noise affects them equally."""
+        # Like the agent, exclude imported modules from garbage collection while pages are moved.
         gc.collect()
         gc.freeze()
         for _ in range(repetitions):
@@ -58,7 +57,7 @@ class Report:
                 self.record(case, name, measure())
 
     def record(self, case: str, contestant: str, value: float) -> None:
-        """Add one repetition that the caller measured."""
+        """Add a repetition that the caller has measured."""
         self.runs.setdefault(case, {}).setdefault(contestant, []).append(value)
 
     def median(self, case: str, contestant: str) -> float:
@@ -66,15 +65,15 @@ class Report:
         return statistics.median(self.runs[case][contestant])
 
     def ratio(self, case: str, contestant: str, base: str) -> float:
-        """Return the ratio of a contestant's median to the base's."""
+        """Return a contestant's median relative to that of `base`."""
         return self.median(case, contestant) / self.median(case, base)
 
     def views(self) -> list[Panel]:
-        """Return the panels, by default one with all cases."""
+        """Return the panels. By default, there is one with all cases."""
         return self.panels or [Panel(self.name, self.unit, {case: case for case in self.runs})]
 
     def write(self, file: Path) -> None:
-        """Write everything to JSON, including machine and date."""
+        """Write everything to a JSON file, with the machine and the date."""
         file.write_text(json.dumps(self._document(), indent=1) + "\n")
 
     def _document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Counts the S3 requests of this process, by method, kind of object and thread."""
+"""Count the S3 requests of this process by method, kind of object and thread."""
 
 import re
 import threading
@@ -16,7 +16,7 @@ _FOLDERS = ("logs", "index", "shards", "collector", "pins", "quarantine")
 
 
 def kind_of(path: str) -> str:
-    """Return what a request is about: `page`, a folder of the bucket, or `other`."""
+    """Return what a request is about: `page`, the name of a folder of the bucket, or `other`."""
     path, _, query = path.partition("?")
     if _PAGE.search(path):
         return "page"
@@ -29,7 +29,7 @@ def kind_of(path: str) -> str:
 
 @contextmanager
 def counted_requests() -> Iterator[Counter[tuple[str, str, str]]]:
-    """Count requests until the end of the `with` block; keys are (method, kind, thread's name)."""
+    """Count requests during the `with` block. The keys are (method, kind, name of the thread)."""
     counts: Counter[tuple[str, str, str]] = Counter()
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Count the S3 requests of a day of the agentic trace, on four nodes, in simulated time."""
+"""Count the S3 requests of a day of the agentic trace on four nodes, in simulated time."""
 
 from benchmarks.base import Options
 from benchmarks.report import Panel, Report
@@ -10,11 +10,11 @@ from memkv_sglang.config.schema import CollectorConfig
 from memkv_sglang.planning.traces import read_trace
 
 SPACING = 360.0
-"""Seconds between the starts of sessions: the trace's 240 start within a day."""
+"""Seconds between the starts of two sessions. The trace's 240 sessions start within a day."""
 BLOCKS = 16
-"""Blocks of the trace in a page, which then has 1,024 tokens."""
+"""Blocks of the trace per page. A page then has 1,024 tokens."""
 BUCKET_SHARE = 0.5
-"""Capacity of the bucket, as a share of the day's different pages."""
+"""Capacity of the bucket, as a share of the different pages of the day."""
 QUICK_SECONDS = 1800.0
 
 
@@ -29,7 +29,7 @@ def agentic_day(seconds: float = DAY) -> Workload:
 
 
 def run(options: Options) -> Report:
-    """Replay the day once: the counts depend on no real clock."""
+    """Replay the day once. Once is enough, because the counts depend on no real clock."""
     seconds = QUICK_SECONDS if options.quick else DAY
     trace = agentic_day(seconds)
     report = Report("requests", "requests")

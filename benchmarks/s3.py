@@ -1,4 +1,4 @@
-"""Compare S3 servers: pages of 1 MiB spilled to and loaded from each in turn."""
+"""Compare S3 servers: spill pages of 1 MiB to each of them in turn, and load them."""
 
 import tempfile
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SECONDS = 1.0
 
 
 def run(options: Options) -> Report:
-    """Start all servers at once, with their data in `options.directory`; measure one at a time."""
+    """Start all servers, with their data in `options.directory`, and measure one at a time."""
     report = Report("s3", "GB/s")
     repetitions = 1 if options.quick else options.repetitions
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Start a benchmark's own MinIO servers and agents; nothing is left behind."""
+"""Start MinIO servers and agents for a benchmark, and stop them at its end."""
 
 import os
 import select
@@ -19,15 +19,15 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import AgentConfig, Config, MinioConfig, NvmeConfig
 
 START = 30.0
-"""Time limit for an agent to start, in seconds."""
+"""Seconds for an agent to start."""
 
 STOP = 15.0
-"""Time limit for an agent to exit, in seconds."""
+"""Seconds for an agent to exit."""
 
 
 @contextmanager
 def minio(directory: Path, *, tls: bool = False) -> Iterator["Minio"]:
-    """Run a MinIO with its data in `directory`; `tls` enables https."""
+    """Run a MinIO with its data in `directory`. `tls` enables https."""
     with tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-") as scratch:
         certificates = _certificate(Path(scratch) / "certs") if tls else None
         with MinioServer(Path(scratch) / "data", certs_dir=certificates) as server:
@@ -41,7 +41,7 @@ class Minio(NamedTuple):
     ca_file: str
 
     def config(self, bucket: str, *, endpoint: str = "", negative_ttl: float = 0) -> MinioConfig:
-        """Return settings for a bucket; `endpoint` overrides the server's own URL."""
+        """Return the settings for a bucket. `endpoint` replaces the server's own URL."""
         return MinioConfig(
             endpoint=endpoint or self.server.endpoint,
             bucket=bucket,
@@ -61,7 +61,7 @@ class RunningAgent(NamedTuple):
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that the agent has used."""
-        # The clock of another process: clock_getcpuclockid(3), as glibc computes it.
+        # The id of another process's CPU clock, computed as glibc does; see clock_getcpuclockid(3).
         return time.clock_gettime((~self.pid << 3) | 2)
 
 
@@ -110,7 +110,7 @@ def _end(client: AgentClient, pid: int) -> None:
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            client.close()  # first, so that it does not start another one
+            client.close()  # Close the client first, so that it does not start another agent.
             os.kill(pid, signal.SIGTERM)
             if not select.select([descriptor], [], [], STOP)[0]:
                 os.kill(pid, signal.SIGKILL)

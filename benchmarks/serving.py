@@ -30,12 +30,12 @@ Tokens = list[int]
 
 
 def tell(text: str) -> None:
-    """Print the current activity, because servers on a CPU are slow."""
+    """Print the current activity: servers on a CPU are slow, and users should see progress."""
     click.echo(time.strftime("%H:%M:%S ") + text, err=True)
 
 
 def tell_medians(report: Report, case: str) -> None:
-    """Print a measurement."""
+    """Print the medians of a case."""
     medians = (f"{name} {report.median(case, name):.3f}" for name in report.runs[case])
     tell(f"{case}: {', '.join(medians)}")
 
@@ -51,9 +51,10 @@ def first_token(server: CpuServer, tokens: Sequence[int]) -> float:
 
 
 class Servers:
-    """A context manager for a MinIO and servers.
+    """A context manager for a MinIO and SGLang servers.
 
-    Servers start when created, in parallel: call `wait` before use. All are stopped at the end.
+    Creating a server starts it, in parallel with others. Call `wait` before using them. All servers
+    are stopped at the end.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -65,7 +66,7 @@ class Servers:
 
     def __enter__(self) -> Self:
         for name in [name for name in os.environ if name.startswith("MEMKV_")]:
-            del os.environ[name]  # the user's own servers have nothing to do with these
+            del os.environ[name]  # The user's settings must not affect these servers.
         with self._stack:
             self.model = cached_model()
             scratch = tempfile.TemporaryDirectory(prefix="mkv-", dir=self._directory)
@@ -85,7 +86,7 @@ class Servers:
         extra: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> Node:
-        """Start a server with `--enable-memkv`; pages it loads from MinIO stay off its disk."""
+        """Start a server with `--enable-memkv` that does not copy pages from MinIO to its disk."""
         node = Node(
             name,
             self.home,
@@ -107,7 +108,7 @@ class Servers:
         env: dict[str, str] | None = None,
         page: int = PAGE,
     ) -> CpuServer:
-        """Start a server without the tier, with this page size in tokens."""
+        """Start a server without the tier. `page_size` is in tokens."""
         arguments = ["--page-size", str(page), *extra]
         server = make_server(self.model, self.home / name, arguments, env or {})
         self._stack.callback(server.kill)
@@ -140,7 +141,7 @@ class Servers:
         return self.peer("file", [*_hicache("file"), *_extra(PREFETCH_TIMEOUT)], env)
 
     def host_pool(self, extra: Sequence[str] = ()) -> CpuServer:
-        """Start a server with SGLang's host pool and nothing below it."""
+        """Start a server with SGLang's host pool, and nothing below it."""
         return self.peer("host", ["--enable-hierarchical-cache", *extra])
 
     def wait(self) -> None:

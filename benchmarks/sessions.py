@@ -1,4 +1,4 @@
-"""Measure how many conversations one server sustains if its top tier holds only a few."""
+"""Measure how many conversations one server sustains whose top tier holds only a few of them."""
 
 import statistics
 import time
@@ -17,31 +17,29 @@ CONTEXT, QUICK_CONTEXT = 16_000, 8_000
 """Tokens of a conversation's initial context."""
 
 TURN_TOKENS = 48
-"""Tokens of a user's (or tool's) turn. The answer adds `ANSWER_TOKENS`; the context keeps both."""
+"""Tokens of a user's or tool's turn. The answer has `ANSWER_TOKENS` more. The context keeps both.
+"""
 
 SESSIONS = 6
 """Number of conversations. The host pool cannot hold all of them, so each has been evicted when it
-continues, as with many users.
-"""
+continues, as with many users."""
 
 TOP_TIER = 2.5
-"""Contexts that fit in the top tier: one can be loaded while another is computed. SGLang's host
-pool has room for twice as many.
-"""
+"""Number of contexts that fit in the top tier, so that one can be loaded while another is computed.
+SGLang's host pool holds twice as many."""
 
 IN_FLIGHT = 2
 """Concurrent requests."""
 
 THINK_SECONDS = 60.0
-"""Time from an answer to the next turn: tools run, or a user reads."""
+"""Seconds from an answer to the next turn, in which tools run or a user reads."""
 
 LOAD = 0.8
-"""Fraction of full speed at which times to first token are measured."""
+"""Share of full speed at which times to first token are measured."""
 
 PATIENCE = 1.5
-"""Bound on the time to first token, relative to computing the prompt on an idle server. A server
-without storage could not keep a bound below 1.
-"""
+"""Bound on the time to first token, relative to computing the prompt on an idle server. Below 1, a
+server without storage could not keep it."""
 
 NONE, HOST, OURS, LIMIT = "no storage", "host pool only", "memkv", "all in the top tier"
 HELD, FIRST, IDLE = "sessions sustained", "first token", "computed by an idle server"
@@ -51,7 +49,7 @@ class Conversation:
     """A context that grows with each turn."""
 
     def __init__(self, seed: str, context: int, name: str = "") -> None:
-        """Begin with the seed's context; `name` makes equal contexts distinct."""
+        """Begin with the context of the seed. `name` makes equal contexts distinct."""
         self._seed = f"{seed} {name}"
         self._tokens = prompt(seed, context)
         self._turns = 0
@@ -78,7 +76,7 @@ class Seats:
             conversation.turn(self._server)
 
     def seconds_a_turn(self, turns: int, in_flight: int = IN_FLIGHT) -> float:
-        """Return seconds per turn at full speed; continues the least recent conversation first."""
+        """Return seconds per turn at full speed. Always continues the least recent conversation."""
         began = time.perf_counter()
         _at_once([partial(self._some, turns // in_flight)] * in_flight)
         return (time.perf_counter() - began) / (turns // in_flight * in_flight)
@@ -115,10 +113,10 @@ def _at_once(calls: Sequence[Callable[[], None]]) -> None:
 
 
 def run(options: Options) -> Report:
-    """Measure three servers, each with conversations of its own; takes about 6 GiB of memory.
+    """Measure three servers, each with its own conversations. Takes about 6 GiB of memory.
 
-    `--quick` uses contexts of half the length and one round. It still takes minutes, mostly to
-    start the servers and to compute each conversation once.
+    With `--quick`, contexts have half the length and there is one round. That still takes minutes,
+    mostly to start the servers and to compute each conversation once.
     """
     report = Report("sessions", "seconds per turn")
     context = QUICK_CONTEXT if options.quick else CONTEXT
@@ -162,7 +160,7 @@ def run(options: Options) -> Report:
 
 
 def claim(report: Report, case: str, context: int, *, load: float, bandwidth: float) -> None:
-    """Add the ratios, and the bound from computing a turn and loading its context.
+    """Add the ratios, and the bound that follows from computing a turn and loading its context.
 
     `load` is in seconds per context, `bandwidth` in bytes per second.
     """

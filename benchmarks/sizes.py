@@ -23,7 +23,7 @@ SIZES = {
 
 
 def label(name: str) -> str:
-    """Return a size's name: `256k` is 256 KiB, `1m` is 1 MiB."""
+    """Return the name of a size: `256 KiB` for `256k`, `1 MiB` for `1m`."""
     return name.replace("k", " KiB").replace("m", " MiB")
 
 
@@ -33,7 +33,7 @@ class Throughput:
     def __init__(self, peer: Peer, pool: HostPool) -> None:
         """Store the pages to load and check that they load byte for byte.
 
-        The pool's content is what is stored. Raises `PeerFailedError`.
+        The content is that of the pool. Raises `PeerFailedError`.
         """
         self._peer = peer
         self._pool = pool
@@ -44,7 +44,7 @@ class Throughput:
         self._check()
 
     def load(self, seconds: float = 0.0) -> float:
-        """Return GB/s of repeated loads for at least this many seconds."""
+        """Load all pages for at least this many seconds; return GB/s."""
         self._peer.cool()
         began, bytes_loaded = time.perf_counter(), 0
         while not bytes_loaded or time.perf_counter() - began < seconds:
@@ -53,7 +53,7 @@ class Throughput:
         return bytes_loaded / (time.perf_counter() - began) / 1e9
 
     def spill(self) -> float:
-        """Return GB/s of spilling pages that are not stored."""
+        """Spill pages that are not stored; return GB/s."""
         _in_calls(self._peer.remove, self._spilled)
         self._round += 1
         self._spilled = self._pages(f"spilled {self._round}")

@@ -9,7 +9,7 @@ from benchmarks.report import Report
 
 
 def show(report: Report) -> None:
-    """Print one table per panel, the figures, and omitted contestants with the reason."""
+    """Print one table per panel, the figures, and which contestants were left out and why."""
     console = Console()
     for panel in report.views():
         table = Table(title=f"{report.name}: {panel.title} ({panel.unit})", title_justify="left")

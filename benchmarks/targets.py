@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 class Comparison(enum.Enum):
-    """How a figure relates to a target that is met."""
+    """How a figure that meets its target compares to it."""
 
     AT_LEAST = "at least"
     AT_MOST = "at most"
@@ -32,10 +32,10 @@ class Target(NamedTuple):
     comparison: Comparison
     value: float
     bound: str = ""
-    """Key of a figure with the physical limit, which is the target if it is lower."""
+    """Key of the figure that is the physical limit. If that is lower, it replaces the target."""
 
     def within(self, figures: Mapping[str, float]) -> "Target":
-        """Return the target, limited by what is possible."""
+        """Return the target, or the physical limit if that is lower."""
         return self._replace(value=min(self.value, figures.get(self.bound, self.value)))
 
     def met(self, measured: float) -> bool:
@@ -115,7 +115,7 @@ TARGETS = (
 
 
 def show_targets(figures: Mapping[str, float]) -> None:
-    """Print every target with its measurement; missed targets are marked."""
+    """Print every target with its measurement, and mark those that are missed."""
     table = Table(title="targets", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("what")

@@ -24,12 +24,12 @@ class PagesThroughAgent:
         self._round = 0
 
     def renew(self) -> None:
-        """Switch to keys that are not stored."""
+        """Continue with keys that are not stored."""
         self._round += 1
         self.chain = self._make_chain(self._round)
 
     def spill(self) -> None:
-        """Spill all pages, in calls as large as SGLang's. Raises `PeerFailedError`."""
+        """Spill all pages, in calls of SGLang's size. Raises `PeerFailedError`."""
         for first in range(0, len(self._buffers), CALL):
             part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
             before = self.chain.hashes[:first]
@@ -38,7 +38,7 @@ class PagesThroughAgent:
                 raise PeerFailedError(f"spill through the agent: {set(results)}")
 
     def load(self) -> None:
-        """Load all pages in SGLang's calls. Raises `PeerFailedError`."""
+        """Load all pages, in calls of SGLang's size. Raises `PeerFailedError`."""
         for first in range(0, len(self._buffers), CALL):
             part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
             loads = self._client.load(part, self._buffers[first : first + CALL])

@@ -1,4 +1,4 @@
-"""Measure time to first token of real servers by source of the prefix, and with a slow MinIO."""
+"""Measure the time to first token of real servers, by source of the prefix and speed of MinIO."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from benchmarks.report import Measure, Panel, Report
 from benchmarks.serving import PAGE, Servers, Tokens, first_token, prompt, tell, tell_medians
 
 QUESTION = 32
-"""Tokens after the last whole page; a partial page is always computed."""
+"""Number of tokens after the last whole page. A partial page is always computed."""
 
 LENGTHS = {
     name: pages * PAGE + QUESTION
@@ -23,16 +23,17 @@ CLAIMED = "16k"
 QUICK = {CLAIMED: LENGTHS[CLAIMED]}
 
 OTHER = prompt("other", LENGTHS["24k"])
-"""Fills the top tier, so that other prompts are only in the host pool."""
+"""A prompt that fills the top tier, so that other prompts are only in the host pool."""
 
 LOADS = 9
-"""Loads per recomputation, which takes tens of times as long."""
+"""Loads per recomputation, because a recomputation takes tens of times as long."""
 
 SLOWED = 20
 """Factor by which MinIO is slowed down."""
 
 TOO_SLOW, TOO_SLOW_LENGTH = 3, LENGTHS["8k"]
-"""Time of a load on the slowest line, relative to recomputing the prompt."""
+"""Duration of a load from the slowest MinIO, relative to recomputing the prompt; and the prompt's
+length."""
 
 SLOW = f"{CLAIMED}, MinIO slowed to 1/{SLOWED}"
 CRAWLING = "8k, MinIO slower than recomputing"
@@ -41,7 +42,7 @@ FINDS_OUT = f"{CRAWLING}, first request"
 FAR = "MinIO, other node"
 
 DOCUMENTED_PAGE = 64
-"""Tokens per page that SGLang's documentation of `seaweedfs` recommends."""
+"""Tokens per page that SGLang's documentation recommends for `seaweedfs`."""
 
 AS_DOCUMENTED = f"seaweedfs, {DOCUMENTED_PAGE} tokens per page"
 
@@ -49,10 +50,10 @@ _numbers = count()
 
 
 def run(options: Options) -> Report:
-    """Measure with six servers at once; needs about 14 GiB of memory.
+    """Measure with six servers at once. Needs about 14 GiB of memory.
 
-    `--quick` uses one length and one round, and omits the host pool, SGLang's `file` backend and
-    the separate server for recomputation. It still takes about three minutes, mostly to start the
+    `--quick` uses one length and one round, and leaves out the host pool, SGLang's `file` backend
+    and the separate server that recomputes. It still takes about three minutes, mostly to start the
     servers.
     """
     report = Report("ttft", "seconds to first token")
@@ -73,7 +74,7 @@ def run(options: Options) -> Report:
 
 
 class _Contest:
-    """Servers, and each contestant's preparation before its first token is timed."""
+    """Servers, and what each contestant does before its first token is timed."""
 
     def __init__(self, servers: Servers, *, quick: bool) -> None:
         self.one, self.other = servers.node("a"), servers.node("b")
@@ -83,18 +84,18 @@ class _Contest:
         self._file = None if quick else servers.file()
 
     def fill(self) -> None:
-        """Evict other prompts from the top tier, if the contestant needs it."""
+        """Evict other prompts from the top tier, if the contestant needs that."""
         if self._file is not None:
             first_token(self.one.server, OTHER)
 
     def store(self, tokens: Tokens) -> None:
-        """Compute a prompt on one node and upload it to MinIO; then empty the node's pools."""
+        """Compute a prompt on one node and upload it to MinIO. Then empty the node's pools."""
         first_token(self.one.server, tokens)
-        self.one.server.client.flush_cache()  # waits until all is handed to the agent
+        self.one.server.client.flush_cache()  # waits until the agent has all pages
         self.one.wait_for_spill(0)
 
     def contestants(self, name: str, length: int) -> dict[str, Measure]:
-        """Return the contestants for prompts of this length, after each has stored them."""
+        """Return the contestants for prompts of this length. Each has stored them."""
         tell(f"{length} tokens: each server that stores computes them once")
         tokens = prompt(name, length)
         self.store(tokens)
@@ -108,7 +109,7 @@ class _Contest:
             first_token(server, tokens)
 
         def anew(server: CpuServer) -> float:
-            """Send a prompt to a server with empty pools."""
+            """Empty the pools of a server, then send it a prompt."""
             server.client.flush_cache()
             return first_token(server, tokens)
 
@@ -133,11 +134,11 @@ class _Contest:
         return {**ours, **theirs}
 
     def recompute(self, length: int) -> float:
-        """Send a new prompt."""
+        """Send a prompt that is new to the server."""
         return first_token(self.plain, prompt(f"new {next(_numbers)}", length))
 
     def stop(self) -> None:
-        """Stop servers that are no longer needed."""
+        """Stop the servers that are no longer needed."""
         self.other.close()
         for server in (self._seaweedfs, self._as_documented, self._file):
             if server is not None:
@@ -145,12 +146,12 @@ class _Contest:
 
 
 def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: int) -> None:
-    """Connect a third node to the same MinIO through a slow network."""
+    """Connect a third node to the same MinIO over a slow network."""
     loads = contest.other.loads("minio")
     contest.stop()
     tell("a node with a slow network to MinIO")
     unseen = [prompt(f"unseen {number}", TOO_SLOW_LENGTH) for number in range(rounds + 1)]
-    for tokens in unseen:  # what the node computes stays on its own disk
+    for tokens in unseen:  # The pages that the node computes stay on its own disk.
         contest.store(tokens)
     with TcpProxy(servers.minio.host, servers.minio.port) as proxy:
         node = servers.node("c", endpoint=proxy.url)
@@ -166,7 +167,7 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
         contestants = {"recompute": lambda: contest.recompute(len(slow)), FAR: lambda: anew(slow)}
         report.compete(SLOW, contestants, rounds)
         tell_medians(report, SLOW)
-        # So slow that computing is faster; the first request pays for noticing it.
+        # So slow that computing is faster. The first request pays for noticing that.
         size = loads.bytes / loads.pages * TOO_SLOW_LENGTH / PAGE
         proxy.rate = size / (TOO_SLOW * contest.recompute(TOO_SLOW_LENGTH))
         report.compete(FINDS_OUT, {FAR: lambda: anew(unseen.pop())}, 1)
@@ -181,7 +182,7 @@ def _slow_down(report: Report, servers: Servers, contest: "_Contest", rounds: in
 
 
 def _let_it_learn(node: Node) -> None:
-    """Let the server measure its prefill speed with prompts that are not stored."""
+    """Let the server measure its prefill speed on prompts that are not stored."""
     for length in (LENGTHS["2k"], LENGTHS["8k"]):
         first_token(node.server, prompt(f"learn {length}", length))
 

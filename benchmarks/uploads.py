@@ -1,4 +1,4 @@
-"""Replay traces on four nodes: hits and PUTs with each rule of `engine.upload`."""
+"""Replay traces on four nodes, and count hits and PUTs with each rule of `engine.upload`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from memkv_sglang.planning.traces import read_trace
 
 AGENTIC = Path(__file__).parent / "traces" / "agentic-dev.jsonl.gz"
 BLOCKS = 8
-"""Blocks of the agentic trace in a page, which then has 512 tokens, as in Mooncake's."""
+"""Blocks of the agentic trace per page. A page then has 512 tokens, as in Mooncake's trace."""
 DISK_SHARE = 0.1
 """Size of each node's disk, as a share of the trace's different pages."""
 QUICK_REQUESTS = 300
@@ -25,7 +25,7 @@ def agentic() -> Workload:
 
 
 def run(options: Options) -> Report:
-    """Replay both traces; the result depends on no clock, so there are no repetitions."""
+    """Replay both traces once. The result depends on no clock, so repetitions are not needed."""
     report = Report("uploads", "hits: share of the ideal; PUTs: per page that the trace has")
     for trace in (mooncake(), agentic()):
         workload = trace.first(QUICK_REQUESTS) if options.quick else trace

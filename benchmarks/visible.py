@@ -26,11 +26,11 @@ PAGES = 128
 SEEN, PUT = "memkv: spill until seen", "PUT directly"
 
 LIMIT = 60.0
-"""Time limit for an upload, in seconds."""
+"""Seconds for an upload."""
 
 
 def measure_visible(report: Report, server: Minio, directory: Path, repetitions: int) -> None:
-    """Spill a chain on a node with NVMe and MinIO, and compare with direct PUTs of the same pages.
+    """Spill a chain on a node with NVMe and MinIO, and compare that with direct PUTs of the pages.
 
     The other node looks up each chain only once, so its presence cache is cold.
     """
@@ -63,7 +63,7 @@ def measure_visible(report: Report, server: Minio, directory: Path, repetitions:
             direct.spill(pages)
             return time.perf_counter() - began
 
-        spill_until_seen()  # connections, and the first segment of the disk, are there
+        spill_until_seen()  # opens the connections, and creates the disk's first segment
         contestants: dict[str, Measure] = {SEEN: spill_until_seen, PUT: put}
         report.compete("visible", contestants, repetitions)
     ratio = report.ratio("visible", SEEN, PUT)
@@ -74,7 +74,7 @@ def _until_seen(here: Engine, there: Engine, pool: HostPool, chain: Chain) -> fl
     began = time.perf_counter()
     results = here.spill(pool.place(chain.keys()))
     demand(set(results) == {SpillResult.STORED}, "spill")
-    # One lookup at the end, because polling would use the server's time, which is measured.
+    # Look up only once, at the end: polling would use time of the server, which is measured.
     demand(here.flush(LIMIT), "upload")
     demand(there.lookup(chain).length == PAGES, "lookup of uploaded pages")
     return time.perf_counter() - began

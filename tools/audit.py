@@ -13,7 +13,7 @@ from typing import Any
 LOCK = Path(__file__).parents[1] / "locks" / "requirements.txt"
 
 LIMIT = 300.0
-"""Time limit of the whole audit, in seconds."""
+"""Seconds for the whole audit."""
 
 
 def main() -> int:

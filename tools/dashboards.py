@@ -32,7 +32,7 @@ class Panel(NamedTuple):
     help: str = ""
     stack: bool = False
     top: float | None = None
-    """Fixed end of the axis."""
+    """Fixed upper end of the axis."""
     warn_above: float | None = None
     width: int = 8
 
@@ -57,13 +57,13 @@ def quantile(share: float, operation: str, scope: str) -> str:
 
 
 def rate(metric: str, scope: str, labels: str = "", by: str = "tier") -> str:
-    """Return the query for a counter's rate, summed up by a label."""
+    """Return the query for a counter's rate, summed by a label."""
     selector = ", ".join(filter(None, (scope, labels)))
     return f"sum by ({by}) (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
 def savings(scope: str) -> Row:
-    """Return what the tiers are worth."""
+    """Return the panels that show what the tiers save."""
     seconds = f"sum(increase(memkv_saved_prefill_seconds_total{{{scope}}}[$__range]))"
     tokens = f"sum(increase(memkv_saved_prefill_tokens_total{{{scope}}}[$__range]))"
     asked = f"sum(increase(memkv_lookup_pages_total{{{scope}}}[$__range]))"
@@ -114,7 +114,7 @@ def savings(scope: str) -> Row:
 
 
 def traffic(scope: str) -> Row:
-    """Return throughput and latency of the tiers."""
+    """Return the panels for throughput and latency of the tiers."""
     return Row(
         "Traffic",
         [

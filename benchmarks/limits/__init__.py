@@ -1,1 +1,1 @@
-"""Programs that measure what the disk and the server can deliver: the upper limit."""
+"""Programs that measure the upper limits: what the disk and the server can deliver."""

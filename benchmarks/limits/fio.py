@@ -9,15 +9,16 @@ from benchmarks.base import tool
 from memkv_sglang.shared_memory import HUGE_PAGE
 
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Has malloc ask for huge pages by madvise: fio's own ways need pages reserved by root."""
+"""Makes malloc ask for huge pages by madvise. fio's own options need pages that root has reserved.
+"""
 
 
 def fio(file: Path, mode: str, block: int, total: int, depth: int, *, huge: bool) -> float:
     """Return the GB/s of `mode` (read, write) on an existing file, in blocks of `block` bytes.
 
-    One process, io_uring, O_DIRECT, overwriting in place. With `huge`, its buffers are aligned
-    memory in transparent huge pages; otherwise shared memory in 4 KiB pages, like a memfd. Raises
-    `MissingToolError`.
+    fio runs as one process with io_uring and O_DIRECT, and overwrites in place. With `huge`, its
+    buffers are in transparent huge pages; otherwise in shared memory with pages of 4 KiB, like a
+    memfd. Raises `MissingToolError`.
     """
     memory = ["--iomem=malloc", f"--iomem_align={HUGE_PAGE}"] if huge else ["--iomem=mmapshared"]
     command = [

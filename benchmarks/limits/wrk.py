@@ -32,7 +32,7 @@ def wrk(urls: Sequence[str], connections: int, seconds: int) -> float:
         raise RuntimeError(f"MinIO refused wrk:\n{output}")
     match = re.search(r"Transfer/sec:\s+([\d.]+)(KB|MB|GB)", output)
     assert match is not None, output
-    # wrk counts in powers of two and writes them with decimal prefixes.
+    # wrk counts in powers of two, but prints decimal prefixes.
     binary = {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
     return float(match[1]) * binary[match[2]] / 1e9
 

@@ -7,20 +7,20 @@ class Rate(NamedTuple):
     """Throughput and cost of a run."""
 
     bytes_per_second: float
-    """Sum over all callers."""
+    """Sum of all callers' throughput."""
     cpu: float
-    """CPU seconds of all processes on the client's side."""
+    """CPU seconds of the callers and the agent, without the server."""
     bytes: int
     agent_cpu: float = 0.0
     """CPU seconds of the agent."""
     samples: int = 0
-    """Samples of the agent's CPU time."""
+    """Number of samples of the agent's CPU time."""
     lock_samples: int = 0
-    """Samples in which the GIL was held."""
+    """Number of samples in which the GIL was held."""
 
     @property
     def gb_per_second(self) -> float:
-        """GB/s."""
+        """Throughput in GB/s."""
         return self.bytes_per_second / 1e9
 
     @property

@@ -16,19 +16,19 @@ from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.schema import Config
 
 START = 60.0
-"""Time limit for a caller to connect, in seconds."""
+"""Seconds for a caller to connect."""
 
 AHEAD = 0.01
-"""Seconds between an order and the common start."""
+"""Seconds between an order and the start that is common to all callers."""
 
 
 class _Order(NamedTuple):
     method: str
-    """Method of `PagesThroughAgent`."""
+    """Name of the method of `PagesThroughAgent` to call."""
     begin: float
     """Start time, on `time.monotonic`."""
     seconds: float
-    """Seconds to repeat it; 0 for one call."""
+    """Seconds to repeat the call; 0 for a single call."""
 
 
 class Done(NamedTuple):
@@ -41,7 +41,7 @@ class Done(NamedTuple):
 
 
 class Callers:
-    """Processes with a pool of `pages` pages each. A context manager."""
+    """Processes that each have a pool of `pages` pages. A context manager."""
 
     def __init__(self, config: Config, count: int, pages: int, page_bytes: int) -> None:
         """Start the processes and store their pages through the agent of `config`."""
@@ -58,8 +58,8 @@ class Callers:
             self._stack.callback(process.join)
             self._stack.callback(ours.close)
             self._pipes.append(ours)
-        # One after the other, because a slow server could not store all of them by a call's
-        # deadline.
+        # Store one caller's pages after the other, because a slow server could not store all of
+        # them within a call's deadline.
         self.hashes: list[list[bytes]] = [_ask(pipe, None) for pipe in self._pipes]
         """Page hashes of each caller's chain."""
         self.page_bytes = page_bytes
@@ -71,7 +71,7 @@ class Callers:
         self._stack.close()
 
     def run(self, method: str, callers: int, seconds: float = 0.0) -> list[Done]:
-        """Let the first callers repeat `load` or `spill` for some seconds; 0 means once."""
+        """Make the first callers repeat `load` or `spill` for some seconds; 0 for one call."""
         order = _Order(method, time.monotonic() + AHEAD, seconds)
         for pipe in self._pipes[:callers]:
             pipe.send(order)
@@ -91,7 +91,7 @@ def _receive(pipe: Connection) -> Any:
 
 
 def _serve(pipe: Connection, config: Config, pages: int, page_bytes: int, number: int) -> None:
-    """Answer each order with `Done` or an exception. The first order is to store the pages."""
+    """Answer each order with `Done` or an exception. The first order stores the pages."""
     with HostPool(pages, page_bytes, huge=True) as pool, AgentClient(config, start=False) as client:
         if not client.wait(START):
             raise RuntimeError(f"no agent: {client.problem}")
@@ -109,7 +109,7 @@ def _serve(pipe: Connection, config: Config, pages: int, page_bytes: int, number
 
 
 def _store(moved: PagesThroughAgent, pool: HostPool) -> list[bytes]:
-    """Store the pages, check that they come back byte for byte, and return their hashes."""
+    """Store the pages, check that they load byte for byte, and return their hashes."""
     moved.spill()
     content = xxhash.xxh3_128_digest(pool.memory)
     pool.wipe()
@@ -130,5 +130,5 @@ def _execute(moved: PagesThroughAgent, order: _Order, size: int) -> Done:
 
 
 def rates(done: Sequence[Done]) -> float:
-    """Return the callers' bytes per second together."""
+    """Return the sum of the callers' bytes per second."""
     return sum(one.bytes / one.seconds for one in done)

@@ -12,7 +12,7 @@ from benchmarks.base import tool
 
 
 def library(name: str) -> ctypes.CDLL:
-    """Return the compiled file `name`.c; its functions run without the GIL.
+    """Compile `name`.c if needed, and load it. Its functions run without the GIL.
 
     Raises `MissingToolError` without a compiler.
     """

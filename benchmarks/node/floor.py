@@ -1,4 +1,4 @@
-"""The floor: a C program that only receives the same objects and hashes them."""
+"""The lower bound of the cost: a C program that only receives the same objects and hashes them."""
 
 import ctypes
 import socket
@@ -26,7 +26,7 @@ class _Hash(ctypes.Structure):
 
 
 def _hash() -> _Hash:
-    """Return the functions that the tier uses."""
+    """Return the hash functions that the tier uses."""
     exports = ctypes.CDLL(_xxhash.__file__)
 
     def address(name: str) -> int | None:
@@ -42,7 +42,7 @@ class Floor:
     def __init__(
         self, endpoint: str, paths: Sequence[Sequence[str]], page_bytes: int, connections: int
     ) -> None:
-        """Connect one caller per sequence of object paths; each object has `page_bytes` bytes."""
+        """Connect one caller per sequence of object paths. Each object has `page_bytes` bytes."""
         address = urlsplit(endpoint)
         self._library = library("floor")
         self._hash = _hash()
@@ -61,7 +61,7 @@ class Floor:
         self._executor = ThreadPoolExecutor(len(paths))
 
     def run(self, callers: int, seconds: float) -> Rate:
-        """Let the first callers receive all their objects, repeatedly."""
+        """Make the first callers receive all their objects, repeatedly."""
         cpu = time.process_time()
         rates = list(self._executor.map(self._repeat, range(callers), [seconds] * callers))
         cpu = time.process_time() - cpu
@@ -76,7 +76,7 @@ class Floor:
             pool.close()
 
     def _repeat(self, caller: int, seconds: float) -> tuple[int, float]:
-        """Return bytes and seconds."""
+        """Return the bytes and seconds."""
         requests, pool = self._requests[caller], self._pools[caller]
         sockets = [sock.fileno() for sock in self._sockets[caller]]
         moved, began = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""An agent that counts its CPU time with and without the GIL held, started like a real one."""
+"""An agent that counts its CPU time with and without the GIL held, started like a real agent."""
 
 import ctypes
 import mmap
@@ -10,14 +10,14 @@ from benchmarks.node.compiled import library
 from memkv_sglang.agent.launched import run_launched
 
 COUNTS = "BENCHMARK_LOCK_COUNTS"
-"""Environment variable with the path of the file to count in."""
+"""Environment variable with the path of the file that holds the counts."""
 
 PERIOD = 1000
-"""Requested microseconds of CPU time between two samples; the kernel's tick is the limit."""
+"""Requested microseconds of CPU time between two samples. The kernel's tick is the lower limit."""
 
 
 def start_counting(file: Path) -> None:
-    """Count samples, and those with the GIL held, in a file of two longs."""
+    """Count all samples, and those with the GIL held, in a file of two longs."""
     with file.open("r+b") as opened:
         memory = mmap.mmap(opened.fileno(), mmap.PAGESIZE)
     counts = (ctypes.c_long * 2).from_buffer(memory)
@@ -28,7 +28,7 @@ def start_counting(file: Path) -> None:
 
 if __name__ == "__main__":
     text = sys.stdin.buffer.read()
-    if os.fork():  # daemonize: the starter waits only for this process
+    if os.fork():  # Become a daemon: the starter waits only for this process.
         os._exit(0)
     start_counting(Path(os.environ[COUNTS]))
     sys.exit(run_launched(text, int(sys.argv[1])))

@@ -1,8 +1,8 @@
 """Measure one agent that serves as many clients as a node has GPUs.
 
-The S3 server keeps its objects in memory, so that the client is the limit. Each caller is a
+The S3 server keeps its objects in memory, so that the client is the bottleneck. Each caller is a
 process with its own host pool, like a rank of SGLang, and calls the agent through its socket. The
-floor is a C program that receives and hashes the same objects.
+`floor` is a C program that only receives and hashes the same objects.
 """
 
 import contextlib
@@ -45,27 +45,27 @@ SIZES = {
 }
 QUICK_SIZES = ("256k", "1m", "4m")
 CLAIMED = ("256k", "1m", "4m")
-"""Sizes with a target."""
+"""Page sizes for which there are targets."""
 
 COUNTS = (1, 2, 4, 8)
 QUICK_COUNTS = (1, 8)
 MOST = COUNTS[-1]
-"""GPUs of a node."""
+"""Numbers of callers. A node has eight GPUs."""
 
 POOL = 64 * MIB
 QUICK_POOL = 32 * MIB
-"""Bytes of a caller's host pool, but at least one page per connection."""
+"""Bytes of a caller's host pool, which has at least one page per connection."""
 
 SECONDS = 2.0
 QUICK_SECONDS = 0.3
-"""Seconds of a run."""
+"""Seconds per run."""
 
 FORMS = ("plain", "tls", "encrypted")
 OTHER_FORMS_SIZES = ("256k", "1m", "4m")
-"""Sizes for which TLS and encryption are measured."""
+"""Page sizes for which TLS and encryption are measured."""
 
 CORES = 37
-"""Cores of a node with 112 that loads may use: a third."""
+"""Cores that loads may use on a node with 112: a third of them."""
 
 
 def run(options: Options) -> Report:
@@ -84,7 +84,7 @@ def run(options: Options) -> Report:
 def _measure_client(
     report: Report, size: str, forms: tuple[str, ...], repetitions: int, *, quick: bool
 ) -> None:
-    """Measure one page size against the server in memory, all forms and callers in turn."""
+    """Measure one page size with the server in memory, all forms and numbers of callers in turn."""
     pool = max(QUICK_POOL if quick else POOL, MinioConfig().connections * SIZES[size])
     seconds = QUICK_SECONDS if quick else SECONDS
     counts = QUICK_COUNTS if quick else COUNTS
@@ -134,7 +134,7 @@ class _Node:
     @classmethod
     @contextmanager
     def open(cls, form: str, size: str, pool: int) -> Iterator["_Node"]:
-        """Start server, agent and callers, with the callers' pages stored."""
+        """Start server, agent and callers, and store the callers' pages."""
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memkv-bench-")))
             ca_file, key_file, certificate = "", "", None
@@ -144,7 +144,7 @@ class _Node:
                 ca_file = str(authority.file)
             if form == "encrypted":
                 key_file = str(_make_keys(scratch / "keys"))
-            limit = (MOST + 4) * pool  # those to load, and those just spilled
+            limit = (MOST + 4) * pool  # the pages to load, and the pages spilled last
             server = stack.enter_context(MemoryServer(certificate, limit))
             config = MinioConfig(
                 endpoint=server.endpoint,
@@ -159,7 +159,7 @@ class _Node:
             yield cls(running, stack.enter_context(callers), counts)
 
     def run(self, method: str, callers: int, seconds: float) -> Rate:
-        """Let some callers load or spill."""
+        """Make some callers load or spill."""
         cpu, (samples, held) = self._running.cpu_seconds(), self._samples()
         done = self._callers.run(method, callers, seconds)
         agent_cpu = self._running.cpu_seconds() - cpu
@@ -174,12 +174,12 @@ class _Node:
         )
 
     def slowest_over_mean(self) -> float:
-        """Return how much longer the slowest of equal concurrent calls takes than their mean."""
+        """Return the time of the slowest of equal concurrent calls, relative to their mean."""
         times = [one.seconds for one in self._callers.run("load", MOST)]
         return max(times) / fmean(times)
 
     def floor(self) -> Floor:
-        """Return the floor, which loads the callers' objects."""
+        """Return the `Floor` that loads the callers' objects."""
         config, pages = self._running.config.minio, self._callers.page_bytes
         names, digest = ObjectNames(config.prefix), make_namespace(page_bytes=pages).digest
         paths = [
@@ -215,7 +215,7 @@ def _make_keys(file: Path) -> Path:
 
 
 def _measure_minio(report: Report, size: str, options: Options, repetitions: int) -> None:
-    """Compare all callers with wrk on as many connections."""
+    """Compare all callers together with wrk on as many connections."""
     pool = QUICK_POOL if options.quick else POOL
     seconds = QUICK_SECONDS if options.quick else SECONDS
     with ExitStack() as stack:

@@ -1,1 +1,1 @@
-"""Alternatives that a user could pick: one module per peer, with one contract."""
+"""The alternatives that a user could choose: one module per peer, all with the same contract."""

@@ -8,21 +8,21 @@ from benchmarks.report import Report
 from memkv_sglang.page import Chain, Page
 
 CALL = 128
-"""Pages of a call: as many as SGLang hands over at once (`STORAGE_BATCH_SIZE`)."""
+"""Pages per call. SGLang hands over as many at once (`STORAGE_BATCH_SIZE`)."""
 
 
 class PeerUnavailableError(Exception):
-    """The peer cannot run here; the text says why in one line."""
+    """The peer cannot run here. The message says why in one line."""
 
 
 class PeerFailedError(Exception):
-    """The peer did not move every page, so its measurement is void."""
+    """The peer did not move every page, so its measurement is invalid."""
 
 
 class Peer(ABC):
-    """Calls block until all pages are moved, and raise `PeerFailedError` if one was not.
+    """Calls block until all pages are moved. They raise `PeerFailedError` if one was not.
 
-    Pages are in the `HostPool` that the peer was created for; a call has at most `CALL` pages.
+    Pages are in the `HostPool` that the peer was created for. A call has at most `CALL` pages.
     """
 
     @abstractmethod
@@ -63,7 +63,7 @@ def names(pages: Sequence[Page]) -> list[str]:
 def open_peers(
     report: Report, makers: Mapping[str, Callable[[HostPool], Peer]], pool: HostPool
 ) -> dict[str, Peer]:
-    """Return the peers that can run here; the report gives the reason for omitting the others."""
+    """Return the peers that can run here. The report says why others are left out."""
     peers = {}
     for name, make in makers.items():
         try:

@@ -1,4 +1,4 @@
-"""SGLang's `file` backend: one file per page, buffered, through SGLang's generic path."""
+"""SGLang's `file` backend: one file per page, with buffered I/O, through SGLang's generic path."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from memkv_sglang.page import Chain, Page
 
 
 class File(Peer):
-    """Reads into its own memory and copies to the pool, like SGLang's controller."""
+    """Reads into its own memory and copies to the pool, as SGLang's controller does."""
 
     def __init__(self, directory: Path, pool: HostPool) -> None:
         from sglang.srt.mem_cache.hicache_storage import HiCacheFile
@@ -21,12 +21,12 @@ class File(Peer):
         self._store = HiCacheFile(storage_config(), str(directory))
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Write new files, each under a temporary name first."""
+        """Write new files. Each has a temporary name until it is complete."""
         data = [self._pool.get_data_page(i) for i in self._pool.indices(pages).tolist()]
         demand(self._store.batch_set(names(pages), data), "file")
 
     def load(self, pages: Sequence[Page]) -> None:
-        """Read file after file."""
+        """Read one file after the other."""
         memory = [self._pool.get_dummy_flat_data_page() for _ in pages]
         loaded = self._store.batch_get(names(pages), memory)
         demand(all(data is not None for data in loaded), "file")
@@ -34,16 +34,16 @@ class File(Peer):
             self._pool.set_from_flat_data_page(index, data)
 
     def lookup(self, chain: Chain) -> int:
-        """Ask for every file."""
+        """Check whether each file exists."""
         return int(self._store.batch_exists([page_hash.hex() for page_hash in chain.hashes]))
 
     def remove(self, pages: Sequence[Page]) -> None:
-        """Remove the files; the backend has no call for it."""
+        """Remove the files. The backend has no call for that."""
         for name in names(pages):
             self._path(name).unlink()
 
     def cool(self) -> None:
-        """Write back and drop the files from the page cache."""
+        """Write the files back and drop them from the page cache."""
         for path in self._directory.iterdir():
             descriptor = os.open(path, os.O_RDONLY)
             os.fdatasync(descriptor)

@@ -14,11 +14,11 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain, Page
 
 THREADS = 16
-"""As many as `seaweedfs` has."""
+"""Number of threads, as in `seaweedfs`."""
 
 
 class MinioPy(Peer):
-    """Uses its own bucket."""
+    """A client with a bucket of its own."""
 
     def __init__(self, config: MinioConfig, pool: HostPool) -> None:
         scheme, _, host = config.endpoint.partition("://")
@@ -36,7 +36,7 @@ class MinioPy(Peer):
         self._threads = ThreadPoolExecutor(THREADS)
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Join each page in private memory and PUT it."""
+        """Join the buffers of each page in private memory, then PUT it."""
         list(self._threads.map(self._put, names(pages), pages))
 
     def load(self, pages: Sequence[Page]) -> None:
@@ -48,7 +48,7 @@ class MinioPy(Peer):
         raise NotImplementedError
 
     def remove(self, pages: Sequence[Page]) -> None:
-        """Remove in batches."""
+        """Remove the objects in batches."""
         objects = [DeleteObject(name) for name in names(pages)]
         demand(not list(self._client.remove_objects(self._bucket, objects)), "minio-py")
 

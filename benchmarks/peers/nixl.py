@@ -41,7 +41,7 @@ class Nixl(Peer):
         return int(self._store.batch_exists([page_hash.hex() for page_hash in chain.hashes]))
 
     def remove(self, pages: Sequence[Page]) -> None:
-        """Remove the files; the backend has no call for it."""
+        """Remove the files. The backend has no call for that."""
         for name in self._store._get_key_list_from_meta(names(pages)):
             Path(self._store.file_manager.get_file_path(name)).unlink()
 

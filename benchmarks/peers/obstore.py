@@ -1,4 +1,4 @@
-"""obstore: Python bindings of Rust's object_store crate, one batch of coroutines per call."""
+"""obstore: Python bindings of Rust's object_store crate. Each call runs one batch of coroutines."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,13 +11,13 @@ from memkv_sglang.tiers.minio.admin.bucket import Bucket
 from memkv_sglang.tiers.minio.auth.signing import credential_provider
 
 IN_FLIGHT = 16
-"""Pages at a time, as many as `seaweedfs` has threads."""
+"""Number of pages in flight, as many as `seaweedfs` has threads."""
 
 Move = Callable[[str, Page], Awaitable[None]]
 
 
 class Obstore(Peer):
-    """Uses its own bucket over http."""
+    """A client with a bucket of its own, over http."""
 
     def __init__(self, config: MinioConfig, pool: HostPool) -> None:
         from obstore.store import S3Store
@@ -37,7 +37,7 @@ class Obstore(Peer):
         self._loop = asyncio.new_event_loop()
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Join each page in private memory and PUT it."""
+        """Join the buffers of each page in private memory, then PUT it."""
         import obstore
 
         async def put(name: str, page: Page) -> None:
@@ -46,7 +46,7 @@ class Obstore(Peer):
         self._run(put, pages)
 
     def load(self, pages: Sequence[Page]) -> None:
-        """GET each page into private memory and copy it to the pool."""
+        """GET each page into private memory, then copy it to the pool."""
         import obstore
 
         async def get(name: str, page: Page) -> None:
@@ -65,7 +65,7 @@ class Obstore(Peer):
         raise NotImplementedError
 
     def remove(self, pages: Sequence[Page]) -> None:
-        """Remove in batches."""
+        """Remove the objects in batches."""
         import obstore
 
         obstore.delete(self._store, names(pages))

@@ -1,4 +1,4 @@
-"""Open the peers that use MinIO; their slow imports are delayed until then."""
+"""Open the peers that use MinIO. Their imports are slow, so they are imported only then."""
 
 from benchmarks.peers.base import Peer, open_peers
 from benchmarks.pool import HostPool
@@ -11,7 +11,7 @@ NAMES = ("seaweedfs", "minio-py", "obstore")
 def open_on_minio(
     report: Report, names: tuple[str, ...], config: MinioConfig, pool: HostPool
 ) -> dict[str, Peer]:
-    """Return the peers of `NAMES` that can run here; each has its own objects."""
+    """Return the peers of `NAMES` that can run here. Each has objects of its own."""
 
     def bucket(name: str) -> MinioConfig:
         return MinioConfig(

@@ -1,4 +1,4 @@
-"""Let one of this project's tiers compete under the peers' contract."""
+"""Make one of this project's tiers a contestant under the peers' contract."""
 
 import time
 from collections.abc import Sequence
@@ -8,27 +8,27 @@ from memkv_sglang.page import Chain, Page
 from memkv_sglang.tiers.base import LoadResult, SpillResult, Tier, TierError
 
 PATIENCE = 120.0
-"""Seconds of a call; a benchmark waits longer than a server would."""
+"""Seconds per call. A benchmark can wait longer than a server."""
 
 
 class Ours(Peer):
-    """Owns the tier."""
+    """A contestant that owns the tier."""
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
 
     def spill(self, pages: Sequence[Page]) -> None:
-        """Spill in one call."""
+        """Spill all pages in one call."""
         results = self._tier.spill(pages, time.monotonic() + PATIENCE)
         demand(set(results) == {SpillResult.STORED}, self._tier.name)
 
     def load(self, pages: Sequence[Page]) -> None:
-        """Load in one call, every checksum verified."""
+        """Load all pages in one call, which verifies every checksum."""
         results = self._tier.load(pages, time.monotonic() + PATIENCE)
         demand(set(results) == {LoadResult.LOADED}, self._tier.name)
 
     def lookup(self, chain: Chain) -> int:
-        """Look up; raises `PeerFailedError` if time ran out."""
+        """Look the chain up. Raises `PeerFailedError` if time ran out."""
         found = self._tier.lookup(chain, time.monotonic() + PATIENCE)
         demand(found.complete, self._tier.name)
         return found.length

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 BUFFERS = 2
-"""A page of an MHA pool has its keys and its values apart."""
+"""Parts of a page. An MHA pool keeps the keys and the values of a page apart."""
 
 
 class SglangPool:
-    """The part of SGLang's `MHATokenToKVPoolHost` that backends use, over a `HostPool`.
+    """The parts of SGLang's `MHATokenToKVPoolHost` that backends use, over a `HostPool`.
 
-    One "token" per page, in the layout `page_first`: the keys of all pages, then the values.
+    A page has one "token", in the layout `page_first`: the keys of all pages, then their values.
     """
 
     layout = "page_first"
@@ -52,7 +52,7 @@ class SglangPool:
         return self._pool.address % alignment == part % alignment == 0
 
     def get_dummy_flat_data_page(self) -> torch.Tensor:
-        """Return memory for one page, like SGLang's generic path reads into."""
+        """Return memory for one page, into which SGLang's generic path reads."""
         import torch
 
         return torch.zeros(self._pool.page_bytes, dtype=torch.uint8)

@@ -1,1 +1,1 @@
-"""Compare placements of pages on shards: throughput, and what is left after a shard has failed."""
+"""Compare placements of pages on shards, by throughput and by what survives a failure."""

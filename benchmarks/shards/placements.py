@@ -15,13 +15,13 @@ PLACEMENTS = {"page": 1, "run of 16": 16, "run of 32": 32, "run of 64": 64, "cha
 class RunPlacement(Placement):
     """Ranks the shards by the hash of the first page of a page's run.
 
-    The product could not use it for runs or chains, because it does not always know a page's
-    position: SGLang names the pages before a call's pages only if told to, and neither uploads
-    after a restart nor pools with some pages of a chain have them.
+    The product cannot place pages by runs or chains, because it does not always know a page's
+    position. SGLang names the pages before those of a call only if told to. Uploads after a restart
+    do not know these pages, and neither do pools with only some pages of a chain.
     """
 
     def __init__(self, names: Sequence[str], chains: Iterable[Chain], length: int) -> None:
-        """Use these chains, the only ones, in runs of `length` pages."""
+        """Place these chains, and no others, in runs of `length` pages."""
         super().__init__(names)
         self._firsts = {
             page_hash: chain.hashes[i - i % length]

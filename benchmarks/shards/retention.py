@@ -1,6 +1,6 @@
 """Measure how much of each conversation survives when a shard fails, returns or is added.
 
-Uses the sharded tier over memory, with tiny pages.
+Uses the sharded tier over shards in memory, with tiny pages.
 """
 
 import math
@@ -17,7 +17,7 @@ GROUPS, GROUP = 2, 4
 """Number of system prompts, and of conversations with each of them."""
 
 PAGES = 1920
-"""Pages of a conversation: 123K tokens in pages of 64, as coding agents have on average."""
+"""Pages per conversation: 123K tokens in pages of 64 tokens, the average of coding agents."""
 
 PROMPT = 320
 """Pages of a system prompt: 20K tokens."""
@@ -26,7 +26,7 @@ DIES, AGAIN, RETURNS, ADDED = "dies", "lost pages computed again", "returns", "o
 
 
 def measure(count: int, placement: str, replicas: int, groups: int = GROUPS) -> dict[str, float]:
-    """Return by event the share of all tokens whose prefix can be loaded without computing it."""
+    """Return, by event, the share of all tokens that can be loaded as part of a prefix."""
     namespace = make_namespace(page_bytes=8).digest
     chains = [
         chain
@@ -75,7 +75,7 @@ class _Cluster:
         return number != self.dead
 
     def store(self, chains: Iterable[Chain]) -> None:
-        """Store all pages that are not stored."""
+        """Store all pages that are missing."""
         tier = self._open(self._count)
         for chain in chains:
             pages = [Page(key, (memoryview(key.hash[:8]),)) for key in chain.keys()]
@@ -83,7 +83,7 @@ class _Cluster:
         tier.close()
 
     def retained(self, count: int) -> float:
-        """Return the share of pages that a fresh node can load, from each chain's start on."""
+        """Return the share of pages that a new node can load as part of a prefix."""
         tier = self._open(count)
         found = 0
         for chain in self._chains:

@@ -1,6 +1,6 @@
 """Compare placements on shards, and what conversations keep when a shard fails.
 
-Two real MinIO servers, each behind a limited link, so that links and not cores are the limit.
+Two real MinIO servers are each behind a limited link, so that links and not cores are the limit.
 """
 
 import tempfile
@@ -19,11 +19,11 @@ from benchmarks.shards.throughput import ONE_SERVER, stored
 from memkv_sglang.config.schema import KIB
 
 MEGABITS = 200
-"""Rate of each server's link: so low that a busy machine can serve both."""
+"""Rate of each server's link, so low that a busy machine can serve both."""
 
 PAGE = 256 * KIB
 CONVERSATION = 128
-"""Pages of a conversation, without the shared prompt."""
+"""Pages per conversation, without the shared prompt."""
 
 COUNTS = (1, 8)
 SHARDS = (2, 4, 8)

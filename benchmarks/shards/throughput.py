@@ -1,4 +1,4 @@
-"""Loads of whole conversations from shards on real MinIO servers, by placement."""
+"""Measure loads of whole conversations from shards on real MinIO servers, by placement."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ class Conversations:
     """Conversations stored on servers in one placement."""
 
     def __init__(self, tier: Tier, chains: Sequence[Chain], pool: HostPool) -> None:
-        """Store all chains. The pool has a chain's pages for each of them."""
+        """Store all chains. The pool has memory for the pages of each chain."""
         self._tier = tier
         own = [chain.keys()[PROMPT:] for chain in chains]
         self._pages = [
@@ -44,7 +44,7 @@ class Conversations:
                 assert set(stored) == {SpillResult.STORED}
 
     def load(self, count: int) -> float:
-        """Load the first `count` conversations at once; return GB/s."""
+        """Load the first `count` conversations at once, and return GB/s."""
         failures: list[object] = []
         chosen = self._pages[:count]
 
@@ -68,7 +68,7 @@ class Conversations:
 def stored(
     servers: Sequence[MinioServer], page_bytes: int, count: int, pages: int
 ) -> Iterator[dict[str, Conversations]]:
-    """Store `count` conversations of `pages` pages in every placement, and on one server."""
+    """Store `count` conversations of `pages` pages in every placement, and on a single server."""
     chains = conversations(
         make_namespace(page_bytes=page_bytes).digest, count, PROMPT + pages, PROMPT
     )
@@ -84,7 +84,7 @@ def stored(
                 prefix=prefix.replace(" ", "-"),
                 access_key=server.access_key,
                 secret_key=server.secret_key,
-                stall_timeout=5.0,  # eight calls share a narrow link
+                stall_timeout=5.0,  # long deadlines, because eight calls share a narrow link
             )
             return MinioTier(config)
 

@@ -1,8 +1,8 @@
-"""Replay of a published request trace: hits, bytes written, load times.
+"""Replay a published request trace: measure hits, bytes written and load times.
 
-Hits and bytes come from the NVMe tier's own eviction order and the engine's own admission rule, run
-on page numbers (`product`, `cluster`); a test shows that the real tier makes the same decisions.
-Load times come from real engines over real directories and a real MinIO (`loads`).
+Hits and bytes come from the NVMe tier's own eviction order and the engine's own admission rule,
+which work on page numbers here (`product`, `cluster`). A test shows that the real tier makes the
+same decisions. Load times come from real engines with real directories and a real MinIO (`loads`).
 """
 
 import statistics
@@ -25,13 +25,13 @@ from benchmarks.trace.product import ProductCache, ProductDisks
 from benchmarks.trace.requests import Workload, mooncake
 
 DISKS = 4
-"""Disks that share a capacity, to compare with a single disk."""
+"""Number of disks that share a capacity, to compare with a single disk."""
 SHARES = (2, 5, 10, 20)
-"""Capacities, in per cent of the trace's different pages."""
+"""Capacities, in percent of the trace's different pages."""
 QUICK_REQUESTS = 1500
-"""Requests that are replayed for bytes written, instead of all."""
+"""Number of requests that a quick run replays for the bytes written."""
 LOADED_REQUESTS, QUICK_LOADED_REQUESTS = 1000, 60
-"""Requests that are replayed for load times."""
+"""Number of requests that are replayed for load times."""
 RULES = {
     "memkv, write everything": WRITE_EVERYTHING,
     "memkv, the default": Rules(spills=True, promote="second_use"),
@@ -40,7 +40,7 @@ RULES = {
 
 
 def run(options: Options) -> Report:
-    """Replay the trace; load times are measured on its first part."""
+    """Replay the trace. Load times are measured on its first part."""
     trace = mooncake()
     report = Report("trace", "share of ideal hits; pages written a useful page; load in ms")
     _compare_orders(report, trace, both=not options.quick)
@@ -109,7 +109,7 @@ _VALUES: dict[str, Callable[[Outcome], float]] = {
 
 
 def _measure_loads(report: Report, trace: Workload, options: Options) -> None:
-    """Measure load times with space for every page on each node."""
+    """Measure load times on nodes that have space for every page."""
     shares = []
     cases = {}
     rules: tuple[Admission, ...] = ("always", "second_use")

@@ -1,4 +1,4 @@
-"""Nodes that share a MinIO: how much their disks write, and where hits come from."""
+"""Simulate nodes that share a MinIO: how much their disks write, and where hits come from."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -19,7 +19,7 @@ def round_robin(requests: Requests) -> list[int]:
 
 
 def prefix_aware(requests: Requests) -> list[int]:
-    """Send a request to the node that got its longest prefix before, otherwise round robin."""
+    """Send a request to the node that got its longest prefix; if none did, to the next one."""
     home: dict[int, int] = {}
     nodes = []
     for i, request in enumerate(requests):
@@ -34,17 +34,17 @@ PLACEMENTS: dict[str, Callable[[Requests], list[int]]] = {
     "round robin": round_robin,
     "prefix-aware": prefix_aware,
 }
-"""Each chooses a node for every request."""
+"""Routers. Each returns a node for every request."""
 
 
 class Disk(Protocol):
     """The interface of a node's disk."""
 
     written: int
-    """Pages written to it."""
+    """Number of pages written to the disk."""
 
     def lookup(self, pages: Sequence[int], /) -> int:
-        """Use the stored prefix and return its length."""
+        """Use the stored prefix; return its length."""
 
     def spill(self, pages: Sequence[int], /) -> int:
         """Write the missing pages; return how many there were."""
@@ -77,9 +77,9 @@ class Rules(NamedTuple):
     """Decides which pages are written to a node's disk."""
 
     spills: bool
-    """Writes all spilled pages (`engine.admission = "always"`)."""
+    """Whether to write all spilled pages (`engine.admission = "always"`)."""
     promote: Literal["never", "second_use", "always"]
-    """Writes pages loaded from MinIO, as `engine.promote` says."""
+    """When to write pages that were loaded from MinIO, as in `engine.promote`."""
 
 
 WRITE_EVERYTHING = Rules(spills=True, promote="always")
@@ -93,7 +93,7 @@ class Outcome(NamedTuple):
     nvme_hits: int
     minio_hits: int
     written: int
-    """Spilled and promoted to the nodes' disks."""
+    """Pages that were spilled or promoted to the nodes' disks."""
 
     @property
     def hits(self) -> int:
@@ -104,7 +104,7 @@ class Outcome(NamedTuple):
 def replay(
     requests: Requests, placed: Sequence[int], pages: int, rules: Rules, disk: type[Disk]
 ) -> Outcome:
-    """Replay with a disk of `pages` pages per node; MinIO has every page immediately."""
+    """Replay with a disk of `pages` pages per node. MinIO has every page at once."""
     disks = [disk(pages) for _ in range(NODES)]  # type: ignore[call-arg]  # both take the size
     admissions = [Admission(rules.promote) for _ in range(NODES)]
     shared: set[int] = set()

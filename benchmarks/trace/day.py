@@ -1,8 +1,8 @@
-"""A day of a trace through real engines, in simulated time: how many S3 requests it takes.
+"""Run a day of a trace through real engines, in simulated time, and count its S3 requests.
 
 The engines, tiers and collectors are the product's. Their clocks, and the server's, jump from one
-request of the trace to the next. In between, each node's collector, log and pins get their turns
-when they are due.
+request of the trace to the next. In between, each node's collector, log and pins run when they are
+due.
 """
 
 import heapq
@@ -47,32 +47,32 @@ from memkv_sglang.tiers.nvme import NvmeTier
 
 PAGE = 4 * KIB
 SLOT = 8 * KIB
-"""A page and its footer on the disk."""
+"""Bytes of a page and its footer on the disk."""
 SEGMENT = MIB
 DAY = 86400.0
 LOG_STEP = 10.0
-"""How often a node looks whether its log is due, in simulated seconds."""
+"""Simulated seconds between two checks whether a node's log is due."""
 WAIT = 120.0
-"""Maximum real time for uploads to finish, in seconds."""
+"""Maximum real seconds for uploads to finish."""
 
 
 class Day(NamedTuple):
-    """What a day took."""
+    """The totals of a day."""
 
     requests: Counter[str]
-    """S3 requests by purpose."""
+    """Number of S3 requests by purpose."""
     hits: int
     """Pages loaded."""
     used: int
-    """Pages of requests, once for each period of the collector."""
+    """Pages of requests. A page counts once per period of the collector."""
     stored: int
-    """Pages stored in the bucket, some again after their removal."""
+    """Pages stored in the bucket. A page that was removed may be stored again."""
     removed: int
     """Pages removed from the bucket."""
 
 
 class SimulatedTime:
-    """Replaces the process's clocks by ones that also move when told to; a context manager."""
+    """Replaces the process's clocks with clocks that can be advanced. A context manager."""
 
     def __init__(self) -> None:
         """Start at the real time."""
@@ -91,7 +91,7 @@ class SimulatedTime:
         }
         for name, now in replaced.items():
             self._patches.enter_context(patch.object(time, name, now))
-        # Defaults of arguments are bound before this.
+        # These defaults of arguments were bound to the real clocks earlier.
         clocks = (replaced["time"], *(ServerClock.__init__.__defaults__ or ())[1:])
         self._patches.enter_context(patch.object(ServerClock.__init__, "__defaults__", clocks))
         self.began = time.monotonic()
@@ -101,11 +101,11 @@ class SimulatedTime:
         self._patches.close()
 
     def repeat(self, turn: Callable[[], float]) -> None:
-        """Call `turn` now, then whenever it is due; it returns when it is due next."""
+        """Call `turn` now, and then whenever it is due. It returns the time of its next call."""
         heapq.heappush(self._turns, (time.monotonic(), next(self._number), turn))
 
     def run_until(self, seconds: float) -> None:
-        """Advance to this many seconds after the start; run every turn due on the way."""
+        """Advance to this many seconds after the start. Make every call that is due on the way."""
         until = self.began + seconds
         while self._turns and self._turns[0][0] <= until:
             when, _, turn = heapq.heappop(self._turns)
@@ -119,7 +119,7 @@ class SimulatedTime:
 
 
 class _Tier(MinioTier):
-    """Does not write a log whenever the replay waits for uploads."""
+    """A tier that does not write a log whenever the replay waits for uploads."""
 
     @override
     def flush_accesses(self, timeout: float) -> bool:
@@ -127,7 +127,7 @@ class _Tier(MinioTier):
 
 
 class _Node:
-    """An engine, and the turns of its background threads."""
+    """An engine, and the work of its background threads."""
 
     def __init__(
         self, server: SimulatedS3, home: Path, disk: int, collector: CollectorConfig
@@ -153,7 +153,7 @@ class _Node:
         self._tier.support(time.monotonic() + WAIT)
 
     def turns(self) -> Sequence[Callable[[], float]]:
-        """Return what the node does from time to time."""
+        """Return the functions that the node calls from time to time."""
         return self._collect, self._log, self._read_pins
 
     def _collect(self) -> float:
@@ -171,7 +171,7 @@ class _Node:
         return REFRESH_INTERVAL
 
     def serve(self, request: Sequence[int], pool: HostPool) -> int:
-        """Look up, load the hit and spill the rest; return the pages loaded."""
+        """Look a request up, load the hit and spill the rest; return the number of pages loaded."""
         hashes = [page_hash(page) for page in request]
         pages = pool.place([PageKey(NAMESPACE, one) for one in hashes])
         with self._server.purpose("lookup"):
@@ -188,7 +188,7 @@ class _Node:
 
 @contextmanager
 def _no_background() -> Iterator[None]:
-    """Keep the threads of collectors and logs from acting by themselves."""
+    """Keep the background threads of collectors and logs from working."""
     with (
         patch.object(CollectorWorker, "_run", lambda _: None),
         patch.object(worker, "SHARE", 1.0),

@@ -1,4 +1,7 @@
-"""The replay through real engines: four nodes with NVMe directories, one MinIO, pages of 4 KiB."""
+"""Replay requests through real engines: four nodes with NVMe directories, and one MinIO.
+
+Pages have 4 KiB.
+"""
 
 import itertools
 import tempfile
@@ -26,7 +29,7 @@ from memkv_sglang.tiers.nvme import NvmeTier
 
 _PAGE = 4 * KIB
 _SLOT = 8 * KIB
-"""A page and its footer."""
+"""Bytes of a page and its footer on the disk."""
 _SEGMENT = MIB
 
 Admission = Literal["always", "second_use"]
@@ -39,15 +42,15 @@ class Served(NamedTuple):
     """Pages loaded."""
     ideal: int
     milliseconds: list[float]
-    """Of each load call."""
+    """Seconds of each load call."""
 
 
 def serve(
     workload: Workload, placed: Sequence[int], pages: int, admission: Admission, home: Path
 ) -> Served:
-    """Replay requests in sequence: look up, load the hit, spill the rest.
+    """Replay requests one after the other: look up, load the hit, spill the rest.
 
-    Skips the part of each pause in which nothing is left to do.
+    Skips the part of a pause in which there is nothing left to do.
     """
     longest = max(map(len, workload.requests))
     arrivals = [*workload.seconds, workload.seconds[-1]]
@@ -67,14 +70,14 @@ def serve(
 
 
 def _pause(engines: Sequence[Engine], seconds: float) -> None:
-    """Give uploads the trace's time until the next request, but continue once nothing waits."""
+    """Wait until the trace's next request, or until no page waits for upload."""
     deadline = time.monotonic() + seconds
     for engine in engines:
         engine.flush(max(0.0, deadline - time.monotonic()))
 
 
 def _serve(engine: Engine, request: Sequence[int], pool: HostPool) -> tuple[int, float]:
-    """Return the loaded pages and the duration."""
+    """Return the number of loaded pages, and the duration."""
     hashes = [page_hash(page) for page in request]
     pages = pool.place([PageKey(NAMESPACE, page_hash) for page_hash in hashes])
     found = engine.lookup(Chain(NAMESPACE, hashes)).length

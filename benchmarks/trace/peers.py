@@ -1,4 +1,4 @@
-"""Other eviction policies, for comparison with the NVMe tier's. Each cache holds `pages` pages."""
+"""Other eviction policies, to compare with the NVMe tier's. Each cache holds `pages` pages."""
 
 import heapq
 from abc import ABC, abstractmethod
@@ -21,14 +21,15 @@ class Cache(ABC):
 
     @abstractmethod
     def request(self, pages: Sequence[int]) -> int:
-        """Serve a prompt; return how many pages of its prefix were cached before."""
+        """Serve a prompt; return how many pages of its prefix were already cached."""
 
 
 class PeerCache(Cache):
-    """A cache that ignores chains and handles a prompt's pages one by one."""
+    """A cache that knows nothing of chains, and handles a prompt's pages one by one."""
 
     leaf_first = True
-    """Whether the prompt's last page comes first, so that its first one is the most recent."""
+    """Whether a prompt's pages are used from the last to the first, so that the first is the most
+    recent."""
 
     def request(self, pages: Sequence[int]) -> int:
         """See `Cache`."""
@@ -39,7 +40,7 @@ class PeerCache(Cache):
 
     @abstractmethod
     def use(self, page: int) -> None:
-        """Record a use; store the page if it is missing, evicting others if necessary."""
+        """Record a use. If the page is missing, store it, and evict others if necessary."""
 
 
 class Lru(PeerCache):
@@ -70,7 +71,8 @@ class S3Fifo(PeerCache):
     """
 
     promoted_at = 1
-    """Uses that promote a page from the small to the main queue; the authors' code has 1 or 2."""
+    """Number of uses that promote a page from the small to the main queue. The authors' code has 1
+    or 2."""
 
     def __init__(self, pages: int) -> None:
         """See `Cache`."""
@@ -133,7 +135,7 @@ class S3FifoTwo(S3Fifo):
 class Lru2(PeerCache):
     """O'Neil et al., "The LRU-K Page Replacement Algorithm", SIGMOD 1993, for K = 2.
 
-    Evicts the page whose second-to-last use is the oldest; the history is never forgotten.
+    Evicts the page whose second-to-last use is the oldest. It never forgets a use.
     """
 
     def __init__(self, pages: int) -> None:
@@ -161,10 +163,10 @@ class Lru2(PeerCache):
 
 
 class Belady(PeerCache):
-    """Evicts the page whose next use is farthest in the future, which it knows."""
+    """Evicts the page whose next use is farthest in the future."""
 
     def __init__(self, pages: int, requests: Requests) -> None:
-        """Serve exactly these requests."""
+        """Serve exactly these requests, which are known in advance."""
         super().__init__(pages)
         self._next: dict[int, deque[int]] = defaultdict(deque)
         ordered = (page for request in requests for page in reversed(request))
@@ -199,7 +201,7 @@ ONLINE: dict[str, type[PeerCache]] = {
 def hits_of_peer(
     kind: type[PeerCache], pages: int, requests: Requests, *, both: bool = True
 ) -> int:
-    """Return a peer's hits, leaf first within a prompt; with `both`, the better of both orders."""
+    """Return a peer's hits if leaves are used first; with `both`, those of the better order."""
     orders = (True, False) if both else (True,)
     return max(_hits(kind(pages), requests, leaf_first=order) for order in orders)
 

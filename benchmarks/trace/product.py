@@ -1,4 +1,4 @@
-"""The planner's simulation of the NVMe tier, as a contestant of the replay."""
+"""The planner's simulation of the NVMe tier as a contestant of the replay."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ __all__ = ["NAMESPACE", "ProductCache", "ProductDisks"]
 
 
 class ProductCache(SimulatedDisk, Cache):
-    """Decides page by page, as the NVMe tier does."""
+    """Makes the decisions of the NVMe tier, page by page."""
 
     def __init__(self, pages: int) -> None:
         """See `Cache`."""
@@ -27,7 +27,7 @@ class ProductCache(SimulatedDisk, Cache):
 
 
 class ProductDisks:
-    """Makes the decisions of an NVMe tier whose several disks take new pages in turn."""
+    """Makes the decisions of an NVMe tier with several disks, which take new pages in turn."""
 
     def __init__(self, pages: int, disks: int) -> None:
         """Divide `pages` among the disks."""

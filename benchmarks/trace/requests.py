@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 TRACE = Path(__file__).parent.parent / "traces" / "mooncake_synthetic_trace.jsonl.gz"
 PAGE_TOKENS = 512
-"""Tokens of a block of the trace, which is a page here; a partial last one counts as a whole."""
+"""Tokens per block of the trace. A block is a page here; a partial last block counts as a whole."""
 
 Requests = Sequence[Sequence[int]]
-"""The pages of each request's prompt, named by numbers."""
+"""The pages of each request's prompt, as numbers."""
 
 
 class Workload(NamedTuple):
-    """Requests and their derived properties."""
+    """Requests, and what follows from them."""
 
     name: str
     requests: Requests
@@ -23,17 +23,17 @@ class Workload(NamedTuple):
     """Arrival time of each request, in seconds since the first."""
 
     def first(self, count: int) -> "Workload":
-        """Return the first requests."""
+        """Return the first `count` requests."""
         return self._replace(requests=self.requests[:count], seconds=self.seconds[:count])
 
     @property
     def pages(self) -> int:
-        """Return the number of different pages."""
+        """Number of different pages."""
         return len({page for request in self.requests for page in request})
 
     @property
     def ideal_hits(self) -> int:
-        """Return the hits of an infinite cache, in pages."""
+        """Number of pages that an infinite cache would have hit."""
         seen: set[int] = set()
         hits = 0
         for request in self.requests:
@@ -43,7 +43,7 @@ class Workload(NamedTuple):
 
 
 def mooncake() -> Workload:
-    """Read the trace that was published with Mooncake (FAST'25); see `benchmarks/traces`."""
+    """Read the trace published with Mooncake (FAST'25); see `benchmarks/traces`."""
     with gzip.open(TRACE, "rt") as file:
         records = [json.loads(line) for line in file]
     seconds = [record["timestamp"] / 1000 for record in records]

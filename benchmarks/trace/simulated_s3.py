@@ -1,4 +1,4 @@
-"""An S3 server in memory whose clock is the simulated one. It counts requests by their purpose."""
+"""An S3 server in memory whose clock is the simulated one. Counts requests by purpose."""
 
 import bisect
 import hashlib
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LISTED = 1000
-"""Objects per response to a listing, as on S3."""
+"""Maximum objects per response to a listing, as on S3."""
 
 _PAGE = re.compile(r"/[0-9a-f]{64}$")
 
@@ -29,14 +29,14 @@ class _Stored(NamedTuple):
 
 
 class SimulatedS3:
-    """One bucket of a server; a context manager. Checks no signatures."""
+    """A server with one bucket. A context manager. Does not check signatures."""
 
     def __init__(self) -> None:
-        """Listen on a free port of the loopback."""
+        """Listen on a free loopback port."""
         self.counts: Counter[str] = Counter()
-        """Requests by purpose."""
+        """Number of requests by purpose."""
         self.stored = self.removed = 0
-        """Pages stored and removed."""
+        """Number of pages stored and removed."""
         self._purpose = "start"
         self._objects: dict[str, _Stored] = {}
         self._names: list[str] | None = None
@@ -46,7 +46,7 @@ class SimulatedS3:
 
     @contextmanager
     def purpose(self, name: str) -> Iterator[None]:
-        """Count the requests of a `with` block for this purpose; written logs count as `usage`."""
+        """Count a `with` block's requests for this purpose; those that write logs as `usage`."""
         before, self._purpose = self._purpose, name
         try:
             yield

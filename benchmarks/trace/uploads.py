@@ -1,4 +1,4 @@
-"""A simulation of the rules of `engine.upload`: four nodes with disks and a shared tier."""
+"""Simulate the rules of `engine.upload` on four nodes with disks and a shared tier."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 class Nodes:
-    """Four nodes, each with a disk, and a shared tier that holds the pages they upload."""
+    """Four nodes with a disk each, and the shared tier that they upload pages to."""
 
     def __init__(self, pages: int, rule: UploadRule) -> None:
         """Give each node an empty disk of `pages` pages."""
@@ -37,7 +37,7 @@ class Nodes:
         self._shared: set[int] = set()
 
     def serve(self, node: int, request: Sequence[int]) -> int:
-        """Load the stored prefix on a node and spill the rest; return the prefix's length."""
+        """Load the stored prefix on a node and spill the rest; return the length of the prefix."""
         disk = self._disks[node]
         held = (page in disk or page in self._shared for page in request)
         hits = next((i for i, here in enumerate(held) if not here), len(request))
@@ -49,7 +49,7 @@ class Nodes:
         fresh = [page for page in rest if page not in disk]
         disk.spill(rest)
         stored = [page for page in fresh if page in disk]
-        self._upload(page for page in fresh if page not in disk)  # as when the disk refuses them
+        self._upload(page for page in fresh if page not in disk)  # as if the disk refused them
         if self._rule == "always":
             self._upload(stored)
         elif self._rule == "before_eviction":

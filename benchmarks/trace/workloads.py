@@ -1,4 +1,4 @@
-"""Synthetic requests whose characteristics differ from the trace's."""
+"""Synthetic requests with other characteristics than the trace's."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ def _chain(pages: Iterator[int], length: int) -> Request:
 
 
 def conversations(seed: int, turns: int = 700, live: int = 30, start: int = 0) -> Workload:
-    """Conversations that grow with each turn and then end: only recency matters."""
+    """Return conversations that grow with each turn and then end, so that only recency matters."""
     rng, pages = random.Random(seed), count(start)
     going: list[Request] = []
     requests = []
@@ -31,7 +31,7 @@ def conversations(seed: int, turns: int = 700, live: int = 30, start: int = 0) -
 
 
 def popular_documents(seed: int, reads: int = 1200, start: int = 0) -> Workload:
-    """Questions about documents whose popularity follows Zipf's law."""
+    """Return questions about documents whose popularity follows Zipf's law."""
     rng, pages = random.Random(seed), count(start)
     documents = [_chain(pages, rng.randint(5, 40)) for _ in range(200)]
     weights = [1 / rank**0.8 for rank in range(1, 201)]
@@ -40,7 +40,7 @@ def popular_documents(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def one_hit_wonders(seed: int, reads: int = 1200, start: int = 0) -> Workload:
-    """One-time prompts mixed with prompts about a few documents."""
+    """Return prompts that occur once, mixed with prompts about a few documents."""
     rng, pages = random.Random(seed), count(start)
     documents = [_chain(pages, rng.randint(5, 40)) for _ in range(40)]
     requests = [
@@ -51,7 +51,7 @@ def one_hit_wonders(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def scans(seed: int, reads: int = 1200, start: int = 0) -> Workload:
-    """Return a loop over many documents mixed with questions about a few."""
+    """Return a loop over many documents, mixed with questions about a few."""
     rng, pages = random.Random(seed), count(start)
     looped = [_chain(pages, 20) for _ in range(150)]
     favourites = [_chain(pages, 20) for _ in range(10)]
@@ -63,7 +63,7 @@ def scans(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def phases(seed: int) -> Workload:
-    """Switch from one kind of traffic to another."""
+    """Return one kind of traffic, then another."""
     parts = [
         conversations(seed, start=0),
         popular_documents(seed, start=1 << 32),

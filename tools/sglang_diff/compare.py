@@ -10,7 +10,7 @@ from tools.sglang_diff.source import Definition, Function, Source
 
 
 class Kind(Enum):
-    """How a definition differs, the most serious kind first."""
+    """How a definition differs. The most serious kind is the first."""
 
     GONE = "gone"
     SIGNATURE = "signature changed"
@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
 
 def compare(old: Source, new: Source, names: Iterable[str]) -> Iterator[Change]:
-    """Yield how each definition changed. Of classes, compare the interface only."""
+    """Yield how each definition changed. Of a class, only the interface is compared."""
     for name in names:
         before, after = old.find(name), new.find(name)
         if before is None or after is None:
@@ -70,7 +70,7 @@ def _outline(name: str, member: Definition) -> str:
 
 
 def _signature(node: ast.AST) -> str:
-    """Return what callers of a definition see of it."""
+    """Return the parts of a definition that its callers depend on."""
     if isinstance(node, Function):
         decorators = "".join(f"@{ast.unparse(each)} " for each in node.decorator_list)
         kind = "async " if isinstance(node, ast.AsyncFunctionDef) else ""

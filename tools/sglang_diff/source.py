@@ -15,7 +15,7 @@ class Definition(NamedTuple):
 
     module: str
     node: ast.AST
-    """The statement that defines it; an `ast.Module` for a module."""
+    """The statement that defines it, or the `ast.Module` of a module."""
     text: str
     """Its source, dedented."""
 
@@ -32,7 +32,7 @@ class Source:
         self._root = root
 
     def find(self, name: str) -> Definition | None:
-        """Return what a dotted name stands for; None if the package does not define it.
+        """Return the definition of a dotted name; None if the package does not define it.
 
         Follows imports and base classes. An attribute that only methods set counts as defined.
         """
@@ -137,7 +137,7 @@ def _definition(module: str, node: ast.AST, lines: list[str]) -> Definition:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield statements, including those of conditions and `try` blocks."""
+    """Yield all statements, including those inside conditions and `try` blocks."""
     for statement in body:
         if isinstance(statement, ast.If | ast.Try | ast.With):
             yield from _statements(statement.body)
@@ -162,7 +162,7 @@ def _names(statement: ast.AST) -> list[str]:
 
 
 def _sets(statement: ast.Assign | ast.AnnAssign, name: str) -> bool:
-    """Return whether a statement of a method sets `self.name`."""
+    """Return whether a statement in a method sets `self.name`."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     return any(
         isinstance(each, ast.Attribute) and each.attr == name

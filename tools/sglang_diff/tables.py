@@ -1,4 +1,4 @@
-"""Find what an SGLang release adds that no table of this project lists."""
+"""Find additions of an SGLang release that no table of this project lists."""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ def fields(source: Source, cls: str) -> set[str]:
 
 
 def unclassified(root: Path) -> dict[str, set[str]]:
-    """Return the names that SGLang has and no table knows, by table."""
+    """Return, by table, the names of SGLang that no table lists."""
     source = Source(root)
     tables = (kv_arguments.NAMED, kv_arguments.ELSEWHERE, kv_arguments.HARMLESS)
     return {

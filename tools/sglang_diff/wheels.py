@@ -12,17 +12,17 @@ VERSION = re.compile(r"\d+(\.\w+)+")
 
 
 class FetchError(Exception):
-    """The version cannot be downloaded. The text is one line."""
+    """The version cannot be downloaded. The message is one line."""
 
 
 def check(version: str) -> None:
-    """Raise `FetchError` if this cannot be a version."""
+    """Raise `FetchError` if this cannot be a version number."""
     if not VERSION.fullmatch(version):
         raise FetchError(f"VERSION={version}: not a version of SGLang; write it like 0.5.23")
 
 
 def fetch(version: str) -> Path:
-    """Return the directory that contains a version's package; downloads it once.
+    """Return the directory with a version's package. Downloads it only once.
 
     Raises `FetchError`.
     """
@@ -35,7 +35,8 @@ def fetch(version: str) -> Path:
         install = ["pip", "install", "-q", "-p", sys.executable, "--no-deps", "--target"]
         done = subprocess.run(
             [uv, *install, str(partial), f"sglang=={version}"],
-            # The system's certificates, as tools/setup.sh has it. Newer uv reads the first.
+            # Use the system's certificates, as tools/setup.sh does. Newer uv reads the first
+            # variable.
             env={"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1", **os.environ},
             capture_output=True,
             text=True,
