@@ -1,1 +1,1 @@
-"""Real components on one machine for demo, tests and benchmarks: MinIO, proxies, faults."""
+"""Real components on one machine, for the demo, tests and benchmarks: MinIO, proxies, faults."""

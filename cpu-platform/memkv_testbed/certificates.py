@@ -85,7 +85,7 @@ class Authority:
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, begin: datetime
     ) -> x509.CertificateBuilder:
-        # Python 3.13 verifies strictly: without the key identifiers it rejects a certificate.
+        # Python 3.13 verifies strictly, and rejects a certificate without the key identifiers.
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (
             x509.CertificateBuilder()

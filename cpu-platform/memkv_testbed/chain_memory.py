@@ -11,11 +11,11 @@ from memkv_sglang.testing.pages import page_content
 from memkv_sglang.tiers.base import SpillResult
 
 PARTS = 2
-"""Buffers per page, in separate regions like keys and values."""
+"""Buffers per page. They are in separate regions, like keys and values."""
 
 
 class ChainMemory:
-    """Memory registered with a client's agent; page `i` of the current chain is at index `i`."""
+    """Memory registered with a client's agent. Index `i` has page `i` of the current chain."""
 
     def __init__(self, client: AgentClient, pages: int, page_bytes: int) -> None:
         """Allocate memory for chains of up to `pages` pages."""
@@ -33,7 +33,7 @@ class ChainMemory:
             os.close(descriptor)
 
     def spill(self, chain: Chain) -> list[SpillResult]:
-        """Write the chain's content to memory and spill it."""
+        """Write the chain's content to the memory, then spill it."""
         for i, key in enumerate(chain.keys()):
             content = page_content(key, self._page_bytes)
             for j, at in enumerate(self._places(i)):
@@ -41,7 +41,7 @@ class ChainMemory:
         return self.client.spill(chain, self._buffers(len(chain.hashes)))
 
     def load(self, chain: Chain) -> list[PageLoad]:
-        """Zero the memory and load the chain."""
+        """Zero the memory, then load the chain."""
         self._memory[:] = bytes(len(self._memory))
         return self.client.load(chain, self._buffers(len(chain.hashes)))
 

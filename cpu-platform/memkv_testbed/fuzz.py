@@ -1,8 +1,8 @@
-"""Fuzzer for the parsers of outside input: damaged input is refused or read correctly.
+"""Fuzz the parsers of outside input: they must refuse damaged input, or read it correctly.
 
 A target provides valid inputs and a reader. The fuzzer damages an input (bits, bytes, cuts, pieces
 moved or repeated) and reads it. The reader may raise what its docstring says, or return what is
-still correct; anything else is a failure.
+still correct. Anything else is a failure.
 """
 
 import random
@@ -34,10 +34,11 @@ from memkv_sglang.tiers.nvme.journal import (
 from memkv_sglang.tiers.nvme.segment import DamagedSegmentError, create_segment, open_segment
 
 MEMORY = "/dev/shm"  # noqa: S108 - a directory of our own is made in it
-"""Directory for inputs that must be files: on a disk, the disk would limit the fuzzer."""
+"""Directory for inputs that must be files. It is in memory, because a disk would slow the fuzzer
+down."""
 
 Read = Callable[[bytes], bool]
-"""Reads an input and returns whether it was accepted. Asserts that accepted input is correct."""
+"""Reads an input; returns whether it was accepted. Asserts that accepted input is correct."""
 
 
 def damage_one(valid: Sequence[bytes], chance: random.Random) -> bytes:
@@ -50,23 +51,23 @@ class Target(NamedTuple):
 
     name: str
     prepare: Callable[[Path], tuple[list[bytes], Read]]
-    """Returns valid inputs and the reader; may write to the directory."""
+    """Returns valid inputs and the reader. May write to the directory."""
     share: float = 1.0
-    """Share of the requested inputs that are tried: fewer if an input is a file."""
+    """Share of the requested inputs to try. It is smaller if inputs are files."""
     make: Callable[[Sequence[bytes], random.Random], bytes] = damage_one
-    """Makes an input from the valid ones."""
+    """Makes an input from the valid inputs."""
 
 
 class Fuzzed(NamedTuple):
-    """Counts of one target."""
+    """The counts of one target."""
 
     inputs: int
     taken: int
-    """Inputs that were accepted, and correct."""
+    """Number of inputs that were accepted, and are correct."""
 
 
 def fuzz(target: Target, inputs: int, seed: int = 0) -> Fuzzed:
-    """Read damaged inputs; equal seeds give equal inputs. Raises what the reader raises."""
+    """Read damaged inputs. Equal seeds give equal inputs. Raises what the reader raises."""
     chance = random.Random(f"{target.name} {seed}")  # noqa: S311 - not a secret
     count = max(int(inputs * target.share), 1)
     with tempfile.TemporaryDirectory(prefix="memkv-fuzz-", dir=MEMORY) as directory:
@@ -171,11 +172,11 @@ REQUESTS: list[protocol.Request] = [
     protocol.Join(),
     protocol.Retire(),
 ]
-"""One of each kind except `Shutdown`."""
+"""A message of each kind except `Shutdown`."""
 
 
 def _messages(_: Path) -> tuple[list[bytes], Read]:
-    """Messages as a connection receives them, with their framing."""
+    """Return valid messages with their framing, as a connection receives them."""
     decoder = msgspec.msgpack.Decoder(protocol.Request)
 
     def read(content: bytes) -> bool:
@@ -206,7 +207,7 @@ def _footers(_: Path) -> tuple[list[bytes], Read]:
         blocks.append(bytes(block))
 
     def read(content: bytes) -> bool:
-        block = content[:BLOCK].ljust(BLOCK, b"\0")  # blocks are always read whole
+        block = content[:BLOCK].ljust(BLOCK, b"\0")  # the tier always reads whole blocks
         footer = Footer.unpack(memoryview(block))
         assert footer is None or footer in footers
         return footer is not None
@@ -215,7 +216,7 @@ def _footers(_: Path) -> tuple[list[bytes], Read]:
 
 
 def _heads(_: Path) -> tuple[list[bytes], Read]:
-    """Response heads of MinIO; only their form and the page's checksum protect them."""
+    """Return heads of MinIO's responses. Only their form and the page's checksum protect them."""
     heads = [
         b'HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\nETag: "0123"\r\n'
         b"x-amz-meta-memkv-format: 1\r\nx-amz-meta-memkv-length: 1048576\r\n",

@@ -13,9 +13,9 @@ from memkv_sglang.testing.pages import page_content
 
 
 class HostPool:
-    """Pages with separate buffers, like keys and values of an MHA pool.
+    """Pages with separate buffers, like the keys and values of an MHA pool.
 
-    The first buffers of all pages come first, then the second ones.
+    The first buffers of all pages come first, then all second buffers, and so on.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class HostPool:
         name: str = "pool",
         flags: int = os.MFD_ALLOW_SEALING,
     ) -> None:
-        """Allocate the memory; raises `OSError`.
+        """Allocate the memory. Raises `OSError`.
 
         Args:
             pages: number of pages.
-            page_bytes: bytes of a page, over all its buffers.
-            parts: buffers of a page.
+            page_bytes: bytes of a page, in all its buffers.
+            parts: number of buffers of a page.
             huge: whether to request huge pages; the kernel may not have any.
-            name: of the memfd, as `/proc/PID/maps` shows it.
-            flags: of `memfd_create(2)`.
+            name: name of the memfd, which `/proc/PID/maps` shows.
+            flags: flags for `memfd_create(2)`.
 
         """
         self.pages = pages
@@ -55,11 +55,11 @@ class HostPool:
             self.memory[offset] = 0
 
     def views(self, page: int) -> tuple[memoryview, ...]:
-        """Return the buffers of a page as this process maps them."""
+        """Return the buffers of a page, as this process has mapped them."""
         return tuple(self.memory[at : at + self._part] for at in self._places(page))
 
     def buffers(self, number: int, pages: Iterable[int]) -> list[list[Buffer]]:
-        """Return the buffers of pages for an agent that knows the pool by this number."""
+        """Return the buffers of pages, for an agent that knows the pool by this number."""
         return [[Buffer(number, at, self._part) for at in self._places(page)] for page in pages]
 
     def place(self, keys: Sequence[PageKey]) -> list[Page]:
@@ -97,7 +97,7 @@ class HostPool:
         self.memory[:] = bytes(self.length)
 
     def close(self) -> None:
-        """Release the memory, which is unmapped with its last view."""
+        """Release the memory. It is unmapped with its last view."""
         self.memory.release()
         self._close_descriptor()
 

@@ -1,7 +1,7 @@
-"""An HTTP proxy that fails like object stores do: in the status, the head or the body.
+"""An HTTP proxy that fails as object stores do: in the status, the head or the body.
 
 Requests cross two real sockets, so a client sees what a failing server, load balancer or network
-would show. For faults below HTTP see `tcp_proxy`.
+would show. For faults below HTTP, see `tcp_proxy`.
 """
 
 import contextlib
@@ -13,37 +13,37 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal, NamedTuple, Self
 
 PIECE = 16 << 10
-"""Bytes of a body that are forwarded together."""
+"""Bytes of a body that are forwarded at once."""
 
 WAIT = 0.02
-"""Seconds between checks whether a fault was removed."""
+"""Seconds between checks whether the fault was removed."""
 
 
 class HttpFault(NamedTuple):
-    """What happens to each exchange; nothing if no field is set."""
+    """What happens to each exchange. Without any field set, nothing does."""
 
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
-    """Methods of the requests that it strikes."""
+    """Methods of the requests that the fault strikes."""
     answer: bytes | None = None
-    """Sent after the request was read; the request is not forwarded."""
+    """Response to send after reading the request, which is then not forwarded."""
     matching: bytes = b""
-    """Regular expression: strikes only requests whose first line contains a match."""
+    """Regular expression. The fault strikes only requests whose first line contains a match."""
     every: int = 1
-    """Strikes one in this many of these requests."""
+    """The fault strikes one in this many of these requests."""
     drip: float | None = None
-    """Seconds before each byte of a response's body."""
+    """Seconds to wait before each byte of a response's body."""
     rate: int | None = None
     """Bytes per second of the bodies of all connections together."""
     cut: Literal["stall", "reset", "close"] | None = None
     """What happens in the middle of a body, in either direction."""
     edit_request: Callable[[bytes], bytes] | None = None
-    """Changes a request's head."""
+    """Function that changes a request's head."""
     edit_response: Callable[[bytes], bytes] | None = None
-    """Changes a response's head."""
+    """Function that changes a response's head."""
     edit_content: Callable[[bytes], bytes] | None = None
-    """Changes each piece of a response's body, but not its length."""
+    """Function that changes each piece of a response's body, but not its length."""
     surplus: bytes = b""
-    """Sent after each response's body."""
+    """Bytes to send after each response's body."""
 
 
 NO_FAULT = HttpFault()
@@ -54,16 +54,16 @@ class _Cut(Exception):  # noqa: N818 - intended, not an error
 
 
 class HttpFaultProxy:
-    """Forwards requests on a free loopback port to a server; a context manager.
+    """A context manager that forwards requests on a free loopback port to a server.
 
-    `fault` may be set at any time; bodies in transfer continue when it is removed.
+    `fault` may be set at any time. Bodies in transfer continue when it is removed.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        """Listen; connect to the server once per client connection."""
+        """Listen. For each client connection, the proxy connects to the server once."""
         self.fault = NO_FAULT
         self.requests = 0
-        """Requests received, including those that were not forwarded."""
+        """Number of requests received, including those that were not forwarded."""
         self._met = 0
         self._target = (host, port)
         self._closed = threading.Event()
@@ -102,7 +102,7 @@ class HttpFaultProxy:
         self.refuse()
         while self._threads:
             with contextlib.suppress(KeyError):
-                with self._spawning:  # a thread in the set has been started
+                with self._spawning:  # every thread in the set has been started
                     thread = self._threads.pop()
                 thread.join()
 
@@ -131,7 +131,7 @@ class HttpFaultProxy:
         with client, socket.socket() as server:
             with self._lock:
                 self._open |= {client, server}
-                if self._closed.is_set():  # `refuse` saw only the sockets before these
+                if self._closed.is_set():  # `refuse` has closed only the sockets before these
                     return
             with contextlib.suppress(OSError, ValueError, _Cut):
                 server.connect(self._target)
@@ -205,9 +205,7 @@ class HttpFaultProxy:
                 piece = piece[half:]
             if fault.rate:
                 with self._line:
-                    if (
-                        self.fault is fault
-                    ):  # the fault may have changed while earlier pieces passed
+                    if self.fault is fault:  # the fault may have changed since the earlier pieces
                         self._closed.wait(len(piece) / fault.rate)
             sink.sendall(piece)
 
@@ -216,13 +214,13 @@ class HttpFaultProxy:
         while fault.cut == "stall":
             if self.fault is not fault or self._closed.wait(WAIT):
                 return
-        if fault.cut == "reset":  # closing with this option sends RST instead of FIN
+        if fault.cut == "reset":  # With this option, closing sends RST instead of FIN.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raise _Cut
 
 
 def _read_head(stream: BinaryIO) -> bytes:
-    """Return a head including its empty line; empty at the end of the stream."""
+    """Return a head with its final empty line; empty at the end of the stream."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = stream.readline()

@@ -1,4 +1,4 @@
-"""Kill agents during loads while other processes read their memory maps; detect late writes."""
+"""Kill agents during loads while other processes read their memory maps, and detect late writes."""
 
 import os
 import random
@@ -23,32 +23,33 @@ from memkv_testbed.slow_disk import SlowDisk
 
 MIB = 1 << 20
 PAGES = 64
-"""Pages per load, 1 MiB each."""
+"""Number of pages per load. Each has 1 MiB."""
 
 POOL = 512
-"""Pages of the pool. The agent touches all of them, which makes its map slow to read."""
+"""Number of pages in the pool. The agent touches all of them, which makes its map slow to read."""
 
 QUIET = 0.25
-"""Seconds during which pages must not change; the disk is fast again by then."""
+"""Seconds during which pages must not change. The disk is fast again by then."""
 
 LIMIT = 60.0
-"""Time limit of every wait, in seconds."""
+"""Maximum seconds of every wait."""
 
 _BLOCK = 4096
 _OURS = 0x55
 
 
 class Kill(NamedTuple):
-    """Result of one kill for the client."""
+    """What a client saw of one kill."""
 
     seconds: float
-    """From the kill to the end of the client's call."""
+    """Seconds from the kill to the end of the client's call."""
     loaded: int
-    """Pages that the agent had reported as loaded; not 0 if the kill came too late."""
+    """Number of pages that the agent had reported as loaded. If it is not 0, the kill came too
+    late."""
     withheld: bool
     """Whether the call returned before the agent's writes had ended."""
     changed: int
-    """Pages that changed after they were returned to the client."""
+    """Number of pages that changed after the client owned them again."""
 
 
 class _Agent(NamedTuple):
@@ -59,12 +60,12 @@ class _Agent(NamedTuple):
 
 
 class Kills:
-    """Agents that use one directory, each killed once."""
+    """Agents that use the same directory one after the other. Each is killed once."""
 
     def __init__(self, home: Path, *, readers: int, limit: float = CALL_LIMIT) -> None:
         """Fill a directory with pages.
 
-        `readers` processes read each agent's memory map; `limit` is the client's.
+        `readers` processes read each agent's memory map. `limit` is that of the client.
         """
         self._readers = readers
         self._limit = limit
@@ -87,7 +88,7 @@ class Kills:
         rate: int | None = None,
         look: Callable[[], None] | None = None,
     ) -> Kill:
-        """Kill an agent while its requests are on the disk, which reads `rate` bytes per second.
+        """Kill an agent while its requests are in flight on a disk of `rate` bytes per second.
 
         `look` is called as soon as the process has ended.
         """
@@ -114,9 +115,10 @@ class Kills:
 
     @contextmanager
     def _agent(self) -> Iterator[_Agent]:
-        """Run an agent that has touched the whole pool; end it if it is still alive."""
+        """Run an agent that has touched the whole pool. End it if it is still alive."""
         start_agent(self._config)
-        client = AgentClient(self._config, start=False, limit=self._limit)  # starts no other
+        # a client that starts no other agent
+        client = AgentClient(self._config, start=False, limit=self._limit)
         try:
             report = client.status() if client.wait(LIMIT) else None
             if report is None:
@@ -183,7 +185,7 @@ class _Load(threading.Thread):
 
 @contextmanager
 def _limited(disk: SlowDisk | None) -> Iterator[None]:
-    """Lift the limit at the end, even after an exception."""
+    """Lift the limit at the end of the block, even after an exception."""
     try:
         yield
     finally:

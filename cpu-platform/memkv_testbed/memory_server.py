@@ -10,7 +10,7 @@ from memkv_testbed.s3_server import DieWithParent
 from memkv_testbed.server_binaries import find_or_build_memory_server
 
 LIMIT = 4 << 30
-"""Maximum bytes of all objects; beyond that, the server drops the oldest."""
+"""Maximum bytes of all objects. If there are more, the server drops the oldest objects."""
 
 
 GARBAGE = 512 << 20
@@ -18,16 +18,16 @@ GARBAGE = 512 << 20
 
 
 class MemoryServer:
-    """The server on a free loopback port, as a child process; a context manager.
+    """The server on a free loopback port, as a child process. A context manager.
 
-    It supports only GET, HEAD, PUT and DELETE, and checks no signatures, so any keys work. It
-    dies with the thread that started it.
+    It supports only GET, HEAD, PUT and DELETE. It checks no signatures, so any keys work. It dies
+    with the thread that started it.
     """
 
     access_key, secret_key = "memory", "memory-secret"
 
     def __init__(self, certificate: Certificate | None = None, limit: int = LIMIT) -> None:
-        """Prepare a server; with a certificate it speaks https."""
+        """Prepare a server. With a certificate, it speaks https."""
         self._limit = limit
         self._arguments = ["-limit", str(limit)]
         if certificate is not None:

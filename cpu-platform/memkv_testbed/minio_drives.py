@@ -1,4 +1,4 @@
-"""MinIO with several drives or two servers, to test partial failures."""
+"""Run MinIO with several drives or two servers, to test partial failures."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +11,10 @@ DRIVES = 4
 
 
 class DrivesServer(MinioServer):
-    """One server over four drives (directories), any two of which hold every object."""
+    """A server with four drives, which are directories. Any two of them hold every object."""
 
     def __init__(self) -> None:
-        """Prepare a server; does not start it."""
+        """Prepare a server, without starting it."""
         super().__init__()
         self.volumes = [f"{self.data_dir}/{{1...{DRIVES}}}"]
         # Directories on one disk simulate separate disks.
@@ -25,7 +25,7 @@ class DrivesServer(MinioServer):
         self._drive(number).rename(self._aside(number))
 
     def return_drive(self, number: int) -> None:
-        """Put the drive back, replacing an empty one that MinIO may have created."""
+        """Put the drive back. Replaces an empty drive that MinIO may have created."""
         if self._drive(number).exists():
             self._drive(number).rename(self._drive(number).with_name(f"{number}-empty"))
         self._aside(number).rename(self._drive(number))
@@ -38,13 +38,14 @@ class DrivesServer(MinioServer):
 
 
 def own_address() -> str:
-    """Return an address of this machine other than loopback, if it has one.
+    """Return an address of this machine other than loopback, if there is one.
 
-    In a container MinIO rejects loopback addresses for servers of a cluster.
+    In a container, MinIO rejects loopback addresses for the servers of a cluster.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            sock.connect(("192.0.2.1", 9))  # sends nothing: the kernel looks for a route
+            # This sends nothing, but makes the kernel choose a route.
+            sock.connect(("192.0.2.1", 9))
         except OSError:
             return "127.0.0.1"
         address: str = sock.getsockname()[0]
@@ -52,14 +53,14 @@ def own_address() -> str:
 
 
 class TwoServers:
-    """Two servers of one cluster, two drives each; a context manager.
+    """Two servers of one cluster, with two drives each. A context manager.
 
-    If one is down, nothing can be written and not everything can be read: two of four drives are no
-    quorum.
+    If one server is down, nothing can be written and some objects cannot be read, because two of
+    four drives are no quorum.
     """
 
     def __init__(self) -> None:
-        """Prepare both; does not start them."""
+        """Prepare both servers, without starting them."""
         host = own_address()
         self.servers = [MinioServer(host=host), MinioServer(host=host)]
         first, second = self.servers
@@ -69,12 +70,12 @@ class TwoServers:
         for server in self.servers:
             server.volumes = volumes
             server._env["MINIO_CI_CD"] = "1"
-        # Each waits for the other, and dies with the thread that starts it.
+        # Each server waits for the other one, and dies with the thread that starts it.
         self._starter = ThreadPoolExecutor(1)
 
     @property
     def endpoint(self) -> str:
-        """URLs of both, comma-separated."""
+        """URLs of both servers, separated by a comma."""
         return ",".join(server.endpoint for server in self.servers)
 
     def __enter__(self) -> Self:
@@ -95,7 +96,7 @@ class TwoServers:
         self._starter.submit(self.servers[1].start).result()
 
     def close(self) -> None:
-        """End both."""
+        """Stop both servers."""
         for server in self.servers:
             server.close()
         self._starter.shutdown()

@@ -29,17 +29,17 @@ class MinioServer(S3Server):
         env: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
     ) -> None:
-        """Prepare a server; does not start it.
+        """Prepare a server, without starting it.
 
-        `certs_dir` holds `public.crt` and `private.key`; with it the server speaks https.
-        `no_compat` passes `--no-compat`, which drops strict S3 compatibility for speed. `env` adds
-        variables, e.g. `MINIO_DOMAIN`. See `S3Server` for the others.
+        `certs_dir` holds `public.crt` and `private.key`; with it, the server speaks https.
+        `no_compat` passes `--no-compat`, which gives up strict S3 compatibility for speed. `env`
+        adds variables, e.g. `MINIO_DOMAIN`. For the other arguments, see `S3Server`.
         """
         super().__init__(data_dir, host=host)
         self.access_key, self.secret_key = Keys.random()
         self.tls = certs_dir is not None
         self.volumes = [str(self.data_dir)]
-        """The storage arguments of the server's command line."""
+        """The server's arguments that name its drives."""
         self._certs_dir = certs_dir or self.work / "certs"
         self._flags = ["--no-compat"] if no_compat else []
         self._env = dict(env or {})

@@ -1,4 +1,4 @@
-"""Create users of a test's MinIO, with their own policies, through its admin API."""
+"""Create users of a test's MinIO with policies of their own, through its admin API."""
 
 import secrets
 import time
@@ -14,12 +14,11 @@ from urllib3.exceptions import InsecureRequestWarning
 from memkv_sglang.tiers.minio.admin.policy import node_policy
 
 START_LIMIT = 20.0
-"""Time limit in seconds for a server that has just started to load its users."""
+"""Seconds for a server that has just started to load its users."""
 
 MAKE_BUCKETS = {"Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": ["arn:aws:s3:::*"]}
 """Permissions that `minio.create_bucket` needs if `memkv bucket setup` has not been run, as in
-tests.
-"""
+tests."""
 
 
 class Keys(NamedTuple):
@@ -38,7 +37,7 @@ class MinioUsers:
     """Adds users as the administrator. Calls block and raise minio-py's exceptions."""
 
     def __init__(self, netloc: str, root: Keys, *, tls: bool) -> None:
-        """Connect to a server that may still be starting; accept any certificate."""
+        """Connect to a server, which may still be starting. Accepts any certificate."""
         self._admin = MinioAdmin(
             endpoint=netloc, credentials=StaticProvider(*root), secure=tls, cert_check=False
         )
@@ -46,8 +45,9 @@ class MinioUsers:
     def wait_until_loaded(self) -> None:
         """Wait until the server has loaded its stored users, even if there are none.
 
-        Before that it accepts new policies and users but forgets them once it has loaded the stored
-        ones (MinIO's `LoadIAMCache`, `firstTime`); only listing users waits for that.
+        Until then, the server accepts new policies and users, but forgets them when it has loaded
+        the stored ones (MinIO's `LoadIAMCache`, `firstTime`). Only listing the users waits for
+        that.
         """
         self._try(self._admin.user_list)
 
@@ -64,7 +64,7 @@ class MinioUsers:
         self.add_with(keys, name)
 
     def add_with(self, keys: Keys, policy: str) -> None:
-        """Add a user with a policy that the server has."""
+        """Add a user with a policy that the server already has."""
         self._try(lambda: self._admin.user_add(*keys))
         self._try(lambda: self._admin.policy_set(policy, user=keys.access_key))
 

@@ -15,7 +15,7 @@ from memkv_testbed.s3_server import S3Server, free_port
 from memkv_testbed.server_binaries import find_or_build_versitygw, find_or_fetch_seaweedfs
 
 READY_BUCKET = "ready"
-"""Bucket for the readiness check of a starting server."""
+"""Bucket that shows whether a starting server is ready."""
 
 
 SOCKETS = Path("/tmp")  # noqa: S108 - the path is SeaweedFS's
@@ -30,7 +30,7 @@ class SeaweedServer(S3Server):
     name = "SeaweedFS"
 
     def __init__(self, data_dir: Path | None = None) -> None:
-        """Prepare a server; does not start it."""
+        """Prepare a server, without starting it."""
         super().__init__(data_dir)
         parts = ("master", "volume", "filer")
         self._ports = {part: free_port() for part in (*parts, "s3.grpc")}
@@ -64,13 +64,13 @@ class SeaweedServer(S3Server):
 
     @override
     def environment(self) -> Mapping[str, str]:
-        # One volume per bucket at a time is enough for tests, and faster to create than seven.
+        # One volume per bucket is enough for tests, and faster to create than seven at a time.
         return {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     @override
     def close(self) -> None:
         super().close()
-        for port in self._ports.values():  # sockets that SeaweedFS makes there and leaves behind
+        for port in self._ports.values():  # SeaweedFS creates these sockets and leaves them behind.
             for path in SOCKETS.glob(f"seaweedfs-*-grpc-{port}.sock"):
                 path.unlink(missing_ok=True)
 
@@ -78,7 +78,7 @@ class SeaweedServer(S3Server):
     def is_ready(self) -> bool:
         """Return whether a new bucket accepts objects.
 
-        The gateway is ready before the volumes are.
+        The gateway is ready earlier than the volumes.
         """
         if not super().is_ready():
             return False
@@ -100,9 +100,10 @@ class VersityServer(S3Server):
     name = "versitygw"
 
     def __init__(self, data_dir: Path | None = None, *, keep_alive: bool = False) -> None:
-        """Prepare a server; does not start it.
+        """Prepare a server, without starting it.
 
-        Without `keep_alive` it closes each connection after one response, which is its default.
+        Without `keep_alive`, the server closes each connection after one response, as is its
+        default.
         """
         super().__init__(data_dir)
         self._flags = ["--keep-alive"] if keep_alive else []

@@ -1,4 +1,4 @@
-"""Stall, watch and wait for other processes."""
+"""Stall other processes, watch them, and wait for them."""
 
 import os
 import select
@@ -22,7 +22,7 @@ except OSError:
 
 @contextmanager
 def map_readers(pid: int, count: int) -> Iterator[None]:
-    """Run processes that read another's memory map continuously, as monitoring does."""
+    """Run processes that read another process's memory map all the time, as monitoring does."""
     command = [sys.executable, "-S", "-c", _READER, str(pid)]
     readers = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -42,7 +42,7 @@ def map_readers(pid: int, count: int) -> Iterator[None]:
 
 @contextmanager
 def stalled(pid: int) -> Iterator[None]:
-    """Stop a process with SIGSTOP until the block ends."""
+    """Stop a process with SIGSTOP, and continue it at the end of the block."""
     process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGSTOP)
@@ -55,9 +55,9 @@ def stalled(pid: int) -> Iterator[None]:
 
 @contextmanager
 def ending(pid: int, limit: float = 60.0) -> Iterator[int]:
-    """Yield the process's descriptor (pidfd); wait at the block's end until the process has ended.
+    """Yield a process's pidfd. At the end of the block, wait until the process has ended.
 
-    Raises `RuntimeError` if it has not within `limit` seconds.
+    Raises `RuntimeError` if it has not ended within `limit` seconds.
     """
     process = os.pidfd_open(pid)
     try:

@@ -20,36 +20,37 @@ from typing import Self
 from memkv_testbed.minio_users import Keys
 
 START_TIMEOUT = 60.0
-"""Time limit for a server to start, in seconds."""
+"""Seconds for a server to start."""
 
 STOP_TIMEOUT = 20.0
-"""Time limit for a server to exit, in seconds."""
+"""Seconds for a server to exit."""
 
 PORTS = range(10_000, 30_000)
-"""Below the ephemeral ports of Linux (`ip_local_port_range`: 32768 to 60999)."""
+"""Ports to choose from. They are below Linux's ephemeral ports (`ip_local_port_range`, from 32768).
+"""
 
 PR_SET_PDEATHSIG = 1
 
 
 class S3ServerError(Exception):
-    """The server did not start; the text ends with what it printed."""
+    """The server did not start. The message ends with what it printed."""
 
 
 class S3Server(ABC):
     """An S3 server on a free loopback port, as a child process.
 
-    A context manager: serves from entry to exit, then leaves nothing behind. It dies with the
-    thread that started it, so start it from a thread that lives long enough.
+    A context manager. The server runs from entry to exit and leaves nothing behind. It dies with
+    the thread that started it, so start it in a thread that lives long enough.
 
-    `access_key` and `secret_key` are a node's keys, `root` holds the administrator's. Servers whose
-    users cannot be added in a simple way have only the administrator's.
+    `access_key` and `secret_key` are a node's keys; `root` has the administrator's. If adding users
+    to a server is not simple, it has only the administrator's keys.
     """
 
     name: str
-    """The server's name in messages."""
+    """Name of the server in messages."""
 
     def __init__(self, data_dir: Path | None = None, *, host: str = "127.0.0.1") -> None:
-        """Prepare a server; does not start it.
+        """Prepare a server, without starting it.
 
         Without `data_dir`, objects are stored in a temporary directory that is removed on exit.
         Clients reach the server by the name or address `host`.
@@ -71,7 +72,7 @@ class S3Server(ABC):
 
     @property
     def pid(self) -> int | None:
-        """Process id, None while stopped."""
+        """Process id; None while stopped."""
         return self._process.pid if self._process else None
 
     def __enter__(self) -> Self:
@@ -86,9 +87,9 @@ class S3Server(ABC):
         self.close()
 
     def start(self) -> None:
-        """Start the server. After `stop` or `kill`, it restarts with the same port, data and keys.
+        """Start the server. A restart after `stop` or `kill` keeps its port, data and keys.
 
-        Returns when it answers. Raises `S3ServerError`, `ServerNotFoundError`.
+        Returns when the server answers. Raises `S3ServerError`, `ServerNotFoundError`.
         """
         if self._process is not None:
             return
@@ -107,28 +108,28 @@ class S3Server(ABC):
         self._wait_until_ready()
 
     def stop(self) -> None:
-        """Stop the server with SIGTERM; keep its data."""
+        """Stop the server with SIGTERM. Its data stay."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the server (SIGKILL); keep its data."""
+        """Kill the server with SIGKILL. Its data stay."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop the server and remove all files except a given data directory; idempotent."""
+        """Stop the server and remove its files, except a given data directory. Idempotent."""
         self.kill()
         shutil.rmtree(self.work, ignore_errors=True)
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """Return the command line; called before each start. Raises `ServerNotFoundError`."""
+        """Return the command line. Called before each start. Raises `ServerNotFoundError`."""
 
     @abstractmethod
     def environment(self) -> Mapping[str, str]:
         """Return the variables of the process."""
 
     def is_ready(self) -> bool:
-        """Return whether an anonymous request is refused; a starting server defers it instead."""
+        """Return whether an anonymous request is refused. A starting server defers it instead."""
         connection = (
             http.client.HTTPSConnection(self.host, self.port, timeout=1, context=_trust_any())
             if self.tls
@@ -165,15 +166,15 @@ class S3Server(ABC):
 
 
 class DieWithParent:
-    """Runs in the child before exec: asks the kernel to kill the child when its parent ends."""
+    """Asks the kernel to kill the child when its parent ends. Runs in the child before exec."""
 
     def __init__(self) -> None:
-        """Remember the parent; call this in it."""
+        """Remember the parent. Call this in the parent."""
         self._prctl = ctypes.CDLL(None).prctl
         self._parent = os.getpid()
 
     def __call__(self) -> None:
-        """Make the request."""
+        """Make the request to the kernel."""
         self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._parent:  # the parent died before the request took effect
             os._exit(1)
@@ -182,7 +183,7 @@ class DieWithParent:
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a free port that is not ephemeral.
 
-    The kernel could assign an ephemeral port to another connection.
+    The kernel could use an ephemeral port for another connection.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with suppress(OSError), socket.create_server((host, port)):
@@ -191,7 +192,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def _trust_any() -> ssl.SSLContext:
-    """Return a TLS context without verification for the readiness probe, which sends no secrets."""
+    """Return a TLS context that verifies nothing, for checks that send no secrets."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

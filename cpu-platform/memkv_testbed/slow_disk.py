@@ -13,7 +13,7 @@ from typing import Self
 _V1 = Path("/sys/fs/cgroup/blkio")
 _V2 = Path("/sys/fs/cgroup")
 HUNG = 1
-"""Bytes per second at which no request completes before the limit is lifted."""
+"""Bytes per second with which no request completes before the limit is lifted."""
 
 
 class SlowDisk:
@@ -37,7 +37,7 @@ class SlowDisk:
         (self._group / "cgroup.procs").write_text(str(pid))
 
     def limit_reads(self, rate: int | None) -> None:
-        """Set the limit in bytes per second, None for none; pending requests continue."""
+        """Set the limit in bytes per second; None for no limit. Pending requests continue."""
         if self._v1:
             name, text = "blkio.throttle.read_bps_device", f"{self._device} {rate or 0}"
         else:
@@ -45,13 +45,13 @@ class SlowDisk:
         (self._group / name).write_text(text)
 
     def close(self) -> None:
-        """Lift the limit and remove the group; its processes return to the parent group."""
+        """Lift the limit and remove the group. Its processes return to the parent group."""
         with suppress(OSError):
             self.limit_reads(None)
         for pid in (self._group / "cgroup.procs").read_text().split():
-            with suppress(OSError):  # the process has ended
+            with suppress(OSError):  # the process has ended meanwhile
                 (self._group.parent / "cgroup.procs").write_text(pid)
-        with suppress(OSError):  # zombies keep the group
+        with suppress(OSError):  # zombies keep the group alive for a moment
             self._group.rmdir()
 
     def __enter__(self) -> Self:
@@ -67,7 +67,7 @@ class SlowDisk:
 
 
 def _device(directory: Path) -> str:
-    """Return major and minor number of the whole disk that holds a directory."""
+    """Return major and minor number of the whole disk that a directory is on."""
     number = directory.stat().st_dev
     sys = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True)
     if (sys / "partition").exists():

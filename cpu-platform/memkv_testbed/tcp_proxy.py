@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts, stalls, drips or slows down connections on demand.
+"""A TCP proxy that cuts connections, stalls them, drips their bytes or slows them down.
 
 Bytes cross two real sockets, so each side sees what a failing network would show.
 """
@@ -15,21 +15,21 @@ from typing import Literal, NamedTuple, Self
 CHUNK = 64 << 10
 
 DRIP = 0.02
-"""Seconds between dripped bytes."""
+"""Seconds between two dripped bytes."""
 
 
 class Fault(NamedTuple):
-    """A fault that strikes each connection after some more bytes in one direction."""
+    """A fault that strikes each connection after a number of further bytes in one direction."""
 
     action: Literal["close", "reset", "stall", "drip"]
     after: int = 0
     direction: Literal["request", "response"] = "response"
     once: bool = False
-    """Whether it is removed after it has struck once."""
+    """Whether the fault is removed after it has struck once."""
 
 
 class TcpProxy:
-    """Forwards connections on a free loopback port to a server; a context manager.
+    """A context manager that forwards connections on a free loopback port to a server.
 
     `fault`, `reply` and `rate` may be set at any time and apply to open connections too. A stalled
     or dripping connection continues when its fault is removed. With a `reply`, nothing is
@@ -38,7 +38,7 @@ class TcpProxy:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        """Listen; connect to the server once per client connection."""
+        """Listen. For each client connection, the proxy connects to the server once."""
         self.fault: Fault | None = None
         self.reply: bytes | None = None
         self.rate: float | None = None
@@ -78,7 +78,7 @@ class TcpProxy:
                 _shut(client)
 
     def forget_connections(self) -> None:
-        """Discard all further bytes of the open connections, like a balancer that forgot them.
+        """Discard all further bytes of open connections, like a load balancer that forgot them.
 
         Neither side notices. New connections work.
         """
@@ -86,7 +86,7 @@ class TcpProxy:
             self._forgotten |= self._open
 
     def close(self) -> None:
-        """Close everything and wait for the threads; idempotent."""
+        """Close everything and wait for the threads. Idempotent."""
         self._closed.set()
         _shut(self._listener)
         self._listener.close()
@@ -97,7 +97,7 @@ class TcpProxy:
     def _spawn(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
         thread.start()
-        self._threads.append(thread)  # started, because `close` joins it
+        self._threads.append(thread)  # only started threads, because `close` joins them
 
     def _accept(self) -> None:
         while not self._closed.is_set():
@@ -120,7 +120,7 @@ class TcpProxy:
                 self._forgotten.discard(client)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward both ways until one side ends.
+        """Forward in both directions until one side ends.
 
         One thread does both, so that a reset is passed on at once.
         """
@@ -151,7 +151,7 @@ class TcpProxy:
                     sink.sendall(data)
 
     def _take_the_line(self, seconds: float) -> None:
-        """Wait for the transmission time of earlier bytes and of these."""
+        """Wait until earlier bytes, and these, would have crossed a line of this rate."""
         with self._lock:
             self._line_is_free = max(time.monotonic(), self._line_is_free) + seconds
             wait = self._line_is_free - time.monotonic()
@@ -162,11 +162,11 @@ class TcpProxy:
     ) -> bool:
         """Apply the fault; return False if it ends the connection.
 
-        Stalled or dripping bytes are sent when it is removed.
+        Stalled or dripping bytes are sent when the fault is removed.
         """
         if fault.once:
             self.fault = None
-        if fault.action == "reset":  # closing with this option sends RST instead of FIN
+        if fault.action == "reset":  # With this option, closing sends RST instead of FIN.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if fault.action in ("close", "reset"):
             return False

@@ -1,13 +1,14 @@
 """Attention over the paged KV cache with PyTorch's fused CPU kernel.
 
-SGLang's `torch_native` backend computes a query for every token of the sequence, including the
-cached prefix, and discards those rows, so a cache hit saves almost nothing. Here only the new
-tokens are queries, and a layer with a sliding window reads only the keys inside it. The fused
+SGLang's `torch_native` backend computes attention for every token of the sequence, including the
+cached prefix, and discards those rows, so a cache hit saves almost nothing. This module computes it
+only for the new tokens, and a layer with a sliding window reads only the keys inside it. The fused
 kernel does not support MLA's values, which are narrower than its keys; SGLang's own calls then take
 PyTorch's slow path.
 
 Layers with a sliding window may keep their KV in a pool of their own (`SWAKVPool`). `torch_native`
-writes to that pool, but reads it with the slots of the other pool; here they are translated.
+writes to that pool, but reads it with the slots of the other pool. This module translates the
+slots.
 """
 
 import inspect
@@ -17,13 +18,13 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Queries per kernel call: bounds the mask (and the scores, if materialised) to QUERY_ROWS x
-# tokens, and skips the keys after the last query.
+# Queries per kernel call. This bounds the mask, and the scores if they are materialized, to
+# QUERY_ROWS x tokens. It also skips the keys after the last query.
 QUERY_ROWS = 1024
 
 
 def extend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run around `TorchNativeAttnBackend._run_sdpa_forward_extend`."""
+    """Wrap `TorchNativeAttnBackend._run_sdpa_forward_extend`."""
     call = _Call(original, self, args, kwargs)
     if not call.is_plain(causal=True):
         return original(self, *args, **kwargs)
@@ -31,7 +32,7 @@ def extend(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -
 
 
 def decode(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run around `TorchNativeAttnBackend._run_sdpa_forward_decode`: one new token per request."""
+    """Wrap `TorchNativeAttnBackend._run_sdpa_forward_decode`, with one new token per request."""
     call = _Call(original, self, args, kwargs)
     if not call.is_plain(causal=False):
         return original(self, *args, **kwargs)
@@ -57,19 +58,19 @@ class _Call:
         return self._arguments[name]
 
     def is_plain(self, *, causal: bool) -> bool:
-        """Return whether this is self-attention over previous tokens."""
+        """Return whether this is self-attention over previous tokens only."""
         return (
             self["causal"] == causal and not self["is_cross_attn"] and self["encoder_lens"] is None
         )
 
     @property
     def window(self) -> int | None:
-        """How many tokens before its own a query sees; None for all."""
+        """Number of tokens before its own that a query sees; None for all."""
         size = self["sliding_window_size"]
         return None if size is None or size < 0 else int(size)
 
     def attend(self, new_tokens: list[int]) -> torch.Tensor:
-        """Compute the output of all requests and return it."""
+        """Compute and return the output of all requests."""
         query = self["query"]
         output: torch.Tensor = self["output"]
         requests = zip(
@@ -111,8 +112,8 @@ def attend(
         keys: all tokens, `[tokens, kv_heads, head_dim]`; `heads` is a multiple of `kv_heads`.
         values: all tokens, `[tokens, kv_heads, v_head_dim]`.
         output: `[new, heads, v_head_dim]`.
-        scaling: factor of the scores; None for one over the root of `head_dim`.
-        window: how many tokens before its own a query sees; None for all.
+        scaling: factor of the scores; None for 1 / sqrt(`head_dim`).
+        window: number of tokens before its own that a query sees; None for all.
 
     """
     new, length, width = len(query), len(keys), values.shape[-1]
@@ -125,7 +126,7 @@ def attend(
     values = pad(values, (0, keys.shape[-1] - width))
     query, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (query, keys, values))
     grouped = query.shape[1] != keys.shape[1]
-    # Without a prefix the kernel's own causal mode skips half the work.
+    # Without a prefix, the kernel's own causal mode skips half of the work.
     whole = new == length and (window is None or length <= window + 1)
     rows = new if whole else QUERY_ROWS
     for begin in range(0, new, rows):

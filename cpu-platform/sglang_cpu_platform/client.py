@@ -1,4 +1,4 @@
-"""A client for an SGLang server or router; needs only the standard library."""
+"""A client for an SGLang server or router. Needs only the standard library."""
 
 import http.client
 import json
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Ignores the environment's proxies, because the servers are on this machine."""
+"""An opener that ignores the environment's proxies, because the servers are on this machine."""
 
 
 class RequestFailedError(RuntimeError):
-    """The server refused the request; the message contains its response."""
+    """The server refused the request. The message contains its response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,16 @@ class Answer:
     output_ids: list[int]
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens that were served from a cache."""
+    """Number of prompt tokens that came from a cache."""
     cached_by_source: dict[str, int]
-    """The same by source, with SGLang's names: `device`, `host`, `storage`."""
+    """The same number by source, with SGLang's names: `device`, `host`, `storage`."""
     ttft_s: float
     """Seconds until the first token."""
     total_s: float
 
 
 class Client:
-    """Blocking calls to one base URL. `timeout_s` limits each wait for data."""
+    """Calls one base URL. Calls block; `timeout_s` limits each wait for data."""
 
     admin_key = ""
     """The server's `--admin-api-key`, if it has one."""
@@ -55,9 +55,9 @@ class Client:
 
         Args:
             prompt: text, or token ids.
-            max_new_tokens: tokens to generate; the end-of-sequence token does not stop it.
-            sampling: more of SGLang's sampling parameters.
-            request: more fields of the request, such as `cache_salt` or `lora_path`.
+            max_new_tokens: number of tokens to generate, even after an end-of-sequence token.
+            sampling: further sampling parameters of SGLang.
+            request: further fields of the request, such as `cache_salt` or `lora_path`.
 
         Raises:
             RequestFailedError: the server answered with an error.
@@ -101,7 +101,7 @@ class Client:
         )
 
     def flush_cache(self, *, wait_s: float = 30.0) -> None:
-        """Empty device and host pools once requests and backups have ended.
+        """Wait for requests and backups to end, then empty the device and host pools.
 
         Raises:
             RequestFailedError: they did not end within `wait_s`.
@@ -118,15 +118,15 @@ class Client:
         return True
 
     def get(self, path: str) -> Any:
-        """GET a path; returns the decoded JSON, or the text if it is not JSON."""
+        """GET a path; return the decoded JSON, or the text if it is not JSON."""
         return self._read(path, None)
 
     def post(self, path: str, body: Any = None) -> Any:
-        """POST a JSON body; returns like `get`."""
+        """POST a JSON body; return the response as `get` does."""
         return self._read(path, {} if body is None else body)
 
     def put(self, path: str, body: Any) -> Any:
-        """PUT a JSON body; returns like `get`."""
+        """PUT a JSON body; return the response as `get` does."""
         return self._read(path, body, "PUT")
 
     def _read(self, path: str, body: Any, method: str | None = None) -> Any:

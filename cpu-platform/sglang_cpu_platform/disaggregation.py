@@ -10,10 +10,10 @@ PORTS = {"MC_MIN_RPC_PORT": "30000", "MC_MAX_RPC_PORT": "32700"}
 
 
 def kv_class(result: Any, *_args: Any) -> Any:
-    """Run after `get_kv_class`: keep page indices in plain memory.
+    """Wrap `get_kv_class` to keep page indices in plain memory.
 
-    Mooncake's sender copies them to pinned memory on a CUDA stream, unless its class says that it
-    takes device tensors only.
+    Mooncake's sender copies the indices to pinned memory on a CUDA stream, unless its class says
+    that it takes only device tensors.
     """
     if getattr(result, "supports_host_tensor_indices", False):
         result.supports_host_tensor_indices = False

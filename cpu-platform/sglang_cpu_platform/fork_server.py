@@ -27,7 +27,7 @@ PRELOADED = (
     "sglang.srt.managers.detokenizer_manager",
 )
 FIXED = ("PYTHONPATH", "LD_LIBRARY_PATH", "SGLANG_PLUGINS", "OMP_NUM_THREADS")
-"""Variables that have their effect before or while SGLang is imported."""
+"""Environment variables that take effect before or while SGLang is imported."""
 REQUEST_BYTES = 128 << 10
 
 
@@ -64,7 +64,7 @@ class ForkServers:
         return self._servers[key].fork(module, env, log)
 
     def close(self) -> None:
-        """Stop the fork servers; idempotent."""
+        """Stop the fork servers. Idempotent."""
         self._stack.close()
         self._servers.clear()
 
@@ -123,7 +123,7 @@ class _Fork:
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
     def _ended(self, timeout: float | None) -> int | None:
-        """Wait for the end; return a status, which only the fork server knows, or None."""
+        """Wait for the end; return the status, or None if only the fork server knows it."""
         readable, _, _ = select.select([self._pidfd], [], [], timeout)
         return -1 if readable else None
 
@@ -136,7 +136,7 @@ def main() -> None:
     for module in PRELOADED:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # so that collections in a fork copy no memory
+    gc.freeze()  # so that garbage collections in a fork copy no memory
     with socket.socket(fileno=os.dup(0)) as requests:
         while True:
             request, fds, _, _ = socket.recv_fds(requests, REQUEST_BYTES, 1)
@@ -157,7 +157,8 @@ def _run(log: int, module: list[str], env: dict[str, str], directory: str) -> No
     import setproctitle
 
     sys.argv = module
-    # Before the environment changes: it looks for the title's memory between the old variables.
+    # Do this before the environment changes, because setproctitle looks for memory between the old
+    # variables.
     setproctitle.setproctitle(" ".join([sys.executable, "-m", *sys.argv]))
     for number in (1, 2):
         os.dup2(log, number)

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 VARIABLE = "SGLANG_CPU_PLATFORM_FORK"
-"""Servers fork if this is 1, as `sglang_cpu_platform.server.launch` sets it."""
+"""Environment variable. Servers fork if it is 1, which `sglang_cpu_platform.server.launch` sets."""
 
 
 def is_enabled() -> bool:
@@ -19,6 +19,6 @@ def is_enabled() -> bool:
 
 
 def fork_children(result: Any, _server_args: Any) -> Any:
-    """Run after `_set_envs_and_config`, which sets the start method for later processes."""
+    """Run after `_set_envs_and_config`, which sets the start method of later processes."""
     multiprocessing.set_start_method("fork", force=True)
     return result

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def host_span(pool: Any, buffer: Tensor, layer: int, begin: int, count: int) -> Tensor:
-    """Return a view of `count` tokens of a layer; they must be in one page if the layout has pages.
+    """Return a view of `count` tokens of a layer. They must be in one page if the layout has pages.
 
     Raises:
         ValueError: only a GPU or NPU supports this layout.
@@ -36,7 +36,7 @@ def host_span(pool: Any, buffer: Tensor, layer: int, begin: int, count: int) -> 
 def spans(pool: Any, host: Tensor, device: Tensor) -> Iterator[tuple[int, int, int]]:
     """Yield spans that are contiguous in both pools: first host token, first device token, count.
 
-    Pages are contiguous, and so are many pages that were allocated together. Copying spans takes a
+    Pages are contiguous, and so are pages that were allocated together. Copying spans takes a
     fraction of the time of copying by index.
     """
     breaks = (host[1:] - host[:-1] != 1) | (device[1:] - device[:-1] != 1)
@@ -50,7 +50,7 @@ def spans(pool: Any, host: Tensor, device: Tensor) -> Iterator[tuple[int, int, i
 
 
 def load(pool: Any, buffer: Tensor, layer: int, host: Tensor, device: Tensor, to: Tensor) -> None:
-    """Copy tokens `host` of a layer of the host buffer to tokens `device` of `to`."""
+    """Copy a layer's tokens from slots `host` of the host buffer to slots `device` of `to`."""
     for source, target, count in spans(pool, host, device):
         to[target : target + count] = host_span(pool, buffer, layer, source, count)
 
@@ -58,7 +58,7 @@ def load(pool: Any, buffer: Tensor, layer: int, host: Tensor, device: Tensor, to
 def back_up(
     pool: Any, buffer: Tensor, layer: int, host: Tensor, device: Tensor, source: Tensor
 ) -> None:
-    """Copy tokens `device` of `source` to tokens `host` of a layer of the host buffer."""
+    """Copy a layer's tokens from slots `device` of `source` to slots `host` of the host buffer."""
     for target, begin, count in spans(pool, host, device):
         host_span(pool, buffer, layer, target, count)[:] = source[begin : begin + count]
 
@@ -117,7 +117,7 @@ def mla_load_layer(
 
 
 def _mla_place(pool: Any, layer_id: int, *, is_draft: bool) -> tuple[int, Tensor] | None:
-    """Return a layer's index in the host buffer and its device buffer; None for another rank's."""
+    """Return a layer's index in the host buffer, and its device buffer; None if not this rank's."""
     if not hasattr(pool, "_target_layer_indices"):  # before 0.5.23
         known = is_draft or 0 <= layer_id < pool.target_layer_num
         return (layer_id, pool.device_kv_buffers[layer_id]) if known else None
@@ -150,7 +150,7 @@ def mamba_load_layer(
     is_draft: bool = False,  # noqa: ARG001
 ) -> None:
     """Replace `MambaPoolHost.load_to_device_per_layer`."""
-    if layer_id == 0:  # what belongs to no layer
+    if layer_id == 0:  # parts that belong to no layer
         self._transfer_slot_states(host_indices, device_indices, to_device=True)
     for host, layers in _states(self):
         layers[layer_id][device_indices] = host[host_indices, layer_id, 0]

@@ -11,8 +11,8 @@ def handler(
 ) -> Callable[[Any, Any], Any]:
     """Run after `AttentionBackendRegistry.get_handler`.
 
-    `torch_native` has no handler there and would get the one of the Triton backend, which
-    mixes two forms of the attention; `torch_native` computes the absorbed one only.
+    The registry has no handler for `torch_native`, and would return the Triton backend's. That one
+    mixes two forms of the attention, but `torch_native` computes only the absorbed form.
     """
     return _absorbed if backend_name == "torch_native" else result
 

@@ -1,4 +1,4 @@
-"""SGLang's page hashes without a compiler.
+"""Compute SGLang's page hashes without a compiler.
 
 SGLang 0.5.23 compiles `mem_cache/cpp_utils/hash_binding.cpp` at the first request (about 7 s; it
 needs g++, ninja and the headers of OpenSSL) and has no fallback. `python -m
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 _UINT32_MAX = 2**32 - 1
 _INT64_MAX = 2**63 - 1
-# Prefix of pages with a token of more than 32 bits; other pages never have an odd length.
+# Prefix of pages with a token of more than 32 bits. No other page has an odd length.
 _WIDE = b"\xff"
 
 
 class PageHash(Protocol):
-    """Interface of the compiled extension and `HashlibPageHash`."""
+    """The interface of the compiled extension and of `HashlibPageHash`."""
 
     def get_hash(
         self,
@@ -111,7 +111,7 @@ def _encode(tokens: "array[int]") -> bytes:
 
 
 def load(original: Callable[[], PageHash]) -> PageHash:
-    """Wrap `_load_native_hash_module`: return the extension, or the fallback."""
+    """Wrap `_load_native_hash_module`. Returns the extension, or else the fallback."""
     global _fallback
     if _fallback is None:
         try:

@@ -33,7 +33,7 @@ class PlainCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return "torch_native"
 
     def is_pin_memory_available(self, device: object = None) -> bool:
-        """Return False: there is no device to pin memory for."""
+        """Return False, because there is no device to pin memory for."""
         return False
 
     def get_compile_backend(self, mode: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The two entry points: the platform and its hooks."""
+"""The two entry points: one for the platform, one for its hooks."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 PLATFORM = "sglang_cpu_platform.platform.PlainCpuPlatform"
 
-# HiCache leaves this much host memory free. SGLang's 10 GiB are too much for a laptop.
+# Host memory that HiCache leaves free. SGLang's 10 GiB are too much for a laptop.
 HOST_MEMORY_RESERVE_BYTES = 1 << 30
 
 
@@ -24,7 +24,7 @@ class Hook(NamedTuple):
     name: str
     """Module and function of this package."""
     kind: str
-    """SGLang's `HookType`, by name."""
+    """Name of SGLang's `HookType`."""
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ _ROPE = "sglang.srt.layers.rotary_embedding.factory.get_rope_wrapper"
 _HASH = "sglang.srt.mem_cache.cpp_utils.native_hash._load_native_hash_module"
 
 FORK = Hook("sglang.srt.entrypoints.engine._set_envs_and_config", "forking.fork_children", "AFTER")
-"""Registered only if the environment enables it."""
+"""Hooks that are registered only if the environment enables them."""
 
 HOOKS = (
     FORK,
@@ -70,7 +70,7 @@ HOOKS = (
 
 
 def is_plain_cpu() -> bool:
-    """Return whether there is no accelerator and SGLang's CPU engine is not enabled."""
+    """Return whether there is no accelerator, and SGLang's CPU engine is not enabled."""
     import torch
 
     return not torch.accelerator.is_available() and os.getenv("SGLANG_USE_CPU_ENGINE") != "1"
@@ -82,10 +82,10 @@ def activate() -> str | None:
 
 
 def register_hooks() -> None:
-    """Register all hooks or none.
+    """Register all hooks, or none.
 
-    Registers none if there is an accelerator. Registers none and logs one line if this SGLang lacks
-    a function that they replace.
+    Registers none if there is an accelerator. If this SGLang lacks a function that they replace, it
+    registers none and logs one line.
     """
     if not is_plain_cpu():
         return
@@ -113,15 +113,15 @@ def _exists(target: str) -> bool:
 
 
 def _adjust_sglang() -> None:
-    """Set what hooks cannot: constants, and a method that PyTorch lacks on the CPU."""
+    """Set what hooks cannot set: constants, and a method that PyTorch lacks on the CPU."""
     import torch
     from sglang.srt.mem_cache.pool_host import base
 
     from sglang_cpu_platform import device
 
     base.HICACHE_HOST_MEMORY_RESERVE_BYTES = HOST_MEMORY_RESERVE_BYTES
-    # Not a hook, which cannot wrap a cached function.
+    # This is not a hook, because hooks cannot wrap a cached function.
     torch.get_device_module = partial(device.module, torch.get_device_module)
     if not hasattr(torch.cpu.Stream, "synchronize"):
-        # Called when a transfer fails; without it the AttributeError hides the failure.
+        # SGLang calls it when a transfer fails. Without it, an AttributeError hides the failure.
         torch.cpu.Stream.synchronize = lambda _stream: None

@@ -1,11 +1,11 @@
-"""Compile SGLang's page-hash extension now instead of in the first request."""
+"""Compile SGLang's page-hash extension now, instead of in the first request."""
 
 import sys
 import time
 
 
 def main() -> int:
-    """Compile the extension into PyTorch's extension cache, or print the fallback."""
+    """Compile the extension into PyTorch's cache of extensions, or say that there is a fallback."""
     from sglang.srt.mem_cache.cpp_utils.native_hash import _load_native_hash_module
 
     begin = time.monotonic()

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-# Kills the process group in its argument once its standard input is closed: by the process that
-# started it, or by that process's death.
+# Kills the process group in its argument when its standard input is closed, either by the process
+# that started it or by that process's death.
 _GUARD = """
 import os, signal, sys
 sys.stdin.read()
@@ -28,7 +28,7 @@ _LOG_TAIL_CHARACTERS = 3000
 
 
 class ProcessFailedError(RuntimeError):
-    """The process ended or was not ready in time; the message contains the end of its log."""
+    """The process ended or was not ready in time. The message contains the end of its log."""
 
 
 class Process(Protocol):
@@ -36,13 +36,13 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int:
-        """Id of the process and of its group."""
+        """Id of the process, and of its group."""
 
     def poll(self) -> int | None:
-        """Return None while it runs."""
+        """Return None while the process runs."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Block until it has ended; `subprocess.TimeoutExpired` after `timeout` seconds."""
+        """Wait for the end. Raises `subprocess.TimeoutExpired` after `timeout` seconds."""
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -51,8 +51,8 @@ class Process(Protocol):
 class ManagedProcess:
     """A process and its descendants, in one process group, with output to a log file.
 
-    A guard process kills the group when this object is stopped, or if this process dies before
-    that. Children that leave the group are not killed.
+    A guard process kills the group when this object is stopped, or when this process dies. Children
+    that leave the group are not killed.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ManagedProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process; returns immediately. Output is appended to the log."""
+        """Start the process. Returns at once. Output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = self._launch(log.fileno())
@@ -116,7 +116,7 @@ class ManagedProcess:
             time.sleep(_POLL_S)
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """Stop the process with SIGTERM, then its group with SIGKILL; blocks until all have exited.
+        """Stop the process with SIGTERM, then its group with SIGKILL. Blocks until all have exited.
 
         Idempotent.
         """
@@ -130,7 +130,7 @@ class ManagedProcess:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the process and its group with SIGKILL, as a crash would; idempotent."""
+        """Kill the process and its group with SIGKILL, as a crash would. Idempotent."""
         process, guard = self._process, self._guard
         self._process = self._guard = None
         if process is None:
@@ -168,17 +168,17 @@ class ManagedProcess:
 
 
 def _without_proxy(env: Mapping[str, str]) -> dict[str, str]:
-    """Exclude loopback from proxies, which SGLang and the router would use for each other."""
+    """Exclude loopback from proxies, which SGLang and the router would otherwise use."""
     excluded = env.get("no_proxy") or env.get("NO_PROXY") or ""
     hosts = ",".join(filter(None, [excluded, "127.0.0.1", "localhost"]))
     return {**env, "no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def shared_memory_of(group: int) -> set[Path]:
-    """Return the shared memory files that a process group's processes have mapped."""
+    """Return the shared memory files that the processes of a group have mapped."""
     mapped: set[Path] = set()
     for pid in group_members(group):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
                 path = line[line.find("/") :]
                 if path.startswith(_SHARED_MEMORY) and not path.endswith(" (deleted)"):
@@ -187,7 +187,7 @@ def shared_memory_of(group: int) -> set[Path]:
 
 
 def group_members(group: int) -> list[int]:
-    """Return the ids of a process group's processes that are running (no zombies)."""
+    """Return the ids of a group's processes that are running. Zombies do not count."""
     members = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -10,8 +10,8 @@ from sglang_cpu_platform.server import HOST, free_port
 
 START_TIMEOUT_S = 60.0
 
-# `python -m sglang_router.launch_router` without the import of SGLang, which takes seconds and
-# only serves the tracing of its Python load balancer, which is not used here.
+# Runs `sglang_router.launch_router` without SGLang. Importing SGLang takes seconds, and only serves
+# to trace the router's Python load balancer, which is not used here.
 _LAUNCH = """
 import sys
 sys.modules["sglang"] = None
@@ -21,15 +21,15 @@ main()
 
 
 class Router(ManagedProcess):
-    """A router that runs during a `with` block; all workers are healthy when the block begins.
+    """A router that runs during a `with` block. All workers are healthy when the block begins.
 
     Args:
         workers: URLs of the servers.
-        log: file its output is appended to.
-        decode: URLs of decode servers; `workers` are then prefill servers.
-        bootstrap_ports: of the prefill servers.
+        log: file that the output is appended to.
+        decode: URLs of decode servers. With these, `workers` are prefill servers.
+        bootstrap_ports: bootstrap ports of the prefill servers.
         policy: how it chooses a worker: `cache_aware`, `round_robin`, `random`, ...
-        extra: more arguments of `sglang_router.launch_router`.
+        extra: further arguments of `sglang_router.launch_router`.
         python: interpreter of the environment in which the router is installed.
 
     """
@@ -60,7 +60,7 @@ class Router(ManagedProcess):
             python, "-c", _LAUNCH,
             "--host", HOST,
             "--port", str(port),
-            # The default is one fixed port: two routers on a machine would collide.
+            # The default is a fixed port, on which two routers of one machine would collide.
             "--prometheus-host", HOST,
             "--prometheus-port", str(free_port()),
             "--policy", policy,
@@ -71,7 +71,7 @@ class Router(ManagedProcess):
         super().__init__(f"router {self.url}", argv, env=None, log=log)
 
     def has_healthy_workers(self) -> bool:
-        """Return whether every worker is registered and healthy; `/health` is true too early."""
+        """Return whether every worker is registered and healthy. `/health` is true too early."""
         try:
             workers = self.client.get("/workers")["workers"]
         except (RequestFailedError, OSError):

@@ -22,7 +22,8 @@ from sglang_cpu_platform.process import (
 
 HOST = "127.0.0.1"
 PORTS = range(10_000, 30_000)
-"""Below the ephemeral ports of Linux (`ip_local_port_range`: 32768 to 60999)."""
+"""Ports to choose from. They are below Linux's ephemeral ports (`ip_local_port_range`, from 32768).
+"""
 START_TIMEOUT_S = 240.0
 
 
@@ -50,12 +51,12 @@ def launch(
 
     Args:
         model: directory of the model.
-        port: to listen on.
+        port: port to listen on.
         page_size: tokens per page; None leaves the choice to SGLang or a plugin.
         tp: tensor-parallel ranks, each bound to one core.
         max_total_tokens: size of the device pool in tokens; HiCache's host pool has twice that.
-        extra: more arguments of `sglang.launch_server`; they override the ones set here.
-        env: more environment variables; they override the ones set here.
+        extra: further arguments of `sglang.launch_server`. They override the ones set here.
+        env: further environment variables. They override the ones set here.
         python: interpreter of the environment in which SGLang is installed.
         host: address to listen on.
 
@@ -67,10 +68,10 @@ def launch(
         "--host", host,
         "--port", str(port),
         "--tp-size", str(tp),
-        # "auto" would convert float32 to bfloat16; greedy texts would then differ between runs.
+        # "auto" would convert float32 to bfloat16, and greedy texts would differ between runs.
         "--dtype", "float32",
         "--max-total-tokens", str(max_total_tokens),
-        # SGLang derives its default from GPU sizes; the line above sets the actual size.
+        # SGLang computes its default from the sizes of GPUs. The line above sets the actual size.
         "--mem-fraction-static", "0.8",
         "--max-running-requests", "16",
         "--enable-cache-report",
@@ -81,7 +82,7 @@ def launch(
     settings = {
         # SGLang calls ninja by name to compile its page-hash extension.
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        # More threads than cores would only contend.
+        # More threads than cores would only compete with each other.
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         forking.VARIABLE: "1",
@@ -99,8 +100,8 @@ def _one_core_per_rank(ranks: int) -> str:
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing listens on now.
 
-    Not an ephemeral port: the kernel could assign one to another connection while the server
-    starts.
+    It is not ephemeral, because the kernel could use an ephemeral port for another connection while
+    the server starts.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with socket.socket() as listener, contextlib.suppress(OSError):
@@ -112,8 +113,8 @@ def free_port() -> int:
 class CpuServer(ManagedProcess):
     """A server that runs during a `with` block and is ready when the block begins.
 
-    To start several at once, call `start` on each, then `wait_ready` on each, and `stop`.
-    Takes the arguments of `launch`; chooses a free port. `forks` start the process without
+    To start several at once, call `start` on each, then `wait_ready` on each, and `stop`. Takes the
+    arguments of `launch`, and chooses a free port. With `forks`, the process starts without
     importing SGLang again. `prefix` is a command that runs the server's command line, such as
     `nsenter`; it must replace itself with the server.
     """
@@ -165,18 +166,19 @@ class CpuServer(ManagedProcess):
         self.wait_until(self.client.is_healthy, timeout_s=timeout_s)
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """Stop the server, see `ManagedProcess.stop`.
+        """Stop the server; see `ManagedProcess.stop`.
 
-        Also removes its files in shared memory: SGLang 0.5.23 leaves load slots and semaphores.
+        Also removes its files in shared memory: SGLang 0.5.23 leaves load slots and semaphores
+        behind.
         """
         left = self._shared_memory()
         super().stop(grace_s=grace_s)
         _remove(left)
 
     def kill(self) -> None:
-        """Kill the server, as a crash would, and remove its files in shared memory; idempotent."""
+        """Kill the server, as a crash would, and remove its files in shared memory. Idempotent."""
         with contextlib.suppress(ProcessFailedError, ProcessLookupError):
-            os.killpg(self.pid, signal.SIGSTOP)  # so that it creates no more files
+            os.killpg(self.pid, signal.SIGSTOP)  # kill it first, so that it creates no more files
         left = self._shared_memory()
         super().kill()
         _remove(left)

@@ -19,7 +19,7 @@ Kind = Literal["mha", "mla", "swa", "vision"]
 CONTEXT_LENGTH = 32768
 
 WINDOW = 256
-"""Tokens that a sliding layer of the `swa` model sees, its own included."""
+"""Number of tokens that a sliding layer of the `swa` model sees, including the token itself."""
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 """Stands for an image in a prompt of the `vision` model."""
@@ -44,7 +44,7 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 _LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-# Dense layers only, but the configuration requires routed experts.
+# All layers are dense, but the configuration requires routed experts.
 _DEEPSEEK = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
@@ -74,16 +74,16 @@ _VISION: dict[str, Any] = {
     "initializer_range": _COMMON["initializer_range"],
 }
 _PIXELS = {"min_pixels": 28 * 28, "max_pixels": 64 * 28 * 28}
-"""Each 28 x 28 pixels are a token."""
+"""Each token stands for 28 x 28 pixels."""
 
 
 def make(directory: Path, kind: Kind = "mha", seed: int = 0) -> None:
     """Write a model and its tokenizer to `directory`, in the format of Hugging Face.
 
     Args:
-        directory: created if necessary; existing files of the same names are replaced.
+        directory: where to write. It is created if necessary. Files of the same names are replaced.
         kind: `mha`, `mla`, `swa` or `vision`.
-        seed: of the random weights.
+        seed: seed of the random weights.
 
     """
     import torch
@@ -101,7 +101,7 @@ def make_lora(directory: Path, seed: int = 0, rank: int = 8) -> None:
 
     generator = torch.Generator().manual_seed(seed)
     heads, kv_heads = _LLAMA["num_attention_heads"], _LLAMA["num_key_value_heads"]
-    # SGLang 0.5.23 loads query, key and value adapters together or not at all.
+    # SGLang 0.5.23 loads the adapters of query, key and value together, or not at all.
     outputs = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads, "o_proj": heads}
     tensors = {}
     for layer in range(_COMMON["num_hidden_layers"]):
@@ -148,7 +148,7 @@ def _mellum() -> Any:
         vocab_size=len(_tokens()),
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"] * (layers // 2),
-        # Dense layers only, but the configuration describes routed experts too.
+        # All layers are dense, but the configuration describes routed experts too.
         mlp_layer_types=["dense"] * layers,
         num_experts=2,
         num_experts_per_tok=1,
@@ -161,7 +161,7 @@ def _qwen_vl() -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     start, end, image, video = range(len(_tokens()), len(_tokens()) + len(_VISION_TOKENS))
-    # Sections of a head for time, height and width. SGLang wants the type twice.
+    # Parts of a head for time, height and width. SGLang reads the type from two fields.
     rope = {
         "rope_type": "default",
         "type": "mrope",

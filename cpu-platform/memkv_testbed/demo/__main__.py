@@ -30,20 +30,20 @@ FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
     type=click.IntRange(LEAST_CONTEXT_TOKENS, CONTEXT_TOKENS),
     default=CONTEXT_TOKENS,
     show_default=True,
-    help="Length of the shared context. A shorter one takes less time and saves less.",
+    help="Length of the shared context in tokens. A shorter one takes less time and saves less.",
 )
 @click.option(
     "--s3",
     type=click.Choice(("minio", "seaweedfs", "versitygw")),
     default="minio",
     show_default=True,
-    help="S3 server to share pages on. It is fetched or built on first use.",
+    help="S3 server on which the nodes share pages. It is fetched or built on first use.",
 )
 @click.option("--keep", is_flag=True, help="Leave the servers running until Ctrl-C.")
 def main(json_path: Path | None, picture: Path, tokens: int, s3: str, keep: bool) -> None:
     """Show that two SGLang servers behind a router share every prefix.
 
-    Exits with status 1 if a claim is false or could not be tested. Leaves nothing behind.
+    The exit status is 1 if a claim is false or could not be tested. Nothing is left behind.
     """
     for number in SIGNALS:
         signal.signal(number, _interrupt)

@@ -1,4 +1,4 @@
-"""Start and stop the demo: an S3 server, two nodes, the router, an uncached server."""
+"""Start and stop the demo's processes: an S3 server, two nodes, the router, an uncached server."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ from memkv_testbed.minio_server import MinioServer
 from memkv_testbed.s3_server import S3Server
 
 PREFIX = "memkv-demo-"
-"""Prefix of the directory with all files; short because socket paths have a length limit."""
+"""Prefix of the directory with all files. It is short because socket paths have a length limit."""
 
 ROUTER_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ class Cluster:
         context_tokens: int = CONTEXT_TOKENS,
         make_server: Callable[[], S3Server] = MinioServer,
     ) -> None:
-        """Start nothing yet.
+        """Prepare the cluster. `start` starts it.
 
         `set_status` is called with the current activity. The servers' device pools have room for
         one and a half conversations with a context of `context_tokens`. `make_server` prepares the
@@ -66,9 +66,9 @@ class Cluster:
             self._stack.close()
 
     def start(self) -> None:
-        """Start everything but the uncached server; returns when the router accepts requests."""
+        """Start everything but the uncached server. Returns when the router accepts requests."""
         for name in [name for name in os.environ if name.startswith("MEMKV_")]:
-            del os.environ[name]  # keep the user's own settings out of the demo
+            del os.environ[name]  # The user's own settings must not affect the demo.
         self._set_status("creating the model (first run only)")
         self.model = cached_model()
         self.home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
@@ -86,16 +86,16 @@ class Cluster:
         urls = [node.server.url for node in self.nodes]
         self.router = Router(urls, log=self.home / "router.log")
         self._stack.callback(self.router.kill)
-        self.router.start()  # waits for its servers
+        self.router.start()  # this waits for the router's servers
         for node in self.nodes:
             node.server.wait_ready()
             node.connect()
         self.router.wait_until(self.router.has_healthy_workers, timeout_s=ROUTER_SECONDS)
 
     def restart(self, node: Node) -> CpuServer:
-        """Restart a node's server, but not its agent; also start and return an uncached server.
+        """Restart a node's server, but not its agent. Also start and return an uncached server.
 
-        Both start at the same time, because nothing is measured meanwhile.
+        Both start at the same time, because nothing is measured in the meantime.
         """
         reference = make_server(
             self.model,

@@ -15,8 +15,8 @@ SOURCES = ("recompute", "minio", "nvme", "host", "top_tier")
 def source_of(request: Request, page_size: int) -> str | None:
     """Return the farthest tier that served the prompt, if it served most of it.
 
-    None if the request measures no single source: more than a page was computed, or the farthest
-    tier served less than half.
+    Returns None if the request measures no single source, because more than a page was computed or
+    the farthest tier served less than half.
     """
     prompt, reused = len(request.prompt), request.reused
     if reused.total == 0:
@@ -31,7 +31,10 @@ def source_of(request: Request, page_size: int) -> str | None:
 
 
 def samples(requests: Sequence[Request], page_size: int) -> dict[str, list[float]]:
-    """Return times to first token (s) by source, including the first prompt without a cache."""
+    """Return the times to first token in seconds, by source.
+
+    They include the first prompt on the server without a cache.
+    """
     found: dict[str, list[float]] = {source: [] for source in SOURCES}
     for request in requests:
         source = source_of(request, page_size)
@@ -42,7 +45,7 @@ def samples(requests: Sequence[Request], page_size: int) -> dict[str, list[float
 
 
 def compute_figures(requests: Sequence[Request], page_size: int, changed_at: int) -> Figures:
-    """Return the JSON file's flat object; times are medians in seconds, None if unmeasured.
+    """Return the figures of the JSON file. Times are medians in seconds, None if unmeasured.
 
     `changed_at` is the position of the changed token.
     """
@@ -73,7 +76,7 @@ def compute_figures(requests: Sequence[Request], page_size: int, changed_at: int
 
 
 def _all_of(requests: Sequence[Request], step: str, holds: Callable[[Request], bool]) -> bool:
-    """Return whether the step was run, its answers are right and the condition holds for each."""
+    """Return whether the step was run, and each of its answers is right and meets the condition."""
     chosen = [request for request in requests if request.step == step]
     return bool(chosen) and all(request.identical and holds(request) for request in chosen)
 

@@ -1,7 +1,7 @@
 """The demo's model: the tiny Llama with more query heads, created once in the user's cache.
 
-More query heads mean more compute per token for the same bytes of KV, as in large models. One layer
-less than the tiny Llama saves a quarter of the demo's time, most of which is prefill.
+With more query heads, the same bytes of KV take more time to compute, as in large models. One layer
+less than the tiny Llama has saves a quarter of the demo's time, most of which is prefill.
 """
 
 import importlib.metadata
@@ -21,13 +21,14 @@ DESCRIPTION = f"random-weight Llama, {LAYERS} layers, {QUERY_HEADS} query and 2 
 
 
 def cached_model() -> Path:
-    """Return the model's directory; create the model if necessary. Raises `DemoError`."""
+    """Return the model's directory. Creates the model if necessary. Raises `DemoError`."""
     version = importlib.metadata.version("transformers")
     models = cache_directory().parent / "models"
     directory = models / f"llama-heads{QUERY_HEADS}-layers{LAYERS}-seed{SEED}-transformers{version}"
     if not directory.exists():
         models.mkdir(parents=True, exist_ok=True)
-        # Rename the complete model into place: an interrupted demo must not leave half of one.
+        # Rename the complete model into place, so that an interrupted demo does not leave half of
+        # one.
         with tempfile.TemporaryDirectory(prefix=".model-", dir=models) as temporary:
             made = Path(temporary) / "model"
             _make_in_another_process(made)
@@ -37,7 +38,7 @@ def cached_model() -> Path:
 
 
 def _make_in_another_process(directory: Path) -> None:
-    """Run `make` in another process to keep PyTorch and its memory out of this one."""
+    """Run `make` in another process, to keep PyTorch and its memory out of this one."""
     command = [sys.executable, "-m", "memkv_testbed.demo.model", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

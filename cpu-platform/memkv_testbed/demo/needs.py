@@ -6,7 +6,7 @@ from pathlib import Path
 GIB = 1 << 30
 
 MEMORY = 8 * GIB
-"""Peak memory of three servers, MinIO and the agents, in bytes."""
+"""Bytes of memory that three servers, MinIO and the agents need at their peak."""
 
 MODULES = {
     "sglang": "SGLang 0.5.23",
@@ -17,7 +17,7 @@ MODULES = {
 
 
 class DemoError(Exception):
-    """The demo cannot continue. The text is one line that says why and what to do."""
+    """The demo cannot continue. The message is one line that says why and what to do."""
 
 
 def check_needs() -> None:

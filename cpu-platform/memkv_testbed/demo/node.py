@@ -24,14 +24,14 @@ _PAUSE = 0.05
 
 
 class LoadedPages(NamedTuple):
-    """Pages that an agent has read from each tier."""
+    """Number of pages that an agent has read from each tier."""
 
     nvme: int
     minio: int
 
 
 class Loads(NamedTuple):
-    """Pages and bytes that were loaded, and the duration of those calls."""
+    """Pages and bytes that were loaded, and how long the calls took."""
 
     pages: int
     bytes: int
@@ -53,14 +53,14 @@ class Node:
         extra: Sequence[str] = (),
         device_tokens: int = DEVICE_TOKENS,
     ) -> None:
-        """Start nothing yet.
+        """Prepare the node. `start` starts it.
 
         Args:
             name: name of the node and of its directory.
             home: parent of the directory for socket, pages and log.
             model: directory of the model.
             minio: the shared S3 server.
-            endpoint: URL to use instead of MinIO's own, for a proxy.
+            endpoint: URL to use instead of MinIO's own, such as that of a proxy.
             environment: more settings (`MEMKV_*`).
             extra: more arguments of the server.
             device_tokens: capacity of the top tier.
@@ -70,7 +70,7 @@ class Node:
         home = home / name
         settings = {
             "MEMKV_AGENT_SOCKET": str(home / "run" / "agent.sock"),
-            # If this process is killed, its agents exit on their own.
+            # If this process is killed, the agents exit by themselves.
             "MEMKV_AGENT_IDLE_TIMEOUT": "30",
             "MEMKV_AGENT_DRAIN_TIMEOUT": "0",
             "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
@@ -95,14 +95,14 @@ class Node:
         )
 
     def connect(self) -> None:
-        """Connect to the agent. The server must be ready. Raises `DemoError`."""
+        """Connect to the agent, once the server is ready. Raises `DemoError`."""
         self._client = AgentClient(self._config, start=False)
         if not self._client.wait(END_SECONDS):
             raise DemoError(f"node {self.name} has no agent: {self._client.problem}")
 
     @property
     def page_size(self) -> int:
-        """Tokens per page, as chosen by `--enable-memkv`."""
+        """Tokens per page, which `--enable-memkv` has chosen."""
         return int(self.server.client.get("/get_server_info")["page_size"])
 
     def requests(self) -> int:
@@ -167,7 +167,7 @@ class Node:
             self._client.close()
             self._client = None
         path = socket_path(self._config.agent)
-        with locked_directory(path):  # wait for an agent that is starting
+        with locked_directory(path):  # an agent may still be starting
             peer = serving_peer(path)
         if peer is not None:
             _end_process(peer.pid)

@@ -1,4 +1,4 @@
-"""Draw time to first token by source of the prefix."""
+"""Draw the time to first token by source of the prefix."""
 
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ TITLE = "Time to first token by source of the prefix"
 def draw(samples: dict[str, list[float]], subtitle: str, path: Path) -> None:
     """Write a PNG with medians as bars and single measurements as points, on a log scale.
 
-    `samples` are seconds by source, slowest source first; sources without samples are omitted.
+    `samples` has seconds by source, slowest source first. Sources without samples are left out.
     Raises `OSError`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

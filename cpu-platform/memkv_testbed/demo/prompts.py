@@ -11,7 +11,8 @@ CONTEXT_TOKENS = 16384
 LEAST_CONTEXT_TOKENS = 4096
 
 FOLLOW_UP_TOKENS = 256
-"""Length of a later question. With the answer more than a page, so each turn adds one."""
+"""Characters of a later question. With its answer it is longer than a page, so each turn adds one.
+"""
 
 WORDS = ["amber", "basin", "cedar", "delta", "ember", "fjord", "garnet", "harbor", "island"]
 WORDS += ["juniper", "kelp", "lagoon", "meadow", "nectar", "orchid", "quartz", "river", "zephyr"]
@@ -25,7 +26,7 @@ def load_tokenizer(model: Path) -> Any:
 
 
 class Script:
-    """Creates the prompts; the tokenizer needs `encode(text).ids`."""
+    """Creates the prompts. The tokenizer needs `encode(text).ids`."""
 
     def __init__(self, tokenizer: Any, context_tokens: int = CONTEXT_TOKENS) -> None:
         self._tokenizer = tokenizer
@@ -33,7 +34,7 @@ class Script:
 
     @property
     def changed_position(self) -> int:
-        """Position in the context of the token that is changed once, near its end."""
+        """Position in the context of the token that is changed once. It is near the end."""
         return self._context_tokens * 11 // 12
 
     def opening(self) -> Tokens:
@@ -42,7 +43,7 @@ class Script:
         return self._encode(context[: self._context_tokens] + "\n\nQ: Where did it begin?\nA:")
 
     def follow_up(self, number: int) -> Tokens:
-        """Return the question of turn `number` (from 2), which follows the last answer."""
+        """Return the question of turn `number` (2 or higher), which follows the last answer."""
         return self._encode(("\n\nQ: And " + _prose(number, FOLLOW_UP_TOKENS))[:FOLLOW_UP_TOKENS])
 
     def warm_up(self, number: int) -> Tokens:
@@ -55,7 +56,7 @@ class Script:
 
 
 def _prose(seed: int, length: int) -> str:
-    """Return sentences of at least `length` letters."""
+    """Return sentences with at least `length` characters in total."""
     choose = random.Random(seed)  # noqa: S311 (the same text in every run)
     sentences: list[str] = []
     size = 0
@@ -75,20 +76,21 @@ def change_token(tokens: Sequence[int], position: int) -> Tokens:
 
 
 class History:
-    """All sequences that the nodes have computed, to know what a perfect cache could reuse."""
+    """All sequences that the nodes have computed, which are what a perfect cache could reuse."""
 
     def __init__(self, page_size: int) -> None:
         self._page = page_size
         self._computed: dict[str | None, list[Tokens]] = {}
 
     def add(self, salt: str | None, sequence: Tokens) -> None:
-        """Record a prompt with its answer but the last token, which has no KV yet."""
+        """Record a prompt with its answer, except for the last token, which has no KV yet."""
         self._computed.setdefault(salt, []).append(sequence)
 
     def reusable(self, salt: str | None, prompt: Tokens) -> int:
-        """Return how many tokens of `prompt` could be reused: whole pages, never the last token.
+        """Return how many tokens of `prompt` could be reused.
 
-        The longest common prefix with what was computed under the same salt, rounded down.
+        That is the longest common prefix with a sequence of the same salt, rounded down to whole
+        pages. The last token of the prompt is never reused.
         """
         common = max(
             (common_prefix(prompt, known) for known in self._computed.get(salt, [])), default=0

@@ -1,4 +1,4 @@
-"""Results of requests and the sources of their tokens."""
+"""The results of requests, and where their tokens came from."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Sources(NamedTuple):
-    """Prompt tokens by source of their KV, nearest first."""
+    """The prompt's tokens by source of their KV, nearest first."""
 
     device: int = 0
     host: int = 0
@@ -16,13 +16,13 @@ class Sources(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Prompt tokens that were reused."""
+        """Number of prompt tokens that were reused."""
         return sum(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Result of the same prompt on a server without any cache."""
+    """The result of the same prompt on a server without any cache."""
 
     ttft_s: float
     output_ids: list[int]
@@ -30,14 +30,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Result of one request; requests with the same `step` are repetitions."""
+    """The result of one request. Requests with the same `step` are repetitions."""
 
     step: str
     node: str
     via: str
-    """`router` or `direct`."""
+    """How the request was sent: `router` or `direct`."""
     tenant: str | None
-    """Its cache salt."""
+    """The request's cache salt."""
     prompt: list[int]
     output_ids: list[int]
     ttft_s: float
@@ -45,7 +45,7 @@ class Request:
     """Tokens that SGLang reports as cached."""
     reused: Sources
     expected: int
-    """Tokens that could be reused, see `History.reusable`."""
+    """Number of tokens that could be reused; see `History.reusable`."""
     reference: Reference | None = None
 
     @property
@@ -73,7 +73,7 @@ class Request:
 
 
 class Row(NamedTuple):
-    """Summary of the repetitions of a step."""
+    """The summary of a step's repetitions."""
 
     first: Request
     times: int
@@ -82,7 +82,7 @@ class Row(NamedTuple):
     reused: Sources
     """Sources of the first repetition."""
     recompute_s: float | None
-    """None before the reference has answered."""
+    """Whether all answers are right; None before the reference has answered."""
     identical: bool
 
 

@@ -54,7 +54,7 @@ def print_legend(console: Console) -> None:
     """Print an explanation of the table."""
     console.print(
         "on: A* is node A, chosen by the router. xN: median of N requests. no cache: the same "
-        "prompt on a server without any cache. Tokens in no column were computed.",
+        "prompt on a server without any cache. Tokens that appear in no column were computed.",
         style="dim",
         highlight=False,
     )
@@ -63,7 +63,7 @@ def print_legend(console: Console) -> None:
 def write_json(
     path: Path, figures: Figures, requests: Sequence[Request], setup: dict[str, Any], seconds: float
 ) -> None:
-    """Write figures, requests and setup to `path`; raises `OSError`."""
+    """Write figures, requests and setup to `path`. Raises `OSError`."""
     document = {
         "figures": figures,
         "requests": [request.as_json() for request in requests],

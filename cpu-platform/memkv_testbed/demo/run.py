@@ -40,7 +40,7 @@ FAULTS = (
     RequestFailedError,
     OSError,
 )
-"""Errors whose text says what is wrong. Others are bugs and keep their traceback."""
+"""Errors whose message says what is wrong. All others are bugs, and keep their traceback."""
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     s3: str,
     keep: bool,
 ) -> int:
-    """Run the demo and return the exit status. Leaves nothing behind. Raises one of `FAULTS`."""
+    """Run the demo; return the exit status. Leaves nothing behind. Raises one of `FAULTS`."""
     began = time.monotonic()
     screen = Screen(console)
     with Cluster(screen.set_status, context_tokens, SERVERS[s3]) as cluster:
@@ -91,7 +91,7 @@ def _conclude(
 
 
 def _wait_for_signal(console: Console, cluster: Cluster) -> None:
-    """Leave everything running until Ctrl-C or SIGTERM."""
+    """Keep everything running until Ctrl-C or SIGTERM."""
     console.print()
     for name, url in cluster.urls().items():
         console.print(f"{name:>8}  {url}", highlight=False)

@@ -33,7 +33,7 @@ class Scenario:
         set_status: Callable[[str], None],
         show: Callable[[list[Request]], None],
     ) -> None:
-        """`show` is called with all requests so far whenever one changes."""
+        """Send requests to `cluster`. Calls `show` with all requests whenever one changes."""
         self._cluster = cluster
         self._script = script
         self._set_status = set_status
@@ -44,7 +44,7 @@ class Scenario:
         self.requests: list[Request] = []
 
     def run(self) -> list[Request]:
-        """Send all requests; return their results with references."""
+        """Send all requests; return their results, with the references."""
         self._warm_up_nodes()
         opening = self._converse()
         first = self._by_name[self.requests[0].node]
@@ -85,7 +85,7 @@ class Scenario:
         tenant: str | None = None,
         flush: bool = False,
     ) -> None:
-        """Send a prompt several times; `flush` first empties the node's device and host pools."""
+        """Send a prompt several times. With `flush`, empty the node's memory pools first."""
         for _ in range(times):
             if flush:
                 node.server.client.flush_cache()
@@ -128,7 +128,7 @@ class Scenario:
         return request
 
     def _sources(self, answer: Answer, before: LoadedPages, after: LoadedPages) -> Sources:
-        """Split SGLang's count of tokens from storage by tier, with the agent's counters.
+        """Split the tokens that SGLang got from storage by tier, with the agent's counters.
 
         The NVMe counter is an upper bound, because the agent also reads its NVMe for uploads.
         """

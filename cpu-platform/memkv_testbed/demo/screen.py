@@ -1,4 +1,4 @@
-"""Show the growing table and the current activity while the demo runs."""
+"""Show the table and the current activity while the demo runs."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -60,4 +60,4 @@ class Screen:
         self._progress.update(self._task, total=1, completed=1)
         self._live.stop()
         if not self._console.is_terminal:
-            self._console.line()  # `Live` does this only on a terminal
+            self._console.line()  # `Live` prints it only on a terminal

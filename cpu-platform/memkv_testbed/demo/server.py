@@ -5,7 +5,7 @@ from pathlib import Path
 from sglang_cpu_platform.server import CpuServer
 
 DEVICE_TOKENS = 24576
-"""Capacity of the top tier: one and a half conversations. The host pool has twice as much."""
+"""Share of a conversation that fits in the top tier. The host pool has twice as much room."""
 
 
 def make_server(
@@ -15,7 +15,7 @@ def make_server(
     env: dict[str, str],
     device_tokens: int = DEVICE_TOKENS,
 ) -> CpuServer:
-    """Return a server, not started yet, that runs on the CPU even if there is a GPU."""
+    """Return a server that runs on the CPU even if there is a GPU. It is not started yet."""
     temporary = home / "tmp"
     temporary.mkdir(parents=True)
     return CpuServer(

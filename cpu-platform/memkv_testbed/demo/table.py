@@ -14,11 +14,11 @@ COMPUTED_COLOR = "bright_black"
 
 BAR_CELLS = 24
 WIDE = 112
-"""Terminal columns from which the bars fit."""
+"""Minimum columns of a terminal in which the bars fit."""
 
 
 def make_table(requests: Sequence[Request], width: int) -> Table:
-    """Return the table: one row per step, with median times of its repetitions."""
+    """Return the table: one row per step, with the median time of its repetitions."""
     table = Table(
         title="Prompt tokens by source, and seconds to first token",
         box=box.SIMPLE_HEAD,

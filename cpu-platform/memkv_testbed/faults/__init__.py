@@ -1,1 +1,1 @@
-"""Fault injection: a small cluster under traffic, its faults, and what its clients see."""
+"""Fault injection: a small cluster under traffic, the faults, and what the clients see."""

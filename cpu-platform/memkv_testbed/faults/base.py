@@ -14,17 +14,18 @@ class Fault(NamedTuple):
     inject: Callable[[Cluster], object]
     heal: Callable[[Cluster], object]
     after_flush: bool = False
-    """Whether it damages copies on the disk, so every page must reach MinIO before and after."""
+    """Whether the fault damages copies on the disk, so that MinIO must have every page before and
+    after."""
     destroys: bool = False
-    """Whether MinIO's copies look damaged and are quarantined, so pages may be lost."""
+    """Whether MinIO's copies look damaged and are quarantined, so that pages may be lost."""
 
 
 def leave_alone(cluster: Cluster) -> None:
-    """Heal nothing: the agent and its clients recover by themselves."""
+    """Heal nothing, because the agent and its clients recover by themselves."""
 
 
 BUDGETS = 1.5
-"""Limit of the 99th percentile of a round's lookups, in lookup budgets."""
+"""Limit of the 99th percentile of a round's lookup times, relative to the lookup budget."""
 
 
 class Outcome(NamedTuple):
@@ -33,7 +34,7 @@ class Outcome(NamedTuple):
     fault: str
     calls: int
     hits: int
-    """Pages that were loaded, each compared byte by byte."""
+    """Number of pages that were loaded. Each was compared byte by byte."""
     misses: int
     """Acknowledged pages that a load did not deliver."""
     wrong_pages: int
@@ -42,9 +43,9 @@ class Outcome(NamedTuple):
     destroyed_pages: int
     """Acknowledged pages whose only copy the fault destroyed."""
     hung_calls: int
-    """Calls that exceeded their limit or raised."""
+    """Number of calls that exceeded their limit or raised."""
     changed_pages: int
-    """Pages that changed after the call that failed to load them had returned."""
+    """Pages that changed after the load that failed to fill them had returned."""
     violations: Sequence[str]
     """Other broken rules, one line each: a foreign object removed, a bad request accepted, ..."""
     lookups: Sequence[float]
@@ -58,10 +59,10 @@ class Outcome(NamedTuple):
 
     @property
     def lookup_p99(self) -> float:
-        """Seconds."""
+        """The 99th percentile of the lookups, in seconds."""
         return percentile(self.lookups, 0.99)
 
 
 def percentile(seconds: Sequence[float], share: float) -> float:
-    """Return the value below which this share of the values lies; 0 for no values."""
+    """Return the value that this share of the values does not exceed; 0 if there are none."""
     return sorted(seconds)[int(len(seconds) * share)] if seconds else 0.0

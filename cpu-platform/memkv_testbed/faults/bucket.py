@@ -1,7 +1,7 @@
-"""Foreign objects in the bucket, and failing control requests.
+"""Faults of the bucket: foreign objects in it, and control requests that fail.
 
-While these faults last, `memkv` commands list the bucket and collect it. Pages may stay for a day,
-so a collection that removes one has been misled.
+While these faults last, `memkv` commands list the bucket and collect it. No page is old enough to
+be removed, so a collection that removes one has been misled.
 """
 
 import io
@@ -52,7 +52,7 @@ def _foreign() -> dict[str, bytes]:
         "index/readme",
         "0" * 200,
         "strange/\u202e\u00e9 +%2F&#1;<b>",
-        NAMES.page(stranger),  # named like a page, but not stored as one
+        NAMES.page(stranger),  # It has the name of a page, but not a page's metadata.
     ]
     pins = [
         b"",
@@ -84,7 +84,7 @@ ROUNDS = [
 
 
 def _storage(cluster: Cluster) -> tuple[Minio, str]:
-    """Return a client with full permissions that bypasses the proxy, and the bucket."""
+    """Return a client with full permissions that bypasses the proxy, and the bucket's name."""
     netloc = cluster.minio.endpoint.partition("://")[2]
     return Minio(netloc, *cluster.minio.root, secure=False), "faults"
 
@@ -99,7 +99,7 @@ def _put_odd_objects(cluster: Cluster) -> None:
 
 
 def _take_odd_objects(cluster: Cluster) -> None:
-    """Remove the odd objects; each must still be there."""
+    """Remove the odd objects. Each of them must still be there."""
     cluster.finish_commands()
     storage, bucket = _storage(cluster)
     for name, content in _foreign().items():
@@ -117,7 +117,7 @@ def _start_commands(cluster: Cluster) -> None:
 
 
 def _misled(name: str, faults: Callable[[], HttpFault]) -> Fault:
-    """Return a fault of the proxy during which commands run until they end."""
+    """Return a fault of the proxy that lasts until the commands have ended."""
 
     def inject(cluster: Cluster) -> None:
         cluster.proxy.fault = faults()
@@ -137,7 +137,7 @@ def _dates() -> Iterator[bytes]:
 
 
 def _set_date(head: bytes) -> bytes:
-    """Return a head with a date that is wrong."""
+    """Return the head of a response with a wrong date."""
     lines = [line for line in head[:-4].split(b"\r\n") if not line.lower().startswith(b"date:")]
     date = random.choice(list(_dates()))  # noqa: S311 - not a secret
     return b"\r\n".join([*lines, b"Date: " + date]) + b"\r\n\r\n"

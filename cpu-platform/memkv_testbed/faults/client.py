@@ -1,4 +1,4 @@
-"""Clients that fork, break the rules of the protocol, or write to memory that is not theirs."""
+"""Clients that fork, violate the protocol, or write to memory that is not theirs."""
 
 import os
 import random
@@ -29,14 +29,14 @@ _CHAINS = 2
 _ATTEMPTS = 10
 """Loads per chain and node that the client abandons."""
 _READERS = 2
-"""Well-behaved clients per node that load the same pages meanwhile."""
+"""Number of well-behaved clients per node that load the same pages in the meantime."""
 _ABANDON_WITHIN = 0.01
-"""Seconds: the client hangs up at a random moment of its load, or after it."""
+"""The client hangs up at a random moment within this many seconds, during its load or after it."""
 _REPLY_LIMIT = 10.0
 
 
 def _fork_clients(cluster: Cluster) -> None:
-    """Let a forked child call its parent's clients, which must not work."""
+    """Make a forked child call its parent's clients, which must not work."""
     child = os.fork()
     if child == 0:
         signal.alarm(_CHILD_LIMIT)
@@ -55,7 +55,7 @@ class RudeClient:
     """A session with an agent, without the client library and its precautions."""
 
     def __init__(self, node: Node) -> None:
-        """Connect and register memory for one chain."""
+        """Connect, and register memory for one chain."""
         self.pool = HostPool(LONGEST, PAGE_BYTES, parts=1)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = Channel(sock, msgspec.msgpack.Decoder(protocol.Reply))
@@ -70,13 +70,13 @@ class RudeClient:
             raise
 
     def ask(self, request: protocol.Request, *descriptors: int) -> protocol.Reply:
-        """Return the reply to a request. Raises `OSError`, `EOFError` or `ProtocolError`."""
+        """Send a request; return the reply. Raises `OSError`, `EOFError` or `ProtocolError`."""
         self._channel.send(encode_frame(request), descriptors)
         reply: protocol.Reply = self._channel.receive(time.monotonic() + _REPLY_LIMIT)
         return reply
 
     def abandon_load(self, chain: Chain) -> None:
-        """Ask for a load and hang up before its reply, or shortly after."""
+        """Request a load, and hang up before its reply or shortly after it."""
         buffers = self.pool.buffers(0, range(len(chain.hashes)))
         request = protocol.LoadPages(chain.namespace, b"".join(chain.hashes), buffers)
         self._channel.send(encode_frame(request))
@@ -84,13 +84,13 @@ class RudeClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up; the memory stays."""
+        """Close the connection. The memory stays."""
         self._channel.close()
 
 
 @contextmanager
 def _scribbling(memory: memoryview) -> Iterator[None]:
-    """Overwrite memory without pause in a thread, as a server does that reuses its pages."""
+    """Overwrite memory without pause in a thread, as a server does when it reuses its pages."""
     stopped = threading.Event()
     junk = b"\xee" * len(memory)
 
@@ -109,7 +109,7 @@ def _scribbling(memory: memoryview) -> Iterator[None]:
 
 @contextmanager
 def _loading(callers: list[Caller], chains: list[Chain]) -> Iterator[None]:
-    """Let each caller load and compare the chains without pause while the block runs."""
+    """Make each caller load and compare the chains without pause while the block runs."""
     stopped = threading.Event()
 
     def load(caller: Caller) -> None:
@@ -137,7 +137,8 @@ def _hang_up_in_mid_load(cluster: Cluster) -> None:
             for _ in range(_READERS)
         ]
         for _ in range(_CHAINS):
-            callers[-1].spill()  # to MinIO alone: the other node reads them from there
+            # Spill only to MinIO, because the other node reads the pages from there.
+            callers[-1].spill()
         chains = list(callers[-1].acknowledged)
         with _loading(callers, chains):
             for chain in chains * _ATTEMPTS:
@@ -149,7 +150,7 @@ def _hang_up_in_mid_load(cluster: Cluster) -> None:
 
 
 def _abandon(node: Node, chain: Chain) -> None:
-    with suppress(OSError, EOFError):  # the agent is about to be replaced
+    with suppress(OSError, EOFError):  # the agent may be ending, because it is about to be replaced
         client = RudeClient(node)
         with _scribbling(client.pool.memory):
             client.abandon_load(chain)
@@ -163,11 +164,11 @@ _OVERLAPS = [
     [[((LONGEST - 1) * PAGE_BYTES, PAGE_BYTES * 2)]],
     [[(1 << 62, PAGE_BYTES)]],
 ]
-"""Buffers (offset, length) of pages that overlap, or lie outside of the pool."""
+"""Buffers (offset, length) of pages that overlap, or lie outside the pool."""
 
 
 def _overlap_buffers(cluster: Cluster) -> None:
-    """Spill and load with buffers that overlap or lie outside of the pool."""
+    """Spill and load with buffers that overlap, or lie outside the pool."""
     for node in cluster.nodes:
         with suppress(OSError, EOFError), closing(RudeClient(node)) as client:
             for overlap in _OVERLAPS:

@@ -43,14 +43,15 @@ SHARDS = 4
 NO_LIMITS = CollectorConfig()
 
 ENGINE = EngineConfig(breaker_cooldown=0.5, batch_deadline=2.0, upload_attempts=1000)
-"""Shorter times than the defaults, for short rounds. Lookups have the default budget."""
+"""Settings with shorter times than the defaults, so that rounds are short. The lookup budget is the
+default."""
 
 
 class Cluster:
-    """A running cluster; a context manager that leaves no process and no file behind.
+    """A running cluster. A context manager that leaves no process and no file behind.
 
-    `disk_node` spills to its NVMe directory and from there to MinIO. `plain_node` has no disk, so a
-    fault of MinIO affects its every call.
+    `disk_node` spills to its NVMe directory, and from there to MinIO. `plain_node` has no disk, so
+    a fault of MinIO affects all its calls.
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class Cluster:
         self.nodes: list[Node] = []
         self.mounted = False
         self.seen = Tally()
-        """What clients saw that the fault itself started."""
+        """What clients saw that the fault itself has started."""
         self.acknowledged: list[Chain] = []
         """Chains that these clients stored."""
         self.violations: list[str] = []
-        """Broken rules that do not concern a page, one line each."""
+        """Violations that concern no page, one line each."""
         self.commands: list[Command] = []
-        """Commands that are running."""
+        """The commands that are running."""
         self.minio = minio or MinioServer()
         self._own_minio = minio is None
         self.collector = collector
@@ -106,7 +107,7 @@ class Cluster:
         self.admin.user_add(self.access_key, self.secret_key)
         self.admin.attach_policy(["readwrite"], user=self.access_key)
         self.disk_fault = self.home / "disk-fault"
-        os.environ[DISK_FAULT] = str(self.disk_fault)  # agents inherit it from their clients
+        os.environ[DISK_FAULT] = str(self.disk_fault)  # clients pass it on to the agents they start
         self.disk = self.home / "disk"
         self.mounted = mount_disk(self.disk)
         self.pages = self.disk / "pages"
@@ -115,7 +116,7 @@ class Cluster:
         self.plain_node = self._add("plain", engine, NvmeConfig())
 
     def _make_bucket(self, netloc: str) -> None:
-        """Create the bucket with few shards, so that collections end between two faults."""
+        """Create the bucket with few shards, so that a collection ends between two faults."""
         storage = Minio(netloc, *self.minio.root, secure=False)
         if not storage.bucket_exists(BUCKET):
             storage.make_bucket(BUCKET)
@@ -124,7 +125,7 @@ class Cluster:
 
     def _add(self, name: str, engine: EngineConfig, nvme: NvmeConfig) -> Node:
         config = Config(
-            # An agent that is left over ends itself.
+            # An agent that is left behind ends by itself.
             agent=AgentConfig(
                 socket=str(self.home / f"{name}-run" / "agent.sock"),
                 drain_timeout=0.0,
@@ -154,11 +155,11 @@ class Cluster:
         self.close()
 
     def start_command(self, *arguments: str) -> None:
-        """Run `memkv` while the fault lasts; `finish_commands` waits for it."""
+        """Run `memkv` while the fault lasts. `finish_commands` waits for it."""
         self.commands.append(Command(self.plain_node.config, *arguments))
 
     def finish_commands(self) -> None:
-        """Wait for all commands; one that crashed or hung is a violation."""
+        """Wait for all commands. A command that crashed or hung is a violation."""
         while self.commands:
             self.violations += self.commands.pop().finish()
 
@@ -184,7 +185,7 @@ class Cluster:
 
 
 def mount_disk(directory: Path) -> bool:
-    """Mount a small ext4 at a new directory; return False if only root may do that."""
+    """Mount a small ext4 file system in a new directory. Returns False without root's rights."""
     directory.mkdir()
     image = directory.with_suffix(".img")
     try:

@@ -7,16 +7,16 @@ import sys
 from memkv_sglang.config.schema import Config
 
 LIMIT = 90.0
-"""Seconds after which a command counts as hung: most of it is for a busy machine."""
+"""Seconds after which a command counts as hung. Most of them are for a busy machine."""
 
 _PROGRAM = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
 
 
 class Command:
-    """A command that was started with a node's bucket, without its disk and its agent."""
+    """A command that was started with a node's bucket, but without its disk and its agent."""
 
     def __init__(self, config: Config, *arguments: str) -> None:
-        """Start it."""
+        """Start the command."""
         self._arguments = arguments
         minio = config.minio
         self._process = subprocess.Popen(
@@ -38,7 +38,7 @@ class Command:
         )
 
     def finish(self) -> list[str]:
-        """Wait for its end; return its violations. An error in one line is not a violation."""
+        """Wait until the command ends; return its violations. A one-line error is not one."""
         name = " ".join(self._arguments)
         try:
             _, errors = self._process.communicate(timeout=LIMIT)

@@ -38,7 +38,7 @@ def failing(call: Callable[..., Any], control: Path) -> Callable[..., Any]:
 
 
 def _file(args: Sequence[Any]) -> Path:
-    """Return the file of a call, whose first argument is a descriptor or whose last a request."""
+    """Return the file of a call: its first argument is a descriptor, or its last one a request."""
     descriptor = args[0] if isinstance(args[0], int) else args[-1].fd
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
@@ -49,7 +49,7 @@ if __name__ == "__main__":
         for name in CALLS:
             setattr(os, name, failing(getattr(os, name), fault))
         Context.submit = failing(Context.submit, fault)  # type: ignore[method-assign]
-    # The default pause before a failed disk is retried, 30 s, is longer than a round.
+    # By default, a failed disk is retried after 30 s, which is longer than a round.
     for module in (nvme_faults, space_reclaimer):
         vars(module)["PAUSE"] = 1.0
     disk.RETRY_SECONDS = 1.0

@@ -1,11 +1,11 @@
-"""Leaks of threads, descriptors and memory over many rounds."""
+"""Detect leaks of threads, descriptors and memory over many rounds."""
 
 from collections.abc import Iterable
 
 from memkv_testbed.faults.node import Resources, resources
 
 WARM_UP = 4
-"""First samples of a process, which are ignored: caches and pools fill."""
+"""Number of a process's first samples to ignore, while its caches and pools fill."""
 
 
 class Growth:
@@ -16,11 +16,11 @@ class Growth:
     """
 
     def __init__(self) -> None:
-        """Begin with no samples."""
+        """Start without samples."""
         self._samples: dict[int, list[Resources]] = {}
 
     def sample(self, pids: Iterable[int | None]) -> None:
-        """Record the current resources of processes."""
+        """Record what resources the processes use now."""
         for pid in pids:
             if pid is not None:
                 self._samples.setdefault(pid, []).append(resources(pid))
@@ -31,7 +31,7 @@ class Growth:
         return max(map(len, self._samples.values()), default=0)
 
     def total(self) -> Resources:
-        """Return the largest growth of any process, per resource; at least 0."""
+        """Return the largest growth of any process, for each resource; at least 0."""
         grown = [
             [last - first for first, last in zip(warm, settled, strict=True)]
             for warm, settled in map(_ends, self._samples.values())

@@ -1,4 +1,4 @@
-"""Many clients at full rate on one node, with every page checked."""
+"""Run many clients at full rate on one node, and check every page."""
 
 import multiprocessing
 import threading
@@ -15,17 +15,17 @@ from memkv_testbed.faults.tally import Tally
 from memkv_testbed.faults.traffic import LONGEST, Caller, Traffic
 
 CAPACITY = 64 * MIB
-"""Bytes of the NVMe tier: so few that it evicts constantly."""
+"""Bytes of the NVMe tier. They are so few that it evicts all the time."""
 
 BACKLOG = 16 * MIB
 BATCH = LONGEST * (PAGE_BYTES + 4096)
-"""Maximum bytes on disk of one call's pages."""
+"""Maximum bytes on disk of the pages of one call."""
 
 PROCESSES = 4
-"""Client processes: one interpreter could not keep the agent busy."""
+"""Number of client processes. A single interpreter could not keep the agent busy."""
 
 REMEMBERED = 50
-"""Recent chains that a caller loads again."""
+"""Number of recent chains that a caller loads again."""
 
 SAMPLE = 0.25
 """Seconds between samples of the agent."""
@@ -37,15 +37,15 @@ class Loaded(NamedTuple):
     tally: Tally
     seconds: float
     most_bytes: int
-    """Maximum bytes on the disk."""
+    """Most bytes on the disk at any sample."""
     most_queued: int
-    """Maximum bytes that waited for upload."""
+    """Most bytes that waited for upload at any sample."""
     first: Resources
     """Resources of the agent after a quarter of the time."""
     last: Resources
 
     def percentile(self, share: float) -> float:
-        """Return the seconds within which this share of the lookups ended."""
+        """Return the seconds that this share of the lookups did not exceed."""
         return percentile(self.tally.lookups, share)
 
 
@@ -61,7 +61,7 @@ def put_under_load(cluster: Cluster, clients: int, seconds: float) -> Loaded:
         workers[-1].start()
         pipes.append(ours)
     for pipe in pipes:
-        pipe.recv()  # connected
+        pipe.recv()  # the clients are connected
     for pipe in pipes:
         pipe.send("go")
     samples, levels = _watch(node, seconds)
@@ -97,7 +97,7 @@ def _watch(node: Node, seconds: float) -> tuple[Sequence[Resources], Sequence[tu
 
 
 def _work(config: Config, number: int, clients: int, seconds: float, pipe: Connection) -> None:
-    """Run some of the clients, as the main function of a process."""
+    """Run some of the clients. This is the main function of a process."""
     node = Node(config)
     callers = [Caller(node, f"load {number}/{i}", remember=REMEMBERED) for i in range(clients)]
     pipe.send("connected")

@@ -31,13 +31,13 @@ def _shift_length(head: bytes, by: int) -> bytes:
 
 
 def _alter_somewhere(content: bytes) -> bytes:
-    """Overwrite eight bytes at random: the same damage twice would condemn the object."""
+    """Overwrite eight bytes at a random place. The same damage twice would be quarantined."""
     where = secrets.randbelow(max(len(content) - 8, 1))
     return content[:where] + secrets.token_bytes(8)[: len(content)] + content[where + 8 :]
 
 
 def _on_the_way(name: str, fault: HttpFault, *, destroys: bool = False) -> Fault:
-    """Return a fault of the proxy."""
+    """Return a fault of the proxy, which the network could cause."""
 
     def inject(cluster: Cluster) -> None:
         cluster.proxy.fault = fault

@@ -20,17 +20,17 @@ MODULE = "memkv_testbed.faults.faulty_agent"
 """Module that clients start: an agent whose disk fails on demand."""
 
 FLUSH = 240.0
-"""Seconds for an upload queue to drain: thousands of small objects, each synced."""
+"""Seconds for an upload queue to drain, which may have thousands of small objects, each synced."""
 
 
 class Resources(NamedTuple):
-    """Resources of a process."""
+    """The resources that a process uses."""
 
     threads: int
     descriptors: int
-    """Open files except segments, whose number grows with the pages."""
+    """Open files except segments. The number of segments grows with that of the pages."""
     memory_mb: float
-    """Resident anonymous memory; host pools belong to the clients."""
+    """Resident anonymous memory. Host pools, which belong to the clients, do not count."""
 
 
 def resources(pid: int) -> Resources:
@@ -46,7 +46,7 @@ def resources(pid: int) -> Resources:
 
 def _open_files(process: Path) -> Iterator[str]:
     for link in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):  # closed in the meantime
+        with suppress(FileNotFoundError):  # the file was closed meanwhile
             yield str(link.readlink())
 
 
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], object], what: str = "", limit: float = L
 
 
 class Node:
-    """One node: its settings and its clients, which find or start its agent."""
+    """One node: its settings, and its clients, which start its agent."""
 
     def __init__(self, config: Config) -> None:
         """Start the agent."""
@@ -71,7 +71,7 @@ class Node:
         self.client = self.connect()
 
     def connect(self) -> AgentClient:
-        """Return another client, as another server of the node would use."""
+        """Return another client, like that of another server on the node."""
         client = AgentClient(self.config, start=True, module=MODULE)
         self._clients.append(client)
         if not client.wait(LIMIT):
@@ -84,7 +84,7 @@ class Node:
         return peer.pid if peer else None
 
     def end_agent(self, number: int = signal.SIGKILL) -> None:
-        """Signal the agent and wait until it has ended; its clients start another one."""
+        """Send a signal to the agent and wait until it has ended. Its clients start another one."""
         pid = self.agent_pid()
         if pid is None:
             return

@@ -59,7 +59,7 @@ def _restart_agent(cluster: Cluster) -> None:
 
 
 def _set_immutable(cluster: Cluster, *, on: bool) -> None:
-    """Forbid changes in the directories; modes alone would not stop root."""
+    """Forbid changes in the directories by attribute, because modes alone would not stop root."""
     directories = [cluster.pages, cluster.pages / "segments"]
     if on:
         _change_mode(directories, 0o500)
@@ -77,7 +77,7 @@ def _put_foreign_files(cluster: Cluster) -> None:
     for directory in (cluster.pages, cluster.pages / "segments", cluster.pages / "namespaces"):
         (directory / FOREIGN).write_bytes(os.urandom(BLOCK))
     (cluster.pages / "segments" / "99999999.seg").write_bytes(os.urandom(BLOCK * 3))
-    cluster.disk_node.end_agent()  # the next agent finds them
+    cluster.disk_node.end_agent()  # the next agent finds the damaged files
 
 
 def _remove_foreign_files(cluster: Cluster) -> None:
@@ -91,7 +91,7 @@ def _segments(cluster: Cluster) -> list[Path]:
 
 
 def _flip_bits(path: Path, count: int) -> None:
-    """Flip random bits in a file: in its header, payloads and footers."""
+    """Flip random bits in a file, which may be in its header, in payloads or in footers."""
     size = path.stat().st_size
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -114,7 +114,8 @@ def _flip_in_journal(cluster: Cluster) -> None:
     """Flip bits in the journal of a killed agent, for the next one to read."""
     pid = cluster.disk_node.agent_pid()
     if pid is not None:
-        os.kill(pid, signal.SIGSTOP)  # so that no other agent starts during the flips
+        # Hold the directory's lock, so that no agent starts during the flips.
+        os.kill(pid, signal.SIGSTOP)
         _flip_bits(cluster.pages / "journal", 16)
         os.kill(pid, signal.SIGKILL)
 

@@ -7,7 +7,7 @@ from memkv_testbed.faults.cluster import Cluster
 from memkv_testbed.processes import map_readers
 
 _READERS = 4
-"""Processes that read an agent's memory map."""
+"""Number of processes that read an agent's memory map."""
 
 
 def _kill_agents(cluster: Cluster) -> None:

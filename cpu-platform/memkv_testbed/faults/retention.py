@@ -1,4 +1,4 @@
-"""The bucket's limits under faults: which pages must have stayed, and whether the limits held."""
+"""Check the bucket's limits under faults: which pages must have stayed, and whether limits held."""
 
 import time
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from memkv_sglang.tiers.minio.retention.rounds import Round
 from memkv_testbed.faults.cluster import BUCKET, PAGE_BYTES, Cluster
 
 LOST_USES = 60.0
-"""Maximum seconds by which an agent's kill makes pages look older: the time since their spill."""
+"""Maximum seconds by which pages look older after an agent was killed: the time since their spill.
+"""
 
 KEPT = 0.8
-"""Share of the capacity that collections certainly keep: they remove down to 95 %, and the pages
-that killed agents did not log do not count.
-"""
+"""Share of the capacity that collections certainly keep. They remove pages down to 95 %, and do not
+count pages that killed agents have not logged."""
 
 NAMES = ObjectNames("")
 
 
 class Used(NamedTuple):
-    """A chain, and when it was used last (`time.monotonic`)."""
+    """A chain, and the time of its last use (`time.monotonic`)."""
 
     chain: Chain
     when: float
@@ -37,24 +37,24 @@ class Retention:
     """Watches the collections of a cluster."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Look only at the limits that the cluster has."""
+        """Watch the collections for those limits that the cluster has."""
         self._limits = cluster.collector
         netloc = cluster.minio.endpoint.partition("://")[2]
         http = PoolManager(timeout=2.0, retries=False)
         self._storage = Minio(netloc, *cluster.minio.root, secure=False, http_client=http)
         self._last = -1
         self.rounds = 0
-        """Rounds that ended."""
+        """Number of collections that ended."""
         self.removed_pages = 0
         self.most_bytes = 0
-        """Most bytes that the index knew of after a round that ended."""
+        """Most bytes in the index after a collection."""
 
     def sample(self) -> None:
-        """Look at the last round; call it often, since each round replaces the record."""
+        """Look at the last collection. Call it often: each collection replaces the record."""
         try:
             content = self._storage.get_object(BUCKET, NAMES.round).data
             found = msgspec.json.decode(content, type=Round)
-        except (S3Error, HTTPError, msgspec.MsgspecError):  # a fault
+        except (S3Error, HTTPError, msgspec.MsgspecError):  # a fault may affect these requests, too
             return
         if found.phase != "done" or found.report is None or found.number == self._last:
             return
@@ -64,7 +64,7 @@ class Retention:
         self.most_bytes = max(self.most_bytes, found.report.bytes)
 
     def must_stay(self, used: Sequence[Used]) -> list[Chain]:
-        """Return the chains that no limit allows to remove."""
+        """Return the chains that neither limit allows to be removed."""
         age, size = self._limits.max_age, KEPT * self._limits.capacity
         since = time.monotonic() - age + LOST_USES if age else 0.0
         kept: list[Chain] = []
@@ -79,7 +79,7 @@ class Retention:
         """Return how many pages that should have expired are still in the bucket."""
         if not self._limits.max_age:
             return 0
-        # A round may have begun just before they expired.
+        # The last collection may have begun just before they expired.
         before = time.monotonic() - self._limits.max_age - LOST_USES
         listed = {item.object_name for item in self._storage.list_objects(BUCKET, recursive=True)}
         return sum(

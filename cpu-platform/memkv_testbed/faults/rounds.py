@@ -1,4 +1,4 @@
-"""Rounds: traffic, a fault in the middle of it, and a check of every acknowledged page."""
+"""Run rounds: traffic, a fault in the middle of it, and a check of every acknowledged page."""
 
 import random
 import threading
@@ -15,36 +15,36 @@ from memkv_testbed.faults.tally import Tally
 from memkv_testbed.faults.traffic import Caller, Traffic
 
 CALLERS = 2
-"""Callers per node."""
+"""Number of callers per node."""
 
 BEFORE = 0.3
 """Seconds of traffic before the fault."""
 
 DURING = 0.8
-"""Seconds of traffic during the fault; longer than the stall timeout."""
+"""Seconds of traffic during the fault. They are longer than the stall timeout."""
 
 PATIENCE = 5.0
-"""Seconds that a page may be missing after a round: the circuit may still be open."""
+"""Seconds that a page may be missing after a round, because the circuit may still be open."""
 
 RECOVERY = 30.0
 """Seconds within which both nodes must load a page again."""
 
 
 AUDIT = "all rounds, at the end"
-"""The fault's name in the outcome of an audit."""
+"""Stands for the fault's name in the outcome of the audit."""
 
 
 class Rounds:
-    """A cluster and its callers, shared by all rounds."""
+    """A cluster and its callers, which all rounds share."""
 
     def __init__(self, cluster: Cluster) -> None:
         """Connect the callers."""
         self.cluster = cluster
         self.retention = Retention(cluster)
         self._acknowledged: list[Used] = []
-        """Chains that were acknowledged in all rounds except those that destroyed copies."""
+        """Chains that were acknowledged in all rounds, except in those that destroyed copies."""
         self.expired_pages_left = 0
-        """Pages that should have been removed by their age before the audit."""
+        """Number of pages that should have expired before the audit, but had not."""
         names = ("disk", "plain")
         self._callers = [
             Caller(node, f"{name} {i}")
@@ -70,7 +70,7 @@ class Rounds:
         return self._account(fault.name, fault.destroys, opened, first_hit)
 
     def _strike_copies(self, fault: Fault) -> tuple[float | None, float]:
-        """Inject and heal while every page is in MinIO, with traffic in between."""
+        """Inject the fault and heal it while MinIO has every page, with traffic in between."""
         with Traffic(self._callers):
             time.sleep(BEFORE)
         self.cluster.disk_node.flush()
@@ -94,7 +94,7 @@ class Rounds:
         return self._account("agent killed at random moments", False, None, first_hit)
 
     def audit(self) -> Outcome:
-        """Load every acknowledged page that no limit allows to remove once more, from MinIO."""
+        """Load every acknowledged page that must still be there once more, from MinIO."""
         self.cluster.disk_node.flush()
         self.expired_pages_left = self.retention.expired_left(self._acknowledged)
         auditor = self._callers[-1]
@@ -108,7 +108,7 @@ class Rounds:
             hits=seen.hits,
             misses=seen.misses,
             wrong_pages=seen.wrong,
-            acknowledged_pages=0,  # counted in their rounds
+            acknowledged_pages=0,  # these were already counted in their rounds
             acknowledged_pages_lost=lost,
             destroyed_pages=0,
             hung_calls=seen.hung + len(seen.errors),
@@ -121,16 +121,16 @@ class Rounds:
         )
 
     def _begin(self) -> None:
-        """Forget earlier rounds and spill one chain per caller."""
+        """Forget earlier rounds, and spill one chain per caller."""
         for caller in (*self._callers, *self._probes):
             caller.acknowledged.clear()
             wait_until(caller.spill, "a spill")
             caller.take()
 
     def _watch_circuit(self, seconds: float) -> float | None:
-        """Load pages from MinIO; return the seconds until its circuit opened, None if it did not.
+        """Load pages from MinIO until its circuit opens; return the seconds, or None if it did not.
 
-        Takes longer than `seconds` while nothing is loaded and the circuit is still closed.
+        Takes longer than `seconds` if nothing is loaded but the circuit is still closed.
         """
         probe, opened = self._probes[-1], None
         hits = probe.tally.hits
@@ -145,7 +145,7 @@ class Rounds:
         return opened
 
     def _wait_for_hits(self) -> float:
-        """Return the seconds until both nodes loaded a page."""
+        """Return the seconds until both nodes have loaded a page."""
         return max(
             wait_until(lambda: _hit(probe), "a hit after the fault", RECOVERY)  # noqa: B023
             for probe in self._probes
@@ -161,7 +161,8 @@ class Rounds:
         self.cluster.acknowledged = []
         acknowledged = sum(len(chain.hashes) for _, chain in stored)
         for caller, chain in stored:
-            caller.lookup(chain)  # a use, as a load from the disk alone is not
+            # A lookup counts as a use of the page in MinIO. A load from the disk alone does not.
+            caller.lookup(chain)
         if not destroys:
             self._acknowledged += [Used(chain, time.monotonic()) for _, chain in stored]
         self.retention.sample()
@@ -200,7 +201,7 @@ class Rounds:
 
 @contextmanager
 def _loading(probe: Caller) -> Iterator[None]:
-    """Load the caller's first chain repeatedly in a thread while the block runs."""
+    """Load the caller's first chain repeatedly, in a thread, while the block runs."""
     stopped = threading.Event()
 
     def load() -> None:
@@ -217,7 +218,7 @@ def _loading(probe: Caller) -> Iterator[None]:
 
 
 def _hit(probe: Caller) -> bool:
-    """Load a page stored before the fault or, if the fault destroyed it, one stored now."""
+    """Load a page from before the fault or, if the fault destroyed it, one that is stored now."""
     if probe.load(probe.acknowledged[0]):
         return True
     probe.spill()
@@ -225,7 +226,7 @@ def _hit(probe: Caller) -> bool:
 
 
 def _missing(caller: Caller, chain: Chain, patience: float) -> int:
-    """Return how many pages are still missing after `patience` seconds."""
+    """Return how many of the chain's pages are still missing after `patience` seconds."""
     with suppress(TimeoutError):
         wait_until(lambda: caller.load(chain) == len(chain.hashes), "every page", patience)
         return 0

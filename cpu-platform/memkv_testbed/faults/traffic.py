@@ -17,7 +17,7 @@ from memkv_testbed.faults.node import Node
 from memkv_testbed.faults.tally import Tally
 
 LONGEST = 12
-"""Pages of the longest chain."""
+"""Number of pages in the longest chain."""
 
 PAUSE = 0.01
 """Seconds between two calls of a caller, so that rounds of faults do not fill the disks."""
@@ -25,22 +25,22 @@ PAUSE = 0.01
 T = TypeVar("T")
 
 SETTLE = 0.02
-"""Seconds after a failed load before its pages are reused: time for a late write to show."""
+"""Seconds after a failed load before its pages are reused, in which a late write would show."""
 
 LATE = 1.0
-"""Seconds over its limit after which a call counts as hung: machines are busy."""
+"""Seconds beyond its limit after which a call counts as hung. Machines may be busy."""
 
 
 class Caller:
-    """One client of a node with its own host memory. Not thread-safe."""
+    """A client of a node, with host memory of its own. Not thread-safe."""
 
     def __init__(
         self, node: Node, seed: str, longest: int = LONGEST, remember: int | None = None
     ) -> None:
-        """Connect. `seed` determines the chains; `remember` the last so many, None for all."""
+        """Connect. `seed` determines the chains, of which the last `remember` (None: all) are kept."""
         self.tally = Tally()
         self.acknowledged: deque[Chain] = deque(maxlen=remember)
-        """Chains whose every page was acknowledged as stored."""
+        """Chains all of whose pages were acknowledged as stored."""
         self.client = node.connect()
         self._engine: EngineConfig = node.config.engine
         self._memory = ChainMemory(self.client, longest, PAGE_BYTES)
@@ -49,7 +49,7 @@ class Caller:
         self._longest = longest
         self._spills = 0
         self._left: bytes | None = None
-        """Content of the memory when the last load returned, if it failed."""
+        """If the last load failed, the content of the memory when it returned."""
         self._left_at = 0.0
 
     def step(self) -> None:
@@ -75,7 +75,7 @@ class Caller:
         return kept
 
     def lookup(self, chain: Chain) -> None:
-        """Look up a stored chain, followed by a page that was never stored."""
+        """Look up a stored chain that continues with a page that was never stored."""
         stranger = make_chain(NAMESPACE, 1, f"{self._seed}/{self._spills}/never").hashes
         asked = Chain(chain.namespace, [*chain.hashes, *stranger])
         found = self._timed(self.tally.lookups, self._lookup_limit, self.client.lookup, asked)
@@ -96,7 +96,7 @@ class Caller:
         return loaded
 
     def _check_unchanged(self) -> None:
-        """Count the pages that changed after a failed load returned, before they are reused."""
+        """Count the pages that changed after a failed load had returned, before they are reused."""
         if self._left is None or self.client.withholding:
             return
         time.sleep(max(0.0, self._left_at + SETTLE - time.monotonic()))
@@ -119,7 +119,7 @@ class Caller:
         self.tally.calls += 1
         try:
             return call(chain)
-        except Exception as error:  # a fault must never raise
+        except Exception as error:  # A fault must never make a call raise.
             self.tally.errors.append(repr(error))
             return None
         finally:
@@ -128,7 +128,7 @@ class Caller:
             self.tally.hung += seconds > limit + LATE
 
     def take(self) -> Tally:
-        """Return the tally since the last call."""
+        """Return the counts since the last call."""
         tally, self.tally = self.tally, Tally()
         return tally
 
@@ -141,7 +141,7 @@ class Traffic:
     """Runs callers, each in its own thread, while the block runs."""
 
     def __init__(self, callers: Sequence[Caller], pause: float = PAUSE) -> None:
-        """Prepare the threads; `pause` is the seconds between two calls of a caller."""
+        """Prepare the threads. `pause` is the seconds between two calls of a caller."""
         self._pause = pause
         self._stopped = threading.Event()
         self._threads = [
@@ -164,5 +164,5 @@ class Traffic:
 
 
 def _first(results: Sequence[object] | None, *wanted: object) -> int:
-    """Return how many leading results are among the wanted ones."""
+    """Return how many results from the first on are among the wanted ones."""
     return next((i for i, r in enumerate(results or ()) if r not in wanted), len(results or ()))
