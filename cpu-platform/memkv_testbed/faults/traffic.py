@@ -37,7 +37,7 @@ class Caller:
     def __init__(
         self, node: Node, seed: str, longest: int = LONGEST, remember: int | None = None
     ) -> None:
-        """Connect. `seed` determines the chains, of which the last `remember` (None: all) are kept."""
+        """Connect. `seed` determines the chains; the last `remember` (None: all) are kept."""
         self.tally = Tally()
         self.acknowledged: deque[Chain] = deque(maxlen=remember)
         """Chains all of whose pages were acknowledged as stored."""
