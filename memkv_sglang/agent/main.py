@@ -19,7 +19,11 @@ from memkv_sglang.agent.assembly import build_engine
 from memkv_sglang.agent.calls import Calls
 from memkv_sglang.agent.http_server import HttpServer
 from memkv_sglang.agent.lifetime import LifetimeMemory
-from memkv_sglang.agent.limits import missing_disk_requests, raise_descriptor_limit
+from memkv_sglang.agent.limits import (
+    missing_cpus,
+    raise_descriptor_limit,
+    raise_disk_request_limit,
+)
 from memkv_sglang.agent.listener import Listener
 from memkv_sglang.agent.log import configure_logging
 from memkv_sglang.agent.log_file import limit_log
@@ -122,7 +126,11 @@ def run(
 
 
 def _raise_limits(config: Config) -> None:
-    problems = [raise_descriptor_limit(), missing_disk_requests() if config.nvme.directory else ""]
+    problems = [
+        missing_cpus(),
+        raise_descriptor_limit(),
+        raise_disk_request_limit() if config.nvme.directory else "",
+    ]
     for problem in filter(None, problems):
         log.warning("a limit of the system is low", extra={"fields": {"reason": problem}})
 

@@ -1,10 +1,11 @@
 """Check the system limits that the agent and the servers can reach."""
 
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from memkv_sglang.agent.limits import DESCRIPTORS, missing_disk_requests
+from memkv_sglang.agent.limits import DESCRIPTORS, missing_cpus, missing_disk_requests
 from memkv_sglang.cli.output import human_size
 from memkv_sglang.config.check import endpoint_urls
 from memkv_sglang.config.schema import Config
@@ -19,6 +20,7 @@ RDMA = Path("/sys/class/infiniband")
 
 def check_limits(config: Config) -> Iterator[Finding]:
     """Check the limits of this shell. An agent or server started from it inherits them."""
+    yield check_cpus()
     yield check_files()
     if config.nvme.directory:
         problem = missing_disk_requests()
@@ -29,6 +31,14 @@ def check_limits(config: Config) -> Iterator[Finding]:
     yield check_locked_memory()
     if any(url.startswith("https:") for url in endpoint_urls(config.minio)):
         yield check_receive_buffer()
+
+
+def check_cpus() -> Finding:
+    """Check whether a process may use all CPUs."""
+    problem = missing_cpus()
+    if problem:
+        return split_problem("cpus", problem, "warn")
+    return Finding("ok", "cpus", f"a process may use all {os.cpu_count()} CPUs")
 
 
 def check_files() -> Finding:

@@ -45,7 +45,7 @@ def tier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> MinioTier:
     """A tier that holds the pages, on a machine with two cores and on one with many."""
-    monkeypatch.setattr("os.cpu_count", lambda: request.param)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(request.param)))
     tier = open_tier(msgspec.structs.replace(minio_config, endpoint=proxy.url, stall_timeout=20.0))
     spill(tier, KEYS)
     return tier

@@ -53,7 +53,7 @@ class Helpers:
 
     def __init__(self) -> None:
         """Start without helpers."""
-        self._free = max((os.cpu_count() or 1) // 2, 1) - 1
+        self._free = max(len(os.sched_getaffinity(0)) // 2, 1) - 1
         self._lock = threading.Lock()
 
     def take(self, wanted: int) -> int:
