@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from typing_extensions import override
 
-from memkv_sglang.page import Chain
+from memkv_sglang.page import Chain, PageKey
 from memkv_sglang.testing.pages import make_hashes
 from memkv_sglang.tiers.shards import Placement
 
@@ -30,12 +30,15 @@ class RunPlacement(Placement):
         }
 
     @override
-    def first(self, page_hash: bytes) -> int:
-        return super().first(self._firsts[page_hash])
+    def first(self, key: PageKey) -> int:
+        return super().first(self._first_of_run(key))
 
     @override
-    def order(self, page_hash: bytes) -> Sequence[int]:
-        return super().order(self._firsts[page_hash])
+    def order(self, key: PageKey) -> Sequence[int]:
+        return super().order(self._first_of_run(key))
+
+    def _first_of_run(self, key: PageKey) -> PageKey:
+        return key._replace(hash=self._firsts[key.hash])
 
 
 def conversations(

@@ -14,7 +14,7 @@ from tests.cli.cli_node import PAGE, PAGES, Run, running_agent, spill_chain
 
 CHAIN = make_chain(make_namespace(PAGE), PAGES)
 PLACEMENT = Placement(["a", "b"])
-SHARES = [sum(PLACEMENT.order(h)[0] == number for h in CHAIN.hashes) for number in (0, 1)]
+SHARES = [sum(PLACEMENT.first(key) == number for key in CHAIN.keys()) for number in (0, 1)]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_commands_act_on_all_shards_or_one(
     one = json.loads(run("inspect", CHAIN.namespace.hex(), "--json", "--shard", "b").out)
     assert set(one["tiers"]) == {"nvme", "minio/b"}
     page = json.loads(run("inspect", CHAIN.namespace.hex(), CHAIN.hashes[0].hex(), "--json").out)
-    home = "ab"[PLACEMENT.order(CHAIN.hashes[0])[0]]
+    home = "ab"[PLACEMENT.first(CHAIN.keys()[0])]
     assert {name for name, place in page["tiers"].items() if place} == {"nvme", f"minio/{home}"}
 
     keys = minio_server.root

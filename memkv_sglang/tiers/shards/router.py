@@ -36,19 +36,19 @@ class Router:
         """Return the numbers of the shards that work."""
         return {number for number, shard in enumerate(self._shards) if shard.works()}
 
-    def home(self, page_hash: bytes) -> int:
+    def home(self, key: PageKey) -> int:
         """Return the page's first shard, whether or not it works."""
-        return self._placement.first(page_hash)
+        return self._placement.first(key)
 
     def places(self, keys: Sequence[PageKey], live: Collection[int]) -> list[int]:
         """Return for each page the shard in `live` that probably has it. `live` is not empty."""
         if len(live) == len(self._shards) and not self._displaced:
-            return [self._placement.first(key.hash) for key in keys]
+            return [self._placement.first(key) for key in keys]
         return [self.candidates(key, live)[0] for key in keys]
 
     def ranking(self, key: PageKey, live: Collection[int]) -> list[int]:
         """Return the page's ranking of the shards in `live`."""
-        return [number for number in self._placement.order(key.hash) if number in live]
+        return [number for number in self._placement.order(key) if number in live]
 
     def candidates(self, key: PageKey, live: Collection[int]) -> list[int]:
         """Return the shards in `live` to ask for a page, the most likely one first."""
@@ -62,19 +62,19 @@ class Router:
         """Return by shard the indices of the chain's pages that it holds if they are stored."""
         groups: dict[int, list[int]] = {}
         if self._replicas == 1 and not self._displaced:
-            for index, page_hash in enumerate(chain.hashes):
-                groups.setdefault(self._placement.first(page_hash), []).append(index)
+            for index, key in enumerate(chain.keys()):
+                groups.setdefault(self._placement.first(key), []).append(index)
             return groups
-        for index, page_hash in enumerate(chain.hashes):
-            place = self._displaced.get(PageKey(chain.namespace, page_hash))
-            belongs = self._placement.order(page_hash)[: self._replicas]
+        for index, key in enumerate(chain.keys()):
+            place = self._displaced.get(key)
+            belongs = self._placement.order(key)[: self._replicas]
             for number in belongs if place is None else (place,):
                 groups.setdefault(number, []).append(index)
         return groups
 
     def note(self, key: PageKey, number: int) -> None:
         """Record that a shard has a page. Only pages in an unexpected shard are remembered."""
-        if number in self._placement.order(key.hash)[: self._replicas]:
+        if number in self._placement.order(key)[: self._replicas]:
             self._displaced.discard([key])
         else:
             self._displaced.add(key, number)

@@ -50,12 +50,13 @@ class ShardSearch:
         lasts = self._last_of_shares(chain, begin, low)
         places = self.places(_keys(chain, lasts), thorough=True)
         incomplete = {
-            self._router.home(chain.hashes[i])
+            self._router.home(PageKey(chain.namespace, chain.hashes[i]))
             for i, place in zip(lasts, places, strict=True)
             if place is None
         }
         for home in incomplete:
-            share = [i for i in range(begin, low) if self._router.home(chain.hashes[i]) == home]
+            keys = enumerate(_keys(chain, range(begin, low)), begin)
+            share = [i for i, key in keys if self._router.home(key) == home]
             bounds = self._longest(chain, share, low)
             low, high = min(low, bounds[0]), min(high, bounds[1])
         return low, high
@@ -83,7 +84,8 @@ class ShardSearch:
         """Return the last position before `end` in each shard's share, in order."""
         lasts: dict[int, int] = {}
         for position in range(end - 1, begin - 1, -1):
-            lasts.setdefault(self._router.home(chain.hashes[position]), position)
+            key = PageKey(chain.namespace, chain.hashes[position])
+            lasts.setdefault(self._router.home(key), position)
             if len(lasts) == len(self._shards):
                 break
         return sorted(lasts.values())

@@ -48,7 +48,7 @@ class ShardedHistory(RuleBasedStateMachine):
 
     def can_load(self, key: PageKey) -> bool:
         """Return whether one of the first two shards that seem to work has the page."""
-        order = Placement([shard.name for shard in self.shards]).order(key.hash)
+        order = Placement([shard.name for shard in self.shards]).order(key)
         seem = [self.shards[number] for number in order if not self.shards[number].is_known_down]
         return any(key in shard.pages and not shard.is_down for shard in seem[:2])
 

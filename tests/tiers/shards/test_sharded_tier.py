@@ -1,5 +1,6 @@
 """What a conversation keeps when a shard fails, returns, is added or removed."""
 
+import operator
 from collections import Counter
 
 import pytest
@@ -26,7 +27,7 @@ def results(tier: ShardedTier, chain: Chain = CHAIN) -> list[LoadResult]:
 
 def owner(position: int, count: int) -> int:
     """Return the number of the page's first shard."""
-    return Placement([f"s{n}" for n in range(count)]).order(CHAIN.hashes[position])[0]
+    return Placement([f"s{n}" for n in range(count)]).order(KEYS[position])[0]
 
 
 def first_of(shard: int, count: int) -> int:
@@ -39,21 +40,37 @@ def calls(shards: list[MemoryShard], operation: str) -> int:
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_shares_are_equal_and_a_new_shard_takes_only_its_own(count: int) -> None:
-    hashes = make_chain(NAMESPACE, 6000).hashes
+    keys = make_chain(NAMESPACE, 6000).keys()
     names = [f"s{number}" for number in range(count + 1)]
     before, after = Placement(names[:-1]), Placement(names)
     for rank in range(2):
-        shares = Counter(before.order(one)[rank] for one in hashes)
+        shares = Counter(before.order(one)[rank] for one in keys)
         assert all(abs(share - 6000 / count) < 0.03 * 6000 for share in shares.values())
     moved = 0
-    for one in hashes:
+    for one in keys:
         old, new = before.order(one), after.order(one)
         assert [number for number in new if number != count] == list(old)
         moved += new[0] == count
     assert abs(moved - 6000 / (count + 1)) < 0.03 * 6000
-    assert [Placement(names[::-1]).order(one)[0] for one in hashes[:50]] == [
-        count - after.order(one)[0] for one in hashes[:50]
+    assert [Placement(names[::-1]).order(one)[0] for one in keys[:50]] == [
+        count - after.order(one)[0] for one in keys[:50]
     ]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_that_load_the_same_tokens_use_all_shards(count: int) -> None:
+    """Each rank has its own namespace, and the ranks' pages have the same hashes."""
+    hashes = make_chain(NAMESPACE, 6000).hashes
+    ranks = [
+        make_namespace(page_bytes=sum(LENGTHS), layout=f"rank {rank}").digest for rank in range(8)
+    ]
+    placement = Placement([f"s{number}" for number in range(count)])
+    first, *others = (
+        [placement.first(key) for key in Chain(rank, hashes).keys()] for rank in ranks
+    )
+    for other in others:
+        same = sum(map(operator.eq, first, other))
+        assert abs(same - 6000 / count) < 0.03 * 6000, "two ranks have the same busiest shard"
 
 
 @pytest.mark.parametrize("noticed", [False, True])
