@@ -1,10 +1,10 @@
-"""The SGLang plugin behind `--enable-memkv`. Without the flag it changes nothing."""
+"""The SGLang plugin behind `--enable-memkv`. Without that flag, SGLang is unchanged."""
 
 
 def register() -> None:
     """Register the flags and hooks with SGLang, which calls this in each process of a server.
 
-    If this SGLang lacks a function that a hook needs, register the flags only; a server that uses
+    If this SGLang lacks a function that a hook needs, registers only the flags. A server that uses
     them then logs why the tier is off.
     """
     from memkv_sglang.plugin.hooks import (

@@ -1,4 +1,4 @@
-"""Checks and waits when the storage is created, at a server's start or attached at run time."""
+"""Checks and waits for when the storage is created, at a server's start or later."""
 
 import logging
 import os
@@ -18,20 +18,21 @@ from memkv_sglang.plugin.launch import uses_memkv
 log = logging.getLogger(__name__)
 
 AGENT_SECONDS = 30.0
-"""How long to wait for an agent; without one the server starts and every lookup misses."""
+"""Seconds to wait for an agent. Without one, the server starts, and every lookup misses."""
 
 POLL_SECONDS = 0.1
 
 
 class UnsuitableServerError(Exception):
-    """The storage cannot work in this server. The text says why and what to do."""
+    """The storage cannot work in this server. The message says why and what to do."""
 
 
 def read_config(extra: Mapping[str, Any]) -> Config:
     """Return the agent's settings from the backend's extra configuration and the environment.
 
-    The optional entry `memkv` may have a `file` and `settings` by key. A storage attached at run
-    time has no such entry and is configured by variables. Raises `ConfigError`.
+    The configuration may have an entry `memkv` with a `file` and with `settings` by key. A storage
+    that is attached at run time has no such entry, and is configured by variables. Raises
+    `ConfigError`.
     """
     entry = extra.get("memkv") or {}
     file = entry.get("file")
@@ -39,9 +40,9 @@ def read_config(extra: Mapping[str, Any]) -> Config:
 
 
 def check_version(storage_config: Any) -> None:
-    """Raise `UnsuitableServerError` if SGLang is not what the hooks were written for.
+    """Raise `UnsuitableServerError` if the hooks do not fit this SGLang.
 
-    Log a warning if it passes the checks but its servers have not passed the end-to-end tests.
+    Logs a warning if they fit, but the version has not passed the end-to-end tests.
     """
     found = next(differences(storage_config), None)
     if found is not None:
@@ -79,7 +80,7 @@ def check_server(extra: Mapping[str, Any], server_args: Any) -> None:
 
 
 def takes_media(server_args: Any) -> bool:
-    """Return whether requests to this server's model may have images, audio or video."""
+    """Return whether requests to this server's model may contain images, audio or video."""
     from sglang.srt.arg_groups.overrides import model_config_of
 
     model = model_config_of(server_args)
@@ -87,7 +88,7 @@ def takes_media(server_args: Any) -> bool:
 
 
 def names_dcp_ranks() -> bool:
-    """Return whether SGLang's storage configuration has the rank in a DCP group (since 0.5.23)."""
+    """Return whether SGLang's storage configuration has the rank in a DCP group, as from 0.5.23."""
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
 
     return "dcp_rank" in HiCacheStorageConfig.__dataclass_fields__
@@ -100,7 +101,7 @@ def wait_for_agent(client: AgentClient) -> None:
     """
     deadline = time.monotonic() + AGENT_SECONDS
     while not client.wait(POLL_SECONDS):
-        if client.problem not in ("", CONNECTING):  # the client has logged it
+        if client.problem not in ("", CONNECTING):  # the client has already logged it
             return
         if time.monotonic() > deadline:
             log.warning("memkv: no agent after %.0f s; still retrying", AGENT_SECONDS)

@@ -1,4 +1,4 @@
-"""Make a node forget every page of a server's namespaces, in the background."""
+"""Make a node forget all pages in a server's namespaces, in the background."""
 
 import logging
 import threading
@@ -10,10 +10,10 @@ from memkv_sglang.plugin import state
 log = logging.getLogger(__name__)
 
 CLEAR_SECONDS = 600.0
-"""Time limit for one namespace."""
+"""Seconds to clear one namespace."""
 
 UPLOAD_SECONDS = 10.0
-"""Time limit for uploads that began before the clear."""
+"""Seconds to wait for uploads that began before the clear."""
 
 RETRY_SECONDS = 5.0
 
@@ -21,12 +21,12 @@ RETRY_SECONDS = 5.0
 class Clearing:
     """The namespaces that are being cleared. Thread-safe.
 
-    While a namespace is in here, the storage misses its lookups and drops its spills: a spill could
-    otherwise be deleted, or survive the clear.
+    For these namespaces, the storage misses lookups and drops spills. Otherwise a spill could be
+    deleted by the clear, or survive it.
     """
 
     def __init__(self, client: AgentClient, spill_lock: threading.Lock) -> None:
-        """Resume interrupted clears. Every spill holds `spill_lock` while it checks and stores."""
+        """Resume interrupted clears. A spill must hold `spill_lock` while it checks and stores."""
         self._client = client
         self._spill_lock = spill_lock
         self._lock = threading.Lock()
@@ -39,7 +39,7 @@ class Clearing:
         return digest in self._digests
 
     def begin(self, digests: Iterable[bytes]) -> None:
-        """Start to clear these namespaces. Returns immediately; idempotent."""
+        """Start to clear these namespaces. Returns at once. Idempotent."""
         with self._lock:
             self._digests = self._digests | set(digests)
             if self._digests and self._thread is None:
@@ -47,7 +47,7 @@ class Clearing:
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop; agents finish the deletions they have begun. Returns immediately."""
+        """Stop clearing. Agents finish the deletions that they have begun. Returns at once."""
         self._closed.set()
         with self._lock:
             state.unfinished_clears.update(self._digests)
@@ -64,9 +64,7 @@ class Clearing:
                     return
             elif not self._closed.is_set():
                 if not warned:
-                    log.warning(
-                        "memkv: storage not cleared yet; lookups miss until it is; still retrying"
-                    )
+                    log.warning("memkv: storage not cleared yet, so lookups miss; still retrying")
                 warned = True
                 self._closed.wait(RETRY_SECONDS)
 
@@ -80,10 +78,10 @@ class Clearing:
 
     def _clear(self, digests: Iterable[bytes]) -> bool:
         with self._spill_lock:
-            pass  # wait for a spill that began before the clear
+            pass  # wait for spills that began before the clear
         if not self._clear_all(digests):
             return False
-        # Uploads in flight may have arrived after the shared tier was cleared.
+        # Uploads that were in flight may have added pages after the shared tier was cleared.
         self._client.flush(UPLOAD_SECONDS)
         return self._clear_all(digests)
 

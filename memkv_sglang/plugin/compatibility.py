@@ -1,4 +1,4 @@
-"""Check that the installed SGLang matches the versions that the hooks were written for."""
+"""Check whether the hooks fit the installed SGLang."""
 
 import dataclasses
 import dis
@@ -41,8 +41,8 @@ ATTRIBUTES = {
     f"{BATCH}.MultimodalInputs": "mm_items padded_input_ids",
     "sglang.srt.lora.lora_registry.LoRARef": "lora_id lora_path",
 }
-"""Attributes that hooks and storage use, by class of SGLang. Before 0.5.22, pools had no
-`storage_format_tag`: pages of different formats had the same name."""
+"""Attributes that the hooks and the storage use, by class of SGLang. Before 0.5.22, pools had no
+`storage_format_tag`, so pages of different formats had the same name."""
 
 STORAGE_FIELDS = (
     "tp_rank tp_size pp_rank pp_size attn_cp_rank attn_cp_size is_mla_model "
@@ -69,19 +69,19 @@ SIGNATURES = {
             "resume_memory_occupation",
         )
     },
-    # Before 0.5.22, an update whose flush was refused raised instead of reporting a failure.
+    # Before 0.5.22, an update whose flush was refused raised an exception instead of reporting it.
     f"{UPDATER}.SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "self recv_req "
     "success message",
 }
-"""Parameters of SGLang's functions that are wrapped or called."""
+"""Parameters of those functions of SGLang that are wrapped or called."""
 
 PAGE = 4
 
 
 def obstacle() -> str:
-    """Return why the tier cannot run in this SGLang, in one line; "" if nothing is missing.
+    """Return why the tier cannot run in this SGLang, in one line; "" if it can.
 
-    Needs no server. `differences` checks what only a server's storage can.
+    Needs no server. `differences` also checks what only the storage of a server can.
     """
     absent = absent_targets()
     found = f"no {', '.join(absent)}" if absent else next(code_differences(), "")
@@ -92,7 +92,7 @@ def obstacle() -> str:
 
 
 def differences(config: Any) -> Iterator[str]:
-    """Yield how SGLang differs from the supported versions, the most informative difference first.
+    """Yield how SGLang differs from the supported versions. The most informative one is the first.
 
     `config` is SGLang's `HiCacheStorageConfig`. Compiles SGLang's page hashes if necessary.
     """
@@ -102,7 +102,7 @@ def differences(config: Any) -> Iterator[str]:
 
 
 def code_differences() -> Iterator[str]:
-    """Yield which attributes and parameters differ."""
+    """Yield the attributes and parameters that differ."""
     for name, attributes in ATTRIBUTES.items():
         yield from _missing(name, attributes.split())
     for target, parameters in SIGNATURES.items():
@@ -148,7 +148,7 @@ def _changed(target: str, wanted: list[str]) -> Iterator[str]:
 def storage_fields(config: Any) -> Iterator[str]:
     """Yield differences between SGLang's storage configuration and the supported one.
 
-    A field that this version does not know may change pages, unless it has its default value.
+    An unknown field may change pages, unless it has its default value.
     """
     for name in STORAGE_FIELDS.split():
         if not hasattr(config, name):
@@ -164,9 +164,8 @@ PROMPTS = (
     (range(4 * PAGE), "adapter", "salt"),
     ((7, 1 << 40, *range(2 * PAGE)), None, None),
 )
-"""Token ids, extra key and salt of test prompts; one id needs more than 32 bits. Before 0.5.23,
-SGLang hashed no such ids: they stand for media, which it had in 30 bits.
-"""
+"""Token ids, extra key and salt of the test prompts. One id needs more than 32 bits. Before 0.5.23,
+SGLang hashed no such ids: they stand for media, for which it had ids of 30 bits."""
 
 
 def page_hash_differences() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Record the device pool of each host pool, which SGLang does not pass to the storage."""
+"""Record the device pool of each host pool. SGLang does not pass it to the storage."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,9 @@ from memkv_sglang.plugin.namespaces import KV_POOL
 
 
 def attach(original: Callable[..., Any], controller: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrap `attach_storage_backend`, which creates the storage: note the pools it will be given.
+    """Wrap `attach_storage_backend`, which creates the storage, and record the storage's pools.
 
-    SGLang's decode offload has one pool and no entries.
+    In SGLang's decode offload, there is one pool and no entry.
     """
     entries = getattr(controller.mem_pool_host, "entries", None)
     if entries is None:
@@ -21,7 +21,7 @@ def attach(original: Callable[..., Any], controller: Any, *args: Any, **kwargs: 
 
 
 def register(original: Callable[..., Any], controller: Any, entry: Any) -> Any:
-    """Wrap `register_host_pool_entry`, which adds a pool to a storage: note it first."""
+    """Wrap `register_host_pool_entry`, which adds a pool to a storage, and record the pool."""
     _note(entry)
     return original(controller, entry)
 

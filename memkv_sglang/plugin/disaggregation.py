@@ -25,7 +25,7 @@ def is_decode(values: Mapping[str, Any]) -> bool:
 
 
 def only_offloads(values: Mapping[str, Any]) -> bool:
-    """Return whether this decode server stores what it generates and keeps no radix cache."""
+    """Return whether this decode server keeps no radix cache and only stores what it generates."""
     return is_decode(values) and not values.get(RADIX_CACHE)
 
 
@@ -37,7 +37,7 @@ def cache_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_conflicts(values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for arguments of a PD server that the tier cannot work with."""
     if values.get(ROLE_SWITCH) and not values.get(RADIX_CACHE):
-        # SGLang would not finish a single backup in the decode role, and never switch back.
+        # In the decode role, SGLang would not finish any backup, and could never switch back.
         raise ConfigError(
             "--enable-pd-role-switch: in the decode role, a server without a radix cache cannot "
             f"run HiCache; add {RADIX_FLAG}"

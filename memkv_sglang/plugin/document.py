@@ -58,7 +58,7 @@ missing, it starts without the tier and logs which one, and which version to ins
 
 
 def document() -> str:
-    """Return the whole page."""
+    """Return the page as Markdown."""
     return "\n".join([_HEAD, _flags(), _OTHERS, _settings(), _conflicts(), _MISSING])
 
 

@@ -1,9 +1,9 @@
-"""KV events in SGLang's own stream that say which blocks are on disk or in MinIO.
+"""Publish KV events in SGLang's own stream that say which blocks are on disk or in MinIO.
 
 A block is announced on a medium once the agent reports that the tier holds the page. It is
-withdrawn when the agent reports that the disk no longer does, or when this server's storage is
-cleared. Blocks have the hashes and tokens of SGLang's own events. Requests with a salt or an
-adapter have no events, because SGLang's events and its storage name their blocks differently.
+withdrawn when the agent reports that the disk no longer holds the page, or when this server's
+storage is cleared. Blocks have the hashes and tokens of SGLang's own events. Requests with a salt
+or an adapter have no events, because SGLang's events and its storage name their blocks differently.
 """
 
 import logging
@@ -24,32 +24,33 @@ log = logging.getLogger(__name__)
 LOCAL = "nvme"
 
 MEDIA = {LOCAL: "DISK", "minio": "EXTERNAL"}
-"""SGLang's `StorageMedium` of each tier."""
+"""The `StorageMedium` in SGLang's events, by tier."""
 
 POLL_SECONDS = 1.0
-"""Seconds between checks for pages that are not on a tier yet."""
+"""Seconds between checks whether pages have reached their tier."""
 
 POLL_PAGES = 64
-"""Pages per check. Each page not in the presence cache costs a request to MinIO."""
+"""Pages per check. A page that is not in the presence cache costs a request to MinIO."""
 
 MISSES = 32
-"""Misses after which a round ends: uploads are in order, so later backups are not there either."""
+"""Number of misses after which a round ends. Uploads are in order, so later backups are not there
+either."""
 
 PATIENCE = 600.0
-"""Seconds to wait for pages to reach a tier."""
+"""Seconds to wait for pages to reach a tier before giving up."""
 
 SWEEP_SECONDS = 10.0
 SWEEP_PAGES = 2048
-"""How often announced pages are checked on the disk again, and how many per check."""
+"""Seconds between checks whether announced pages are still on the disk, and the pages per check."""
 
 MAX_WAITING = 4096
-"""Backups that wait for a check; beyond that, the oldest are not announced."""
+"""Maximum backups that wait for a check. If there are more, the oldest are not announced."""
 
 MAX_ANNOUNCED = 200_000
-"""Announced pages remembered per medium."""
+"""Maximum announced pages to remember per medium."""
 
 MAX_EVENTS = 100_000
-"""Events that wait for SGLang, which takes them in every scheduler iteration."""
+"""Maximum events that wait for SGLang, which takes them in every iteration of its scheduler."""
 
 
 class Block(NamedTuple):
@@ -71,10 +72,10 @@ class _Backup(NamedTuple):
 
 
 class Announcer:
-    """Announces blocks. Asks the agent in its own thread; no method blocks."""
+    """Announces blocks. Asks the agent in a thread of its own, so no method blocks."""
 
     def __init__(self, client: AgentClient, tiers: Sequence[str]) -> None:
-        """Start the thread; `tiers` are the agent's, with names as in `MEDIA`."""
+        """Start the thread. `tiers` are the names of the agent's tiers, as in `MEDIA`."""
         self._client = client
         self._changed = threading.Condition()
         self._waiting: deque[_Backup] = deque(maxlen=MAX_WAITING)
@@ -89,7 +90,7 @@ class Announcer:
         self._thread.start()
 
     def stored(self, namespace: bytes, blocks: Sequence[Block]) -> None:
-        """Announce consecutive blocks of a chain on each tier once it holds them."""
+        """Announce consecutive blocks of a chain on each tier as soon as it holds them."""
         if not blocks:
             return
         with self._changed:
@@ -99,7 +100,7 @@ class Announcer:
             self._changed.notify()
 
     def cleared(self) -> None:
-        """Withdraw every announced block, because this server's pages are hidden now."""
+        """Withdraw every announced block, because this server's pages are now hidden."""
         with self._changed:
             self._clears += 1
             self._waiting.clear()
@@ -116,7 +117,7 @@ class Announcer:
         return events
 
     def close(self) -> None:
-        """Stop the thread; returns immediately."""
+        """Stop the thread. Returns at once."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -140,7 +141,7 @@ class Announcer:
                 self._has_new = False
 
     def _poll(self) -> None:
-        """Check each waiting backup once, the oldest first."""
+        """Check each waiting backup once, beginning with the oldest."""
         misses = 0
         for _ in range(len(self._waiting)):
             with self._changed:
@@ -155,13 +156,13 @@ class Announcer:
                     self._wait_for(backup._replace(blocks=backup.blocks[found:]))
 
     def _wait_for(self, left: _Backup) -> None:
-        """Check again later. Not on disk: it stores pages during the spill or never."""
+        """Check again later, except on the disk, which stores pages in the spill or never."""
         may_come = left.blocks and left.tier != LOCAL
         if may_come and time.monotonic() - left.since < PATIENCE:
             self._waiting.append(left)
 
     def _on_tier(self, backup: _Backup) -> int:
-        """Return how many leading blocks of the backup the tier holds."""
+        """Return how many blocks of the backup, from the first on, the tier holds."""
         found, ask = 0, 1
         while found < len(backup.blocks):
             asked = [block.hash for block in backup.blocks[found : found + ask]]
@@ -198,7 +199,7 @@ class Announcer:
             announced.popitem(last=False)
 
     def _sweep(self) -> None:
-        """Check some announced pages on the disk. MinIO would cost a request per page."""
+        """Check whether some announced pages are still on the disk. MinIO would need requests."""
         with self._changed:
             announced = self._announced.get(LOCAL, OrderedDict())
             keys = [announced.popitem(last=False) for _ in range(min(SWEEP_PAGES, len(announced)))]
@@ -207,7 +208,7 @@ class Announcer:
             hashes = [page for (of, page), _ in keys if of == namespace]
             present = self._client.present(Chain(namespace, hashes), POLL_SECONDS, LOCAL)
             if self._client.problem:
-                return  # without an agent, a miss does not mean that the page is gone
+                return  # Without an agent, a miss does not mean that the page is gone.
             missing = [(namespace, h) for h, held in zip(hashes, present, strict=True) if not held]
             with self._changed:
                 self._withdraw(LOCAL, missing)
@@ -224,7 +225,7 @@ class Announcer:
 def blocks_of(operation: Any, page_size: int) -> list[Block]:
     """Return the blocks that a backup (SGLang's `StorageOperation`) has stored.
 
-    Empty for requests without events and if the prefix is not known.
+    The list is empty if the request has no events, or if its prefix is not known.
     """
     from sglang.srt.mem_cache.utils import hash_str_to_int64
 

@@ -1,4 +1,4 @@
-"""Identify a model by content: fast, and the same on every node and under every path.
+"""Identify a model by its content, quickly, and equally on every node and under every path.
 
 Reads configuration, code and small weight files (adapters) completely. From larger weight files it
 reads the length, the safetensors header and samples of every tensor. Two fine-tunes of the same
@@ -29,27 +29,27 @@ CONFIG_NAMES = (
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 SMALL_FILE = 64 << 20
-"""Bytes up to which a weight file is read completely."""
+"""Largest weight file that is read completely, in bytes."""
 
 SAMPLE = 1024
 """Bytes per sample."""
 
 SAMPLES_OF_TENSOR = 5
-"""Evenly spread, including the first bytes. One more sample reads the last bytes: tokens added to a
-vocabulary are the last rows of an embedding."""
+"""Samples per tensor, evenly spread from its first bytes on. One more sample reads its last bytes,
+because the last rows of an embedding are the tokens that were added to the vocabulary."""
 
 SAMPLES_OF_OTHERS = 256
-"""Evenly spread samples of a file whose tensors are not known."""
+"""Samples of a file whose tensors are not known, evenly spread."""
 
 READERS = 16
-"""Samples in flight; each costs a seek, or a round trip on a network file system."""
+"""Number of samples in flight. Each costs a seek, or a round trip on a network file system."""
 
 MAX_HEADER = 256 << 20
-"""Bytes; the format itself allows 100 MB."""
+"""Maximum bytes of a header. The format itself allows 100 MB."""
 
 
 class NoFingerprintError(Exception):
-    """The model cannot be identified by its files. The text says why and what to do."""
+    """The model cannot be identified by its files. The message says why and what to do."""
 
 
 class _Range(NamedTuple):
@@ -83,7 +83,8 @@ def fingerprint(model: Path) -> str:
         _update(digest, path.name.encode(), path.read_bytes())
     with ThreadPoolExecutor(READERS) as readers:
         for path in weights:
-            with path.open("rb", buffering=0) as file:  # once: it may be on a network file system
+            # look only once, because the directory may be on a network file system
+            with path.open("rb", buffering=0) as file:
                 head, samples = _plan(path, file)
                 _update(digest, path.name.encode(), head)
                 for content in readers.map(partial(_read, file.fileno()), samples):
@@ -106,14 +107,14 @@ def tensor_names(model: Path) -> frozenset[str]:
 
 
 def _canonical(path: Path) -> bytes:
-    """Return a JSON file's content independent of formatting and key order."""
+    """Return the content of a JSON file independently of formatting and key order."""
     content = path.read_bytes()
     try:
         values = json.loads(content)
     except ValueError:
         return content
     if isinstance(values, dict):
-        values.pop("_name_or_path", None)  # the path it was saved from
+        values.pop("_name_or_path", None)  # the path that the model was saved from
     return json.dumps(values, sort_keys=True).encode()
 
 
@@ -124,7 +125,7 @@ def _update(digest: "hashlib._Hash", *parts: bytes) -> None:
 
 
 def _plan(path: Path, file: FileIO) -> tuple[bytes, list[_Range]]:
-    """Return bytes of a weight file to hash now, and ranges to read and hash later."""
+    """Return the bytes of a weight file to hash now, and the ranges to read and hash later."""
     size = os.fstat(file.fileno()).st_size
     header = _safetensors_header(path, file) if path.suffix == ".safetensors" else b""
     if size <= SMALL_FILE:
@@ -137,7 +138,7 @@ def _plan(path: Path, file: FileIO) -> tuple[bytes, list[_Range]]:
 
 
 def _safetensors_header(path: Path, file: FileIO) -> bytes:
-    """Return the JSON header; format: https://github.com/huggingface/safetensors#format."""
+    """Return the JSON header; see https://github.com/huggingface/safetensors#format."""
     descriptor = file.fileno()
     size, prefix = os.fstat(descriptor).st_size, os.pread(descriptor, 8, 0)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
@@ -162,7 +163,7 @@ def _tensor_samples(path: Path, header: bytes) -> Iterator[_Range]:
 
 
 def _read(descriptor: int, samples: _Range) -> bytes:
-    """Read a range; shorter if the file ends in it."""
+    """Read a range. Returns fewer bytes if the file ends within it."""
     offset, left = samples
     parts = []
     while left:

@@ -23,17 +23,16 @@ from memkv_sglang.plugin.fingerprint import fingerprint, model_files
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Increase it when the computation of fingerprints changes."""
+"""Version of the computation. Increase it when fingerprints are computed in another way."""
 
 FOLDER = "fingerprints"
 
 KEPT = 100
-"""Maximum fingerprints per node; the oldest are removed."""
+"""Maximum fingerprints per node. If there are more, the oldest are removed."""
 
 SETTLED_SECONDS = 2.0
-"""A file changed within this many seconds may change again without a new timestamp, because file
-systems have coarse clocks. Its fingerprint is not cached.
-"""
+"""Seconds during which a changed file may change again with the same timestamp, because file
+systems have coarse clocks. The fingerprint of such a file is not cached."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -73,7 +72,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _stat(model: Path) -> tuple[str, float]:
-    """Return a cache key for the state of a model's files, and the time of the last change."""
+    """Return a cache key for the state of a model's files, and the time of their last change."""
     facts, changed = [], 0
     for path in (path for paths in model_files(model) for path in paths):
         status = path.stat()
@@ -84,7 +83,7 @@ def _stat(model: Path) -> tuple[str, float]:
 
 
 def _load(path: Path) -> str:
-    """Return a cached fingerprint; empty if there is none."""
+    """Return a cached fingerprint; "" if there is none."""
     with suppress(OSError, UnicodeDecodeError):
         text = path.read_text()
         if _DIGEST.fullmatch(text):
@@ -93,7 +92,7 @@ def _load(path: Path) -> str:
 
 
 def _store(path: Path, digest: str) -> None:
-    """Cache a fingerprint (best effort)."""
+    """Cache a fingerprint. Best effort."""
     temporary = path.with_suffix(".new")
     try:
         temporary.write_text(digest)

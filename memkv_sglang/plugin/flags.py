@@ -9,7 +9,8 @@ from memkv_sglang.config.settings import all_settings
 ENABLE = "enable_memkv"
 CONFIG = "memkv_config"
 SETTINGS = "memkv_settings"
-"""Settings by key. Patched `ServerArgs` has this field and one for each of `EVERYDAY`."""
+"""Field of the arguments with the settings by key. Patched `ServerArgs` has it, and a field for
+each flag in `EVERYDAY`."""
 
 
 class Flag(NamedTuple):
@@ -27,7 +28,7 @@ def argument_name(flag: str) -> str:
 
 
 SHORT = Flag("memkv_endpoint", "minio.endpoint")
-"""The one setting with a second, shorter flag."""
+"""The only setting with a second, shorter flag."""
 
 FLAGS = tuple(
     Flag("memkv_" + argument_name(setting.flag), setting.key)
@@ -39,7 +40,7 @@ EVERYDAY = (
     SHORT,
     *(flag for flag in FLAGS if flag.key in ("nvme.directory", "nvme.capacity")),
 )
-"""The flags that most servers are started with."""
+"""The flags with which most servers are started."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,9 @@ log = logging.getLogger(__name__)
 def load_page_hash() -> None:
     """Compile SGLang's page hashes before a request needs them, or compute them in Python.
 
-    Blocks, possibly many seconds. SGLang would compile them in its lookup thread at the first
-    lookup. A flush or detach waits 10 s for that thread, and a timeout ends the server. If they
-    cannot be compiled, SGLang finds 0 pages in every lookup but still stores all pages.
+    Blocks, possibly for many seconds. SGLang would compile the hashes in its lookup thread, at the
+    first lookup. A flush or detach waits 10 s for that thread, and a timeout ends the server. If
+    SGLang cannot compile them, it finds 0 pages in every lookup, but still stores all pages.
     """
     from sglang.srt.mem_cache.cpp_utils import native_hash
 

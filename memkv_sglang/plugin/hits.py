@@ -1,4 +1,4 @@
-"""Compute how much of a chain can be restored when several pools hold parts of it.
+"""Compute how much of a chain can be restored if several pools hold parts of it.
 
 Each pool has a policy: `PoolHitPolicy` in SGLang's `mem_cache/hicache_storage.py`.
 """
@@ -12,9 +12,9 @@ class PoolHit(NamedTuple):
     """The prefixes of a chain that one pool can serve."""
 
     pages: int
-    """Length of the longest one."""
+    """Length of the longest prefix."""
     restorable: Sequence[int]
-    """Every length it can serve, from 1, ascending."""
+    """The lengths of all prefixes, in ascending order."""
 
 
 def whole_prefix(pages: int) -> PoolHit:
@@ -23,9 +23,9 @@ def whole_prefix(pages: int) -> PoolHit:
 
 
 def trailing_window(present: Sequence[bool], window: int) -> PoolHit:
-    """Return the hit of a pool that must hold the last `window` pages of a prefix.
+    """Return the hit of a pool that needs only the last `window` pages of a prefix.
 
-    A prefix shorter than the window needs all of its pages.
+    A prefix that is shorter than the window needs all of its pages.
     """
     runs = accumulate(present, lambda run, held: run + 1 if held else 0, initial=0)
     restorable = [n for n, run in enumerate(runs) if n and run >= min(window, n)]
@@ -33,9 +33,9 @@ def trailing_window(present: Sequence[bool], window: int) -> PoolHit:
 
 
 def block_pages(pages: int, block: int, group: int) -> list[list[int]]:
-    """Return for each complete block of a span the pages whose keys its group is stored under.
+    """Return, for each complete block of a span, the pages whose keys its group is stored under.
 
-    A block covers `block` pages; its group is stored under the keys of its last `group` pages.
+    A block has `block` pages. Its group is stored under the keys of its last `group` pages.
     """
     if not 0 < group <= block:
         return []
@@ -43,12 +43,12 @@ def block_pages(pages: int, block: int, group: int) -> list[list[int]]:
 
 
 def leading_blocks(groups: Sequence[Sequence[bool]], block: int) -> int:
-    """Return how many pages the complete groups at the beginning cover."""
+    """Return how many pages the leading complete groups cover."""
     complete = next((i for i, group in enumerate(groups) if not all(group)), len(groups))
     return complete * block
 
 
 def intersect(hits: Sequence[PoolHit]) -> list[int]:
-    """Return the lengths that every pool can serve, ascending."""
+    """Return the prefix lengths that every pool can serve, in ascending order."""
     common = set(hits[0].restorable).intersection(*(hit.restorable for hit in hits[1:]))
     return sorted(common)

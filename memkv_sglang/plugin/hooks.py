@@ -1,4 +1,4 @@
-"""The functions of SGLang that the tier wraps, and whether each is wrapped in this process."""
+"""The functions of SGLang that the tier wraps, and whether they are wrapped in this process."""
 
 import logging
 import pkgutil
@@ -13,15 +13,15 @@ class Hook(NamedTuple):
 
     target: str
     name: str
-    """Name of the wrapper in this package. Not the function itself: some wrappers call
+    """Name of the wrapper in this package. It is not the wrapper itself, because some wrappers call
     `missing_hooks`, and importing them here would be a cycle."""
     required: bool = True
-    """Whether pages could be wrong without it. Without an optional hook a server loses a metric,
-    an event or some cache hits, or a decode server fails requests whose pages have gone."""
+    """Whether pages could be wrong without the hook. Without an optional hook, a server loses a
+    metric, an event or some cache hits, or a decode server fails requests whose pages have gone."""
 
     @property
     def wrapper(self) -> Callable[..., Any]:
-        """Called as `wrapper(original, *args, **kwargs)`."""
+        """The wrapper, which is called as `wrapper(original, *args, **kwargs)`."""
         wrapper: Callable[..., Any] = pkgutil.resolve_name(f"{__package__}.{self.name}")
         return wrapper
 
@@ -47,7 +47,8 @@ COMMAND_LINE = (
     Hook("sglang.srt.server_args.ServerArgs.add_cli_args", "server_args.add_cli_args"),
     Hook("sglang.srt.server_args.ServerArgs.from_cli_args", "server_args.from_cli_args"),
 )
-"""Installed even if other targets are missing, so that `--enable-memkv` can say so."""
+"""Hooks that are installed even if other targets are missing, so that `--enable-memkv` can say so.
+"""
 
 RELEASE = Hook(f"{CONTROLLER}.append_host_mem_release", "storage_hooks.release", required=False)
 
@@ -93,9 +94,9 @@ def optional_hooks() -> list[Hook]:
 
 
 def register_hooks() -> None:
-    """Register the required hooks with SGLang, which applies them once all plugins are loaded.
+    """Register the required hooks with SGLang, which applies them after loading all plugins.
 
-    If this SGLang lacks one of the targets, register only the command line's hooks.
+    If this SGLang lacks one of the targets, registers only the hooks of the command line.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -105,10 +106,10 @@ def register_hooks() -> None:
 
 
 def install_optional_hooks() -> None:
-    """Install the optional hooks in this process; idempotent, never raises.
+    """Install the optional hooks in this process. Idempotent. Never raises.
 
-    Runs when the storage is created, so that a server with the plugin, a patched SGLang and an
-    attachment at run time all get the same hooks.
+    Runs when the storage is created, so that a server with the plugin, a patched SGLang and a
+    storage attached at run time all get the same hooks.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -138,13 +139,13 @@ def absent_targets() -> list[str]:
 def _exists(target: str) -> bool:
     try:
         pkgutil.resolve_name(target)
-    except Exception:  # importing a module of another version may raise anything
+    except Exception:  # importing a module of another version may raise any exception
         return False
     return True
 
 
 def is_patched_in(target: str) -> bool:
-    """Return whether a patched SGLang calls the wrapper of this target itself."""
+    """Return whether this SGLang is patched and calls the wrapper of this target itself."""
     return _exists(target) and getattr(pkgutil.resolve_name(target), "memkv_target", "") == target
 
 
@@ -159,7 +160,7 @@ def is_installed(hook: Hook) -> bool:
 
 
 def missing_hooks() -> list[str]:
-    """Return the required targets that are not wrapped; SGLang only logs failures to wrap one."""
+    """Return the required targets that are not wrapped. SGLang only logs a failure to wrap."""
     return [
         hook.target
         for hook in required_hooks()

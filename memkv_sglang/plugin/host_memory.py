@@ -1,4 +1,4 @@
-"""Allocate the host pool in sealed shared memory that the agent can map, in huge pages."""
+"""Allocate the host pool in huge pages, in sealed shared memory that the agent can map."""
 
 import functools
 import logging
@@ -17,11 +17,12 @@ GIB = 1 << 30
 
 
 def allocate_shared(original: Callable[..., Any], dims: tuple[int, ...], dtype: Any) -> Any:
-    """Replace SGLang's `alloc_shm`; returns (tensor, descriptor, mapping).
+    """Replace SGLang's `alloc_shm`; return (tensor, descriptor, mapping).
 
-    SGLang's own memory file cannot be sealed. The agent serves all servers of a node, so it only
-    maps memory that cannot shrink. All pages are populated on return: cudaHostRegister requires
-    it, and pinned pages can no longer become huge. Servers without the tier get SGLang's own.
+    The memory file that SGLang would use cannot be sealed. The agent serves all servers of a node,
+    so it only maps memory that cannot shrink. All pages are populated when this returns, because
+    cudaHostRegister requires it, and pinned pages can no longer become huge. Servers without the
+    tier get SGLang's own memory.
     """
     if not state.wanted():
         return original(dims, dtype)
@@ -54,7 +55,7 @@ def _report(done: int, size: int) -> None:
 
 @functools.cache
 def _warn_about_huge_pages() -> None:
-    """Log once that SGLang's setting for hugetlb pages has no effect: agents refuse such memory."""
+    """Log once that SGLang's setting for hugetlb pages is ignored: agents refuse such memory."""
     if os.environ.get("SGLANG_HUGEPAGE_SIZE"):
         log.warning(
             "memkv: SGLANG_HUGEPAGE_SIZE is ignored; the host pool uses transparent huge pages "

@@ -1,8 +1,8 @@
 """Every server argument of SGLang, and whether it changes the bytes of stored pages.
 
-An argument that can change them is part of the namespace. So is one that is not in these tables,
-such as a newer SGLang's: servers that differ in it then share nothing, which costs hits but never
-serves a wrong page. A test compares the tables with SGLang's own list of arguments.
+An argument that can change them is part of the namespace. So is an argument that is not in these
+tables, such as one of a newer SGLang. Servers that differ in it share nothing, which costs hits but
+never serves a wrong page. A test compares the tables with SGLang's own list of arguments.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from memkv_sglang.plugin.fingerprint_cache import cached_fingerprint
 log = logging.getLogger(__name__)
 
 Table = Mapping[str, str]
-"""Argument names, separated by spaces, by the reason that they have in common."""
+"""Argument names, separated by spaces. The key is the reason why they are in the table."""
 
 NAMED: Table = {
     "computes another model from the same files": """
@@ -58,7 +58,8 @@ NAMED: Table = {
         mm_process_config image_processor_backend disable_fast_image_processor
         enable_precise_embedding_interpolation experts_shared_outer_loras""",
 }
-"""Named in `Namespace.details` if they are set: files and directories by content."""
+"""Arguments that `Namespace.details` names if they are set. Files and directories are named by
+content."""
 
 ELSEWHERE: Table = {
     "Namespace.model: the fingerprint of the weights": "model_path revision download_dir",
@@ -240,7 +241,7 @@ FORMAT_WORDS = frozenset(
         *("QUANT", "QUANTIZATION", "DEQUANT", "REQUANT"),
     )
 )
-"""An environment variable of SGLang with one of these words in its name may change pages."""
+"""An environment variable of SGLang may change pages if its name has one of these words."""
 
 HARMLESS_VARIABLES: Table = {
     "checks KV at run time, changes nothing": """
@@ -287,7 +288,7 @@ def describe_arguments(values: Mapping[str, Any], defaults: Mapping[str, Any]) -
 
 
 def describe_environment(environ: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
-    """Return the variables in `environ` that may change pages; `known` are SGLang's names."""
+    """Return those variables of SGLang (`known`) in `environ` that may change pages."""
     return {
         "env." + name: environ[name] for name in known if name in environ and may_change_pages(name)
     }
@@ -301,10 +302,10 @@ def may_change_pages(variable: str) -> bool:
 
 
 def _content(value: Any) -> str:
-    """Return a value as text; a path to a file or directory is replaced by its content."""
+    """Return a value as text. A path to a file or directory is replaced by its content."""
     if isinstance(value, str):
         path = Path(value)
-        with suppress(ValueError):  # not a path
+        with suppress(ValueError):  # the text cannot be a path
             if path.is_file():
                 return hashlib.sha256(path.read_bytes()).hexdigest()
             if path.is_dir():

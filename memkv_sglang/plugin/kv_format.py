@@ -1,4 +1,4 @@
-"""The format of a pool's KV, which only the device pool knows.
+"""Describe the format of a pool's KV, which only the device pool knows.
 
 SGLang stores every 8-bit format as `uint8`, on the device and in the host pool, and copies pages to
 the host without changing the order of their bytes.
@@ -21,12 +21,12 @@ bytes.
 
 
 def describe_format(pools: Sequence[Any]) -> str:
-    """Return the format of KV in a device pool and in the draft pools packed into its pages."""
+    """Return the format of the KV in a device pool and in the draft pools packed into its pages."""
     return "; ".join(map(_describe, pools))
 
 
 def _describe(pool: Any) -> str:
-    if pool is None:  # its buffers belong to the model's anchor pool
+    if pool is None:  # the pool's buffers belong to the model's anchor pool
         return "none"
     facts = [(name, getattr(pool, name, None)) for name in FACTS]
     quantisation = getattr(pool, "quant_method", None)

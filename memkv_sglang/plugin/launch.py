@@ -1,4 +1,4 @@
-"""Turn `--enable-memkv` into HiCache arguments; refuse arguments that conflict with it."""
+"""Turn `--enable-memkv` into HiCache arguments, and refuse arguments that conflict with it."""
 
 import json
 import logging
@@ -15,22 +15,22 @@ from memkv_sglang.plugin.flags import take_flags
 log = logging.getLogger(__name__)
 
 BACKEND = "memkv"
-"""Name in SGLang's logs and endpoints."""
+"""Name of the backend in SGLang's logs and endpoints."""
 
 WHOLE_PAGE_LAYOUTS = ("page_first", "page_first_direct", "page_head")
-"""Layouts that store a page in one or two pieces; `layer_first` has two per layer."""
+"""Layouts that store a page in one or two pieces. `layer_first` needs two pieces per layer."""
 
 PREFETCH_TIMEOUT = {"prefetch_timeout_base": 2.0, "prefetch_timeout_per_ki_token": 0.1}
-"""Seconds after which SGLang stops waiting for a load and uses the pages that have arrived. Far
-more than a healthy tier needs, and short enough that a slow tier does not hold up the answer."""
+"""Seconds after which SGLang stops waiting for a load and uses the pages that have arrived. A
+healthy tier needs far less, and a slow tier must not hold up the answer."""
 
 
 class Conflict(NamedTuple):
-    """A server argument that the tier cannot work with."""
+    """A server argument with which the tier cannot work."""
 
     name: str
     works: tuple[Any, ...]
-    """Values that do not conflict."""
+    """Values with which it can."""
     fix: str
 
 
@@ -63,8 +63,8 @@ CONFLICTS = (
 def prepare(values: MutableMapping[str, Any]) -> None:
     """Change a server's arguments in place so that it runs with the tier.
 
-    `values` are the arguments by name; the tier's own are removed. Logs one line with what it set.
-    Raises `ConfigError` for settings that cannot work, before it changes any of SGLang's.
+    `values` are the arguments by name. Removes the tier's own. Logs one line with what it set.
+    Raises `ConfigError` for settings that cannot work, before it changes any of SGLang's arguments.
     """
     file, settings = take_flags(values)
     load_config(Path(file) if file else None, os.environ, settings)
@@ -86,7 +86,7 @@ def prepare(values: MutableMapping[str, Any]) -> None:
 
 
 def uses_memkv(server_args: Any) -> bool:
-    """Return whether a server's arguments name this backend, in any representation."""
+    """Return whether a server's arguments name this backend, in any form."""
     extra = server_args.hicache_storage_backend_extra_config
     try:
         return bool(extra) and json.loads(extra).get("backend_name") == BACKEND
@@ -98,7 +98,7 @@ def _refuse_conflicts(values: Mapping[str, Any]) -> None:
     disaggregation.refuse_conflicts(values)
     for conflict in CONFLICTS:
         if conflict.name == "disable_radix_cache" and disaggregation.is_decode(values):
-            continue  # SGLang decides by --disaggregation-decode-enable-radix-cache alone
+            continue  # SGLang only looks at --disaggregation-decode-enable-radix-cache
         if conflict.name in values and values[conflict.name] not in conflict.works:
             flag = "--" + conflict.name.replace("_", "-")
             raise ConfigError(f"{flag}: does not work with --enable-memkv; {conflict.fix}")
@@ -107,7 +107,7 @@ def _refuse_conflicts(values: Mapping[str, Any]) -> None:
 def _extra_config(
     values: Mapping[str, Any], file: str | None, settings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the backend's extra configuration, including the user's own. It has no secrets."""
+    """Return the backend's extra configuration, with the user's own. It contains no secrets."""
     given = values.get("hicache_storage_backend_extra_config")
     if given and str(given).startswith("@"):
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""LoRA adapters by content: equal adapters share pages everywhere, different ones never do.
+"""Identify LoRA adapters by content, so that equal adapters share pages and others never do.
 
-SGLang seeds page hashes with an adapter's id: a digest of name and path for adapters given at
-start, a random number for later ones. With the former, different content could get equal hashes;
-with the latter, nodes would never share. The hooks replace the id with a digest of the content.
+SGLang seeds page hashes with an adapter's id. For an adapter given at the start, the id is a digest
+of name and path, so different content could get equal hashes. For a later one, it is a random
+number, so nodes would never share its pages. The hooks replace the id with a digest of the content.
 """
 
 import logging
@@ -17,11 +17,11 @@ from memkv_sglang.plugin.namespaces import identify_weights
 log = logging.getLogger(__name__)
 
 DIGEST_LENGTH = 32
-"""Hexadecimal digits, as in SGLang's own ids."""
+"""Number of hexadecimal digits, as in SGLang's own ids."""
 
 
 def load_adapter(original: Callable[..., Any], manager: Any, adapter: Any) -> Any:
-    """Wrap `LoRAManager._load_lora_adapter`, which every adapter from files goes through."""
+    """Wrap `LoRAManager._load_lora_adapter`, through which every adapter from files goes."""
     result = original(manager, adapter)
     if state.wanted():
         state.adapter_digests[adapter.lora_id] = _digest(adapter.lora_path)

@@ -1,12 +1,12 @@
-"""Identify media in prompts by content, shape and grid, so that different inputs never share pages.
+"""Identify images, audio and video in prompts, so that different inputs never share pages.
 
 SGLang replaces an image's tokens by numbers derived from its identity, so the identity becomes part
 of the page hashes. Often the identity is only a 64-bit hash of the features' bytes, and features of
 different shapes can have equal bytes. Callers can also supply any hash. The hook replaces the
-identity with a digest of everything that the model gets of the image.
+identity with a digest of everything that the model gets: content, shape and grid.
 
-Before 0.5.23, SGLang had 30 bits for an identity and no way to give one. With such a version, the
-tier is off for models that take media.
+Before 0.5.23, an identity in SGLang had 30 bits, and could not be replaced. With such a version,
+the tier is off for models that take media.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _limit = LogLimit(LOG_SECONDS)
 
 
 class _UnreadableError(Exception):
-    """A value whose content this process cannot read."""
+    """The content of a value cannot be read in this process."""
 
 
 def can_identify() -> bool:
@@ -48,12 +48,12 @@ def identify_media(original: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     if state.wanted() and can_identify():
         for item in inputs.mm_items:
             item.set_identity(_identity(item))
-        inputs.padded_input_ids = None  # computed from SGLang's own identities
+        inputs.padded_input_ids = None  # these contain SGLang's own identities
     return inputs
 
 
 def _identity(item: Any) -> bytes:
-    """Return 32 bytes. They differ if the model gets different inputs for two items."""
+    """Return 32 bytes, which differ if the model gets different inputs for two items."""
     given = item.identity or item.hash.to_bytes(8, "big")
     digest = hashlib.sha256(b"memkv media 1" + given)
     features = item.feature if item.feature is not None else item.precomputed_embeddings
@@ -101,7 +101,7 @@ def _contents(value: Any) -> Iterator[bytes]:
         yield str(value).encode()
     elif value is None or isinstance(value, bool | int | float | str | bytes):
         yield repr(value).encode()
-    elif hasattr(value, "tensor"):  # SGLang's pointer to shared memory
+    elif hasattr(value, "tensor"):  # SGLang's pointer to a tensor in shared memory
         yield from _contents(value.tensor)
     else:
         raise _UnreadableError(f"media in a {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Say which models SGLang cannot store pages of, before SGLang fails or is silent."""
+"""Say that SGLang cannot store pages of a model, before SGLang fails or says nothing."""
 
 import json
 import logging
@@ -41,7 +41,8 @@ def _check_model(server_args: Any, previous: Callable[[Any], None]) -> None:
         )
     problem = unsuitable_model(model, view) if view.disaggregation_mode == "decode" else ""
     if problem:
-        # SGLang resolves arguments outside of its parser, where an exception ends in a traceback.
+        # SGLang resolves arguments outside of its parser, where an exception would print a
+        # traceback.
         print(f"error: --enable-memkv: {problem}", file=sys.stderr)
         sys.exit(2)
 
@@ -56,7 +57,7 @@ def has_only_windows(model: Any) -> bool:
 def shares_over_nodes(model: Any, view: Any) -> bool:
     """Return whether ranks on several nodes load the pages that one of them stores.
 
-    Such are the ranks of a tensor-parallel group with latent attention.
+    The ranks of a tensor-parallel group do so if the model has latent attention.
     """
     from sglang.srt.configs.model_config import AttentionArch
 

@@ -19,8 +19,8 @@ KV_POOL = "kv"
 MAMBA_POOL = "mamba"
 
 LAYOUT_GENERATION = "1"
-"""Raise it when a release of SGLang gives the bytes of a page another meaning, or when KV that a
-faulty release stored must not be found any more."""
+"""Version of what pages mean. Increase it when a release of SGLang gives their bytes another
+meaning, or when KV that a faulty release stored must not be found any more."""
 
 COORDINATES = {
     "schema_version": "details: sglang_schema",
@@ -33,7 +33,7 @@ COORDINATES = {
     "layer_partition": "layers",
     "object_layout": "layout, details: pool_class",
 }
-"""Which part of this project's namespaces covers each field of SGLang's own `KVCacheNamespace`."""
+"""The part of this project's namespaces that covers each field of SGLang's `KVCacheNamespace`."""
 
 STORAGE_CONFIG = {
     "tp_rank": "shard, unless the ranks' pages are equal",
@@ -54,31 +54,30 @@ STORAGE_CONFIG = {
     "should_split_heads": "not named: pages are not split by heads",
     "extra_config": "not named: settings of the tier",
 }
-"""Which part of the namespace covers each field of SGLang's `HiCacheStorageConfig`, or why none
-does.
-"""
+"""The part of the namespace that covers each field of SGLang's `HiCacheStorageConfig`, or why no
+part does."""
 
 SPLIT_OVER_CONTEXT_RANKS = ("arg.enable_kv_cache_sharding", "arg.enable_dsa_cache_layer_split")
-"""Arguments with which the context-parallel ranks of a server keep different KV."""
+"""Arguments with which a server's context-parallel ranks keep different KV."""
 
 FOREIGN_WEIGHTS = ("remote_instance", "ipc_cache", "rdma", "private")
 """Values of `--load-format` whose weights do not come from the files under the model's path."""
 
 
 class ModelIdentity(NamedTuple):
-    """Identifies a loaded model: equal identities compute equal KV."""
+    """Identifies a loaded model. Models with equal identities compute equal KV."""
 
     fingerprint: str
     revision: str
-    """Identity of weights set at run time; empty for weights from the files."""
+    """Identity of weights that were set at run time; empty for weights from the files."""
     details: dict[str, str]
-    """Settings that change KV but no file."""
+    """Settings that change KV, but no file."""
 
 
 def identify_model(server_args: Any, salt: str = "") -> ModelIdentity:
     """Return the served model's identity.
 
-    Reads its files. Raises `NoFingerprintError`. `salt` is the operator's `engine.namespace_salt`.
+    Reads the model's files. Raises `NoFingerprintError`. `salt` is `engine.namespace_salt`.
     """
     from sglang.srt.arg_groups.overrides import model_config_of
 
@@ -127,7 +126,7 @@ def _surroundings(server_args: Any) -> dict[str, str]:
 
 
 def _key_schema() -> str:
-    """Return the version of SGLang's key scheme, which came with 0.5.23."""
+    """Return the version of SGLang's key scheme, which SGLang has had since 0.5.23."""
     try:
         from sglang.srt.mem_cache import hicache_key_scheme
     except ImportError:
@@ -142,9 +141,9 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
 
 
 def identify_weights(model_path: str, revision: str | None = None, cache: str | None = None) -> str:
-    """Return the fingerprint of a model directory or of a downloaded repository.
+    """Return the fingerprint of a model directory, or of a downloaded repository.
 
-    Blocks; raises `NoFingerprintError`. For the arguments see `find_weights`.
+    Blocks. Raises `NoFingerprintError`. For the arguments, see `find_weights`.
     """
     return cached_fingerprint(find_weights(model_path, revision, cache))
 
@@ -178,7 +177,7 @@ def find_weights(model_path: str, revision: str | None = None, cache: str | None
 
 def _details(server_args: Any, model: Any) -> dict[str, str]:
     values = model.hf_config.to_dict()
-    values.pop("_name_or_path", None)  # nodes may keep a model under different paths
+    values.pop("_name_or_path", None)  # nodes may keep the same model under different paths
     config = json.dumps(values, sort_keys=True, default=str)
     details = {
         "config": hashlib.sha256(config.encode()).hexdigest(),
@@ -208,9 +207,9 @@ def describe_pool(
     """Return the namespace of a pool's pages.
 
     Args:
-        pool: SGLang's name of it.
+        pool: SGLang's name of the pool.
         host_pool: the host pool.
-        device_pools: the device pool that it mirrors, and draft pools packed into its pages.
+        device_pools: the device pool that it mirrors, and the draft pools packed into its pages.
         page_bytes: size of a page.
         config: SGLang's `HiCacheStorageConfig`.
         model: the loaded model.
@@ -227,7 +226,7 @@ def describe_pool(
     shard = _shard(config)
     if not differs_by_rank(pool, host_pool, config):
         shard = msgspec.structs.replace(shard, tp_rank=0, tp_size=1)
-        # Context-parallel ranks gather each other's KV, unless the server splits it between them.
+        # Context-parallel ranks gather each other's KV, unless the server splits KV between them.
         if not any(name in model.details for name in SPLIT_OVER_CONTEXT_RANKS):
             shard = msgspec.structs.replace(shard, cp_rank=0, cp_size=1)
     return Namespace(
@@ -249,9 +248,9 @@ def describe_pool(
 def differs_by_rank(pool: str, host_pool: Any, config: Any) -> bool:
     """Return whether the pages of this pool differ between tensor-parallel ranks.
 
-    The ranks of an MLA model hold equal KV and share a namespace, but their Mamba states and the
-    heads of an MHA draft model differ. (With DCP a page is split between the DCP ranks, which are
-    part of the shard.)
+    The ranks of an MLA model hold equal KV and share a namespace. Only their Mamba states differ,
+    and the heads of an MHA draft model. With DCP, each page is split between the DCP ranks, which
+    are part of the shard.
     """
     if config.is_mla_model:
         return pool == MAMBA_POOL or bool(getattr(host_pool, "head_num", 0))

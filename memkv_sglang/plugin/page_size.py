@@ -1,4 +1,4 @@
-"""Choose the page size, unless the user did: large enough to load pages efficiently."""
+"""Choose a page size that loads efficiently, unless the user has chosen one."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from memkv_sglang.plugin.launch import BACKEND, uses_memkv
 log = logging.getLogger(__name__)
 
 TARGET_BYTES = 2 << 20
-"""Pages of 2 MiB reach most of MinIO's large-object throughput; larger ones match less exactly."""
+"""Target size of a page. Pages of 2 MiB reach most of MinIO's throughput for large objects; larger
+pages match less exactly."""
 
 LARGEST_PAGE = 256
 """Tokens."""
@@ -21,7 +22,7 @@ PAGE_SIZE_1 = (
 )
 
 RESOLUTION_STEP = "handle_attention_backend_compatibility"
-"""SGLang's resolution step before its own default. Later steps apply what kernels require."""
+"""The resolution step of SGLang before its own default. Later steps apply what kernels require."""
 
 
 def register_page_size() -> None:
@@ -36,11 +37,11 @@ def choose_page_size(
 ) -> int:
     """Return a page size in tokens: a power of two, at most `largest`.
 
-    Returns the smallest one whose page has `TARGET_BYTES`, or else the largest allowed.
+    Returns the smallest size whose page has `TARGET_BYTES`, or else the largest allowed size.
 
     Args:
         token_bytes: bytes of a token in one shard's KV pool.
-        largest: tokens.
+        largest: the largest allowed size in tokens.
         divides: token counts that SGLang requires to be multiples of the page size.
 
     """
@@ -74,7 +75,8 @@ def _resolve(server_args: Any, previous: Any) -> None:
 def _needs_page_size_1(view: Any) -> bool:
     """Return whether SGLang keeps only the last state of a Mamba or linear-attention sequence.
 
-    It then asserts page size 1 (`MambaComponent` and `validate_mamba_no_buffer` of SGLang 0.5.23).
+    In that case, it asserts page size 1 (`MambaComponent` and `validate_mamba_no_buffer` of SGLang
+    0.5.23).
     """
     return bool(view.uses_mamba_radix_cache) and view.mamba_radix_cache_strategy == "no_buffer"
 
@@ -82,7 +84,7 @@ def _needs_page_size_1(view: Any) -> bool:
 def _largest(model: Any, view: Any) -> int:
     """Return the largest page size that suits the model.
 
-    A window that is shorter than a page would make SGLang keep, store and load more than windows.
+    If a window were shorter than a page, SGLang would keep, store and load more than the window.
     """
     if _needs_page_size_1(view):
         return 1
@@ -91,7 +93,7 @@ def _largest(model: Any, view: Any) -> int:
 
 
 def _multiples(view: Any) -> list[int]:
-    """Return the token counts that must be multiples of the page size."""
+    """Return the token counts that SGLang requires to be multiples of the page size."""
     counts = [int(view.chunked_prefill_size or 0)]
     if view.uses_mamba_radix_cache:
         counts.append(int(view.mamba_track_interval))
@@ -101,9 +103,9 @@ def _multiples(view: Any) -> list[int]:
 def estimate_token_bytes(model: Any, view: Any) -> int:
     """Estimate the bytes of a token in one shard's KV pool.
 
-    Excludes side pools (windows, Mamba states). Assumes the model's data type for `--kv-cache-dtype
-    auto`. PD servers of one model must agree on the page size even if their parallelism differs, so
-    it is computed as for one rank.
+    Leaves out side pools (windows, Mamba states). For `--kv-cache-dtype auto`, assumes the model's
+    data type. PD servers of one model must agree on the page size even if their parallelism
+    differs, so it is computed as for one rank.
     """
     from sglang.srt.configs.model_config import AttentionArch
 
@@ -119,7 +121,7 @@ def estimate_token_bytes(model: Any, view: Any) -> int:
 
 
 def _kv_layers(model: Any) -> int:
-    """Return how many layers keep KV of all tokens."""
+    """Return the number of layers that keep KV of all tokens."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     hybrid = mambaish_config(model)

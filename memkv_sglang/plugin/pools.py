@@ -19,22 +19,22 @@ from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 PAGES_PER_CALL = 128
-"""Pages per call to the agent; SGLang loads and backs up as many at once."""
+"""Pages per call to the agent. SGLang loads and backs up as many at once."""
 
 START_SECONDS = 1.5
-"""How long a storage call may start calls to the agent. Each of those ends within 8 s, and SGLang
-waits 10 s for its storage threads."""
+"""Seconds during which a storage call may start calls to the agent. Each of those ends within 8 s,
+and SGLang waits 10 s for its storage threads."""
 
 
 log = logging.getLogger(__name__)
 
 
 class UnsuitablePoolError(Exception):
-    """The agent cannot move pages of this host pool. The text says why and what to do."""
+    """The agent cannot move pages of this host pool. The message says why and what to do."""
 
 
 class HostPool(Protocol):
-    """The part of SGLang's `HostKVCache` (`mem_cache/pool_host/base.py`) that this module uses."""
+    """The parts of SGLang's `HostKVCache` (`mem_cache/pool_host/base.py`) that this module uses."""
 
     page_size: int
     size_per_token: int
@@ -48,7 +48,7 @@ class HostPool(Protocol):
 
 
 class Pieces(NamedTuple):
-    """Addresses and lengths of page buffers; one row per page, buffers in stored order."""
+    """Addresses and lengths of page buffers. Each row has a page's buffers, in stored order."""
 
     addresses: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
@@ -77,14 +77,14 @@ class Pool(ABC):
         """Ask SGLang for the size of a page. Raises `UnsuitablePoolError`."""
         self.host_pool = host_pool
         self.page_tokens = int(getattr(host_pool, "logical_page_size", 0) or host_pool.page_size)
-        """Slots of `indices` per page."""
+        """Number of `indices` per page."""
         self.page_bytes = _page_bytes(host_pool, self.page_tokens)
         self._client = client
 
     def load(
         self, chain: Chain, indices: Any, until: float, served: ServedRequest = UNKNOWN_REQUEST
     ) -> list[PageLoad]:
-        """Load a page per hash, in agent calls that start before `until`; see `Engine.load`."""
+        """Load one page per hash, in agent calls that start before `until`. See `Engine.load`."""
         loads: list[PageLoad] = []
         for part, slots in self._parts(chain, indices, until):
             loads += self._load(part, slots, served)
@@ -95,7 +95,7 @@ class Pool(ABC):
     def spill(
         self, chain: Chain, indices: Any, prefix: Sequence[bytes], until: float
     ) -> list[SpillResult]:
-        """Spill a page per hash, in agent calls that start before `until`; see `Engine.spill`."""
+        """Spill one page per hash, in agent calls that start before `until`. See `Engine.spill`."""
         results: list[SpillResult] = []
         for part, slots in self._parts(chain, indices, until):
             results += self._spill_once_there_is_an_agent(part, slots, prefix, until)
@@ -107,7 +107,7 @@ class Pool(ABC):
     def _spill_once_there_is_an_agent(
         self, chain: Chain, indices: Any, prefix: Sequence[bytes], until: float
     ) -> list[SpillResult]:
-        """Spill; retry if there was no agent, because SGLang never offers refused pages again."""
+        """Spill. Retries if there was no agent, because SGLang never offers refused pages again."""
         results = self._spill(chain, indices, prefix)
         while (
             set(results) == {SpillResult.REFUSED}
@@ -156,7 +156,7 @@ class _Mapping(NamedTuple):
 
 
 class SharedPool(Pool):
-    """A host pool that the agent has mapped, so pages move without a copy."""
+    """A host pool that the agent has mapped, so that pages move without a copy."""
 
     def __init__(self, host_pool: HostPool, client: AgentClient) -> None:
         """Register the pool's memory with the agent. Raises `UnsuitablePoolError`."""
@@ -185,7 +185,7 @@ class SharedPool(Pool):
 
 
 def is_shared(host_pool: HostPool) -> bool:
-    """Return whether the pool is in shared memory that has descriptors."""
+    """Return whether the pool is in shared memory whose descriptors are known."""
     return bool(getattr(host_pool.allocator, "fds", None))
 
 
@@ -211,10 +211,10 @@ def _pieces(host_pool: HostPool, indices: Any, pages: int) -> Pieces:
 
 
 def _page_bytes(host_pool: HostPool, page_tokens: int) -> int:
-    """Return the size of a page, computed from the buffers that SGLang names for one.
+    """Return the size of a page, computed from the buffers that SGLang names for one page.
 
-    Raises `UnsuitablePoolError` if it differs from the size that SGLang states elsewhere: some of
-    the page could then be in other buffers.
+    Raises `UnsuitablePoolError` if SGLang states another size elsewhere, because a part of the page
+    could be in other buffers.
     """
     import torch
 

@@ -6,18 +6,18 @@ from typing import Any
 from memkv_sglang.time_model import TimeModel
 
 MIN_TOKENS = 256
-"""Smaller batches are dominated by the fixed cost of a batch, so they are ignored."""
+"""Smaller batches are ignored, because the fixed cost of a batch dominates their time."""
 
 
 class PrefillSpeed:
     """Learns the prefill speed from batches that the scheduler has run.
 
-    Each token has a fixed cost and one that grows with the tokens before it (attention). The
-    scheduler's thread calls `observe`; any thread may call `seconds`.
+    A token costs a fixed time, and a time that grows with the tokens before it (attention). The
+    scheduler's thread calls `observe`. Any thread may call `seconds`.
     """
 
     def __init__(self, tokens_per_second: float = 0.0) -> None:
-        """Use a given speed, or learn it if 0."""
+        """Use the given speed; 0 means to learn it."""
         self._given = tokens_per_second
         self._model = TimeModel()
         self._ended = 0.0
@@ -25,7 +25,7 @@ class PrefillSpeed:
     def observe(self, batch: Any) -> None:
         """Record the duration of a finished `ScheduleBatch`.
 
-        With overlap scheduling a batch may wait for the previous one; that time does not count.
+        With overlap scheduling, a batch may wait for the previous one. That time does not count.
         """
         now, launched = time.monotonic(), batch.launch_ts
         began, self._ended = max(launched or now, self._ended), now

@@ -1,4 +1,4 @@
-"""A server's host pools with the namespaces of their pages."""
+"""A server's host pools, with the namespaces of their pages."""
 
 import logging
 from typing import Any, NamedTuple
@@ -29,9 +29,9 @@ class RegisteredPool(NamedTuple):
     """A pool and the namespace of its pages."""
 
     pool: Pool | None
-    """None for a pool without memory of its own, see `pools.is_logical`."""
+    """The pool; None if it has no memory of its own, see `pools.is_logical`."""
     digest: bytes
-    """Of the namespace."""
+    """Digest of the namespace."""
 
     def chain(self, hashes: list[bytes]) -> Chain:
         """Return the chain of these pages in the pool's namespace."""
@@ -39,10 +39,10 @@ class RegisteredPool(NamedTuple):
 
 
 class RegisteredPools:
-    """Written by the SGLang thread that attaches the storage, read by the others."""
+    """The pools by name. The thread that attaches the storage adds them; others only read."""
 
     def __init__(self, client: AgentClient, config: Any) -> None:
-        """`config` is SGLang's `HiCacheStorageConfig`."""
+        """Start without pools. `config` is SGLang's `HiCacheStorageConfig`."""
         self._client = client
         self._config = config
         self._staging: Staging | None = None
@@ -58,7 +58,7 @@ class RegisteredPools:
         return [registered.digest for registered in list(self._pools.values())]
 
     def add(self, name: str, host_pool: Any, model: ModelIdentity) -> None:
-        """Let the agent map a pool unless it already has. Raises `UnsuitablePoolError`."""
+        """Let the agent map a pool, unless it already has. Raises `UnsuitablePoolError`."""
         if name in self._pools:
             return
         try:
@@ -81,7 +81,7 @@ class RegisteredPools:
         self._staging = None
 
     def differs_by_rank(self, name: str) -> bool:
-        """Return whether every rank has to store this pool, see `namespaces.differs_by_rank`."""
+        """Return whether every rank has to store this pool. See `namespaces.differs_by_rank`."""
         host_pool = self._host_pools.get(name)
         return host_pool is not None and differs_by_rank(name, host_pool, self._config)
 

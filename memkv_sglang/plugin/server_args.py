@@ -21,7 +21,7 @@ def add_cli_args(original: Callable[..., Any], parser: argparse.ArgumentParser) 
 
 
 def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
-    """Wrap `ServerArgs.from_cli_args`; settings that cannot work exit with status 2."""
+    """Wrap `ServerArgs.from_cli_args`. Invalid settings end the process with status 2."""
     values = vars(args)
     if is_enabled(values):
         try:

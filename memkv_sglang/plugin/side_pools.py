@@ -16,23 +16,23 @@ from memkv_sglang.plugin.hits import (
 from memkv_sglang.plugin.registered import RegisteredPool
 
 ALL_PAGES, TRAILING_PAGES, BLOCK_GROUPS = "all_pages", "trailing_pages", "block_groups"
-"""Values of SGLang's `PoolHitPolicy`."""
+"""The values of SGLang's `PoolHitPolicy`."""
 
 
 class Search:
-    """One lookup over all pools of a model, with one time limit."""
+    """A lookup in all pools of a model, with one time limit."""
 
     def __init__(
         self, client: AgentClient, hashes: list[bytes], seconds: float, request: str = ""
     ) -> None:
-        """Start the time limit of `seconds`. `request` is the id of the request that asks."""
+        """Start the time limit of `seconds`. `request` is the id of the server's request."""
         self._client = client
         self._request = request
         self._hashes = hashes
         self._deadline = time.monotonic() + seconds
 
     def prefix(self, registered: RegisteredPool, pages: int, recompute: Recompute = UNKNOWN) -> int:
-        """Return how many leading pages, of the first `pages`, can be loaded."""
+        """Return how many of the first `pages` pages, from the first on, can be loaded."""
         if registered.pool is None:
             return pages
         chain = registered.chain(self._hashes[:pages])
@@ -42,8 +42,8 @@ class Search:
     def hit(self, registered: RegisteredPool, transfer: Any, pages: int) -> PoolHit | None:
         """Return the hit of a side pool for the first `pages` pages.
 
-        `transfer` is SGLang's `PoolTransfer`. None if the pool does not limit the hit. Raises
-        `ValueError` for an unknown policy.
+        `transfer` is SGLang's `PoolTransfer`. Returns None if the pool does not limit the hit.
+        Raises `ValueError` for an unknown policy.
         """
         policy = transfer.hit_policy
         if policy == ALL_PAGES:
@@ -63,7 +63,7 @@ class Search:
         return PoolHit(covered, range(1, pages + 1)) if groups else None
 
     def use_window(self, registered: RegisteredPool, transfer: Any, pages: int) -> None:
-        """Mark the last window of a prefix as used, which a check for presence does not do."""
+        """Mark the last window of a prefix as used, because a check for presence does not."""
         if transfer.hit_policy == TRAILING_PAGES and registered.pool is not None and self._left():
             window = max(1, len(transfer.keys or ()))
             chain = registered.chain(self._hashes[max(0, pages - window) : pages])

@@ -16,7 +16,7 @@ _limit = LogLimit(LOG_SECONDS)
 
 def check_host_pool(host_pool: Any, write_policy: str) -> None:
     """Log one line if a host pool is smaller than the device pool that writes through to it."""
-    # A pool without memory of its own has no such attribute.
+    # Pools without memory of their own lack the attribute.
     host, device = int(host_pool.size), int(getattr(host_pool, "device_capacity_tokens", 0))
     if host < device and write_policy.startswith("write_through"):
         log.warning(
@@ -30,10 +30,10 @@ def check_host_pool(host_pool: Any, write_policy: str) -> None:
 
 
 def rate_limited(original: Callable[..., Any], controller: Any) -> Any:
-    """Wrap `prefetch_rate_limited`: charge a load for the memory it holds.
+    """Wrap `prefetch_rate_limited`, to charge a load for the memory that it holds.
 
-    SGLang charges a load for the whole prompt, even if few of its pages were found. All ranks make
-    the same decision, because they start and end loads in the same order.
+    SGLang charges a load for the whole prompt, even if it found few pages. All ranks make the same
+    decision, because they start and end loads in the same order.
     """
     if not original(controller):
         return False
@@ -54,12 +54,12 @@ def rate_limited(original: Callable[..., Any], controller: Any) -> Any:
 
 
 def _can_recount(controller: Any) -> bool:
-    """Return whether the radix tree lists all loads in flight. False with pipeline parallelism."""
+    """Return whether the radix tree lists all loads in flight, as without pipeline parallelism."""
     return bool(controller.host_memory_mode == "cache" and controller.storage_config.pp_size == 1)
 
 
 def _tokens_held(tree: Any) -> int:
-    """Return the tokens of loads in flight. A load whose lookup is pending counts in full."""
+    """Return the tokens of all loads in flight. A load whose lookup is running counts in full."""
     return sum(
         len(load.prefetch_key if load.host_indices is None else load.host_indices)
         for load in tree.ongoing_prefetch.values()

@@ -1,6 +1,7 @@
-"""Copy pages through shared memory for host pools that are not in shared memory themselves.
+"""Copy pages through shared memory if a host pool is not in shared memory itself.
 
-This happens if the storage was attached to a server started without it. It costs one copy per page.
+That is so if the storage was attached to a server that had started without it. It costs one copy
+per page.
 """
 
 import ctypes
@@ -18,17 +19,18 @@ from memkv_sglang.plugin.pools import PAGES_PER_CALL, HostPool, Pieces, Pool, Un
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 
 STAGING_BYTES = 256 << 20
-"""Half for loads, half for spills. Unused memory is never allocated."""
+"""Bytes of the staging memory: half for loads, half for spills. Memory is allocated when it is
+used."""
 
 ALIGNMENT = 4096
-"""Bytes; required by direct I/O."""
+"""Alignment in bytes, as direct I/O requires."""
 
 
 class Area:
-    """Memory for the pages of one call at a time."""
+    """Memory for the pages of one call. Only one call uses it at a time."""
 
     def __init__(self, pool: int, offset: int, address: int, size: int) -> None:
-        """Cover `size` bytes at `address`, which are at `offset` of the agent's pool `pool`."""
+        """Use `size` bytes at `address`, which are at `offset` in the agent's pool `pool`."""
         self.lock = threading.Lock()
         self.address = address
         self.size = size
@@ -42,10 +44,10 @@ class Area:
 
 
 class Staging:
-    """Shared memory for all pools of a server."""
+    """Shared memory that all pools of a server use."""
 
     def __init__(self, client: AgentClient, size: int = STAGING_BYTES) -> None:
-        """Register `size` bytes with the agent; raises `OSError`."""
+        """Register `size` bytes with the agent. Raises `OSError`."""
         descriptor = os.memfd_create("memkv-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size)
@@ -62,7 +64,7 @@ class StagedPool(Pool):
     """A host pool whose pages are copied to and from the staging memory."""
 
     def __init__(self, host_pool: HostPool, client: AgentClient, staging: Staging) -> None:
-        """Raise `UnsuitablePoolError` if a page does not fit into the staging memory."""
+        """Raise `UnsuitablePoolError` if a page does not fit in the staging memory."""
         super().__init__(host_pool, client)
         self._staging = staging
         fitting = staging.loads.size // aligned(self.page_bytes)
@@ -76,7 +78,7 @@ class StagedPool(Pool):
     def _load(self, chain: Chain, indices: Any, served: ServedRequest) -> list[PageLoad]:
         pieces, area = self.pieces(indices), self._staging.loads
         with area.lock:
-            if self._client.withholding:  # possibly this memory
+            if self._client.withholding:  # the withheld buffers may be in this memory
                 return [PageLoad(LoadResult.FAILED)] * len(chain.hashes)
             buffers = area.buffers(len(chain.hashes), self.page_bytes)
             loads = self._client.load(chain, buffers, served)
@@ -98,7 +100,7 @@ class StagedPool(Pool):
         addresses, lengths = pieces.addresses[page].tolist(), pieces.lengths[page].tolist()
         for address, length in zip(addresses, lengths, strict=True):
             source, target = (address, place) if into_area else (place, address)
-            ctypes.memmove(target, source, length)  # releases the GIL
+            ctypes.memmove(target, source, length)  # copying releases the GIL
             place += length
 
 

@@ -1,6 +1,6 @@
-"""State of this plugin in one scheduler process: every module global is here.
+"""The state of this plugin in one scheduler process. All its module globals are here.
 
-Hooks find the storage here because SGLang passes them no reference to it, and may wrap it.
+Hooks find the storage here, because SGLang passes them no reference to it, and may wrap it.
 """
 
 import weakref
@@ -12,13 +12,13 @@ from memkv_sglang.plugin.traffic import Traffic
 
 
 class AttachedStorage(Protocol):
-    """The parts of `MemKVStorage` that the hooks use."""
+    """The parts of `MemKVStorage` that hooks use."""
 
     traffic: Traffic
 
     @property
     def model(self) -> ModelIdentity | None:
-        """Identity of the model whose pages these are; None while the tier is off."""
+        """Identity of the model whose pages the storage moves; None while the tier is off."""
 
     def seal(self) -> None:
         """Miss every lookup and drop every spill until `unseal`."""
@@ -46,33 +46,32 @@ class Weights(NamedTuple):
     """The weights that are loaded now."""
 
     fingerprint: str = ""
-    """Fingerprint of the files they came from; empty for the files that the server was started
-    with.
-    """
+    """Fingerprint of the files that the weights came from; empty for the files at the server's
+    start."""
     revision: str = ""
-    """A unique name for weights that did not come from files."""
+    """Unique name of weights that did not come from files."""
 
     def name(self, model: ModelIdentity) -> ModelIdentity:
-        """Return the model's identity when it runs with these weights."""
+        """Return the identity of the model with these weights."""
         fingerprint = self.fingerprint or model.fingerprint
         return model._replace(fingerprint=fingerprint, revision=self.revision)
 
 
 class WeightUpdates:
-    """Tracks the weights of this process. Not thread-safe: for the scheduler's thread only."""
+    """Tracks the weights of this process. Not thread-safe: only the scheduler's thread uses it."""
 
     def __init__(self) -> None:
         """Start with the weights that the server was started with."""
         self._in_progress = 0
-        """Updates and update sessions that have begun and not ended."""
+        """Number of updates and update sessions that have begun but not ended."""
         self._is_suspended = False
-        """Whether SGLang has released device memory and not yet resumed all of it."""
+        """Whether SGLang has released device memory, and not resumed all of it yet."""
         self.loaded: Weights | None = Weights()
-        """None: not known."""
+        """The weights that are loaded; None if they are not known."""
         self._tree_is_clean = True
         """Whether all KV in the radix tree was computed with the loaded weights."""
         self.started_with = ""
-        """Model path that the server was started with; empty before the first update."""
+        """Path of the model at the server's start; empty before the first update."""
 
     @property
     def settled(self) -> Weights | None:
@@ -81,7 +80,7 @@ class WeightUpdates:
         return self.loaded if self._tree_is_clean and not changing else None
 
     def begin(self) -> None:
-        """Seal the storage: the weights may change from now on."""
+        """Seal the storage, because the weights may change from now on."""
         self._in_progress += 1
         self.loaded = None
         self._tree_is_clean = False
@@ -91,14 +90,14 @@ class WeightUpdates:
     def end(self, weights: Weights | None) -> None:
         """Record the weights that are loaded now.
 
-        Any reset of the tree since `begin` happened after they were loaded.
+        If the tree was reset since `begin`, that was after they were loaded.
         """
         self._in_progress -= 1
         self.loaded = weights
         self._unseal()
 
     def suspend(self) -> None:
-        """Seal the storage: SGLang is about to release device memory."""
+        """Seal the storage, because SGLang is about to release device memory."""
         self._is_suspended = True
         if storage is not None:
             storage.seal()
@@ -117,7 +116,7 @@ class WeightUpdates:
         self._unseal()
 
     def tree_was_reset(self) -> None:
-        """Record that the tree is empty; it only gets KV of the loaded weights from now on."""
+        """Record that the tree is empty. From now on, it only gets KV of the loaded weights."""
         was_clean, self._tree_is_clean = self._tree_is_clean, True
         if not was_clean:
             self._unseal()
@@ -129,31 +128,33 @@ class WeightUpdates:
 
 
 enabled = False
-"""Whether the server was started with the tier: the same on all ranks, even where it is off."""
+"""Whether the server was started with the tier. This is equal on all ranks, even where the tier is
+off."""
 
 storage: AttachedStorage | None = None
-"""None while the tier is off in this process."""
+"""The storage; None while the tier is off in this process."""
 
 all_storages: "weakref.WeakSet[AttachedStorage]" = weakref.WeakSet()
-"""Every storage of this process, for the fork handler."""
+"""All storages of this process, for the fork handler."""
 
 weight_updates = WeightUpdates()
 
 device_pools: dict[str, tuple[Any, ...]] = {}
-"""By the host pool's name: its device pool, and the draft pools packed into its pages."""
+"""Device pool and the draft pools packed into its pages, by the name of the host pool."""
 
 tree: "weakref.ref[Any] | None" = None
 """SGLang's radix tree."""
 
 adapter_digests: dict[str, str] = {}
-"""Content digest of each LoRA adapter by its id."""
+"""Digests of the LoRA adapters' content, by adapter id."""
 
 unfinished_clears: set[bytes] = set()
-"""Namespaces whose removal a detach interrupted; the next attach resumes it."""
+"""Namespaces that were not cleared yet when the storage was detached. The next attachment resumes.
+"""
 
 
 def server_seed() -> int:
-    """Return a number that all ranks of this server share and other servers do not, by default.
+    """Return a number that all ranks of this server share, and by default no other server.
 
     It is SGLang's random seed, which is random unless the server was started with one.
     """
@@ -171,7 +172,7 @@ def write_policy() -> str:
 
 
 def wanted() -> bool:
-    """Return whether this server should have the tier. Works before the storage exists."""
+    """Return whether this server should have the tier. Works before there is a storage."""
     from sglang.srt.runtime_context import get_memory
 
     return uses_memkv(get_memory())

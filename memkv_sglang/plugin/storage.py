@@ -1,4 +1,4 @@
-"""The storage backend that SGLang's HiCache calls. All I/O happens in the agent."""
+"""The storage backend that SGLang's HiCache calls. The agent does all I/O."""
 
 import logging
 import os
@@ -40,10 +40,10 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS = 1.0
-"""Time limit of a lookup: SGLang's query thread serves one request at a time."""
+"""Seconds for a lookup. SGLang's query thread serves one request at a time."""
 
 EXPECTED = (ConfigError, NoFingerprintError, UnsuitablePoolError, UnsuitableServerError)
-"""Errors whose text says what to do, so that no traceback is logged."""
+"""Errors whose message says what to do, so that no traceback is logged."""
 
 T = TypeVar("T")
 
@@ -51,25 +51,25 @@ T = TypeVar("T")
 class MemKVStorage(HiCacheStorage):
     """Looks up, loads and spills pages through the agent. Calls block at most 10 s; none raises.
 
-    Every failure is a miss: lookups find 0 pages, loads and spills fail. A model needs all of its
-    pools, so one that cannot be mapped turns the storage off. If a killed agent may still write to
-    the pages of a failed load, SGLang gets them back later (`storage_hooks.release`).
+    Every failure is a miss: lookups find 0 pages, loads and spills fail. A model needs all its
+    pools, so a pool that cannot be mapped turns the storage off. If a killed agent may still write
+    to the pages of a failed load, SGLang gets them back later (`storage_hooks.release`).
 
     The storage belongs to the process that created it. It is off in a forked child and cannot be
     pickled.
     """
 
     def __init__(self, storage_config: Any, kwargs: Any = None) -> None:
-        """Connect to the agent and start one if necessary. Never raises: other ranks wait."""
+        """Connect to the agent; start one if necessary. Never raises, because other ranks wait."""
         state.enabled = True
         self._counts_savings = storage_config.tp_rank == storage_config.pp_rank == 0
-        """True on one rank only: all ranks load the same tokens."""
+        """Whether this rank counts what loads save. Only one does: all ranks load the same tokens."""
         self.traffic = Traffic(
             metrics=storage_config.enable_storage_metrics, count_requests=self._counts_savings
         )
         self._prefill = PrefillSpeed()
         self._announcer: events.Announcer | None = None
-        """None if SGLang publishes no KV events."""
+        """Announces KV events; None if SGLang does not publish them."""
         self._config = storage_config
         self._client: AgentClient | None = None
         self._model: ModelIdentity | None = None
@@ -92,7 +92,7 @@ class MemKVStorage(HiCacheStorage):
             log_as_json()
         self.traffic.log_requests = config.agent.log_requests
         self._prefill = PrefillSpeed(config.engine.prefill_speed)
-        # The agent starts while this thread reads the model.
+        # The agent can start while this thread reads the model.
         self._client = AgentClient(config, start=True)
         self._pools = RegisteredPools(self._client, self._config)
         self._clearing = Clearing(self._client, self._spill_lock)
@@ -112,7 +112,7 @@ class MemKVStorage(HiCacheStorage):
         )
 
     def disable_after_fork(self) -> None:
-        """Turn off in a forked child, where threads that are gone may have held the locks."""
+        """Turn the storage off in a forked child. Other threads may have held the locks."""
         self._client = self._announcer = None
         self._spill_lock, self._sealed = threading.Lock(), threading.Event()
         self.traffic = Traffic(metrics=False, count_requests=False)
@@ -136,7 +136,7 @@ class MemKVStorage(HiCacheStorage):
         self._add_pool(KV_POOL, mem_pool_host)
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
-        """Let the agent map a side pool; SGLang passes the anchor pool again."""
+        """Let the agent map a side pool. SGLang also passes the anchor pool again."""
         super().register_mem_host_pool_v2(host_pool, host_pool_name)
         self._add_pool(str(host_pool_name), host_pool)
 
@@ -146,7 +146,7 @@ class MemKVStorage(HiCacheStorage):
             self._safely(lambda: self._pools.add(name, host_pool, model), None)
 
     def seal(self) -> None:
-        """Miss every lookup and drop every spill until `unseal`: the weights may be changing."""
+        """Miss every lookup and drop every spill until `unseal`, as the weights may be changing."""
         self._sealed.set()
 
     def unseal(self, model: ModelIdentity) -> None:
@@ -162,7 +162,7 @@ class MemKVStorage(HiCacheStorage):
         return self._model
 
     def differs_by_rank(self, pool: Any) -> bool:
-        """Return whether every rank has to store this pool although their KV is equal."""
+        """Return whether every rank has to store this pool, although the ranks' KV is equal."""
         return self._client is not None and self._pools.differs_by_rank(str(pool))
 
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
@@ -172,7 +172,7 @@ class MemKVStorage(HiCacheStorage):
     def _find(self, keys: list[str], extra_info: Any) -> int:
         client, kv = self._client, self._usable(KV_POOL)
         if client is None or kv is None or kv.pool is None:
-            return 0  # without side pools, an anchor without memory has nothing to load
+            return 0  # Without side pools, an anchor pool without memory has nothing to load.
         recompute = self._recompute(kv.pool, len(keys), extra_info)
         chain, request = kv.chain(_hashes(keys)), self.traffic.request_id
         return client.lookup(chain, LOOKUP_SECONDS, recompute, request).length
@@ -187,7 +187,7 @@ class MemKVStorage(HiCacheStorage):
         return self._prefill.seconds(begin, begin + pages * pool.page_tokens) / max(1, pages)
 
     def _served(self, name: str, pool: Pool, pages: int, extra_info: Any) -> ServedRequest:
-        """Return the request that this thread loads for, and what a page of the pool saves it."""
+        """Return the request that this thread loads for, and what each page of the pool saves."""
         request = self.traffic.request_id
         if name != KV_POOL or not self._counts_savings:
             return ServedRequest(request)
@@ -201,7 +201,7 @@ class MemKVStorage(HiCacheStorage):
     def batch_exists_v2(
         self, keys: list[str], pool_transfers: Any = None, extra_info: Any = None
     ) -> Any:
-        """Return the longest prefix that every pool can serve, and which shorter ones they can."""
+        """Return the longest prefix that every pool can serve, and the shorter ones."""
         transfers = list(pool_transfers or ())
         find = partial(self._find_v2, keys, transfers, extra_info)
         return self._safely(find, PoolTransferResult.empty())
@@ -230,12 +230,12 @@ class MemKVStorage(HiCacheStorage):
     def batch_get_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
-        """Fill the pages at `host_indices`, one per key; returns whether each was loaded."""
+        """Fill the pages at `host_indices`, one per key; return whether each was loaded."""
         load = partial(self._load, KV_POOL, keys, host_indices, extra_info, start_deadline())
         return self._safely(load, [False] * len(keys))
 
     def batch_get_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
-        """Fill pages of side pools; returns for each pool whether each page was loaded."""
+        """Fill pages of side pools; return for each pool whether each page was loaded."""
         until, results = start_deadline(), {}
         for transfer in transfers:
             keys, indices = transfer.keys or [], transfer.host_indices
@@ -264,21 +264,21 @@ class MemKVStorage(HiCacheStorage):
         return loaded
 
     def _can_withhold(self) -> bool:
-        """Return whether SGLang lets us delay the release of a failed load's pages.
+        """Return whether the release of a failed load's pages can be delayed.
 
-        With pipeline parallelism it frees some pages directly instead of through its queues.
+        With pipeline parallelism, SGLang frees some pages directly instead of through its queues.
         """
         return hooks.can_withhold() and self._config.pp_size == 1
 
     def batch_set_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
-        """Store the pages at `host_indices`, one per key; returns whether each is stored."""
+        """Store the pages at `host_indices`, one per key; return whether each is stored."""
         spill = partial(self._spill, KV_POOL, keys, host_indices, extra_info, start_deadline())
         return self._safely(spill, [False] * len(keys))
 
     def batch_set_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
-        """Store pages of side pools; returns for each pool whether each page is stored."""
+        """Store pages of side pools; return for each pool whether each page is stored."""
         until, results = start_deadline(), {}
         for transfer in transfers:
             keys, indices = transfer.keys or [], transfer.host_indices
@@ -305,7 +305,7 @@ class MemKVStorage(HiCacheStorage):
         return [result <= SpillResult.PRESENT for result in results]
 
     def _usable(self, name: str) -> RegisteredPool | None:
-        """Return a pool; None if it is unknown, the storage is sealed, or its pages are cleared."""
+        """Return a pool; None if unknown, or if the storage is sealed or its pages are cleared."""
         if self._client is None or self._sealed.is_set():
             return None
         registered = self._pools.get(str(name))
@@ -337,15 +337,15 @@ class MemKVStorage(HiCacheStorage):
         return announcer.take() if announcer is not None else []
 
     def get_stats(self) -> Any:
-        """Return SGLang's `StorageMetrics` of the transfers since the last call; no I/O."""
+        """Return SGLang's `StorageMetrics` of the transfers since the last call. Does no I/O."""
         return self.traffic.take()
 
     def clear(self) -> None:
         """Treat everything stored so far as missing on this node; other nodes keep their pages.
 
-        Returns immediately. Lookups miss and spills fail until the agent has removed the server's
-        pages from the disk and noted that those in the shared tier are hidden. Then the server
-        continues in the same namespaces and finds what any node stores from then on.
+        Returns at once. Lookups miss and spills fail until the agent has removed the server's pages
+        from the disk and recorded that those in the shared tier are hidden. Then the server
+        continues in the same namespaces, and finds what any node stores from then on.
         """
         if self._client is None:
             return
@@ -367,7 +367,7 @@ class MemKVStorage(HiCacheStorage):
         self._pools.forget()
 
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
-        """Miss: only the zero-copy interface is supported, see `batch_get_v1`."""
+        """Return a miss. Only the zero-copy interface is supported; see `batch_get_v1`."""
         return
 
     def set(
@@ -377,13 +377,13 @@ class MemKVStorage(HiCacheStorage):
         target_location: Any = None,
         target_sizes: Any = None,
     ) -> bool:
-        """Refuse: only the zero-copy interface is supported, see `batch_set_v1`."""
+        """Refuse the page. Only the zero-copy interface is supported; see `batch_set_v1`."""
         return False
 
     def batch_get(
         self, keys: list[str], target_locations: Any = None, target_sizes: Any = None
     ) -> list[None]:
-        """Miss: only the zero-copy interface is supported, see `batch_get_v1`."""
+        """Return misses. Only the zero-copy interface is supported; see `batch_get_v1`."""
         return [None] * len(keys)
 
     def batch_set(
@@ -393,7 +393,7 @@ class MemKVStorage(HiCacheStorage):
         target_locations: Any = None,
         target_sizes: Any = None,
     ) -> bool:
-        """Refuse: only the zero-copy interface is supported, see `batch_set_v1`."""
+        """Refuse the pages. Only the zero-copy interface is supported; see `batch_set_v1`."""
         return False
 
 
@@ -406,7 +406,7 @@ os.register_at_fork(after_in_child=_disable_after_fork)
 
 
 def _prefix(extra_info: Any) -> Sequence[str]:
-    """Return the hashes of the pages before the ones a call names."""
+    """Return the hashes of the pages that precede those of a call."""
     return getattr(extra_info, "prefix_keys", None) or []
 
 

@@ -1,4 +1,4 @@
-"""Optional hooks on SGLang's cache controller, radix tree and scheduler, for the storage."""
+"""Optional hooks on SGLang's cache controller, radix tree and scheduler."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from memkv_sglang.plugin import state
 
 
 def look_up(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
-    """Wrap the lookup of a request's pages: tell the agent which request it is for."""
+    """Wrap the lookup of a request's pages, to tell the agent which request needs them."""
     storage = state.storage
     if storage is None:
         return original(controller, operation)
@@ -18,7 +18,7 @@ def look_up(original: Callable[..., Any], controller: Any, operation: Any) -> An
 
 
 def load(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
-    """Wrap the load of a request's pages: count the tokens that each tier served."""
+    """Wrap the load of a request's pages, to count the tokens from each tier."""
     storage = state.storage
     if storage is None:
         return original(controller, operation)
@@ -27,7 +27,7 @@ def load(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
 
 
 def back_up(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
-    """Wrap the backup of a tree node's pages: announce them in SGLang's KV events."""
+    """Wrap the backup of a tree node's pages, to announce them in SGLang's KV events."""
     result = original(controller, operation)
     storage = state.storage
     if storage is not None:
@@ -36,10 +36,10 @@ def back_up(original: Callable[..., Any], controller: Any, operation: Any) -> An
 
 
 def should_back_up(original: Callable[..., Any], controller: Any, transfer: Any) -> Any:
-    """Wrap the choice of side pools that this rank backs up.
+    """Wrap the choice of the side pools that this rank backs up.
 
-    If the ranks' KV is equal, SGLang lets one rank write. Side pools whose content differs from
-    rank to rank must be written by each rank.
+    If the ranks' KV is equal, SGLang lets one rank write. But if the content of a side pool differs
+    from rank to rank, each rank must write it.
     """
     storage = state.storage
     differs = storage is not None and storage.differs_by_rank(transfer.name)
@@ -47,7 +47,7 @@ def should_back_up(original: Callable[..., Any], controller: Any, transfer: Any)
 
 
 def take_events(original: Callable[..., Any], tree: Any) -> Any:
-    """Wrap `take_events` of the radix tree: append the events of the tiers."""
+    """Wrap `take_events` of the radix tree, to append the events of the tiers."""
     events = original(tree)
     storage = state.storage
     added = storage.take_events() if storage is not None else []
@@ -55,7 +55,7 @@ def take_events(original: Callable[..., Any], tree: Any) -> Any:
 
 
 def process_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> Any:
-    """Wrap the processing of a batch's results, which first waits for them: measure the batch."""
+    """Wrap the processing of a batch's results, which waits for them first, to time the batch."""
     done = original(scheduler, batch, result)
     if state.storage is not None:
         state.storage.record_batch(batch)
@@ -63,12 +63,13 @@ def process_result(original: Callable[..., Any], scheduler: Any, batch: Any, res
 
 
 def release(original: Callable[..., Any], controller: Any, *args: Any, **kwargs: Any) -> None:
-    """Wrap `append_host_mem_release`: postpone it while pages are withheld.
+    """Wrap `append_host_mem_release`, to postpone the release of pages while pages are withheld.
 
     A killed agent's disk requests may still write to the pages of a failed load. SGLang releases
-    those through queues, from which all ranks take equally many pages per iteration, so a rank
-    that releases late stays in step with the others. Every release is postponed, not only those of
-    withheld pages: that needs no bookkeeping, and the pools are only a little smaller meanwhile.
+    pages through queues. All ranks take the same number of pages from these in each iteration, so a
+    rank that releases pages late stays in step with the others. Every release is postponed, not
+    only that of withheld pages, because this needs no bookkeeping and the pools are only a little
+    smaller meanwhile.
     """
     withheld.when_free(partial(original, controller, *args, **kwargs))
 
@@ -76,12 +77,12 @@ def release(original: Callable[..., Any], controller: Any, *args: Any, **kwargs:
 def match_on_decode(
     original: Callable[..., Any], queue: Any, req: Any, result: Any, **more: Any
 ) -> Any:
-    """Wrap `_build_decode_prefix_match`: promise only the prefix that is locked on the device.
+    """Wrap `_build_decode_prefix_match`, to promise only the prefix that is locked on the device.
 
     The prefill server does not transfer the promised prefix. SGLang would include pages of the host
-    pool and of the storage, which it loads after the transfer, and it fails the request with HTTP
-    500 if one of them is gone by then. It would also wait in the scheduler for the lookup. The
-    prefill server finds the same pages in storage and transfers them.
+    pool and of the storage, which it loads after the transfer. If one of them is gone by then, it
+    fails the request with HTTP 500. It would also wait for the lookup in the scheduler. The prefill
+    server finds the same pages in storage, and transfers them.
     """
     if not state.enabled:
         return original(queue, req, result, **more)

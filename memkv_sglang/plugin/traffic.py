@@ -1,4 +1,4 @@
-"""Transfer statistics: bandwidth for SGLang's metrics, loaded tokens per tier and request."""
+"""Transfer statistics: bandwidth for SGLang's metrics, and loaded tokens by tier and request."""
 
 import logging
 import os
@@ -18,14 +18,14 @@ from memkv_sglang.log_limit import LogLimit
 from memkv_sglang.printable import printable
 
 TIERS = ("nvme", "minio")
-"""Tiers that a page can come from."""
+"""The tiers that a page can come from."""
 
 GIB = 1 << 30
-"""SGLang's own backends report these as GB in these metrics."""
+"""The unit that SGLang's own backends call GB in these metrics."""
 
 
 class Traffic:
-    """Collects statistics until SGLang takes them. Thread-safe; no I/O."""
+    """Collects statistics until SGLang takes them. Thread-safe. Does no I/O."""
 
     def __init__(self, *, metrics: bool, count_requests: bool) -> None:
         """Collect nothing unless `metrics` is true.
@@ -45,13 +45,13 @@ class Traffic:
 
     @contextmanager
     def load(self) -> Iterator[Counter[int]]:
-        """Time a load. The caller adds to the counter: number of pages by page size in bytes."""
+        """Time a load. The caller counts its pages in the yielded counter, by page size in bytes."""
         with self._timed(self._loads) as moved:
             yield moved
 
     @contextmanager
     def spill(self) -> Iterator[Counter[int]]:
-        """Time a spill, see `load`."""
+        """Time a spill. For the counter, see `load`."""
         with self._timed(self._spills) as moved:
             yield moved
 
@@ -67,7 +67,7 @@ class Traffic:
                 calls.append((pages, size / GIB / max(seconds, 1e-9)))
 
     def take(self) -> Any:
-        """Return SGLang's `StorageMetrics` since the last call; None without transfers."""
+        """Return SGLang's `StorageMetrics` since the last call; None if there were no transfers."""
         with self._lock:
             loads, spills = self._loads.copy(), self._spills.copy()
             self._loads.clear()
@@ -85,7 +85,7 @@ class Traffic:
 
     @contextmanager
     def lookup_of(self, request_id: str) -> Iterator[None]:
-        """Attribute this thread's lookups to a request, and log their time."""
+        """Attribute this thread's lookups to a request, and log how long they take."""
         with self._working_for(request_id):
             began = time.perf_counter()
             yield
@@ -93,7 +93,7 @@ class Traffic:
 
     @contextmanager
     def load_of(self, request_id: str, page_size: int) -> Iterator[None]:
-        """Attribute this thread's loads to a request; at the end, count and log tokens by tier."""
+        """Attribute this thread's loads to a request; finally count and log the tokens by tier."""
         tiers, began = Counter[str](), time.perf_counter()
         with self._working_for(request_id):
             self._request.tiers = tiers

@@ -1,9 +1,9 @@
-"""Weight updates at run time: pages of old weights are never served or stored under new ones.
+"""Handle weight updates at run time: never serve or store pages of old weights under new ones.
 
-An update seals the storage when it begins: lookups and loads miss, spills are dropped. The storage
-stays sealed until SGLang has reset its radix tree after the last change of a weight; then it
-continues in a new namespace. SGLang resets the tree after most updates, but not while a backup is
-in flight. It would then serve old KV with new weights, so an update first waits for backups.
+An update seals the storage when it begins: lookups and loads miss, and spills are dropped. The
+storage stays sealed until SGLang has reset its radix tree after the last change of a weight. Then
+it continues in a new namespace. SGLang resets the tree after most updates, but not while a backup
+is in flight. It would then serve old KV with new weights, so an update first waits for backups.
 """
 
 import logging
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 BACKUP_POLLS = 2000
 POLL_SECONDS = 0.005
-"""Their product is how long an update waits for backups: longer than any storage call takes. Each
-poll runs collectives, so every rank must make the same number of polls; hence the fixed count.
-"""
+"""Their product is how long an update waits for backups, which is longer than any storage call
+takes. The count is fixed, because each poll runs collectives, so every rank must make the same
+number."""
 
 RESET_LIMIT = 60.0
-"""Seconds that a reset of the pools waits for a disk; SGLang's watchdog waits 300."""
+"""Seconds that a reset of the pools waits for a disk. SGLang's watchdog waits 300 s."""
 
 
 def identify_loaded(started_with: ModelIdentity) -> ModelIdentity:
-    """Return the identity of the loaded model; `started_with` is that at the server's start.
+    """Return the identity of the loaded model. `started_with` is that at the server's start.
 
     Raises `NoFingerprintError` if updates make the identity uncertain.
     """
@@ -58,7 +58,7 @@ def update_weights_from_ipc(original: Callable[..., Any], manager: Any, request:
 
 
 def update_weights_from_tensor(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Wrap an update inside a session; SGLang refuses it outside of one."""
+    """Wrap an update inside a session. Outside of one, SGLang refuses it."""
     if manager._session is None:
         return original(manager, request)
     return _update(original, manager, request, _no_fingerprint)
@@ -68,7 +68,7 @@ update_weights_from_distributed = update_weights_from_tensor
 
 
 def begin_weight_update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Wrap the start of an update session: seal the storage until the session ends."""
+    """Wrap the start of an update session, to seal the storage until the session ends."""
     if manager._session is not None:
         return original(manager, request)
     state.weight_updates.begin()
@@ -78,7 +78,7 @@ def begin_weight_update(original: Callable[..., Any], manager: Any, request: Any
 
 
 def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Wrap the end of an update session: reset the radix tree, which SGLang does not do here."""
+    """Wrap the end of an update session, to reset the radix tree, which SGLang does not do here."""
     if manager._session is None:
         return original(manager, request)
     result = _update(original, manager, request, _no_fingerprint)
@@ -91,10 +91,10 @@ def end_weight_update(original: Callable[..., Any], manager: Any, request: Any) 
 
 
 def release_memory_occupation(original: Callable[..., Any], manager: Any, request: Any) -> Any:
-    """Wrap the release of device memory: seal the storage until all of it is back.
+    """Wrap the release of device memory, to seal the storage until all of it is resumed.
 
-    What the memory held is lost, unless SGLang keeps a copy of the weights. Lost weights keep the
-    storage sealed until an update has replaced them.
+    The content of the memory is lost, unless SGLang keeps a copy of the weights. After weights were
+    lost, the storage stays sealed until an update has replaced them.
     """
     from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE, GPU_MEMORY_TYPE_WEIGHTS
 
@@ -105,7 +105,7 @@ def release_memory_occupation(original: Callable[..., Any], manager: Any, reques
     tags = request.tags or (GPU_MEMORY_TYPE_KV_CACHE, GPU_MEMORY_TYPE_WEIGHTS)
     if manager.memory_saver_adapter.enabled:
         if GPU_MEMORY_TYPE_KV_CACHE in tags:
-            updates.lose_kv()  # until SGLang has reset its tree
+            updates.lose_kv()  # the KV is lost until SGLang has reset its tree
         if GPU_MEMORY_TYPE_WEIGHTS in tags and not _keeps_weights(manager):
             updates.lose_weights()
             log.info("memkv: released the weights; sealed until they are updated")
@@ -131,7 +131,7 @@ def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: An
     if state.enabled:
         _wait_for_withheld_pages()
     result = original(tree, *args, **kwargs)
-    # SGLang remembers which pages are stored, possibly in the namespace of other weights.
+    # SGLang remembers which pages are stored, but maybe in the namespace of other weights.
     stored_pages = getattr(tree, "storage_existence_cache", None)
     if state.enabled and stored_pages is not None:
         stored_pages.clear()
@@ -140,10 +140,10 @@ def reset_tree(original: Callable[..., Any], tree: Any, *args: Any, **kwargs: An
 
 
 def _wait_for_withheld_pages() -> None:
-    """Wait until no pages are withheld, because a reset frees every page of the pools.
+    """Wait until no pages are withheld, because a reset frees all pages of the pools.
 
-    Raises `RuntimeError` after `RESET_LIMIT`, which ends the server: a late disk request could
-    otherwise overwrite whatever the pages hold next.
+    Raises `RuntimeError` after `RESET_LIMIT`, which ends the server. Otherwise, a late disk request
+    could overwrite what the pages hold next.
     """
     if withheld.pending:
         log.warning("memkv: cache reset waits for disk requests of a killed agent")
@@ -157,19 +157,19 @@ def _wait_for_withheld_pages() -> None:
 def _update(
     original: Callable[..., Any], manager: Any, request: Any, identify: Callable[[], str]
 ) -> Any:
-    """Run an update; `identify` returns the fingerprint of the new weights, empty for none."""
+    """Run an update. `identify` returns the fingerprint of the new weights, empty for none."""
     state.weight_updates.begin()
     if state.enabled:
         _wait_for_backups(manager)
     result = original(manager, request)
-    # A failed update may have changed some of the weights.
+    # An update that fails may have changed some of the weights.
     fingerprint = identify() if result.success and state.enabled else ""
     state.weight_updates.end(_agree(manager, fingerprint) if state.enabled else None)
     return result
 
 
 def _wait_for_backups(manager: Any) -> None:
-    """Wait for copies in flight, so that SGLang can reset its tree after the update."""
+    """Wait for backups in flight, so that SGLang can reset its tree after the update."""
     tree = manager.scheduler.tree_cache
     for _ in range(BACKUP_POLLS):
         if not (tree.ongoing_backup or tree.ongoing_write_through or tree.ongoing_load_back):
@@ -191,7 +191,7 @@ def _fingerprint(model_path: str) -> str:
 def _require_all_tensors(model_path: str) -> None:
     """Raise `NoFingerprintError` if the files contain only some of the model's tensors.
 
-    SGLang loads those and keeps the other weights, so the files do not identify the result.
+    SGLang would load these and keep its other weights, so the files do not identify the result.
     """
     needed = tensor_names(find_weights(state.weight_updates.started_with))
     lacking = needed - tensor_names(find_weights(model_path))
@@ -206,7 +206,7 @@ def _no_fingerprint() -> str:
 def _agree(manager: Any, fingerprint: str) -> Weights:
     """Agree with all ranks on a name of the weights: a common fingerprint or a unique name.
 
-    A collective: every rank calls this once per update, even if its update failed.
+    This is a collective. Every rank calls it once per update, even if its update failed.
     """
     import torch.distributed as dist
 
