@@ -15,14 +15,15 @@ from memkv_sglang.config.errors import ConfigError
 FOLDER = Path(__file__).parent / "calibration"
 PUBLISHED = FOLDER / "published.toml"
 MEASURED = FOLDER / "epyc-2-cores.toml"
-"""Measurements of this machine apply unless a file from `memkv bench --calibration` is given."""
+"""File with the measurements of the machine, unless one from `memkv bench --calibration` is given.
+"""
 
 _LARGEST_FILE = 1 << 20
 Kind = TypeVar("Kind", "Published", "Measured")
 
 
 class Number(Struct, frozen=True, forbid_unknown_fields=True):
-    """A number and the name of its source, which the file's `sources` describes."""
+    """A number, and the name of its source, which the file's `sources` describes."""
 
     value: float
     source: str
@@ -49,7 +50,7 @@ class StepRow(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
-    """One GPU."""
+    """The numbers of one kind of GPU."""
 
     memory_bytes: Number
     memory_bytes_per_s: Number
@@ -58,7 +59,7 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
-    """A model and its parallelism."""
+    """A model, and how many GPUs serve one replica."""
 
     name: str
     kv_bytes_per_token: Number
@@ -70,7 +71,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeNumbers(Struct, frozen=True, forbid_unknown_fields=True):
-    """Hardware of a GPU node, except its GPUs."""
+    """The hardware of a GPU node, without its GPUs."""
 
     cores: Number
     agent_cores: Number
@@ -85,7 +86,7 @@ class NodeNumbers(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerNumbers(Struct, frozen=True, forbid_unknown_fields=True):
-    """A storage server."""
+    """The hardware of a storage server."""
 
     cores: Number
     nic_bytes_per_s: Number
@@ -100,7 +101,7 @@ class ServerNumbers(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Published(Struct, frozen=True, forbid_unknown_fields=True):
-    """`published.toml`."""
+    """The content of `published.toml`."""
 
     sources: dict[str, str]
     gpus: dict[str, Gpu]
@@ -135,7 +136,7 @@ class Machine(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Calls(Struct, frozen=True, forbid_unknown_fields=True):
-    """Cost of single calls."""
+    """The cost of single calls."""
 
     head_server_cpu_s: Number
     head_client_cpu_s: Number
@@ -149,7 +150,7 @@ class Calls(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Measured(Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of measurements, as `memkv bench --calibration` writes it."""
+    """The content of a file of measurements, as `memkv bench --calibration` writes it."""
 
     machine: Machine
     sources: dict[str, str]
@@ -183,7 +184,7 @@ class PrefillCost(NamedTuple):
         return self.fixed + self.marginal(new, cached)
 
     def marginal(self, new: float, cached: float) -> float:
-        """Return the time that these tokens add to a batch."""
+        """Return the time by which these tokens lengthen a batch."""
         return new * (self.per_token + self.per_pair * (cached + new / 2))
 
 
@@ -263,7 +264,7 @@ def fit_prefill(rows: Sequence[PrefillRow]) -> PrefillCost:
 def _fit(columns: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> list[float]:
     """Return the non-negative coefficients with the least sum of squared relative errors.
 
-    There are at most three, so trying every set of non-zero ones is simple and exact.
+    There are at most three coefficients, so trying every set of non-zero ones is simple and exact.
     """
     scaled = columns / values[:, None]
     best, least = np.zeros(columns.shape[1]), np.inf

@@ -23,13 +23,13 @@ class TierSpeed(NamedTuple):
     load_bytes_per_s: float
     spill_bytes_per_s: float
     load_cpu_s_per_gb: float
-    """CPU time of this process during the load."""
+    """CPU time of this process during the loads, per GB."""
 
 
 def write_calibration(speeds: Sequence[TierSpeed], file: Path) -> None:
     """Write `speeds` to a TOML file.
 
-    Everything else keeps the project's numbers and sources. That includes the CPU use of storage
+    All other numbers are the project's, with their sources. These include the CPU use of storage
     servers, which a node cannot measure. Raises `OSError`.
     """
     known = measured()
@@ -55,7 +55,7 @@ def write_calibration(speeds: Sequence[TierSpeed], file: Path) -> None:
 
 
 def _as_toml(value: Measured) -> str:
-    """Return TOML. Strings and numbers have the same form in JSON and TOML."""
+    """Return the document as TOML. Strings and numbers have the same form in JSON and TOML."""
     lines = ["# Written by `memkv bench --calibration`. Every number names its source."]
     for name, content in msgspec.to_builtins(value).items():
         for table in content if isinstance(content, list) else [content]:

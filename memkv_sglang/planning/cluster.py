@@ -31,7 +31,7 @@ _HOT_SESSION = 1 << 40
 
 
 class Served(msgspec.Struct, frozen=True):
-    """One answered request."""
+    """A request that was answered."""
 
     arrived: float
     first_token: float
@@ -42,19 +42,19 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The results of a simulation, without its warm-up. Contains all inputs."""
+    """The results of a simulation without its warm-up, and all its inputs."""
 
     scenario: Scenario
     requests: int
     waiting: int
-    """Requests that had no first token when the simulation ended."""
+    """Number of requests that had no first token when the simulation ended."""
     first_token_p50: float
     first_token_p95: float
     first_token_p99: float
     hits: dict[str, float]
     """Share of prompt pages by source: a tier, or recomputed."""
     use: dict[str, float]
-    """Utilization of each resource. For a node's resources, that of the busiest node."""
+    """Utilization of each resource. If it belongs to a node, that of the busiest node."""
     bottleneck: str
     loaded_bytes_per_s: dict[str, float]
     """Bytes per second of the whole cluster, by tier."""
@@ -66,7 +66,7 @@ class Result(msgspec.Struct, frozen=True):
     served: list[Served] = []
 
     def summary(self) -> dict[str, Any]:
-        """Return everything except the individual requests."""
+        """Return all results except the individual requests."""
         content: dict[str, Any] = msgspec.to_builtins(self)
         del content["served"]
         return content
@@ -92,7 +92,7 @@ class _Worker:
     device: LruPool
     host: LruPool
     jobs: int = 0
-    """Requests assigned and not yet answered."""
+    """Number of requests assigned and not yet answered."""
 
 
 @dataclass(eq=False)
@@ -104,7 +104,7 @@ class _Request:
     arrived: float
     worker: _Worker
     parts: dict[str, int] = field(default_factory=dict)
-    """Pages of the prompt by tier."""
+    """Number of the prompt's pages by tier."""
     loads: int = 0
     hot: bool = False
 
@@ -170,7 +170,7 @@ class Cluster:
     # Sessions
 
     def _open(self, number: int) -> None:
-        """Begin a session midway, with its earlier pages already in the pools."""
+        """Begin a session midway. Its earlier pages are already in the pools."""
         session: Session = self._population.running() if self._population else self._steady(number)
         if before := session.before():
             worker = self._workers[self._router.choose(number, before)]
@@ -211,11 +211,11 @@ class Cluster:
     # A request
 
     def _look_up(self, request: _Request, then: Callable[[], None]) -> None:
-        """Find which tier holds each page, and load the pages that are not on the device."""
+        """Find out which tier holds each page, and load the pages that are not on the device."""
         parts, seconds = self._split(request.worker, request.turn)
         node = self._nodes[request.worker.node]
         if parts["nvme"]:
-            node.disk.lookup(request.turn.runs, request.turn.pages)  # counts as a use
+            node.disk.lookup(request.turn.runs, request.turn.pages)  # a lookup counts as a use
         self._drop_slow_loads(request, parts, node)
         request.parts = parts
         self._pages.update(parts)
@@ -227,7 +227,7 @@ class Cluster:
             self._loop.after(seconds, partial(self._load, request, tier, pages, then))
 
     def _split(self, worker: _Worker, turn: Turn) -> tuple[dict[str, int], float]:
-        """Return the number of pages by tier, and the lookup time in seconds."""
+        """Return the number of pages by tier, and the seconds that the lookup takes."""
         runs, pages = turn.runs, turn.pages
         usable = min(pages, (turn.tokens - 1) // self._s.page_tokens)
         device = min(worker.device.lookup(runs, pages), usable)
@@ -280,7 +280,7 @@ class Cluster:
             known += parts["nvme"] * s.page_tokens if tier == "minio" else 0
             saved = s.prefill.marginal(parts[tier] * s.page_tokens, known)
             if parts[tier] * s.page_bytes / speed > saved:
-                # Old measurements count less and less, so a slow minute does not disable a tier for
+                # Old measurements lose weight, so that a slow minute does not disable a tier for
                 # good.
                 node.speeds[tier] = speed * 1.2
                 parts["computed"] += parts[tier]
@@ -340,7 +340,7 @@ class Cluster:
         self._bucket.store(turn.runs, turn.pages)
 
     def _promote(self, request: _Request, node: _Node) -> int:
-        """Copy runs that were loaded from the bucket to the disk; return the number of pages."""
+        """Copy runs that were loaded from the bucket to the disk; return their number of pages."""
         pages = request.parts["minio"]
         if not pages or not self._s.nvme_bytes:
             return 0
@@ -355,7 +355,7 @@ class Cluster:
         return node.disk.spill(admitted) if admitted else 0
 
     def _remember(self, worker: _Worker, turn: Turn, start: int) -> int:
-        """Store a chain in the pools, and its runs numbered `start` and higher on disk.
+        """Store a chain in the pools, and its runs from number `start` on on the disk.
 
         Returns the number of pages written to the disk.
         """
@@ -466,7 +466,7 @@ class Cluster:
         if s.servers:
             heads = (after["heads"] - before["heads"]) * s.head_server_cpu / s.seconds
             use["server CPU"] += heads / (s.servers * s.server_cores)
-        # Excludes decode, which takes all the time that prefill leaves while any request runs.
+        # Decode is not counted: while any request runs, it takes all the time that prefill leaves.
         for name in ("GPU prefill", "GPU memory"):
             busy = max(b - a for a, b in zip(before[name], after[name], strict=True))
             use[name] = busy / s.seconds

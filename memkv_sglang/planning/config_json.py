@@ -24,22 +24,22 @@ _SOURCE = "config.json"
 
 
 class _Size(NamedTuple):
-    """Sizes derived from a model's shape."""
+    """Sizes that follow from a model's shape."""
 
     parameters: float
     active: float
-    """Parameters that a token uses."""
+    """Number of parameters that a token uses."""
     kv_bytes_per_token: float
     attention: float
-    """Multiply-adds of attention per pair of tokens."""
+    """Number of multiply-adds of attention for each pair of tokens."""
     is_mla: bool
 
 
 def read_config(file: Path, numbers: Published, gpu: str, gpus: int) -> Model:
-    """Return a model with times estimated from those of Llama 70B by the number of operations.
+    """Return a model, with times estimated from those of Llama 70B by the number of operations.
 
-    The tensor parallelism is the fewest of `gpus` GPUs that leave a third of their memory to KV.
-    Raises `ConfigError`.
+    Its tensor parallelism is the smallest number of GPUs, up to `gpus`, that leaves a third of
+    their memory to KV. Raises `ConfigError`.
     """
     config = _load(file)
     try:

@@ -1,4 +1,4 @@
-"""Simulate the NVMe tier's eviction without files; pages are numbers.
+"""Simulate the NVMe tier's eviction without files. Pages are numbers.
 
 It runs the tier's own `EvictionOrder` and `Victims`; a test compares it with the tier itself.
 """
@@ -23,9 +23,9 @@ def page_hash(page: int) -> bytes:
 class SimulatedDisk:
     """An NVMe tier without files. It evicts runs of consecutive pages of a chain.
 
-    A chain is a list of run numbers and its length in pages. Only its last run may be shorter than
-    `run` pages; it keeps its number as it grows. With one page per run, it evicts page by page,
-    like the tier.
+    A chain is given as a list of run numbers, and its length in pages. Only the last run may be
+    shorter than `run` pages. It keeps its number as it grows. With one page per run, it evicts page
+    by page, like the tier.
     """
 
     def __init__(self, pages: int, run: int = 1, chooser: PolicyChooser | None = None) -> None:
@@ -37,7 +37,7 @@ class SimulatedDisk:
         self.written = 0
         """Pages stored."""
         self.exempt: set[int] = set()
-        """Runs that are not evicted, such as those waiting for upload."""
+        """Runs that must not be evicted, such as those waiting for upload."""
         self._capacity = pages
         self._run = run
         self._held = 0
@@ -54,7 +54,7 @@ class SimulatedDisk:
 
     @property
     def held(self) -> int:
-        """Pages held."""
+        """Number of pages held."""
         return self._held
 
     def size(self, run: int) -> int:

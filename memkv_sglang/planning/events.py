@@ -9,7 +9,7 @@ Action = Callable[[], None]
 class EventLoop:
     """Runs actions at simulated times, in seconds. Actions at equal times run in order of arrival.
 
-    It is a plain heap of callbacks, because generators would halve the simulator's speed.
+    It is a heap of callbacks, because generators would halve the simulator's speed.
     """
 
     def __init__(self) -> None:

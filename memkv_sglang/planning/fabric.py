@@ -10,7 +10,7 @@ from memkv_sglang.planning.events import Action, EventLoop
 from memkv_sglang.planning.fairness import max_min
 
 _DONE = 1e-6
-"""A flow with at most this many bytes left counts as done."""
+"""A flow counts as done if at most this many bytes are left."""
 
 
 class Fabric:
@@ -33,9 +33,8 @@ class Fabric:
         self._route_links: list[Sequence[int]] = []
         self._route_uses: list[Sequence[float]] = []
         self._heaps: list[list[tuple[float, int, float, Action]]] = []
-        """One heap per route, of (end, number, size, action) for each flow. The end is in bytes
-        served to each flow of the route.
-        """
+        """One heap per route, of (end, number, size, action) for each flow. The end is the number
+        of bytes that the route has then served to each of its flows."""
         self._sent = 0
         self._settled_at = 0.0
         self._next_settle = math.inf
@@ -77,7 +76,7 @@ class Fabric:
         self._rates = np.zeros(routes)
         self._targets = np.full(routes, math.inf)
         self._finished = np.zeros(routes)
-        """Bytes of finished flows."""
+        """Bytes of the finished flows."""
 
     def send(self, route: int, size: float, done: Action) -> None:
         """Move `size` bytes along a route, then run `done`."""
@@ -99,7 +98,7 @@ class Fabric:
         return float(self._finished[route]) if self._built else 0.0
 
     def use_by_link(self) -> dict[str, float]:
-        """Return how long finished flows have occupied each link, in seconds at full capacity."""
+        """Return how many seconds finished flows have occupied each link, at full capacity."""
         if not self._built:
             return dict.fromkeys(self.link_names, 0.0)
         taken = np.bincount(
@@ -126,7 +125,7 @@ class Fabric:
     def _settle(self, time: float) -> None:
         """End finished flows, recompute the rates, and schedule the next end."""
         if time != self._next_settle:
-            return  # an earlier call has replaced this one
+            return  # an earlier call has scheduled another end
         self._next_settle = math.inf
         self._advance()
         finished: list[Action] = []

@@ -18,10 +18,10 @@ def max_min(counts: Floats, links: Ints, uses: Floats, capacities: Floats) -> Fl
 
     Args:
         counts: number of flows in each class, shape (n,).
-        links: indices of the links that a class uses, shape (n, k). Pad with the index of a link
-            of infinite capacity.
+        links: indices of the links that a class uses, shape (n, k). Pad with the index of a link of
+            infinite capacity.
         uses: how much capacity of each of those links a rate of 1 takes, shape (n, k).
-        capacities: of each link, shape (m,).
+        capacities: capacity of each link, shape (m,).
 
     Raises `ValueError` if a class uses no finite link.
 

@@ -11,8 +11,7 @@ from memkv_sglang.planning.events import EventLoop
 
 CHUNK = 16_384
 """Maximum new tokens of a prefill batch (SGLang's `--max-prefill-tokens`). A longer prompt is a
-batch of its own.
-"""
+batch of its own."""
 
 
 @dataclass(eq=False)
@@ -20,17 +19,17 @@ class Job:
     """A request on a replica."""
 
     new: float
-    """Tokens to compute."""
+    """Number of tokens to compute."""
     cached: float
-    """Tokens before the new ones; their KV is in memory."""
+    """Number of tokens before the new ones. Their KV is in memory."""
     output: float
-    """Tokens to generate."""
+    """Number of tokens to generate."""
     first_token: Callable[[], None]
     done: Callable[[], None]
 
     @property
     def tokens(self) -> float:
-        """Tokens in device memory when the job ends."""
+        """Number of tokens in device memory when the job ends."""
         return self.new + self.cached + self.output
 
 
@@ -43,7 +42,7 @@ class Replica:
     def __init__(
         self, loop: EventLoop, prefill: PrefillCost, step: StepCost, tokens: float
     ) -> None:
-        """Hold at most `tokens` tokens in device memory; a larger job runs alone."""
+        """Hold at most `tokens` tokens in device memory. A larger job runs alone."""
         self._loop = loop
         self._prefill = prefill
         self._step = step
@@ -51,7 +50,7 @@ class Replica:
         self._queue: deque[Job] = deque()
         self._used = 0.0
         self._occupied = 0.0
-        """Tokens in use times seconds, until `_occupied_since`."""
+        """Sum of tokens in use times seconds, until `_occupied_since`."""
         self._occupied_since = 0.0
         self._is_prefilling = False
         self._backlog = 0.0
@@ -59,7 +58,8 @@ class Replica:
         self._batch_end = 0.0
         self._prefill_seconds = 0.0
         self._decoding: list[tuple[float, int, Job]] = []
-        """Heap by end, in tokens that the batch has generated since the start."""
+        """Running jobs as a heap by their end. The end is in tokens that the batch has generated so
+        far."""
         self._generated = 0.0
         self._contexts = 0.0
         self._rate = 0.0
@@ -130,7 +130,7 @@ class Replica:
         self._is_prefilling = False
         self._advance()
         for job in batch:
-            self._version += 1  # also makes the heap's entries unique
+            self._version += 1  # the number also makes the heap's entries unique
             heapq.heappush(self._decoding, (self._generated + job.output, self._version, job))
             self._contexts += job.new + job.cached
         for job in batch:

@@ -1,4 +1,4 @@
-"""Draw plans."""
+"""Draw pictures of plans."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ def _figure(width: float, columns: int) -> "tuple[Figure, list[Axes]]":
 
 
 def draw_plan(plan: Plan, file: Path) -> None:
-    """Draw hits, sessions per GPU and used resources of a plan. Raises `OSError`."""
+    """Draw the hits, sessions per GPU and used resources of a plan. Raises `OSError`."""
     figure, (hits, sessions, uses) = _figure(13, 3)
     result, scenario = plan.result, plan.result.scenario
     _bars(hits, {name: 100 * share for name, share in result.hits.items()}, "pages from", "%")

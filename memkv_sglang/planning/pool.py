@@ -7,7 +7,7 @@ from collections.abc import Sequence
 class LruPool:
     """Holds chains, and evicts the least recently used pages, leaves before roots.
 
-    For the form of chains see `SimulatedDisk`.
+    Chains have the same form as in `SimulatedDisk`.
     """
 
     def __init__(self, pages: float, run: int = 1) -> None:
@@ -50,7 +50,8 @@ class LruPool:
             pages = int(self._capacity)
         count = -(-pages // self._run)
         sizes, before = self._sizes, self.held
-        for i in range(count - 1, -1, -1):  # the root last, so that it is the most recently used
+        # The root is the last, so that it is the most recently used.
+        for i in range(count - 1, -1, -1):
             run = runs[i]
             size = self._run if i < count - 1 else pages - self._run * (count - 1)
             old = sizes.get(run, 0)

@@ -13,7 +13,7 @@ Placement = Literal["prefix_aware", "round_robin"]
 
 
 _PAGE_BY_PAGE = 1_000_000
-"""Pages of a trace's prompts up to which it is replayed page by page."""
+"""A trace whose prompts have at most this many pages in total is replayed page by page."""
 
 
 class Tiers(NamedTuple):
@@ -33,15 +33,15 @@ class Hits(NamedTuple):
     minio: int
     asked: int
     ideal: int
-    """Hits if no page were ever evicted."""
+    """Number of hits if no page were ever evicted."""
     written: int
-    """Pages written to the nodes' disks."""
+    """Number of pages written to the nodes' disks."""
     by_request: Sequence[int] = ()
-    """Hits of each request."""
+    """Number of hits of each request."""
 
     @property
     def total(self) -> int:
-        """Hits of all tiers."""
+        """Number of hits of all tiers."""
         return self.host + self.nvme + self.minio
 
 
@@ -59,9 +59,9 @@ def replay(
     placement: Placement = "prefix_aware",
     run: int = 1,
 ) -> Hits:
-    """Serve the requests one after the other; uploads finish before the next request.
+    """Serve the requests one after the other. Uploads finish before the next request.
 
-    Tiers evict `run` pages at a time; 1 is exact.
+    Tiers evict `run` pages at a time. With 1, the result is exact.
     """
     homes = [
         _Node(LruPool(tiers.host, run), SimulatedDisk(tiers.nvme, run), Admission(tiers.promote))
@@ -89,7 +89,7 @@ def replay(
 
 
 def _follow(runs: Sequence[int], last_at: dict[int, int], turn: int) -> int:
-    """Return the node that got the longest matching prefix; without a match, `turn`."""
+    """Return the node that got the longest matching prefix, or the node `turn` if none did."""
     known = next((run for run in reversed(runs) if run in last_at), None)
     node = turn if known is None else last_at[known]
     last_at.update(dict.fromkeys(runs, node))
@@ -128,7 +128,7 @@ def _serve(
 
 
 def run_of(trace: Trace) -> int:
-    """Return pages per run that make a replay quick: 1 for traces of few pages."""
+    """Return the pages per run with which a replay is quick, which is 1 for traces of few pages."""
     asked = sum(request.pages for request in trace.requests)
     return 1 if asked < _PAGE_BY_PAGE else 32
 

@@ -14,7 +14,7 @@ class Worker(Protocol):
 
     @property
     def jobs(self) -> int:
-        """Requests assigned and not yet answered."""
+        """Number of requests assigned and not yet answered."""
 
 
 class Router(Protocol):
@@ -39,7 +39,7 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """Chooses the worker with the fewest requests; breaks ties in turn."""
+    """Chooses the worker with the fewest requests. In a tie, workers take turns."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         """Choose among these workers."""
@@ -55,7 +55,7 @@ class LeastLoaded:
 
 
 class Sticky:
-    """Keeps a session on its worker, except for a share of turns that move it to another one."""
+    """Keeps a session on its worker, except for a share of turns, which move to another worker."""
 
     def __init__(self, workers: int, moves: float, seed: int) -> None:
         """Send a turn to another worker with probability `moves`."""
@@ -86,10 +86,10 @@ class CacheAware:
     """SGLang's cache-aware policy, as in sglang-router 0.3.2.
 
     If the longest and the shortest queue differ by more than `absolute` requests and by more than
-    the factor `relative`, the shortest one gets the request. Otherwise the worker whose history
-    matches the longest prefix gets it, if that is more than `threshold` of the prompt; or else the
-    worker with the smallest history. Unlike the router's character tree, histories are kept by
-    session and by shared prefix.
+    the factor `relative`, the shortest queue gets the request. Otherwise, the worker whose history
+    matches the longest prefix gets it, if that is more than `threshold` of the prompt. If not, the
+    worker with the smallest history gets it. Unlike the router's character tree, histories are kept
+    by session and by shared prefix.
     """
 
     _REMEMBERED = 1 << 20

@@ -23,22 +23,22 @@ from memkv_sglang.planning.workload import Think
 RouterPolicy = Literal["sticky", "round_robin", "least_loaded", "cache_aware", "tier_aware"]
 
 PAGE_BY_PAGE_NODES = 4
-"""Up to this many nodes, disks evict page by page; larger clusters evict runs of pages."""
+"""With up to this many nodes, disks evict page by page. In larger clusters, they evict runs of
+pages."""
 RUN_PAGES, LONG_RUN_PAGES = 32, 128
-"""Pages per run, up to `RUN_NODES` nodes and above."""
+"""Pages per run with up to `RUN_NODES` nodes, and with more."""
 RUN_NODES = 250
 EXACT_NODES = 4
-"""Up to this many nodes, flows start and end at any time; in larger clusters, at multiples of
-`QUANTUM`.
-"""
+"""With up to this many nodes, flows start and end at any time. In larger clusters, they do so at
+multiples of `QUANTUM`."""
 QUANTUM = 0.01
 """Seconds."""
 
 
 class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A cluster, its traffic and the time to simulate. Bytes, seconds and tokens.
+    """A cluster, its traffic and the time to simulate, in bytes, seconds and tokens.
 
-    Rates and sizes are per node or per server unless the name says otherwise. A tier with 0 bytes
+    Rates and sizes are per node or per server, unless the name says otherwise. A tier with 0 bytes
     or 0 servers does not exist.
     """
 
@@ -48,7 +48,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpus: int
     """Per node."""
     replicas: int
-    """Replicas of the model per node."""
+    """Number of the model's replicas per node."""
     kv_bytes_per_token: float
     page_tokens: int
     objects_per_page: int
@@ -74,9 +74,10 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     servers: int = 0
     shared_bytes: float = float("inf")
-    """Capacity of the bucket, over all servers."""
+    """Capacity of the bucket on all servers."""
     layout: Literal["cluster", "shards"] = "cluster"
-    """One erasure-coded cluster, or independent servers with pages spread over them by hash."""
+    """Whether the servers are one erasure-coded cluster, or independent with pages spread over them
+    by hash."""
     set_nodes: int = 16
     set_parity: int = 4
     server_nic: float
@@ -88,7 +89,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     server_limit: float = float("inf")
     """Upper limit of a server's rate, regardless of its hardware."""
     spine_oversubscription: float = 1.0
-    """Oversubscription: sum of the nodes' network cards / capacity of the spine."""
+    """Oversubscription: the sum of the nodes' network cards, divided by the spine's capacity."""
     head_server_cpu: float
     heads_per_lookup: float
     lookup_seconds: float
@@ -102,7 +103,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     balance_relative: float = 1.5
 
     sessions: int
-    """In the whole cluster."""
+    """Number of sessions in the whole cluster."""
     workload: Literal["steady", "agentic"] = "steady"
     context: int = 0
     new_tokens: int = 720
@@ -116,23 +117,23 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quantum: float = 0.0
 
     restart_at: float = 0.0
-    """When all nodes restart and lose their device and host pools; 0: never."""
+    """Time at which all nodes restart and lose their device and host pools; 0 for never."""
     hot_prompt_at: float = 0.0
-    """When every node gets one request with the same prompt, which only the bucket has."""
+    """Time at which every node gets a request with the same prompt, which only the bucket has; 0
+    for never."""
     hot_prompt_tokens: int = 0
     hot_servers: float = 0.0
-    """Servers that these reads keep busy at once. If all nodes read in the same order, that is the
-    number of objects in flight per node. 0: all servers.
-    """
+    """Number of servers that these reads keep busy at once. If all nodes read in the same order,
+    that is the number of objects in flight per node. 0 means all servers."""
 
     @property
     def page_bytes(self) -> float:
-        """Size of a page, over all ranks, in bytes."""
+        """Bytes of a page on all ranks."""
         return self.page_tokens * self.kv_bytes_per_token
 
     @property
     def object_bytes(self) -> float:
-        """Size of an object in bytes."""
+        """Bytes of an object."""
         return self.page_bytes / self.objects_per_page
 
     def replace(self, **changes: Any) -> "Scenario":

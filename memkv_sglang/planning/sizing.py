@@ -14,8 +14,7 @@ HEADROOM = 0.7
 """Maximum utilization of a resource in a plan. Above it, queues grow quickly."""
 PATIENCE = 1.5
 """Bound on the 95th percentile of the time to first token, relative to the prefill time on an idle
-replica.
-"""
+replica."""
 REQUESTS = 600
 """Number of requests in each simulation of the search for the most sessions."""
 RUNS_PER_CONTEXT = 8
@@ -29,7 +28,7 @@ TIERS: Mapping[str, Mapping[str, Any]] = {
     "and NVMe": {"servers": 0},
     "and MinIO": {},
 }
-"""Changes to a scenario that remove tiers, by the tiers that are left."""
+"""For each set of tiers, the changes to a scenario that remove all other tiers."""
 
 
 class Capacity(NamedTuple):
@@ -50,20 +49,20 @@ class Plan(msgspec.Struct, frozen=True):
     page_bytes: float
     object_bytes: float
     live_bytes: float
-    """KV of all sessions at once."""
+    """Bytes of the KV of all sessions."""
     nvme_bytes_per_node: float
-    """Disk per node that holds the KV of the node's sessions."""
+    """Bytes of disk per node that hold the KV of the node's sessions."""
     bucket_bytes: float
-    """KV of all sessions plus a day's uploads."""
+    """Bytes of the KV of all sessions and of a day's uploads."""
     uploaded_bytes_per_day: float
     servers: int
-    """Storage servers needed to keep their utilization below `HEADROOM`."""
+    """Number of storage servers with which their utilization stays below `HEADROOM`."""
     server_limit: str
     """The resource that limits a server."""
     node_gbit_s: float
-    """Network of a node, with the same limit on utilization."""
+    """Network throughput that a node needs for the same utilization."""
     sessions_per_gpu: dict[str, float]
-    """Most sessions within the bound, by available tiers."""
+    """Most sessions within the bound, by the tiers that are available."""
     bottlenecks: dict[str, str]
 
 
@@ -80,7 +79,7 @@ def first_token_bound(scenario: Scenario) -> float:
 def most_sessions(scenario: Scenario, bound: float) -> Capacity:
     """Search for the most sessions of one node that stay within the bound.
 
-    One node represents all: it gets its share of the servers.
+    One node, with its share of the servers, represents all nodes.
     """
     one = scenario.replace(
         nodes=1, servers=math.ceil(scenario.servers / scenario.nodes), quantum=0.005
@@ -124,7 +123,7 @@ def _try(scenario: Scenario, sessions: int) -> _Tried:
 
 
 def _estimate(scenario: Scenario) -> float:
-    """Estimate the number of sessions of a node that recomputes the whole context at each turn."""
+    """Estimate how many sessions a node can serve that recompute the context at each turn."""
     compute = scenario.prefill.seconds(scenario.context, 0)
     return scenario.replicas * scenario.think.mean * scenario.think_scale / compute
 
@@ -178,7 +177,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 def servers_needed(scenario: Scenario, get: float, put: float) -> tuple[int, str]:
     """Return how many servers these rates need, in bytes per second, and what limits them.
 
-    Tries one number after the other, because adding servers widens erasure sets.
+    Tries one number after the other, because more servers widen the erasure sets.
     """
     servers = 1
     while True:

@@ -8,7 +8,7 @@ from memkv_sglang.planning.scenario import Scenario
 
 
 class Amplification(NamedTuple):
-    """Bytes that the servers move for each byte that a client sends or receives."""
+    """How many bytes the servers move for each byte that a client sends or receives."""
 
     get_out: float
     get_in: float
@@ -20,9 +20,9 @@ class Amplification(NamedTuple):
 def amplification(scenario: Scenario) -> Amplification:
     """Return the amplification of erasure coding.
 
-    In a cluster, the server that gets a request holds one share of the object; it reads the others
-    from its peers, over the same network cards: (n - 1) / n more bytes each way for n servers per
-    erasure set. PUTs send data and parity to the peers. Shards have no peers.
+    In a cluster, the server that gets a request holds one share of the object and reads the others
+    from its peers, over the same network cards. With n servers per erasure set, these are (n - 1) /
+    n more bytes each way. PUTs send data and parity to the peers. Shards have no peers.
     """
     data = 16 - scenario.set_parity
     overhead = 16 / data
@@ -38,7 +38,7 @@ def amplification(scenario: Scenario) -> Amplification:
 
 
 class Routes(NamedTuple):
-    """The routes of one node's bytes."""
+    """The routes that the bytes of one node take."""
 
     host: int
     """Host pool to device."""
@@ -57,8 +57,8 @@ class Routes(NamedTuple):
 def build_links(fabric: Fabric, scenario: Scenario) -> list[Routes]:
     """Add the links and return each node's routes.
 
-    All servers together are one link of each kind: pages are spread over them by hash, so their
-    load is equal.
+    There is one link of each kind for all servers together, because pages are spread over them by
+    hash, so their load is equal.
     """
     s = scenario
     share = amplification(s)

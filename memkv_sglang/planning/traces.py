@@ -31,11 +31,11 @@ class Request(NamedTuple):
     seconds: float
     """Seconds since the beginning of the trace."""
     blocks: Blocks
-    """The prompt's pages. Pages with equal numbers end equal prefixes."""
+    """The prompt's pages. Pages have equal numbers if the prefixes that they end are equal."""
     tokens: int
     output: int
     stored: int | None = None
-    """Pages of the prompt that the tiers held when it was recorded, if known."""
+    """Number of the prompt's pages that the tiers held when it was recorded, if known."""
 
     def runs(self, run: int = 1) -> list[int]:
         """Return the numbers of the runs of `run` pages. A run has the number of its first page."""
@@ -63,7 +63,7 @@ class Trace(NamedTuple):
 
     @property
     def ideal_hits(self) -> int:
-        """Pages that hit in a cache that never evicts."""
+        """Number of pages that hit in a cache that never evicts."""
         seen: set[int] = set()
         hits = 0
         for request in self.requests:
@@ -105,7 +105,7 @@ class _Record(msgspec.Struct):
     t: float
     ns: str
     n: int
-    """Pages asked for: the last ones of the chain."""
+    """Number of pages that the lookup asked for, which are the last ones of the chain."""
     hit: int
     at: int = 0
     """Number of pages before `new`, which the record omits."""
@@ -177,7 +177,7 @@ def _mooncake(file: Path, lines: Iterator[bytes]) -> Trace:
 
 
 def _agentic(file: Path, lines: Iterator[bytes], spacing: float) -> Trace:
-    """Each session starts `spacing` seconds after the previous one and includes its subagents."""
+    """Each session starts `spacing` seconds after the one before, and includes its subagents."""
     requests: list[Request] = []
     templates: list[Template] = []
     block_tokens = 0
@@ -205,7 +205,7 @@ def _check_blocks(file: Path, line: int, blocks: Sequence[tuple[int, int]]) -> N
 
 
 def _relabel(blocks: Blocks, shared: int, group: int, base: int) -> Blocks:
-    """Return blocks whose shared pages are numbered per group and all others per session."""
+    """Return blocks in which shared pages are numbered per group, and all others per session."""
     result = []
     for first, count in blocks:
         common = min(max(0, shared + 1 - first), count)
@@ -217,7 +217,7 @@ def _relabel(blocks: Blocks, shared: int, group: int, base: int) -> Blocks:
 
 
 def _template(file: Path, line: int, one: _AgenticLine) -> Template:
-    """Keep only the main agent's requests; its subagents would need separate sessions."""
+    """Return only the main agent's requests. Its subagents would need sessions of their own."""
     turns = []
     for _, think, _, tokens, output, blocks in one.requests:
         _check_blocks(file, line, blocks)
@@ -261,7 +261,7 @@ def _recorded(file: Path, lines: Iterator[bytes], page_tokens: int) -> Trace:
 
 
 def _chain(last: int, count: int, parents: Sequence[int]) -> Blocks:
-    """Return a page with its ancestors, `count` pages at most, root first."""
+    """Return a page with its ancestors, root first, but at most `count` pages."""
     pages: list[int] = []
     while last >= 0 and len(pages) < count:
         pages.append(last)

@@ -7,11 +7,11 @@ from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 SESSION_BITS = 24
-"""Low bits of a run's number, which distinguish the runs of one session."""
+"""Number of low bits of a run's number that distinguish the runs of one session."""
 
 
 Blocks = Sequence[tuple[int, int]]
-"""Pages of a chain, as (first number, count) of consecutive numbers."""
+"""The pages of a chain as blocks (first number, count) of consecutive numbers."""
 
 
 def as_blocks(pages: Sequence[int]) -> Blocks:
@@ -33,8 +33,8 @@ def count_pages(blocks: Blocks) -> int:
 def first_pages(blocks: Blocks, run: int) -> list[int]:
     """Return the first page of each run of `run` pages, which names the run.
 
-    Chains that diverge within a run still share the whole run, so each branch of a session
-    overestimates hits by half a run on average.
+    Chains that diverge within a run still share the whole run. So for each branch of a session,
+    hits are overestimated by half a run on average.
     """
     pages = chain.from_iterable(range(first, first + count) for first, count in blocks)
     return list(islice(pages, 0, None, run))
@@ -46,33 +46,33 @@ class Turn(NamedTuple):
     think: float
     """Seconds since the answer to the previous turn."""
     runs: Sequence[int]
-    """The prompt's complete pages; for their form see `SimulatedDisk`."""
+    """The prompt's complete pages, in the form of `SimulatedDisk`."""
     pages: int
     tokens: int
     """Tokens of the prompt."""
     output: int
     """Tokens of the answer."""
     shared_pages: int = 0
-    """Leading pages that other sessions share."""
+    """Number of leading pages that other sessions share."""
 
 
 class Session(Protocol):
     """Yields turns; the session ends when there are no more."""
 
     def before(self) -> Turn | None:
-        """Return the turn before the first one, or None."""
+        """Return the turn before the first one; None if there was none."""
 
     def __iter__(self) -> Iterator[Turn]: ...
 
 
 class Think(NamedTuple):
-    """Think times: log-normal with this median and mean, in seconds."""
+    """Think times, which are log-normal with this median and mean, in seconds."""
 
     median: float
     mean: float
 
     def draw(self, rng: random.Random) -> float:
-        """Return one think time; constant if mean and median are equal."""
+        """Return one think time. It is constant if mean and median are equal."""
         return self.median * math.exp(rng.gauss(0, self._sigma))
 
     def rest(self, rng: random.Random) -> float:
@@ -91,13 +91,13 @@ class Think(NamedTuple):
 
 
 _TAIL_RUNS = 1 << (SESSION_BITS - 2)
-"""Numbers of the runs that a steady session does not keep; then they come again."""
+"""Numbers available for the runs that a steady session does not keep. Then they repeat."""
 
 
 class SteadySession:
     """A context of constant length: each turn appends new tokens, and the next turn drops them.
 
-    So the load does not depend on the session's age.
+    The load therefore does not depend on the session's age.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class SteadySession:
         page_tokens: int,
         run: int,
     ) -> None:
-        """Begin a context of about `context` tokens; the last `new` of them differ in each turn.
+        """Begin a context of about `context` tokens. The last `new` of them differ in each turn.
 
         The other tokens are rounded to whole runs.
         """
@@ -156,11 +156,11 @@ class TemplateTurn(NamedTuple):
 
 
 class Template(NamedTuple):
-    """A recorded session that many simulated sessions repeat, each with pages of its own."""
+    """A recorded session. Many simulated sessions repeat it, each with pages of its own."""
 
     turns: Sequence[TemplateTurn]
     group: int
-    """Group of the session. Sessions of a group begin with the same pages."""
+    """Group of the session. The sessions of a group begin with the same pages."""
     shared_pages: int
     """Number of pages that the group shares."""
 
@@ -182,7 +182,7 @@ class RepeatedSession:
         run: int,
         rest: float | None = None,
     ) -> None:
-        """Multiply think times by `scale`; `rest` is what is left of the first one."""
+        """Multiply think times by `scale`. `rest` is the remaining part of the first one."""
         self._rest = rest
         self._number = number
         self._template = template
@@ -214,7 +214,7 @@ class RepeatedSession:
 
 
 class Population:
-    """Keeps the number of sessions constant: when one ends, another begins."""
+    """Keeps the number of sessions constant: when a session ends, another one begins."""
 
     def __init__(self, templates: Sequence[Template], seed: int, *, scale: float, run: int) -> None:
         """Weight templates by duration, so that the first sessions are typical of any moment."""

@@ -63,7 +63,7 @@ class MemKVStorage(HiCacheStorage):
         """Connect to the agent; start one if necessary. Never raises, because other ranks wait."""
         state.enabled = True
         self._counts_savings = storage_config.tp_rank == storage_config.pp_rank == 0
-        """Whether this rank counts what loads save. Only one does: all ranks load the same tokens."""
+        """Whether this rank counts what loads save. Only one does: all load the same tokens."""
         self.traffic = Traffic(
             metrics=storage_config.enable_storage_metrics, count_requests=self._counts_savings
         )

@@ -45,7 +45,7 @@ class Traffic:
 
     @contextmanager
     def load(self) -> Iterator[Counter[int]]:
-        """Time a load. The caller counts its pages in the yielded counter, by page size in bytes."""
+        """Time a load. The caller adds its pages to the counter, by page size in bytes."""
         with self._timed(self._loads) as moved:
             yield moved
 
