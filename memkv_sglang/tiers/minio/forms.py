@@ -1,4 +1,4 @@
-"""Converts between a page's bytes and the content of its object: unchanged, or encrypted."""
+"""Convert between a page's bytes and the content of its object, which is unchanged or encrypted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from memkv_sglang.encryption.keys import KeyRing
 
 KEY_ID = "x-amz-meta-memkv-key"
-"""Metadata field with the id of the key of an encrypted page."""
+"""Metadata field of an encrypted page with the id of its key."""
 
 
 _KEPT_MEMORY = 64 << 20
-"""Maximum size of the buffers kept for reuse, in bytes."""
+"""Maximum bytes of the buffers kept for reuse."""
 
 
 class PageForm(ABC):
@@ -36,17 +36,17 @@ class PageForm(ABC):
 
     @abstractmethod
     def stored_page(self, page: Page) -> AbstractContextManager[Page]:
-        """Lend a page with memory for the stored form, for a `with` block; may be `page` itself."""
+        """Lend a page with memory for the stored form, for a `with` block. May be `page` itself."""
 
     @abstractmethod
     def store(self, page: Page, stored: Page) -> None:
-        """Fill `stored`, a result of `stored_page`. Raises `ChangedPageError`."""
+        """Fill `stored`, which `stored_page` has lent. Raises `ChangedPageError`."""
 
     @abstractmethod
     def check(self, head: ResponseHead) -> str | None:
-        """Return why a stored object cannot be a page of this form, None if it can.
+        """Return why a stored object cannot be a page of this form; None if it can.
 
-        Raises `UnreadableError` for an object that may be intact but is unreadable for this node.
+        Raises `UnreadableError` if the object may be intact, but this node cannot read it.
         """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class PageForm(ABC):
     ) -> bytes | None:
         """Fill the page's buffers from `stored`, whose checksum is given.
 
-        Returns the checksum of the page's content, None if `stored` is forged.
+        Returns the checksum of the page's content; None if `stored` is forged.
         """
 
 
@@ -70,7 +70,7 @@ class PlainForm(PageForm):
 
     @override
     def store(self, page: Page, stored: Page) -> None:
-        pass  # `stored` is the page
+        pass  # `stored` is the page itself
 
     @override
     def check(self, head: ResponseHead) -> str | None:
@@ -89,7 +89,7 @@ class SealedForm(PageForm):
     """Stores pages encrypted and authenticated. See `memkv_sglang.encryption`."""
 
     def __init__(self, ring: "KeyRing") -> None:
-        """Encrypt with the ring's keys; raises `ConfigError` if `cryptography` is not installed."""
+        """Encrypt with the ring's keys. Raises `ConfigError` if `cryptography` is not installed."""
         try:
             from memkv_sglang.encryption import sealing
         except ImportError:
@@ -109,7 +109,7 @@ class SealedForm(PageForm):
 
     @contextmanager
     def stored_page(self, page: Page) -> Iterator[Page]:
-        """Lend a reused buffer: allocating one costs as much as the encryption."""
+        """Lend a reused buffer, because allocating one costs as much as encrypting a page."""
         size = page.length + self._sealing.OVERHEAD
         memory = self._idle.pop() if self._idle else bytearray()
         if len(memory) < size:
@@ -123,7 +123,7 @@ class SealedForm(PageForm):
         self._sealing.seal(self._ring.keys[self._ring.write], page, stored.buffers[0])
 
     def check(self, head: ResponseHead) -> str | None:
-        """Reject unencrypted objects: anyone with write access could have stored them."""
+        """Reject unencrypted objects, which anyone with write access could have stored."""
         key_id = _key_id(head)
         if not key_id:
             return "not encrypted"
@@ -134,7 +134,7 @@ class SealedForm(PageForm):
     def restore(
         self, head: ResponseHead, stored: Page, page: Page, checksum: bytes
     ) -> bytes | None:
-        """Decrypt with the key in the metadata; return the checksum sealed with the content."""
+        """Decrypt with the key that the metadata name; return the checksum from inside."""
         try:
             return self._sealing.unseal(self._ring.keys[_key_id(head)], stored.buffers[0], page)
         except self._sealing.ForgedError:

@@ -1,4 +1,4 @@
-"""Pages of the bucket that this node treats as missing although other nodes keep them."""
+"""Pages of the bucket that this node treats as missing, although other nodes keep them."""
 
 import json
 import logging
@@ -10,13 +10,13 @@ log = logging.getLogger(__name__)
 
 
 class HiddenPages:
-    """Per cleared namespace, the time of the clear by the server's clock. Thread-safe.
+    """The server's time at which each namespace was cleared. Thread-safe.
 
     Pages stored before that time are hidden. A page that is stored again is newer, so it is found.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Read the times from `path`. If None, they are kept in memory only."""
+        """Read the times from `path`. If it is None, keep them only in memory."""
         self._path = path
         self._lock = threading.Lock()
         self._until: dict[str, float] = _read(path) if path is not None else {}

@@ -48,10 +48,10 @@ _AFTER_SLASH = "0"
 
 
 class ObjectNames:
-    """Builds and parses object names under a prefix. Names must be quoted for a request."""
+    """Builds and parses object names under a prefix. Names must be quoted in requests."""
 
     def __init__(self, prefix: str) -> None:
-        """Use a prefix; an empty one means the root of the bucket."""
+        """Use a prefix. An empty one means the root of the bucket."""
         self.root = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._quoted_root = quote(self.root)
 
@@ -81,12 +81,12 @@ class ObjectNames:
 
     @property
     def format_1(self) -> str:
-        """Name of an object that buckets of format 1 have once they were collected."""
+        """Name of an object that buckets of format 1 have if they were ever collected."""
         return f"{self.root}collector/lease.json"
 
     @property
     def round(self) -> str:
-        """Name of the record of the current round of collection."""
+        """Name of the record of the current collection."""
         return f"{self.root}collector/round.json"
 
     @property
@@ -126,7 +126,7 @@ class ObjectNames:
         return name if own or not slash else f"{self.root}{folder}{_AFTER_SLASH}"
 
     def page_key(self, name: str) -> PageKey | None:
-        """Return the key of the page that an object is named after, None if it is not a page."""
+        """Return the key of the page with this object name; None if it is no page's name."""
         if not name.startswith(self.root):
             return None
         match = _PAGE.fullmatch(name.removeprefix(self.root))
@@ -144,7 +144,7 @@ class ObjectNames:
 
 
 def page_fields(page: Page) -> dict[str, str]:
-    """Return the header fields of the PUT of a page. Reads the whole page.
+    """Return the header fields for the PUT of a page. Reads the whole page.
 
     Raises `ChangedPageError`.
     """
@@ -169,12 +169,12 @@ def stores_page(head: ResponseHead) -> bool:
             and _length_agrees(head)
             and _CHECKSUM.fullmatch(head.field(CHECKSUM.encode()) or b"") is not None
         )
-    except ProtocolError:  # a repeated field
+    except ProtocolError:  # the field is repeated
         return False
 
 
 def _length_agrees(head: ResponseHead) -> bool:
-    """Return whether the stored length is that of the body, if the head declares one."""
+    """Return whether the length in the metadata is that of the body, if the head declares one."""
     stored = head.field(LENGTH.encode()) or b""
     if head.framing is Framing.LENGTH:
         return stored == b"%d" % head.length
@@ -192,7 +192,8 @@ def is_foreign(head: ResponseHead) -> bool:
 def is_stored(head: ResponseHead, body: bytes) -> bool:
     """Return whether a response to a PUT or a copy confirms that the object was stored.
 
-    S3 returns the ETag. A copy that fails after the response has started also has status 200.
+    S3 returns an ETag. The status alone is not enough: a copy that fails after its response has
+    started has status 200, too.
     """
     return bool(head.field(b"etag")) or b"<CopyObjectResult" in body
 
@@ -200,7 +201,8 @@ def is_stored(head: ResponseHead, body: bytes) -> bool:
 def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
     """Return why an object cannot be the page, given the response's head; None if it can.
 
-    Raises `UnreadableError` for a valid object of another length, since the caller's page is wrong.
+    Raises `UnreadableError` for a valid object of another length, because the caller's page is
+    wrong.
     """
     version = head.field(FORMAT.encode())
     if version != _FORMAT_VERSION:
@@ -214,7 +216,7 @@ def metadata_mismatch(head: ResponseHead, page: Page) -> str | None:
 
 
 def is_ours(head: ResponseHead) -> bool:
-    """Return whether an object was stored as a page, not by something else under such a name."""
+    """Return whether an object was stored as a page, and not by other software."""
     return head.status == HTTPStatus.OK and head.field(FORMAT.encode()) is not None
 
 

@@ -1,4 +1,4 @@
-"""Caches which pages the shared bucket holds, and which it lacks."""
+"""Cache which pages the shared bucket has, and which it lacks."""
 
 import threading
 import time
@@ -15,11 +15,11 @@ MISSING_LIMIT = 100_000
 
 
 class PresenceCache:
-    """Pages known to be present or missing; may be stale, since other nodes write too. Thread-safe.
+    """The pages known to be present or missing. May be stale: other nodes write too. Thread-safe.
 
     Present pages are cached in two generations. When the young generation is full or `turn` seconds
-    old, it replaces the old one. Pages that another node removed are therefore cached for two turns
-    at most. A generation stores neither times nor order, which saves memory.
+    old, it replaces the old one. So pages that another node removed are cached for two turns at
+    most. A generation stores neither times nor order, which saves memory.
     """
 
     def __init__(self, limit: int, negative_ttl: float, turn: float = TURN) -> None:
@@ -34,7 +34,7 @@ class PresenceCache:
         self._lock = threading.Lock()
 
     def bounds(self, chain: Chain) -> tuple[int, int]:
-        """Return the least and the greatest possible length of the chain's present prefix."""
+        """Return the minimum and maximum possible length of the chain's present prefix."""
         namespace, now = chain.namespace, time.monotonic()
         with self._lock:
             self._age(now)
@@ -45,7 +45,7 @@ class PresenceCache:
                     break
                 low += 1
             unknown = chain.hashes[low:]
-            # Usually, no page of a chain is known to be missing; this check is fast.
+            # This check is fast. Usually, no page of a chain is known to be missing.
             if not self._missing.keys().isdisjoint(map(namespace.__add__, unknown)):
                 for high, page_hash in enumerate(unknown, low):
                     if self._missing.get(namespace + page_hash, 0.0) > now:
@@ -64,7 +64,7 @@ class PresenceCache:
         self._add([namespace + page_hash for namespace, page_hash in keys])
 
     def add_chain(self, chain: Chain) -> None:
-        """Record that a chain's pages are present; faster than `add`."""
+        """Record that a chain's pages are present. Faster than `add`."""
         self._add([chain.namespace + page_hash for page_hash in chain.hashes])
 
     def _add(self, names: list[bytes]) -> None:
@@ -81,7 +81,7 @@ class PresenceCache:
         with self._lock:
             if self._ttl <= 0 or name in self._young or name in self._old:
                 return
-            self._missing.pop(name, None)  # the order of the dictionary is the order of expiry
+            self._missing.pop(name, None)  # the dictionary is in the order of expiry
             if len(self._missing) >= MISSING_LIMIT:
                 del self._missing[next(iter(self._missing))]
             self._missing[name] = now + self._ttl
@@ -111,7 +111,7 @@ class PresenceCache:
     def _age(self, now: float) -> None:
         if now < self._turn_at:
             return
-        lapsed = now >= self._turn_at + self._turn  # even the young generation has expired
+        lapsed = now >= self._turn_at + self._turn  # even the young generation is too old
         self._old, self._young = set() if lapsed else self._young, set()
         self._turn_at = now + self._turn
 

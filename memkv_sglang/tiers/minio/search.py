@@ -1,4 +1,4 @@
-"""Finds the length of the longest present prefix of a chain in few round trips."""
+"""Find the longest present prefix of a chain in few round trips."""
 
 from collections.abc import Callable, Sequence
 from math import ceil, log
@@ -7,17 +7,17 @@ Probe = Callable[[Sequence[int]], Sequence[bool] | None]
 """Returns whether the page at each position is present; None if the deadline passed."""
 
 WIDTHS = (4, 8, 16, 32, 64)
-"""Possible numbers of probes per round."""
+"""The numbers of probes per round to choose from."""
 
 PROBE_COST = 4e-4
-"""Server time per probe, in seconds, not including the network."""
+"""Seconds that a probe takes on the server, without the network."""
 
 
 def longest_prefix(low: int, high: int, probe: Probe, width: int) -> tuple[int, int]:
     """Return bounds of the number of present pages, which are equal unless time ran out.
 
-    At least `low` and at most `high` pages are present from the start, without gaps. The first
-    round includes the first unknown page; if that page is missing, no other round is needed.
+    The number is at least `low` and at most `high`, counted from the start without gaps. The first
+    round includes the first unknown page. If that page is missing, no other round is needed.
     """
     positions = [low, *split(low + 1, high, width - 1)] if low < high else []
     while positions:
@@ -42,7 +42,7 @@ def split(low: int, high: int, width: int) -> list[int]:
 
 
 def best_width(pages: int, round_trip: float) -> int:
-    """Return the best number of probes per round: more if round trips are slow."""
+    """Return the best number of probes per round, which grows with the round-trip time."""
 
     def cost(width: int) -> float:
         return ceil(log(pages + 1, width + 1)) * (round_trip + width * PROBE_COST)

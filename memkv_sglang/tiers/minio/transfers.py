@@ -1,4 +1,4 @@
-"""Moves pages between client buffers and the bucket, and interprets the server's answers."""
+"""Move pages between client buffers and the bucket, and interpret the server's responses."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ from memkv_sglang.tiers.minio.presence_cache import PresenceCache
 from memkv_sglang.tiers.minio.transfer_pool import TransferPool
 
 ANOTHER_COPY = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND)
-"""Statuses of a copy whose source was removed or overwritten since it was read."""
+"""Statuses of a copy whose source was removed or overwritten after it was read."""
 
 OVER_QUOTA = "XMinioAdminBucketQuotaExceeded"
 """MinIO's error code when the bucket's quota is used up."""
@@ -56,7 +56,7 @@ Result = TypeVar("Result")
 
 
 class _Fault(NamedTuple):
-    """Why a response is not the page. Two reads of one corrupt object give equal faults."""
+    """Why a response is not the page. Two reads of the same corrupt object give equal faults."""
 
     reason: str
     etag: bytes | None
@@ -87,8 +87,8 @@ class PageTransfers:
     ) -> None:
         """Use the client for requests and the threads to run several at once.
 
-        `stored` is called before each PUT with the page and the size of its object: the server may
-        store it even if it does not answer.
+        `stored` is called before each PUT with the page and the size of its object, because the
+        server may store the object even if it does not answer.
         """
         self._client = client
         self._telemetry = client.telemetry
@@ -103,9 +103,9 @@ class PageTransfers:
         self._read_only = config.role == "reader"
 
     def load(self, pages: Sequence[Page], deadline: float) -> list[Fetched | None]:
-        """Receive pages into their buffers; None for pages that were not tried.
+        """Receive pages into their buffers; return None for pages that were not tried.
 
-        Well-formed responses take the fast path; the other pages are then read one by one, in
+        Well-formed responses take the fast path. The other pages are then read one by one, in
         order, until one of them is not loaded.
         """
         checksums, faults, failure = self._load_fast(pages, deadline)
@@ -128,9 +128,9 @@ class PageTransfers:
         return outcomes
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult | None]:
-        """Send pages from their buffers, in order; None for pages that were not tried.
+        """Send pages from their buffers, in order; return None for pages that were not tried.
 
-        Several are in flight at once, so a few pages after a failed one may still be stored.
+        Several pages are in flight at once, so a few pages after a failed one may still be stored.
         """
         return self._move_all(
             self._spill_page,
@@ -162,7 +162,7 @@ class PageTransfers:
     def _load_fast(
         self, pages: Sequence[Page], deadline: float
     ) -> tuple[list[bytes | None], Mapping[PageKey, _Fault], TransferError | None]:
-        """Return each page's verified checksum or None, the faults seen, and why to give up."""
+        """Return each page's verified checksum or None, the faults found, and why to give up."""
         requests = [Request(self._names.page_path(page.key), page) for page in pages]
         sealing = self._form.sealing
         answer = self._client.bulk.read(requests, deadline, sealing=sealing)
@@ -174,7 +174,7 @@ class PageTransfers:
             except (ProtocolError, UnreadableError):
                 continue
             except Exception:
-                logger.exception("response not verified")
+                logger.exception("cannot verify a response")
                 continue
             if fault is None:
                 checksums[response.number] = response.checksum
@@ -191,11 +191,11 @@ class PageTransfers:
     def _load_page(
         self, faults: Mapping[PageKey, _Fault], page: Page, deadline: float, guard: Guard
     ) -> Fetched:
-        """Load one page; quarantine a corrupt object.
+        """Load one page. Quarantines a corrupt object.
 
         A single bad read proves nothing: the network may have altered the response, or the client
-        may have written to its buffers. The object is therefore read again into private memory,
-        and quarantined only if the fault is the same as on the first read or in `faults`.
+        may have written to its buffers. So the object is read again into private memory, and
+        quarantined only if the fault is the same as in the first read or in `faults`.
         """
         name = self._names.page(page.key)
 
@@ -252,7 +252,7 @@ class PageTransfers:
         return received
 
     def _head_fault(self, head: ResponseHead, stored: Page) -> _Fault | None:
-        """Return why a 200 cannot be the stored page, None if its metadata fits.
+        """Return why a response with status 200 cannot be the stored page; None if it can.
 
         Raises `UnreadableError` for an object that this node cannot use, and `ProtocolError` for a
         response that is not an object store's.
@@ -348,7 +348,7 @@ class PageTransfers:
 
 
 def stopped(failed: Result, count: int) -> list[Result | None]:
-    """Return results for `count` pages of which the first failed and the others were not tried."""
+    """Return results for `count` pages, of which the first failed and the others were not tried."""
     return [failed, *[None] * (count - 1)] if count else []
 
 

@@ -34,22 +34,23 @@ REMOVED_AT_ONCE = 1000
 """Number of objects per delete request; S3's maximum."""
 
 REMOVE_SECONDS = 10.0
-"""Maximum time for a delete request, in seconds; it is many operations for the server."""
+"""Seconds for a delete request, which is many operations for the server."""
 
 SMALLEST_PART = 5 << 20
-"""Smallest part of an upload in several parts, in bytes."""
+"""Minimum bytes of a part if an object is uploaded in several parts."""
 
 LARGEST = 5 << 40
 """Maximum size of an object in S3, in bytes."""
 
 READ_LIMIT = 64 << 10
-"""Default maximum size of an object that is read as a whole, in bytes."""
+"""Maximum bytes of an object that is read as a whole, unless the caller sets a limit."""
 
 HEAD_ROOM = 64 << 10
-"""Bytes allowed in addition, for the head and for servers that ignore the requested range."""
+"""Bytes of a response beyond the requested ones: its head, and more if a server ignores the range.
+"""
 
 REASON_LIMIT = 300
-"""Maximum number of characters quoted from a server's reason."""
+"""Maximum characters of a server's reason that are quoted."""
 
 
 class ObjectInfo(NamedTuple):
@@ -59,13 +60,13 @@ class ObjectInfo(NamedTuple):
     size: int
     """Bytes."""
     modified: float
-    """When it was last modified, in seconds by the server's clock."""
+    """Unix time of the last modification, by the server's clock."""
     etag: str = ""
-    """Changes with each write."""
+    """ETag of the object, which changes with each write."""
 
 
 OFF = "Off"
-"""Versioning of a bucket that never kept versions, as minio-py has it."""
+"""minio-py's name for the versioning of a bucket that never kept versions."""
 
 REGION_FIELD = "x-amz-bucket-region"
 """Header field in which some servers name the bucket's region."""
@@ -77,7 +78,7 @@ ALREADY_MADE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
 class Bucket:
-    """Makes, lists, reads and deletes through minio-py. Calls block, and raise `TierError`."""
+    """Creates, lists, reads and deletes through minio-py. Calls block, and raise `TierError`."""
 
     def __init__(
         self, config: MinioConfig, provider: "RenewableProvider", context: "ContextSource | None"
@@ -167,7 +168,7 @@ class Bucket:
         return self._call("read an object", get, size=limit + HEAD_ROOM)
 
     def write(self, name: str, content: bytes) -> None:
-        """Store an object, in one request whatever its size, as pages are."""
+        """Store an object. Like a page, it takes one request, whatever its size."""
         self._call(
             "write an object",
             lambda client: client.put_object(
@@ -182,7 +183,7 @@ class Bucket:
         )
 
     def remove(self, names: Iterable[str], seconds: float = REMOVE_SECONDS) -> None:
-        """Delete objects; missing ones are ignored. Each request takes `seconds` at most."""
+        """Delete objects, ignoring missing ones. Each request takes at most `seconds`."""
         from minio.deleteobjects import DeleteObject
 
         targets = [DeleteObject(name) for name in names]
@@ -219,7 +220,7 @@ class Bucket:
         return self._clients[0]
 
     def close(self) -> None:
-        """Close the connections; calls in flight raise at once."""
+        """Close the connections. Calls in flight raise at once."""
         self._http.close()
 
     def _make(self, client: "Minio") -> None:
@@ -228,7 +229,7 @@ class Bucket:
         try:
             client.make_bucket(self._name, self._config.region)
         except S3Error as error:
-            if error.code not in ALREADY_MADE:  # else another node has just made it
+            if error.code not in ALREADY_MADE:  # another node may have just created it
                 raise
 
     def _call(
@@ -249,7 +250,7 @@ class Bucket:
             except S3Error as error:
                 if error.response.status not in REFUSED:
                     raise
-                self._provider.renew()  # cheap if the source has nothing new
+                self._provider.renew()  # this is cheap if the source has nothing new
                 return operation(client)
 
         reason = "no endpoint"
@@ -262,7 +263,8 @@ class Bucket:
             except S3Error as error:
                 reason = shown(control_error(url, error, permission), REASON_LIMIT)
                 raise TierError(f"MinIO refused to {what}: {reason}") from error
-            except Exception as error:  # minio-py raises many types for a malformed response
+            # minio-py raises many types of exceptions for malformed responses
+            except Exception as error:
                 reason = shown(control_error(url, error, permission), REASON_LIMIT)
         raise TierError(f"could not {what}: {reason}")
 
@@ -275,7 +277,8 @@ def bucket_exists(client: "Minio", name: str) -> bool:
         return client.bucket_exists(name)
     except S3Error as error:
         if error.response.status in REFUSED and REGION_FIELD not in error.response.headers:
-            # The answer to a HEAD has no body that says what is wrong; the answer to a GET has one.
+            # A response to a HEAD has no body, so it does not say what is wrong. A response to a
+            # GET does.
             with suppress(InvalidResponseError):
                 next(client.list_objects(name), None)
         raise
@@ -287,7 +290,7 @@ def is_unsupported(error: "S3Error") -> bool:
 
 
 def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio") -> "list[Object]":
-    """Return the next objects of a listing, fewer than `LISTED_AT_ONCE` at the end."""
+    """Return the next objects of a listing: fewer than `LISTED_AT_ONCE` at the end."""
     found = client.list_objects(
         bucket, prefix=prefix or None, recursive=recursive, start_after=start or None
     )
@@ -295,7 +298,7 @@ def _page(bucket: str, prefix: str, start: str, recursive: bool, client: "Minio"
 
 
 def _info(item: "Object") -> ObjectInfo | None:
-    """Return an object of a listing, None if its fields are implausible."""
+    """Return an object of a listing; None if its fields are implausible."""
     name, size, modified = item.object_name, item.size, item.last_modified
     if not name or modified is None or size is None or not 0 <= size <= LARGEST:
         return None

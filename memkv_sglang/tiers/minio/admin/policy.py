@@ -1,18 +1,20 @@
 """Least-privilege policies for a node's access key, in the format of MinIO and AWS IAM.
 
-`deploy/minio-policy.json` and `deploy/minio-policy-reader.json` hold them for the bucket `memkv`.
+`deploy/minio-policy.json` and `deploy/minio-policy-reader.json` contain them for the bucket
+`memkv`.
 """
 
 from typing import Any
 
 READ = ("s3:GetObject",)
-"""For loads and lookups; a HEAD counts as GetObject."""
+"""Actions for loads and lookups. A HEAD counts as GetObject."""
 
 WRITE = ("s3:PutObject", "s3:DeleteObject")
-"""For spills, access times and leases, and for the deletes of the collector and `clear`."""
+"""Actions for spills, access times and leases, and for the deletes of the collector and `clear`."""
 
 LIST = ("s3:ListBucket",)
-"""For the collector and `inspect`; without it, a missing object is a 403 instead of a 404."""
+"""Actions for the collector and `inspect`. Without them, a missing object gives 403 instead of 404.
+"""
 
 Policy = dict[str, Any]
 
@@ -20,7 +22,7 @@ Policy = dict[str, Any]
 def node_policy(bucket: str, prefix: str = "", *, reader: bool = False) -> Policy:
     """Return the policy for a node that stores its pages under a prefix of a bucket.
 
-    A `reader` may not write. Only an administrator makes the bucket and its lifecycle rule; see
+    A `reader` may not write. Only an administrator creates the bucket and its lifecycle rule; see
     `memkv bucket setup`.
     """
     objects = "/".join(filter(None, (bucket, prefix, "*")))

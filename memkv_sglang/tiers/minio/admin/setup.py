@@ -1,7 +1,7 @@
-"""Prepares a bucket for pages, which an administrator does once, through minio-py.
+"""Prepare a bucket for pages, which an administrator does once. Uses minio-py.
 
-A lifecycle rule backs up the collector: it expires pages that were unused for a long time, even if
-no agent runs. Versions and locks would keep deleted pages, so deleting them would free no space.
+A lifecycle rule expires pages that were unused for a long time, even if no agent collects. Versions
+and locks would keep deleted pages, so deleting them would free no space.
 """
 
 from http import HTTPStatus
@@ -22,7 +22,7 @@ NO_LOCK = "ObjectLockConfigurationNotFoundError"
 NO_LIFECYCLE = "NoSuchLifecycleConfiguration"
 
 OLD_VERSION_DAYS = 1
-"""How long a versioned bucket keeps deleted objects, in days."""
+"""Number of days for which a versioned bucket keeps deleted objects."""
 
 
 class BucketSetup(NamedTuple):
@@ -30,7 +30,7 @@ class BucketSetup(NamedTuple):
 
     made: bool
     versioning: str
-    """`Off`, `Enabled` or `Suspended`."""
+    """Versioning of the bucket: `Off`, `Enabled` or `Suspended`."""
     locked: bool
     """Whether objects can be locked, so that deleting them may free no space."""
     expires: bool
@@ -38,17 +38,17 @@ class BucketSetup(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a bucket does with objects on its own."""
+    """What a bucket does with objects by itself."""
 
     locked: bool
     days: int | None
-    """After how many days without use pages expire; None if there is no such rule."""
+    """Number of days without use after which pages expire; None if there is no such rule."""
 
 
 def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
     """Create the bucket if it does not exist, and expire pages that were unused for `days` days.
 
-    Keeps other lifecycle rules. A server may lack object lock, versions or lifecycle rules. Needs
+    Keeps other lifecycle rules. The server may lack object lock, versions or lifecycle rules. Needs
     an administrator's client. Raises `TierError`.
     """
     name = config.bucket
@@ -59,14 +59,14 @@ def set_up(client: "Minio", config: MinioConfig, days: int) -> BucketSetup:
         locked = _is_locked(client, name)
         versioning = _versioning(client, name)
         expires = _expire(client, config, days, versioned=versioning != OFF)
-    except Exception as error:  # minio-py raises many types for a malformed response
+    except Exception as error:  # minio-py raises many types of exceptions for malformed responses
         reason = control_error(endpoint_urls(config)[0], error, "an administrator's keys")
         raise TierError(f"could not set up bucket {name}: {reason}") from error
     return BucketSetup(made, versioning, locked, expires)
 
 
 def read_features(client: "Minio", config: MinioConfig) -> Features | None:
-    """Return what the bucket does on its own; None if these credentials may not ask.
+    """Return what the bucket does by itself; None if these credentials may not ask.
 
     Raises `TierError`.
     """
@@ -74,7 +74,7 @@ def read_features(client: "Minio", config: MinioConfig) -> Features | None:
 
     try:
         return Features(_is_locked(client, config.bucket), _days(client, config))
-    except Exception as error:  # minio-py raises many types for a malformed response
+    except Exception as error:  # minio-py raises many types of exceptions for malformed responses
         if isinstance(error, S3Error) and error.response.status == HTTPStatus.FORBIDDEN:
             return None
         reason = control_error(endpoint_urls(config)[0], error, "an administrator's keys")
@@ -105,7 +105,7 @@ def _versioning(client: "Minio", name: str) -> str:
 
 
 def _expire(client: "Minio", config: MinioConfig, days: int, *, versioned: bool) -> bool:
-    """Set the lifecycle rule; return False if the server has none."""
+    """Set the lifecycle rule. Returns False if the server has no such rules."""
     from minio.error import S3Error
 
     try:
@@ -119,7 +119,7 @@ def _expire(client: "Minio", config: MinioConfig, days: int, *, versioned: bool)
 
 
 def _days(client: "Minio", config: MinioConfig) -> int | None:
-    """Return after how many days this project's rule expires pages; None if there is no rule."""
+    """Return the days after which this project's rule expires pages; None if there is no rule."""
     from minio.error import S3Error
 
     try:

@@ -1,4 +1,4 @@
-"""Credentials and request signatures. `credentials` imports minio-py, so import that one late."""
+"""Credentials and request signatures. `credentials` imports minio-py, so import it late."""
 
 from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
 from memkv_sglang.tiers.minio.auth.signing import REFUSED, Signer, credential_provider

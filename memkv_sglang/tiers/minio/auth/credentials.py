@@ -24,7 +24,8 @@ from memkv_sglang.tiers.minio.http.control import ControlHttp
 log = logging.getLogger(__name__)
 
 FILE_LIFETIME = timedelta(seconds=15)
-"""How long the content of a file is used before it is read again; minio-py subtracts 10 s."""
+"""Seconds for which the content of a file is used before the file is read again. minio-py subtracts
+10."""
 
 
 class RenewableProvider(providers.Provider):
@@ -34,7 +35,7 @@ class RenewableProvider(providers.Provider):
         "no credentials for MinIO: set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY, or one "
         "of minio-py's sources"
     )
-    """The error text if there are no credentials."""
+    """Text of the error if there are no credentials."""
 
     def renew(self) -> None:
         """Make the next `retrieve` fetch credentials from the source."""
@@ -53,16 +54,16 @@ class StaticKeys(RenewableProvider):
 
 
 class KeyFile(RenewableProvider):
-    """A file that is read at every `retrieve`: to rotate keys, replace the file."""
+    """Keys from a file that is read at every `retrieve`. To rotate keys, replace the file."""
 
     def __init__(self, path: str) -> None:
-        """Remember the path; the file is not read yet."""
+        """Remember the path. The file is not read yet."""
         self._path = path
         self._last: FileCredentials | None = None
         self._problem = ""
 
     def retrieve(self) -> Credentials:
-        """Return the file's keys, or the previous ones while it cannot be read.
+        """Return the keys in the file. While it cannot be read, return the previous keys.
 
         Raises `ConfigError` if the file has never been readable.
         """
@@ -75,7 +76,7 @@ class KeyFile(RenewableProvider):
             problem = str(error)
         if problem and problem != self._problem:
             log.warning(
-                "credentials file unreadable; the previous keys stay in use",
+                "cannot read the credentials file; the previous keys stay in use",
                 extra={"fields": {"reason": problem}},
             )
         self._problem = problem
@@ -83,10 +84,10 @@ class KeyFile(RenewableProvider):
 
 
 class HomeFile(providers.Provider):
-    """One of minio-py's files in the home directory; invalid content counts as no credentials."""
+    """One of minio-py's files in the home directory. Invalid content counts as no credentials."""
 
     def __init__(self, make: Callable[[], providers.Provider]) -> None:
-        """Look up the home directory late, since a container's user may have none."""
+        """Look up the home directory later, because a container's user may have none."""
         self._make = make
 
     def retrieve(self) -> Credentials:
@@ -98,10 +99,10 @@ class HomeFile(providers.Provider):
 
 
 class StandardChain(RenewableProvider):
-    """minio-py's sources in its order, except that `renew` restarts the search."""
+    """Queries minio-py's sources in its order, but `renew` restarts the search."""
 
     def __init__(self) -> None:
-        """Query no source yet."""
+        """Prepare the sources. None is queried yet."""
         self.renew()
 
     def renew(self) -> None:
@@ -122,7 +123,7 @@ class StandardChain(RenewableProvider):
 
 
 class CertificateLogin(RenewableProvider):
-    """Temporary keys that MinIO issues for an hour to clients with a trusted certificate."""
+    """Temporary keys that MinIO issues for an hour to a client with a trusted certificate."""
 
     advice = (
         "MinIO issues no keys for minio.cert_file: set its MINIO_IDENTITY_TLS_ENABLE=on, put the "
@@ -145,7 +146,7 @@ class CertificateLogin(RenewableProvider):
     def retrieve(self) -> Credentials:
         """Log in at the first server that issues keys. Raises the error of the last server."""
         for login in self._logins[:-1]:
-            with suppress(HTTPError, ValueError):  # what minio-py raises for a refusal
+            with suppress(HTTPError, ValueError):  # minio-py raises this for a refusal
                 return login.retrieve()
         return self._logins[-1].retrieve()
 

@@ -1,4 +1,4 @@
-"""The TOML file named by `minio.credentials_file`, with the keys that sign requests."""
+"""Read the TOML file named by `minio.credentials_file`, with the keys that sign requests."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ class FileCredentials(NamedTuple):
 
 
 def read_credentials(path: str) -> FileCredentials:
-    """Read the file. Raises `ConfigError`, whose text quotes nothing from the file."""
+    """Read the file. Raises `ConfigError`, whose message quotes nothing from the file."""
     content = read_private(path, SETTING)
     try:
         document = parse_toml(content)
-    except ValueError:  # whose text may quote a secret
+    except ValueError:  # Do not chain the exception: its message may quote a secret.
         raise ConfigError(
             f'{SETTING}: {path} is not TOML; write access_key = "..." and secret_key = "..."'
         ) from None

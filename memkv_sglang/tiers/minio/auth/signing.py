@@ -1,4 +1,4 @@
-"""Signs request heads with credentials that may change at any time."""
+"""Sign request heads with credentials that may change at any time."""
 
 import threading
 import time
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
 
 REFUSED = frozenset({400, 401, 403})
-"""Statuses that can mean that the credentials are wrong, withdrawn or expired (400)."""
+"""Statuses that can mean that the credentials are wrong, withdrawn or, with 400, expired."""
 
 RENEW_PAUSE = 5.0
-"""Minimum time, in seconds, between two attempts to replace refused credentials."""
+"""Minimum seconds between two attempts to replace refused credentials."""
 
 USER_AGENT = f"user-agent: sglang-memkv/{__version__}\r\n"
 
@@ -42,7 +42,7 @@ def credential_provider(config: MinioConfig) -> "RenewableProvider":
 
 
 class _CachedTemplate(NamedTuple):
-    """The template for this second's requests without extra fields, that is, all but spills."""
+    """The template for requests of this second without extra fields: all requests but spills."""
 
     date: str
     credentials: "Credentials"
@@ -53,7 +53,7 @@ class Signer:
     """Writes signed request heads. Thread-safe."""
 
     def __init__(self, provider: "RenewableProvider", region: str) -> None:
-        """Sign for a region with the provider's credentials; blocks to retrieve them."""
+        """Sign for a region with the provider's credentials. Blocks to retrieve them."""
         self._provider = provider
         self._region = region
         self._retrieval = BackgroundCall(self._retrieve)
@@ -64,9 +64,9 @@ class Signer:
         self._credentials = self._retrieve()
 
     def credentials(self, deadline: float) -> "Credentials":
-        """Return the current credentials; blocks on the provider if they have expired.
+        """Return the current credentials. If they have expired, blocks on the provider.
 
-        Raises `TransferError` if the provider has none, `OutOfTimeError` at the deadline.
+        Raises `TransferError` if the provider has none, and `OutOfTimeError` at the deadline.
         """
         if self._credentials.is_expired():
             retrieval = self._retrieval.begin()
@@ -91,7 +91,8 @@ class Signer:
                 self._provider.renew()
                 self._renewal = self._retrieval.begin()
             renewal = self._renewal
-        with suppress(TimeoutError, TierError):  # the current ones may serve other requests
+        # other requests may be able to use the current ones
+        with suppress(TimeoutError, TierError):
             renewal.result(max(deadline - time.monotonic(), 0))
         return _keys(self._credentials) != _keys(refused)
 
@@ -103,7 +104,7 @@ class Signer:
         path: str,
         fields: Mapping[str, str],
     ) -> bytes:
-        """Return the signed head of a request for a quoted path; field names are in lower case."""
+        """Return the signed head of a request for a quoted path. Field names are in lower case."""
         date = request_date()
         if fields:
             return self._template(credentials, method, endpoint, date, fields).head(path)
@@ -117,7 +118,7 @@ class Signer:
     def template(self, credentials: "Credentials", method: str, endpoint: Endpoint) -> BulkTemplate:
         """Return what the fast path needs to sign requests without extra fields.
 
-        The date in it is now; servers accept it for some minutes.
+        Its date is the present time, which servers accept for some minutes.
         """
         signed = self._template(credentials, method, endpoint, request_date(), {})
         return BulkTemplate(
@@ -159,7 +160,7 @@ class Signer:
             self._credentials = self._provider.retrieve()
         except ConfigError:
             raise
-        except Exception as error:  # each provider raises its own exceptions
+        except Exception as error:  # each provider raises its own types of exceptions
             raise TierError(self._provider.advice) from error
         return self._credentials
 

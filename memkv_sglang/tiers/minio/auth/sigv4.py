@@ -1,8 +1,8 @@
 """AWS Signature Version 4 for requests without a query and with an unsigned body.
 
-Signatures equal those of `minio.signer.sign_v4_s3` (a test compares them) at a tenth of the cost,
-or a fifth for spills: minio-py derives the day's key for each request and matches every header with
-a regular expression. Here, everything but the path is prepared once for many requests.
+The signatures equal those of `minio.signer.sign_v4_s3`, which a test checks, at a tenth of the cost
+(a fifth for spills). minio-py derives the day's key for each request and matches every header with
+a regular expression. This module prepares everything but the path once for many requests.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from typing import NamedTuple
 ALGORITHM = "AWS4-HMAC-SHA256"
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
-"""Replaces the hash of the body: pages have their own checksum, and TLS protects secrecy."""
+"""Stands for the hash of the body. It is not needed: pages have their own checksum, and TLS keeps
+secrets."""
 
 
 class Template(NamedTuple):
@@ -50,7 +51,7 @@ def template(
 ) -> Template:
     """Return a template for requests with the same header fields.
 
-    `fields` are signed; their names are in lower case, and their values contain no whitespace that
+    `fields` are signed. Their names are in lower case, and their values contain no whitespace that
     a server would fold. `date` is their `x-amz-date`. `unsigned` holds additional header lines.
     """
     names = sorted(fields)

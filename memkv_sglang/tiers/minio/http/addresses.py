@@ -1,4 +1,4 @@
-"""Resolves a server's addresses in the background, so that a slow resolver delays no request."""
+"""Resolve a server's addresses in the background, so that a slow resolver delays no request."""
 
 import socket
 import time
@@ -25,9 +25,9 @@ class Addresses:
         self._resolution = BackgroundCall(self._resolve)
 
     def get(self, timeout: float) -> list[Address]:
-        """Return the addresses, perhaps stale ones; blocks only until the first resolution.
+        """Return the addresses, perhaps stale ones. Blocks only for the first resolution.
 
-        Raises `OSError`, and `TimeoutError` after `timeout` seconds.
+        Raises `OSError`, or `TimeoutError` after `timeout` seconds.
         """
         if time.monotonic() < self._refresh_at:
             return self._known

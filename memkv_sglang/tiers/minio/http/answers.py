@@ -1,4 +1,4 @@
-"""Makes untrusted text from servers and objects safe to parse and to print."""
+"""Make untrusted text from servers and objects safe to parse and to print."""
 
 import re
 from contextlib import suppress
@@ -6,24 +6,24 @@ from typing import NoReturn
 from xml.parsers import expat
 
 DEPTH_LIMIT = 16
-"""Maximum nesting depth of XML; S3's responses have five levels."""
+"""Maximum nesting depth of XML. S3's responses have five levels."""
 
 NODE_LIMIT = 64_000
-"""Maximum number of XML elements and attributes; a full listing has about 12,000."""
+"""Maximum number of XML elements and attributes. A full listing has about 12,000."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _REFERENCE = re.compile("&#(x[0-9A-Fa-f]+|[0-9]+);")
 
 REPLACEMENT = "\t"
-"""Replaces characters that XML forbids. Sorts before all characters of page names."""
+"""Replaces characters that XML forbids. It sorts before all characters of page names."""
 
 
 def parseable_xml(content: bytes) -> bytes:
-    """Return XML that can be parsed in bounded time and memory; other content is unchanged.
+    """Return XML that can be parsed in bounded time and memory. Other content is unchanged.
 
     Replaces characters that XML forbids, which some servers copy from object names. Raises
-    `ValueError` for XML with a document type (entities), or beyond the limits above. Malformed
-    XML, such as a proxy's web page, passes: the parser fails where this check stopped.
+    `ValueError` for XML that has a document type, which may define entities, or exceeds the limits
+    above. Malformed XML, such as a proxy's web page, passes, and the parser rejects it.
     """
     if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         return content

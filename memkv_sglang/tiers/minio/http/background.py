@@ -1,4 +1,4 @@
-"""Slow calls, made in the background for all callers that wait for the result."""
+"""Make slow calls in the background, for all callers that wait for the result."""
 
 import threading
 import time
@@ -17,12 +17,12 @@ def _ignore(_: object) -> None:
 
 
 class BackgroundCall(Generic[Value]):
-    """Makes a slow call in a daemon thread, one at a time. Thread-safe."""
+    """Makes a slow call in a daemon thread, one call at a time. Thread-safe."""
 
     def __init__(
         self, call: Callable[[], Value], release: Callable[[Value], object] = _ignore
     ) -> None:
-        """Make no call yet. `release` gets the last value once this is closed."""
+        """Prepare the call. When this is closed, `release` gets the last value."""
         self._call = call
         self._release = release
         self._lock = threading.Lock()
@@ -32,7 +32,7 @@ class BackgroundCall(Generic[Value]):
         """Why the last call failed; empty if it succeeded, None before the first one ends."""
 
     def begin(self) -> "Future[Value]":
-        """Return the call in flight, or start one; does not block.
+        """Return the call in flight, or start one. Does not block.
 
         Raises `TierError` once closed.
         """
@@ -43,9 +43,9 @@ class BackgroundCall(Generic[Value]):
             return self._latest
 
     def result(self, deadline: float) -> Value:
-        """Return the last value; wait for the call in flight; retry if the last call failed.
+        """Return the last value. Waits for the call in flight, and retries if the last call failed.
 
-        Raises what the call raises, `OutOfTimeError` at the deadline, `TierError` once closed.
+        Raises what the call raises, `OutOfTimeError` at the deadline, and `TierError` once closed.
         """
         with self._lock:
             self._check_open()
@@ -57,7 +57,7 @@ class BackgroundCall(Generic[Value]):
         return latest.result()
 
     def close(self) -> None:
-        """Release the last value as soon as there is one; does not block, idempotent."""
+        """Release the last value as soon as there is one. Does not block. Idempotent."""
         with self._lock:
             latest, closed, self._closed = self._latest, self._closed, True
         if latest is not None and not closed:
@@ -75,7 +75,7 @@ class BackgroundCall(Generic[Value]):
     def _run(self, future: "Future[Value]") -> None:
         try:
             value = self._call()
-        except BaseException as error:  # re-raised to each waiting caller
+        except BaseException as error:  # raised again in each waiting caller
             self.problem = str(error) or repr(error)
             future.set_exception(error)
         else:

@@ -6,19 +6,19 @@ from typing import NamedTuple
 from memkv_sglang.page import Page
 
 FALLBACK_REASONS = ("status", "framing", "length", "close", "interim", "malformed", "stale")
-"""Why the fast path leaves pages to the slow path, see `ignore_fallback`."""
+"""Reasons for which the fast path leaves pages to the slow path; see `ignore_fallback`."""
 
 
 class Request(NamedTuple):
-    """The object of a page, and the page to receive it into."""
+    """The object of a page, and the page that receives it."""
 
     path: bytes
-    """Path below the endpoint's `base_path`, quoted."""
+    """Quoted path below the endpoint's `base_path`."""
     page: Page
 
 
 class BulkTemplate(NamedTuple):
-    """Everything in a signed request that does not depend on the object; see `auth.sigv4`."""
+    """The parts of a signed request that do not depend on the object; see `auth.sigv4`."""
 
     start: bytes
     """Method, space and base path."""
@@ -35,13 +35,13 @@ class Metadata(NamedTuple):
     """What the head of a stored page contains, in lower case. Lines begin and end with CR LF."""
 
     prefix: bytes
-    """Start of all own fields."""
+    """Beginning of all fields of this project."""
     lines: tuple[bytes, ...]
-    """Lines that every page has."""
+    """The lines that every page has."""
     length: bytes
-    """Start of the line that ends with the length."""
+    """Beginning of the line that ends with the length."""
     checksum: bytes
-    """Start of the line that ends with the checksum in hexadecimal digits."""
+    """Beginning of the line that ends with the checksum in hexadecimal digits."""
 
 
 class Sealing(NamedTuple):
@@ -50,14 +50,14 @@ class Sealing(NamedTuple):
     keys: Mapping[bytes, bytes]
     """Master keys, by the line of the head that names the key."""
     context: bytes
-    """The associated data before the page's key."""
+    """The associated data, up to the page's key."""
 
 
 class Response(NamedTuple):
-    """An object of the page's length, received completely. Its metadata is not verified yet."""
+    """A completely received object of the page's length. Its metadata are not verified yet."""
 
     number: int
-    """Index of the request."""
+    """Index of the request it answers."""
     head: bytes
     """The response head as received, up to the empty line."""
     checksum: bytes

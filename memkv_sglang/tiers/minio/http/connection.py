@@ -1,4 +1,4 @@
-"""One persistent HTTP/1.1 connection: sends requests, parses heads, receives bodies into pages."""
+"""A persistent HTTP/1.1 connection: sends requests, parses heads, receives bodies into pages."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from memkv_sglang.tiers.minio.http.framing import (
 from memkv_sglang.tiers.minio.http.transport import Transport
 
 DISCARD_LIMIT = 64 << 10
-"""Longest unwanted body, in bytes, that is read so that the connection can be reused."""
+"""Maximum bytes of an unwanted body that are read so that the connection can be reused."""
 
 TRAILER_LIMIT = 100
 """Maximum number of trailer fields after a chunked body."""
@@ -38,9 +38,9 @@ _Buffers = TypeVar("_Buffers", memoryview, Sequence[memoryview])
 
 
 class Connection:
-    """A connection used by one thread at a time. After any error it can only be closed.
+    """A connection that one thread uses at a time. After an error, it can only be closed.
 
-    Calls block at most until `deadline`, and at most `stall_timeout` seconds without progress.
+    Calls block until `deadline` at most, and for at most `stall_timeout` seconds without progress.
     """
 
     def __init__(self, endpoint: Endpoint, transport: Transport, stall_timeout: float) -> None:
@@ -62,7 +62,7 @@ class Connection:
         """Bytes of the body that were not read yet; None if the head declares no length."""
         self._chunked = False
         self._silent = True
-        """Whether no byte came since the last request."""
+        """Whether no byte has arrived since the last request."""
         self._first_wait = stall_timeout
         self._keep_alive = True
         self._sent_body = False
@@ -95,7 +95,7 @@ class Connection:
         no_body = bodiless or head.status in BODILESS
         self._unread = 0 if no_body else head.length if sized else None
         self._chunked = head.framing is Framing.CHUNKED
-        # A server may refuse a request before it has read the whole body. It would then take the
+        # A server may refuse a request before it has read the whole body, and would then take the
         # rest of the body for the next request.
         self._keep_alive = (
             head.keep_alive
@@ -125,7 +125,7 @@ class Connection:
     def read_body(self, limit: int, deadline: float) -> bytes | None:
         """Read and return the body; None if it is longer than `limit` bytes.
 
-        A longer body stays unread, so that the connection is not reusable.
+        A longer body is not read, so the connection cannot be reused.
         """
         if self._unread is None:
             return self._read_unsized(limit, deadline)
@@ -138,14 +138,15 @@ class Connection:
     def discard_body(self, deadline: float) -> bytes:
         """Read and return an unwanted body, so that the connection can be reused.
 
-        Returns nothing for one beyond `DISCARD_LIMIT`; the connection is then not reusable.
+        If the body is longer than `DISCARD_LIMIT`, returns nothing, and the connection cannot be
+        reused.
         """
         return self.read_body(DISCARD_LIMIT, deadline) or b""
 
     def patience(self, deadline: float) -> float:
         """Return how many seconds to wait for the first byte of a response to a request sent now.
 
-        After a pause the connection may be dead, so half of the time is kept for a fresh one.
+        After a pause, the connection may be dead, so half of the time is left for a fresh one.
         """
         now = time.monotonic()
         if self.reused and now - self.idle_since >= PAUSE:
@@ -153,7 +154,7 @@ class Connection:
         return self._stall_timeout
 
     def is_idle(self) -> bool:
-        """Return whether the server has not closed, and sent nothing since the last response."""
+        """Return whether the server has neither closed nor sent bytes since the last response."""
         return self.transport.is_idle()
 
     def interrupt(self) -> None:
@@ -161,7 +162,7 @@ class Connection:
         self.transport.interrupt()
 
     def close(self) -> None:
-        """Close; idempotent."""
+        """Close the connection. Idempotent."""
         self._keep_alive = False
         self.transport.close()
 
@@ -192,7 +193,7 @@ class Connection:
     def _read_unsized(self, limit: int, deadline: float) -> bytes | None:
         body = bytearray()
         if not self._chunked:
-            with suppress(ClosedError):  # which ends the body
+            with suppress(ClosedError):  # the line break that ends a chunk
                 while len(body) <= limit:
                     body += self._view[self._start : self._end]
                     self._start = self._end
@@ -209,7 +210,7 @@ class Connection:
         return bytes(body)
 
     def _next_chunk(self, deadline: float) -> int:
-        """Return the size of the next chunk, 0 once the body and its trailer fields were read."""
+        """Return the size of the next chunk; 0 after the body and its trailer fields."""
         size = parse_chunk_size(self._receive_line(deadline))
         if size == 0:
             for _ in range(TRAILER_LIMIT):
@@ -233,7 +234,7 @@ class Connection:
         self._silent = False
 
     def _take_read_ahead(self, buffers: list[memoryview]) -> list[memoryview]:
-        """Copy the part of the body that came with the head; return what is left to fill."""
+        """Copy the part of the body that came with the head; return the buffers left to fill."""
         while buffers and self._start < self._end:
             count = min(buffers[0].nbytes, self._end - self._start)
             buffers[0][:count] = self._view[self._start : self._start + count]

@@ -1,8 +1,8 @@
 """The HTTP client that minio-py uses for the control path.
 
-urllib3's timeouts restart with each byte, so a server that sends one byte at a time blocks a caller
-forever. Here, one deadline and one size limit cover the whole request, from the connect to the last
-byte of the response, and `close` aborts requests in flight.
+urllib3's timeouts restart with each byte, so a server that sends one byte at a time could block a
+caller forever. In this client, one deadline and one size limit cover the whole request, from
+connecting to the last byte of the response, and `close` aborts requests in flight.
 
 This module imports urllib3, which is slow, so import it late.
 """
@@ -28,19 +28,19 @@ from memkv_sglang.tiers.minio.http.tls import ContextSource
 from memkv_sglang.tiers.minio.http.transport import open_socket, shut_down
 
 CONNECT_TIMEOUT = 2.0
-"""Maximum time to open a connection, in seconds, whatever the settings allow for pages."""
+"""Maximum seconds to open a connection, whatever the settings allow for pages."""
 
 REQUEST_SECONDS = 5.0
-"""Maximum time for a whole request, in seconds; a busy server lists 1,000 objects slowly."""
+"""Maximum seconds for a whole request. A busy server takes long to list 1,000 objects."""
 
 ANSWER_LIMIT = 8 << 20
-"""Maximum size of a response, in bytes; a listing of 1,000 long URL-encoded names has 3 MiB."""
+"""Maximum bytes of a response. A listing of 1,000 long URL-encoded names has 3 MiB."""
 
 KEPT = 4
 """Maximum number of idle connections per server."""
 
 SHORTEST_TIMEOUT = 1e-3
-"""Seconds; 0 would make the socket non-blocking."""
+"""Minimum timeout in seconds. 0 would make the socket non-blocking."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -52,7 +52,7 @@ class _Origin(NamedTuple):
 
 
 class _Stream:
-    """A connected socket with the interface that `http.client` needs; calls end at `deadline`."""
+    """A connected socket with the interface that `http.client` needs. Calls end at `deadline`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -129,7 +129,7 @@ class ControlHttp(PoolManager):
     def __init__(
         self, connect_timeout: float = CONNECT_TIMEOUT, context: ContextSource | None = None
     ) -> None:
-        """Open no connection yet."""
+        """Create the client, without any connection yet."""
         super().__init__()
         self._connect_timeout = connect_timeout
         self._context = context
@@ -162,7 +162,7 @@ class ControlHttp(PoolManager):
         preload_content: bool = True,
         **_: Any,
     ) -> BaseHTTPResponse:
-        """Send a request and read the whole response; does not redirect. Raises `HTTPError`."""
+        """Send a request and read the whole response. Follows no redirect. Raises `HTTPError`."""
         deadline = time.monotonic() + REQUEST_SECONDS
         deadline = min(deadline, getattr(self._limits, "deadline", deadline))
         if fields is not None and body is None:  # some of minio-py's providers send forms
@@ -171,7 +171,7 @@ class ControlHttp(PoolManager):
         try:
             answer = self._ask(method, url, body, headers, deadline)
             content = answer.content
-            # minio-py parses errors only if they are XML, and does not preload objects.
+            # minio-py parses errors only if they are XML, and does not preload the objects.
             is_xml = answer.status < 300 or "xml" in answer.fields.get("content-type", "")
             if preload_content and is_xml:
                 content = parseable_xml(content)
@@ -219,7 +219,7 @@ class ControlHttp(PoolManager):
             except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 if not reused or stream.allowance < allowance:
                     raise
-                # The server had closed an idle connection: retry on another one.
+                # The server has closed an idle connection, so retry on another one.
             else:
                 return answer
             finally:
@@ -288,11 +288,11 @@ def _exchange(
     """Return the response, and whether the connection accepts another request."""
     connection = http.client.HTTPConnection(origin.host, origin.port)
     connection.default_port = DEFAULT_PORTS[origin.scheme]
-    connection.sock = stream  # has the methods that http.client calls
+    connection.sock = stream  # it has the methods that http.client calls
     connection.request(method, target, body, headers or {})
     response = connection.getresponse()
     content = response.read()
     fields = HTTPHeaderDict(response.getheaders())
-    fields.discard("transfer-encoding")  # already decoded
+    fields.discard("transfer-encoding")  # the body is already decoded
     keep = not response.will_close
     return _Answer(response.status, fields, content), keep

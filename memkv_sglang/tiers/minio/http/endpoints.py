@@ -11,14 +11,14 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Endpoint(NamedTuple):
-    """One server, with what requests for one bucket need to know of it."""
+    """One server, and how its bucket is addressed."""
 
     scheme: str
     host: str
-    """Name or address to connect to; starts with the bucket for virtual-host addressing."""
+    """Name or address to connect to. With virtual-host addressing, it starts with the bucket."""
     port: int
     base_path: str
-    """Prefix of object names in the request target: `/` or `/bucket/`."""
+    """Prefix of object names in the request target: `/`, or `/bucket/` with path addressing."""
 
     @property
     def netloc(self) -> str:

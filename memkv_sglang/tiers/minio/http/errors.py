@@ -4,7 +4,7 @@ LOOK_FOR_PROXY = "check that minio.endpoint is an S3 API port, and look for a pr
 
 
 class TransferError(Exception):
-    """A request got no valid response; its connection cannot be used any more."""
+    """A request got no valid response, and its connection cannot be used any more."""
 
 
 class OutOfTimeError(TransferError):
@@ -15,7 +15,7 @@ class StallError(TransferError):
     """No byte was sent or received for the stall timeout."""
 
     def __init__(self, seconds: float) -> None:
-        """Report the timeout, in seconds."""
+        """Report the stall timeout, which is in seconds."""
         super().__init__(
             f"nothing moved for {seconds:g} s; look at the server's load and the network, or raise "
             "minio.stall_timeout"
@@ -33,15 +33,16 @@ class ClosedError(TransferError):
 class StaleError(ClosedError):
     """A reused connection was closed, or stayed silent, before the first byte of the response.
 
-    A load balancer may have dropped it, so the server is not at fault. Retry on a fresh connection.
+    A load balancer may have dropped the connection, so the server is not to blame. Retry on a fresh
+    connection.
     """
 
 
 class ProtocolError(TransferError):
-    """The response is not valid, or not supported."""
+    """The response is invalid, or not supported."""
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        """Report a problem, and a fix other than the usual one."""
+        """Report a problem. `fix` replaces the usual fix."""
         super().__init__(f"{problem}; {fix or LOOK_FOR_PROXY}")
 
 
@@ -57,7 +58,7 @@ class StatusError(Exception):
     ) -> None:
         """Report a refusal by `text`; see `explain`.
 
-        `retry_after`: seconds for which the server asked clients to back off.
+        `retry_after` is the seconds for which the server asked clients to back off.
         """
         super().__init__(text or f"HTTP status {status}" + (f" ({code})" if code else ""))
         self.status = status

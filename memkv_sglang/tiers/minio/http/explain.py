@@ -1,7 +1,7 @@
-"""Explains what went wrong between this node and MinIO, and which setting fixes it.
+"""Explain what went wrong between this node and MinIO, and which setting fixes it.
 
-Covers the error codes of S3 and MinIO, HTTP statuses without a code, and failed connections. All
-texts have the form of a `ConfigError`: `problem; fix`.
+This covers the error codes of S3 and MinIO, HTTP statuses without a code, and failed connections.
+All texts have the form of a `ConfigError`: `problem; fix`.
 """
 
 import errno
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 BODY_LIMIT = 16 << 10
-"""Number of bytes of an error's body that are examined."""
+"""Maximum bytes of an error's body that are examined."""
 
 Field = Callable[[str], str | None]
 """Returns the value of a response's header field."""
 
 
 class Advice(NamedTuple):
-    """One line for the user."""
+    """A problem and its fix, as one line for the user."""
 
     problem: str
     fix: str
@@ -204,7 +204,7 @@ PERMISSIONS = {
     "remove objects": "s3:DeleteObject",
     "read the bucket's versioning": "s3:GetBucketVersioning",
 }
-"""Required permission, by HTTP method (data path) or operation (control path)."""
+"""The required permission, by HTTP method (data path) or operation (control path)."""
 
 
 def refusal(
@@ -216,10 +216,10 @@ def refusal(
     code: str = "",
     retry_after: float = 0.0,
 ) -> StatusError:
-    """Return the error for a response that refuses a request that needs `permission`.
+    """Return the error for a refused request, which needed `permission`.
 
-    `field` looks up header fields; `code` is used if the response names no code. The response is
-    not trusted: anything that does not look like a code, a region or a date is ignored.
+    `field` looks up header fields. `code` is used if the response names no code. The response is
+    not trusted: text that does not look like a code, a region or a date is ignored.
     """
     body = body[:BODY_LIMIT]
     found = _CODE.search(body)
@@ -272,7 +272,8 @@ def control_error(url: str, error: BaseException, permission: str) -> str:
             return str(refusal(status, field, body.encode(), permission))
         if isinstance(cause, ServerError):
             return str(refusal(cause.status_code, lambda _: None, b"", permission))
-    malformed = any(type(cause) is ValueError for cause in _causes(error))  # by `ControlHttp`
+    # `ControlHttp` raises this
+    malformed = any(type(cause) is ValueError for cause in _causes(error))
     if malformed or isinstance(error, MinioException | ValueError | SyntaxError):
         problem = f"{url} sent an answer that is not S3's ({_short(error)})"
         return str(Advice(problem, _NOT_S3))
@@ -294,7 +295,7 @@ def _short(error: BaseException) -> str:
 def _field_of(head: ResponseHead, name: str) -> str | None:
     try:
         value = head.field(name.encode())
-    except ProtocolError:  # repeated
+    except ProtocolError:  # the field is repeated
         return None
     return value.decode("latin-1") if value else None
 
@@ -320,7 +321,7 @@ _SENT_BY_PROXIES = frozenset({413, 429, 502, 503, 504})
 
 
 def misdirected(status: int, content_type: str, body: bytes) -> Advice | None:
-    """Return advice for a response that cannot come from an S3 API, None if it can."""
+    """Return advice for a response that cannot come from an S3 API; None if it can."""
     if status == 400 and (b"HTTPS server" in body or b"HTTPS port" in body):
         return _TLS_PORT
     if content_type.lower().startswith("text/html") and status not in _SENT_BY_PROXIES:
@@ -363,7 +364,7 @@ def _advice(status: int, code: str, field: Field, body: bytes) -> Advice:
     if wrong := misdirected(status, field("content-type") or "", body):
         return wrong
     if status == 400 and field("date") is None:
-        return _TLS_PORT  # Go's servers send only this
+        return _TLS_PORT  # Go's servers send nothing else
     if status in (301, 302, 303, 307, 308):
         return _ELSEWHERE if _region(field, body) else _REDIRECT
     if status == 400 and _region(field, body):
@@ -372,7 +373,7 @@ def _advice(status: int, code: str, field: Field, body: bytes) -> Advice:
 
 
 def _region(field: Field, body: bytes) -> str:
-    """Return the region that the response names, empty if none."""
+    """Return the region that the response names; empty if it names none."""
     if found := _REGION_TAG.search(body):
         return found[1].decode()
     if region := _word(field("x-amz-bucket-region")):
@@ -395,7 +396,7 @@ def _skew(field: Field) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and its causes, which urllib3 keeps in `reason` and in arguments."""
+    """Yield an error and its causes. urllib3 keeps causes in `reason` and in arguments."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < 20:
         cause = waiting.pop(0)
@@ -410,9 +411,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 _HOSTNAME_MISMATCH = (62, 64)
 _OUT_OF_DATE = (9, 10)
 _NOT_STRICT = range(79, 94)
-"""What OpenSSL reports with `VERIFY_X509_STRICT`, which Python 3.13 sets: 85 for a certificate
-without its issuer's key identifier, 92 for an authority without a key usage.
-"""
+"""OpenSSL's errors with `VERIFY_X509_STRICT`, which Python 3.13 sets: 85 for a certificate without
+its issuer's key identifier, 92 for an authority without a key usage."""
 
 
 def _certificate(url: str, error: ssl.SSLCertVerificationError) -> Advice:

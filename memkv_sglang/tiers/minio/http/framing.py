@@ -1,4 +1,4 @@
-"""How HTTP/1.1 responses are framed (RFC 9112), for the fast path and the slow path alike."""
+"""The framing of HTTP/1.1 responses (RFC 9112), for the fast path and the slow path alike."""
 
 import re
 from enum import Enum, auto
@@ -21,30 +21,31 @@ class Framing(Enum):
     """What marks the end of a body."""
 
     LENGTH = auto()
-    """The head declares the length."""
+    """The declared length."""
     CHUNKED = auto()
-    """The last chunk is empty."""
+    """A chunk of size 0."""
     UNTIL_CLOSE = auto()
-    """The server closes the connection."""
+    """The end of the connection."""
 
 
 class ResponseHead(NamedTuple):
-    """Status line and header fields of a response."""
+    """The status line and the header fields of a response."""
 
     status: int
     length: int
-    """Declared length of the body in bytes (for HEAD: of the object); 0 if not declared."""
+    """Declared length of the body in bytes; for a HEAD, that of the object; 0 if none is declared.
+    """
     keep_alive: bool
-    """Whether the connection accepts another request once the body has ended."""
+    """Whether the connection accepts another request after the body."""
     lower: bytes
-    """The head in lower case, in which fields are searched: callers need few of many."""
+    """The head in lower case. Fields are searched in it, because callers need only few of many."""
     original: bytes = b""
     """The head as received."""
     framing: Framing = Framing.LENGTH
     """How the end of the body is marked, if there is a body."""
 
     def field(self, name: bytes) -> bytes | None:
-        """Return the value of a header field; name and value are in lower case.
+        """Return the value of a header field. Name and value are in lower case.
 
         Raises `ProtocolError` if the field is repeated.
         """
@@ -52,13 +53,13 @@ class ResponseHead(NamedTuple):
 
     @property
     def retry_after(self) -> float:
-        """Seconds for which the server asks clients to back off; 0 if none or given as a date."""
+        """Seconds for which the server asks clients to back off; 0 for none or a date."""
         value = self.field(b"retry-after") or b""
         return float(value) if value.isdigit() and len(value) < 10 else 0.0
 
 
 def is_interim(head: bytes) -> bool:
-    """Return whether a head is an interim response (1xx), which the final response follows."""
+    """Return whether a head is an interim response (1xx), which precedes the final response."""
     return _INTERIM.match(head) is not None
 
 
@@ -105,7 +106,7 @@ def _framing(version: bytes, status: int, lower: bytes) -> tuple[Framing, int]:
 
 
 def _tokens(lower: bytes, name: bytes) -> list[bytes] | None:
-    """Return the members of a list field, which may be repeated; None if it is absent."""
+    """Return the members of a list field, which may be repeated; None if the field is missing."""
     start = b"\r\n%b:" % name
     if start not in lower:
         return None

@@ -1,4 +1,4 @@
-"""A pool of persistent connections, spread evenly over the reachable servers."""
+"""A pool of persistent connections, which are spread evenly over the reachable servers."""
 
 import itertools
 import threading
@@ -24,18 +24,18 @@ AVOID_FOR = 5.0
 
 
 LONGEST_REST = 5.0
-"""Maximum time to back off from a server, in seconds, however long it asks for.
+"""Maximum seconds to back off from a server, even if it asks for more.
 
 MinIO asks for 60 s (`Retry-After`) in each 503, even during the second in which it starts.
 """
 
 
 IDLE_TIMEOUT = 60.0
-"""Default for the seconds of idleness after which a connection is not reused."""
+"""Default seconds of idleness after which a connection is not reused."""
 
 
 class Server:
-    """An endpoint with its idle connections, the most recently used one last."""
+    """An endpoint and its idle connections. The last one was used most recently."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -85,16 +85,16 @@ class ConnectionPool:
         return min((s.round_trip for s in self._servers if s.round_trip is not None), default=0.0)
 
     def lend(self, deadline: float, *, fresh: bool = False) -> "_Loan":
-        """Lend a connection for a `with` block; `fresh` opens a new one.
+        """Lend a connection for a `with` block. `fresh` opens a new one.
 
         It is closed if the block raises, or ends before the response was read. Entering the block
-        blocks at most for a connect. Raises `OutOfTimeError`, and `ConnectError` if no server can
-        be reached or all servers asked clients to back off.
+        may block to connect. Raises `OutOfTimeError`, and `ConnectError` if no server can be
+        reached or all servers asked clients to back off.
         """
         return _Loan(self, deadline, fresh)
 
     def take(self, deadline: float, fresh: bool) -> tuple[Server, Connection]:
-        """Take a connection; the caller must `give_back` it."""
+        """Take a connection. The caller must `give_back` it."""
         with self._lock:
             if self._closed:
                 raise ConnectError("the tier is closed")
@@ -108,10 +108,10 @@ class ConnectionPool:
         return server, connection
 
     def take_several(self, count: int, deadline: float) -> list[tuple[Server, Connection]]:
-        """Take up to `count` connections, spread over the servers; the caller returns each.
+        """Take up to `count` connections, spread over the servers. The caller gives each back.
 
-        Opens missing connections. Waits for them only if no connection is idle; otherwise the next
-        call gets them. Returns at least one. Raises as `take` does.
+        Opens missing connections, but waits for them only if no connection is idle. Otherwise the
+        next call gets them. Returns at least one. Raises as `take` does.
         """
         with self._lock:
             if self._closed:
@@ -167,7 +167,7 @@ class ConnectionPool:
     def give_back(
         self, server: Server, connection: Connection, error: BaseException | None
     ) -> None:
-        """Take back a connection whose user raised `error`; a `StatusError` does not close it."""
+        """Take back a connection whose user raised `error`. A `StatusError` does not close it."""
         if isinstance(error, StatusError):
             if error.retry_after:
                 server.rest_until = time.monotonic() + min(error.retry_after, LONGEST_REST)
@@ -177,7 +177,7 @@ class ConnectionPool:
             self._avoid(server)
         with self._lock:
             self._out.discard(connection)
-            if connection.stale:  # then its idle peers are probably dead too
+            if connection.stale:  # its idle neighbors are probably dead too
                 _close_all(server.idle)
             if connection.reusable and not self._closed and len(server.idle) < self._keep:
                 connection.reused = True
@@ -193,7 +193,7 @@ class ConnectionPool:
             return sum(len(server.idle) for server in self._servers)
 
     def close(self) -> None:
-        """Wait for lent connections, then close all connections; idempotent."""
+        """Wait for lent connections, then close all connections. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._lent == 0)
@@ -202,7 +202,7 @@ class ConnectionPool:
         self._opener.shutdown()
 
     def abort(self) -> None:
-        """Abort requests in flight and close all connections; does not block."""
+        """Abort requests in flight and close all connections. Does not block."""
         with self._lock:
             self._closed = self._aborted = True
             for connection in list(self._out):
@@ -218,7 +218,7 @@ class ConnectionPool:
                 connection.interrupt()
 
     def _give_up(self) -> None:
-        """End a loan that did not get a connection."""
+        """End the loan of a connection that could not be opened."""
         with self._lock:
             self._end_loan()
 
@@ -240,7 +240,7 @@ class ConnectionPool:
         raise failure
 
     def _in_turn(self) -> list[Server]:
-        """Return the servers in the order to try, rotated by one with each call."""
+        """Return the servers in the order to try them, which each call rotates by one."""
         now = time.monotonic()
         awake = [s for s in self._servers if s.rest_until <= now]
         servers = [s for s in awake if s.avoid_until <= now] or awake
@@ -253,7 +253,7 @@ class ConnectionPool:
                 connection = server.idle.pop() if server.idle else None
                 if connection and time.monotonic() - connection.idle_since >= self._idle_timeout:
                     connection.close()
-                    _close_all(server.idle)  # idle for even longer
+                    _close_all(server.idle)  # the connections before it were idle for even longer
                     return None
             if connection is None or connection.is_idle():
                 return connection
@@ -293,7 +293,7 @@ def _close_all(connections: list[Connection]) -> None:
 
 
 class _Loan:
-    """A context manager; a class, because a generator would cost more per page."""
+    """A context manager for a lent connection. A class, because a generator costs more per page."""
 
     def __init__(self, pool: ConnectionPool, deadline: float, fresh: bool) -> None:
         self._pool, self._deadline, self._fresh = pool, deadline, fresh

@@ -1,7 +1,7 @@
-"""The server's clock.
+"""Track the server's clock.
 
-A proxy, a broken server or a captive portal can send any `Date`. A wrong one would make pages look
-old and get them removed, so `ServerClock` never trusts a single response.
+A proxy, a broken server or a captive portal can send any `Date`. A wrong one could make pages look
+old, so that they are removed. So `ServerClock` never trusts a single response.
 """
 
 import re
@@ -16,16 +16,18 @@ from memkv_sglang.tiers.minio.http.errors import ProtocolError
 from memkv_sglang.tiers.minio.http.framing import ResponseHead
 
 SKEW_LIMIT = 15 * 60.0
-"""Clock skew, in seconds, beyond which S3 refuses signatures.
+"""Clock skew in seconds beyond which S3 refuses signatures.
 
-The server accepted this node's signature, so a `Date` further away is not the server's clock.
+The server accepted this node's signature, so a `Date` that is further away is not the server's
+time.
 """
 
 TOLERANCE = 30.0
-"""Maximum difference, in seconds, between readings that agree; servers of a cluster differ."""
+"""Maximum difference in seconds between readings that agree. The servers of a cluster may differ.
+"""
 
 EARLIEST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
-"""Earliest plausible time of a page, which cannot be older than this project."""
+"""Earliest plausible time of a page: no page is older than this project."""
 
 _FIX = "run NTP on both machines, or look for a proxy that answers for MinIO"
 
@@ -51,7 +53,7 @@ def parse_date(value: bytes | None) -> float:
     return _parse(value.lower())
 
 
-@lru_cache(1024)  # pages that were written together have the same time
+@lru_cache(1024)  # cached, because pages that were written together have the same time
 def _parse(value: bytes) -> float:
     match = _DATE.fullmatch(value)
     if match is None or match[2] not in _MONTHS:
@@ -78,15 +80,16 @@ def is_plausible(modified: float) -> bool:
 
 
 def _elapsed() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # unlike monotonic, includes suspended time
+    # unlike the monotonic clock, it includes suspended time
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ServerClock:
     """Tracks the time of the bucket's servers. Thread-safe.
 
-    A `Date` is trusted if its response is about an object, if it is within `SKEW_LIMIT` of this
-    node's clock, and if an earlier reading or this node's clock agrees. Any other `Date` is ignored
-    in favour of the last trusted reading.
+    A `Date` is trusted if its response is about an object, it is within `SKEW_LIMIT` of this node's
+    clock, and an earlier reading or this node's clock agrees. Otherwise, the last trusted reading
+    is used.
     """
 
     def __init__(
@@ -99,12 +102,12 @@ class ServerClock:
         self._elapsed = elapsed
         self._lock = threading.Lock()
         self._start: float | None = None
-        """The trusted reading, as the server's time when `elapsed` was 0."""
+        """The trusted reading: the server's time when `elapsed` was 0."""
         self._candidate: float | None = None
         self._reason = "no server has reported its time yet"
 
     def now(self, head: ResponseHead) -> float:
-        """Return the server's time, in seconds since the epoch, given a response just received.
+        """Return the server's Unix time, given a response that has just arrived.
 
         Raises `ProtocolError` while no reading can be trusted.
         """
@@ -116,7 +119,7 @@ class ServerClock:
             return self._start + elapsed
 
     def reading(self) -> float | None:
-        """Return the server's time by the last trusted reading, None without one; sends nothing."""
+        """Return the server's time by the last trusted reading; None without one. Sends nothing."""
         with self._lock:
             return None if self._start is None else self._start + self._elapsed()
 

@@ -30,7 +30,7 @@ def tls_context(config: MinioConfig) -> ContextSource | None:
 
 
 class _ReloadedContext:
-    """A context that follows its files. Files that cannot be used leave it as it is."""
+    """A context that follows its files. If new files are invalid, it stays as it is."""
 
     def __init__(self, config: MinioConfig) -> None:
         self._config = config
@@ -46,11 +46,12 @@ class _ReloadedContext:
 
     def _reload(self) -> None:
         try:
-            # A new one, because a context cannot forget authorities.
+            # Create a new one, because a context cannot forget authorities.
             self._context = _make_context(self._config)
-        except ConfigError as error:  # such as a certificate whose key is yet to be written
+        # for example because the certificate was replaced, but its key was not yet
+        except ConfigError as error:
             fields = {"reason": str(error)}
-            log.warning("changed certificates not used", extra={"fields": fields})
+            log.warning("cannot use the changed certificates", extra={"fields": fields})
         else:
             log.info("certificates reloaded")
 

@@ -1,4 +1,4 @@
-"""Sends and receives bytes on a connected socket, plain or TLS, with a timeout per call."""
+"""Send and receive bytes on a connected socket, plain or TLS, with a timeout per call."""
 
 import select
 import socket
@@ -15,18 +15,18 @@ from memkv_sglang.tiers.minio.http.addresses import Address
 Socket = TypeVar("Socket", bound=socket.socket)
 
 IOV_LIMIT = 512
-"""Maximum number of buffers per system call; the kernel accepts 1024."""
+"""Maximum buffers per system call. The kernel accepts 1024."""
 
 TLS_WINDOW = 4 << 20
-"""Requested receive buffer of a TLS connection, in bytes; the kernel doubles it."""
+"""Bytes to request for a TLS connection's receive buffer. The kernel doubles them."""
 
 _WINDOW_LIMIT = Path("/proc/sys/net/core/rmem_max")
 
 TLS_CHUNK = 256 << 10
-"""Maximum size of one TLS write, in bytes: a slow transfer must not look stalled."""
+"""Maximum bytes of one TLS write. It is small, so that a slow transfer does not look stalled."""
 
 WAIT_LIMIT = 1e-3
-"""Shortest timeout, in seconds; 0 would mean no timeout."""
+"""Minimum timeout in seconds. 0 would mean no timeout."""
 
 
 KEEP_ALIVE = {
@@ -34,7 +34,8 @@ KEEP_ALIVE = {
     socket.TCP_KEEPINTVL: 5,
     socket.TCP_KEEPCNT: 3,
 }
-"""Seconds before the first probe and between probes, and lost probes that end a connection."""
+"""Seconds before the first probe and between probes, and number of lost probes that end a
+connection."""
 
 
 class Transport(Protocol):
@@ -47,17 +48,17 @@ class Transport(Protocol):
         """Send from the buffers in order; return the number of bytes sent (at least 1)."""
 
     def receive(self, buffers: Sequence[memoryview]) -> int:
-        """Receive into the buffers in order; return the number of bytes, 0 at the end."""
+        """Receive into the buffers in order; return the number of bytes, which is 0 at the end."""
 
     def receive_some(self, buffer: memoryview) -> int:
-        """Receive as soon as any bytes arrive; return their number, 0 at the end."""
+        """Receive as soon as any bytes arrive; return their number, which is 0 at the end."""
 
     @property
     def fileno(self) -> int:
         """The socket's descriptor, for `poll`."""
 
     def send_now(self, request: bytes) -> None:
-        """Send a short request without blocking; raises `OSError` if the send buffer is full."""
+        """Send a short request without blocking. Raises `OSError` if the send buffer is full."""
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         """Receive the bytes that have arrived into the buffers in order; 0 at the end.
@@ -67,7 +68,7 @@ class Transport(Protocol):
         """
 
     def is_idle(self) -> bool:
-        """Return whether there are no unread bytes and the peer has not closed; does not block."""
+        """Return whether there are no unread bytes and the peer has not closed. Does not block."""
 
     def interrupt(self) -> None:
         """Abort the call that another thread is blocked in."""
@@ -77,7 +78,7 @@ class Transport(Protocol):
 
 
 class _SocketTransport(Generic[Socket]):
-    """What plain and TLS sockets have in common."""
+    """The common part of plain and TLS sockets."""
 
     def __init__(self, sock: Socket) -> None:
         """Take ownership of a connected socket."""
@@ -91,7 +92,7 @@ class _SocketTransport(Generic[Socket]):
         return self._socket.fileno()
 
     def is_idle(self) -> bool:
-        """Poll the socket: between two responses, only the end of the stream may arrive."""
+        """Poll the socket. Between two responses, only the end of the stream may arrive."""
         return not self._poll.poll(0)
 
     def interrupt(self) -> None:
@@ -99,14 +100,14 @@ class _SocketTransport(Generic[Socket]):
         shut_down(self._socket)
 
     def close(self) -> None:
-        """Close the socket, with TLS without a closing handshake, which could block."""
+        """Close the socket. With TLS, skip the closing handshake, which could block."""
         self._socket.close()
 
 
 class PlainTransport(_SocketTransport[socket.socket]):
     """A blocking socket with kernel timeouts: `MSG_WAITALL` fills a page in one system call.
 
-    With a Python timeout the socket would be non-blocking, and calls would return few bytes.
+    With a Python timeout, the socket would be non-blocking, and calls would return few bytes.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -161,7 +162,7 @@ class PlainTransport(_SocketTransport[socket.socket]):
 
 
 class TlsTransport(_SocketTransport[ssl.SSLSocket]):
-    """A TLS socket, after its handshake; records of 16 KiB are decrypted into the buffers."""
+    """A TLS socket after its handshake. Decrypts records of 16 KiB into the buffers."""
 
     def set_timeout(self, seconds: float) -> None:
         """Use the timeout of the ssl module."""
@@ -202,7 +203,7 @@ class TlsTransport(_SocketTransport[ssl.SSLSocket]):
 
 
 def shut_down(sock: socket.socket) -> None:
-    """Shut down both directions, which wakes up threads that are blocked on the socket."""
+    """Shut down both directions, which wakes threads that are blocked on the socket."""
     with suppress(OSError):  # SSLSocket.shutdown is not thread-safe
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
@@ -213,7 +214,7 @@ def connect(
     timeout: float,
     context: ssl.SSLContext | None = None,
 ) -> Transport:
-    """Connect to the first reachable address; use TLS if there is a context.
+    """Connect to the first reachable address. Uses TLS if there is a context.
 
     `host` is the name that the certificate must have. Raises `OSError`.
     """
@@ -244,7 +245,7 @@ def open_socket(
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Send probes while idle, so that load balancers and firewalls keep the connection."""
+    """Probe the connection while it is idle, so that load balancers and firewalls keep it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEP_ALIVE.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -254,7 +255,7 @@ def _widen(sock: socket.socket) -> None:
     """Request a large receive buffer.
 
     The kernel gives large buffers only to sockets that read a lot at once, but TLS reads records of
-    16 KiB. If the system's limit is lower (212,992 on older kernels), the default is better.
+    16 KiB. If the system's limit is lower (212,992 bytes on older kernels), the default is better.
     """
     with suppress(OSError):
         if int(_WINDOW_LIMIT.read_text()) >= TLS_WINDOW:
@@ -262,7 +263,7 @@ def _widen(sock: socket.socket) -> None:
 
 
 def _connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
-    """Try the addresses in order, each for an equal share of the remaining time."""
+    """Try the addresses in order. Each gets an equal share of the remaining time."""
     failure = OSError("the host has no address")
     for left, (family, kind, number, address) in zip(
         range(len(addresses), 0, -1), addresses, strict=True

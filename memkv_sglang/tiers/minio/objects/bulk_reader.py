@@ -1,6 +1,6 @@
-"""The fast path of loads: many objects read at once by the compiled receive loop.
+"""The fast path of loads, in which the compiled receive loop reads many objects at once.
 
-Where the loop is not compiled, callers read all pages on the slow path, one request at a time.
+If the loop is not compiled, callers read all pages on the slow path, one request at a time.
 """
 
 import logging
@@ -22,10 +22,10 @@ from memkv_sglang.tiers.minio.http import (
 )
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
-# Why the loop is not compiled; empty if it is.
+# Why the loop is not usable; empty if it is.
 try:
     from memkv_sglang.tiers.minio.http import receive_loop as loop
-except ImportError as error:  # there was no compiler, or a library does not export its functions
+except ImportError as error:  # there was no C compiler, or a library does not export its functions
     WHY_NOT = str(error)
 else:
     WHY_NOT = ""
@@ -37,15 +37,16 @@ class BulkAnswer(NamedTuple):
     """What the fast path received."""
 
     checksums: list[bytes | None]
-    """The checksum of each page that was received and verified, else None."""
+    """The checksum of each page that was received and verified; None for the others."""
     unverified: list[Response]
     """Objects whose metadata did not match on the fast path."""
     failure: TransferError | None
-    """Why the other objects should not be tried on the slow path; None if they should."""
+    """Error after which the other objects should not be tried on the slow path; None if they
+    should."""
 
 
 class Helpers:
-    """Counts the threads that help callers to receive: at most one per two cores. Thread-safe.
+    """Counts the threads that help callers receive: at most one per two cores. Thread-safe.
 
     Each call has its own thread, so helpers are for the cores that callers leave idle. With few
     cores, switching threads costs more than it gains.
@@ -83,7 +84,7 @@ class BulkReader:
     ) -> None:
         """Use up to `connections` of the pool's connections for each call.
 
-        `metadata` is what the heads of the objects must contain.
+        `metadata` must be in the heads of the objects.
         """
         self._pool = pool
         self._signer = signer
@@ -148,7 +149,8 @@ class BulkReader:
             except BaseException as error:
                 batch.stop()
                 failures.append(error)
-                if not isinstance(error, TransferError):  # otherwise the loop has closed them
+                # otherwise the loop has closed the connections
+                if not isinstance(error, TransferError):
                     for connection in share:
                         connection.close()
 

@@ -1,4 +1,4 @@
-"""Signed requests for objects on pooled connections. Each one succeeds or fails by its deadline."""
+"""Send signed requests for objects on pooled connections. Each ends by its deadline."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +34,13 @@ Answer = TypeVar("Answer")
 NO_FIELDS: Mapping[str, str] = {}
 
 Guard = AbstractContextManager[None]
-"""Encloses each use of a page's buffers; raises `OutOfTimeError` once the call is over."""
+"""Encloses each use of a page's buffers. Raises `OutOfTimeError` after the end of the call."""
 
 UNGUARDED: Guard = nullcontext()
-"""For buffers that outlive the call."""
+"""A guard for buffers that outlive the call."""
 
 PIPELINE = 16
-"""Maximum number of HEAD requests in flight per connection; the responses fit socket buffers."""
+"""Maximum HEAD requests in flight per connection. Their responses must fit in socket buffers."""
 
 
 class ObjectClient:
@@ -93,8 +93,9 @@ class ObjectClient:
         return self._signed(attempt, deadline)
 
     def _signed(self, attempt: Callable[["Credentials"], Answer], deadline: float) -> Answer:
-        """Make an attempt, and a second one if the credentials were refused and have changed."""
-        credentials = self._signer.credentials(deadline)  # may block, so not within the guard
+        """Make an attempt, and another one if the credentials were refused and have changed."""
+        # this may block, so it must not be within the guard
+        credentials = self._signer.credentials(deadline)
         try:
             return attempt(credentials)
         except StatusError as error:
@@ -103,11 +104,11 @@ class ObjectClient:
             return attempt(self._signer.credentials(deadline))
 
     def exist(self, names: Sequence[str], deadline: float) -> list[bool]:
-        """Return which names belong to stored pages, judged by their metadata; see `heads`."""
+        """Return which names belong to stored pages, judging by their metadata; see `heads`."""
         return [self._stores_page(head) for head in self.heads(names, deadline)]
 
     def stored_times(self, names: Sequence[str], deadline: float) -> list[float]:
-        """Return when each page was stored, by the server's clock; 0 if it is not; see `heads`."""
+        """Return when each page was stored, by the server's clock; 0 if it was not. See `heads`."""
         return [
             modified_time(head) if self._stores_page(head) else 0.0
             for head in self.heads(names, deadline)
@@ -140,7 +141,7 @@ class ObjectClient:
                 if fresh and depth == 1:
                     raise
                 if not isinstance(error, StaleError):
-                    depth = 1  # the server may close on pipelined requests
+                    depth = 1  # the server may close after pipelined requests
                 fresh = True
                 waiting.extendleft(reversed(batch))
                 continue
@@ -164,8 +165,8 @@ class ObjectClient:
     ) -> list[ResponseHead | None]:
         """Send all HEAD requests, then receive all responses.
 
-        Returns None for requests that were left unanswered when the server closed a connection;
-        each connection answers at least one.
+        Returns None for requests that the server left unanswered when it closed a connection. On
+        each connection, it answers at least one.
         """
         ways = min(ways, len(names))
         found: list[ResponseHead | None] = []
@@ -209,7 +210,7 @@ class ObjectClient:
         return head
 
     def _stores_page(self, head: ResponseHead) -> bool:
-        """Return whether a response to HEAD is that of a stored page; count any other 200.
+        """Return whether a response to HEAD is that of a stored page. Counts any other 200.
 
         Raises `ProtocolError` for a 404 that is not an object store's.
         """
@@ -245,8 +246,8 @@ def demand_printable(fields: Mapping[str, str]) -> None:
 def refuse(
     connection: Connection, head: ResponseHead, deadline: float, method: str = "GET"
 ) -> NoReturn:
-    """Raise the `StatusError` for a response; read its body so that the connection is reusable."""
+    """Raise the `StatusError` for a response. Reads its body to keep the connection usable."""
     body = connection.discard_body(deadline)
     if head.status == HTTPStatus.NOT_FOUND and is_html(head):
-        raise unusable_answer(head)  # a proxy's 404 says nothing about the object
+        raise unusable_answer(head)  # A proxy's 404 says nothing about the object.
     raise refused(head, body, method)

@@ -1,4 +1,4 @@
-"""Counts the tier's events, and logs its faults at a limited rate."""
+"""Count the tier's events, and log its faults at a limited rate."""
 
 import logging
 import threading
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 LOOKUP_FAILED, LOAD_FAILED, SPILL_FAILED = "lookup failed", "load failed", "spill failed"
 
 OPERATIONS = frozenset({LOOKUP_FAILED, LOAD_FAILED, SPILL_FAILED})
-"""Faults that end when the operation succeeds again; see `succeeded`."""
+"""Operations whose faults end when the operation succeeds again; see `succeeded`."""
 
 PROBLEM_AFTER = 3
 """Number of consecutive failures of an operation after which the tier reports a problem."""
 
 QUIET = 10.0
-"""Minimum time between two log lines of one kind, in seconds."""
+"""Minimum seconds between two log lines of one kind."""
 
 
 class Telemetry:
@@ -54,7 +54,7 @@ class Telemetry:
             return dict(self._fallbacks)
 
     def fault(self, event: str, error: Exception) -> None:
-        """Count a fault; log at most one of its kind in `QUIET` seconds.
+        """Count a fault. Logs at most one of its kind in `QUIET` seconds.
 
         A fault in `OPERATIONS` is logged again only for another reason, or after a success.
         """

@@ -1,4 +1,4 @@
-"""Finds out what an S3 server supports, with a few small objects under the prefix `probe/`."""
+"""Find out what an S3 server supports, with a few small objects under the prefix `probe/`."""
 
 from memkv_sglang.tiers.minio.probe.probe import probe_server
 from memkv_sglang.tiers.minio.probe.support import Conditions, ServerSupport

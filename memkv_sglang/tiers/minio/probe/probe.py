@@ -1,4 +1,4 @@
-"""Probes a server with real requests. A probe that fails raises; it never counts as passed."""
+"""Probe a server with real requests. A failing probe raises, and never counts as passed."""
 
 import threading
 import time
@@ -27,26 +27,24 @@ from memkv_sglang.tiers.minio.objects import NO_FIELDS, ObjectClient, refuse
 from memkv_sglang.tiers.minio.probe.support import NEW, Conditions, ServerSupport
 
 WRITERS = 2
-"""Number of concurrent writers, of which one must win. SeaweedFS makes each of them wait a
-second.
+"""Number of concurrent writers, of which one must win. SeaweedFS makes each of them wait a second.
 """
 
 ROUNDS = 8
-"""Number of rounds. A server without atomic writes loses most rounds."""
+"""Number of rounds of this race. A server without atomic writes loses most rounds."""
 
 COPIES = 2
-"""Number of objects copied onto themselves. More than one, because one server updates only the
-first object's time.
-"""
+"""Number of objects that are copied onto themselves. One is not enough, because one server updates
+only the first object's time."""
 
 NEXT_SECOND = 1.1
-"""Pause before a copy, in seconds; longer than a second, the resolution of Last-Modified."""
+"""Seconds to wait before a copy, which is longer than the resolution of Last-Modified, a second."""
 
 CALL_SECONDS = 5.0
-"""Maximum time for one request, in seconds."""
+"""Maximum seconds for one request."""
 
 LOST = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND})
-"""Status codes of a conditional write that another writer won. AWS S3 also sends 409."""
+"""Status codes of a conditional write that another writer has beaten. AWS S3 also sends 409."""
 
 ONE_COLLECTOR = "set collector.run = always on one node only, or run `memkv gc` from one machine"
 
@@ -115,7 +113,7 @@ class _Probe:
         """Whether responses to writes contained version ids."""
 
     def conditions(self) -> tuple[Conditions, Finding]:
-        """Find the form of conditional writes that works, if any."""
+        """Find out which form of conditional writes works, if any."""
         form, problem = self._sequence()
         if form is not Conditions.NONE:
             nobody = 0
@@ -161,7 +159,7 @@ class _Probe:
         return self._client.heads(self.written, deadline, ways=1)
 
     def _sequence(self) -> tuple[Conditions, str]:
-        """Try sequential writes. Returns why they fail; None if they work."""
+        """Try writes one after the other. Returns why they fail; None if they work."""
         name = self._name("sequence")
         first = self._put(name, b"first", NEW)
         if first is None:
@@ -178,7 +176,7 @@ class _Probe:
     def _compete(
         self, writers: ThreadPoolExecutor, name: str, form: Conditions, *, over: bool
     ) -> int:
-        """Let writers create the same object at once, or replace the same version (`over`).
+        """Make writers create the same object at once, or replace the same version (`over`).
 
         Returns how many succeeded.
         """
@@ -198,7 +196,7 @@ class _Probe:
         return name
 
     def _put(self, name: str, content: bytes, condition: Mapping[str, str]) -> str | None:
-        """Return the ETag of the object written, None if the condition was not met."""
+        """Return the ETag of the object written; None if the condition was not met."""
         fields = {"content-length": str(len(content)), **condition, **self._storage_fields}
         deadline = time.monotonic() + CALL_SECONDS
 
@@ -264,7 +262,7 @@ def _check_removal(probe: _Probe) -> Finding:
 
 
 def _is_versioned(bucket: Bucket, version_ids: bool) -> bool:
-    """Ask the server; without permission to ask, infer it from the responses to writes."""
+    """Ask the server. Without permission to ask, infer it from the responses to writes."""
     status = bucket.versioning()
     return version_ids if status is None else status != "Off"
 

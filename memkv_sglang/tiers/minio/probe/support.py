@@ -1,4 +1,4 @@
-"""What an S3 server supports, as measured."""
+"""What an S3 server supports, as probes have found."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -11,12 +11,12 @@ NEW = {"if-none-match": "*"}
 
 
 class Conditions(Enum):
-    """Whether and in which form conditional writes work (`If-Match`, `If-None-Match: *`)."""
+    """Whether conditional writes work (`If-Match`, `If-None-Match: *`), and in which form."""
 
     QUOTED = "quoted"
-    """They work, with the ETag in quotes as in RFC 9110."""
+    """They work with the ETag in quotes, as in RFC 9110."""
     BARE = "bare"
-    """They work, with the ETag without quotes (Ceph RGW)."""
+    """They work with the ETag without quotes (Ceph RGW)."""
     NONE = "none"
     """They do not work: the server ignores them, or lets several concurrent writers win."""
 
@@ -35,14 +35,14 @@ class Conditions(Enum):
 
 
 class ServerSupport(NamedTuple):
-    """What one bucket's server supports, as measured. Valid until the server is replaced."""
+    """What the server of one bucket supports, as measured. Valid until the server is replaced."""
 
     conditions: Conditions
     """Which form of conditional writes to use. With `NONE`, no lease excludes another node."""
     copy_renews: bool
     """Whether copying an object onto itself updates its LastModified.
 
-    If not, only storing an object again keeps it from a lifecycle rule that expires by age.
+    If not, only storing an object again protects it from a lifecycle rule that expires by age.
     """
     versioned: bool
     """Whether the bucket keeps the previous versions of objects."""
