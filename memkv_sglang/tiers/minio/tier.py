@@ -1,4 +1,4 @@
-"""The MinIO tier: implements the tier contract on top of the transfers and the caches."""
+"""The MinIO tier: implements the tier contract with the transfers and the caches."""
 
 import logging
 import math
@@ -74,31 +74,31 @@ from memkv_sglang.tiers.minio.transfers import PageTransfers, stopped
 log = logging.getLogger(__name__)
 
 OPENING_TIME = 8.0
-"""How long calls of the control path wait for the bucket to open, in seconds."""
+"""Seconds that calls of the control path wait for the bucket to be opened."""
 
 CLOCK_MARGIN = 1.0
-"""Seconds by which the known time of a server can be behind: servers report whole seconds."""
+"""Seconds by which a server's time may be behind, because servers report whole seconds."""
 
 PROBE_TIME = 60.0
-"""How long to wait until the server's abilities are measured, in seconds."""
+"""Seconds to wait until the server's abilities are measured."""
 
 CONTROL_TIME = 60.0
-"""Maximum time, in seconds, to check which of a batch of pages exist before deleting them."""
+"""Maximum seconds to check which pages of a batch exist before deleting them."""
 
 NAMESPACES_LIMIT = 4096
 """Maximum number of namespaces whose descriptions are read."""
 
 LARGEST_PAGE = 1 << 30
-"""Maximum size of a page, in bytes; descriptions with larger or empty pages are ignored."""
+"""Maximum bytes of a page. Descriptions with larger or empty pages are ignored."""
 
 NAMES_SHOWN = 5
-"""Maximum number of objects that a log line names."""
+"""Maximum number of objects that are named in a log line."""
 
 CALLS_AT_ONCE = 16
-"""Calls for which connections are kept open: loads of eight ranks, and some that wait."""
+"""Number of calls for which connections are kept open: loads of eight ranks, and some that wait."""
 
 LOG_SECONDS = 2.0
-"""Maximum time, in seconds, to write the last log when the tier is closed."""
+"""Maximum seconds to write the last log when the tier is closed."""
 
 SKIPPED = Fetched(LoadResult.SKIPPED)
 
@@ -116,15 +116,15 @@ class _Opened(NamedTuple):
     bucket: Bucket
     client: ObjectClient
     control: ObjectClient
-    """For small requests, which `close` aborts."""
+    """Connections for small requests. `close` aborts these."""
     transfers: PageTransfers
 
 
 class MinioTier(Tier):
     """Stores pages as objects in a bucket that any number of nodes share.
 
-    This node's presence cache may be stale; `load` reports missing pages. Lookups do not affect the
-    eviction order, only `record_access` does, and only `keep_limits` evicts pages.
+    The presence cache may be stale, but `load` reports missing pages. Only `record_access` affects
+    the eviction order; lookups do not. Only `keep_limits` evicts pages.
     """
 
     name = "minio"
@@ -134,8 +134,8 @@ class MinioTier(Tier):
     ) -> None:
         """Start to open the bucket in the background. Raises `ConfigError` for invalid settings.
 
-        The file `hidden` remembers what `hide` has hidden. With `any_format`, buckets of other
-        formats are opened as well, for `rebuilder`.
+        The file `hidden` keeps what `hide` has hidden. With `any_format`, buckets of other formats
+        are opened too, for `rebuilder`.
         """
         self._any_format = any_format
         endpoints = parse_endpoints(config)
@@ -179,7 +179,7 @@ class MinioTier(Tier):
             raise TierError(str(error)) from error
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
-        """Narrow the result by the presence cache, then search with several HEADs per round."""
+        """Narrow the result with the presence cache, then search with several HEADs per round."""
         low, high = self._presence.bounds(chain)
 
         def probe(positions: Sequence[int]) -> list[bool] | None:
@@ -194,7 +194,8 @@ class MinioTier(Tier):
         found, bound = longest_prefix(low, high, probe, width)
         self._presence.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
-            # A page is useless without its ancestors, so the pages after the missing one are too.
+            # A page is useless without its ancestors, so all pages after a missing one count as
+            # missing.
             absent = [PageKey(chain.namespace, h) for h in chain.hashes[found:]]
             self._presence.discard(*absent)
             self._presence.add_missing(absent[0])
@@ -234,7 +235,7 @@ class MinioTier(Tier):
             self._presence.add(page.key for page in loaded)
             self._note_loaded(loaded)
         if Fetched(LoadResult.MISSING) in outcomes:
-            # The pages after a missing one were not tried, and are probably missing as well.
+            # The pages after a missing one were not tried. They are probably missing, too.
             skipped = [
                 p.key for p, outcome in zip(pages, outcomes, strict=True) if outcome is SKIPPED
             ]
@@ -242,7 +243,7 @@ class MinioTier(Tier):
         return outcomes
 
     def _note_loaded(self, pages: Sequence[Page]) -> None:
-        """Record the pages' sizes, in case the node that stored them could not log that."""
+        """Record the pages' sizes, in case the node that stored them could not log them."""
         if self._read_only:
             return
         for size in {page.length for page in pages}:
@@ -250,7 +251,7 @@ class MinioTier(Tier):
             self._uses.loaded(keys, size + self._form.overhead)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
-        """Send pages that are not known to be present straight from their buffers."""
+        """Send pages that are not known to be present, straight from their buffers."""
         if self._read_only:
             return [SpillResult.REFUSED] * len(pages)
         unknown = [i for i, page in enumerate(pages) if not self._presence.has(page.key)]
@@ -285,7 +286,7 @@ class MinioTier(Tier):
         return removed
 
     def _remove_ours(self, names: Sequence[str]) -> int:
-        """Delete the objects that exist and were stored as pages; return their number."""
+        """Delete those objects that exist and were stored as pages; return their number."""
         bucket, records, _ = self.control()
         removed = 0
         for first in range(0, len(names), REMOVED_AT_ONCE):
@@ -302,7 +303,7 @@ class MinioTier(Tier):
             self._bucket().write(self._names.description(namespace.digest), namespace.description)
 
     def namespaces(self) -> dict[bytes, Namespace]:
-        """Read the descriptions of all namespaces; invalid ones are skipped and logged."""
+        """Read the descriptions of all namespaces. Skips and logs invalid ones."""
         bucket = self._bucket()
         found: dict[bytes, Namespace] = {}
         invalid: list[str] = []
@@ -325,7 +326,7 @@ class MinioTier(Tier):
         return found
 
     def clear(self, namespace: bytes) -> int:
-        """Delete the namespace's pages and description; a no-op for a reader.
+        """Delete the namespace's pages and description. A no-op for a reader.
 
         Finds the pages through the index and the logs. Keeps foreign objects.
         """
@@ -352,7 +353,7 @@ class MinioTier(Tier):
 
     @override
     def hide(self, namespace: bytes) -> int:
-        """Find only pages that are stored from now on, or more exactly from a second later."""
+        """Hide all pages stored up to now or, more exactly, up to a second from now."""
         deadline = time.monotonic() + CONTROL_TIME
         try:
             name = self._names.description(namespace)
@@ -373,7 +374,7 @@ class MinioTier(Tier):
         metrics: Metrics,
         on_collected: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start to take part in the rounds that collect the bucket; call once.
+        """Take part in the rounds of collection from now on. Call this once.
 
         `on_collected` is called after each round that this node began. A no-op for a reader.
         """
@@ -391,12 +392,12 @@ class MinioTier(Tier):
         )
 
     def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
-        """Record the use of a chain's pages, and their positions in the whole chain, if known."""
+        """Record the use of a chain's pages, and their positions in the chain if they are known."""
         if not self._read_only:
             self._uses.used(chain, positions)
 
     def flush_accesses(self, timeout: float) -> bool:
-        """Write what was recorded to the bucket; False if that fails or takes too long."""
+        """Write what was recorded to the bucket. Returns False if that fails or takes too long."""
         return self._uses.flush(timeout)
 
     def collector(
@@ -414,21 +415,21 @@ class MinioTier(Tier):
         return parts._replace(records=parts.records.conditional(conditions))
 
     def measured_support(self) -> ServerSupport:
-        """Return what the server supports, after a measurement if need be. Raises `TierError`."""
+        """Return what the server supports. Measures it if necessary. Raises `TierError`."""
         try:
             return self.support(time.monotonic() + PROBE_TIME)
         except OutOfTimeError as error:
             raise TierError(str(error)) from error
 
     def rebuilder(self, config: CollectorConfig, shards: int | None = None) -> Rebuilder:
-        """Return what rebuilds the index from a listing. Raises `TierError`."""
+        """Return the `Rebuilder`, which rebuilds the index from a listing. Raises `TierError`."""
         self._demand_writer()
         return Rebuilder(self._conditional(self.measured_support().conditions), config, shards)
 
     def set_expiry(self, days: int) -> None:
-        """Record after how many days the bucket's lifecycle rule expires pages; 0: never.
+        """Record the days after which the bucket's lifecycle rule expires pages; 0 means never.
 
-        Raises `TierError`, `ConfigError`.
+        Raises `TierError` and `ConfigError`.
         """
         self._demand_writer()
         parts = self._conditional(self.measured_support().conditions)
@@ -439,7 +440,7 @@ class MinioTier(Tier):
         )
 
     def _take_part(self, config: CollectorConfig) -> Collector:
-        """Return this node's collector; whether it collects depends on the server."""
+        """Return this node's collector. Whether it collects depends on the server."""
         if self._taking_part is None:
             conditions, collects = Conditions.NONE, config.run == "always"
             if config.run == "auto":
@@ -466,7 +467,7 @@ class MinioTier(Tier):
         )
 
     def retention(self) -> Parts:
-        """Wait until the bucket is open, and return what collections use. Raises `TierError`."""
+        """Wait until the bucket is open; return what collections use. Raises `TierError`."""
         bucket, records, names = self.control()
         opened = self._opened(0.0)
         return Parts(
@@ -482,30 +483,30 @@ class MinioTier(Tier):
 
     def _log_target(self) -> LogTarget:
         _, records, names = control = self.control()
-        if self._log_store is None:  # used by the thread of the use log only
+        if self._log_store is None:  # only the thread of the use log uses it
             self._log_store = LogStore(*control, self.telemetry)
         return LogTarget(self._log_store, partial(records.now, names.format))
 
     def control(self) -> ControlPath:
-        """Wait until the bucket is open, and return its control path. Raises `TierError`."""
+        """Wait until the bucket is open; return its control path. Raises `TierError`."""
         bucket = self._bucket()
         client, storage_fields = self._opened(0.0).control, server_side_encryption(self._config)
         return ControlPath(bucket, Records(client, storage_fields, self._clock), self._names)
 
     def support(self, deadline: float) -> ServerSupport:
-        """Return what the server supports: measured once, then from memory.
+        """Return what the server supports. It is measured once.
 
-        `keep_limits` starts the measurement in the background; otherwise the first call does. Takes
-        seconds. A failed measurement is repeated by the next call. Raises `TierError`, also for a
+        The measurement takes seconds. `keep_limits` starts it in the background; otherwise, the
+        first call does. If it failed, the next call repeats it. Raises `TierError`, also for a
         reader, and `OutOfTimeError` at the deadline.
         """
         self._demand_writer()
         return self._support.result(deadline)
 
     def pins(self) -> PinStore:
-        """Wait until the bucket is open, and return its pins. Raises `TierError`."""
+        """Wait until the bucket is open; return its pins. Raises `TierError`."""
         control = self.control()
-        if self._pins is None:  # creating two at once is harmless
+        if self._pins is None:  # Creating it twice at the same time is harmless.
             self._pins = PinStore(
                 *control, count_unusable=partial(self.telemetry.count, "odd_pins")
             )
@@ -519,11 +520,11 @@ class MinioTier(Tier):
         self._presence.discard(*keys)
 
     def round_trip(self) -> float:
-        """Return the seconds from a request to its response, as measured; 0 if unknown."""
+        """Return the measured seconds from a request to its response; 0 if unknown."""
         return self._pool.round_trip
 
     def usage(self) -> TierUsage:
-        """Return the result of the last collection by any node; zeros before the first."""
+        """Return the result of the last collection by any node; zeros before the first one."""
         worker = self._collector
         if worker is None or worker.last is None:
             return TierUsage(pages=0, bytes=0, capacity=self._limit)
@@ -541,8 +542,8 @@ class MinioTier(Tier):
     def close(self, deadline: float = math.inf) -> None:
         """Write the last log, wait for pages in flight, then close threads and connections.
 
-        Aborts requests of the control path. If the bucket is still being opened, that ends by
-        itself within seconds and then closes its connections.
+        Aborts requests of the control path. If the bucket is still being opened, that ends within
+        seconds, and its connections are then closed.
         """
         if self._opening.problem == "":
             self._uses.close(min(max(deadline - time.monotonic(), 0.0), LOG_SECONDS))
@@ -605,7 +606,7 @@ class MinioTier(Tier):
             raise TierError("minio.role is `reader`: this node does not change the bucket")
 
     def _bucket_lost(self) -> None:
-        with suppress(TierError):  # closed meanwhile
+        with suppress(TierError):  # the tier was closed meanwhile
             self._opening.begin()
 
     def _opened(self, deadline: float) -> _Opened:
@@ -652,7 +653,7 @@ class MinioTier(Tier):
         return found
 
     def _transfers(self, deadline: float) -> PageTransfers | None:
-        """Wait until the bucket is open; return the transfers, None if that fails."""
+        """Wait until the bucket is open; return the transfers, or None if that fails."""
         try:
             return self._opened(deadline).transfers
         except (TierError, OutOfTimeError) as error:
@@ -661,7 +662,7 @@ class MinioTier(Tier):
 
 
 def _digest(folder: str) -> bytes | None:
-    """Return the namespace digest in the name of a folder, None if it is not one."""
+    """Return the namespace digest that a folder is named after; None if it is not one."""
     if not re.fullmatch(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}", folder):
         return None
     return bytes.fromhex(folder)

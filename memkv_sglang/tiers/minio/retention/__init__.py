@@ -1,7 +1,8 @@
-"""How long pages stay in the bucket: logs, the index, pins, and the rounds that collect.
+"""Decide how long pages stay in the bucket: logs, the index, pins, and rounds of collection.
 
-Nodes log which pages they store and use (`use_log`). Rounds (`rounds`) merge the logs into an index
-in shards (`shards`), decide which pages leave (`eviction`), and remove them (`collector`).
+Nodes log which pages they store and use (`use_log`). A round of collection (`rounds`) merges the
+logs into an index in shards (`shards`), decides which pages to remove (`eviction`), and removes
+them (`collector`).
 """
 
 from memkv_sglang.tiers.minio.retention.bucket_format import (

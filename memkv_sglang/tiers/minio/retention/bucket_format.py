@@ -1,4 +1,4 @@
-"""The format record: which layout a bucket has. Other layouts are refused, never misread."""
+"""The format record, which names a bucket's layout. Other layouts are refused, never misread."""
 
 import re
 from collections.abc import Callable
@@ -17,13 +17,13 @@ FORMAT = 2
 """Version of the layout of objects in the bucket."""
 
 SHARDS = 16
-"""Default number of shards of the index: memory per collection stays below 150 MB up to 16 million
-pages."""
+"""Default number of shards of the index. It keeps the memory of a collection below 150 MB for up to
+16 million pages."""
 
 SHARD_LIMIT = 256
 
 RENEW_AFTER = 86400.0
-"""Age in seconds after which records are rewritten, so that no lifecycle rule expires them."""
+"""Seconds after which records are written again, so that no lifecycle rule expires them."""
 
 SIZE_LIMIT = 4096
 """Maximum size of the record, in bytes."""
@@ -38,7 +38,7 @@ class BucketFormat(msgspec.Struct, frozen=True, kw_only=True):
     shards: Annotated[int, msgspec.Meta(ge=1, le=SHARD_LIMIT)] = SHARDS
     """Number of shards of the index; a power of two."""
     days: Annotated[int, msgspec.Meta(ge=0, le=36500)] = 0
-    """Days after which the bucket's lifecycle rule removes objects; 0 if it has none."""
+    """Days after which the bucket's lifecycle rule removes objects; 0 if it has no such rule."""
 
     def valid(self) -> bool:
         """Return whether the number of shards divides the slices of a log evenly."""
@@ -46,11 +46,12 @@ class BucketFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_format(records: Records, names: ObjectNames) -> BucketFormat | None:
-    """Return the format of a bucket, None if it has no record.
+    """Return the format of a bucket; None if it has no record.
 
-    Raises `ConfigError` for a format of another version, `TierError`.
+    Raises `ConfigError` for a format of another version, and `TierError`.
     """
-    content = records.content(names.format, SIZE_LIMIT)  # needs no time of the server
+    # reading the record needs no time of the server
+    content = records.content(names.format, SIZE_LIMIT)
     if content is None:
         return None
     try:
@@ -72,9 +73,9 @@ def read_format(records: Records, names: ObjectNames) -> BucketFormat | None:
 def ensure_format(
     records: Records, bucket: Bucket, names: ObjectNames, *, writable: bool
 ) -> BucketFormat:
-    """Return the format of a bucket; write the record if the bucket has no pages.
+    """Return the format of a bucket. Writes the record if the bucket has no pages.
 
-    Raises `ConfigError` for a bucket of another format, `TierError`.
+    Raises `ConfigError` for a bucket of another format, and `TierError`.
     """
     found = read_format(records, names)
     if found is None:
@@ -92,7 +93,7 @@ def ensure_format(
 
 
 def has_pages(bucket: Bucket, names: ObjectNames) -> bool:
-    """Return whether there are folders of namespaces. One request for up to 1,000 folders."""
+    """Return whether there are folders of namespaces. Takes one request for up to 1,000 folders."""
     return any(_NAMESPACE.fullmatch(folder) for folder in bucket.folders(names.root))
 
 
@@ -101,10 +102,10 @@ def write_format(
     names: ObjectNames,
     change: Callable[[BucketFormat | None], BucketFormat],
 ) -> BucketFormat:
-    """Create or change the record; return what is stored then, by whichever node.
+    """Create or change the record; return what is stored afterwards, whichever node wrote it.
 
-    `change` gets the present one, None if there is none.
-    Raises `ConfigError`, `TierError`.
+    `change` gets the present record, or None if there is none. Raises `ConfigError` and
+    `TierError`.
     """
     record = records.read(names.format, SIZE_LIMIT)
     changed = change(read_format(records, names))
@@ -118,9 +119,9 @@ def write_format(
 
 
 def renew_format(records: Records, names: ObjectNames, known: BucketFormat) -> None:
-    """Rewrite the record if it is old; write `known` if it is gone, perhaps with the whole bucket.
+    """Write the record again if it is old. If it is gone, maybe with the bucket, write `known`.
 
-    Raises `ConfigError`, `TierError`.
+    Raises `ConfigError` and `TierError`.
     """
     record = records.read(names.format, SIZE_LIMIT)
     if record is None or record.age > RENEW_AFTER:

@@ -1,4 +1,4 @@
-"""Collects the bucket: merges logs into the index, and removes pages beyond the limits."""
+"""Collect the bucket: merge logs into the index, and remove pages beyond the limits."""
 
 import logging
 import random
@@ -29,22 +29,22 @@ LOW_WATERMARK = 0.95
 """Share of the capacity down to which a collection removes pages."""
 
 FEWEST_AT_ONCE = 100
-"""Least number of objects per delete request for a server that is too slow for more."""
+"""Minimum number of objects per delete request, for a server that is too slow for more."""
 
 SETTLE_SECONDS = 10.0
-"""Maximum time that nodes take to log their uses once pages may be removed."""
+"""Maximum seconds that nodes have after the `grace` to log their uses."""
 
 QUARANTINE_SECONDS = 7 * 86400.0
-"""How long quarantined objects are kept for inspection, in seconds."""
+"""Seconds for which quarantined objects are kept for inspection."""
 
 QUARANTINE_LIMIT = 10_000
-"""Maximum number of quarantined objects that a round looks at."""
+"""Maximum number of quarantined objects that one round looks at."""
 
 CLOCK_SECONDS = 60.0
-"""How long a reading of the server's time is extrapolated."""
+"""Seconds for which a reading of the server's time is extrapolated."""
 
 SHARDS_OPEN = 2.0
-"""Pause, in seconds, while other nodes hold the remaining shards."""
+"""Seconds to wait while other nodes hold the remaining shards."""
 
 
 class Collection(NamedTuple):
@@ -58,22 +58,22 @@ class Collection(NamedTuple):
 
 
 def grace(config: CollectorConfig) -> float:
-    """Return the seconds from the decision which pages leave to their removal.
+    """Return the seconds between choosing the pages to remove and removing them.
 
-    Longer than any node takes to notice the decision.
+    No node takes longer than that to notice that pages were chosen.
     """
     return config.interval / 2
 
 
 def settle(config: CollectorConfig) -> float:
-    """Return the seconds that nodes have to write their logs once the grace is over."""
+    """Return the seconds that nodes have to write their logs after the `grace`."""
     return min(SETTLE_SECONDS, config.interval / 4)
 
 
 class Collector:
-    """One node's part in the rounds. Not thread-safe.
+    """A node's part in the rounds of collection. Not thread-safe.
 
-    Calls block, and raise `TierError` and what a step raises.
+    Calls block. They raise `TierError`, and what a step raises.
     """
 
     def __init__(
@@ -85,9 +85,10 @@ class Collector:
         flush: Callable[[], bool] = lambda: True,
         collects: bool = True,
     ) -> None:
-        """`forget` is called with removed pages; `flush` writes this node's log; False if it fails.
+        """Collect the bucket of `parts`.
 
-        With `collects = False`, only `look` may be called.
+        Calls `forget` with removed pages, and `flush` to write this node's log; it returns False if
+        that fails. With `collects = False`, only `look` may be called.
         """
         self.collects = collects
         self._parts = parts
@@ -103,15 +104,15 @@ class Collector:
         self._planned: tuple[int, int] | None = None
         self._removed = [0, 0]
         self._replaced: list[str] = []
-        """Objects of the index that no shard names any more."""
+        """Objects of the index that no shard names any more, and that can be removed."""
         self.removed_at_once = REMOVED_AT_ONCE
         """Number of objects per delete request."""
         self.memory = 0
-        """Most memory of entries at once, in bytes, since the start."""
+        """Peak memory of entries since the start, in bytes."""
 
     @property
     def removed(self) -> tuple[int, int]:
-        """Pages and bytes that this node has removed so far."""
+        """Number of pages and bytes that this node has removed so far."""
         return self._removed[0], self._removed[1]
 
     def look(self) -> StoredRound:
@@ -128,7 +129,7 @@ class Collector:
         self._parts.logs.forget()
 
     def is_due(self) -> bool:
-        """Return whether a new round should begin, given the last `look`."""
+        """Return whether a new round should begin, according to the last `look`."""
         if self._stored.current.phase != "done" or self._stored.age < self._config.interval:
             return False
         if self._stored.age >= RENEW_AFTER or self._config.max_age:
@@ -138,7 +139,7 @@ class Collector:
         return over or bool(self._parts.logs.listed())
 
     def begin(self) -> bool:
-        """Begin a round; False if another node did so."""
+        """Begin a round. Returns False if another node has begun one."""
         current = self._stored.current
         return self._stored.replace(
             msgspec.structs.replace(
@@ -150,7 +151,7 @@ class Collector:
         )
 
     def _last_number(self) -> int:
-        """Return the number of the last round, also if its record was lost."""
+        """Return the number of the last round, even if its record was lost."""
         if number := self._stored.current.number:
             return number
         for shard in self._shards:
@@ -159,7 +160,7 @@ class Collector:
         return max(max(state.merged, state.removed) for state in states)
 
     def advance(self, step: Step, *, dry_run: bool = False) -> bool:
-        """Do what can be done now for the round last read; return whether its phase is over."""
+        """Do what can be done now in the round last read; return whether its phase is over."""
         current = self._stored.current
         if current.phase == "merge":
             pins, listed = self.read_pins(step), self._parts.logs.listed()
@@ -175,7 +176,7 @@ class Collector:
         return True
 
     def collect(self, step: Step, *, dry_run: bool = False) -> Collection:
-        """Run a whole round, and before that end a round that is under way.
+        """End the round that is under way, if any, then run a whole round.
 
         Waits for other nodes, and for the time they need to log their uses.
         """
@@ -205,7 +206,7 @@ class Collector:
         return Collection(report, not capacity or report.bytes <= capacity, self.memory)
 
     def _finish_round(self, step: Step, *, dry_run: bool) -> None:
-        """Work on the round last read until it is over; a dry run leaves removals to others."""
+        """Work on the round last read until it is over. A dry run leaves removals to others."""
         number = self._stored.current.number
         while (current := self._stored.current).number == number and current.phase != "done":
             if dry_run and current.phase == "remove":
@@ -213,7 +214,7 @@ class Collector:
             self._go_on(step, dry_run=dry_run)
 
     def _plan_of_removal(self) -> Report:
-        """Plan what is left to remove in this round; return what the bucket holds now."""
+        """Plan the rest of this round's removals; return what the bucket holds now."""
         from memkv_sglang.tiers.minio.retention.eviction import Cut, Summary, planned
 
         current, summaries = self._stored.current, []
@@ -237,7 +238,7 @@ class Collector:
     # The phases of a round
 
     def _each_shard(self, work: Callable[[int, Shard], bool]) -> bool:
-        """Do the work on each shard, starting anywhere; return whether all shards are done."""
+        """Do the work on each shard, from a random one on; return whether all shards are done."""
         count = len(self._shards)
         first = random.randrange(count)  # noqa: S311 - spreads nodes over shards
         done = True
@@ -259,7 +260,7 @@ class Collector:
         number: int,
         shard: Shard,
     ) -> bool:
-        """Merge the listed logs into a shard, unless that was done in this round."""
+        """Merge the listed logs into a shard, unless a node has done so in this round."""
         holder = shard.read()
         self._check(shard, number)
         if shard.state.merged >= current.number:
@@ -282,7 +283,7 @@ class Collector:
         return True
 
     def _remove(self, current: Round, step: Step, number: int, shard: Shard) -> bool:
-        """Remove the pages of a shard that the round selected and no node has used since."""
+        """Remove those pages of a shard that the round chose and that no node has used since."""
         from memkv_sglang.tiers.minio.retention.eviction import Cut
 
         holder = shard.read()
@@ -314,7 +315,7 @@ class Collector:
         self._replaced.clear()
 
     def _decide(self, step: Step, *, dry_run: bool) -> bool:
-        """Decide which pages to remove, given all shards as they were just merged."""
+        """Decide which pages to remove, by the state of all shards after merging."""
         from memkv_sglang.tiers.minio.retention.eviction import find_cut, order_at, planned
 
         config, now = self._config, self._clock.now()
@@ -333,7 +334,7 @@ class Collector:
         cut = find_cut(summaries, excess, expired)
         self._planned = planned(summaries, cut)
         self._parts.logs.listed()
-        if self._parts.logs.truncated:  # the next rounds merge the others first
+        if self._parts.logs.truncated:  # the next rounds merge the other logs first
             log.warning(TOO_MANY_LOGS)
             return self._end()
         if dry_run or not self._planned[0]:
@@ -354,7 +355,7 @@ class Collector:
             raise TierError("could not log which pages this node used, so none are removed")
 
     def _end(self) -> bool:
-        """End the round, whose last phase has just read or changed every shard."""
+        """End the round. Its last phase has just read or changed every shard."""
         current = self._stored.current
         self._remove_merged_logs()
         return self._stored.replace(
@@ -409,21 +410,21 @@ class Collector:
             )
 
     def note_memory(self, size: int) -> None:
-        """Record how much memory entries take now."""
+        """Record how much memory entries take at the moment."""
         self.memory = max(self.memory, size + self._parts.logs.cached_bytes)
 
     @property
     def parts(self) -> Parts:
-        """What this collector works with."""
+        """The parts of the bucket that this collector works with."""
         return self._parts
 
     @property
     def lease_seconds(self) -> float:
-        """Duration of a shard's lease."""
+        """Seconds for which a shard's lease lasts."""
         return self._config.lease_ttl
 
     def remove_fewer(self) -> bool:
-        """Ask for fewer objects per request, after one has failed; False if they are few."""
+        """Delete fewer objects per request after one has failed. Returns False at the minimum."""
         if self.removed_at_once <= FEWEST_AT_ONCE:
             return False
         self.removed_at_once = max(self.removed_at_once // 3, FEWEST_AT_ONCE)
@@ -438,18 +439,18 @@ class Collector:
 
 @contextmanager
 def _held(shard: Shard) -> Iterator[None]:
-    """Hold a shard's lease for a `with` block, which releases it if all is well."""
+    """Hold a shard's lease during a `with` block, which releases it if no error occurs."""
     shard.acquire()
     try:
         yield
     except BaseException:
-        with suppress(TierError):  # otherwise it expires
+        with suppress(TierError):  # otherwise the lease expires
             shard.release()
         raise
 
 
 class _Clock:
-    """The server's time, read now and then and extrapolated in between."""
+    """The server's time, which is read now and then, and extrapolated in between."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

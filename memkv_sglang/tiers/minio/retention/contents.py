@@ -1,4 +1,4 @@
-"""What the index and the logs know about a namespace, without listing the bucket."""
+"""Find out what the index and the logs know of a namespace, without listing the bucket."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.retention.entries import Entries
 
 ATTEMPTS = 5
-"""How often a shard is read again because another node has just replaced it."""
+"""Maximum number of times that a shard is read again because another node has just replaced it."""
 
 NO_LEASE = 60.0
-"""Duration of a lease that is only looked at."""
+"""Duration of a lease that is only read, never taken."""
 
 
 def namespace_entries(parts: Parts, namespace: bytes) -> "Iterator[Entries]":
-    """Yield the known pages of a namespace, shard by shard. Blocks, raises `TierError`."""
+    """Yield the known pages of a namespace, shard by shard. Blocks. Raises `TierError`."""
     for number in range(parts.format.shards):
         shard = Shard(parts.records, parts.bucket, parts.names, number, NO_LEASE)
         for attempt in range(ATTEMPTS):
@@ -34,7 +34,9 @@ def _shard_entries(parts: Parts, shard: Shard, number: int, namespace: bytes) ->
     from memkv_sglang.tiers.minio.retention.entries import merge
 
     width = 256 // parts.format.shards
-    listed = parts.logs.listed()  # before the record: a log must not be removed in between
+    # List the logs before reading the record, because a log that was merged in between may be
+    # removed.
+    listed = parts.logs.listed()
     shard.read()
     merged = set(shard.state.logs)
     unmerged = [found for found in listed if found.name not in merged]

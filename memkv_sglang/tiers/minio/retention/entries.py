@@ -1,4 +1,4 @@
-"""What logs and index say about a page, 64 bytes each; many of them as numpy arrays.
+"""The entries of logs and of the index: what they say about a page, in 64 bytes. Uses numpy arrays.
 
 A log holds the entries of one node, sorted by the first byte of the page hash, so that the entries
 of a shard are one slice of it. A part of the index holds entries of one shard, sorted by key.
@@ -26,32 +26,32 @@ ENTRY = np.dtype(
         ("position", "<u4"),  # in the chain, from 0; UNKNOWN
     ]
 )
-"""One page. Times are seconds since the epoch by the server's clock."""
+"""The type of an entry, which describes one page. Times are Unix times by the server's clock."""
 
 Entries = npt.NDArray[np.void]
 """A one-dimensional array of `ENTRY`."""
 
 REMOVED = 0xFFFFFFFF
-"""Size in a log entry that says that the page was removed on purpose, at the time `used`."""
+"""Size in a log's entry of a page that was removed on purpose, at the time `used`."""
 
 UNKNOWN = 0xFFFFFFFF
 """Position of a page whose place in its chain is unknown."""
 
 SLICES = 256
-"""Slices of a log: one for each first byte of the page hash."""
+"""Number of slices of a log: one for each first byte of the page hash."""
 
 COUNT_LIMIT = 1 << 18
-"""Maximum number of entries in an object; 16 MiB."""
+"""Maximum number of entries in an object, which then has 16 MiB."""
 
 _MAGIC = b"MKVE"
 _VERSION = 1
 _HEADER = struct.Struct("<4sBxxxI8s")
 _TABLE = np.dtype([("end", "<u4"), ("checksum", "<u8")])
 HEADER_SIZE = _HEADER.size + SLICES * _TABLE.itemsize
-"""Size of the head of a log, in bytes."""
+"""Bytes of the head of a log."""
 
 SIZE_LIMIT = HEADER_SIZE + COUNT_LIMIT * ENTRY.itemsize
-"""Maximum size of a log or a part, in bytes."""
+"""Maximum bytes of a log or a part."""
 
 
 class DamagedError(ValueError):
@@ -59,18 +59,18 @@ class DamagedError(ValueError):
 
 
 def empty() -> Entries:
-    """Return no entries."""
+    """Return an array without entries."""
     return np.empty(0, ENTRY)
 
 
 def entries(rows: Iterable[tuple[bytes, int, int, int, int]]) -> Entries:
-    """Return entries, given (key, size, used, written, position) of each."""
+    """Return an array of entries, given (key, size, used, written, position) of each."""
     return np.array(list(rows), ENTRY)
 
 
 def key_bytes(found: Entries) -> list[bytes]:
     """Return the keys, `KEY_SIZE` bytes each."""
-    # Items of a string array lose trailing zeros, so slice the memory instead.
+    # Items of a string array lose trailing zeros, so this slices the memory instead.
     raw = np.ascontiguousarray(found["key"]).tobytes()
     return [raw[i : i + KEY_SIZE] for i in range(0, len(raw), KEY_SIZE)]
 
@@ -89,13 +89,13 @@ def page_hashes(found: Entries) -> npt.NDArray[Any]:
 
 
 def first_bytes(found: Entries) -> npt.NDArray[np.uint8]:
-    """Return the first byte of each page's hash, which decides about its shard."""
+    """Return the first byte of each page's hash, which determines its shard."""
     raw = np.ascontiguousarray(found["key"]).view(np.uint8)
     return raw.reshape(-1, KEY_SIZE)[:, NAMESPACE_DIGEST_SIZE]
 
 
 def encode(found: Entries) -> bytes:
-    """Return a log, or a part of the index, of at most `COUNT_LIMIT` entries."""
+    """Encode a log, or a part of the index, of at most `COUNT_LIMIT` entries."""
     assert len(found) <= COUNT_LIMIT
     buckets = first_bytes(found)
     if len(found) and np.any(buckets[1:] < buckets[:-1]):
@@ -166,10 +166,10 @@ def decode(content: bytes) -> Entries:
 
 
 def merge(*sources: Entries) -> Entries:
-    """Return what all sources together say: one entry for each page that is left, by key.
+    """Merge all sources: return one entry for each remaining page, sorted by key.
 
     A page keeps its last use, the time of its last write, its largest size and its position. A
-    removal cancels everything up to its time. A page that only uses are known of has size 0.
+    removal cancels everything up to its time. If only uses of a page are known, its size is 0.
     """
     found = np.concatenate(sources) if sources else empty()
     if not len(found):
@@ -216,7 +216,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def contained(found: Entries, sorted_keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return for each entry whether its key is in an array of sorted keys."""
+    """Return for each entry whether an array of sorted keys contains its key."""
     if not len(sorted_keys):
         return np.zeros(len(found), np.bool_)
     places = np.searchsorted(sorted_keys, found["key"])

@@ -1,8 +1,8 @@
-"""Which pages leave: whole periods without a use first, and within a period leaves before roots.
+"""Decide which pages to remove: periods without a use first, and in a period leaves before roots.
 
 Using a page uses all its ancestors, so an ancestor never has an earlier period, and its position in
-the chain is smaller. The order is one number for each page: its period, then its position,
-descending. Pages of unknown position leave first within their period.
+the chain is smaller. The order of a page is one number: first its period, then its position,
+descending. Pages of unknown position are removed first within their period.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from memkv_sglang.tiers.minio.retention.entries import UNKNOWN, Entries
 
 GROUPS = 4096
-"""Maximum number of groups in the summary of a shard; about 100 KB."""
+"""Maximum number of groups in a shard's summary, which then has about 100 KB."""
 
 _GROUP = np.dtype([("order", "<u8"), ("bytes", "<u8"), ("pages", "<u8")])
 
@@ -23,21 +23,21 @@ Orders = npt.NDArray[np.uint64]
 
 
 def eviction_order(found: Entries, period: float) -> Orders:
-    """Return the place of each page in the order: pages with smaller numbers leave first."""
+    """Return the place of each page in the order. Pages with smaller numbers are removed first."""
     periods = (found["used"] // period).astype(np.uint64)
     return (periods << np.uint64(32)) | (np.uint64(UNKNOWN) - found["position"].astype(np.uint64))
 
 
 def order_at(time: float, period: float) -> int:
-    """Return the number that exactly the pages last used in earlier periods are below."""
+    """Return the smallest place of pages last used in the period of `time`."""
     return max(int(time // period), 0) << 32
 
 
 class Summary:
-    """How much of a shard precedes each place in the order. Pinned pages do not count."""
+    """How much of a shard is at each place in the order. Does not count pinned pages."""
 
     def __init__(self, groups: npt.NDArray[Any]) -> None:
-        """Use groups sorted by order; each has the pages up to its own order."""
+        """Use groups sorted by order. A group has the pages up to its order."""
         self.groups = groups
 
     @classmethod
@@ -62,7 +62,7 @@ class Summary:
         return cls(total)
 
     def shortened(self) -> "Summary":
-        """Return the same with at most `GROUPS` groups, joining neighbours."""
+        """Return the summary with at most `GROUPS` groups, by joining neighbors."""
         count = len(self.groups)
         if count <= GROUPS:
             return self
@@ -100,7 +100,7 @@ class Summary:
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """Which pages a round removes: those before `order`, and some at `order` in each shard."""
+    """The pages that a round removes: those before `order`, and in each shard some at `order`."""
 
     order: int = 0
     quotas: Sequence[int] = ()
@@ -118,7 +118,7 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_cut(summaries: Sequence[Summary], excess: int, expired: int) -> Cut:
-    """Return the cut that removes all below `expired`, and at least `excess` bytes."""
+    """Return the cut that removes all pages before `expired`, and at least `excess` bytes."""
     total = Summary.sum(summaries)
     if total.below(expired)[0] >= excess:
         return Cut(order=expired)

@@ -1,4 +1,4 @@
-"""The nodes' logs: write-once objects that say which pages a node stored, used and removed."""
+"""The nodes' logs: write-once objects that say which pages a node has stored, used and removed."""
 
 import logging
 import re
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LISTED_LIMIT = 20_000
-"""Maximum number of logs that are read in one pass; others are read in the next."""
+"""Maximum number of logs that one pass reads. The next pass reads the others."""
 
 LISTED_BYTES = 4 << 30
-"""Maximum total size of those logs; with 16 shards, each reads a sixteenth of that."""
+"""Maximum bytes of those logs in total. With 16 shards, each pass reads a sixteenth of them."""
 
 CACHE_LIMIT = 64 << 20
-"""Logs up to this size in all are read whole, once for all shards; larger ones slice by slice."""
+"""Logs of up to this many bytes in total are read whole, once for all shards. Larger ones are read
+slice by slice."""
 
 _NAME = re.compile(r"\d{10}-[0-9a-f]{32}")
 
@@ -32,7 +33,7 @@ class LogName(NamedTuple):
     """A log in the bucket."""
 
     name: str
-    """Without the prefix."""
+    """Name without the prefix."""
     size: int
     """Bytes."""
 
@@ -43,7 +44,7 @@ class LogStore:
     def __init__(
         self, bucket: Bucket, records: Records, names: ObjectNames, telemetry: Telemetry
     ) -> None:
-        """Keep logs next to the pages."""
+        """Keep the logs next to the pages."""
         self._bucket = bucket
         self._records = records
         self._prefix = names.logs
@@ -52,10 +53,10 @@ class LogStore:
         self._heads: dict[str, Head | None] = {}
         self._cached_bytes = 0
         self.truncated = False
-        """Whether there were more logs than `listed` returned last, so that uses are not known."""
+        """Whether `listed` left logs out the last time, so that some uses are not known."""
 
     def write(self, found: "Entries", now: float) -> None:
-        """Store a log. `now` is the server's time, which sorts the names."""
+        """Store a log. Its name begins with `now`, the server's time, so names sort by time."""
         from memkv_sglang.tiers.minio.retention.entries import encode
 
         name = f"{self._prefix}{int(now):010d}-{uuid.uuid4().hex}"
@@ -64,9 +65,9 @@ class LogStore:
         self._telemetry.count("log_entries_written", len(found))
 
     def listed(self) -> Sequence[LogName]:
-        """Return the logs, oldest first, and note whether there are more than the limits allow.
+        """Return the logs, oldest first. Records whether there are more than the limits allow.
 
-        One request for 1,000 logs; foreign objects are left.
+        Takes one request per 1,000 logs. Ignores foreign objects.
         """
         found: list[LogName] = []
         total, self.truncated = 0, False
@@ -90,7 +91,7 @@ class LogStore:
     def read(self, logs: Sequence[LogName], first: int, last: int) -> "list[Entries]":
         """Return the entries of the slices [first, last) of each log.
 
-        A damaged log counts as empty, and is reported once.
+        A damaged log counts as empty, and is logged once.
         """
         whole = sum(log.size for log in logs) <= CACHE_LIMIT
         found = (self._read(log, first, last, whole=whole) for log in logs)
@@ -147,11 +148,11 @@ class LogStore:
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of the logs that were read whole."""
+        """Bytes of memory that the logs take that were read whole."""
         return self._cached_bytes
 
     def forget(self) -> None:
-        """Free the memory of the logs that were read."""
+        """Free the memory of all logs that were read."""
         self._whole.clear()
         self._heads.clear()
         self._cached_bytes = 0

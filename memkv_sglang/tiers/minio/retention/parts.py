@@ -1,4 +1,4 @@
-"""What collections, rebuilds and `clear` work with."""
+"""The parts of a bucket that collections, rebuilds and `clear` work with."""
 
 from collections.abc import Callable
 from typing import NamedTuple

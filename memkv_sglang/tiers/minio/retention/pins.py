@@ -1,7 +1,7 @@
-"""Pins: small objects in the bucket that protect chains from collectors for a while.
+"""Pins: small objects in the bucket that protect chains from being collected for a while.
 
-Anyone with write access to the bucket can write anything under `pins/`. Everything here is
-therefore limited, and objects that are not read are reported; see `Unusable`.
+Anyone with write access to the bucket can write anything under `pins/`. So everything is limited,
+and objects that are not read are reported; see `Unusable`.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from memkv_sglang.tiers.minio.retention.records import LIMIT, Records
 log = logging.getLogger(__name__)
 
 LISTED_LIMIT = 20_000
-"""Maximum number of objects listed under `pins/`; takes twenty requests."""
+"""Maximum number of objects that are listed under `pins/`, which takes twenty requests."""
 
 TOTAL_LIMIT = 32 << 20
-"""Maximum total size of pins, in bytes: hashes of 500,000 pages, which take 80 MB of memory."""
+"""Maximum bytes of all pins. These are hashes of 500,000 pages, which take 80 MB of memory."""
 
 NAMES_SHOWN = 5
 """Maximum number of objects that a report names."""
@@ -39,20 +39,20 @@ NOTE_LIMIT = 1000
 """Maximum length of a note, in characters."""
 
 READS_A_STEP = 100
-"""Number of pins that are read between two steps."""
+"""Number of pins that are read in one step."""
 
 _OWN_NAME = re.compile("[0-9a-f]{16}")
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """A chain to keep in several namespaces (a model's ranks and pools)."""
+    """A chain to keep in several namespaces, which are those of a model's ranks and pools."""
 
     namespaces: Sequence[str]
-    """Namespace digests, in hex."""
+    """Digests of the namespaces, in hex."""
     hashes: Sequence[str]
     """Page hashes, in hex, from the start of the chain."""
     seconds: float
-    """Lifetime since the pin was written."""
+    """Seconds for which the pin lasts after it was written."""
     note: Annotated[str, msgspec.Meta(max_length=NOTE_LIMIT)] = ""
     """Why the chain is pinned."""
 
@@ -68,7 +68,7 @@ class StoredPin(NamedTuple):
     name: str
     pin: Pin
     left: float
-    """Seconds until it expires, by the server's clock; 0 or less if it has expired."""
+    """Seconds until the pin expires, by the server's clock; 0 or less if it has expired."""
 
 
 class Unusable(NamedTuple):
@@ -76,11 +76,11 @@ class Unusable(NamedTuple):
 
     objects: int = 0
     examples: tuple[str, ...] = ()
-    """Some of the names with the reason, in printable form."""
+    """Some of the names, each with the reason, in printable form."""
 
     @property
     def text(self) -> str:
-        """One line that describes them; empty if there are none."""
+        """One line that describes the objects; empty if there are none."""
         if not self.objects:
             return ""
         more = ", ..." if self.objects > len(self.examples) else ""
@@ -89,12 +89,12 @@ class Unusable(NamedTuple):
 
 
 class KeptPages(Collection[PageKey]):
-    """The pinned pages. Memory grows with the size of the pins, not with the number of pages."""
+    """The pinned pages. Their memory grows with the size of the pins, not with the pages."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._namespaces: dict[bytes, list[frozenset[bytes]]] = {}
-        """For each page hash, the namespaces of each pin that names it."""
+        """For each page hash, the namespaces of each pin that contains it."""
         self._length = 0
 
     def add(self, namespaces: frozenset[bytes], hashes: Collection[bytes]) -> None:
@@ -110,11 +110,11 @@ class KeptPages(Collection[PageKey]):
     def __contains__(self, key: object) -> bool:
         """Return whether a `PageKey` is pinned."""
         if not isinstance(key, PageKey) or key.hash not in self._namespaces:
-            return False  # the usual case during an eviction
+            return False  # the usual case in an eviction
         return any(key.namespace in namespaces for namespaces in self._namespaces[key.hash])
 
     def __len__(self) -> int:
-        """Return the number of pages; pages of several pins count several times."""
+        """Return the number of pages. A page counts once for each pin that keeps it."""
         return self._length
 
     def __iter__(self) -> Iterator[PageKey]:
@@ -132,7 +132,7 @@ class _Parsed(NamedTuple):
 
 
 class _Cached(NamedTuple):
-    """The cached content of an object, valid while its ETag is the same."""
+    """The cached content of an object, which is valid while its ETag is the same."""
 
     etag: str
     parsed: _Parsed | None
@@ -147,7 +147,7 @@ class Look(NamedTuple):
     """Object names of expired pins that this project wrote."""
     unusable: Unusable
     version: str = ""
-    """Changes with the set of pins that have not expired."""
+    """A version that changes with the set of pins that have not expired."""
 
 
 class PinStore:
@@ -163,7 +163,7 @@ class PinStore:
     ) -> None:
         """Store pins next to the pages, under the prefix of `names`.
 
-        `count_unusable` is called with the number of unusable objects when they have changed.
+        `count_unusable` is called with the number of unusable objects when those have changed.
         """
         self._count_unusable = count_unusable
         self._bucket = bucket
@@ -190,7 +190,7 @@ class PinStore:
             raise TierError("the pin was just changed by another process; try again")
 
     def remove(self, name: str) -> bool:
-        """Unpin a chain; False if there was no such pin."""
+        """Unpin a chain. Returns False if there was no such pin."""
         exists = self._records.read(self._object(name), 0) is not None
         if exists:
             self._bucket.remove([self._object(name)])
@@ -215,13 +215,13 @@ class PinStore:
         return sorted(found), _unusable(unusable)
 
     def look(self, now: float | None = None, step: Callable[[int], None] = lambda _: None) -> Look:
-        """Return a snapshot of the pins; reads only those that changed since the last call.
+        """Return a snapshot of the pins. Reads only pins that changed since the last call.
 
         `now` is the server's time, if known. `step` is called with the number of pins read so far,
         every `READS_A_STEP` pins.
         """
         objects, unusable = self._list()
-        if now is None:  # most buckets have no pins, so the time is not needed
+        if now is None:  # most buckets have no pins, and then the time is not needed
             now = self._records.clock(self._clock_object) if objects else 0.0
         kept, ended, known = KeptPages(), [], {}
         version = hashlib.sha256()
@@ -250,7 +250,7 @@ class PinStore:
         return self.look().kept
 
     def _list(self) -> tuple[list[ObjectInfo], list[tuple[str, str]]]:
-        """Return the objects to read, smallest first, and the others with the reason."""
+        """Return the objects to read, smallest first, and the other objects with the reason."""
         listed = list(islice(self._bucket.objects(self._prefix), LISTED_LIMIT + 1))
         unusable: list[tuple[str, str]] = []
         if len(listed) > LISTED_LIMIT:
@@ -258,7 +258,7 @@ class PinStore:
                 (listed.pop().name, f"and all after it: more than {LISTED_LIMIT} objects")
             )
         objects, total = [], 0
-        # Smallest first: a few huge objects must not crowd out many genuine pins.
+        # Smallest first, so that a few huge objects do not crowd out many genuine pins.
         for item in sorted(listed, key=lambda item: (item.size, item.name)):
             name = self._name(item.name)
             if not item.name.endswith(".json") or "/" in name:
@@ -275,14 +275,14 @@ class PinStore:
         return objects, unusable
 
     def _read(self, item: ObjectInfo) -> tuple[Pin | None, str]:
-        """Return a pin, or None and why the object is not one."""
+        """Return a pin, or None and the reason why the object is not one."""
         record = self._records.read(item.name, LIMIT)
         if record is None or record.content is None:
             return None, "removed or grown meanwhile"
         try:
             pin = msgspec.json.decode(record.content, type=Pin)
             _parsed(pin)
-        except (ValueError, RecursionError) as error:  # also msgspec's
+        except (ValueError, RecursionError) as error:  # also covers msgspec's exceptions
             return None, str(error) or type(error).__name__
         return pin, ""
 
@@ -291,7 +291,7 @@ class PinStore:
         return _Cached(item.etag, _parsed(pin) if pin else None, problem)
 
     def _warn(self, unusable: Unusable) -> None:
-        """Log and count unusable objects once per change."""
+        """Log and count unusable objects, once per change."""
         with self._lock:
             changed, self._reported = unusable != self._reported, unusable
         if unusable.objects and changed:
@@ -307,7 +307,7 @@ class PinStore:
 
 
 def _age(item: ObjectInfo, now: float) -> float:
-    """Return the seconds since an object was written; `now` has whole seconds."""
+    """Return the seconds since an object was written. `now` has whole seconds."""
     return now - item.modified // 1
 
 

@@ -1,7 +1,7 @@
-"""Rebuilds the index from a listing of the bucket, the only operation that lists it.
+"""Rebuild the index from a listing of the bucket. No other operation lists all pages.
 
 Also migrates a bucket of format 1, which has no index. Works shard by shard, and records which
-shards are done, so that it continues where it was interrupted.
+shards are done, so that an interrupted rebuild can be continued.
 """
 
 import re
@@ -37,19 +37,20 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.retention.entries import Entries
 
 HEADS_AT_ONCE = 256
-"""Number of unknown objects whose metadata are checked per round trip."""
+"""Number of unknown objects whose metadata are checked in one round trip."""
 
 HEADS_SECONDS = 30.0
-"""Maximum time of such a check."""
+"""Maximum seconds of such a check."""
 
 LARGEST_SIZE = (1 << 32) - 2
-"""Size recorded for larger objects, which no page is."""
+"""Size that is recorded for larger objects. No page is this large."""
 
 WAIT_SECONDS = 1.0
-"""Pause while another node holds a shard."""
+"""Seconds to wait while another node holds a shard."""
 
 CLOCK_MARGIN = 120.0
-"""Pages recorded since this many seconds before the listing count as stored meanwhile."""
+"""Pages that were recorded less than this many seconds before the listing count as stored during
+it."""
 
 _NAMESPACE = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}")
 
@@ -57,14 +58,14 @@ Step = Callable[[str, int, int | None], None]
 
 
 class Rebuilt(NamedTuple):
-    """The result."""
+    """The result of a rebuild."""
 
     pages: int
     bytes: int
     foreign: int
-    """Objects with the names of pages that are not pages; they stay, and are not in the index."""
+    """Objects that have a page's name but are not pages. They stay, and are not in the index."""
     resumed: int
-    """Shards that an earlier, interrupted run had done."""
+    """Number of shards that an earlier, interrupted rebuild had finished."""
     migrated: bool
     """Whether the bucket had format 1."""
 
@@ -77,10 +78,10 @@ class _Progress(msgspec.Struct, kw_only=True):
 
 
 class Rebuilder:
-    """Rebuilds the index of one bucket. Calls block, raise `TierError` and what a step raises."""
+    """Rebuilds the index of a bucket. Calls block, and raise `TierError` or what a step raises."""
 
     def __init__(self, parts: Parts, config: CollectorConfig, shards: int | None = None) -> None:
-        """Use the number of shards that the bucket has; `shards` for a bucket of format 1."""
+        """Use the number of shards that the bucket has, or `shards` for a bucket of format 1."""
         self._parts = parts
         self._config = config
         self._wanted = shards
@@ -88,7 +89,7 @@ class Rebuilder:
         self._foreign = 0
 
     def run(self, step: Step) -> Rebuilt:
-        """List the bucket and replace the index. Raises `ConfigError` for a wrong `shards`."""
+        """List the bucket and replace the index. Raises `ConfigError` if `shards` is invalid."""
         parts = self._parts
         found = read_format(parts.records, parts.names)
         progress = self._read_progress()
@@ -196,7 +197,7 @@ class Rebuilder:
         for part in shard.state.parts:
             try:
                 held.append(shard.entries(part))
-            except TierError as error:  # the reason for this rebuild
+            except TierError as error:  # damage may be the reason for this rebuild
                 if REPAIR not in str(error):
                     raise
         return merge(*held, *self._parts.logs.read(logs, number * width, (number + 1) * width))
@@ -235,7 +236,7 @@ class Rebuilder:
                         yield key, item
 
     def _check(self, items: Sequence[tuple[PageKey, ObjectInfo]], known: "Entries") -> "Entries":
-        """Return the entries of the objects that are pages."""
+        """Return the entries of those objects that are pages."""
         import numpy as np
 
         from memkv_sglang.tiers.minio.retention.entries import chosen, contained, entries
@@ -246,7 +247,7 @@ class Rebuilder:
                 min(item.size, LARGEST_SIZE),
                 int(item.modified),
                 int(item.modified),
-                # Pages of a chain were written from the root on: later ones are nearer to a leaf.
+                # A chain's pages were written from the root on, so later ones are nearer to a leaf.
                 int(item.modified % self._config.use_period * 1000),
             )
             for key, item in items
@@ -263,7 +264,7 @@ class Rebuilder:
 
 
 def _combine(known: "Entries", listed: "Entries", since: float) -> "Entries":
-    """Return the listed pages with what is known about them, and those stored meanwhile."""
+    """Merge the listed pages with what is known about them, and with pages stored meanwhile."""
     import numpy as np
 
     from memkv_sglang.tiers.minio.retention.entries import UNKNOWN, contained, merge

@@ -1,4 +1,4 @@
-"""Reads and writes the objects of the control path: records that several nodes change, and others.
+"""Read and write the objects of the control path: records that several nodes change, and others.
 
 Records have optimistic locking by ETags. The server accepts a write only if the object has not
 changed since it was read (`If-Match`), or does not exist (`If-None-Match: *`). Times come from the
@@ -27,21 +27,21 @@ from memkv_sglang.tiers.minio.probe import Conditions
 Answer = TypeVar("Answer")
 
 LIMIT = 4 << 20
-"""Maximum size of a record, in bytes: the hashes of a chain of 60,000 pages."""
+"""Maximum bytes of a record. This suffices for the hashes of a chain of 60,000 pages."""
 
 CALL_SECONDS = 5.0
-"""Maximum time for one request, in seconds."""
+"""Maximum seconds for one request."""
 
 
 class Record(NamedTuple):
     """A record as it was read."""
 
     content: bytes | None
-    """None if it is larger than the limit."""
+    """Content of the record; None if it is larger than the limit."""
     version: str
     """The ETag."""
     age: float
-    """Whole seconds since it was written, by the server's clock."""
+    """Whole seconds since the record was written, by the server's clock."""
 
 
 class Records:
@@ -57,8 +57,8 @@ class Records:
     ) -> None:
         """Store records in the client's bucket, with `storage_fields` in each PUT.
 
-        With `Conditions.NONE`, writes always succeed: for servers that ignore conditions, where
-        only one node may write records.
+        With `Conditions.NONE`, writes always succeed. This is for servers that ignore conditions,
+        with which only one node may write records.
         """
         self._client = client
         self._clock = clock
@@ -66,11 +66,11 @@ class Records:
         self._conditions = conditions
 
     def conditional(self, conditions: Conditions) -> "Records":
-        """Return records of the same bucket with the conditions that the server honours."""
+        """Return records of the same bucket, with the conditions that the server supports."""
         return Records(self._client, self._storage_fields, self._clock, conditions=conditions)
 
     def read(self, name: str, limit: int = LIMIT) -> Record | None:
-        """Return a record, None if it does not exist; content beyond `limit` bytes is omitted."""
+        """Return a record; None if it does not exist. Leaves out content beyond `limit` bytes."""
 
         def read(connection: Connection, head: ResponseHead, deadline: float) -> Record:
             age = self._clock.now(head) - modified_time(head)
@@ -137,15 +137,15 @@ class Records:
             raise TierError(f"could not get MinIO's time: {error}") from error
 
     def now(self, name: str) -> float:
-        """Return the server's time, learnt by reading the object `name`. Raises `TierError`."""
-        for _ in range(2):  # a second response may confirm the first
+        """Read the object `name` and return the server's time. Raises `TierError`."""
+        for _ in range(2):  # a second response may confirm the first one
             self.content(name, LIMIT)
             if (now := self._clock.reading()) is not None:
                 return now
         raise TierError(f"could not get MinIO's time from {name}")
 
     def heads(self, names: Sequence[str], deadline: float) -> list[ResponseHead]:
-        """Return the heads of objects, of status 200 or 404; uses one connection."""
+        """Return the heads of objects, of status 200 or 404. Uses one connection."""
         try:
             return self._client.heads(names, deadline, ways=1)
         except (StatusError, TransferError) as error:
@@ -186,7 +186,7 @@ class Records:
                 body=(memoryview(content),),
             )
         except StatusError as error:
-            # 404: the object was removed, so it has changed as well.
+            # 404 means that the object was removed, so it has changed as well.
             if error.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_FOUND) and (
                 error.code != "NoSuchBucket"
             ):

@@ -1,7 +1,7 @@
-"""Renews pages that are in use before the bucket's lifecycle rule removes them by their age.
+"""Renew pages that are in use before the bucket's lifecycle rule removes them by their age.
 
-The object is copied onto itself with its own metadata, which moves its LastModified. Where a server
-does not move it, the page is read and stored again.
+The object is copied onto itself with its own metadata, which updates its LastModified. If the
+server does not update it, the page is read and stored again.
 """
 
 import time
@@ -30,19 +30,19 @@ Answer = TypeVar("Answer")
 DAY = 86400.0
 
 SHARE = 0.75
-"""Share of the lifecycle rule's time after which a page in use is renewed."""
+"""Share of the lifecycle rule's days after which a page in use is renewed."""
 
 PASS_LIMIT = 2000
-"""Maximum number of pages renewed in one pass over a shard; the others wait for the next round."""
+"""Maximum number of pages renewed in a pass over a shard. The others wait for the next round."""
 
 CALL_SECONDS = 5.0
-"""Maximum time for one request, in seconds."""
+"""Maximum seconds for one request."""
 
 KEPT_FIELDS = ("x-amz-meta-", "x-amz-server-side-encryption", "content-type")
 """Prefixes of the header fields that a renewed object keeps."""
 
 PAGE_LIMIT = 1 << 30
-"""Maximum size of a page that is read and stored again, in bytes."""
+"""Maximum bytes of a page that is read and stored again."""
 
 
 class Renewer:
@@ -51,18 +51,18 @@ class Renewer:
     def __init__(
         self, client: ObjectClient, bucket: str, names: ObjectNames, telemetry: Telemetry
     ) -> None:
-        """Renew the pages under a prefix of a bucket."""
+        """Renew the pages under the prefix of a bucket."""
         self._client = client
         self._bucket = bucket
         self._names = names
         self._telemetry = telemetry
         self._copies_move: bool | None = None
-        """Whether a copy onto itself moves LastModified; None until tried."""
+        """Whether a copy onto itself updates LastModified; None until it was tried."""
 
     def renew(self, found: "Entries", days: int, now: float) -> "Entries":
-        """Renew the pages that were used since they were written and are due; return the entries.
+        """Renew the pages that are due and were used since they were written; return their entries.
 
-        A page that is gone is left out. Failures are counted, and tried again in the next round.
+        Leaves out pages that are gone. Failures are counted, and the next round tries again.
         """
         import numpy as np
 
@@ -90,7 +90,7 @@ class Renewer:
         return found[left]
 
     def _renew(self, name: str) -> bool:
-        """Move an object's LastModified to now; False if it is gone."""
+        """Update an object's LastModified. Returns False if the object is gone."""
         head = self._head(name)
         if head is None or not stores_page(head):
             return False
@@ -168,7 +168,7 @@ def _confirm(connection: Connection, head: ResponseHead, deadline: float) -> Non
 
 
 def kept_fields(head: ResponseHead) -> dict[str, str]:
-    """Return the header fields of an object that a renewal must keep, in their original case."""
+    """Return the header fields of an object that a renewal must keep, as they were written."""
     fields = {}
     for line in head.original.decode("latin-1").split("\r\n")[1:]:
         name, _, value = (part.strip() for part in line.partition(":"))

@@ -1,7 +1,7 @@
-"""The round of collection that all nodes of a bucket work on together.
+"""The record of the round of collection that all nodes of a bucket work on together.
 
-A round merges the logs into every shard, decides once for the whole bucket which pages leave, waits
-until every node has logged its uses, and removes those pages that are still unused.
+A round merges the logs into every shard, decides once for the whole bucket which pages to remove,
+waits until every node has logged its uses, and removes those of the pages that are still unused.
 """
 
 from typing import Annotated, Literal
@@ -39,20 +39,20 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     period: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 3600.0
     """`collector.use_period` of the node that decided."""
     remove_at: Seconds = 0.0
-    """When pages may be removed, by the server's clock. Every node logs its uses right then."""
+    """Server's time from which pages may be removed. Every node logs its uses right then."""
     order: Order = 0
-    """Pages before this place leave; see `eviction`."""
+    """Pages before this place in the order are removed; see `eviction`."""
     quotas: Annotated[list[Count], msgspec.Meta(max_length=256)] = []
     """Bytes to remove at `order` itself, by shard."""
     report: Report | None = None
-    """Report of the last round that ended."""
+    """Report of the last round that has ended."""
 
 
 class StoredRound:
-    """The record in the bucket, as this node last read it. Calls block, raise `TierError`."""
+    """The record in the bucket, as this node last read it. Calls block, and raise `TierError`."""
 
     def __init__(self, records: Records, names: ObjectNames) -> None:
-        """Read nothing yet."""
+        """Start without reading the record."""
         self._records = records
         self._name = names.round
         self._version: str | None = None
@@ -61,7 +61,7 @@ class StoredRound:
         """Seconds since the record was written, by the server's clock."""
 
     def read(self) -> Round:
-        """Read the record; a missing or damaged one counts as a round that ended long ago."""
+        """Read the record. A missing or damaged one counts as a round that ended long ago."""
         record = self._records.read(self._name, SIZE_LIMIT)
         self._version = record.version if record else None
         parsed = _parse(record.content) if record and record.content is not None else None
@@ -70,7 +70,7 @@ class StoredRound:
         return self.current
 
     def replace(self, changed: Round) -> bool:
-        """Replace the record; False, and nothing written, if another node has changed it."""
+        """Replace the record. Returns False, and writes nothing, if another node has changed it."""
         written = self._records.write(self._name, msgspec.json.encode(changed), self._version)
         if written is None:
             return False

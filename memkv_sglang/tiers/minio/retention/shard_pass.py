@@ -1,4 +1,4 @@
-"""A pass over one shard: merges logs into it, and removes the pages that a round decided on."""
+"""A pass over one shard: merges logs into it, and removes the pages that a round has chosen."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,13 @@ REMOVERS = 2
 """Number of concurrent delete requests."""
 
 REMOVE_SECONDS = 20.0
-"""Maximum time, in seconds, from reading pins and logs to the last delete that relies on them."""
+"""Maximum seconds from reading pins and logs to the last delete that relies on them."""
 
 TOO_MANY_LOGS = "too many logs to know which pages are in use; merging them before removing pages"
 
 
 class ShardPass:
-    """One pass over a shard: merges logs into it and, given a cut, removes pages. Used once."""
+    """A pass over one shard. Merges logs into it and, with a cut, removes pages. Used only once."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ShardPass:
         self._removed_pages = self._removed_bytes = 0
 
     def run(self, step: Step) -> ShardState:
-        """Return the new state; the caller publishes it."""
+        """Make the pass; return the new state, which the caller publishes."""
         from memkv_sglang.tiers.minio.retention.eviction import Summary
 
         self._step = step
@@ -106,7 +106,7 @@ class ShardPass:
     def _ranges(
         self, parts: Sequence[Part], updates: "Entries"
     ) -> "Iterator[tuple[Part | None, Entries, Entries]]":
-        """Yield each part with its entries, and the updates of its range of keys."""
+        """Yield each part with its entries, and with the updates in its range of keys."""
         import numpy as np
 
         from memkv_sglang.tiers.minio.retention.entries import empty
@@ -192,7 +192,7 @@ class ShardPass:
         found: "Entries",
         pinned: "npt.NDArray[Any]",
     ) -> "tuple[Entries, npt.NDArray[Any]]":
-        """Remove the pages that the cut chooses; return the others."""
+        """Remove the pages that the cut chooses; return the remaining ones."""
         import numpy as np
 
         from memkv_sglang.tiers.minio.retention.eviction import Cut, eviction_order
@@ -223,7 +223,7 @@ class ShardPass:
         return found[left], pinned[left]
 
     def _remove(self, victims: "Entries") -> "npt.NDArray[Any]":
-        """Remove pages unless they were pinned or used meanwhile; return a mask of the removed."""
+        """Remove pages unless pinned or used meanwhile; return a mask of those removed."""
         import numpy as np
 
         from memkv_sglang.tiers.minio.retention.entries import contained, page_keys
@@ -260,7 +260,7 @@ class ShardPass:
         return free
 
     def _fresh_uses(self) -> "npt.NDArray[Any]":
-        """Return the sorted keys of pages in logs that were written since the pass began."""
+        """Return the sorted keys of the pages in logs that were written since the pass began."""
         import numpy as np
 
         known = {found.name for found in self._listed}
@@ -271,5 +271,5 @@ class ShardPass:
         return np.unique(found["key"])
 
     def _renew(self, found: "Entries") -> "Entries":
-        """Renew the objects that a lifecycle rule would soon remove although they are in use."""
+        """Renew the objects in use that a lifecycle rule would soon remove."""
         return self._parts.renewer.renew(found, self._parts.format.days, self._now)

@@ -1,8 +1,8 @@
-"""The index: what the bucket holds, in shards by page hash.
+"""The index of what the bucket holds, in shards by page hash.
 
-The record of a shard is its lease and names the parts that hold its entries. Parts are written
-once. A node that merges a shard writes new parts, then replaces the record; if it has lost the
-lease, that fails and nobody sees its parts.
+A shard's record is its lease, and names the parts with its entries. Parts are written once. A node
+that merges logs into a shard writes new parts, then replaces the record. If the node has lost the
+lease, replacing the record fails, and no node ever reads the new parts.
 """
 
 import os
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.retention.eviction import Summary
 
 RENEWALS = 3
-"""Number of times that a lease is renewed in its duration."""
+"""Number of times that a lease is renewed within its duration."""
 
 PART = 1 << 16
-"""Maximum number of entries in a part; 4 MiB."""
+"""Maximum number of entries in a part, which then has 4 MiB."""
 
 SUMMARY_LIMIT = 1 << 20
 
@@ -43,7 +43,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a shard."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{1,60}$")]
-    """Of the object, under the prefix of the index."""
+    """Name of the object, below the prefix of the index."""
     first: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{96}$")]
     """The smallest key, in hex."""
 
@@ -53,37 +53,38 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
 
     holder: str = ""
     seconds: float = 0.0
-    """How long the lease lasts without a renewal; 0 once released."""
+    """Seconds that the lease lasts without a renewal; 0 after its release."""
     parts: Sequence[Part] = ()
-    """Sorted by key."""
+    """The parts, sorted by key."""
     summary: str = ""
     """Name of the object with the `Summary`; empty if there are no pages."""
     logs: Sequence[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{1,60}$")]] = ()
-    """Logs that are merged already and still exist."""
+    """Logs that were already merged, but still exist."""
     merged: Count = 0
-    """The last round that merged the logs."""
+    """Number of the last round that merged the logs."""
     removed: Count = 0
-    """The last round that removed pages."""
+    """Number of the last round that removed pages."""
     period: float = 0.0
     """`collector.use_period` on which `summary` is based."""
     pins: str = ""
     """Version of the pins that `summary` takes into account."""
     written: float = 0.0
-    """When the oldest part was written, by the server's clock."""
+    """Server's time at which the oldest part was written."""
     pages: Count = 0
     bytes: Count = 0
     kept_pages: Count = 0
     """Pinned pages."""
     removed_pages: Count = 0
-    """Pages that round `removed` removed."""
+    """Number of pages that the round `removed` has removed."""
     removed_bytes: Count = 0
 
 
 class Shard:
-    """One node's view of a shard. Not thread-safe; calls block and raise `TierError`.
+    """One node's view of a shard. Not thread-safe. Calls block, and raise `TierError`.
 
     Only the server's `Date` and `Last-Modified` decide whether its lease has expired. A holder that
-    was suspended for longer than its lease notices before its next step, since it renews first.
+    was suspended for longer than its lease notices this before its next step, because it renews the
+    lease first.
     """
 
     def __init__(
@@ -106,26 +107,27 @@ class Shard:
         """Whether the record could not be parsed, so that the shard counts as empty."""
 
     def read(self) -> str:
-        """Read the record into `state`; return who holds the lease, empty if nobody does."""
+        """Read the record into `state`; return who holds the lease, empty if no node does."""
         record = self._records.read(self._name, LIMIT)
         parsed = _parse(record)
         self.damaged = record is not None and parsed is None
         self.state = parsed or ShardState()
         self._version = record.version if record else None
-        if record is None or record.age < -self._seconds:  # written in the future
+        # the record seems to be written in the future
+        if record is None or record.age < -self._seconds:
             return ""
-        # Its content is not trusted: no lease lasts longer than this node's own would.
+        # The content is not trusted: no lease lasts longer than one of this node would.
         holds = record.age <= min(self.state.seconds, self._seconds) and self.state.seconds > 0
         return self.state.holder if holds else ""
 
     def acquire(self) -> None:
-        """Read the record and become the holder. Raises `LeaseHeldError` if another node is."""
+        """Read the record and take the lease. Raises `LeaseHeldError` if another node holds it."""
         if holder := self.read():
             raise LeaseHeldError(f"another node is collecting ({shown(holder)})")
         self._write(self.state, self._seconds)
 
     def renew(self) -> None:
-        """Renew the lease if due; raises `LeaseHeldError` if another node took over."""
+        """Renew the lease if that is due. Raises `LeaseHeldError` if another node took over."""
         if time.monotonic() - self._renewed >= self._seconds / RENEWALS:
             self._write(self.state, self._seconds)
 
@@ -134,7 +136,7 @@ class Shard:
         self._write(state, 0.0)
 
     def release(self) -> None:
-        """Release the lease, and change nothing."""
+        """Release the lease without changing anything else."""
         self._write(self.state, 0.0)
 
     def _write(self, state: ShardState, seconds: float) -> None:
@@ -190,7 +192,7 @@ class Shard:
         return Part(name=name, first=key_bytes(found[:1])[0].hex())
 
     def write_summary(self, summary: "Summary") -> str:
-        """Store a summary; return its name."""
+        """Store a summary; return the name of its object."""
         name = self._new_name()
         self._records.put(self._index + name, summary.encode())
         self._written = name, summary
@@ -201,7 +203,7 @@ class Shard:
         return [self._index + name for name in _objects(old) - _objects(self.state)]
 
     def remove_orphans(self, now: float) -> None:
-        """Remove objects of this shard that a node wrote before it died. Call with the lease."""
+        """Remove objects of this shard that a node left behind when it died. Needs the lease."""
         used, old = _objects(self.state), now - ORPHAN_SECONDS
         listed = self._bucket.objects(f"{self._index}{self._number:02x}-")
         self._bucket.remove(
@@ -217,11 +219,11 @@ class Shard:
 REPAIR = "run `memkv bucket rebuild`"
 
 ORPHAN_SECONDS = 86400.0
-"""Age from which an object that no record names is not about to be named by one."""
+"""Seconds after which an object that no record names will not be named by one any more."""
 
 
 class MissingPartError(TierError):
-    """A part was removed, probably because another node has replaced it."""
+    """A part is missing, probably because another node has replaced it."""
 
 
 def _objects(state: ShardState) -> set[str]:
@@ -229,7 +231,7 @@ def _objects(state: ShardState) -> set[str]:
 
 
 def _parse(record: Record | None) -> ShardState | None:
-    """Return the state in a record; None if it is invalid, so that it will be overwritten."""
+    """Return the state in a record; None if it is invalid, and so will be overwritten."""
     if record is None or record.content is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Remembers which pages this node stored, used and removed, until that is written to a log.
+"""Remember which pages this node has stored, used and removed, until a log says so.
 
-A use is logged once per period, and a batch takes one request, so a used page costs far less than
-a request. Pages that this node stored are logged within a minute, because only then other nodes
-can collect or clear them.
+A use is logged once per period, and a batch takes one request, so using a page costs far less than
+a request. Pages that this node stored are logged within a minute, because other nodes cannot
+collect or clear them before that.
 """
 
 import logging
@@ -21,37 +21,37 @@ from memkv_sglang.tiers.minio.retention.logs import LogStore
 log = logging.getLogger(__name__)
 
 BATCH = 1 << 16
-"""Number of entries in a full log; 4 MiB."""
+"""Number of entries in a full log, which has 4 MiB."""
 
 STORE_SECONDS = 60.0
-"""Maximum time from storing a page to the log that says so."""
+"""Maximum seconds from storing a page to logging it."""
 
 QUEUE_LIMIT = 1_000_000
 """Maximum number of pages in events that wait for the thread, and of entries that wait for a log.
 
-Further ones are dropped and counted.
+If there are more, they are dropped and counted.
 """
 
 REMEMBERED = 1_000_000
-"""Maximum number of pages whose use in this period is remembered; about 130 MB."""
+"""Maximum number of pages whose use in this period is remembered, which takes about 130 MB."""
 
 WAKE_SECONDS = 1.0
-"""How often the thread looks at new events."""
+"""Seconds between two looks of the thread at new events."""
 
 RETRY_SECONDS = 5.0
-"""Pause after a log could not be written."""
+"""Seconds to wait after a log could not be written."""
 
 REMOVED = 0xFFFFFFFF
 UNKNOWN = 0xFFFFFFFF
-"""As in `entries`, which is imported late because numpy is slow to import."""
+"""The same as in `entries`, which is imported late because numpy is slow to import."""
 
 
 class LogTarget(NamedTuple):
-    """Where to write logs."""
+    """Where to write logs to."""
 
     logs: LogStore
     now: Callable[[], float]
-    """Asks the server for its time. Blocks, raises `TierError`."""
+    """Asks the server for its time. Blocks. Raises `TierError`."""
 
 
 class _Event(NamedTuple):
@@ -60,16 +60,16 @@ class _Event(NamedTuple):
     when: float
     """On `time.monotonic`."""
     names: Sequence[bytes]
-    """Namespace and hash of each page."""
+    """Namespace digest and hash of each page."""
     size: int = 0
-    """Bytes of each page; 0 if unknown, REMOVED."""
+    """Bytes of each page; 0 if unknown, or `REMOVED`."""
     written: bool = False
     positions: Sequence[int] | None = None
     """Positions of the pages in the chain; None if unknown."""
 
 
 class _Row:
-    """What will be logged about a page."""
+    """What a log will say about a page."""
 
     __slots__ = ("position", "size", "used", "written")
 
@@ -84,7 +84,7 @@ class UseLog:
     def __init__(
         self, target: Callable[[], LogTarget], clock: ServerClock, telemetry: Telemetry
     ) -> None:
-        """Start no thread yet. `target` may block, and raise `TierError`."""
+        """Prepare the log. The thread starts later. `target` may block, and raise `TierError`."""
         self._target = target
         self._clock = clock
         self._telemetry = telemetry
@@ -95,14 +95,15 @@ class UseLog:
         self._rows: dict[bytes, _Row] = {}
         self._removals: dict[bytes, _Row] = {}
         self._remembered: dict[bytes, bool] = {}
-        """Pages whose use in this period is recorded, and whether their position is."""
+        """Pages whose use in this period is recorded, with whether their position is recorded."""
         self._number = -1
         self._latest = self._latest_removal = 0
-        """Times of the latest event and removal. Entries have whole seconds, see `_in_order`."""
+        """Times of the latest event and of the latest removal. Entries have whole seconds; see
+        `_in_order`."""
         self._first_row = self._first_store = 0.0
         """When the oldest row was added, on `time.monotonic`; 0 if there is none."""
         self._wanted = self._written = 0
-        """Numbers of the flushes asked for and done."""
+        """Numbers of the last flush that was requested, and of the last one that was done."""
         self._failed_at = float("-inf")
         self._failures = 0
         self._closing = False
@@ -114,7 +115,7 @@ class UseLog:
         self._period, self._delay = period, delay
 
     def used(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
-        """Record the use of pages of a chain, and their positions in it, if known.
+        """Record the use of a chain's pages, and their positions in the chain if they are known.
 
         Does not block.
         """
@@ -122,15 +123,15 @@ class UseLog:
         self._add(_Event(time.monotonic(), names, positions=positions))
 
     def stored(self, key: PageKey, size: int) -> None:
-        """Record that a page is being stored, whether or not that succeeds; does not block."""
+        """Record that a page is being stored, whether or not that succeeds. Does not block."""
         self._add(_Event(time.monotonic(), [key.namespace + key.hash], size, written=True))
 
     def loaded(self, keys: Iterable[PageKey], size: int) -> None:
-        """Record that pages of `size` stored bytes were loaded; does not block."""
+        """Record that pages of `size` stored bytes were loaded. Does not block."""
         self._add(_Event(time.monotonic(), [key.namespace + key.hash for key in keys], size))
 
     def removed(self, keys: Iterable[PageKey]) -> None:
-        """Record that pages were removed on purpose; does not block."""
+        """Record that pages were removed on purpose. Does not block."""
         names = [key.namespace + key.hash for key in keys]
         self._add(_Event(time.monotonic(), names, REMOVED))
 
@@ -148,15 +149,15 @@ class UseLog:
                 self._thread.start()
 
     def request_flush(self) -> None:
-        """Make the thread write what it has; does not block."""
+        """Make the thread write what it has. Does not block."""
         with self._changed:
             self._wanted += 1
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Write everything recorded so far; False if that fails or takes more than `timeout`.
+        """Write everything recorded so far; return False if that fails or exceeds `timeout`.
 
-        After a failure the thread tries again by itself.
+        After a failure, the thread tries again by itself.
         """
         with self._changed:
             if self._thread is None:
@@ -172,7 +173,7 @@ class UseLog:
             return self._written >= number
 
     def close(self, seconds: float) -> None:
-        """Write what there is within `seconds`, then stop; idempotent."""
+        """Write the remaining entries within `seconds`, then stop. Idempotent."""
         if self._thread is None:
             self._closing = True
             return
@@ -194,7 +195,7 @@ class UseLog:
             except TierError as error:
                 self._telemetry.fault("log not written", error)
                 self._pause_after_failure(RETRY_SECONDS if not flush else 1)
-            except Exception:  # a bug must not end the thread, and must not count as written
+            except Exception:  # A bug must not end the thread, and must not count as written.
                 log.exception("log not written")
                 self._pause_after_failure(RETRY_SECONDS)
             else:
@@ -210,7 +211,7 @@ class UseLog:
             self._changed.wait_for(lambda: self._closing, seconds)
 
     def _step(self, *, flush: bool) -> None:
-        """Turn events into rows, and write a log if it is time."""
+        """Turn events into rows, and write a log if one is due."""
         now = time.monotonic()
         if not flush and now - self._failed_at < RETRY_SECONDS:
             return
@@ -226,7 +227,7 @@ class UseLog:
                 self._write(server)
 
     def _is_due(self, now: float, server: float) -> bool:
-        """Return whether it is time to write a log; `server` is the server's time at `now`."""
+        """Return whether a log is due. `server` is the server's time at `now`."""
         if self._removals or len(self._rows) >= BATCH:
             return True
         if self._first_row and (
@@ -238,7 +239,7 @@ class UseLog:
         return bool(self._first_store) and now - self._first_store >= stores
 
     def _take_events(self, ahead: float) -> bool:
-        """Turn events into rows; False if some are left because there are too many rows."""
+        """Turn events into rows. Returns False if some are left because there are too many rows."""
         while True:
             with self._changed:
                 if not self._events:
@@ -300,7 +301,7 @@ class UseLog:
         self._remembered[name] = known or self._remembered.get(name, False)
 
     def _write(self, server: float) -> None:
-        """Write all rows, in as many logs as that takes. Rows stay if that fails."""
+        """Write all rows, in as many logs as necessary. If that fails, the rows stay."""
         from memkv_sglang.tiers.minio.retention.entries import COUNT_LIMIT, entries, split
 
         rows = [*self._removals.items(), *self._rows.items()]

@@ -16,19 +16,19 @@ from memkv_sglang.tiers.minio.retention.shards import RENEWALS, LeaseHeldError
 log = logging.getLogger(__name__)
 
 SHARE = 0.25
-"""Share of the time that a collection is active; the rest is left to loads and spills."""
+"""Share of the time that a collection may be active. The rest is left to loads and spills."""
 
 LONGEST_PAUSE = 5.0
-"""Maximum pause between two steps, in seconds."""
+"""Maximum seconds between two steps."""
 
 CLOSE_SECONDS = 0.5
-"""How long `close` waits for the current step, in seconds."""
+"""Seconds that `close` waits for the current step."""
 
 POLLS = 4
-"""Number of times per interval that each node polls the round."""
+"""Number of times per interval that each node polls the record of the round."""
 
 BUSY_SECONDS = 2.0
-"""Pause between two looks of a node that has begun a round."""
+"""Seconds between two polls of a node that has begun a round."""
 
 Open = Callable[[], "Collector | None"]
 
@@ -80,11 +80,11 @@ class CollectorWorker:
 
     @property
     def removed(self) -> int:
-        """Number of pages that this node has removed since it started."""
+        """Number of pages and bytes that this node has removed since it started."""
         return self._removed[0]
 
     def close(self) -> None:
-        """Stop after the current step; wait `CLOSE_SECONDS` at most; idempotent.
+        """Stop after the current step. Waits at most `CLOSE_SECONDS`. Idempotent.
 
         If the server does not answer, leases expire by themselves.
         """
@@ -97,7 +97,7 @@ class CollectorWorker:
             return settle(self._config) / 2
         if self._driving:
             return min(BUSY_SECONDS, interval)
-        # The jitter keeps nodes that started together from asking together.
+        # The jitter keeps nodes that were started together from polling together.
         return interval * random.uniform(0.5, 1.0)  # noqa: S311
 
     def _run(self) -> None:
@@ -109,7 +109,7 @@ class CollectorWorker:
             except LeaseHeldError as error:
                 log.info("collection left to another node", extra={"fields": {"why": str(error)}})
             except TierError as error:
-                if self._closed.is_set():  # closing aborts requests
+                if self._closed.is_set():  # closing the tier aborts requests
                     return
                 self._metrics.collections.labels("failed").inc()
                 log.warning("collection failed", extra={"fields": {"reason": str(error)}})
@@ -152,7 +152,7 @@ class CollectorWorker:
         self._metrics.collection_memory_bytes.set(collector.memory)
 
     def _finish(self, collector: Collector, current: Round) -> None:
-        """Report a round that this node began and that is over."""
+        """Report a round that this node has begun and that is over."""
         report = current.report
         if current.phase != "done" or report is None or not self._driving:
             return
@@ -181,7 +181,7 @@ class CollectorWorker:
 
 
 class _Pacer:
-    """Sleeps between the steps of a collection to limit its load."""
+    """Sleeps between the steps of a collection, to limit its load."""
 
     def __init__(self, closed: threading.Event, seconds: float) -> None:
         self._longest = min(LONGEST_PAUSE, seconds / RENEWALS / 2)
