@@ -35,6 +35,7 @@ from benchmarks.picture import draw
 from benchmarks.report import Report
 from benchmarks.shards import run as shards
 from benchmarks.table import show
+from benchmarks.wire import run as wire
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "nvme": nvme.run,
@@ -62,6 +63,7 @@ BY_NAME_ONLY = {
     "s3": s3.run,
     "scale": scale.run,
     "shards": shards.run,
+    "wire": wire.run,
 }
 """Benchmarks that `all` leaves out, because they take long or need what most machines lack."""
 

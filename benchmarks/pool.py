@@ -30,16 +30,21 @@ class HostPool(host_pool.HostPool):
         return (first - self.address) // len(page.buffers[0])
 
     def huge_share(self) -> float:
-        """Return which share of the mapping is in huge pages, from smaps."""
-        found, mine = 0, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            first = line.split(maxsplit=1)[0]
-            if "-" in first:
-                begin, _, end = first.partition("-")
-                mine = int(begin, 16) <= self.address < int(end, 16)
-            elif mine and line.startswith("ShmemPmdMapped:"):
-                found += int(line.split()[1]) << 10
-        return found / self.length
+        """Return the fraction of the mapping that is in huge pages (smaps)."""
+        return huge_bytes(self.address, self.length) / self.length
+
+
+def huge_bytes(address: int, length: int) -> int:
+    """Return how many bytes of this process's shared mapping are in huge pages (smaps)."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if "-" in first:
+            begin, _, end = first.partition("-")
+            inside = int(begin, 16) < address + length and address < int(end, 16)
+        elif inside and line.startswith("ShmemPmdMapped:"):
+            found += int(line.split()[1]) << 10
+    return found
 
 
 def keys(count: int, page_bytes: int, seed: str) -> list[PageKey]:

@@ -11,9 +11,12 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 class PagesThroughAgent:
     """All pages of one pool."""
 
-    def __init__(self, client: AgentClient, pool: HostPool, seed: str) -> None:
-        """Register the pool and the namespace with the agent."""
+    def __init__(
+        self, client: AgentClient, pool: HostPool, seed: str, pages_per_call: int = CALL
+    ) -> None:
+        """Register the pool and the namespace with the agent; by default, for SGLang's calls."""
         self._client = client
+        self._call = pages_per_call
         self._seed = seed
         namespace = make_namespace(page_bytes=pool.page_bytes)
         client.describe(namespace)
@@ -29,19 +32,19 @@ class PagesThroughAgent:
         self.chain = self._make_chain(self._round)
 
     def spill(self) -> None:
-        """Spill all pages, in calls of SGLang's size. Raises `PeerFailedError`."""
-        for first in range(0, len(self._buffers), CALL):
-            part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
+        """Spill all pages in calls. Raises `PeerFailedError`."""
+        for first in range(0, len(self._buffers), self._call):
+            part = Chain(self._namespace, self.chain.hashes[first : first + self._call])
             before = self.chain.hashes[:first]
-            results = self._client.spill(part, self._buffers[first : first + CALL], before)
+            results = self._client.spill(part, self._buffers[first : first + self._call], before)
             if set(results) != {SpillResult.STORED}:
                 raise PeerFailedError(f"spill through the agent: {set(results)}")
 
     def load(self) -> None:
-        """Load all pages, in calls of SGLang's size. Raises `PeerFailedError`."""
-        for first in range(0, len(self._buffers), CALL):
-            part = Chain(self._namespace, self.chain.hashes[first : first + CALL])
-            loads = self._client.load(part, self._buffers[first : first + CALL])
+        """Load all pages in calls. Raises `PeerFailedError`."""
+        for first in range(0, len(self._buffers), self._call):
+            part = Chain(self._namespace, self.chain.hashes[first : first + self._call])
+            loads = self._client.load(part, self._buffers[first : first + self._call])
             if {load.result for load in loads} != {LoadResult.LOADED}:
                 raise PeerFailedError(f"load through the agent: {set(loads)}")
 

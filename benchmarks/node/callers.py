@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from benchmarks.peers.base import demand
+from benchmarks.peers.base import CALL, demand
 from benchmarks.pool import HostPool
 from benchmarks.through_agent import PagesThroughAgent
 from memkv_sglang.client.client import AgentClient
@@ -43,16 +43,22 @@ class Done(NamedTuple):
 class Callers:
     """Processes that each have a pool of `pages` pages. A context manager."""
 
-    def __init__(self, config: Config, count: int, pages: int, page_bytes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        count: int,
+        pages: int,
+        page_bytes: int,
+        pages_per_call: int = CALL,
+    ) -> None:
         """Start the processes and store their pages through the agent of `config`."""
         context = multiprocessing.get_context("spawn")
         self._stack = ExitStack()
         self._pipes: list[Connection] = []
         for number in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, config, pages, page_bytes, number), daemon=True
-            )
+            arguments = (theirs, config, pages, page_bytes, pages_per_call, number)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._stack.callback(process.join)
@@ -90,13 +96,20 @@ def _receive(pipe: Connection) -> Any:
     return answer
 
 
-def _serve(pipe: Connection, config: Config, pages: int, page_bytes: int, number: int) -> None:
+def _serve(
+    pipe: Connection,
+    config: Config,
+    pages: int,
+    page_bytes: int,
+    pages_per_call: int,
+    number: int,
+) -> None:
     """Answer each order with `Done` or an exception. The first order stores the pages."""
     with HostPool(pages, page_bytes, huge=True) as pool, AgentClient(config, start=False) as client:
         if not client.wait(START):
             raise RuntimeError(f"no agent: {client.problem}")
         pool.fill()
-        moved = PagesThroughAgent(client, pool, f"caller {number}")
+        moved = PagesThroughAgent(client, pool, f"caller {number}", pages_per_call)
         while True:
             try:
                 order = pipe.recv()

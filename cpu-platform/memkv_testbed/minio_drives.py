@@ -1,10 +1,13 @@
 """Run MinIO with several drives or two servers, to test partial failures."""
 
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from memkv_testbed.machines import Machine
 from memkv_testbed.minio_server import MinioServer
 
 DRIVES = 4
@@ -59,10 +62,11 @@ class TwoServers:
     four drives are no quorum.
     """
 
-    def __init__(self) -> None:
-        """Prepare both servers, without starting them."""
-        host = own_address()
-        self.servers = [MinioServer(host=host), MinioServer(host=host)]
+    def __init__(self, machines: Sequence[Machine] = ()) -> None:
+        """Prepare both servers, without starting them; on two machines if these are given."""
+        self._machines = machines
+        hosts = [machine.address for machine in machines] or [own_address()] * 2
+        self.servers = [MinioServer(host=host) for host in hosts]
         first, second = self.servers
         second.root = first.root
         second.access_key, second.secret_key = first.access_key, first.secret_key
@@ -80,8 +84,8 @@ class TwoServers:
 
     def __enter__(self) -> Self:
         try:
-            started = self._starter.submit(self.servers[1].start)
-            self.servers[0].start()
+            started = self._starter.submit(self._start, 1)
+            self._start(0)
             started.result()
         except BaseException:
             self.close()
@@ -93,7 +97,13 @@ class TwoServers:
 
     def restart_second(self) -> None:
         """Restart the second server after `kill`."""
-        self._starter.submit(self.servers[1].start).result()
+        self._starter.submit(self._start, 1).result()
+
+    def _start(self, number: int) -> None:
+        with ExitStack() as stack:
+            if self._machines:
+                stack.enter_context(self._machines[number].network())
+            self.servers[number].start()
 
     def close(self) -> None:
         """Stop both servers."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from memkv_testbed.machines import CABLE, Machine, refusal, two_machines
 from memkv_testbed.minio_server import MinioServer
 from sglang_cpu_platform.fork_server import ForkServers
 from sglang_cpu_platform.server import CpuServer, free_port
@@ -14,7 +15,6 @@ from typing_extensions import override
 
 from memkv_sglang.config.schema import MinioConfig
 from tests.serving.conftest import Models
-from tests.serving.machines import CABLE, Machine, refusal, two_machines
 from tests.serving.node import (
     DEVICE_TOKENS,
     LIMIT,

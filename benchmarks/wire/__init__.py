@@ -1,0 +1,1 @@
+"""Measure how full loads and spills keep a link of limited rate."""

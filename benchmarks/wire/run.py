@@ -1,0 +1,214 @@
+"""Measure how full loads and spills keep a line, compared with iperf3 over the same line.
+
+Nodes and MinIO servers run on machines with networks of their own, whose lines have a limited
+rate. Needs root and iperf3.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from memkv_testbed.machines import Machine, refusal, switched_machines
+from memkv_testbed.minio_drives import TwoServers
+from msgspec.structs import replace
+
+from benchmarks.base import MissingToolError, Options, tool
+from benchmarks.limits.iperf import Stream, iperf
+from benchmarks.report import Measure, Panel, Report
+from benchmarks.wire.balance import busy_share
+from benchmarks.wire.nodes import (
+    CALL_BYTES,
+    Node,
+    load_together,
+    on_one,
+    on_shards,
+    shard_name,
+    single_servers,
+)
+from memkv_sglang.config.schema import MIB, MinioConfig
+from memkv_sglang.page import Chain
+from memkv_sglang.testing.pages import make_namespace
+from memkv_sglang.tiers.shards import Placement
+
+SIZES = {"1m": MIB, "4m": 4 * MIB}
+
+POOL = 256 * MIB
+"""Bytes of a caller's pool: two calls in sequence, then again."""
+
+SECONDS = 4
+QUICK_SECONDS = 2
+
+
+class Lines(NamedTuple):
+    """Rates of the machines' lines, in Mb/s, and how many clients call at the same time."""
+
+    server: int
+    node: int
+    callers: int
+    """Client processes of a node. Each has a call in flight, which may take 5 s."""
+
+
+HALVES = Lines(1000, 2000, 4)
+"""Two servers fill a node's line together."""
+
+EQUAL = Lines(1000, 1000, 2)
+"""One server can fill a node's line."""
+
+BALANCE_ROUNDS = 40
+"""Runs of the model of how calls keep all shards busy."""
+
+SHARDS, ONE_CALLER, CLUSTER, LIMIT = "shards", "shards, one caller", "cluster", "iperf3"
+CONNECTIONS = MinioConfig().connections
+
+
+def run(options: Options) -> Report:
+    """Measure loads and uploads of one node, then of two. Raises `MissingToolError`."""
+    if reason := refusal():
+        raise MissingToolError(f"wire: skipped, {reason}")
+    tool("iperf3")
+    report = Report("wire", "GB/s")
+    repetitions = 1 if options.quick else options.repetitions
+    seconds = QUICK_SECONDS if options.quick else SECONDS
+    for size in SIZES:
+        for lines in (HALVES, EQUAL):
+            _measure_node(report, options.directory, size, lines, repetitions, seconds)
+        _measure_two_nodes(report, options.directory, size, repetitions, seconds)
+    _record_balance(report, BALANCE_ROUNDS)
+    _claim(report)
+    return report
+
+
+def _measure_node(
+    report: Report, directory: Path, size: str, lines: Lines, repetitions: int, seconds: int
+) -> None:
+    """Compare one node's loads from two shards and from a cluster with iperf3."""
+    with ExitStack() as stack:
+        machines = stack.enter_context(switched_machines([lines.server, lines.server, lines.node]))
+        servers, machine = machines[:2], machines[2]
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-")
+        )
+        singles = stack.enter_context(single_servers(servers, Path(scratch)))
+        cluster = stack.enter_context(TwoServers(servers))
+        pages = POOL // SIZES[size]
+
+        def node(config: MinioConfig) -> Node:
+            return stack.enter_context(
+                Node.open(machine, config, lines.callers, SIZES[size], pages)
+            )
+
+        shards = node(on_shards(singles, "wire"))
+        first = cluster.servers[0]
+        clustered = node(replace(on_one(first, "wire"), endpoint=cluster.endpoint))
+        _record_bound(report, size, lines, shards.callers.hashes)
+        streams = [(machine, server) for server in servers]
+        loads: dict[str, Measure] = {
+            LIMIT: partial(_iperf, streams, seconds, "load"),
+            SHARDS: partial(shards.run, "load", lines.callers, seconds),
+            ONE_CALLER: partial(shards.run, "load", 1, seconds),
+            CLUSTER: partial(clustered.run, "load", lines.callers, seconds),
+        }
+        report.compete(_case("load", size, lines), loads, repetitions)
+        if lines is EQUAL:  # two cores cannot store at 2 Gb/s
+            uploads: dict[str, Measure] = {
+                LIMIT: partial(_iperf, streams, seconds, "upload"),
+                SHARDS: partial(shards.run, "spill", lines.callers, seconds),
+            }
+            report.compete(_case("upload", size, lines), uploads, repetitions)
+
+
+def _measure_two_nodes(
+    report: Report, directory: Path, size: str, repetitions: int, seconds: int
+) -> None:
+    """Let two nodes load from one server at the same time."""
+    with ExitStack() as stack:
+        lines = EQUAL._replace(callers=1)
+        machines = stack.enter_context(switched_machines([lines.server, lines.node, lines.node]))
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-")
+        )
+        (server,) = stack.enter_context(single_servers(machines[:1], Path(scratch)))
+        pages = CALL_BYTES // SIZES[size]
+        nodes = [
+            stack.enter_context(
+                Node.open(machine, on_one(server, f"node{number}"), 1, SIZES[size], pages)
+            )
+            for number, machine in enumerate(machines[1:])
+        ]
+        streams = [(machine, machines[0]) for machine in machines[1:]]
+        case = _case("two nodes", size, lines)
+        for _ in range(repetitions):
+            report.record(case, LIMIT, _iperf(streams, seconds, "load"))
+            together, shares = load_together(nodes, seconds)
+            report.record(case, "both nodes", together)
+            for number, share in enumerate(shares, 1):
+                report.record(f"shares {size}", f"node {number}", share)
+
+
+def _iperf(streams: Sequence[tuple[Machine, Machine]], seconds: int, verb: str) -> float:
+    ends = [Stream(client, server) for client, server in streams]
+    return iperf(ends, CONNECTIONS, seconds, upload=verb == "upload")
+
+
+def _case(what: str, size: str, lines: Lines) -> str:
+    return f"{what} {size}, node {lines.node / 1000:g} Gb/s, servers {lines.server / 1000:g} Gb/s"
+
+
+def _record_bound(
+    report: Report, size: str, lines: Lines, chains: Sequence[Sequence[bytes]]
+) -> None:
+    """Record how far the placement of these pages lets two equal servers fill a line."""
+    placement = Placement([shard_name(0), shard_name(1)])
+    namespace = make_namespace(page_bytes=SIZES[size]).digest
+    keys = (key for chain in chains for key in Chain(namespace, chain).keys())
+    held = Counter(map(placement.first, keys))
+    report.figures[f"line_bound_{size}_{lines.callers}_callers"] = (
+        held.total() / len(held) / max(held.values())
+    )
+
+
+def _record_balance(report: Report, rounds: int) -> None:
+    for shards in (2, 4):
+        for callers in (1, 2, 4, 8):
+            for alike, name in ((False, "placed by key"), (True, "placed by hash alone")):
+                for seed in range(rounds):
+                    share = busy_share(callers, shards, alike=alike, seed=seed)
+                    case = f"balance, {shards} shards, {callers} callers"
+                    report.record(case, name, share)
+
+
+def _claim(report: Report) -> None:
+    figures = report.figures
+    for size in SIZES:
+        for lines, suffix in ((HALVES, "_halves"), (EQUAL, "")):
+            case = _case("load", size, lines)
+            figures[f"line_load_{size}{suffix}"] = report.ratio(case, SHARDS, LIMIT)
+            figures[f"line_load_one_caller_{size}{suffix}"] = report.ratio(case, ONE_CALLER, LIMIT)
+            figures[f"line_load_cluster_{size}{suffix}"] = report.ratio(case, CLUSTER, LIMIT)
+        case = _case("upload", size, EQUAL)
+        figures[f"line_upload_{size}"] = report.ratio(case, SHARDS, LIMIT)
+        case = _case("two nodes", size, EQUAL)
+        figures[f"line_two_nodes_{size}"] = report.ratio(case, "both nodes", LIMIT)
+        shares = report.runs[f"shares {size}"].values()
+        figures[f"line_least_share_{size}"] = min(min(values) for values in shares)
+    _present(report)
+
+
+def _present(report: Report) -> None:
+    def cases(*starts: str) -> dict[str, str]:
+        return {case: case for case in report.runs if case.startswith(starts)}
+
+    report.panels = [
+        Panel("payload over lines of limited rate", "GB/s", cases("load", "upload", "two")),
+        Panel("share of a server's line", "", cases("shares")),
+        Panel("share of the shards' rate that sequential calls can use (model)", "", cases("bal")),
+    ]
+    report.notes.append(
+        f"calls of {CALL_BYTES // MIB} MiB by {HALVES.callers} callers at 2 Gb/s, "
+        f"{EQUAL.callers} at 1 Gb/s, and one on each of two nodes; iperf3 with {CONNECTIONS} "
+        "connections per server; all machines share this machine's cores"
+    )
