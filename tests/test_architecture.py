@@ -27,6 +27,6 @@ def test_life_of_a_page_names_existing_functions() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     section = text.partition("## Life of a page")[2].partition("\n## ")[0]
     steps = STEP.findall(section)
-    assert len(steps) == 20  # ten for a spill, ten for a load
+    assert len(steps) == 20  # ten steps for a spill, ten for a load
     missing = [f"{file} {name}" for file, name in steps if name not in functions(ROOT / file)]
     assert missing == []

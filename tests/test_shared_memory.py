@@ -54,7 +54,7 @@ def test_memory_is_unmapped_with_the_last_view(descriptor: int) -> None:
     piece = memory[HUGE_PAGE : 2 * HUGE_PAGE]
     del memory
     assert len(mappings(descriptor)) == 1
-    piece[0] = 1  # still there
+    piece[0] = 1  # a view of a part keeps the mapping
     del piece
     assert mappings(descriptor) == []
 
@@ -106,7 +106,7 @@ def test_progress_is_reported_until_all_is_allocated(
     real = shared_memory._populate_chunk
 
     def populate_chunk(chunk: tuple[int, int]) -> bool:
-        if chunk[1] != HUGE_PAGE:  # the last, shorter one
+        if chunk[1] != HUGE_PAGE:  # the last chunk is shorter than the others
             assert last.wait(30)
         return real(chunk)
 

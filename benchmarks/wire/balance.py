@@ -37,7 +37,7 @@ def busy_share(callers: int, shards: int, *, alike: bool, seed: int) -> float:
                 left[c][s] -= step * rate / len(waiting)
             moved += step * rate * bool(waiting)
         now += step
-        left[end[0]][end[1]] = 0.0  # not a rounding error
+        left[end[0]][end[1]] = 0.0  # removes the rounding error
         for c in range(callers):
             if max(left[c]) < 1e-9:
                 following = next(plan[c], None)

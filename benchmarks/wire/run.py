@@ -37,7 +37,7 @@ from memkv_sglang.tiers.shards import Placement
 SIZES = {"1m": MIB, "4m": 4 * MIB}
 
 POOL = 256 * MIB
-"""Bytes of a caller's pool: two calls in sequence, then again."""
+"""Bytes of a caller's pool. It holds two calls, which the caller repeats in turn."""
 
 SECONDS = 4
 QUICK_SECONDS = 2

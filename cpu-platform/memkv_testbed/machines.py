@@ -20,13 +20,13 @@ ip link set lo up
 echo ready
 exec cat
 """
-"""Then waits for the end of its standard input, so that no namespace outlives the tests."""
+"""Sets up a machine; `cat` then waits for the end of its standard input, when the test ends."""
 
 _MTU = ("mtu", "9000")
 _BRIDGE = "bridge"
 
 _TOKEN_BUCKET = ("burst", "256k", "limit", "4m")
-"""More than the kernel hands over at once (64 KiB), and a queue for many connections."""
+"""`burst` exceeds what the kernel hands over at once (64 KiB); `limit` fits many connections."""
 
 
 class Machine(NamedTuple):
@@ -144,7 +144,7 @@ def _namespaces() -> Iterator[int]:
     """Yield the process that holds a machine's namespaces."""
     unshare = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec", _SET_UP]
     process = subprocess.Popen(unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with process:  # closes its standard input and waits for its end
+    with process:  # on exit, closes the process's standard input, which ends it, and waits
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield process.pid

@@ -191,7 +191,8 @@ class RawClient:
         self._channel.close()
 
     def ask(self, request: object, *descriptors: int) -> protocol.Reply:
-        with suppress(BrokenPipeError):  # a refusal may be there before the request is
+        # The agent may refuse the client before it has read the request.
+        with suppress(BrokenPipeError):
             self.send(request, *descriptors)
         return self.receive()
 

@@ -177,7 +177,7 @@ def test_limit_of_a_process_covers_all_its_sessions() -> None:
     with pytest.raises(RequestError, match=f"this process may map {budget.limit} bytes"):
         sparse(second, 0, SIZE)
     sparse(other, 0, budget.limit)
-    del first  # as at the session's end
+    del first  # sessions release their pools in this way when they end
     sparse(second, 0, budget.limit)
 
 

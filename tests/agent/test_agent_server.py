@@ -71,7 +71,7 @@ def test_session_of_another_agent_is_refused(agent: RunningAgent, token: object)
         b"\xff" * 64,
         b"\x01\x00\x00\x00\xc1",
         bytes(4),
-        b"\x02\x00\x00\x00\x91\x09",  # a request where a hello belongs
+        b"\x02\x00\x00\x00\x91\x09",  # a request instead of the hello
     ],
 )
 def test_garbage_closes_only_its_own_connection(agent: RunningAgent, garbage: bytes) -> None:
@@ -194,7 +194,7 @@ def test_killed_client_leaves_nothing_in_the_agent(tmp_path: Path) -> None:
         dying.wait()
         eventually(lambda: not agent.maps("dying"))
         eventually(lambda: agent.descriptors() <= descriptors)
-        # The engine keeps its own thread pool.
+        # The engine's thread pool keeps some threads.
         eventually(lambda: agent.threads() <= threads + 2)
 
 

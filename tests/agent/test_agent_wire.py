@@ -40,7 +40,7 @@ def soon() -> float:
 REQUESTS: list[protocol.Request] = [
     protocol.Hello(1, b"token"),
     protocol.LoadPages(b"n" * 16, b"h" * 64, [[Buffer(0, 4096, 8192), Buffer(1, 0, 1)], []]),
-    protocol.LookupPages(b"n" * 16, b"h" * 32 * 20_000, 0.25),  # more than a socket buffer
+    protocol.LookupPages(b"n" * 16, b"h" * 32 * 20_000, 0.25),  # larger than a socket buffer
     protocol.Status(),
 ]
 

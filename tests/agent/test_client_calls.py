@@ -209,7 +209,7 @@ def test_chain_may_exceed_the_limit_of_a_message(client: AgentClient) -> None:
     chain = make_chain(NAMESPACE, 2, "end")
     with HostPool(2) as pool:
         buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
-        parent = Chain(chain.namespace, before[-1:])  # without it the end could not be loaded
+        parent = Chain(chain.namespace, before[-1:])  # no other call stores the end's parent
         assert client.spill(parent, buffers[:1]) == [STORED]
         assert client.spill(chain, buffers, before) == [STORED] * 2
     whole = Chain(chain.namespace, [*chain.hashes, *before])
@@ -277,7 +277,7 @@ def test_new_agent_gets_the_newest_namespaces(monkeypatch: pytest.MonkeyPatch) -
         for number in range(registry.KEPT_NAMESPACES + 1)
     ]
     assert all(map(known.add_namespace, (first, *others[:-1])))
-    assert not known.add_namespace(first)  # in use again
+    assert not known.add_namespace(first)  # makes it the most recently used one
     assert known.add_namespace(others[-1])
     known.announce(cast(AgentConnection, None))
     assert told == [*others[1:-1], first, others[-1]]

@@ -56,7 +56,7 @@ class Load:
     def _run(self) -> None:
         begin = time.monotonic()
         self.loads = self._client.load(CHAIN, self._buffers)
-        for page in range(PAGES):  # at once, as SGLang does with pages that it gets back
+        for page in range(PAGES):  # SGLang, too, reuses pages as soon as the call returns
             self.pool.write(page, OURS)
         self.seconds = time.monotonic() - begin
 
@@ -125,7 +125,7 @@ def test_stopped_agent_is_killed_for_a_spill_too(tmp_path: Path) -> None:
         HostPool(PAGES) as pool,
     ):
         number = client.register_pool(pool.descriptor, pool.length)
-        client.lookup(CHAIN)  # leaves a connection that needs no welcome
+        client.lookup(CHAIN)  # leaves a connection whose hello has been answered
         agent.process.send_signal(signal.SIGSTOP)
         results = client.spill(CHAIN, pool.buffers(number, range(PAGES)))
         assert results == [SpillResult.REFUSED] * PAGES

@@ -91,7 +91,7 @@ def test_started_agent_outlives_its_starter(config: Config) -> None:
     assert session not in (os.getsid(0), peer.pid)
     open_files = {}
     for link in Path(f"/proc/{peer.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # the connection that asked for the peer ends
+        with suppress(FileNotFoundError):  # the agent may close a connection meanwhile
             open_files[int(link.name)] = link.readlink()
     log = Path(config.agent.socket).with_name("agent.log")
     assert [open_files[number] for number in range(3)] == [Path(os.devnull), log, log]
@@ -103,7 +103,7 @@ def test_an_idle_agent_ends(config: Config, tmp_path: Path) -> None:
     client = AgentClient(config, start=True, module=MODULE)
     assert client.wait(LIMIT), client.problem
     pid = pid_of(client)
-    time.sleep(0.8)  # an idle client still counts as a client
+    time.sleep(0.8)  # an agent with an idle client does not exit
     assert alive(pid)
     client.close()
     eventually(lambda: not alive(pid))

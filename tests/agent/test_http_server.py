@@ -116,7 +116,8 @@ def test_tls_uses_a_changed_certificate(tmp_path: Path, authority: Authority) ->
 
         renewed = authority.issue("second")
         Path(str(files["http_cert_file"])).write_text("-----BEGIN CERTIFICATE-----\nhalf")
-        assert serial_number(url, authority) == before  # half written: the old one stays
+        # The new file is incomplete, so the old certificate stays.
+        assert serial_number(url, authority) == before
         install(renewed, tmp_path)
         eventually(lambda: serial_number(url, authority) != before)
         assert get(url, trusted=authority.file)[0] == 200
@@ -135,7 +136,7 @@ def test_silent_connections_do_not_use_up_the_port(tmp_path: Path) -> None:
         url = metrics_url(agent)
         port = int(url.removesuffix("/metrics").rpartition(":")[2])
         silent = [socket.create_connection(("127.0.0.1", port), LIMIT) for _ in range(200)]
-        eventually(lambda: agent.descriptors() < 150)  # most were closed at once
+        eventually(lambda: agent.descriptors() < 150)  # the agent has closed most of them at once
         for sock in silent:
             sock.close()
         eventually(lambda: get(url)[0] == 200)

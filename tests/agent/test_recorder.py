@@ -122,7 +122,7 @@ def test_lookups_of_a_real_agent_are_recorded(
         "MEMKV_RECORDER_FILE": str(file),
     }
     with running_agent(environ) as client:
-        stored = spill_chain(client)  # looks the chain up once
+        stored = spill_chain(client)  # includes one lookup of the chain
         client.lookup(Chain(stored.namespace, stored.hashes[:5]))
     trace = read_trace(file)
     assert [(one.pages, one.stored) for one in trace.requests] == [(PAGES, PAGES), (5, 5)]

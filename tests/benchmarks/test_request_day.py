@@ -20,6 +20,6 @@ def test_pages_are_stored_loaded_elsewhere_used_and_removed_by_their_age(tmp_pat
     assert (day.hits, day.stored, day.removed) == (60, 40, 20)
     assert day.used == 20 + 4 * 20
     assert day.requests["spill"] == 40
-    assert 20 <= day.requests["load"] <= 40  # from the disk at the third time
+    assert 20 <= day.requests["load"] <= 40  # the third load finds the pages on the disk
     assert 4 <= day.requests["usage"] <= 8
     assert day.requests.keys() <= {"spill", "load", "lookup", "usage", "removal", "pins"}

@@ -18,7 +18,8 @@ def share(callers: int, *, alike: bool, shards: int = 2) -> float:
 
 
 def test_a_single_caller_waits_for_the_busiest_shard() -> None:
-    # 64 pages over the mean of the larger half of 128 coin tosses
+    # The larger part of 128 pages that two shards share has 68.5 pages on average (64 if they were
+    # even).
     assert share(1, alike=False) == pytest.approx(64 / 68.5, abs=0.01)
 
 
@@ -41,7 +42,7 @@ def test_without_root_the_benchmark_is_skipped(monkeypatch: pytest.MonkeyPatch) 
         wire.run(Options(Path("/nonexistent"), repetitions=1))
 
 
-@pytest.mark.slow  # three times two servers and a cluster
+@pytest.mark.slow  # starts two servers and a cluster three times
 @pytest.mark.skipif(bool(refusal()), reason=refusal())
 @pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
 def test_the_benchmark_reports_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ def disk_usage(path: Path) -> int:
     """Return the disk space used by all files below a directory."""
     total = 0
     for file in path.rglob("*"):
-        with suppress(FileNotFoundError):  # renamed meanwhile
+        # The agent has renamed or removed the file in the meantime.
+        with suppress(FileNotFoundError):
             total += 0 if file.is_dir() else file.lstat().st_blocks * 512
     return total
 

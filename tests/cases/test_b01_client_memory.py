@@ -136,7 +136,7 @@ def test_pages_overwritten_during_their_load_are_not_promoted(
         bad, good = Server(owner.config), Server(owner.config)
         wrong, tiers = [], set()
         for chain in chains:
-            for _ in range(2):  # the second load is the one that promotes
+            for _ in range(2):  # a page is promoted at its second load
                 with scribbling(bad.pool.memory):
                     bad.client.load(chain, bad.buffers())
             assert good.client.flush(LIMIT)
@@ -218,7 +218,8 @@ def test_object_outlives_a_client_that_overwrites_its_page(
         assert tier.spill([page], soon()) == [SpillResult.STORED]
     with closing(MinioTier(minio)) as tier:
         half = memoryview(bytearray(PAGE // 2))
-        tier.load([Page(key, (half, half))], soon())  # the second half overwrites the first
+        # Both halves of the page are loaded into the same memory.
+        tier.load([Page(key, (half, half))], soon())
         whole = Page(key, (memoryview(bytearray(PAGE)),))
         assert tier.load([whole], soon()) == [LoadResult.LOADED]
         assert whole.buffers[0] == content

@@ -137,7 +137,7 @@ def test_load_returns_only_if_the_pages_can_be_withheld(
         assert results == []
         request_in_flight.land()
         thread.join(20)
-    assert results == [[True, True]]  # from an agent that is well
+    assert results == [[True, True]]  # the agent still works, so it has loaded the pages
     assert [host_pools.read(pool, page) for page in (8, 9)] == contents
 
 

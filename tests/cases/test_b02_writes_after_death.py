@@ -121,11 +121,11 @@ def test_writes_that_outlive_the_agent_withhold_the_pages(tmp_path: Path) -> Non
         assert [load.result for load in loads] == MISSES
         assert client.withholding
         client.when_free(lambda: freed.append(client.withholding))
-        client.close()  # changes nothing about that
+        client.close()  # closing the client does not release the pages
         assert client.withholding and not freed
         end(writer)
         eventually(lambda: not client.withholding)
-        assert freed == [True]  # called before anyone could see that they are free
+        assert freed == [True]  # the callback runs before `withholding` becomes false
         for page in range(PAGES):
             pool.write(page, OURS)
         until = time.monotonic() + 0.2
@@ -189,7 +189,7 @@ signal.pause()
 
 
 def test_stopped_debugger_does_not_hold_the_load(tmp_path: Path) -> None:
-    """It reaps no thread of the agent, so the agent's pidfd does not become readable."""
+    """The debugger reaps no thread of the agent, so the agent's pidfd does not become readable."""
     config = make_config(tmp_path)
     with (
         running_agent(config, "scribble") as agent,
@@ -269,7 +269,7 @@ def test_children_of_the_agent_inherit_no_descriptor(tmp_path: Path) -> None:
         assert client.status() is not None
         inherited = []
         for descriptor in Path(f"/proc/{agent.pid}/fdinfo").iterdir():
-            with suppress(FileNotFoundError):  # closed meanwhile
+            with suppress(FileNotFoundError):  # closed in the meantime
                 text = descriptor.read_text()
                 [flags] = re.findall(r"^flags:\s+(\d+)$", text, re.MULTILINE)
                 if int(descriptor.name) > 2 and not int(flags, 8) & os.O_CLOEXEC:

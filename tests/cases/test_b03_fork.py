@@ -224,7 +224,7 @@ def descriptors() -> set[str]:
     for link in Path("/proc/self/fd").iterdir():
         try:
             names.add(str(link.readlink()))
-        except FileNotFoundError:  # that of the listing
+        except FileNotFoundError:  # the descriptor of the listing itself is closed by now
             continue
     return {name for name in names if name.startswith(("socket:", "anon_inode:", "/memfd:"))}
 

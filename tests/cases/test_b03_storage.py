@@ -68,7 +68,7 @@ def test_forked_child_is_off_and_the_parent_continues(node: Node) -> None:
     storage = node.attach({"kv": pool})
     store(storage, pool, CHAIN)
     locks = [storage._spill_lock, storage.traffic._lock]
-    for lock in locks:  # as another thread may at the fork
+    for lock in locks:  # another thread may hold them at the time of a fork
         lock.acquire()
     try:
         in_child(lambda: use_everything(storage))

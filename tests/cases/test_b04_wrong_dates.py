@@ -133,7 +133,7 @@ def test_wrong_dates_do_not_get_into_logs(tier: MinioTier, proxy: HttpFaultProxy
     proxy.fault = HttpFault(edit_response=with_field(b"Date", date(400 * DAY)))
     assert set(load(tier, CHAIN)) == {LoadResult.LOADED}
     tier.record_access(CHAIN, range(len(CHAIN.hashes)))
-    tier.flush_accesses(LIMIT)  # it may wait for a time that can be trusted
+    tier.flush_accesses(LIMIT)  # may fail: it waits for a time that can be trusted
     proxy.fault = NO_FAULT
     give_up = time.monotonic() + LIMIT
     while not tier.flush_accesses(LIMIT):

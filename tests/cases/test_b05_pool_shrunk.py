@@ -95,7 +95,7 @@ def test_shrinking_during_registration_affects_only_the_owner(
                 assert raw.receive() == protocol.Done()
             else:
                 assert isinstance(raw.receive(), protocol.Refused)
-            # Accesses the pool, if it was accepted.
+            # If the agent has accepted the pool, this makes it access the pool's memory.
             spill = protocol.SpillPages(
                 NAMESPACE.digest, page.hashes[0], [[Buffer(0, 0, PAGE_BYTES)]], b""
             )
@@ -156,7 +156,7 @@ def odd_descriptors(directory: Path) -> dict[str, int]:
     try:
         odd["huge pages only"] = os.memfd_create("huge", os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
         os.ftruncate(odd["huge pages only"], 2 << 20)
-    except OSError:  # the kernel has none
+    except OSError:  # the kernel has no huge pages
         odd.pop("huge pages only", None)
     return odd
 

@@ -174,7 +174,8 @@ def test_a_lost_journal_is_rewritten(
         nvme.kill()
         tier = nvme.open()
         load(tier, KEYS)
-        assert list(tier.pending()) == []  # as the journal says; without it every page waits
+        # The journal was read; without it, all pages would be pending.
+        assert list(tier.pending()) == []
 
 
 @pytest.mark.parametrize("name", ["segments", "namespaces", "quarantine"])

@@ -158,7 +158,7 @@ def test_every_operation_ends(name: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_silent_server_does_not_block_callers(scheme: str) -> None:
-    """With TLS, in mid-handshake."""
+    """With https, the client already waits for the TLS handshake."""
     with OddServer(says_nothing) as server:
         url = server.url.replace("http", scheme)
         ends(lambda: ControlHttp().urlopen("GET", f"{url}/x"))
@@ -250,14 +250,14 @@ def test_sigterm_during_a_collection(
 ) -> None:
     process = start(environ(dripping, minio_config, tmp_path), "agent")
     assert process.stderr is not None
-    while dripping.requests < 5:  # the collector's listing is the first that drips
+    while dripping.requests < 5:  # the collector's listing is the first response that drips
         assert process.poll() is None
         time.sleep(0.05)
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=LIMIT)
     assert process.returncode == 0
-    assert time.monotonic() - begin < 3.0  # a second, on a machine that does other things
+    assert time.monotonic() - begin < 3.0  # an idle machine needs about a second
 
 
 def test_close_does_not_wait_for_a_silent_server(
@@ -267,7 +267,7 @@ def test_close_does_not_wait_for_a_silent_server(
         tier = MinioTier(msgspec.structs.replace(minio_config, endpoint=proxy.url))
         tier.check(time.monotonic() + LIMIT)
         tier.keep_limits(CollectorConfig(interval=1), Metrics(CollectorRegistry()))
-        proxy.fault = HttpFault(answer=b"")  # the server is silent
+        proxy.fault = HttpFault(answer=b"")  # the server no longer answers
         before = proxy.requests
         tier.record_access(make_chain(make_namespace(4096), 1))
         while proxy.requests == before:

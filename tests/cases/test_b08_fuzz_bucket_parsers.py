@@ -234,11 +234,11 @@ def test_listings(content: bytes) -> None:
         return
     try:
         ET.fromstring(content.decode())
-    except ET.ParseError:  # malformed: minio-py refuses the answer
+    except ET.ParseError:  # minio-py rejects malformed XML
         return
     try:
         found, *_ = parse_list_objects(HTTPResponse(content), "bucket")
-    except Exception:  # a call of the bucket fails then, as with any answer that makes no sense
+    except Exception:  # minio-py rejects the listing; callers treat that as a failed request
         return
     for info in filter(None, map(_info, found)):
         assert 0 <= info.size <= LARGEST

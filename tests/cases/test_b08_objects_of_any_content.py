@@ -63,7 +63,7 @@ FOREIGN = [
     f"{DIGEST}/",
     f"{DIGEST}/notes",
     f"{DIGEST}/ab/notes",
-    f"{DIGEST}/cd/{HASH}",  # not the level of this hash
+    f"{DIGEST}/cd/{HASH}",  # another hash's folder
     f"{DIGEST}/ab/{HASH}/more",
     f"{DIGEST}/ab/{HASH.upper()}",
     f"{DIGEST}/more/ab/{HASH}",
@@ -280,7 +280,7 @@ DESCRIPTIONS = [
     DEEP,
     b'{"details":{"a":' + DEEP + b"}}",
     b"\xff",
-    NAMESPACE.description,  # of another namespace
+    NAMESPACE.description,  # the description of another namespace
     b" " * (1 << 20) + NAMESPACE.description,
     msgspec.json.encode({"model": "\x1b[31m"}),
 ]

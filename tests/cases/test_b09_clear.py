@@ -49,7 +49,8 @@ def test_clearing_during_uploads_leaves_nothing(
         pool.fill()
         pool.spill()
         deadline = time.monotonic() + LIMIT
-        while not pages_in_bucket(admin, minio_config.bucket):  # the uploads are under way
+        # Wait until the first page has been uploaded.
+        while not pages_in_bucket(admin, minio_config.bucket):
             assert time.monotonic() < deadline
         assert node.client.empty(NAMESPACE.digest, LIMIT)
         assert_empty(node, admin, minio_config.bucket, chain)
@@ -104,7 +105,7 @@ def test_clearing_during_loads_and_warming_leaves_nothing_on_the_disk(
 
         def load() -> None:
             begun.wait()
-            for _ in range(2):  # the second load promotes
+            for _ in range(2):  # a page is promoted at its second load
                 pools[0].load()
 
         def warm() -> None:

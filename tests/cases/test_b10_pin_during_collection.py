@@ -65,7 +65,7 @@ def test_a_pin_made_in_mid_collection_keeps_its_pages(full: Bucketful, after: in
 
 def test_a_page_used_in_mid_collection_stays(full: Bucketful) -> None:
     chain = chain_in_one_shard(full, 8)
-    used = Chain(chain.namespace, sorted(chain.hashes)[4:])  # not those of the first batch
+    used = Chain(chain.namespace, sorted(chain.hashes)[4:])  # none of these is in the first batch
     other = MinioTier(full.config)
 
     def step(what: str, done: int, _total: int | None) -> None:
@@ -83,7 +83,7 @@ def test_a_page_used_in_mid_collection_stays(full: Bucketful) -> None:
 
 
 def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) -> None:
-    """The holder stood still for longer than its lease between a step and the removal."""
+    """The node that collects pauses between two batches for longer than its lease."""
     chain = chain_in_one_shard(full, 12)
     collector = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
     bucket, records, names = full.tier.control()
@@ -91,7 +91,7 @@ def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) ->
 
     def step(what: str, done: int, _total: int | None) -> None:
         if what == "removed" and done == 4:
-            collector._shards[0]._renewed -= 5  # so much of its time has passed
+            collector._shards[0]._renewed -= 5  # as if the last renewal were 5 s older
             give_up = time.monotonic() + LIMIT
             while other.read():
                 assert time.monotonic() < give_up
@@ -129,7 +129,8 @@ def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
             assert not thread.is_alive()
     finally:
         second.close()
-    assert sum(full.there(chain)) == 9  # 95 % of the capacity: what one alone would leave
+    # 95 % of the capacity, which a single collection leaves as well
+    assert sum(full.there(chain)) == 9
 
 
 def test_pin_reports_missing_pages(full: Bucketful, run: Run) -> None:  # noqa: F811

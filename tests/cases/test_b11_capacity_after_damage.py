@@ -79,7 +79,8 @@ def test_pages_stay_when_headers_are_lost(
             tier = nvme.open()
             load(tier, last)
             assert tier.check_integrity() == []
-            tier.mark_uploaded([page.key for page in tier.pending()])  # or nothing may leave
+            # Pages waiting for upload cannot be evicted.
+            tier.mark_uploaded([page.key for page in tier.pending()])
             last = fill(nvme, str(turn))
 
 
@@ -227,7 +228,8 @@ def test_descriptions_are_bounded(tmp_path: Path) -> None:
         assert used.digest in described
         assert make_namespace(revision="299").digest in described
         assert disk_usage(nvme.path / "namespaces") <= CAPACITY // 64
-        for number in range(100):  # all of them with pages
+        # Each of these namespaces has a page, so its description must stay.
+        for number in range(100):
             namespace = make_namespace(revision=f"{number}")
             try:
                 nvme.tier.describe(namespace)

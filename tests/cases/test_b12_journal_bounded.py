@@ -116,7 +116,7 @@ def test_pages_stored_again_meanwhile_count(nvme: Disk, sick: Callable[[], None]
     spill(nvme.tier, OURS)
     nvme.tier.mark_pending(OURS[10:])
     nvme.reopen()
-    nvme.flip(OURS[0])  # the newer copy is the one that is damaged, and was not silently replaced
+    nvme.flip(OURS[0])  # damages the newer copy; nothing has stored the page again since
     place = nvme.find(OURS[0])
     sick()
     nvme.reopen()

@@ -29,7 +29,7 @@ LONGEST = 16
 def file_bytes(paths: Iterable[Path]) -> int:
     total = 0
     for path in paths:
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(FileNotFoundError):  # removed in the meantime
             total += path.stat().st_size
     return total
 
@@ -72,7 +72,8 @@ class Sessions:
         while found < len(chain.hashes):
             step = self.chance.randrange(1, 6)
             part = chain.keys()[found : found + step]
-            self.tier.touch(Chain(chain.namespace, chain.hashes[:found]))  # as the engine does
+            # The engine does this before it spills the rest of a chain.
+            self.tier.touch(Chain(chain.namespace, chain.hashes[:found]))
             if max(spill(self.tier, part, (size,))) > 1:
                 break
             found += len(part)
@@ -203,7 +204,8 @@ def test_watermarks_leave_prefixes(tmp_path: Path) -> None:
         for _ in range(4):
             sessions.run(60)
             before = len(sessions.present())
-            opened.reopen(high_watermark=0.5, low_watermark=0.3)  # with nobody at work meanwhile
+            # No session runs while these values apply.
+            opened.reopen(high_watermark=0.5, low_watermark=0.3)
             eventually(lambda: not opened.tier._reclaimer.has_work())
             assert sessions.holes() == []
             opened.reopen(high_watermark=1.0, low_watermark=1.0)

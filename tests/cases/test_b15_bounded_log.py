@@ -186,9 +186,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 
 
 def test_log_rotates_while_the_agent_runs(launched: tuple[Path, int]) -> None:
-    """It is bounded whoever writes to it: here another writer on the same stderr, like a C
-    library.
-    """
+    """The log stays bounded even if others write to it, like a C library that writes to stderr."""
     path, pid = launched
     for _ in range(3):
         with Path(f"/proc/{pid}/fd/2").open("ab", buffering=0) as stderr:
@@ -253,7 +251,7 @@ def test_malformed_requests_neither_stop_nor_bloat_the_agent(running: Running) -
                 if chance.random() < 0.3:
                     frame = damage(chance.choice([frame, *valid]), chance)
                 if frame[4:6] == bytes([0x91, 10]) or len(frame) < 5:
-                    continue  # asks the agent to end
+                    continue  # would ask the agent to exit
                 send_in_pieces(raw.socket, frame, chance)
                 raw.socket.settimeout(0.2)
                 raw.socket.recv(1 << 20)

@@ -73,7 +73,7 @@ def environ(minio_server: MinioServer, tmp_path: Path, minio_config: Any) -> dic
     for name, content in objects.items():
         try:
             client.put_object(minio_config.bucket, name, io.BytesIO(content), len(content))
-        except Exception as error:  # MinIO itself refuses some names
+        except Exception as error:  # MinIO does not accept some of these names
             assert "XMinioInvalidObjectName" in str(error) or "\x1b" in name, name
     return {
         "HOME": str(tmp_path),

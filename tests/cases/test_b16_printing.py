@@ -58,7 +58,7 @@ def test_json_is_always_valid(value: object) -> None:
     text = json_text(value)
     read = json.loads(text, parse_constant=refuse)
     assert_clean(text)
-    json.dumps(read, ensure_ascii=False).encode()  # no surrogate is left alone
+    json.dumps(read, ensure_ascii=False).encode()  # fails if a surrogate is unpaired
 
 
 @given(st.dictionaries(st.sampled_from("abc"), tricky | st.floats() | st.integers()), tricky)

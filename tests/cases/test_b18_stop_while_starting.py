@@ -188,7 +188,7 @@ def test_directory_is_intact_after_any_interrupted_start(tmp_path: Path) -> None
 
 
 def test_start_that_cannot_be_interrupted_ends_anyway(tmp_path: Path) -> None:
-    """As if a system call hung on a broken disk."""
+    """The start blocks in a function that cannot be interrupted, as on a broken disk."""
     code = (
         "import ctypes, sys\n"
         "from memkv_sglang.agent.main import run\n"
@@ -196,7 +196,7 @@ def test_start_that_cannot_be_interrupted_ends_anyway(tmp_path: Path) -> None:
         "def build(config, registry):\n"
         "    print('building', flush=True)\n"
         "    while True:\n"
-        "        ctypes.CDLL(None).sleep(60)\n"  # signals end it, but Python only sees them later
+        "        ctypes.CDLL(None).sleep(60)\n"  # ends at a signal, which Python handles only later
         "def deaf(config, registry):\n"
         "    while True:\n"
         "        try: build(config, registry)\n"

@@ -265,6 +265,6 @@ def test_doctor_and_stats_show_the_settings_in_force(
         assert told["settings"]["minio.secret_key"] == "(secret)"
         assert told["difference"] == ""
         main(["doctor", socket, "--minio-bucket", "elsewhere"])
-        text = " ".join(capfd.readouterr().out.split())  # lines wrap anywhere
+        text = " ".join(capfd.readouterr().out.split())  # lines may be wrapped anywhere
         assert f"minio.bucket: the agent runs with {config.minio.bucket}, here it is" in text
         assert f"minio.bucket = {config.minio.bucket}" in text

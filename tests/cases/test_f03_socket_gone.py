@@ -45,7 +45,8 @@ def unlink(path: Path) -> None:
 
 def overwrite(path: Path) -> None:
     path.unlink()
-    Listener(path, locked=False).socket.close()  # a socket that nobody serves
+    # Replaces the agent's socket with one that no process serves.
+    Listener(path, locked=False).socket.close()
 
 
 @pytest.mark.parametrize("lose", [remove, rename, unlink, overwrite])

@@ -40,7 +40,8 @@ def tier(
     if request.param == "page by page":
         monkeypatch.setattr(reader, "WHY_NOT", "not compiled")
     with opened(minio_config, proxy, connections=3, stall_timeout=STALL, negative_ttl=0.0) as tier:
-        while set(spill(tier, CHAIN)) != {SpillResult.PRESENT}:  # a busy machine stalls, too
+        # A spill may stall on a busy machine.
+        while set(spill(tier, CHAIN)) != {SpillResult.PRESENT}:
             pass
         assert tier._pool.idle()
         yield tier
@@ -142,7 +143,8 @@ def test_a_connection_that_was_idle_for_long_is_not_reused(
         proxy.forget_connections()
         begin = time.monotonic()
         assert load(tier, CHAIN) == [LoadResult.LOADED] * 12
-        assert time.monotonic() - begin < 2  # the default of stall_timeout: nobody waited for it
+        # Less than the default stall_timeout, so no page waited that long.
+        assert time.monotonic() - begin < 2
 
 
 def test_the_kernel_probes_idle_connections(minio_config: MinioConfig) -> None:

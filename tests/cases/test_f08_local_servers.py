@@ -24,7 +24,7 @@ class _Ready(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def _proxied(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens on this port
 
 
 def test_a_client_connects_to_its_server_directly() -> None:
@@ -39,7 +39,7 @@ def test_a_server_is_told_to_use_no_proxy(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program]
     process = ManagedProcess("probe", command, env=None, log=tmp_path / "log")
     process.start()
-    with pytest.raises(ProcessFailedError):  # it has ended
+    with pytest.raises(ProcessFailedError):  # the process has ended
         process.wait_until(lambda: False, timeout_s=30)
     process.stop()
     assert (tmp_path / "log").read_text() == "1\n"

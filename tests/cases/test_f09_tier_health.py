@@ -106,7 +106,7 @@ def test_a_broken_tier_is_reported_once_everywhere(
         assert problem
         assert metric(client) == 0.0
         assert metric(client, "nvme") == 1.0
-        for _ in range(5):  # uses that fail alike add nothing
+        for _ in range(5):  # further failures of the same kind are not logged
             client.lookup(CHAIN, 1.0)
             assert tier(client).problem == problem
         assert in_log(caplog, "tier minio does not work") == 1
@@ -205,7 +205,7 @@ def test_denied_writes_are_reported(
         ],
     }
     minio_server.users.add(keys, policy)
-    with opened(config.minio):  # writes the format record of the bucket
+    with opened(config.minio):  # the administrator writes the bucket's format record
         pass
     config = change(config, minio_access_key=keys.access_key, minio_secret_key=keys.secret_key)
     with server(config) as client, HostPool(4, PAGE, parts=1) as pool:

@@ -71,7 +71,7 @@ def test_gc_collects_and_warns_only_of_real_versions(
     faults: Faults, warning: str, run_on: RunOn
 ) -> None:
     limits = ("--collector-capacity", "1GiB", "--collector-interval", "1")
-    for _ in range(2):  # the second run replaces the records of the first
+    for _ in range(2):  # the second run replaces records that the first one wrote
         outcome = run_on(faults, "gc", *limits)
         assert outcome.status == 0, outcome.err
         assert "removed: 0 pages" in outcome.out

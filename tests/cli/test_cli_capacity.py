@@ -188,7 +188,7 @@ def server() -> Iterator[str]:
 
 
 def test_a_prompt_is_pinned_by_text_or_by_tokens(run: Run, agent: AgentClient, server: str) -> None:
-    spill_chain(agent)  # publishes a namespace with 64 tokens per page
+    spill_chain(agent)  # describes a namespace with 64 tokens per page
     text = "You are a helpful assistant. " * 10
     by_text = run("pin", "--text", text, "--server", server)
     tokens = ",".join(str(ord(letter)) for letter in text)

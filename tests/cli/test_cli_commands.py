@@ -223,7 +223,7 @@ def test_repair_rebuilds_the_index_from_the_pages(
         repaired = run("verify", "--repair")
         assert (repaired.status, "rebuilt the index" in repaired.out) == (1, True)
     tier = NvmeTier(config_of(environ).nvme)
-    try:  # the old index recorded that all pages were uploaded
+    try:  # according to the old index, all pages had been uploaded
         assert len(list(tier.pending())) == PAGES
     finally:
         tier.close()
@@ -267,13 +267,13 @@ def test_doctor_passes_on_a_healthy_node(
         "MinIO", "clock", "credentials", "list", "put", "page size", "get", "delete", "pins",
         "conditions", "copy", "listing", "removal", "versions", "connections", "lifecycle",
     }  # fmt: skip
-    assert sound.pop("lifecycle") == "skip"  # a node may not read it
+    assert sound.pop("lifecycle") == "skip"  # a node has no permission to read the rule
     assert set(sound.values()) == {"ok"}
     assert kept_names(environ) == before
 
 
 def kept_names(environ: dict[str, str]) -> list[str]:
-    """Return the names in the bucket but those of probes and rounds: the agent's may go on."""
+    """Return the names in the bucket except those that probes and the agent's rounds may change."""
     names = bucket_of(environ).names("", recursive=True)
     folders = ("probe/", "logs/", "index/", "shards/", "collector/")
     return [name for name in names if not name.startswith(folders)]

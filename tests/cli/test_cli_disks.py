@@ -9,7 +9,7 @@ from tests.cli.cli_node import PAGES, Run, running_agent, spill_chain
 def test_commands_cover_every_directory(run: Run, environ: dict[str, str], tmp_path: Path) -> None:
     paths = [tmp_path / "disk 1", tmp_path / "disk 2", tmp_path / "disk 3"]
     paths[2].mkdir()
-    (paths[2] / "journal").mkdir()  # a directory that cannot be opened
+    (paths[2] / "journal").mkdir()  # makes the directory impossible to open
     environ["MEMKV_NVME_DIRECTORY"] = ",".join(map(str, paths))
     set_here = {"MEMKV_NVME_DIRECTORY": ",".join(map(str, paths)), "COLUMNS": "300"}
     with running_agent(environ) as client:
@@ -34,7 +34,7 @@ def test_commands_cover_every_directory(run: Run, environ: dict[str, str], tmp_p
     for path in paths[:2]:
         assert f"nvme: {path}: {PAGES // 2} of {PAGES // 2} pages" in verified
     environ["MEMKV_NVME_DIRECTORY"] = ",".join(map(str, reversed(paths)))
-    with running_agent(environ) as client:  # in another order
+    with running_agent(environ) as client:  # the order of the directories does not matter
         assert client.lookup(chain).length == PAGES
 
 

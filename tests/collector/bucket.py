@@ -32,7 +32,8 @@ class Bucketful(NamedTuple):
         for key in chain.keys():
             page = make_page(key, [PAGE], filled=True)
             assert self.tier.spill([page], deadline()) == [SpillResult.STORED]
-        self.tier.record_access(chain, range(len(chain.hashes)))  # as the engine does
+        # The engine does this after a spill.
+        self.tier.record_access(chain, range(len(chain.hashes)))
         assert self.tier.flush_accesses(LIMIT)
         return chain
 
@@ -51,7 +52,7 @@ class Bucketful(NamedTuple):
         return self.collector(**settings).collect(lambda *_: None)
 
     def there(self, chain: Chain) -> list[bool]:
-        """Return for each page whether the bucket has it."""
+        """Return for each page whether it is in the bucket."""
         names = ObjectNames(self.config.prefix)
         found = self.admin.list_objects(self.config.bucket, recursive=True)
         have = {item.object_name for item in found}

@@ -133,8 +133,9 @@ def test_a_reader_node_spills_to_its_disk_and_loads_from_the_bucket(
         pool = Pool(node.client, own, PAGE)
         pool.fill()
         assert {result.name for result in pool.spill()} == {"STORED"}
-        assert node.client.flush(LIMIT)  # nothing waits for an impossible upload
-        wait_until(lambda: node.client.lookup(theirs).length == 4)  # once the bucket is open
+        assert node.client.flush(LIMIT)  # pages that cannot be uploaded do not delay this
+        # Possible once the bucket is open.
+        wait_until(lambda: node.client.lookup(theirs).length == 4)
         shared = Pool(node.client, theirs, PAGE)
         assert [load.tier for load in shared.load()] == ["minio"] * 4
         assert shared.wrong(4) == []

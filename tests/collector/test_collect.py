@@ -42,7 +42,7 @@ def test_least_recently_used_pages_are_removed_down_to_the_capacity(bucketful: B
     bucketful.wait_for_next_period(1, new.keys())
     collection = bucketful.collect(capacity=12 * PAGE, use_period=1)
     assert collection.satisfied
-    assert collection.report.pages == 11  # 95 % of the capacity
+    assert collection.report.pages == 11  # at most 95 % of the capacity
     assert collection.report.bytes == 11 * PAGE
     assert collection.report.removed_pages == 5
     assert all(bucketful.there(new))
@@ -82,7 +82,7 @@ def test_a_page_used_on_another_node_after_the_decision_stays(bucketful: Bucketf
     """The other node logs the use late: after the decision, when it notices the round."""
     used, unused = bucketful.spill("used", 3), bucketful.spill("unused", 3)
     bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
-    time.sleep(2)  # both chains are older than the maximum age now
+    time.sleep(2)  # now both chains are older than the maximum age
     node = MinioTier(bucketful.config)
     try:
         node.check(deadline())
@@ -153,7 +153,7 @@ def test_a_dry_run_leaves_a_removal_that_is_under_way_to_others(bucketful: Bucke
     assert node.begin()
     while node.look().current.phase == "merge":
         node.advance(lambda *_: None)
-    time.sleep(1.5)  # the removal is due
+    time.sleep(1.5)  # until the pages may be removed
     told = bucketful.collector(**settings).collect(lambda *_: None, dry_run=True).report
     assert all(bucketful.there(chain))
     while node.look().current.phase == "remove":
@@ -162,7 +162,7 @@ def test_a_dry_run_leaves_a_removal_that_is_under_way_to_others(bucketful: Bucke
     assert told.removed_pages == 4
 
 
-# Uses that are not known
+# Uses that no log has yet
 
 
 WAITING = "waiting for the uses of all nodes"
@@ -181,7 +181,7 @@ def test_nothing_is_removed_before_all_logs_are_merged(
     settings = {"capacity": 5 * PAGE, "use_period": 1}
     assert bucketful.collect(**settings).report.removed_pages == 0
     assert "too many logs" in caplog.text
-    for _ in others:  # then the second and third round merge all and remove pages
+    for _ in others:  # the second and third rounds merge the other logs and remove pages
         report = bucketful.collect(**settings).report
     assert report.pages == 4
     assert all(bucketful.there(used))
@@ -257,7 +257,8 @@ def test_a_node_whose_clock_is_an_hour_off_removes_and_logs_nothing(
         with pytest.raises(TierError, match="could not log"):
             node.collect(**settings)
         assert not node.tier.flush_accesses(2)
-        assert bucketful.collect(**settings).report.pages == 3  # the right node goes on
+        # The node whose clock is right can collect.
+        assert bucketful.collect(**settings).report.pages == 3
         results = node.tier.load(
             [make_page(k, [PAGE], filled=False) for k in theirs.keys()], deadline()
         )
@@ -292,7 +293,7 @@ def test_page_removed_after_a_lookup_is_a_miss(bucketful: Bucketful) -> None:
         assert set(results) <= {LoadResult.MISSING, LoadResult.SKIPPED}
         assert reader.lookup(chain, deadline()).length == 0
         stored = reader.spill([make_page(chain.keys()[0], [PAGE], filled=True)], deadline())
-        assert stored == [SpillResult.STORED]  # and it can be stored again at once
+        assert stored == [SpillResult.STORED]  # the page can be stored again at once
     finally:
         reader.close()
 
@@ -466,7 +467,8 @@ def test_another_node_finishes_after_the_collecting_node_is_killed(
     while collector.look().current.phase != "remove":
         raise AssertionError("the round of the killed node is over")
     began = time.monotonic()
-    collector.advance(lambda *_: None)  # all shards but the one whose lease the dead node holds
+    # Visits all shards except the one whose lease the dead node holds.
+    collector.advance(lambda *_: None)
     held = [shard for shard in _shards(bucketful) if shard.read()]
     assert len(held) == 1
     assert time.monotonic() - began < LIMIT

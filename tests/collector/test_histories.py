@@ -84,7 +84,7 @@ class Histories(RuleBasedStateMachine):
         )
     )
     def begin(self, turns: list[tuple[int, int, int, float]]) -> None:
-        """Fill the bucket, in some periods."""
+        """Store the first chains, with some time between them."""
         for node, number, length, hours in turns:
             self.spill(node, number, length)
             self.wait(hours)
@@ -96,7 +96,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(hours=st.sampled_from([0.5, 1.0, 5.0, 20.0]))
     def wait(self, hours: float) -> None:
-        for node in range(2):  # a node writes its log within an interval
+        for node in range(2):  # each node writes its log at least once per interval
             self.flush(node)
         self.bucket.now += hours * 3600
 
@@ -114,7 +114,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(node=st.integers(0, 1), number=st.integers(0, 5))
     def spill_and_collect(self, node: int, number: int) -> None:
-        """As when a bucket is full: the usual case."""
+        """Store a chain, then collect: most rounds remove pages because the bucket is full."""
         self.spill(node, number, 12)
         self.collect(node, number, None)
 
@@ -124,7 +124,7 @@ class Histories(RuleBasedStateMachine):
         kill_after=st.none() | st.integers(1, 30),
     )
     def collect(self, node: int, late: int, kill_after: int | None) -> None:
-        """Run a round; another node uses a chain while it waits, and it may be killed."""
+        """Run a round that may be killed; meanwhile the other node may use a chain."""
         steps = 0
 
         def step(_what: str, _done: int, _total: int | None) -> None:
@@ -143,7 +143,7 @@ class Histories(RuleBasedStateMachine):
             self.bucket.now += CONFIG.lease_ttl + 1
             self._round(self.nodes[1 - node], late, lambda *_: None)
         if len(self.present() - self.pinned) * PAGE > CAPACITY:
-            # Pages used late stay, and the next round finds others in their place.
+            # Pages that were used late stay, so another round must remove other pages instead.
             self.bucket.now += CONFIG.interval
             self._round(self.nodes[1 - node], None, lambda *_: None)
         self._judge(before, before - self.present())
@@ -160,7 +160,7 @@ class Histories(RuleBasedStateMachine):
                 if late is not None:
                     self.record(1, CHAINS[late], store=False)
                 self.bucket.now = current.remove_at
-                for node in range(2):  # every node sees that pages may be removed now
+                for node in range(2):  # every node writes its log before pages may be removed
                     self.flush(node)
                 self.bucket.now += settle(CONFIG)
             collector.advance(step)
@@ -172,7 +172,7 @@ class Histories(RuleBasedStateMachine):
         young = [key for key in gone if now - self.used[key] < AGE - PERIOD]
         if len(before) * PAGE <= CAPACITY:
             assert not young, "used within the age limit, and there was space"
-        if young:  # only the capacity can be the reason
+        if young:  # pages below the age limit leave only to free space
             left = [key for key in self.present() - self.pinned if self.used.get(key)]
             period = max(self.used[key] // PERIOD for key in young)
             assert all(self.used[key] // PERIOD >= period for key in left)
@@ -180,14 +180,14 @@ class Histories(RuleBasedStateMachine):
         assert len(kept - self.pinned) * PAGE <= CAPACITY
         expired = [k for k in kept - self.pinned if now - self.used[k] > AGE + 2 * PERIOD]
         assert not expired
-        for chain in CHAINS:  # leaves leave before roots
+        for chain in CHAINS:  # a chain must lose its last pages first
             here = [key in kept for key in chain.keys()]
             length = here.index(False) if False in here else len(here)
             assert set(chain.keys()[length:]) & kept <= self.pinned
 
     @rule()
     def clear(self) -> None:
-        """Clear as the tier does."""
+        """Remove a namespace's pages and log their removal, like the tier's `clear`."""
         for node in range(2):
             self.flush(node)
         self.bucket.now += 1
@@ -204,7 +204,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def pages_are_known(self) -> None:
-        """Index, logs and unwritten logs know every page: none is left over."""
+        """Every page in the bucket is in the index, a log, or a log that is not written yet."""
         known = {key for found in self._known() for key in page_keys(found)}
         waiting = {PageKey(row[0][:16], row[0][16:]) for rows in self.unlogged for row in rows}
         assert self.present() <= known | waiting
@@ -225,7 +225,7 @@ Histories.TestCase.settings = settings(max_examples=50, stateful_step_count=12, 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_pass, "PART", 8)
-    monkeypatch.setattr(collecting, "CLOCK_SECONDS", -1.0)  # the clock of the test jumps
+    monkeypatch.setattr(collecting, "CLOCK_SECONDS", -1.0)  # this test lets time jump
 
 
 class TestHistories(Histories.TestCase):  # type: ignore[misc,valid-type]

@@ -72,7 +72,7 @@ def test_stored_pages_are_reused_with_the_same_text(
         assert {s for s, tokens in answer.cached_by_source.items() if tokens} == {source}
         assert answer.cached_tokens == REUSED
         assert answer.output_ids == computed.output_ids
-        client.flush_cache()  # waits for the pages to be stored, too
+        client.flush_cache()  # also waits until the pages are stored
 
 
 def test_children_are_forks_that_need_no_imports(mha: CpuServer) -> None:

@@ -11,8 +11,8 @@ from tests.demo.demo_run import CHANGED_AT, PAGE, WHOLE, make_request, make_run
 def test_successful_run_gives_medians_by_source() -> None:
     figures = compute_figures(make_run(), PAGE, CHANGED_AT)
     assert failed(figures) == []
-    assert figures["ttft_recompute_s"] == 14.0  # 13, 15 and the reference's 14
-    assert figures["ttft_minio_s"] == 0.4  # turn 3 loaded only one page from it
+    assert figures["ttft_recompute_s"] == 14.0  # median of 13, 15 and the reference's 14
+    assert figures["ttft_minio_s"] == 0.4  # excludes turn 3, which loaded only one page from MinIO
     assert figures["ttft_nvme_s"] == 0.28
     assert figures["ttft_host_s"] == 0.25
     assert figures["ttft_top_tier_s"] == 0.2

@@ -51,7 +51,7 @@ def test_hung_agent_is_killed_by_its_supervisor(socket: Path) -> None:
         assert server.ask("load") == FAILED
         assert not server.ask("withholding")
         server.ask("overwrite")
-        eventually(lambda: children(agent.init()) not in ([], hung))  # a new agent
+        eventually(lambda: children(agent.init()) not in ([], hung))  # a new agent has started
         assert server.ask("connect") == ""
         assert server.ask("spill") == ["STORED"] * PAGES
         server.ask("overwrite")
@@ -66,7 +66,7 @@ def test_other_servers_outlive_a_server_that_dies_during_a_load(socket: Path) ->
         with pod("server", socket) as victim:
             assert victim.ask("connect") == ""
             victim.send("load")
-            time.sleep(0.2)  # the load has begun, whether or not it has reached the tier
+            time.sleep(0.2)  # by now the load has begun, although it may not have reached the tier
         assert survivor.ask("load") == LOADED
         assert survivor.ask("holds")
         assert children(agent.init()) == [pid]
@@ -84,7 +84,7 @@ def test_replaced_agent_is_found_again(socket: Path) -> None:
             time.sleep(0.3)
             begin = time.monotonic()
             agent.kill()
-            assert server.answer() == FAILED  # long before the server's own limit
+            assert server.answer() == FAILED  # arrives long before the server's own timeout
             assert time.monotonic() - begin < LIMIT / 2
             assert not server.ask("withholding")
             server.ask("overwrite")

@@ -115,7 +115,7 @@ class Prometheus:
             try:
                 if self.query(expression):
                     return
-            except OSError:  # it is still starting
+            except OSError:  # Prometheus is still starting
                 assert self._process.poll() is None
             time.sleep(0.2)
         raise AssertionError(f"no series: {expression}")

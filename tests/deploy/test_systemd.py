@@ -59,14 +59,15 @@ def test_agent_reports_its_states_to_systemd(tmp_path: Path, manager: socket.soc
     agent = RunningAgent(config, environment() | notify_variables(manager, 0.3))
     try:
         wait_for(manager, "READY=1")
-        agent.wait_ready()  # it serves clients from now on
+        agent.wait_ready()  # the agent serves clients from now on
         assert "0 clients" in wait_for(manager, "STATUS=")
         for _ in range(3):
             wait_for(manager, "WATCHDOG=1")
         agent.process.send_signal(signal.SIGTERM)
         stopping = wait_for(manager, "STOPPING=1")
         extension = re.search(r"EXTEND_TIMEOUT_USEC=(\d+)", stopping)
-        assert extension and int(extension[1]) > 100e6  # uploads may take that long
+        # Stopping includes uploads, which may take that long.
+        assert extension and int(extension[1]) > 100e6
         assert agent.wait()[0] == 0
     finally:
         agent.process.kill()
@@ -79,7 +80,7 @@ def test_watchdog_notices_a_stopped_agent(tmp_path: Path, manager: socket.socket
         agent.process.send_signal(signal.SIGSTOP)
         manager.settimeout(1.0)
         with pytest.raises(TimeoutError):
-            while True:  # what was sent before it stopped
+            while True:  # reads the notifications sent before the agent was stopped
                 wait_for(manager, "WATCHDOG=1")
     finally:
         agent.process.kill()

@@ -143,10 +143,10 @@ def test_commands_are_accepted_by_their_programs(
     wrong = []
     for command in commands():
         for word in filter(_FILE_NAME.fullmatch, command.words):
-            Path(word).touch()  # the parser may look for it
+            Path(word).touch()  # the parser may require that the file exists
         try:
             check(command)
-        except click.exceptions.Exit:  # --help, --version
+        except click.exceptions.Exit:  # `--help` and `--version` exit
             pass
         except (click.UsageError, argparse.ArgumentError, AssertionError, SystemExit) as error:
             wrong.append(f"{command.place}: {' '.join(command.words)}: {error}")
@@ -155,7 +155,7 @@ def test_commands_are_accepted_by_their_programs(
 
 
 def test_blocks_with_commands_are_marked_as_shell() -> None:
-    """Otherwise the test above overlooks them."""
+    """The test of all commands reads only blocks that are marked as shell."""
     starts = (*(f"{name} " for name in PROGRAMS), "pip ", "curl ", "sudo ")
     unmarked = [
         f"{block.place}: {line}"

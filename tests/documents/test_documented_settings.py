@@ -20,7 +20,7 @@ _SHARD_VARIABLE = re.compile(r"MEMKV_MINIO_SHARD_[A-Z]+_(ACCESS|SECRET)_KEY")
 
 OTHER_VARIABLES = {
     FILE_VARIABLE,
-    "MEMKV_MINIO_PORT",  # what Kubernetes sets for a service
+    "MEMKV_MINIO_PORT",  # Kubernetes sets it for a service called memkv-minio
     "MEMKV_TEST_PATCHED",
 }
 
@@ -34,7 +34,7 @@ def of_language(*languages: str) -> list[Block]:
 
 
 def check_toml(path: Path) -> None:
-    """Read a file as what it is. Raises `ConfigError`."""
+    """Read a file as configuration, credentials or keys, whichever it is. Raises `ConfigError`."""
     tables = tomllib.loads(path.read_text())
     if "access_key" in tables:
         read_credentials(str(path))

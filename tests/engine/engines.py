@@ -64,7 +64,8 @@ class GatedTier(WrapperTier):
     def fetch(self, pages: Sequence[Page], deadline: float) -> list[Fetched]:
         self.arrived.release()
         self.gate.wait(60)
-        return super().fetch(pages, time.monotonic() + 60)  # late, as a disk may be
+        # The deadline is ignored, as by a disk that is slow to answer.
+        return super().fetch(pages, time.monotonic() + 60)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         self.arrived.release()

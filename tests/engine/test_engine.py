@@ -98,7 +98,7 @@ def test_descriptions_are_rewritten(open_engine: Open, monkeypatch: pytest.Monke
     oldest, *newest = [make_namespace(model=f"model {number}") for number in range(3)]
     for namespace in (newest[0], oldest, *newest):
         engine.describe(namespace)
-    for _ in range(3):  # as a lifecycle rule does, again and again
+    for _ in range(3):  # removes the descriptions repeatedly, like a lifecycle rule
         wait_until(lambda: shared.namespaces().keys() >= {each.digest for each in newest})
         for namespace in (oldest, *newest):
             shared.clear(namespace.digest)
@@ -118,7 +118,7 @@ def test_pending_descriptions_are_bounded(
     for namespace in namespaces:
         engine.describe(namespace)
     shared.refused.clear()
-    wait_until(lambda: shared.refused.is_set())  # so that none of before is on its way any more
+    wait_until(lambda: shared.refused.is_set())  # after this, no earlier call is still in flight
     shared.takes.set()
     wait_until(lambda: namespaces[-1].digest in inner.namespaces())
     assert inner.namespaces().keys() == {each.digest for each in namespaces[-2:]}

@@ -73,7 +73,7 @@ def test_overwritten_page_is_not_promoted(open_engine: Open) -> None:
     assert counted("memkv_promotion_pages_total", {"result": "changed"}) == 1
     assert counted("memkv_promotion_pages_total", {"result": "stored"}) == 2
     assert counted("memkv_changed_pages_total", {"copied_for": "promotion"}) == 1
-    load(engine, keys)  # which looks at the content
+    load(engine, keys)  # a load compares pages with their checksums
     assert engine.flush(60)
     assert local.present(keys, 0) == [True] * 3
 
@@ -149,7 +149,7 @@ def test_uploads_warming_and_promotion_pass_the_checksum_on(open_engine: Open) -
     spill(engine, keys)
     assert engine.flush(60)
     checksums = [shared._pages[key].checksum for key in keys]
-    assert local.given == [None] * 4  # new from the client
+    assert local.given == [None] * 4  # pages from a client have no checksum yet
     assert shared.given == checksums
     local.remove(keys)
     local.given.clear()

@@ -143,7 +143,7 @@ def test_clear_waits_for_the_promotion_in_flight_and_cancels_the_next(open_engin
     engine = open_engine(gated, shared, local, promote="always")
     gated.gate.clear()
     load(engine, KEYS[:1])
-    load(engine, KEYS[1:])  # waits behind the first
+    load(engine, KEYS[1:])  # waits until the first promotion is done
     assert clear_meanwhile(engine, gated, None) == Removal(4, complete=True)
     assert_empty(engine, local, shared)
 

@@ -61,7 +61,7 @@ class Growing(RuleBasedStateMachine):
     def grow(self, which: int, pages: int) -> None:
         chain = self.chains[which]
         if not all(self.tier.present(chain.keys()[: self.held[which]], 0)):
-            self.come_back(which)  # behind a hole, pages are of no use to anybody
+            self.come_back(which)  # pages after a missing one are of no use
         held = self.held[which]
         keys = chain.keys()[held : held + pages]
         results = spill(self.engine, keys, chain.hashes[:held])

@@ -58,7 +58,7 @@ def test_uploads_survive_an_outage(open_engine: Open) -> None:
     chain = make_chain(NAMESPACE, 30)
     spill(engine, chain.keys())
     wait_until(lambda: engine.status().breaker != "closed")
-    wait_until(lambda: age() > 0.05)  # it grows although the run is retried
+    wait_until(lambda: age() > 0.05)  # grows although the upload is retried
     assert engine.status().queue_pages == 30
     assert engine.lookup(chain).length == 30
     down.clear()
@@ -307,5 +307,6 @@ def test_page_stored_again_while_waiting_is_marked_again(open_engine: Open) -> N
     local.clear(NAMESPACE.digest)
     spill(engine, chain.keys())
     assert {page.key for page in local.pending()} == set(chain.keys())
-    assert open_engine(local, inner).flush(timeout=60)  # after a kill, with the shared tier back
+    # A new engine, as after a restart, with a shared tier that works.
+    assert open_engine(local, inner).flush(timeout=60)
     assert inner.lookup(chain, 0).length == 5

@@ -86,7 +86,7 @@ def test_lookup_returns_the_prefix_worth_loading(
     node.slow.seconds = 0
     with caplog.at_level(logging.WARNING, "memkv_sglang.engine.load_cost"):
         assert node.ask(DEAR) == 12
-        # Pages on the disk are worth loading; pages that only the slow tier has are not.
+        # Only the first four pages are on the disk, and only those are worth loading.
         assert [node.ask(CHEAP) for _ in range(8)] == [4] * 8
         rest = Chain(node.chain.namespace, node.chain.hashes[4:])
         assert node.ask(CHEAP, rest) == 0
@@ -150,7 +150,7 @@ def test_no_other_boundary_takes_less_time(
     places = [tier for tier, pages in parts for _ in range(pages)]
 
     def takes(length: int) -> float:
-        """Both tiers load at the same time; the rest is computed."""
+        """Return the time to load that many pages, in parallel, and then compute the rest."""
         counts = {tier: places[:length].count(tier) for tier in costs}
         loads = [costs[t][0] + costs[t][1] * n * PAGE for t, n in counts.items() if n]
         return max(loads, default=0) + page_seconds * (len(places) - length)

@@ -42,7 +42,7 @@ def test_names_follow_the_conventions() -> None:
         if metric.type == "gauge":
             assert not metric.name.endswith("_total")
         assert metric.documentation
-        assert not metric.documentation.endswith(".")  # the page adds it
+        assert not metric.documentation.endswith(".")  # docs/metrics.md adds the full stop
 
 
 def test_known_series_exist_before_the_first_event(tmp_path: Path) -> None:

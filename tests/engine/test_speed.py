@@ -15,7 +15,7 @@ OBSERVATION = st.tuples(WORK, WORK, st.floats(0, 100))
 @given(st.lists(st.tuples(WORK, WORK), min_size=2, max_size=12), COST, COST)
 def test_linear_cost_is_predicted(work: list[tuple[float, float]], a: float, b: float) -> None:
     model = TimeModel()
-    for x, y in [*work, (1, 1000), (1000, 1)]:  # the last two make sure that x and y differ
+    for x, y in [*work, (1, 1000), (1000, 1)]:  # the last two make x and y independent
         model.observe(x, y, a * x + b * y)
     assert model.predict(70, 90) == pytest.approx(a * 70 + b * 90, rel=1e-3)
 
@@ -121,7 +121,8 @@ def test_slow_estimate_decays() -> None:
     observed(clock, speed, 1_000_000, 64)
     clock.now += 6 * MIN_HALF_LIFE
     assert speed.seconds(1, 1_000_000) == pytest.approx(1)
-    speed.begin(1_000_000)  # someone measures again: others wait for the outcome
+    # One caller measures again; until it has finished, others get the old estimate.
+    speed.begin(1_000_000)
     assert speed.seconds(1, 1_000_000) == pytest.approx(64)
     clock.now += 0.5
     speed.end(1_000_000, 1_000_000)
@@ -154,7 +155,7 @@ def test_confirmed_estimates_decay_more_slowly() -> None:
 
 
 def test_loads_without_data_do_not_affect_the_estimate() -> None:
-    """Neither missing pages nor a server that is down."""
+    """Neither missing pages nor a server that is down say anything about the speed."""
     clock = Clock()
     speed = TierSpeed(clock)
     observed(clock, speed, 1_000_000, 10)

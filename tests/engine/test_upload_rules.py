@@ -141,7 +141,7 @@ def test_clear_forgets_deferred_pages(open_engine: Open) -> None:
     engine.clear(NAMESPACE.digest)
     spill(engine, KEYS)
     assert engine.flush(60)
-    assert in_shared(shared) == 12  # one run is uploaded as a whole
+    assert in_shared(shared) == 12  # consecutive pages are uploaded together
     assert load(engine, KEYS) == loaded_from(LOCAL, 12)
 
 

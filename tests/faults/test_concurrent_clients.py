@@ -72,7 +72,7 @@ class ConcurrentClients(RuleBasedStateMachine):
             by_client[call.client].append(call)
         with ThreadPoolExecutor(CLIENTS) as threads:
             for _ in threads.map(lambda mine: self.carry_out(mine, spilled), by_client.values()):
-                pass  # raises what the thread raised
+                pass  # raises the exceptions of the threads
         self.stored |= spilled
 
     def carry_out(self, calls: list[Call], spilled: set[PageKey]) -> None:

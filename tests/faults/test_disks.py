@@ -46,7 +46,7 @@ class Traffic:
                 compare(memory, chain)
                 compare(memory, make_chain(NAMESPACE, PAGES, f"{name} {turn // 2}"))
                 turn += 1
-        except BaseException as error:  # reported in the main thread
+        except BaseException as error:  # the main thread reports it
             self.errors.append(error)
 
     def wait_for(self, chains: int) -> None:

@@ -57,7 +57,8 @@ def test_two_servers_without_one_fail_softly() -> None:
     """Half of the drives are no quorum, so every page is a miss within the deadline."""
     with TwoServers() as pair, opened(pair.endpoint, pair.servers[0]) as tier:
         before = chain("before").keys()
-        wait_until(lambda: set(spill(tier, before)) <= KEPT)  # both know each other then
+        # Wait until the servers have found each other.
+        wait_until(lambda: set(spill(tier, before)) <= KEPT)
         pair.servers[1].kill()
         for _ in range(5):
             began = time.monotonic()

@@ -15,13 +15,13 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 from tests.nodes.node import LIMIT, Node, Pool
 
 PAGE, PAGES = 256 * KIB, 300
-"""Three calls, of 77 MiB in all."""
+"""The pages of three calls, 77 MiB in all."""
 
 MEGABITS = 500
 NODE_SECONDS = PAGE * PAGES * 8 / (MEGABITS * 1e6)
 
 
-@pytest.mark.slow  # servers and agents of its own, and a limited line
+@pytest.mark.slow  # starts servers and agents; the line is slow
 @pytest.mark.skipif(bool(refusal()), reason=refusal())
 def test_pages_return_bit_for_bit_over_limited_lines_from_two_shards(tmp_path: Path) -> None:
     chain = make_chain(make_namespace(page_bytes=PAGE, model="line"), PAGES)

@@ -111,7 +111,7 @@ def test_ten_clients_at_once(nodes: list[Node]) -> None:
                 fresh = Pool(client, chain, 64 * KIB)
                 assert [one.result for one in fresh.load()] == [LoadResult.LOADED] * 30
                 assert fresh.wrong(30) == []
-        except BaseException as error:  # handed to the main thread
+        except BaseException as error:  # the main thread reports it
             failures.append(error)
         finally:
             client.close()

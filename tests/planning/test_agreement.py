@@ -18,7 +18,7 @@ AGENTIC = Path(TRACE).parent / "agentic-dev.jsonl.gz"
 @pytest.fixture(scope="module")
 def agents() -> Trace:
     whole = read_trace(AGENTIC)
-    # Sessions that take turns for room: those of the first hour.
+    # The sessions of the first hour compete for space.
     return whole._replace(requests=[one for one in whole.requests if one.seconds < 3600][:350])
 
 

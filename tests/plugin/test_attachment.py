@@ -26,7 +26,7 @@ def server(extra: str | None = None, **arguments: Any) -> Any:
 
 def test_suitable_servers_pass() -> None:
     check_server(DYNAMIC, server(enable_lora=False))
-    check_server({}, server())  # a patched SGLang names no class
+    check_server({}, server())  # a patched SGLang needs no class name
     check_server(DYNAMIC, server('{"backend_name": "memkv"}', enable_lora=True))
 
 

@@ -61,7 +61,7 @@ def settle() -> None:
 
 
 def test_a_model_of_a_thousand_tensors_is_opened_once_per_file_and_node(model: Path) -> None:
-    time.sleep(2.1)  # the ranks do not keep fingerprints of files changed in the last 2 s
+    time.sleep(2.1)  # fingerprints of files changed in the last 2 s are not kept
     command = [sys.executable, "-c", RANK, str(model)]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(RANKS)]
     results = [rank.communicate(timeout=120)[0].split() for rank in ranks]

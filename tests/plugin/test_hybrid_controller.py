@@ -70,7 +70,7 @@ def _attach(controller: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _unpinned(make: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(make)  # the check of SGLang at startup reads the source
+    @functools.wraps(make)  # the compatibility check at startup reads the wrapped function's source
     def init(pool: Any, *args: Any, **kwargs: Any) -> None:
         args, kwargs = pinning.not_pinned(*args, **kwargs)
         make(pool, *args, **kwargs)
@@ -125,9 +125,9 @@ def test_the_agents_log_names_the_request_that_lookups_and_loads_are_for(
     log = Path(node.settings["agent.socket"]).with_name("agent.log")
     (times,) = read_requests(log.read_bytes().splitlines(), request="request 1")
     found = {name: operation.done for name, operation in times.operations.items()}
-    assert found["lookup"] == 8  # of KV
-    assert found["check"] > 0  # of states
-    assert found["load"] > 8  # of both
+    assert found["lookup"] == 8  # KV pages
+    assert found["check"] > 0  # states
+    assert found["load"] > 8  # KV pages and states
     assert times.steps["load"].keys() == {"nvme"}
 
 

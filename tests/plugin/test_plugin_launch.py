@@ -106,15 +106,15 @@ def test_bad_extra_configurations_are_refused(values: dict[str, Any], extra: str
 @pytest.mark.parametrize(
     ("token_bytes", "largest", "divides", "page_size"),
     [
-        (4 * KIB, 256, [8192], 256),  # tiny: as many tokens as allowed
-        (40 * KIB, 256, [8192], 64),  # 70B on eight ranks
+        (4 * KIB, 256, [8192], 256),  # a tiny model: the largest page that is allowed
+        (40 * KIB, 256, [8192], 64),  # a 70B model on eight ranks
         (320 * KIB, 256, [8192], 8),
         (3 * MIB, 256, [8192], 1),
         (4 * KIB, 256, [], 256),
         (4 * KIB, 256, [192], 64),
         (4 * KIB, 256, [1000], 8),
         (4 * KIB, 256, [8192, 96], 32),
-        (4 * KIB, 128, [8192], 128),  # a window of 128 tokens
+        (4 * KIB, 128, [8192], 128),  # a model with a window of 128 tokens
         (4 * KIB, 100, [8192], 64),
         (4 * KIB, 1, [8192], 1),
     ],

@@ -29,7 +29,7 @@ def batch(spans: list[tuple[int, int]], seconds: float, *, extend: bool = True) 
 def observed(*batches: list[tuple[int, int]]) -> PrefillSpeed:
     speed = PrefillSpeed()
     for spans in batches:
-        speed._ended = 0.0  # as if some time had passed since the one before
+        speed._ended = 0.0  # the previous batch ended long before
         speed.observe(batch(spans, sum(cost(*span) for span in spans)))
     return speed
 
@@ -54,7 +54,8 @@ def test_waiting_for_the_previous_batch_does_not_count() -> None:
     """Overlapped scheduling launches a batch while the previous one still runs."""
     speed = PrefillSpeed()
     speed.observe(batch([(0, 4096)], 1.0))
-    speed.observe(batch([(0, 4096)], 1.0))  # launched with the first, ready just after it
+    # Launched together with the first, and ready right after it.
+    speed.observe(batch([(0, 4096)], 1.0))
     assert 0 < speed.seconds(0, 4096) < 0.75
 
 

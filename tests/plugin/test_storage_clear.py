@@ -45,7 +45,7 @@ def test_pages_are_found_again_once_any_node_stores_them_again(make_node: MakeNo
     storage.clear()
     forgets(storage, pool)
     assert storage.batch_exists(chain) == 0
-    time.sleep(2.1)  # the bucket tells times in whole seconds
+    time.sleep(2.1)  # objects in the bucket have times in whole seconds
     far_pool = host_pools.mha()
     other = far.attach({"kv": far_pool})
     other.clear()
@@ -104,7 +104,7 @@ def test_the_storage_stays_closed_while_minio_keeps_old_pages(make_node: MakeNod
         begin = time.monotonic()
         storage.clear()
         assert time.monotonic() - begin < 0.1
-        storage.close()  # a detach breaks the removal off, the next attachment goes on with it
+        storage.close()  # this interrupts the removal; the next attachment continues it
         storage = node.attach({"kv": pool})
         assert storage.batch_exists(old) == 0
         assert storage.batch_set_v1(new, indices, after([])) == [False] * 8

@@ -67,7 +67,7 @@ def test_pages_are_announced_with_their_tier_once_stored(make_node: MakeNode) ->
         storage = node.attach({"kv": pool})
         subscriber = Subscriber(storage)
         store(storage, pool, keys(1, "first"))
-        node.upload()  # the bucket is there
+        node.upload()  # afterwards the bucket exists
         server.kill()
         store(storage, pool, chain)
         storage.record_backup(backup(chain[:4], [], 4), PAGE)

@@ -205,7 +205,7 @@ def test_attach_clear_detach_and_attach_again(attachable: Attachable) -> None:
     assert subject.from_storage() == 0
     expected = reusable(len(PROMPT))
     assert subject.from_storage() == expected
-    assert subject.node.pools() == 1  # the staging memory
+    assert subject.node.pools() == 1  # only the staging memory
 
     blocks = len(PROMPT) // PAGE
     for medium in ("DISK", "EXTERNAL"):

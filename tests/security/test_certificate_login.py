@@ -97,7 +97,7 @@ def test_another_server_issues_keys_while_one_is_down(
     server: MinioServer, authority: Authority
 ) -> None:
     config = config_of(server, authority, authority.issue("second", common_name=NODE))
-    with socket.socket() as taken:  # bound, but not listening
+    with socket.socket() as taken:  # nobody listens, so connections are refused
         taken.bind(("127.0.0.1", 0))
         down = f"https://127.0.0.1:{taken.getsockname()[1]}"
         both = msgspec.structs.replace(config, endpoint=f"{down},{server.endpoint}")

@@ -168,7 +168,7 @@ def test_changed_file_is_read_without_a_rejected_request(
     tier = open_tier(config)
     spill(tier, KEYS)
     used: list[str] = []
-    for name in ("head", "template"):  # the slow path's and the fast path's
+    for name in ("head", "template"):  # methods of the slow path and of the fast path
         sign = getattr(Signer, name)
 
         def spy(
@@ -283,7 +283,7 @@ def test_rejected_requests_do_not_each_reread_the_source(
     for thread in threads:
         thread.join()
     assert refused(tier)
-    assert len(reads) <= 2  # and one because the first keys had expired
+    assert len(reads) <= 2  # one more read, because the first keys had expired
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660])

@@ -137,7 +137,8 @@ def test_client_that_reads_no_reply_is_dropped(
     request = encode_frame(protocol.Status())
     with RawClient(agent.socket) as raw:
         raw.greet()
-        with suppress(OSError):  # until the socket buffer is full or the agent drops the client
+        # Fails when the socket's buffer is full or the agent closes the connection.
+        with suppress(OSError):
             while True:
                 raw.socket.send(request, socket.MSG_DONTWAIT)
         unharmed()
@@ -281,7 +282,8 @@ def test_one_process_cannot_take_every_connection(
             assert "has what it gets" in said
             if kind == "greeted":
                 assert f"already has {MAX_CONNECTIONS_OF_PROCESS} connections" in said
-            with connected_client(config, limit=LIMIT) as client:  # at once, while it holds them
+            # Succeeds at once, although the others are still connected.
+            with connected_client(config, limit=LIMIT) as client:
                 assert client.lookup(CHAIN).complete
             unharmed()
         finally:
@@ -317,7 +319,8 @@ def test_descriptions_of_a_session_are_bounded(
 ) -> None:
     with RawClient(agent.socket) as raw:
         raw.greet()
-        for number in range(2 * MAX_DESCRIPTIONS):  # more than the limit allows, even as it refills
+        # Exceeds the limit even if descriptions are allowed again meanwhile.
+        for number in range(2 * MAX_DESCRIPTIONS):
             namespace = msgspec.structs.replace(NAMESPACE, revision=str(number))
             reply = raw.ask(protocol.Describe(namespace.description))
             if isinstance(reply, protocol.Refused):
@@ -384,7 +387,7 @@ def test_another_user_is_rejected_whatever_the_file_modes(tmp_path: Path) -> Non
             return done.stderr.strip()
 
         assert stranger() == "not even connected"
-        for place in (agent.socket, *agent.socket.parents):  # like a careless chmod
+        for place in (agent.socket, *agent.socket.parents):  # as after an incautious `chmod -R`
             if Path(tempfile.gettempdir()) in place.parents:
                 place.chmod(0o777)
         assert stranger() == "closed"

@@ -20,7 +20,7 @@ def main() -> None:
 
     try:
         first = ask()
-        while not engine.flush_cache().success:  # refused while pages are being stored
+        while not engine.flush_cache().success:  # fails while pages are being stored
             pass
         print(json.dumps([first, ask()], default=str))
     finally:

@@ -30,7 +30,7 @@ def hits_come_back(cluster: Cluster, name: str) -> None:
             cluster.a.generate(tokens)
             cluster.a.share()
         except (AssertionError, ConnectionError):
-            return False  # no agent yet, or no upload
+            return False  # the agent is not running yet, or nothing is uploaded yet
         return cluster.b.stored(tokens) == reusable(len(tokens))
 
     wait_until(is_shared)
@@ -70,7 +70,7 @@ def test_server_agent_and_minio_killed_at_once(
         traffic.goes_on()
         storage.kill()
         computed = cluster.a.generate(tokens).output_ids
-        cluster.a.flush()  # acknowledged then
+        cluster.a.flush()  # after this, all spills have been acknowledged
         cluster.a.kill_server()
         cluster.a.kill_agent()
         traffic.goes_on()
@@ -104,7 +104,8 @@ def test_a_stalled_agent_stops_neither_requests_nor_a_flush(cluster: Cluster) ->
 
 def test_an_agent_that_hangs_in_a_spill(cluster: Cluster) -> None:
     """The spill in flight ends with the agent's process; then the server starts another agent."""
-    tokens = prompt("stalls", THRESHOLD - 1)  # too short for a lookup, which would notice first
+    # Too short for a lookup, so the spill is the first call that hangs.
+    tokens = prompt("stalls", THRESHOLD - 1)
     computed = cluster.recompute(tokens)
     cluster.b.flush()
     before = cluster.b.agent_pid()

@@ -30,8 +30,8 @@ from tests.serving.node import (
 )
 
 pytestmark = [
-    pytest.mark.slow,  # three servers
-    pytest.mark.timeout(900),  # the first test waits for them
+    pytest.mark.slow,  # starts three servers
+    pytest.mark.timeout(900),  # the first test waits for the servers
 ]
 
 VISION = ["--enable-multimodal", "--mm-attention-backend", "sdpa"]

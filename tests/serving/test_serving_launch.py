@@ -41,7 +41,8 @@ DECODES: dict[str, Sequence[str]] = {
 DECODE_CONFLICTS: dict[str, Sequence[str]] = {
     "--disaggregation-decode-host-receive-threshold": ("0.5",),
     "--enable-hierarchical-cache": (),
-    "--enable-pd-role-switch": ("--disaggregation-mode", "prefill"),  # it can become one
+    # Prefill servers can become decode servers.
+    "--enable-pd-role-switch": ("--disaggregation-mode", "prefill"),
     "--enable-unified-memory": (),
     "--disaggregation-decode-retraction-backup": ("host_pool",),
     "--disaggregation-decode-enable-offload-kvcache": (RADIX_CACHE,),
@@ -100,7 +101,7 @@ def of_sglang(
         environment = os.environ | libraries(home) | {"OMP_NUM_THREADS": "1"}
         forks.start(argv, environment, file.fileno()).wait(LIMIT)
         file.seek(0)
-        answers = [line for line in file if line.startswith("{")]  # between SGLang's log lines
+        answers = [line for line in file if line.startswith("{")]  # skip SGLang's log lines
     return Answers(*map(json.loads, answers))
 
 
@@ -264,7 +265,7 @@ def test_a_hybrid_model_that_a_decode_server_cannot_store_is_refused(
 ) -> None:
     outcome = answers["hybrid decodes"][name]
     assert outcome["code"] == 2
-    *_, line = outcome["stderr"].splitlines()  # SGLang's own warnings come before
+    *_, line = outcome["stderr"].splitlines()  # SGLang may print warnings before it
     assert line.startswith("error: --enable-memkv: SGLang")
     assert "Traceback" not in outcome["stderr"]
 

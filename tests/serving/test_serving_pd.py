@@ -55,7 +55,7 @@ def pd(home: Path, models: Models, shared: MinioConfig, recompute: Recompute) ->
 
 
 class Fleet(NamedTuple):
-    """All of them."""
+    """The prefill and decode servers of this module."""
 
     prefill: PdNode
     other_prefill: PdNode
@@ -184,7 +184,7 @@ def test_behind_the_router(router: Router, recompute: Recompute) -> None:
 
 
 class Routed(NamedTuple):
-    """What `Traffic` asks."""
+    """A router that `Traffic` can use like a node."""
 
     router: Router
 
@@ -216,13 +216,13 @@ def is_shared(fleet: Fleet, tokens: Tokens) -> bool:
         ask(fleet.prefill, fleet.offloading, tokens)
         fleet.prefill.share()
     except (AssertionError, ConnectionError):
-        return False  # no agent yet, or no upload
+        return False  # the agent is not running yet, or nothing is uploaded yet
     answer = ask(fleet.other_prefill, fleet.offloading, tokens).prefill
     return answer.cached_by_source.get("storage", 0) == reusable(len(tokens))
 
 
 def switch_role(node: PdNode, role: str) -> None:
-    node.flush()  # only an idle server can switch
+    node.flush()  # a server switches only while it is idle
     reply = node.client.post(
         "/pd_role_switch", {"new_role": role, "decode_cuda_graph_memory_gb": 0}
     )

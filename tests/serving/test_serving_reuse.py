@@ -104,7 +104,7 @@ AGENT_PATHS = ("/healthz", "/readyz", "/metrics")
 def _answer(client: Client, path: str) -> str:
     try:
         return json.dumps(client.get(path))
-    except RequestFailedError as error:  # which says what the server answered
+    except RequestFailedError as error:  # the message contains the server's answer
         return str(error)
 
 

@@ -46,7 +46,7 @@ def private_memory(node: Node) -> int:
 def test_mixed_traffic_leaves_nothing_behind(cluster: Cluster, expected: Expected) -> None:
     nodes = [cluster.a, cluster.b]
     with Traffic(nodes, expected) as traffic:
-        traffic.goes_on(150)  # pools, connections and caches have their size after it
+        traffic.goes_on(150)  # by now pools, connections and caches have reached their full size
     before = [(descriptors(node), private_memory(node)) for node in nodes]
     begin = time.monotonic()
     with Traffic(nodes, expected) as traffic:

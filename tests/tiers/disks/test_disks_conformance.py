@@ -16,7 +16,7 @@ from tests.tiers.nvme.test_nvme_conformance import pages_in
 
 @pytest.mark.parametrize("disks", [2, pytest.param(3, marks=pytest.mark.slow)])
 class TestStripedTier(TierConformance):
-    page_overhead = 2 * BLOCK  # padding and footer
+    page_overhead = 2 * BLOCK  # the page's padding and its footer
 
     @pytest.fixture
     def tier(self, tmp_path: Path, disks: int) -> Iterator[Tier]:

@@ -101,7 +101,7 @@ def test_unreadable_disk_is_left_out_and_returns(
     assert spill(tier, KEYS) == stored
     load(tier, KEYS)
     assert tier.usage().pages == 60
-    wait_for(lambda: "no segment" in tier.problem())  # it is retried in vain
+    wait_for(lambda: "no segment" in tier.problem())  # a retry has failed
     broken.on = False
     wait_for(lambda: tier.problem() == "")
     assert tier.usage().pages == 60
@@ -201,7 +201,7 @@ def test_namespace_cleared_meanwhile_does_not_return(absent: Disks) -> None:
 def test_pending_pages_of_a_returned_disk_are_resumed(absent: Disks) -> None:
     resumed: list[PendingPage] = []
     absent.tier.on_return(resumed.extend)
-    spill(absent.tier, KEYS[:30])  # ten of them were on the absent disk
+    spill(absent.tier, KEYS[:30])  # the absent disk has ten of them
     repair(absent)
     wait_for(lambda: len(resumed) == 10)
     assert not {page.key for page in resumed} & set(KEYS[:30])
@@ -227,7 +227,7 @@ def test_directory_that_disappeared_is_not_created_on_another_disk(
     broken = BrokenDisk(monkeypatch, disks.paths[1], "preadv")
     moved = disks.paths[1].with_name("unmounted")
     disks.paths[1].rename(moved)
-    disks.paths[1].mkdir()  # the empty mount point
+    disks.paths[1].mkdir()  # stands for the mount point without its disk
     broken.paths.append(moved)
     results(disks.tier, KEYS)
     wait_for(lambda: "has disappeared" in disks.tier.problem())
@@ -272,7 +272,7 @@ def test_wrong_directory_is_refused(disks: Disks, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is not a directory"):
         disks.open([disks.paths[0], tmp_path / "file"])
-    load_after = disks.open(disks.paths[:1])  # the failed attempt has released the first one
+    load_after = disks.open(disks.paths[:1])  # the failed attempt has unlocked the first directory
     assert load_after.check_integrity() == []
 
 
@@ -296,9 +296,9 @@ def test_every_page_is_right_while_disks_break_and_return(
                 keys = chains[turn % len(chains)]
                 spill(tier, keys)
                 results(tier, keys)
-                tier.remove(keys[12:])  # so that disks that work again are written to
+                tier.remove(keys[12:])  # lets spills write to every disk again
                 turn += 1
-        except BaseException as error:  # reported in the main thread
+        except BaseException as error:  # the main thread reports it
             errors.append(error)
 
     threads = [threading.Thread(target=converse, args=(i,)) for i in range(4)]

@@ -211,7 +211,7 @@ class ImmediateOrder(EvictionOrder):
 def test_queuing_uses_changes_no_decision(data: st.DataObject) -> None:
     queuing, immediate = orders = EvictionOrder(), ImmediateOrder()
     chain = make_chain(NAMESPACE, 12)
-    entries: list[int] = []  # of the chain's first pages; the others are not stored
+    entries: list[int] = []  # entries of the chain's stored pages, which are a prefix
     for step in data.draw(st.lists(st.sampled_from(STEPS), min_size=20)):
         if step in ("use", "touch"):
             used = entries[: data.draw(st.integers(0, len(entries)))]
@@ -235,7 +235,7 @@ def test_queuing_uses_changes_no_decision(data: st.DataObject) -> None:
             for order in orders if step == "evict" else ():
                 pages = zip(chain.keys()[keep:], entries[keep:], strict=False)
                 order.remember_evicted(list(pages))
-            del entries[keep:]  # the next spill reuses these entries
+            del entries[keep:]  # the next spill may use these entries again
     assert [queuing.tick(e) for e in entries] == [immediate.tick(e) for e in entries]
     assert [queuing.rank(e) for e in entries] == [immediate.rank(e) for e in entries]
     assert queuing.reserve_ticks(1) == immediate.reserve_ticks(1)

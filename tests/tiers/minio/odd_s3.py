@@ -85,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         elif "list-type" in query:
             self._list(query["prefix"][0])
         elif parts.path.startswith("/minio/"):
-            self._refuse(403, "AccessDenied")  # as an unknown page
+            # These servers take the admin API's path for an object's.
+            self._refuse(403, "AccessDenied")
         elif parts.path.count("/") == 1:
             self._answer(200)
         elif stored is None:
@@ -109,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, body, chunked=self.faults.chunked)
         elif self.faults.conditions == "racy":
             met = self._condition_met(self.objects.get(name))
-            time.sleep(0.05)  # let the other writer check as well
+            time.sleep(0.05)  # the other writer checks its condition meanwhile
             self._store(name, content, met)
         else:
             with self.lock:

@@ -65,7 +65,8 @@ class Caller:
         batch = loop.Batch(requests, {SERVER: TEMPLATE}, METADATA, self.reasons.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
-        theirs.shutdown(socket.SHUT_WR)  # irrelevant without a request in flight
+        # A closed peer does not matter while no request is in flight.
+        theirs.shutdown(socket.SHUT_WR)
         with ours, theirs:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
             connections = [self.connection, idle] if with_idle else [self.connection]
@@ -202,7 +203,7 @@ def test_signal_in_the_middle(serving: Start, with_idle: bool, end: bool) -> Non
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(caller.responses) == (0 if end else 2)
-    assert time.monotonic() - begin < 10  # far less than the stall timeout of 20 s
+    assert time.monotonic() - begin < 10  # much less than the stall timeout of 20 s
 
 
 def test_repeated_signals_do_not_hide_a_stall(serving: Start, with_idle: bool) -> None:
@@ -293,7 +294,7 @@ def test_second_answer_to_one_request_closes_the_connection(
     def serve(sock: socket.socket) -> None:
         sock.recv(1000)
         sock.sendall(GOOD[:-1])
-        sock.sendall(GOOD[-1:] + GOOD)  # both arrive at once
+        sock.sendall(GOOD[-1:] + GOOD)  # both responses arrive together
 
     caller = Caller(serving(serve))
     caller.receive(with_idle=with_idle)

@@ -39,6 +39,6 @@ def closing_server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_a_response_that_ends_the_connection_is_read_whole(closing_server: str) -> None:
     http = ControlHttp()
-    for _ in range(3):  # each on a new connection
+    for _ in range(3):  # each request opens a new connection
         assert http.urlopen("GET", closing_server).data == BODY
     http.close()

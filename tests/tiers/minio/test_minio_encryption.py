@@ -253,7 +253,8 @@ class EncryptedMachine(TierMachine):
         tier.close()
         self.keys.append((f"key-{len(self.keys)}", os.urandom(32).hex()))
         reopened = self.open_rotated()
-        reopened.present(sorted(self.stored), soon())  # otherwise it would store them again
+        # Otherwise, spills would store these pages again.
+        reopened.present(sorted(self.stored), soon())
         return reopened
 
     def teardown(self) -> None:

@@ -94,7 +94,8 @@ def tier(
     )
     pages = [make_page(key, LENGTHS, filled=True) for key in CHAIN.keys()]
     give_up = soon()
-    while max(tier.spill(pages, soon())) > SpillResult.PRESENT:  # a busy machine stalls, too
+    # A spill may stall on a busy machine.
+    while max(tier.spill(pages, soon())) > SpillResult.PRESENT:
         assert time.monotonic() < give_up
     return tier
 
@@ -121,7 +122,7 @@ def test_load_through_a_failing_network(tier: MinioTier, proxy: TcpProxy, fault:
     pool.reuse()
     assert results[0] == LoadResult.FAILED
     assert set(results) <= {LoadResult.FAILED, LoadResult.SKIPPED}
-    proxy.fault = None  # releases all bytes held back
+    proxy.fault = None  # the proxy now sends the bytes that it held back
     assert_recovered(tier)
     assert tier.telemetry.counts()["load_failed"] >= 1
     assert pool.untouched()
@@ -166,7 +167,8 @@ def test_responses_that_are_not_the_page(tier: MinioTier, proxy: TcpProxy, reply
     pool = Pool(CHAIN.keys())
     proxy.reply = REPLIES[reply]
     results = load(tier, pool, 2)
-    assert results[0] == LoadResult.FAILED  # not from an object store, so nothing is quarantined
+    # Not a response of an object store, so no page is quarantined.
+    assert results[0] == LoadResult.FAILED
     assert LoadResult.LOADED not in results
     assert pool.guards_intact()
     pages = [make_page(key, LENGTHS, filled=True) for key in make_chain(make_namespace(), 4).keys()]

@@ -222,7 +222,8 @@ def test_cached_pages_expire() -> None:
     cache.add(keys)
     assert cache.bounds(CHAIN) == (len(keys), len(keys))
     give_up = time.monotonic() + 10
-    while cache.has(keys[0]) or cache.bounds(CHAIN)[0]:  # use does not renew an entry
+    # Reading an entry does not extend its lifetime.
+    while cache.has(keys[0]) or cache.bounds(CHAIN)[0]:
         assert time.monotonic() < give_up
         time.sleep(0.005)
     assert cache.check_integrity() == []

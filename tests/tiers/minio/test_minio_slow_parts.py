@@ -31,7 +31,7 @@ LATE = 1.0
 
 @pytest.fixture
 def hold() -> Iterator[threading.Event]:
-    """Blocks the slow part, until the test ends at the latest."""
+    """The slow part waits for this event, which is set at the end of the test at the latest."""
     event = threading.Event()
     yield event
     event.set()
@@ -119,9 +119,8 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
         begin = time.monotonic()
         tier.close()
         assert time.monotonic() - begin < LATE
-        connection.settimeout(
-            20
-        )  # the request, then the end: the opening gives up, leaving nothing
+        # Read the request, then the end: the tier has closed its connection.
+        connection.settimeout(20)
         while connection.recv(1 << 16):
             pass
         assert time.monotonic() - begin < 10

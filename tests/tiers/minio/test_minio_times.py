@@ -76,7 +76,7 @@ def test_one_wrong_reading_does_not_change_a_trusted_time(wrong: float) -> None:
 def test_clock_survives_a_suspended_machine() -> None:
     clocks = Clocks(NOW)
     clocks.now(NOW)
-    clocks.wall += DAY  # NTP corrected it; the elapsed clock stood still
+    clocks.wall += DAY  # NTP corrected the wall clock while the elapsed clock stood still
     assert clocks.now(NOW + DAY) == NOW + DAY
 
 

@@ -181,7 +181,8 @@ class OnOtherServer(on_minio.TestMinioTier):
         assert main(["bucket", "setup", "--add-policies"]) == 1
         assert "`memkv bucket policy` prints them" in capfd.readouterr().err
         client = Minio(minio_config.endpoint.partition("://")[2], *minio_server.root, secure=False)
-        assert not client.bucket_exists("minio")  # the admin API's path, taken for an object's
+        # Such a server takes the admin API's path for an object's.
+        assert not client.bucket_exists("minio")
 
 
 class TestSeaweedFS(OnOtherServer):

@@ -20,7 +20,7 @@ from memkv_sglang.tiers.nvme.journal import SLOT, Kind, read_journal, read_puts
 
 @pytest.mark.parametrize("io_engine", ["aio", "threads"])
 class TestNvmeTier(TierConformance):
-    page_overhead = 2 * BLOCK  # padding and footer
+    page_overhead = 2 * BLOCK  # the page's padding and its footer
 
     @pytest.fixture
     def tier(self, tmp_path: Path, io_engine: Literal["aio", "threads"]) -> Iterator[Tier]:

@@ -104,7 +104,8 @@ def test_page_used_after_it_was_chosen_to_leave_stays(
     def grow(entries: Iterable[int]) -> None:
         remember(entries)
         monkeypatch.undo()
-        full.tier.touch(Chain(grown.namespace, grown.hashes[:4]))  # as the engine does
+        # The engine does this before a spill.
+        full.tier.touch(Chain(grown.namespace, grown.hashes[:4]))
         assert spill(full.tier, end) == [STORED] * 2
 
     monkeypatch.setattr(catalog, "remember_evicted", grow)

@@ -63,7 +63,7 @@ class FailingCall:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("call", ["pwritev", "pwrite"])  # pages and journal
+@pytest.mark.parametrize("call", ["pwritev", "pwrite"])  # writes of pages and of the journal
 def test_failed_write_pauses_spills_but_not_loads(
     nvme: Disk,
     monkeypatch: pytest.MonkeyPatch,
@@ -143,7 +143,7 @@ def test_full_disk_uses_the_existing_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
-        spill(nvme.tier, KEYS[:4])  # fills a segment of four
+        spill(nvme.tier, KEYS[:4])  # fills a segment, which has four slots
         FailingCall(monkeypatch, "posix_fallocate", errno.ENOSPC)
         assert spill(nvme.tier, MORE[:4]) == [STORED] * 4
         load(nvme.tier, MORE[:4])
@@ -159,8 +159,8 @@ def test_segments_that_cannot_be_removed_cause_no_more_evictions(
     monkeypatch.setattr(faults, "PAUSE", 0.0)
     with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys, small = make_chain(NAMESPACE, 60, "cold").keys(), (100,)
-        spill(nvme.tier, keys)  # four in each of 15 segments
-        spill(nvme.tier, KEYS[:5], small)  # the sixteenth has no slots left
+        spill(nvme.tier, keys)  # fills 15 segments of four slots
+        spill(nvme.tier, KEYS[:5], small)  # fills the sixteenth segment
         files, held = nvme.segments(), nvme.tier._segments.total
 
         def refuse(path: str, *, dir_fd: int) -> None:
@@ -291,7 +291,8 @@ def test_file_system_without_direct_io(
         spill(nvme.tier, KEYS, (4096, 100))
         load(nvme.reopen(), KEYS, (4096, 100))
         messages = [r.message for r in caplog.records]
-        assert messages == ["no O_DIRECT, using buffered I/O"] * 2  # one per start
+        # One line for each of the two starts.
+        assert messages == ["no O_DIRECT, using buffered I/O"] * 2
     with pytest.raises(ConfigError, match=r"nvme\.direct_io"):
         Disk(tmp_path / "other", direct_io="always")
 

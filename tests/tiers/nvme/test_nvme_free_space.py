@@ -68,7 +68,7 @@ def spill(tier: NvmeTier, seed: str, count: int) -> list[SpillResult]:
 
 
 def test_spills_leave_the_configured_space_free(tier: NvmeTier, disk: SharedDisk) -> None:
-    for i in range(8):  # twice the space available
+    for i in range(8):  # spills twice the space available
         assert set(spill(tier, str(i), 100)) == {SpillResult.STORED}
         assert disk.free >= KEEP
     assert tier.usage().evicted > 0

@@ -151,7 +151,7 @@ def test_order_by_age_survives_the_loss_of_the_journal(tmp_path: Path) -> None:
         spill(nvme.tier, old.keys())
         spill(nvme.tier, young.keys())
         tier = restart_without_journal(nvme)
-        tier.mark_uploaded([*old.keys(), *young.keys()])  # without a journal every page is pending
+        tier.mark_uploaded([*old.keys(), *young.keys()])  # without a journal, all pages are pending
         spill(tier, chain("new", 12).keys())
         assert nvme.tier.lookup(young, soon()) == (16, True)
         assert nvme.tier.lookup(old, soon()) == (4, True)
@@ -163,7 +163,7 @@ def test_pages_of_truncated_and_lost_segments_are_misses(
 ) -> None:
     with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys = chain("chain", 12).keys()
-        spill(nvme.tier, keys)  # four in each of three segments
+        spill(nvme.tier, keys)  # fills three segments of four slots
         nvme.kill()
         if not with_journal:
             nvme.journal.unlink()
@@ -184,10 +184,10 @@ def test_pages_of_truncated_and_lost_segments_are_misses(
 def test_pages_return_with_a_segment_that_could_not_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even next to a lost segment. Pages stored in the meantime take none of their slots."""
+    """Another segment is lost. Pages stored in the meantime do not take the returning slots."""
     with disk(tmp_path / "nvme", capacity=capacity_for(64)) as nvme:
         keys, more = chain("chain", 12).keys(), chain("more", 12).keys()
-        spill(nvme.tier, keys)  # four in each of three segments
+        spill(nvme.tier, keys)  # fills three segments of four slots
         nvme.tier.mark_pending(keys)
         nvme.tier.close()
         sick, _, lost = nvme.segments()
@@ -273,7 +273,7 @@ def test_segments_created_next_to_an_unknown_file_are_reopened(nvme: Disk, name:
     foreign.write_bytes(b"mine")
     tier = nvme.open()
     keys = chain("chain", 12).keys()
-    spill(tier, keys)  # three segments
+    spill(tier, keys)  # creates three segments
     load(nvme.reopen(), keys)
     assert foreign.read_bytes() == b"mine"
 
@@ -302,7 +302,7 @@ def test_directories_named_like_unfinished_files_are_kept(
     foreign.mkdir()
     tier = nvme.open()
     assert sum(foreign.name in str(getattr(r, "fields", "")) for r in caplog.records) == 1
-    spill(tier, more)  # to another segment
+    spill(tier, more)  # goes to another segment
     load(nvme.reopen(), [*keys, *more])
     assert foreign.is_dir()
 
@@ -347,7 +347,7 @@ def test_compaction_runs_during_changes(nvme: Disk) -> None:
 
 
 def test_changes_during_compaction_are_kept(nvme: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All kinds of changes between the snapshot and the switch to the new journal."""
+    """Make all kinds of changes between the snapshot and the switch to the new journal."""
     old, new = chain("old", 8).keys(), chain("new", 8).keys()
     spill(nvme.tier, old)
     nvme.tier.mark_pending(old[:4])

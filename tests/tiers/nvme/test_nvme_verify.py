@@ -39,7 +39,8 @@ def test_clean_directory(nvme: Disk) -> None:
     assert steps[-1] == (100, 100)
 
 
-@pytest.mark.parametrize("offset", [0, 8191, 8192, 8192 + 24, 8192 + 60])  # content and footer
+# Offsets in the content and in the footer.
+@pytest.mark.parametrize("offset", [0, 8191, 8192, 8192 + 24, 8192 + 60])
 def test_corrupt_pages_are_reported_and_repaired(nvme: Disk, offset: int) -> None:
     bad = [KEYS[3], KEYS[50]]
     for key in bad:

@@ -188,9 +188,9 @@ def test_conversations_survive_every_fault_of_a_shard(replicas: int) -> None:
             servers.proxies[0].rate = 300_000
             traffic.go_on(CONVERSATIONS)
             servers.proxies[0].rate = None
-        with traffic.on(servers.engine([0, 1, 2], replicas)):  # one is added
+        with traffic.on(servers.engine([0, 1, 2], replicas)):  # a shard is added
             assert traffic.stored_during(lambda: None) < FEW
-        with traffic.on(servers.engine([1, 2], replicas)):  # one is removed
+        with traffic.on(servers.engine([1, 2], replicas)):  # a shard is removed
             assert traffic.stored_during(lambda: None) < pages
         assert traffic.wrong == []
         assert traffic.loaded > 5 * pages
