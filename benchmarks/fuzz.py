@@ -3,6 +3,7 @@
 import time
 
 from memkv_testbed.fuzz import TARGETS, fuzz
+from memkv_testbed.fuzz_plans import PLAN_TARGETS
 from rich.progress import track
 
 from benchmarks.base import Options
@@ -16,7 +17,7 @@ def run(options: Options) -> Report:
     """Damage `--rounds` inputs for each parser. Raises exceptions that no parser may raise."""
     inputs = options.rounds or (QUICK_INPUTS if options.quick else INPUTS)
     report = Report("fuzz", "thousand inputs per second")
-    for target in track(TARGETS, "fuzz"):
+    for target in track([*TARGETS, *PLAN_TARGETS], "fuzz"):
         began = time.perf_counter()
         # The date is the seed, so that each day tries other inputs but failures can be reproduced.
         outcome = fuzz(target, inputs, seed=int(time.time() // 86400))

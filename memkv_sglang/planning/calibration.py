@@ -4,11 +4,11 @@ import itertools
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from memkv_sglang.config.errors import ConfigError
 
@@ -21,11 +21,15 @@ MEASURED = FOLDER / "epyc-2-cores.toml"
 _LARGEST_FILE = 1 << 20
 Kind = TypeVar("Kind", "Published", "Measured")
 
+Quantity = Annotated[float, Meta(ge=0, le=1e18)]
+Positive = Annotated[float, Meta(ge=1e-12, le=1e18)]
+Count = Annotated[int, Meta(ge=1, le=1 << 40)]
+
 
 class Number(Struct, frozen=True, forbid_unknown_fields=True):
     """A number, and the name of its source, which the file's `sources` describes."""
 
-    value: float
+    value: Quantity
     source: str
 
 
@@ -33,9 +37,9 @@ class PrefillRow(Struct, frozen=True, forbid_unknown_fields=True):
     """A measured time to first token of a prompt on one replica, in seconds."""
 
     gpu: str
-    new: int
-    cached: int
-    seconds: float
+    new: Count
+    cached: Annotated[int, Meta(ge=0, le=1 << 40)]
+    seconds: Positive
     source: str
 
 
@@ -43,9 +47,9 @@ class StepRow(Struct, frozen=True, forbid_unknown_fields=True):
     """A measured decode step, in seconds, of `batch` requests with `context` tokens each."""
 
     gpu: str
-    batch: int
-    context: int
-    seconds: float
+    batch: Count
+    context: Count
+    seconds: Positive
     source: str
 
 
@@ -113,17 +117,17 @@ class Published(Struct, frozen=True, forbid_unknown_fields=True):
 class CpuRow(Struct, frozen=True, forbid_unknown_fields=True):
     """CPU seconds per GB for objects of `bytes`."""
 
-    bytes: int
-    cpu_s_per_gb: float
+    bytes: Count
+    cpu_s_per_gb: Annotated[float, Meta(ge=1e-6, le=1e6)]
     source: str
 
 
 class DiskRow(Struct, frozen=True, forbid_unknown_fields=True):
     """Throughput of the node's disk for pages of `bytes`."""
 
-    bytes: int
-    load_bytes_per_s: float
-    spill_bytes_per_s: float
+    bytes: Count
+    load_bytes_per_s: Positive
+    spill_bytes_per_s: Positive
     source: str
 
 
@@ -154,9 +158,9 @@ class Measured(Struct, frozen=True, forbid_unknown_fields=True):
 
     machine: Machine
     sources: dict[str, str]
-    client_load: list[CpuRow]
-    server_get: list[CpuRow]
-    server_put: list[CpuRow]
+    client_load: Annotated[list[CpuRow], Meta(min_length=1)]
+    server_get: Annotated[list[CpuRow], Meta(min_length=1)]
+    server_put: Annotated[list[CpuRow], Meta(min_length=1)]
     calls: Calls
     disk: list[DiskRow] = []
 

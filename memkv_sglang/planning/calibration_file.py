@@ -51,10 +51,10 @@ def write_calibration(speeds: Sequence[TierSpeed], file: Path) -> None:
         disk=disk,
         client_load=client or known.client_load,
     )
-    file.write_text(_as_toml(mine), "utf-8")
+    file.write_text(as_toml(mine), "utf-8")
 
 
-def _as_toml(value: Measured) -> str:
+def as_toml(value: Measured) -> str:
     """Return the document as TOML. Strings and numbers have the same form in JSON and TOML."""
     lines = ["# Written by `memkv bench --calibration`. Every number names its source."]
     for name, content in msgspec.to_builtins(value).items():

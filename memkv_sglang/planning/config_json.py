@@ -44,8 +44,10 @@ def read_config(file: Path, numbers: Published, gpu: str, gpus: int) -> Model:
     config = _load(file)
     try:
         size, reference = _size_of(config), _size_of(_REFERENCE_SHAPE)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{file}: not a transformer's config.json ({error!r})") from None
+    except KeyError as error:
+        raise ConfigError(f"{file}: not a transformer's config.json ({error} is missing)") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: not a transformer's config.json ({error})") from None
     bytes_each = 1 if config.get("quantization_config") else 2
     weights = size.parameters * bytes_each
     kind = numbers.gpus[gpu]
@@ -89,6 +91,8 @@ def _size_of(config: dict[str, Any]) -> _Size:
     heads = _count(config, "num_attention_heads")
     kv_heads = _count(config, "num_key_value_heads", heads)
     head = _count(config, "head_dim", hidden // heads)
+    if not head:
+        raise ValueError(f"{heads} attention heads are more than the hidden size of {hidden}")
     mlp = 3 * hidden * _count(config, "intermediate_size")
     experts = _count(config, "num_experts", 0) or _count(config, "n_routed_experts", 0)
     experts = experts or _count(config, "num_local_experts", 0)
@@ -117,11 +121,12 @@ def _size_of(config: dict[str, Any]) -> _Size:
 
 
 def _count(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Return a number. It must be positive, unless it is optional with a default of 0."""
     value = config.get(key)
+    value = default if value is None else value
     if value is None:
-        if default is None:
-            raise KeyError(key)
-        return default
-    if not isinstance(value, int) or not 0 <= value < 1 << 31:
-        raise ValueError(f"{key} is {value!r}")
+        raise KeyError(key)
+    least = 0 if default == 0 else 1
+    if type(value) is not int or not least <= value < 1 << 31:
+        raise ValueError(f"{key} is {str(value)[:60]!r}")
     return value

@@ -5,9 +5,10 @@ import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.planning.workload import (
@@ -21,6 +22,8 @@ from memkv_sglang.planning.workload import (
 
 LARGEST_LINE = 64 << 20
 """Maximum length of a line in bytes."""
+LARGEST_PROMPT = 1 << 20
+"""Maximum number of pages of a prompt."""
 MOONCAKE_BLOCK = 512
 """Tokens per block in Mooncake's traces."""
 
@@ -73,26 +76,35 @@ class Trace(NamedTuple):
         return hits
 
 
+_Seconds = Annotated[float, Meta(ge=-1e15, le=1e15)]
+_Tokens = Annotated[int, Meta(ge=0, le=1 << 40)]
+_PageNumber = Annotated[int, Meta(ge=0, le=1 << 31)]
+
+
 class _MooncakeLine(msgspec.Struct):
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: list[int]
+    timestamp: _Seconds
+    input_length: _Tokens
+    output_length: _Tokens
+    hash_ids: Annotated[
+        list[Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]], Meta(max_length=LARGEST_PROMPT)
+    ]
 
 
-_AgenticTurn = tuple[float, float, float, int, int, list[tuple[int, int]]]
+_AgenticTurn = tuple[
+    _Seconds, _Seconds, _Seconds, _Tokens, _Tokens, list[tuple[_PageNumber, _PageNumber]]
+]
 
 
 class _Subagent(msgspec.Struct):
-    t: float
+    t: _Seconds
     requests: list[_AgenticTurn]
 
 
 class _AgenticLine(msgspec.Struct):
     id: str
-    block_tokens: int
-    tool_tokens: int
-    system_tokens: int
+    block_tokens: Annotated[int, Meta(ge=1, le=1 << 20)]
+    tool_tokens: Annotated[int, Meta(ge=0, le=1 << 28)]
+    system_tokens: _Tokens
     requests: list[_AgenticTurn]
     subagents: list[_Subagent] = []
 
@@ -102,12 +114,12 @@ class _RecordHead(msgspec.Struct):
 
 
 class _Record(msgspec.Struct):
-    t: float
+    t: _Seconds
     ns: str
-    n: int
+    n: Annotated[int, Meta(ge=0, le=LARGEST_PROMPT)]
     """Number of pages that the lookup asked for, which are the last ones of the chain."""
-    hit: int
-    at: int = 0
+    hit: Annotated[int, Meta(ge=0, le=LARGEST_PROMPT)]
+    at: Annotated[int, Meta(ge=0)] = 0
     """Number of pages before `new`, which the record omits."""
     parent: str = ""
     """Hash of the last omitted page."""
@@ -183,7 +195,7 @@ def _agentic(file: Path, lines: Iterator[bytes], spacing: float) -> Trace:
     block_tokens = 0
     for number, line in enumerate(lines, 1):
         one: _AgenticLine = _decode(file, number, line, _AgenticLine)
-        if one.block_tokens < 1 or block_tokens not in (0, one.block_tokens):
+        if block_tokens not in (0, one.block_tokens):
             raise ConfigError(f"{file}, line {number}: block_tokens differs from other sessions'")
         block_tokens = one.block_tokens
         template = _template(file, number, one)
@@ -200,8 +212,10 @@ def _agentic(file: Path, lines: Iterator[bytes], spacing: float) -> Trace:
 
 
 def _check_blocks(file: Path, line: int, blocks: Sequence[tuple[int, int]]) -> None:
-    if any(first < 0 or count < 0 for first, count in blocks) or count_pages(blocks) > LARGEST_LINE:
-        raise ConfigError(f"{file}, line {line}: a prompt's blocks are not [first, count] pairs")
+    if count_pages(blocks) > LARGEST_PROMPT:
+        raise ConfigError(
+            f"{file}, line {line}: a prompt has more than {LARGEST_PROMPT:,} blocks, so not a trace"
+        )
 
 
 def _relabel(blocks: Blocks, shared: int, group: int, base: int) -> Blocks:
@@ -247,7 +261,7 @@ def _recorded(file: Path, lines: Iterator[bytes], page_tokens: int) -> Trace:
             _decode(file, number, line, _RecordHead)
             continue
         one: _Record = _decode(file, number, line, _Record)
-        if len(one.new) % 16 or one.at < 0:
+        if len(one.new) % 16:
             raise ConfigError(f"{file}, line {number}: `new` is not a list of 8-byte hashes")
         last = number_of(one.ns + one.parent, -1) if one.at else -1
         for i in range(0, len(one.new), 16):

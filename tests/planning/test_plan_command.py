@@ -11,6 +11,17 @@ from benchmarks.trace.requests import TRACE
 from memkv_sglang.cli.main import main
 from memkv_sglang.planning.calibration import MEASURED, fit_prefill, measured, published
 
+LLAMA_70B = {
+    "model_type": "llama",
+    "num_hidden_layers": 80,
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "vocab_size": 128256,
+    "quantization_config": {"quant_method": "fp8"},
+}
+
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     status = main(["plan", *map(str, arguments)])
@@ -44,18 +55,8 @@ def test_a_plan_repeats_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_a_model_of_the_users_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A config.json with Llama 70B's shape gives Llama 70B's bytes."""
-    config = {
-        "model_type": "llama",
-        "num_hidden_layers": 80,
-        "hidden_size": 8192,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "intermediate_size": 28672,
-        "vocab_size": 128256,
-        "quantization_config": {"quant_method": "fp8"},
-    }
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(config))
+    file.write_text(json.dumps(LLAMA_70B))
     found = run_json(capsys, "--model", file, "--context", 16384, "--sessions", 8)
     assert found["bytes_per_token"] == 327_680
 
@@ -107,6 +108,10 @@ def test_bad_input_gets_one_line_that_names_it(
         b'"requests": [[0, 0, 0, 1, 1, [[1, -5]]]]}\n',
         # With mtime=0 these bytes, which are part of the test's name, are constant.
         gzip.compress(b'{"hash_ids": [1]}\n', mtime=0)[:-6],
+        b'{"timestamp": 0, "input_length": 1, "output_length": 1, '
+        b'"hash_ids": [18446744073709551615]}\n',
+        b'{"block_tokens": 64, "id": "a", "tool_tokens": 0, "system_tokens": 0, '
+        b'"requests": [[0, 0, 0, 1, 1, [[1, 2000000]]]]}\n',
     ],
 )
 def test_bad_traces_get_one_line(
@@ -115,6 +120,37 @@ def test_bad_traces_get_one_line(
     file = tmp_path / "trace.jsonl"
     file.write_bytes(content)
     status, _, err = run(capsys, "--trace", file)
+    assert status == 2
+    assert str(file) in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cpu_s_per_gb = 0.24", "cpu_s_per_gb = nan"), ("bytes = 1048576", "bytes = 0")],
+)
+def test_bad_calibrations_get_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str, value: str
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(MEASURED.read_text().replace(key, value, 1))
+    status, _, err = run(capsys, "--calibration", file)
+    assert status == 2
+    assert str(file) in err
+    assert "client_load" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_key_value_heads", 0), ("num_attention_heads", 10_000), ("vocab_size", True)],
+)
+def test_bad_models_get_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str, value: object
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**LLAMA_70B, key: value}))
+    status, _, err = run(capsys, "--model", file)
     assert status == 2
     assert str(file) in err
     assert err.count("\n") == 1
