@@ -35,6 +35,7 @@ from benchmarks.picture import draw
 from benchmarks.report import Report
 from benchmarks.shards import run as shards
 from benchmarks.table import show
+from benchmarks.traffic import run as traffic
 from benchmarks.wire import run as wire
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
@@ -63,6 +64,7 @@ BY_NAME_ONLY = {
     "s3": s3.run,
     "scale": scale.run,
     "shards": shards.run,
+    "traffic": traffic.run,
     "wire": wire.run,
 }
 """Benchmarks that `all` leaves out, because they take long or need what most machines lack."""

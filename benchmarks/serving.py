@@ -16,6 +16,8 @@ from memkv_testbed.demo.node import Node
 from memkv_testbed.demo.server import make_server
 from memkv_testbed.minio_server import MinioServer
 from memkv_testbed.tcp_proxy import TcpProxy
+from sglang_cpu_platform.fork_server import ForkServers
+from sglang_cpu_platform.router import Router
 from sglang_cpu_platform.server import CpuServer
 
 from benchmarks.report import Report
@@ -53,8 +55,8 @@ def first_token(server: CpuServer, tokens: Sequence[int]) -> float:
 class Servers:
     """A context manager for a MinIO and SGLang servers.
 
-    Creating a server starts it, in parallel with others. Call `wait` before using them. All servers
-    are stopped at the end.
+    Creating a server starts it, in parallel with others, as a fork of a process that has imported
+    SGLang. Call `wait` before using them. All servers are stopped at the end.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -72,6 +74,8 @@ class Servers:
             scratch = tempfile.TemporaryDirectory(prefix="mkv-", dir=self._directory)
             self.home = Path(self._stack.enter_context(scratch))
             self.minio = self._stack.enter_context(MinioServer(self.home / "minio"))
+            self._forks = ForkServers()
+            self._stack.callback(self._forks.close)
             self._stack = self._stack.pop_all()
         return self
 
@@ -95,6 +99,7 @@ class Servers:
             endpoint=endpoint,
             environment={"MEMKV_ENGINE_PROMOTE": "never", **(env or {})},
             extra=extra,
+            forks=self._forks,
         )
         self._stack.callback(node.close)
         self._nodes.append(node)
@@ -110,7 +115,7 @@ class Servers:
     ) -> CpuServer:
         """Start a server without the tier. `page_size` is in tokens."""
         arguments = ["--page-size", str(page), *extra]
-        server = make_server(self.model, self.home / name, arguments, env or {})
+        server = make_server(self.model, self.home / name, arguments, env or {}, forks=self._forks)
         self._stack.callback(server.kill)
         self._servers.append(server)
         server.start()
@@ -120,7 +125,7 @@ class Servers:
         """Return a proxy to MinIO whose `rate` can be limited."""
         return self._stack.enter_context(TcpProxy(self.minio.host, self.minio.port))
 
-    def seaweedfs(self, page: int = PAGE) -> CpuServer:
+    def seaweedfs(self, page: int = PAGE, extra: Sequence[str] = (), name: str = "") -> CpuServer:
         """Start a server with SGLang's S3 backend, on the same MinIO."""
         settings = {
             "endpoint": self.minio.endpoint,
@@ -130,8 +135,8 @@ class Servers:
             "interface_v1": 1,
             **PREFETCH_TIMEOUT,
         }
-        extra = [*_hicache("seaweedfs"), *_extra(settings)]
-        return self.peer(f"seaweedfs-{page}", extra, page=page)
+        arguments = [*_hicache("seaweedfs"), *_extra(settings), *extra]
+        return self.peer(name or f"seaweedfs-{page}", arguments, page=page)
 
     def file(self) -> CpuServer:
         """Start a server with SGLang's file backend on a shared directory."""
@@ -140,9 +145,21 @@ class Servers:
         env = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(directory)}
         return self.peer("file", [*_hicache("file"), *_extra(PREFETCH_TIMEOUT)], env)
 
-    def host_pool(self, extra: Sequence[str] = ()) -> CpuServer:
+    def host_pool(self, extra: Sequence[str] = (), name: str = "host") -> CpuServer:
         """Start a server with SGLang's host pool, and nothing below it."""
-        return self.peer("host", ["--enable-hierarchical-cache", *extra])
+        return self.peer(name, ["--enable-hierarchical-cache", *extra])
+
+    def router(
+        self, workers: Sequence[CpuServer], name: str, policy: str, extra: Sequence[str] = ()
+    ) -> Router:
+        """Start SGLang's router in front of servers that are ready."""
+        router = Router(
+            [server.url for server in workers],
+            log=self.home / f"{name}.log",
+            policy=policy,
+            extra=extra,
+        )
+        return self._stack.enter_context(router)
 
     def wait(self) -> None:
         """Wait until all servers are ready and warmed up."""

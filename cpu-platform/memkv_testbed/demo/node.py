@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sglang_cpu_platform.fork_server import ForkServers
+
 from memkv_sglang.agent.listener import serving_peer
 from memkv_sglang.agent.paths import locked_directory, socket_path
 from memkv_sglang.agent.protocol import StatusReport
@@ -52,6 +54,7 @@ class Node:
         environment: Mapping[str, str] | None = None,
         extra: Sequence[str] = (),
         device_tokens: int = DEVICE_TOKENS,
+        forks: ForkServers | None = None,
     ) -> None:
         """Prepare the node. `start` starts it.
 
@@ -64,6 +67,7 @@ class Node:
             environment: more settings (`MEMKV_*`).
             extra: more arguments of the server.
             device_tokens: capacity of the top tier.
+            forks: start the server without importing SGLang again.
 
         """
         self.name = name
@@ -92,6 +96,7 @@ class Node:
             ],
             settings,
             device_tokens,
+            forks,
         )
 
     def connect(self) -> None:

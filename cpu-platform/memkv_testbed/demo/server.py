@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sglang_cpu_platform.fork_server import ForkServers
 from sglang_cpu_platform.server import CpuServer
 
 DEVICE_TOKENS = 24576
@@ -14,6 +15,7 @@ def make_server(
     extra: list[str],
     env: dict[str, str],
     device_tokens: int = DEVICE_TOKENS,
+    forks: ForkServers | None = None,
 ) -> CpuServer:
     """Return a server that runs on the CPU even if there is a GPU. It is not started yet."""
     temporary = home / "tmp"
@@ -24,4 +26,5 @@ def make_server(
         max_total_tokens=device_tokens,
         extra=extra,
         env={"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(temporary), **env},
+        forks=forks,
     )

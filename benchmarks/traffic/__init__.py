@@ -1,0 +1,1 @@
+"""Replay sessions of coding agents on two servers behind SGLang's router."""
