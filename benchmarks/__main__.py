@@ -32,6 +32,7 @@ from benchmarks.all import run_all
 from benchmarks.base import MissingToolError, Options
 from benchmarks.node import run as node
 from benchmarks.picture import draw
+from benchmarks.predictions import run as predictions
 from benchmarks.report import Report
 from benchmarks.shards import run as shards
 from benchmarks.table import show
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
 BY_NAME_ONLY = {
     "gpu": gpu.run,
     "kills": kills.run,
+    "predictions": predictions.run,
     "prefetch": prefetch.run,
     "requests": requests.run,
     "s3": s3.run,
