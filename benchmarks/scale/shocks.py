@@ -6,11 +6,12 @@ from benchmarks.report import Panel, Report
 from benchmarks.scale.cases import agents, base
 from memkv_sglang.planning.cluster import Served, simulate
 from memkv_sglang.planning.scenario import Scenario
+from memkv_sglang.planning.storage import hot_servers
 
 HOT_TOKENS = 20_000
 """Tokens of a system prompt with its tools."""
-IN_FLIGHT = 8
-"""`minio.connections`: pages in flight per node."""
+ONE_LOOP = 8
+"""Pages in flight per node when one loop served all calls. Each kept one server busy."""
 AT = 60.0
 WINDOW = 10.0
 NODES, QUICK_NODES = 125, 16
@@ -24,8 +25,9 @@ def add_shocks(report: Report, *, quick: bool) -> None:
 
 
 def _hot_prompt(report: Report, nodes: int) -> None:
+    """Compare how many servers a prompt's pages keep busy if all nodes read them in one order."""
     case = "first token of one prompt that every node reads"
-    quiet = base(
+    hot = base(
         nodes=nodes,
         sessions=0,
         seconds=120.0,
@@ -33,28 +35,29 @@ def _hot_prompt(report: Report, nodes: int) -> None:
         hot_prompt_at=AT,
         hot_prompt_tokens=HOT_TOKENS,
     )
-    alone = _slowest(
-        base(
-            nodes=1,
-            sessions=0,
-            seconds=120.0,
-            warm_up=1.0,
-            hot_prompt_at=AT,
-            hot_prompt_tokens=HOT_TOKENS,
-            servers=quiet.servers,
-        )
-    )
-    in_order = _slowest(quiet.replace(hot_servers=float(IN_FLIGHT)))
-    shuffled = _slowest(quiet)
-    for name, value in {
-        "one node reads": alone,
-        "all nodes read in the same order": in_order,
-        "each node reads in an order of its own": shuffled,
-    }.items():
-        report.record(case, name, value)
+    shards = hot.replace(layout="shards")
+    busy = {
+        "one loop per node": (shards, float(ONE_LOOP)),
+        "shards": (shards, hot_servers(shards)),
+        "cluster": (hot, hot_servers(hot)),
+        "shards, each node in its own order": (shards, float(shards.servers)),
+    }
+    for name, (scenario, servers) in busy.items():
+        alone = _slowest(scenario.replace(nodes=1))
+        together = _slowest(scenario.replace(hot_servers=servers))
+        report.record(case, f"{name}: one node", alone)
+        report.record(case, f"{name}: all nodes", together)
+        report.facts.setdefault("hot_prompt", {})[name] = {
+            "busy_servers": servers,
+            "servers": scenario.servers,
+            "times_one_node": together / alone,
+        }
+    times = {name: fact["times_one_node"] for name, fact in report.facts["hot_prompt"].items()}
     report.figures |= {
-        "scale_hot_prompt_x": in_order / alone,
-        "scale_hot_prompt_x_own_order": shuffled / alone,
+        "scale_hot_prompt_x": times["shards"],
+        "scale_hot_prompt_x_cluster": times["cluster"],
+        "scale_hot_prompt_x_one_loop": times["one loop per node"],
+        "scale_hot_prompt_x_own_order": times["shards, each node in its own order"],
     }
     report.panels.append(Panel(f"{case}, {nodes} nodes", "s", {"": case}))
 

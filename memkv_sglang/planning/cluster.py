@@ -60,6 +60,8 @@ class Result(msgspec.Struct, frozen=True):
     """Bytes per second of the whole cluster, by tier."""
     spilled_bytes_per_s: float
     uploaded_bytes_per_s: float
+    heads_per_s: float
+    """HEADs of lookups, of the whole cluster."""
     nvme_writes_per_day: float
     """Bytes written per day to a node's disk, relative to its rated endurance."""
     bucket_bytes: float
@@ -447,6 +449,7 @@ class Cluster:
             loaded_bytes_per_s=per_second,
             spilled_bytes_per_s=spilled,
             uploaded_bytes_per_s=(after["uploaded"] - before["uploaded"]) / s.seconds,
+            heads_per_s=(after["heads"] - before["heads"]) / s.seconds,
             nvme_writes_per_day=daily / s.nvme_drive_bytes_per_day if s.nvme_bytes else 0.0,
             bucket_bytes=self._bucket.held * s.page_bytes,
             served=self._served if keep_requests else [],

@@ -123,8 +123,9 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     for never."""
     hot_prompt_tokens: int = 0
     hot_servers: float = 0.0
-    """Number of servers that these reads keep busy at once. If all nodes read in the same order,
-    that is the number of objects in flight per node. 0 means all servers."""
+    """Number of servers that these reads keep busy at once; see `storage.hot_servers`. 0 means all
+    servers.
+    """
 
     @property
     def page_bytes(self) -> float:

@@ -1,10 +1,16 @@
 """The links of a cluster: nodes, spine and storage servers."""
 
 import math
+import random
+import statistics
+from collections import Counter
 from typing import NamedTuple
 
 from memkv_sglang.planning.fabric import Fabric
 from memkv_sglang.planning.scenario import Scenario
+
+_PLACEMENTS = 40
+"""Random placements of a call's pages to average over."""
 
 
 class Amplification(NamedTuple):
@@ -35,6 +41,26 @@ def amplification(scenario: Scenario) -> Amplification:
         put_in=1 + internode * overhead,
         put_drives=overhead,
     )
+
+
+def hot_servers(scenario: Scenario, *, connections: int = 8, call_pages: int = 128) -> float:
+    """Return how many servers all nodes keep busy that read the same pages in the same order.
+
+    A call of one rank loads `call_pages` pages, `connections` at a time. In a cluster, each object
+    keeps its erasure set busy. Shards serve a call all at once, each over its own connections, and
+    the call ends when the shard with the most pages has sent them.
+    """
+    s = scenario
+    if s.layout == "cluster":
+        sets = max(1.0, s.servers / s.set_nodes)
+        in_flight = connections * s.objects_per_page
+        return float(s.servers * (1 - (1 - 1 / sets) ** in_flight))
+    objects = call_pages * s.objects_per_page
+    rng = random.Random(s.seed)
+    most = [
+        max(Counter(rng.choices(range(s.servers), k=objects)).values()) for _ in range(_PLACEMENTS)
+    ]
+    return min(float(s.servers), objects / statistics.fmean(most))
 
 
 class Routes(NamedTuple):
