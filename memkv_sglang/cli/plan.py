@@ -108,6 +108,18 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     type=click.IntRange(0, 10_000),
     help="Number of storage servers. [default: 2 per node]",
 )
+@click.option(
+    "--shards",
+    is_flag=True,
+    help="Each storage server is a shard of its own (`[[minio.shards]]`). [default: one cluster]",
+)
+@click.option(
+    "--copies",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Number of shards that store each page (`minio.replicas`).",
+)
 @click.option("--nvme", callback=_size, help="Size of the NVMe disks per node. [default: 30.7 TB]")
 @click.option("--minio", callback=_size, help="Size of the bucket.  [default: unlimited]")
 @click.option("--host", callback=_size, help="Size of the host pool per node. [default: 1 TB]")
@@ -209,7 +221,11 @@ def _scenario(options: dict[str, Any]) -> "Scenario":
     )
     machine = measured(options["calibration"] or MEASURED)
     servers = options["servers"]
+    if options["copies"] > 1 and not options["shards"]:
+        raise ConfigError("--copies: only shards keep copies; add --shards")
     changes: dict[str, Any] = {
+        "layout": "shards" if options["shards"] else "cluster",
+        "copies": options["copies"],
         "sessions": options["sessions"] or 64 * nodes,
         "servers": 2 * nodes if servers is None else servers,
         "context": context,
@@ -268,6 +284,7 @@ def _plan_cluster(options: dict[str, Any]) -> None:
 
 def _plan_table(made: "Plan") -> "Table":
     result, scenario = made.result, made.result.scenario
+    layout = "a cluster" if scenario.layout == "cluster" else "shards"
     table = _two_columns()
     rows = {
         "model": f"{scenario.model} on {scenario.nodes} x {scenario.gpus} {scenario.gpu}",
@@ -278,7 +295,7 @@ def _plan_table(made: "Plan") -> "Table":
         "KV of all sessions": human_size(made.live_bytes),
         "NVMe needed per node": human_size(made.nvme_bytes_per_node),
         "bucket: sessions and a day's uploads": human_size(made.bucket_bytes),
-        "storage servers": f"{made.servers} (limit: {made.server_limit})",
+        "storage servers": f"{made.servers} in {layout} (limit: {made.server_limit})",
         "network per node": f"{made.node_gbit_s:.3g} Gb/s",
         "pages from": ", ".join(f"{name} {share:.1%}" for name, share in result.hits.items()),
         "first token, median; 95 %": f"{human_time(result.first_token_p50)}; "

@@ -20,7 +20,7 @@ from memkv_sglang.planning.gpu import Job, Replica
 from memkv_sglang.planning.pool import LruPool
 from memkv_sglang.planning.router import Sticky, make_router
 from memkv_sglang.planning.scenario import Scenario
-from memkv_sglang.planning.storage import Routes, build_links
+from memkv_sglang.planning.storage import Routes, amplification, build_links
 from memkv_sglang.planning.traces import read_trace
 from memkv_sglang.planning.workload import Population, Session, SteadySession, Template, Think, Turn
 
@@ -135,7 +135,8 @@ class Cluster:
             for node in range(s.nodes)
             for _ in range(s.replicas)
         ]
-        self._bucket = LruPool(s.shared_bytes / page if s.servers else 0, run)
+        capacity = s.shared_bytes / amplification(s).puts if s.servers else 0.0
+        self._bucket = LruPool(capacity / page, run)
         self._router = make_router(s, self._workers, self._estimate)
         self._population = self._make_population(templates)
         self._numbers = itertools.count()

@@ -78,6 +78,8 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     layout: Literal["cluster", "shards"] = "cluster"
     """Whether the servers are one erasure-coded cluster, or independent with pages spread over them
     by hash."""
+    copies: int = 1
+    """Number of shards that store each page (`minio.replicas`)."""
     set_nodes: int = 16
     set_parity: int = 4
     server_nic: float

@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True):
     nvme_bytes_per_node: float
     """Bytes of disk per node that hold the KV of the node's sessions."""
     bucket_bytes: float
-    """Bytes of the KV of all sessions and of a day's uploads."""
+    """Bytes of the KV of all sessions and of a day's uploads, with all copies."""
     uploaded_bytes_per_day: float
     servers: int
     """Number of storage servers with which their utilization stays below `HEADROOM`."""
@@ -142,7 +142,8 @@ def make_plan(scenario: Scenario, *, bound: float | None = None, tell: Tell | No
     servers, reason = servers_needed(
         scenario, result.loaded_bytes_per_s["minio"], result.uploaded_bytes_per_s
     )
-    most = max(result.loaded_bytes_per_s["minio"], result.uploaded_bytes_per_s)
+    sent = result.uploaded_bytes_per_s * amplification(scenario).puts
+    most = max(result.loaded_bytes_per_s["minio"], sent)
     return Plan(
         result=result,
         bound=limit,
@@ -151,7 +152,7 @@ def make_plan(scenario: Scenario, *, bound: float | None = None, tell: Tell | No
         object_bytes=scenario.object_bytes,
         live_bytes=live,
         nvme_bytes_per_node=live / scenario.nodes / HEADROOM,
-        bucket_bytes=live + uploads,
+        bucket_bytes=(live + uploads) * amplification(scenario).puts,
         uploaded_bytes_per_day=uploads,
         servers=servers,
         server_limit=reason,
@@ -191,7 +192,8 @@ def servers_needed(scenario: Scenario, get: float, put: float) -> tuple[int, str
 def server_uses(scenario: Scenario, get: float, put: float) -> dict[str, float]:
     """Return the utilization of each resource of the servers, for the total rates of all nodes."""
     s, share, size = scenario, amplification(scenario), scenario.object_bytes
-    cpu = get * s.server_get_cpu.per_byte_at(size) + put * s.server_put_cpu.per_byte_at(size)
+    put_cpu = share.puts * s.server_put_cpu.per_byte_at(size)
+    cpu = get * s.server_get_cpu.per_byte_at(size) + put * put_cpu
     return {
         "server network out": (get * share.get_out + put * share.put_out)
         / (s.servers * s.server_nic),

@@ -21,6 +21,8 @@ class Amplification(NamedTuple):
     put_out: float
     put_in: float
     put_drives: float
+    puts: int
+    """PUTs of each page by its client."""
 
 
 def amplification(scenario: Scenario) -> Amplification:
@@ -28,18 +30,22 @@ def amplification(scenario: Scenario) -> Amplification:
 
     In a cluster, the server that gets a request holds one share of the object and reads the others
     from its peers, over the same network cards. With n servers per erasure set, these are (n - 1) /
-    n more bytes each way. PUTs send data and parity to the peers. Shards have no peers.
+    n more bytes each way. PUTs send data and parity to the peers. Shards have no peers; a client
+    sends a page to each shard that stores it.
     """
     data = 16 - scenario.set_parity
     overhead = 16 / data
     peers = min(scenario.set_nodes, scenario.servers)
-    internode = (peers - 1) / peers if scenario.layout == "cluster" and peers else 0.0
+    is_cluster = scenario.layout == "cluster"
+    internode = (peers - 1) / peers if is_cluster and peers else 0.0
+    puts = 1 if is_cluster else min(scenario.copies, max(scenario.servers, 1))
     return Amplification(
         get_out=1 + internode,
         get_in=internode,
         put_out=internode * overhead,
-        put_in=1 + internode * overhead,
-        put_drives=overhead,
+        put_in=puts + internode * overhead,
+        put_drives=overhead * puts,
+        puts=puts,
     )
 
 
@@ -123,13 +129,13 @@ def build_links(fabric: Fabric, scenario: Scenario) -> list[Routes]:
             software: 1.0,
         }
         put = {
-            out: 1.0,
-            cpu: client,
+            out: share.puts,
+            cpu: client * share.puts,
             reading: 1.0 if s.nvme_bytes else 0.0,
-            up: 1.0,
+            up: share.puts,
             server_in: share.put_in,
             server_out: share.put_out,
-            server_cpu: s.server_put_cpu.per_byte_at(size),
+            server_cpu: s.server_put_cpu.per_byte_at(size) * share.puts,
             drives_write: share.put_drives,
         }
         routes.append(

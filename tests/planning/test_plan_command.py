@@ -10,6 +10,8 @@ import pytest
 from benchmarks.trace.requests import TRACE
 from memkv_sglang.cli.main import main
 from memkv_sglang.planning.calibration import MEASURED, fit_prefill, measured, published
+from memkv_sglang.planning.scenario import make_scenario
+from memkv_sglang.planning.sizing import servers_needed
 
 LLAMA_70B = {
     "model_type": "llama",
@@ -43,6 +45,19 @@ def test_more_tiers_hold_more_sessions(capsys: pytest.CaptureFixture[str]) -> No
     assert found["bytes_per_token"] == 327_680
     assert found["result"]["scenario"]["context"] == 65536
     assert sum(found["result"]["hits"].values()) == pytest.approx(1)
+
+
+def test_copies_need_space_and_shards_no_network_between_servers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = run_json(capsys, "--context", 8192, "--sessions", 4, "--shards", "--copies", 2)
+    stored = found["live_bytes"] + found["uploaded_bytes_per_day"]
+    assert found["bucket_bytes"] == pytest.approx(2 * stored)
+    cluster = make_scenario(published(), measured(), model="llama-70b", nodes=8)
+    shards = cluster.replace(layout="shards")
+    copied = shards.replace(copies=2)
+    needed = [servers_needed(each, get=400e9, put=50e9)[0] for each in (cluster, shards, copied)]
+    assert needed[1] < needed[2] < needed[0]
 
 
 def test_a_plan_repeats_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -82,6 +97,7 @@ def test_hits_of_a_trace_are_those_of_the_benchmark(capsys: pytest.CaptureFixtur
         (("--plot", "plan.xyz"), "--plot"),
         (("--trace", "absent.jsonl"), "absent.jsonl"),
         (("--calibration", "absent.toml"), "absent.toml"),
+        (("--copies", "2"), "--shards"),
     ],
 )
 def test_bad_input_gets_one_line_that_names_it(
