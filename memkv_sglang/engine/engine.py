@@ -10,6 +10,7 @@ from memkv_sglang.engine.breaker import Breaker, BreakerTier, CircuitBreaker
 from memkv_sglang.engine.changed import ChangedPages
 from memkv_sglang.engine.gate import NamespaceGate
 from memkv_sglang.engine.load import Loader
+from memkv_sglang.engine.load_balance import LoadBalancer
 from memkv_sglang.engine.load_cost import LoadCostPolicy
 from memkv_sglang.engine.lookup import NOTHING, Finder
 from memkv_sglang.engine.measured import MeasuredTier
@@ -110,7 +111,8 @@ class Engine:
         # Uploads read without metrics, which count only clients' loads.
         self._uploads = self._make_uploads(local, marks, metrics)
         self._finder = Finder(self._local, self._shared, costs, metrics)
-        self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed)
+        balancer = self._make_balancer(near, far)
+        self._loader = Loader(self._local, self._shared, self._promoter, metrics, changed, balancer)
         self._spiller = Spiller(
             self._local, self._shared, self._uploads, bypass_local=self._bypass_local()
         )
@@ -134,6 +136,14 @@ class Engine:
             "always" if self._bypass_local() and config.promote == "second_use" else config.promote
         )
         return Promoter(self._local, rule, config.promote_buffer, metrics, changed, self._gate)
+
+    def _make_balancer(
+        self, near: MeasuredTier | None, far: MeasuredTier | None
+    ) -> LoadBalancer | None:
+        if not self._config.balance_loads or near is None or far is None:
+            return None
+        lacks = self._uploads.lacks if self._uploads else lambda _: False
+        return LoadBalancer(near.speed, far.speed, lacks)
 
     def _bypass_local(self) -> bool:
         """Return whether spills go to the shared tier first."""

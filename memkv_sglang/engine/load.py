@@ -1,11 +1,12 @@
 """Load each page from its nearest tier, from both tiers in parallel, and equal pages only once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from memkv_sglang.engine.changed import ChangedPages
+from memkv_sglang.engine.load_balance import LoadBalancer
 from memkv_sglang.engine.promotion import Promoter
 from memkv_sglang.engine.results import Arrival, PageLoad
 from memkv_sglang.engine.single_flight import Follower, SingleFlight
@@ -28,8 +29,13 @@ class Loader:
         promoter: Promoter | None,
         metrics: Metrics,
         changed: ChangedPages,
+        balancer: LoadBalancer | None = None,
     ) -> None:
-        """Prefer `local`, and offer pages from `shared` to the promoter."""
+        """Prefer `local`, unless the balancer chooses `shared`.
+
+        Pages that only `shared` holds are offered to the promoter.
+        """
+        self._balancer = balancer
         self._changed = changed
         self._local = local
         self._shared = shared
@@ -104,6 +110,8 @@ class Loader:
         local = self._held_locally(pages, deadline)
         near = [i for i, held in enumerate(local) if held]
         far = [i for i, held in enumerate(local) if not held]
+        moved = set(self._balancer.choose(pages, near, far) if self._balancer else ())
+        near, far = [i for i in near if i not in moved], [*far, *sorted(moved)]
         arrivals = [Arrival(LoadResult.MISSING)] * len(pages)
         shared_read = None
         if near and far and self._shared is not None:
@@ -120,7 +128,10 @@ class Loader:
         # The shared tier may have pages that were just evicted from the local one.
         lost = [i for i in near if arrivals[i].result is not LoadResult.LOADED]
         self._read(self._shared, pages, lost, arrivals, deadline)
-        self._promote(pages, arrivals)
+        missed = [i for i in sorted(moved) if arrivals[i].result is not LoadResult.LOADED]
+        self._read(self._local, pages, missed, arrivals, deadline)
+        self._metrics.balanced_pages.inc(len(moved) - len(missed))
+        self._promote(pages, arrivals, moved)
         return arrivals
 
     def _held_locally(self, pages: Sequence[Page], deadline: float) -> list[bool]:
@@ -149,15 +160,18 @@ class Loader:
             name = tier.name if result is LoadResult.LOADED else ""
             arrivals[i] = Arrival(result, name, checksum)
 
-    def _promote(self, pages: Sequence[Page], arrivals: Sequence[Arrival]) -> None:
+    def _promote(
+        self, pages: Sequence[Page], arrivals: Sequence[Arrival], held: Collection[int]
+    ) -> None:
+        """Offer the pages from the shared tier, except those that the local tier holds."""
         if self._promoter is None or self._shared is None:
             return
         name = self._shared.name
         self._promoter.offer(
             [
                 page._replace(checksum=arrival.checksum)
-                for page, arrival in zip(pages, arrivals, strict=True)
-                if arrival.tier == name
+                for i, (page, arrival) in enumerate(zip(pages, arrivals, strict=True))
+                if arrival.tier == name and i not in held
             ]
         )
 

@@ -74,6 +74,12 @@ class Metrics:
             "Pages copied from a concurrent load of the same page instead of loaded from a tier",
             registry=registry,
         )
+        self.balanced_pages = Counter(
+            "memkv_balanced_pages",
+            "Pages on this node's disk that were loaded from the shared tier, because both tiers "
+            "together are faster (engine.balance_loads)",
+            registry=registry,
+        )
         self.changed_pages = Counter(
             "memkv_changed_pages",
             "Page copies discarded because the client changed the page while the agent read it",

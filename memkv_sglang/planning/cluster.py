@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from memkv_sglang.engine.load_balance import GAIN, STEPS
 from memkv_sglang.engine.promotion import Admission
 from memkv_sglang.page import PageKey
 from memkv_sglang.planning.disk import NAMESPACE, SimulatedDisk, page_hash
@@ -219,6 +220,8 @@ class Cluster:
         node = self._nodes[request.worker.node]
         if parts["nvme"]:
             node.disk.lookup(request.turn.runs, request.turn.pages)  # a lookup counts as a use
+        if self._s.balance_loads:
+            self._balance(request.turn, parts, node)
         self._drop_slow_loads(request, parts, node)
         request.parts = parts
         self._pages.update(parts)
@@ -269,6 +272,29 @@ class Cluster:
             if there < wanted:
                 break
         return near, far
+
+    def _balance(self, turn: Turn, parts: dict[str, int], node: _Node) -> None:
+        """Move pages from the disk's part to the bucket's, like `engine.balance_loads`."""
+        s, page = self._s, self._s.page_bytes
+        if not parts["nvme"] or not s.servers:
+            return
+        stored = self._bucket.lookup(turn.runs, turn.pages)
+        most = min(parts["nvme"], stored - parts["device"] - parts["host"] - parts["minio"])
+        near = self._fabric.bytes_left(node.routes.read) / page
+        far = self._fabric.bytes_left(node.routes.get) / page
+
+        def seconds(moved: int) -> float:
+            left, loaded = parts["nvme"] - moved, parts["minio"] + moved
+            return max(
+                (near + left) * page / s.nvme_read if left else 0.0,
+                (far + loaded) * page / s.nic if loaded else 0.0,
+            )
+
+        counts = [parts["nvme"] * step // STEPS for step in range(1, STEPS + 1)]
+        best = min((count for count in counts if count <= most), key=seconds, default=0)
+        if seconds(best) <= GAIN * seconds(0):
+            parts["nvme"] -= best
+            parts["minio"] += best
 
     def _drop_slow_loads(self, request: _Request, parts: dict[str, int], node: _Node) -> None:
         """Recompute pages that would take longer to load, like `engine.skip_slow_loads`."""

@@ -93,6 +93,14 @@ class Fabric:
         """Return the number of flows on a route."""
         return len(self._heaps[route])
 
+    def bytes_left(self, route: int) -> float:
+        """Return the bytes that the flows on a route still have to move."""
+        if not self._built:
+            return 0.0
+        self._advance()
+        served = float(self._served[route])
+        return sum(max(end - served, 0.0) for end, *_ in self._heaps[route])
+
     def bytes_moved(self, route: int) -> float:
         """Return the bytes of a route's finished flows."""
         return float(self._finished[route]) if self._built else 0.0

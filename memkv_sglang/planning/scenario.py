@@ -71,6 +71,8 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     promote: Literal["never", "second_use", "always"] = "second_use"
     uploads: bool = True
     skip_slow_loads: bool = True
+    balance_loads: bool = False
+    """Load pages that are on disk from the bucket too, if both together are faster."""
 
     servers: int = 0
     shared_bytes: float = float("inf")
