@@ -1,6 +1,7 @@
 """Compare storage below SGLang, and policies of its router, with sessions of coding agents."""
 
 import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +16,6 @@ from benchmarks.traffic.conversations import draw
 from benchmarks.traffic.systems import (
     POOLS,
     TIERS,
-    Answered,
     Memkv,
     Peer,
     Stint,
@@ -24,8 +24,8 @@ from benchmarks.traffic.systems import (
     route,
 )
 
-SESSIONS, QUICK_SESSIONS = 10, 6
-TURNS, QUICK_TURNS = 4, 2
+SESSIONS, QUICK_SESSIONS = 8, 6
+TURNS, QUICK_TURNS = 3, 2
 """Turns of a session that are timed. One more opens it."""
 
 FIRST, MEDIAN, TAIL = "first token", "median", "95th percentile"
@@ -57,10 +57,11 @@ class _Contestant(NamedTuple):
 
 
 def run(options: Options) -> Report:
-    """Measure seven servers, which take turns; needs about 12 GiB of memory.
+    """Measure six servers, of which two work at a time; needs about 10 GiB of memory.
 
-    `--quick` runs one round of fewer and shorter sessions.
+    Each run draws other sessions. `--quick` runs one round of fewer and shorter ones.
     """
+    seed = int(time.time())
     report = Report("traffic", "seconds to first token")
     hits: defaultdict[str, Counter[str]] = defaultdict(Counter)
     wrong: Counter[str] = Counter()
@@ -68,35 +69,39 @@ def run(options: Options) -> Report:
     turns = 1 + (QUICK_TURNS if options.quick else TURNS)
     with Servers(options.directory) as servers:
         contestants, reference = _start(servers)
+        for one in {one.system: one for one in contestants}.values():
+            replay(one.system, one.router, draw(2, 3, "warm-up", "warm-up"))
         for number in range(1 if options.quick else options.repetitions):
-            answered: dict[str, list[Answered]] = {}
+            stints: dict[str, Stint] = {}
             for one in _in_turn(contestants, number):
-                conversations = draw(sessions, turns, f"{number}", f"{number} {one.policy}")
-                stint = replay(one.system, one.router, conversations)
+                name = f"{seed} {number}"
+                conversations = draw(sessions, turns, name, f"{name} {one.policy}")
+                stints[one.name] = stint = replay(one.system, one.router, conversations)
                 _record(report, one.name, stint)
                 hits[one.name].update(stint.hits)
-                answered[one.name] = [*stint.opened, *stint.continued]
-            tell("comparing the answers with a server without storage")
-            wrong.update(reference.wrong(answered))
-    _claim(report, hits, wrong)
+            tell("comparing the answers with servers without storage")
+            for name, stint in stints.items():
+                wrong[name] += reference.wrong(stint.conversations)
+    report.facts |= {"seed": seed, "hits": hits, "wrong": wrong}
+    claim(report)
     return report
 
 
 def _start(servers: Servers) -> tuple[list[_Contestant], Reference]:
     memkv = Memkv(servers)
+    alone = [servers.host_pool(POOLS, name) for name in ("n1", "n2")]
     systems: list[System] = [
         memkv,
         Peer(SEAWEEDFS, [servers.seaweedfs(64, POOLS, name) for name in ("s1", "s2")]),
-        Peer(NONE, [servers.host_pool(POOLS, name) for name in ("n1", "n2")]),
+        Peer(NONE, alone),
     ]
-    reference = Reference(servers.peer("reference", POOLS[:2]))
     servers.wait()
     contestants = [
         _Contestant(system, name, route(servers, system, policy, extra))
         for name, (policy, extra) in POLICIES.items()
         for system in (systems if name in COMMON else [memkv])
     ]
-    return contestants, reference
+    return contestants, Reference(alone)
 
 
 def _in_turn(contestants: Sequence[_Contestant], number: int) -> list[_Contestant]:
@@ -105,7 +110,7 @@ def _in_turn(contestants: Sequence[_Contestant], number: int) -> list[_Contestan
 
 
 def _record(report: Report, name: str, stint: Stint) -> None:
-    times = [answer.ttft_s for _, answer in stint.continued]
+    times = stint.first_tokens()
     for value in times:
         report.record(FIRST, name, value)
     report.record(MEDIAN, name, statistics.median(times))
@@ -122,38 +127,39 @@ def _tail(times: Sequence[float]) -> float:
     return statistics.quantiles(times, n=20, method="inclusive")[-1]
 
 
-def _claim(report: Report, hits: dict[str, Counter[str]], wrong: Counter[str]) -> None:
-    for name, counts in hits.items():
+def claim(report: Report) -> None:
+    """Add the figures and the hits."""
+    for name, counts in report.facts["hits"].items():
         for tier in TIERS:
-            report.record("prompt tokens from", f"{name}: {tier}", 100 * _share(counts, tier))
-    report.facts["hits"] = {name: dict(counts) for name, counts in hits.items()}
-    report.facts["wrong"] = dict(wrong)
-    report.figures["traffic_wrong_outputs"] = wrong.total()
+            report.record(f"{name}: prompt tokens", tier, 100 * _share(Counter(counts), tier))
+    report.figures["traffic_wrong_outputs"] = sum(report.facts["wrong"].values())
     for policy in COMMON:
-        key = policy.replace(" ", "_").replace("-", "_")
         ours = f"{OURS}, {policy}"
         for peer, base in (("seaweedfs", SEAWEEDFS), ("no_storage", NONE)):
-            other = f"{base}, {policy}"
-            report.figures |= {
-                f"traffic_p50_over_{peer}_{key}": report.ratio(FIRST, ours, other),
-                f"traffic_p95_over_{peer}_{key}": _tail(report.runs[FIRST][ours])
-                / _tail(report.runs[FIRST][other]),
-            }
-    base = f"{OURS}, {DEFAULTS}"
+            _compare(report, f"over_{peer}_{_key(policy)}", ours, f"{base}, {policy}")
     for policy in POLICIES:
         if policy != DEFAULTS:
-            key = policy.replace(" ", "_").replace("-", "_").replace(",", "").replace(".", "_")
-            name = f"{OURS}, {policy}"
-            report.figures |= {
-                f"traffic_{key}_over_cache_aware_p50": report.ratio(FIRST, name, base),
-                f"traffic_{key}_over_cache_aware_p95": _tail(report.runs[FIRST][name])
-                / _tail(report.runs[FIRST][base]),
-            }
+            ours, base = f"{OURS}, {policy}", f"{OURS}, {DEFAULTS}"
+            _compare(report, f"{_key(policy)}_over_cache_aware", ours, base)
+    tokens = {name: f"{name}: prompt tokens" for name in report.facts["hits"]}
     report.panels += [
         Panel("sessions of coding agents", report.unit, {MEDIAN: MEDIAN, TAIL: TAIL}, log=True),
-        Panel("hits", "% of the prompt tokens", {"": "prompt tokens from"}),
+        Panel("hits", "% of the prompt tokens", tokens),
     ]
     report.notes.append(
         "The first turn of each session is not timed. The 95th percentile of a round is that of "
         "its requests; figures use the requests of all rounds."
     )
+
+
+def _key(policy: str) -> str:
+    return policy.replace(",", "").replace(" ", "_").replace("-", "_").replace(".", "_")
+
+
+def _compare(report: Report, key: str, name: str, base: str) -> None:
+    """Add the ratios of the medians and of the 95th percentiles."""
+    runs = report.runs[FIRST]
+    report.figures |= {
+        f"traffic_p50_{key}": report.ratio(FIRST, name, base),
+        f"traffic_p95_{key}": _tail(runs[name]) / _tail(runs[base]),
+    }

@@ -47,8 +47,8 @@ class System(Protocol):
     def servers(self) -> Sequence[CpuServer]:
         """The servers."""
 
-    def loaded_from_minio(self) -> int:
-        """Return the tokens that both servers have loaded from MinIO so far."""
+    def loaded_from_minio(self) -> int | None:
+        """Return the tokens that both servers have loaded from MinIO so far, if known."""
 
 
 class Memkv:
@@ -75,9 +75,8 @@ class Peer:
         self.name = name
         self.servers = servers
 
-    def loaded_from_minio(self) -> int:
-        """See `System`; unknown, so all tokens from storage count as loaded from MinIO."""
-        return 1 << 60
+    def loaded_from_minio(self) -> None:
+        """See `System`; unknown, but MinIO is the only storage."""
 
 
 def route(servers: Servers, system: System, policy: str, extra: Sequence[str]) -> Router:
@@ -89,11 +88,14 @@ def route(servers: Servers, system: System, policy: str, extra: Sequence[str]) -
 class Stint(NamedTuple):
     """The result of replaying conversations."""
 
-    opened: list[Answered]
-    """First turns, which arrive at once and are mostly computed. They are not timed."""
-    continued: list[Answered]
+    conversations: list[list[Answered]]
+    """All turns. The first ones arrive at once and are mostly computed, so they are not timed."""
     hits: Counter[str]
-    """Prompt tokens of the continued turns by tier."""
+    """Prompt tokens of the other turns by tier."""
+
+    def first_tokens(self) -> list[float]:
+        """Return the seconds to the first token of the timed turns."""
+        return [one.answer.ttft_s for turns in self.conversations for one in turns[1:]]
 
 
 def replay(system: System, router: Router, conversations: Sequence[Conversation]) -> Stint:
@@ -102,9 +104,11 @@ def replay(system: System, router: Router, conversations: Sequence[Conversation]
         opened = list(pool.map(lambda turns: _ask(router, turns[:1]), conversations))
         before = system.loaded_from_minio()
         continued = list(pool.map(lambda turns: _ask(router, turns[1:]), conversations))
-        loaded = system.loaded_from_minio() - before
-    answered = [one for conversation in continued for one in conversation]
-    return Stint([one for (one,) in opened], answered, _hits(answered, loaded))
+        after = system.loaded_from_minio()
+    timed = [one for conversation in continued for one in conversation]
+    loaded = None if before is None or after is None else after - before
+    both = zip(opened, continued, strict=True)
+    return Stint([[*first, *rest] for first, rest in both], _hits(timed, loaded))
 
 
 def _ask(router: Router, turns: Conversation) -> list[Answered]:
@@ -116,7 +120,8 @@ def _ask(router: Router, turns: Conversation) -> list[Answered]:
     return answered
 
 
-def _hits(answered: Sequence[Answered], loaded: int) -> Counter[str]:
+def _hits(answered: Sequence[Answered], loaded: int | None) -> Counter[str]:
+    """Count tokens by tier. Of those from storage, `loaded` came from MinIO; None: all of them."""
     hits: Counter[str] = Counter()
     storage = 0
     for _, answer in answered:
@@ -125,6 +130,6 @@ def _hits(answered: Sequence[Answered], loaded: int) -> Counter[str]:
         hits["device"] += sources.get("device", 0)
         hits["host"] += sources.get("host", 0)
         hits["computed"] += answer.prompt_tokens - answer.cached_tokens
-    hits["MinIO"] = min(storage, loaded)
+    hits["MinIO"] = storage if loaded is None else min(storage, loaded)
     hits["NVMe"] = storage - hits["MinIO"]
     return hits
