@@ -8,6 +8,7 @@ import click
 
 from benchmarks import (
     agent,
+    balance,
     encryption,
     faults,
     fuzz,
@@ -58,6 +59,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
 }
 
 BY_NAME_ONLY = {
+    "balance": balance.run,
     "gpu": gpu.run,
     "kills": kills.run,
     "predictions": predictions.run,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from memkv_testbed.minio_server import MinioServer
 
 from benchmarks.base import tool
-from memkv_sglang.agent.launch import MODULE
+from memkv_sglang.agent.launch import MODULE, start_agent
 from memkv_sglang.client.client import AgentClient
-from memkv_sglang.config.schema import AgentConfig, Config, MinioConfig, NvmeConfig
+from memkv_sglang.config.schema import AgentConfig, Config, EngineConfig, MinioConfig, NvmeConfig
 
 START = 30.0
 """Seconds for an agent to start."""
@@ -67,16 +67,21 @@ class RunningAgent(NamedTuple):
 
 @contextmanager
 def agent(
-    nvme: NvmeConfig | None = None, minio: MinioConfig | None = None, module: str = MODULE
+    nvme: NvmeConfig | None = None,
+    minio: MinioConfig | None = None,
+    module: str = MODULE,
+    engine: EngineConfig | None = None,
 ) -> Iterator[RunningAgent]:
-    """Run an agent that inherits this thread's CPU affinity."""
+    """Run an agent that inherits this thread's CPU affinity and network namespace."""
     with tempfile.TemporaryDirectory(prefix="memkv-bench-") as run:
         config = Config(
             agent=AgentConfig(socket=str(Path(run) / "agent.sock"), drain_timeout=0),
+            engine=engine or EngineConfig(),
             nvme=nvme or NvmeConfig(),
             minio=minio or MinioConfig(),
         )
-        client = AgentClient(config, start=True, module=module)
+        start_agent(config, module)
+        client = AgentClient(config, start=False)
         try:
             if not client.wait(START):
                 raise RuntimeError(f"no agent: {client.problem}")

@@ -173,7 +173,7 @@ def _start(stack: ExitStack, machine: Machine, minio: MinioServer) -> AgentClien
         bucket="predictions",
         access_key=minio.access_key,
         secret_key=minio.secret_key,
-        stall_timeout=10.0,  # a call shares a narrow link with others
+        stall_timeout=5.0,  # a call shares a narrow link with others
     )
     with inside(machine.namespace):
         return stack.enter_context(agent(minio=config)).client
