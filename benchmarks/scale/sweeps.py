@@ -1,4 +1,4 @@
-"""Vary one thing at a time around the headline's fleet, on 16 nodes."""
+"""Vary one thing at a time around the headline's fleet, on 8 nodes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,8 +23,10 @@ SWEEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "share of turns that move": {
         f"{share:g}": {"moves": share} for share in (0, 0.05, 0.2, 0.5, 1)
     },
+    # The trace's blocks have 64 tokens, so only the size of objects varies. The part of a page that
+    # is recomputed, half a page on average, does not.
     "page, tokens": {
-        str(tokens): {"page_tokens": tokens, "run_pages": 2048 // tokens, "router": "round_robin"}
+        str(tokens): {"objects_per_page": 8 * 64 // tokens, "router": "round_robin"}
         for tokens in (16, 64, 256)
     },
     "layout": {
@@ -40,6 +42,10 @@ SWEEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "NVMe per node": {
         f"{size:g} TB": {"nvme_bytes": size * TB, "nvme_drive_bytes_per_day": size * TB}
         for size in (0, 2, 7.68, 30.7)
+    },
+    "promotion to a disk of 2 TB": {
+        rule: {"nvme_bytes": 2 * TB, "nvme_drive_bytes_per_day": 2 * TB, "promote": rule}
+        for rule in ("always", "second_use", "never")
     },
 }
 _QUICK = ("router", "servers per node", "NVMe per node", "uploads")
