@@ -67,12 +67,12 @@ ONE_GROUP = {
     "plugin/test_storage_server.py": "servers",
     "packaging": "packaging",
 }
-"""Folders and modules whose tests run in one worker, because they share what takes long to make:
-SGLang servers, the archives. Two sets of SGLang servers would not fit into the memory.
-"""
+"""Folders and modules whose tests run in one worker, because they share SGLang servers or built
+archives, which take long to make. Two sets of SGLang servers would not fit into the memory."""
 
 FIRST = ("serving", "demo", "cpu_platform")
-"""Folders with the longest modules. With one of them last, one worker would wait for the other."""
+"""Folders with the longest modules. If one of them came last, one worker would wait for the other.
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

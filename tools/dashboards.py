@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parents[1] / "deploy" / "grafana"
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 WIDTH, HEIGHT = 24, 8
-"""Columns of Grafana's grid, and the height of a panel with a time axis."""
+"""Number of columns in Grafana's grid, and the height of a panel with a time axis."""
 
 STAT_HEIGHT = 4
 
@@ -32,7 +32,7 @@ class Panel(NamedTuple):
     help: str = ""
     stack: bool = False
     top: float | None = None
-    """Fixed upper end of the axis."""
+    """Fixed upper limit of the axis."""
     warn_above: float | None = None
     width: int = 8
 

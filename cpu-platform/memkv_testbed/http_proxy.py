@@ -35,7 +35,7 @@ class HttpFault(NamedTuple):
     rate: int | None = None
     """Bytes per second of the bodies of all connections together."""
     cut: Literal["stall", "reset", "close"] | None = None
-    """What happens in the middle of a body, in either direction."""
+    """What the proxy does in the middle of a body, in either direction."""
     edit_request: Callable[[bytes], bytes] | None = None
     """Function that changes a request's head."""
     edit_response: Callable[[bytes], bytes] | None = None

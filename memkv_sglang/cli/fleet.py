@@ -79,8 +79,8 @@ def write_page(client: "AgentClient", page: SharedPage) -> Finding:
         client.load(page.chain, buffers)
     if not _is_shared(client, page):
         advice = (
-            "see `memkv stats`: MinIO may be down, the upload queue long, this node a reader "
-            '(minio.role), or engine.upload = "before_eviction"'
+            "see `memkv stats`: MinIO may be down, the upload queue may be long, or this node may "
+            'upload late or not at all (engine.upload = "before_eviction", minio.role = "reader")'
         )
         detail = f"the page did not reach MinIO within {human_time(UPLOAD_SECONDS)}"
         return Finding("FAIL", _WHAT, detail, advice)

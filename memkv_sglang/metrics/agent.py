@@ -232,7 +232,8 @@ class Metrics:
             self.collections.labels(result)
 
     def add_tier(self, tier: str) -> None:
-        """Create the series of a tier's calls and of what its loads save, with value 0."""
+        """Create a tier's series with value 0: its calls, and the tokens and seconds that its loads
+        save."""
         self.calls.initialize(tier)
         self.saved_tokens.labels(tier)
         self.saved_seconds.labels(tier)

@@ -34,7 +34,7 @@ REBIND_LIMIT = "MEMKV_TEST_REBIND_LIMIT"
 """Seconds for which an agent tries to bind a lost socket again."""
 
 CALLS = "MEMKV_TEST_CALLS"
-"""File that takes a line for each lookup and load as it begins; empty: none."""
+"""File to which each lookup and load writes a line when it begins; empty: none."""
 
 
 class AnnouncingTier(WrapperTier):

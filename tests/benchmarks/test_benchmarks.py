@@ -99,7 +99,7 @@ def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SLOW = ("nvme", "minio", "interference", "lookup", "s3", "node")
-"""They need fio, wrk or other servers, or take long. `agent` covers what they share."""
+"""These need fio, wrk or other servers, or take long. `agent` covers the code that they share."""
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ PIECE_SECONDS = 0.2
 
 Send = Callable[[bytes], None]
 Answer = Callable[[bytes, Send, threading.Event], None]
-"""Answers a request given its head; the event is set when the server stops."""
+"""Answers a request, given its head; the event is set when the server stops."""
 
 
 class OddServer:

@@ -38,7 +38,7 @@ from tests.agent.agent_harness import (
 )
 
 BUSY = 30 * MIB
-"""Bytes a second: what is in flight at the kill takes the disk half a second more."""
+"""Bytes per second of a slow disk; the writes in flight at the kill take it half a second."""
 
 PAGES = 4
 CHAIN = make_chain(NAMESPACE, PAGES)

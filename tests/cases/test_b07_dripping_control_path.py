@@ -29,10 +29,10 @@ from tests.cases.s3_servers import OddServer, Send, drip, whole
 from tests.cli.cli_node import start
 
 SECONDS = 1.0
-"""The limit of a request in these tests."""
+"""The time limit of a request in these tests."""
 
 LIMIT = 20.0
-"""Seconds for a busy machine to do what takes no time."""
+"""Seconds that a busy machine may take for what an idle one does at once."""
 
 LISTING = b"""<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>memkv</Name>\
 <IsTruncated>%b</IsTruncated>%b%b</ListBucketResult>"""

@@ -19,9 +19,9 @@ from tests.tiers.nvme.nvme_support import Disk, disk, present
 CAPACITY, SEGMENT = 8 * MIB, MIB
 NAMESPACE = make_namespace()
 SNAPSHOT = CAPACITY // (12 * KIB) * 80
-"""Bytes of a journal of as many pages as fit, with marks."""
+"""Bytes of a journal that describes a full disk, including marks."""
 LONGEST = max(5 * SNAPSHOT, 2 * divide(CAPACITY).journal)
-"""It is rewritten at four times that, while traffic goes on."""
+"""The journal is rewritten at four times its shortest length, while traffic goes on."""
 
 
 def keys(name: str, count: int = 32) -> list[PageKey]:

@@ -23,7 +23,7 @@ from tests.tiers.nvme.nvme_support import Disk, disk, present
 CAPACITY = 6 * MIB
 SIZES = {"one size": [8192], "two sizes": [8192, 40960], "three sizes": [4096, 12288, 65536]}
 LONGEST = 16
-"""Pages of a chain at most: one that fills the tier alone has to lose its own end."""
+"""Most pages of a chain. A chain that fills the tier alone would have to lose its own end."""
 
 
 def file_bytes(paths: Iterable[Path]) -> int:

@@ -39,7 +39,7 @@ from tests.agent.test_agent_log import Clock, line
 
 FLOOD_SECONDS = 3.0
 LOG_BYTES = 200_000
-"""What all floods of a module may write: a few kinds of lines, a burst of each."""
+"""Bytes that all floods of a module may log: a few kinds of lines, each with a burst."""
 RSS_GROWTH = 64 << 20
 
 

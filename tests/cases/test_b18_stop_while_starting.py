@@ -31,7 +31,7 @@ from tests.agent.agent_harness import LIMIT, RawClient, alive, eventually
 SLOT = 8192
 SLOTS = (1 << 30) // SLOT - 1
 STOP_LIMIT = 2.0
-"""A second, and what a busy machine adds."""
+"""Seconds for a stop: one on an idle machine, and one more on a busy one."""
 
 
 class Start:

@@ -44,7 +44,7 @@ class Histories(RuleBasedStateMachine):
         self.used: dict[PageKey, float] = {}
         self.pinned: set[PageKey] = set()
         self.whole = True
-        """Whether the pages of each chain were stored and used from its root on."""
+        """Whether every chain was stored and used from its first page on."""
 
     def _collector(self) -> Collector:
         return Collector(self.bucket.parts(4), CONFIG)

@@ -29,7 +29,7 @@ class Bad:
 
     name: str
     says: tuple[str, ...]
-    """Texts that the line must contain: the setting as the user wrote it, and the fix."""
+    """Texts that the line must contain: the setting as the user wrote it, and how to correct it."""
     flags: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     file: str | None = None

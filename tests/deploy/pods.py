@@ -24,7 +24,7 @@ from tests.agent.agent_harness import LIMIT, NAMESPACE, HostPool, environment
 
 PAGES = 8
 FILLER = 0xEE
-"""The byte that a server fills its pages with once it owns them again."""
+"""The byte with which a server fills its pages once they are free again."""
 
 
 class Pod:

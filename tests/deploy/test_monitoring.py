@@ -29,7 +29,7 @@ OF_THE_PROCESS = {
     "process_resident_memory_bytes",
     "process_open_fds",
 }
-"""Metrics of prometheus_client, which the agent exposes too."""
+"""Metrics of prometheus_client, which the agent exposes as well."""
 
 
 def known() -> dict[str, dict[str, set[str]]]:

@@ -43,7 +43,7 @@ EMPTY = {
     "node.json: Events inside tiers, per second",
     "fleet.json: Time since the last collection of the bucket",
 }
-"""Panels without series while nothing has gone wrong and no limit is set."""
+"""Panels that have no series while nothing fails and no limit is set."""
 
 
 def test_every_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Command(NamedTuple):
 
     place: str
     words: tuple[str, ...]
-    """Without assignments before it, `sudo`, `ssh` and redirections."""
+    """The command's words, without variable assignments, `sudo`, `ssh` and redirections."""
 
     @property
     def name(self) -> str:

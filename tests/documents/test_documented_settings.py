@@ -26,7 +26,7 @@ OTHER_VARIABLES = {
 
 
 NO_SETTINGS = {"engine.py", "agent.log", "agent.sock", "agent.settings"}
-"""Files, and a value of the Helm chart."""
+"""Names with a dot that are not settings: files, and a value of the Helm chart."""
 
 
 def of_language(*languages: str) -> list[Block]:

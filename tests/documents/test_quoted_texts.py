@@ -34,7 +34,7 @@ FROM_ELSEWHERE = {
     *("reason=backlog", "reason=failed"),
     "cudaHostRegister failed",
 }
-"""Code in these columns that is no quoted text, or is OpenSSL's or SGLang's."""
+"""Code in these columns that is not a quoted text, or that OpenSSL or SGLang prints."""
 
 _PLACEHOLDER = re.compile(r"%[-.\d]*[sdfr]|\{\w*\}")
 

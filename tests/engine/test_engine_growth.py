@@ -28,7 +28,8 @@ from tests.engine.engines import NAMESPACE, put, spill
 from tests.tiers.nvme.nvme_support import capacity_for
 
 CONVERSATIONS, LONGEST, TURN, ROOM = 5, 20, 5, 48
-"""All of them together have more pages than there is room for; one and a turn have not."""
+"""All conversations together have more pages than the tier has room for; one of them, with a turn
+of another, fits."""
 
 WHICH = st.integers(0, CONVERSATIONS - 1)
 
@@ -55,7 +56,7 @@ class Growing(RuleBasedStateMachine):
             for i in range(CONVERSATIONS)
         ]
         self.held = [0] * CONVERSATIONS
-        """Pages of each that SGLang has, and has spilled."""
+        """Pages of each conversation that SGLang has and has spilled."""
 
     @rule(which=WHICH, pages=st.integers(1, TURN))
     def grow(self, which: int, pages: int) -> None:

@@ -28,10 +28,10 @@ NAMESPACE = make_namespace()
 LENGTHS = (4096, 4096)
 PAGE = sum(LENGTHS)
 SLOW = 0.3
-"""Seconds of a call to the slowed tier."""
+"""Seconds that a call to the slowed tier takes."""
 
 DEAR, CHEAP = Recompute(60.0, PAGE), Recompute(SLOW / 1000, PAGE)
-"""A page that takes longer to compute than any load here; one that takes hardly any time."""
+"""Pages that take longer to compute than any load here, and pages that take hardly any time."""
 
 
 class SlowedNode:

@@ -52,14 +52,14 @@ VARIANTS = {
     "process: agent killed while watched",
     "process: MinIO killed",
 }
-"""Like another fault here, or with tests of their own in `tests/cases`."""
+"""Faults that are like another one here, or that have tests of their own in `tests/cases`."""
 assert set(FAULTS) >= VARIANTS
 
 CIRCUIT_LIMIT = 2.0
 """Seconds after which the circuit must be open, however few calls have failed."""
 
 BUSY = 1.0
-"""Extra seconds on every limit, for busy machines; `benchmarks faults` has none."""
+"""Seconds added to every limit for busy machines; `benchmarks faults` adds none."""
 
 
 def assert_harmless(outcome: Outcome) -> None:

@@ -15,7 +15,7 @@ from memkv_sglang.page import Buffer, Chain
 from memkv_sglang.tiers.base import SpillResult
 
 CALL_PAGES = 128
-"""Pages of a call; SGLang hands over as many."""
+"""Pages per call, as many as SGLang hands over."""
 
 LIMIT = 60.0
 """Seconds after which a test gives up waiting."""

@@ -17,7 +17,7 @@ from tests.nodes.node import LIMIT, Node, Pool
 
 PAGE, PAGES = 256 * KIB, 32
 LOAD_SECONDS = 1.5
-"""Of so many pages through the line."""
+"""Seconds to load these pages through the line."""
 
 BUDGET = 30.0
 

@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 
 DEFAULT = [Case("wheel", "uv", "absent"), Case("sdist", "pip", "fails")]
-"""One environment per archive, per installer, and with and without the compiled modules."""
+"""One environment for each archive and each installer, with and without compiled modules."""
 
 EXHAUSTIVE = [
     Case("wheel", "pip", "absent"),

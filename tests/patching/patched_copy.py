@@ -59,7 +59,7 @@ def sglang_under_test() -> dict[str, str]:
 
 
 _keep: list[tempfile.TemporaryDirectory[str]] = []
-"""Removed when the tests' process ends."""
+"""These directories are removed when the tests' process ends."""
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from tests.plugin.sglang_pools import make_mha, make_mla
 
 PAGE = 16
-"""Tokens."""
+"""Tokens per page."""
 
 LAYERS, HEADS, WIDTH = 2, 2, 32
 PAGES = 64

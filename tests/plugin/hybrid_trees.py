@@ -34,7 +34,7 @@ LIMIT = 60.0
 """Seconds after which a test gives up waiting."""
 
 THRESHOLD = 1
-"""Tokens from which SGLang asks the storage."""
+"""SGLang asks the storage for prompts of at least this many tokens."""
 
 
 class Tree(UnifiedRadixCacheStorageFixtures, unittest.TestCase):  # type: ignore[misc]

@@ -12,7 +12,7 @@ Tensors = tuple[torch.Tensor, ...]
 CPU = torch.device("cpu")
 
 HAS_BUFFER_INFO = hasattr(device_pool_info, "MHABufferInfo")
-"""Whether host pools are made from descriptions of buffers, as since 0.5.23, or from pools."""
+"""Whether host pools are made from descriptions of buffers (since SGLang 0.5.23) or from pools."""
 
 
 def make_mha(kind: Any, k: Tensors, v: Tensors, page_size: int, **sizes: Any) -> Any:

@@ -37,10 +37,11 @@ CONFIGS = {
         page_size=16, components=(FULL, MAMBA), enable_mamba_extra_buffer=True, mamba_cache_size=60
     ),
 }
-"""SGLang's two strategies: one state per sequence with pages of one token, or states at pages."""
+"""SGLang's two strategies: one state per sequence, with pages of one token; or states at the ends
+of pages."""
 
 STATES = (3, 6, 10)
-"""Pages after which the sequence has a state."""
+"""Numbers of pages after which the sequence has a state."""
 
 
 POOLS = (

@@ -33,7 +33,7 @@ from tools.sglang_diff.tables import server_arguments
 
 TABLES = (NAMED, ELSEWHERE, HARMLESS)
 PATCHED = re.compile("enable_memkv|memkv_.*")
-"""Arguments of a patched SGLang."""
+"""Arguments that the patches add to SGLang."""
 
 REMOVED = {"speculative_skip_dp_mlp_sync"}
 """Arguments that only older supported versions have."""

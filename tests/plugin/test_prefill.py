@@ -9,7 +9,7 @@ import pytest
 from memkv_sglang.plugin.prefill import MIN_TOKENS, PrefillSpeed
 
 TOKEN, PAIR = 1e-4, 2e-8
-"""Seconds that a token takes, and those for each token before it."""
+"""Seconds to compute a token, and seconds more for each token before it."""
 
 
 def cost(begin: int, end: int) -> float:

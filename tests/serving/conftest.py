@@ -36,9 +36,9 @@ class Models(NamedTuple):
     """Every other layer has a sliding window of `tiny_model.WINDOW` tokens."""
     red: Path
     blue: Path
-    """Two adapters for `mha`."""
+    """`red` and `blue` are adapters for `mha`."""
     adapter: Path
-    """What servers load as `adapter` when they start: a copy of `red`, at first."""
+    """The path that servers load as `adapter` when they start; a copy of `red` at first."""
 
 
 def lora_arguments(adapter: Path) -> list[str]:
@@ -51,7 +51,7 @@ def lora_arguments(adapter: Path) -> list[str]:
 
 
 LOG_TAIL = 6000
-"""Characters of each log that a failure shows: the files themselves are removed."""
+"""Characters of each log that a failure shows; the log files themselves are removed."""
 
 _homes: list[Path] = []
 
@@ -116,7 +116,7 @@ class Cluster(NamedTuple):
     a: Node
     """SGLang with the plugin, unless `patched_copy.WANTED` is set."""
     b: Node
-    """SGLang with the patches, asked for by the backend's name and not by the flag."""
+    """SGLang with the patches, enabled by the backend's name instead of the flag."""
     recompute: Recompute
     """Asks a server that has no cache of any kind."""
 

@@ -25,13 +25,13 @@ from memkv_sglang.config.schema import MIB, MinioConfig
 from tests.patching.patched_copy import sglang_under_test
 
 PAGE = 64
-"""Tokens; 256 KiB of the tiny models."""
+"""Tokens per page, which has 256 KiB for the tiny models."""
 
 THRESHOLD = 256
-"""Tokens under which SGLang asks no storage."""
+"""SGLang asks no storage for prompts of fewer tokens."""
 
 DEVICE_TOKENS = 8192
-"""So few that traffic evicts; the host pool has twice as many."""
+"""Few enough that traffic evicts pages; the host pool has twice as many."""
 
 NEW_TOKENS = 8
 
@@ -78,7 +78,7 @@ class Node:
     """One machine of the cluster; `name` separates its directories from other nodes'."""
 
     forks: ClassVar[ForkServers | None] = None
-    """Start the servers, once the fixture `home` has set it."""
+    """Starts the servers, once the fixture `home` has set it."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ INJECTED = {
     "SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY": "0.1",
     "SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3",
 }
-"""SGLang's own injection, between its threads and the storage."""
+"""Delays and failures that SGLang itself injects between its threads and the storage."""
 
 
 ONE_CORE_EACH = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
@@ -31,9 +31,9 @@ class Kinds(NamedTuple):
     latent: Node
     latent_two_ranks: Node
     stages: Node
-    """Two, each with half of the layers."""
+    """A server with two pipeline stages, each with half of the layers."""
     windows: Node
-    """Every other layer has a sliding window."""
+    """A server whose model has a sliding window in every other layer."""
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def kinds(home: Path, models: Models, shared: MinioConfig) -> Iterator[Kinds]:
 
 class FurtherKinds(NamedTuple):
     half: Node
-    """Computes and keeps 16-bit numbers."""
+    """A server that computes and stores 16-bit numbers."""
     injected: Node
     replicas: Node
-    """Two data-parallel ones."""
+    """A server with two data-parallel replicas."""
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ CHANGES: dict[str, Sequence[str]] = {
     "hicache_mem_layout": ("layer_first",),
     "dcp_size": ("2",),
 }
-"""What makes each of the conflicts on a command line."""
+"""Arguments that cause each of the conflicts on a command line."""
 
 BAD = (("--memkv-nvme-capacity", "much"), ("--memkv-config", "/none.toml"))
 SIZES = (("--page-size", "32"), ("--chunked-prefill-size", "192"))
@@ -58,7 +58,7 @@ HYBRIDS: dict[str, tuple[str, Sequence[str]]] = {
     ),
     "states": ("states", ()),
 }
-"""Models with side pools, by their directory, and more arguments."""
+"""Models with side pools: the model's directory, and more arguments."""
 
 TWO_NODES = ("--nnodes", "2", "--node-rank", "0", "--dist-init-addr", "127.0.0.1:1", "--tp-size")
 NODES: dict[str, tuple[str, Sequence[str]]] = {
@@ -67,14 +67,14 @@ NODES: dict[str, tuple[str, Sequence[str]]] = {
     "heads": ("mha", (*TWO_NODES, "2")),
     "latent, stages": ("mla", (*TWO_NODES, "1", "--pp-size", "2")),
 }
-"""Servers on two nodes, by their model."""
+"""Servers on two nodes: the model's directory, and more arguments."""
 
 HYBRID_DECODES: dict[str, tuple[str, Sequence[str]]] = {
     "window": ("swa", DECODE),
     "window and radix cache": ("swa", (*DECODE, RADIX_CACHE)),
     "states": ("states", DECODE),
 }
-"""The same on decode servers, where SGLang cannot store them."""
+"""The same for decode servers, where SGLang cannot store such models' pages."""
 
 GONE = "sglang.srt.mem_cache.gone.Function"
 ENGINE_TOKENS = prompt("engine")
@@ -86,7 +86,7 @@ class Answers(NamedTuple):
 
     this_sglang: dict[str, Any]
     another_sglang: dict[str, Any]
-    """One without a function that the tier requires."""
+    """An SGLang without one function that the tier requires."""
 
 
 def of_sglang(

@@ -42,13 +42,13 @@ LENGTH = 1500
 
 class Kind(NamedTuple):
     model: str
-    """Field of `Models`."""
+    """Name of a field of `Models`."""
     extra: Sequence[str] = ()
     tp: int = 1
     exact: bool = True
-    """Whether a prefix can end at any page; else only where a stored sequence ends."""
+    """Whether a prefix can end at any page, or only where a stored sequence ends."""
     adapter: str = ""
-    """Field of `Models` whose adapter every request uses."""
+    """Name of the field of `Models` with the adapter that every request uses."""
 
     @property
     def request(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Fleet(NamedTuple):
 
     prefill: PdNode
     other_prefill: PdNode
-    """It can become a decode server."""
+    """A prefill server that can become a decode server."""
     caching: PdNode
     offloading: PdNode
     """A decode server without a radix cache."""

@@ -98,7 +98,7 @@ SERVER_PATHS = (
     *("/hicache/storage-backend", "/get_hicache_l3_cache_layout"),
 )
 AGENT_PATHS = ("/healthz", "/readyz", "/metrics")
-"""What they tell whoever can reach their ports."""
+"""Paths that everyone who can reach the agent's port may read."""
 
 
 def _answer(client: Client, path: str) -> str:

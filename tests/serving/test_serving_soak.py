@@ -12,11 +12,12 @@ from tests.serving.node import DEVICE_TOKENS, Node, prompt, whole_pages
 from tests.serving.traffic import PROMPTS, Expected, Traffic
 
 SECONDS = 150.0
-"""After a warm-up of half a minute."""
+"""Seconds of traffic after a warm-up of half a minute."""
 LEAK = 48 << 20
-"""Bytes: less than what requests that leak their pages, or their results, would add up to."""
+"""Limit of growth in bytes, which requests that leaked their pages or results would exceed."""
 FILES = 16
-"""Descriptors: less than a leak in one of fifty requests, more than pools grow by chance."""
+"""Limit of new descriptors: above the chance growth of pools, below a leak in one of fifty
+requests."""
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from sglang_cpu_platform.client import Answer
 from tests.serving.node import Tokens, prompt, wait_until
 
 PROMPTS = [prompt(f"traffic {i}", 300 + 37 * i) for i in range(24)]
-"""More tokens than a device pool holds, so that they come and go."""
+"""Prompts with more tokens than a device pool holds, so that pages are evicted and loaded again."""
 
 
 Expected = Mapping[int, Sequence[list[int]]]
-"""The texts that may be the answer, by the prompt's number."""
+"""The correct answers, by the prompt's number."""
 
 
 class Target(Protocol):
@@ -29,7 +29,7 @@ class Traffic:
 
     def __init__(self, nodes: Sequence[Target], expected: Expected, threads: int = 4) -> None:
         self.answered = 0
-        """Requests whose answer was right."""
+        """Requests that were answered correctly."""
         self.wrong: list[tuple[int, list[int]]] = []
         self.errors: list[Exception] = []
         self._nodes = nodes

@@ -15,9 +15,9 @@ class Definition(NamedTuple):
 
     module: str
     node: ast.AST
-    """The statement that defines it, or the `ast.Module` of a module."""
+    """The statement with the definition, or the `ast.Module` of a module."""
     text: str
-    """Its source, dedented."""
+    """The definition's source, without its indentation."""
 
     @property
     def place(self) -> str:

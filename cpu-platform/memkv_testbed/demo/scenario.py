@@ -128,7 +128,7 @@ class Scenario:
         return request
 
     def _sources(self, answer: Answer, before: LoadedPages, after: LoadedPages) -> Sources:
-        """Split the tokens that SGLang got from storage by tier, with the agent's counters.
+        """Return how many of the tokens from storage came from each tier, by the agent's counters.
 
         The NVMe counter is an upper bound, because the agent also reads its NVMe for uploads.
         """

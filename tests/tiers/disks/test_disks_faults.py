@@ -241,7 +241,7 @@ threading.Thread(target=time.sleep, args=(600,)).start()  # stands for a request
 print(flush=True)
 ctypes.CDLL(None).syscall(ctypes.c_long(60), 0)  # exit() of this thread alone
 """
-"""A process that is exiting but keeps its lock, as one does whose disk does not answer."""
+"""A process that is exiting but still holds its lock, like one whose disk does not answer."""
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="uses a number of a system call")

@@ -22,7 +22,7 @@ NAMESPACE = make_namespace()
 STEPS = ("use", "touch", "spill", "adapt", "scan", "evict", "remove")
 
 TIER_PAGES = 64
-"""Size of the tier that the model's bonuses assume; more than the test's chains have."""
+"""Pages of the tier that the model assumes for its bonuses; more than the test's chains have."""
 
 
 def add(order: EvictionOrder, keys: list[PageKey], first: int) -> list[int]:

@@ -26,11 +26,11 @@ class Faults(NamedTuple):
     deletes: bool = True
     keep_alive: bool = True
     versioning: str = ""
-    """The bucket's versioning, or the error code of a server without it."""
+    """State of the bucket's versioning, or the error code of a server without versioning."""
     version_ids: bool = False
     copies: bool = True
     rules: str = ""
-    """The error code of a server without lifecycle rules and object lock."""
+    """The error code of a server that has no lifecycle rules and no object lock."""
     region: str = ""
     """The only region that the server accepts, if any. Its answers to HEAD cannot name it."""
     rules_set: bool = False

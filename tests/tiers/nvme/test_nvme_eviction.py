@@ -17,7 +17,7 @@ from tests.tiers.nvme.nvme_support import SLOT, Disk, capacity_for, disk, presen
 NAMESPACE = make_namespace()
 STORED, PRESENT, REFUSED = SpillResult.STORED, SpillResult.PRESENT, SpillResult.REFUSED
 SMALL, LARGE = (4096, 4096), (16384, 16384)
-"""Pages with slots of 12 and 36 KiB: a segment of small slots cannot hold a large one."""
+"""Pages whose slots have 12 and 36 KiB; a segment of small slots cannot hold a large page."""
 
 
 def chain(name: str, count: int) -> Chain:

@@ -12,7 +12,7 @@ from memkv_sglang.tiers.nvme.segment import create_segment
 from memkv_sglang.tiers.nvme.segments import Segments
 
 PAGES = 45_000
-"""Just above the size at which a dictionary grows, where it wastes the most memory."""
+"""Just above the size at which a dictionary grows, and so wastes the most memory."""
 
 
 def test_memory_per_page(tmp_path: Path) -> None:

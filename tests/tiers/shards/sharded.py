@@ -18,7 +18,7 @@ class MemoryShard:
         self.counting = CountingTier(self.memory)
         self.is_down = False
         self.is_known_down = False
-        """Whether a circuit breaker would have opened."""
+        """Whether a circuit breaker for this shard would be open."""
 
     @property
     def pages(self) -> set[PageKey]:

@@ -30,7 +30,8 @@ TURNS = (10, 25, 40)
 CONVERSATIONS, CALLERS = 6, 3
 
 FEW = 0.1 * CONVERSATIONS * TURNS[-1]
-"""Pages stored again although they were not lost: the answer of a load may come too late."""
+"""Limit of pages that are stored again although none was lost, because a load was answered too
+late."""
 
 
 class Traffic:

@@ -20,10 +20,10 @@ KEY_SIZE = NAMESPACE_DIGEST_SIZE + PAGE_HASH_SIZE
 ENTRY = np.dtype(
     [
         ("key", f"S{KEY_SIZE}"),  # namespace and page hash
-        ("size", "<u4"),  # bytes; 0 if unknown, REMOVED
+        ("size", "<u4"),  # bytes; 0 if unknown; or REMOVED
         ("used", "<u4"),  # time of the last use, or of the removal
         ("written", "<u4"),  # when the object was written; 0 if unknown
-        ("position", "<u4"),  # in the chain, from 0; UNKNOWN
+        ("position", "<u4"),  # place in the chain, from 0; or UNKNOWN
     ]
 )
 """The type of an entry, which describes one page. Times are Unix times by the server's clock."""
