@@ -1,4 +1,4 @@
-"""Measure how many conversations one server sustains whose top tier holds only a few of them."""
+"""Measure how many conversations a server sustains if its top tier holds only a few of them."""
 
 import statistics
 import time
@@ -49,7 +49,7 @@ class Conversation:
     """A context that grows with each turn."""
 
     def __init__(self, seed: str, context: int, name: str = "") -> None:
-        """Begin with the context of the seed. `name` makes equal contexts distinct."""
+        """Begin with the seed's context; after it, conversations of different names diverge."""
         self._seed = f"{seed} {name}"
         self._tokens = prompt(seed, context)
         self._turns = 0
@@ -76,7 +76,7 @@ class Seats:
             conversation.turn(self._server)
 
     def seconds_a_turn(self, turns: int, in_flight: int = IN_FLIGHT) -> float:
-        """Return seconds per turn at full speed. Always continues the least recent conversation."""
+        """Return seconds per turn under full load. Each turn continues the oldest conversation."""
         began = time.perf_counter()
         _at_once([partial(self._some, turns // in_flight)] * in_flight)
         return (time.perf_counter() - began) / (turns // in_flight * in_flight)

@@ -63,7 +63,7 @@ def scans(seed: int, reads: int = 1200, start: int = 0) -> Workload:
 
 
 def phases(seed: int) -> Workload:
-    """Return one kind of traffic, then another."""
+    """Return a workload that consists of several kinds of traffic, one after the other."""
     parts = [
         conversations(seed, start=0),
         popular_documents(seed, start=1 << 32),

@@ -82,7 +82,10 @@ def _find_or_make(name: str, make: Make) -> Path:
         binary.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(binary.with_name(f".{name}.lock")):
             if not binary.exists():
-                print(f"making {binary} (once, some minutes)", file=sys.stderr)
+                print(
+                    f"building {binary}; this takes some minutes, but only the first time",
+                    file=sys.stderr,
+                )
                 # The temporary directory is next to the target, so that the last step is an atomic
                 # rename.
                 with tempfile.TemporaryDirectory(prefix=".build-", dir=binary.parent) as work:

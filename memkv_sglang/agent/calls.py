@@ -214,7 +214,7 @@ class Calls:
         return report_settings(self._config, os.environ, request.nonce)
 
     def _join(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
-        return protocol.Done()  # `answer` has already counted the session as a user
+        return protocol.Done()  # `answer` has already joined the session
 
     def _retire(self, _session: Session, _request: object, _: list[int]) -> protocol.Reply:
         if not self._launched:

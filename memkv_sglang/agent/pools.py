@@ -22,7 +22,7 @@ ALL_PROCESSES_MULTIPLE = 4
 """Limit of all processes together, as a multiple of one process's limit."""
 
 _OFFSET_BITS = 56
-"""Bits of an offset in the address space of `_bases`. No pool is large enough to need more."""
+"""Width of an offset in the addresses that `_bases` forms; no pool is large enough to need more."""
 
 
 class RequestError(Exception):

@@ -232,8 +232,7 @@ class Metrics:
             self.collections.labels(result)
 
     def add_tier(self, tier: str) -> None:
-        """Create a tier's series with value 0: its calls, and the tokens and seconds that its loads
-        save."""
+        """Create a tier's series with value 0: calls, and tokens and seconds saved by loads."""
         self.calls.initialize(tier)
         self.saved_tokens.labels(tier)
         self.saved_seconds.labels(tier)

@@ -123,7 +123,7 @@ def _try(scenario: Scenario, sessions: int) -> _Tried:
 
 
 def _estimate(scenario: Scenario) -> float:
-    """Estimate how many sessions a node can serve that recompute the context at each turn."""
+    """Estimate how many sessions a node can serve if every turn recomputes its context."""
     compute = scenario.prefill.seconds(scenario.context, 0)
     return scenario.replicas * scenario.think.mean * scenario.think_scale / compute
 

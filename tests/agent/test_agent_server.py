@@ -280,8 +280,8 @@ def test_connection_of_another_user_is_closed_unread(agent: RunningAgent) -> Non
         "except (BrokenPipeError, ConnectionResetError):\n"
         "    pass\n"
     )
-    # The test makes them accessible: mode and directory are the first line of defence, this check
-    # is the second.
+    # File modes are the first defence, the agent's check is the second. Open the first, so that the
+    # client meets the second.
     directory = os.open(agent.socket.parent, os.O_RDONLY)
     agent.socket.parent.chmod(0o711)
     agent.socket.chmod(0o666)

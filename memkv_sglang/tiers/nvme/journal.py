@@ -110,8 +110,7 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Folder, name: str = JOURNAL) -> "Journal":
-        """Create a journal, replacing any file of this name. If it raises `OSError`, there is no
-        journal."""
+        """Create a journal, replacing any file of this name. Leaves none if it raises `OSError`."""
         fd = folder.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         journal = cls(folder, name, fd, 0)
         try:

@@ -210,7 +210,7 @@ class ObjectClient:
         return head
 
     def _stores_page(self, head: ResponseHead) -> bool:
-        """Return whether a response to HEAD is that of a stored page. Counts any other 200.
+        """Return whether a response to HEAD is that of a stored page. Counts other objects.
 
         Raises `ProtocolError` for a 404 that is not an object store's.
         """

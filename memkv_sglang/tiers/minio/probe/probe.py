@@ -150,7 +150,7 @@ class _Probe:
                 detail = "a copy onto itself moves an object's LastModified"
                 return True, Finding("ok", "copy", detail)
             problem = "a copy onto itself does not move an object's LastModified"
-        advice = "make the days of a lifecycle rule longer than pages are used"
+        advice = "if the bucket has a lifecycle rule, give it more days than pages are in use"
         return False, Finding("warn", "copy", problem, advice)
 
     def heads(self) -> list[ResponseHead]:
