@@ -58,6 +58,8 @@ class Case(NamedTuple):
     links: tuple[int, ...]
     method: Method
     sessions: Sequence[Load]
+    is_hot: bool = False
+    """Whether all sessions move the same chain."""
 
 
 def cases(*, quick: bool) -> list[Case]:
@@ -70,12 +72,14 @@ def cases(*, quick: bool) -> list[Case]:
         for number in range(AGENTS * SESSIONS)
     ]
     busy = [0.0] * calls
+    four = [Load(each, busy) for each in range(AGENTS)]
     return [
         Case("one agent loads", equal, "load", [Load(0, busy)]),
         Case("two agents load", equal, "load", [Load(each, busy) for each in range(2)]),
-        Case("four agents load", equal, "load", [Load(each, busy) for each in range(AGENTS)]),
-        Case("four load, one narrow", narrow, "load", [Load(each, busy) for each in range(AGENTS)]),
-        Case("four agents upload", narrow, "spill", [Load(each, busy) for each in range(AGENTS)]),
+        Case("four agents load", equal, "load", four),
+        Case("four agents load the same pages", equal, "load", four, is_hot=True),
+        Case("four load, one narrow", narrow, "load", four),
+        Case("four agents upload", narrow, "spill", four),
         Case("twelve sessions think and load", equal, "load", thinking),
     ]
 
@@ -121,9 +125,15 @@ def predict(case: Case, numbers: Published, machine: Measured) -> list[list[floa
 class Cluster:
     """Real agents in network namespaces, and a MinIO in another one."""
 
-    def __init__(self, agents: Sequence[Sequence[PagesThroughAgent]]) -> None:
-        """Take the chains of each agent's sessions, which are stored in MinIO."""
+    def __init__(
+        self, agents: Sequence[Sequence[PagesThroughAgent]], hot: Sequence[PagesThroughAgent]
+    ) -> None:
+        """Take the chains of each agent's sessions, and one chain that all agents load.
+
+        All are stored in MinIO.
+        """
         self._agents = agents
+        self._hot = hot
 
     @classmethod
     @contextmanager
@@ -138,19 +148,18 @@ class Cluster:
             server, *machines = stack.enter_context(network([SERVER_LINK, *links]))
             with inside(server.namespace):
                 minio = stack.enter_context(MinioServer(scratch / "minio", host=server.address))
-            yield cls(
-                [
-                    [_session(stack, client, f"{number} {i}") for i in range(SESSIONS)]
-                    for number, client in enumerate(
-                        _start(stack, machine, minio) for machine in machines
-                    )
-                ]
-            )
+            clients = [_start(stack, machine, minio) for machine in machines]
+            hot = [_chain(stack, client, "hot") for client in clients]
+            hot[0].spill()
+            yield cls([_sessions(stack, client, f"{i}") for i, client in enumerate(clients)], hot)
 
     def measure(self, case: Case) -> list[list[float]]:
         """Return the seconds of each call of each session."""
         chains = [iter(chains) for chains in self._agents]
-        pairs = [(session, next(chains[session.agent])) for session in case.sessions]
+        pairs = [
+            (session, self._hot[session.agent] if case.is_hot else next(chains[session.agent]))
+            for session in case.sessions
+        ]
         with ThreadPoolExecutor(len(pairs)) as pool:
             return list(pool.map(lambda pair: _run(case.method, *pair), pairs))
 
@@ -179,9 +188,14 @@ def _start(stack: ExitStack, machine: Machine, minio: MinioServer) -> AgentClien
         return stack.enter_context(agent(minio=config)).client
 
 
-def _session(stack: ExitStack, client: AgentClient, name: str) -> PagesThroughAgent:
+def _sessions(stack: ExitStack, client: AgentClient, name: str) -> list[PagesThroughAgent]:
+    chains = [_chain(stack, client, f"{name} {number}") for number in range(SESSIONS)]
+    for chain in chains:
+        chain.spill()
+    return chains
+
+
+def _chain(stack: ExitStack, client: AgentClient, name: str) -> PagesThroughAgent:
     pool = stack.enter_context(HostPool(PAGES, PAGE))
     pool.fill()
-    chain = PagesThroughAgent(client, pool, name)
-    chain.spill()
-    return chain
+    return PagesThroughAgent(client, pool, name)
