@@ -20,6 +20,14 @@ SWEEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         name: {"router": name}
         for name in ("sticky", "cache_aware", "tier_aware", "least_loaded", "round_robin")
     },
+    "cache-aware, balance thresholds": {
+        f"{absolute}, {relative:g}": {
+            "router": "cache_aware",
+            "balance_absolute": absolute,
+            "balance_relative": relative,
+        }
+        for absolute, relative in ((64, 1.5), (16, 1.5), (4, 1.5), (1, 1.1))
+    },
     "share of turns that move": {
         f"{share:g}": {"moves": share} for share in (0, 0.05, 0.2, 0.5, 1)
     },

@@ -120,6 +120,11 @@ def _time(_context: click.Context, _parameter: click.Parameter, value: str | Non
     show_default=True,
     help="Number of shards that store each page (`minio.replicas`).",
 )
+@click.option(
+    "--balance-loads",
+    is_flag=True,
+    help="Load from NVMe and the servers at once (`engine.balance_loads`).",
+)
 @click.option("--nvme", callback=_size, help="Size of the NVMe disks per node. [default: 30.7 TB]")
 @click.option("--minio", callback=_size, help="Size of the bucket.  [default: unlimited]")
 @click.option("--host", callback=_size, help="Size of the host pool per node. [default: 1 TB]")
@@ -226,6 +231,7 @@ def _scenario(options: dict[str, Any]) -> "Scenario":
     changes: dict[str, Any] = {
         "layout": "shards" if options["shards"] else "cluster",
         "copies": options["copies"],
+        "balance_loads": options["balance_loads"],
         "sessions": options["sessions"] or 64 * nodes,
         "servers": 2 * nodes if servers is None else servers,
         "context": context,

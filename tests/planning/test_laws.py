@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from memkv_sglang.planning.calibration import PrefillCost, StepCost
+from memkv_sglang.planning.calibration import PrefillCost, StepCost, measured, published
+from memkv_sglang.planning.cluster import simulate
 from memkv_sglang.planning.events import EventLoop
 from memkv_sglang.planning.fabric import Fabric
 from memkv_sglang.planning.fairness import Floats, Ints, max_min
 from memkv_sglang.planning.gpu import Job, Replica
+from memkv_sglang.planning.scenario import make_scenario
+from memkv_sglang.planning.workload import Think
 
 
 def test_a_replica_with_random_arrivals_waits_like_an_m_m_1_queue() -> None:
@@ -174,3 +177,28 @@ def test_a_job_waits_for_device_memory() -> None:
         replica.submit(Job(50, 0, 10, lambda: firsts.append(loop.now), lambda: None))
     loop.run(1000)
     assert firsts == [50, 110]  # the second one starts when the first one has ended
+
+
+def test_both_tiers_load_faster_than_a_slow_disk() -> None:
+    """Pages that are on disk too come from the servers while the disk is the bottleneck."""
+    steady = make_scenario(
+        published(),
+        measured(),
+        model="llama-70b",
+        changes={
+            "servers": 2,
+            "sessions": 24,
+            "context": 32_768,
+            "device_tokens": 300_000,
+            "host_bytes": 0.0,
+            "think": Think(10.0, 16.5),
+            "run_pages": 64,
+            "nvme_read": 10e9,
+            "seconds": 60.0,
+            "warm_up": 30.0,
+        },
+    )
+    nearest, both = (simulate(steady.replace(balance_loads=one)) for one in (False, True))
+    assert both.first_token_p50 < 0.9 * nearest.first_token_p50
+    assert nearest.hits["minio"] == 0 < both.hits["minio"]
+    assert both.hits["computed"] <= nearest.hits["computed"]
