@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -39,13 +38,14 @@ class HiddenPages:
 
 
 def _read(path: Path) -> dict[str, float]:
-    with suppress(FileNotFoundError):
-        try:
-            times = json.loads(path.read_text())
-            return {str(name): float(until) for name, until in times.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            log.warning(
-                "cleared pages may be found again",
-                extra={"fields": {"file": str(path), "reason": str(error)}},
-            )
-    return {}
+    try:
+        times = json.loads(path.read_text())
+        return {str(name): float(until) for name, until in times.items()}
+    except FileNotFoundError:
+        return {}  # nothing was cleared
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning(
+            "cleared pages may be found again",
+            extra={"fields": {"file": str(path), "reason": str(error)}},
+        )
+        return {}
