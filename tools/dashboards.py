@@ -9,6 +9,19 @@ FOLDER = Path(__file__).parents[1] / "deploy" / "grafana"
 
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
+LINK = {
+    "title": "memkv",
+    "type": "dashboards",
+    "tags": ["memkv"],
+    "asDropdown": False,
+    "icon": "external link",
+    "includeVars": True,
+    "keepTime": True,
+    "targetBlank": False,
+    "tooltip": "",
+}
+"""From each dashboard to the other, with all fields that Grafana's schema requires."""
+
 WIDTH, HEIGHT = 24, 8
 """Number of columns in Grafana's grid, and the height of a panel with a time axis."""
 
@@ -409,7 +422,7 @@ def dashboard(
         "time": {"from": "now-6h", "to": "now"},
         "refresh": "30s",
         "templating": {"list": variables},
-        "links": [{"title": "memkv", "type": "dashboards", "tags": ["memkv"], "keepTime": True}],
+        "links": [LINK],
         "panels": list(_layout(rows)),
     }
 

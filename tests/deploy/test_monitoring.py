@@ -1,8 +1,11 @@
 """Alerts and dashboards use metrics and labels that exist, and every alert is documented."""
 
+import json
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,9 +83,34 @@ def test_the_dashboards_are_generated() -> None:
         )
 
 
-def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
-    import json
+def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
+    """Yield what of `ours` is missing in `theirs` or differs there."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name, value in ours.items():
+            yield from differences(value, theirs.get(name), f"{where}.{name}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from differences(one, other, f"{where}[{i}]")
+    elif ours != theirs:
+        yield f"{where}: {ours!r}, read as {theirs!r}"
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.name))
+def test_grafanas_own_models_know_every_field(board: Path) -> None:
+    """Read with Grafana's SDK (PyPI: grafana-foundation-sdk), which drops unknown fields."""
+    pytest.importorskip("grafana_foundation_sdk")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()  # panels and queries
+    ours = json.loads(board.read_text())
+    theirs = json.loads(JSONEncoder().encode(Dashboard.from_json(ours)))
+    assert list(differences(ours, theirs)) == []
+
+
+def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
     for board in BOARDS:
         taken: set[tuple[int, int]] = set()
         for panel in json.loads(board.read_text())["panels"]:
