@@ -1,10 +1,10 @@
-"""Agent and client of the last commit with another protocol, against those of this checkout."""
+"""Agent and client of the last commit with another protocol, against those of this checkout.
 
-import io
+`tests/deploy/test_upgrades.py` does the same with the oldest release.
+"""
+
 import os
 import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +15,10 @@ import pytest
 from memkv_sglang.agent.listener import serving_peer
 from tests.agent.agent_harness import LIMIT, alive, eventually
 from tests.cases.started_agents import ending_agents
-
-ROOT = Path(__file__).parents[2]
+from tests.versions import AGENT, ROOT, start, unpack
 
 EARLIER = "1fe6ce9001b542747bea233eb1ed48deac6009f4"
-"""The last commit with protocol 4. Name the last release instead once there is one."""
-
-AGENT = "import sys; from memkv_sglang.cli.main import main; sys.exit(main(['agent']))"
+"""The last commit with protocol 4."""
 
 CLIENT = """
 import json, time
@@ -52,14 +49,11 @@ class Seen(NamedTuple):
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with the package of `EARLIER`."""
-    done = subprocess.run(
-        ["git", "archive", EARLIER, "memkv_sglang"], cwd=ROOT, capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"needs the history of the repository: {done.stderr.decode()[:200]}")
     target = tmp_path_factory.mktemp("earlier")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(target, filter="data")
+    try:
+        unpack(EARLIER, target)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"needs the history of the repository: {error.stderr.decode()[:200]}")
     return target
 
 
@@ -76,16 +70,6 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
             "MEMKV_NVME_DIRECTORY": str(tmp_path / "nvme"),
             "MEMKV_NVME_CAPACITY": "64MiB",
         }
-
-
-def start(root: Path, program: str, environ: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", program],
-        env={**environ, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
 
 
 def ask(root: Path, environ: dict[str, str]) -> Seen:
