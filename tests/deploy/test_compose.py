@@ -40,7 +40,13 @@ pytestmark = [
 def config(variables: Path, environment: str) -> subprocess.CompletedProcess[str]:
     """Resolve the file with the variables of an `.env` file, which is written first."""
     variables.write_text(environment)
-    command = [*program(), "--file", FOLDER / "compose.yaml", "--env-file", variables]
+    command: list[str | Path] = [
+        *program(),
+        "--file",
+        FOLDER / "compose.yaml",
+        "--env-file",
+        variables,
+    ]
     return subprocess.run(
         [*command, "config", "--format", "json"], capture_output=True, text=True, check=False
     )

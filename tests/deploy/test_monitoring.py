@@ -99,14 +99,12 @@ def differences(ours: Any, theirs: Any, where: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.name))
 def test_grafanas_own_models_know_every_field(board: Path) -> None:
     """Read with Grafana's SDK (PyPI: grafana-foundation-sdk), which drops unknown fields."""
-    pytest.importorskip("grafana_foundation_sdk")
-    from grafana_foundation_sdk.cog.encoder import JSONEncoder
-    from grafana_foundation_sdk.cog.plugins import register_default_plugins
-    from grafana_foundation_sdk.models.dashboard import Dashboard
-
-    register_default_plugins()  # panels and queries
+    encoder: Any = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
+    plugins: Any = pytest.importorskip("grafana_foundation_sdk.cog.plugins")
+    models: Any = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    plugins.register_default_plugins()  # panels and queries
     ours = json.loads(board.read_text())
-    theirs = json.loads(JSONEncoder().encode(Dashboard.from_json(ours)))
+    theirs = json.loads(encoder.JSONEncoder().encode(models.Dashboard.from_json(ours)))
     assert list(differences(ours, theirs)) == []
 
 
