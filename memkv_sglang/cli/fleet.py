@@ -84,7 +84,8 @@ def write_page(client: "AgentClient", page: SharedPage) -> Finding:
         )
         detail = f"the page did not reach MinIO within {human_time(UPLOAD_SECONDS)}"
         return Finding("FAIL", _WHAT, detail, advice)
-    advice = f"run on each other node: memkv doctor --fleet-read {page.token}"
+    # Short enough that the token is not on a line of its own in 80 columns.
+    advice = f"on the others: memkv doctor --fleet-read {page.token}"
     return Finding("ok", _WHAT, "this node's agent stored a page in MinIO", advice)
 
 
