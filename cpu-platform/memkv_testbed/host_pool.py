@@ -4,7 +4,6 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Self
 
 from memkv_sglang.page import Buffer, Chain, Page, PageKey
@@ -108,10 +107,5 @@ class HostPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
