@@ -119,7 +119,7 @@ class SimulatedTime:
 
 
 class _Tier(MinioTier):
-    """A tier that does not write a log whenever the replay waits for uploads."""
+    """A tier that writes no log when the replay waits for uploads; nodes do so once an interval."""
 
     @override
     def flush_accesses(self, timeout: float) -> bool:

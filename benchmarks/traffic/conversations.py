@@ -15,7 +15,7 @@ BLOCK = 64
 """Tokens of the trace per block."""
 
 THINK_SCALE, LONGEST_THINK = 8.0, 4.0
-"""Think times are divided by the first, and cut off at the second, in seconds."""
+"""Divisor of think times, and their maximum in seconds after the division."""
 
 LONGEST = 200_000
 """Longest prompt to draw, in tokens of the trace."""

@@ -26,7 +26,7 @@ from benchmarks.traffic.systems import (
 
 SESSIONS, QUICK_SESSIONS = 8, 6
 TURNS, QUICK_TURNS = 3, 2
-"""Turns of a session that are timed. One more opens it."""
+"""Timed turns per session. One turn before them is not timed."""
 
 FIRST, MEDIAN, TAIL = "first token", "median", "95th percentile"
 
@@ -147,8 +147,8 @@ def claim(report: Report) -> None:
         Panel("hits", "% of the prompt tokens", tokens),
     ]
     report.notes.append(
-        "The first turn of each session is not timed. The 95th percentile of a round is that of "
-        "its requests; figures use the requests of all rounds."
+        "The first turn of each session is not timed. Panels show the 95th percentile of each "
+        "round; figures use that of the requests of all rounds."
     )
 
 

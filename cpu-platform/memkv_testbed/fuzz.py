@@ -216,7 +216,7 @@ def _footers(_: Path) -> tuple[list[bytes], Read]:
 
 
 def _heads(_: Path) -> tuple[list[bytes], Read]:
-    """Return heads of MinIO's responses. Only their form and the page's checksum protect them."""
+    """Return heads of MinIO's responses. Damage shows only in their form or the page's checksum."""
     heads = [
         b'HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\nETag: "0123"\r\n'
         b"x-amz-meta-memkv-format: 1\r\nx-amz-meta-memkv-length: 1048576\r\n",

@@ -10,7 +10,7 @@ from memkv_sglang.plugin.namespaces import KV_POOL
 def attach(original: Callable[..., Any], controller: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap `attach_storage_backend`, which creates the storage, and record the storage's pools.
 
-    In SGLang's decode offload, there is one pool and no entry.
+    A controller of SGLang's decode offload has one pool and no list of entries.
     """
     entries = getattr(controller.mem_pool_host, "entries", None)
     if entries is None:

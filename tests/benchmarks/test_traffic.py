@@ -22,7 +22,7 @@ def test_turns_reuse_as_much_as_in_the_trace() -> None:
             assert len(turn.tokens) <= LONGEST // SCALE
             reused += common(before.tokens, turn.tokens)
             sent += len(turn.tokens)
-    assert 0.85 < reused / sent < 1  # the trace: 0.96, with compactions
+    assert 0.85 < reused / sent < 1  # 0.96 in the trace, which includes compactions
 
 
 def test_only_sessions_of_a_group_begin_with_the_same_tokens() -> None:
@@ -32,7 +32,7 @@ def test_only_sessions_of_a_group_begin_with_the_same_tokens() -> None:
     ]
     shared = {template.shared_pages * BLOCK // SCALE for template in agents()}
     assert 0 < len([length for length in lengths if length > 50]) < len(lengths)
-    assert max(lengths) <= max(shared) + 4  # tokens that are equal by chance
+    assert max(lengths) <= max(shared) + 4  # a few tokens may be equal by chance
 
 
 def test_other_content_has_the_same_shape_and_no_common_prefix() -> None:

@@ -72,7 +72,7 @@ def test_slot_being_read_is_not_overwritten(
 ) -> None:
     old, new = chain("old", 32).keys(), chain("new", 32).keys()
     spill(nvme.tier, old)
-    # Two pages in consecutive slots take one system call, so that other threads can write.
+    # Two pages in consecutive slots are read in one system call, which leaves threads for writes.
     pages = [make_page(key, (4096, 4096), filled=False) for key in old[:2]]
     held = HeldCall(os.preadv)
     monkeypatch.setattr(os, "preadv", held)

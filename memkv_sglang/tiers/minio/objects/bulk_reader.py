@@ -84,7 +84,7 @@ class BulkReader:
     ) -> None:
         """Use up to `connections` of the pool's connections for each call.
 
-        `metadata` must be in the heads of the objects.
+        An object is rejected unless its head has the fields `metadata`.
         """
         self._pool = pool
         self._signer = signer
