@@ -26,7 +26,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
 test: setup  ## Run the tests of a change: at least one for each promise, at most 10 minutes
 	@$(PYTEST) -m "not slow and not soak" --no-skips $(ARGS)
 
-test-ci: setup  ## Run those and the soak test, as .ci/run does
+test-ci: setup  ## Run those and the soak tests, as .ci/run does
 	@$(PYTEST) -m "not slow" --no-skips --durations=25 $(ARGS)
 
 test-again: setup  ## Run the tests that failed last, one after the other

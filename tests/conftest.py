@@ -37,8 +37,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def minio_server() -> Iterator[MinioServer]:
-    """A real MinIO for the whole run; tests that stop or kill a server start their own."""
-    with MinioServer() as server:
+    """A real MinIO for the whole run; tests that stop or kill a server start their own.
+
+    It gets hundreds of buckets, which its scanner would visit again and again.
+    """
+    with MinioServer(env={"MINIO_SCANNER_SPEED": "slowest"}) as server:
         yield server
 
 

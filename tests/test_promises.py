@@ -13,8 +13,12 @@ def table() -> str:
     return text.partition("## Which test covers which promise")[2].partition("\n## ")[0]
 
 
+LEFT_OUT = {"pytest.mark.slow", "pytest.mark.soak"}
+"""Markers of tests that `make test` does not run."""
+
+
 def is_slow(decorated: ast.FunctionDef) -> bool:
-    return "pytest.mark.slow" in map(ast.unparse, decorated.decorator_list)
+    return not LEFT_OUT.isdisjoint(map(ast.unparse, decorated.decorator_list))
 
 
 def test_every_promise_of_the_readme_is_in_the_table() -> None:

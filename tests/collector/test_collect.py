@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -238,20 +239,27 @@ def test_a_lost_record_of_the_round_does_not_stop_collections(bucketful: Bucketf
         bucketful.admin.remove_object(bucketful.config.bucket, ObjectNames("").round)
 
 
+@contextmanager
+def clock_of_new_tiers(monkeypatch: pytest.MonkeyPatch, ahead: list[float]) -> Iterator[None]:
+    """Give tiers created in the block a clock that is `ahead[0]` seconds ahead, now and later."""
+    right = ServerClock.__init__.__defaults__
+    assert right is not None
+    with monkeypatch.context() as patch:
+        clocks = (lambda: time.time() + ahead[0], *right[1:])
+        patch.setattr(ServerClock.__init__, "__defaults__", clocks)
+        yield
+
+
 @pytest.mark.parametrize("ahead", [3600, -3600])
 def test_a_node_whose_clock_is_an_hour_off_removes_and_logs_nothing(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     """A server that checks dates refuses its requests; this one does not."""
     settings = {"max_age": 1800, "use_period": 1}
-    right = ServerClock.__init__.__defaults__
-    assert right is not None
-    wrong = (lambda: time.time() + ahead, *right[1:])
-    with monkeypatch.context() as patch:
-        patch.setattr(ServerClock.__init__, "__defaults__", wrong)
+    theirs, other = bucketful.spill("theirs", 3), make_chain(NAMESPACE, 3, "other")
+    with clock_of_new_tiers(monkeypatch, [ahead]):
         node = bucketful._replace(tier=MinioTier(bucketful.config))
     try:
-        theirs, other = bucketful.spill("theirs", 3), make_chain(NAMESPACE, 3, "other")
         pages = [make_page(key, [PAGE], filled=True) for key in other.keys()]
         assert node.tier.spill(pages, deadline()) == [SpillResult.STORED] * 3
         with pytest.raises(TierError, match="could not log"):
@@ -264,6 +272,24 @@ def test_a_node_whose_clock_is_an_hour_off_removes_and_logs_nothing(
         )
         assert results == [LoadResult.LOADED] * 3
         assert all([*bucketful.there(theirs), *bucketful.there(other)])
+    finally:
+        node.tier.close()
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_clock_that_jumps_by_an_hour_changes_no_ages(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    settings, jump = {"max_age": 1800, "use_period": 1}, [0.0]
+    theirs = bucketful.spill("theirs", 3)
+    with clock_of_new_tiers(monkeypatch, jump):
+        node = bucketful._replace(tier=MinioTier(bucketful.config))
+    try:
+        ours = node.spill("ours", 3)
+        jump[0] = ahead
+        assert node.collect(**settings).report.pages == 6
+        assert bucketful.collect(**settings).report.pages == 6
+        assert all([*bucketful.there(theirs), *bucketful.there(ours)])
     finally:
         node.tier.close()
 

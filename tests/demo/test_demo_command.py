@@ -98,6 +98,7 @@ FILES = ("--json", "out.json", "--picture", "out.png")
 
 
 @needs_sglang
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_claims_hold_for_a_short_context_and_sigterm_leaves_nothing(
     tmp_path: Path, temporary: Path

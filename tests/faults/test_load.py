@@ -18,6 +18,7 @@ def small_disk() -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.soak
 def test_many_clients_at_full_rate(small_disk: Cluster) -> None:
     loaded = put_under_load(small_disk, CLIENTS, SECONDS)
     print(f"{loaded.tally.calls} calls, lookups {loaded.percentile(0.99):.3f} s (p99)")

@@ -62,7 +62,7 @@ def test_copies_need_space_and_shards_no_network_between_servers(
 
 def test_a_plan_repeats_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "plan.png"
-    options = ("--model", "gpt-oss-120b", "--context", 32768, "--sessions", 20)
+    options = ("--context", 65536, "--sessions", 8)
     first = run_json(capsys, *options, "--plot", picture)
     assert run_json(capsys, *options) == first
     assert picture.read_bytes().startswith(b"\x89PNG")

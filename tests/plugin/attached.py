@@ -137,7 +137,12 @@ class Node:
             storage.close()
         if not Path(self.settings["agent.socket"]).exists():
             return
-        with suppress(AssertionError), self.client() as client, ending(_pid(client)):
+        with suppress(AssertionError):
+            self.stop_agent()
+
+    def stop_agent(self) -> None:
+        """Stop the agent and wait until it has ended."""
+        with self.client() as client, ending(_pid(client)):
             client.shutdown()
 
 

@@ -68,8 +68,7 @@ def test_pages_stay_hidden_after_the_agent_restarts(make_node: MakeNode) -> None
     storage.clear()
     forgets(storage, pool)
     storage.close()
-    with near.client() as client:
-        client.shutdown()
+    near.stop_agent()
     pool = host_pools.mha()
     storage = near.attach({"kv": pool})
     assert storage.batch_exists(chain) == 0

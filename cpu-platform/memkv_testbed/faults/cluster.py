@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Self
@@ -185,7 +186,7 @@ class Cluster:
 
 
 def mount_disk(directory: Path) -> bool:
-    """Mount a small ext4 file system in a new directory. Returns False without root's rights."""
+    """Mount a small ext4 file system in a new directory; if that fails, say why, return False."""
     directory.mkdir()
     image = directory.with_suffix(".img")
     try:
@@ -196,7 +197,9 @@ def mount_disk(directory: Path) -> bool:
             ["mount", "-o", "loop", str(image), str(directory)],
         ):
             subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", b"").decode(errors="replace").strip() or error
+        print(f"{directory} is on the machine's own disk: {reason}", file=sys.stderr)
         image.unlink(missing_ok=True)
         return False
     return True

@@ -9,10 +9,11 @@ WARM_UP = 4
 
 
 class Growth:
-    """Compares the second half of each process's samples with the first.
+    """Compares the last third of each process's samples with the first.
 
     Resources that are used and returned (idle connections, calls in flight) go up and down. A leak
-    makes every sample of the second half exceed every sample of the first.
+    makes every sample of the last third exceed every sample of the first, by more the longer it
+    goes on; a thread that starts on demand adds 1 once.
     """
 
     def __init__(self) -> None:
@@ -33,19 +34,19 @@ class Growth:
     def total(self) -> Resources:
         """Return the largest growth of any process, for each resource; at least 0."""
         grown = [
-            [last - first for first, last in zip(warm, settled, strict=True)]
-            for warm, settled in map(_ends, self._samples.values())
+            [late - early for early, late in zip(first, last, strict=True)]
+            for first, last in map(_thirds, self._samples.values())
         ]
         return Resources(*(max([0, *values]) for values in zip(*grown, strict=True)))
 
 
-def _ends(samples: list[Resources]) -> tuple[Resources, Resources]:
-    """Return the maximum of the first half and the minimum of the second, after the warm-up."""
+def _thirds(samples: list[Resources]) -> tuple[Resources, Resources]:
+    """Return the maximum of the first third and the minimum of the last, after the warm-up."""
     settled = samples[WARM_UP:]
-    half = len(settled) // 2
-    if not half:
+    third = len(settled) // 3
+    if not third:
         return samples[-1], samples[-1]
     return (
-        Resources(*(max(values) for values in zip(*settled[:half], strict=True))),
-        Resources(*(min(values) for values in zip(*settled[half:], strict=True))),
+        Resources(*(max(values) for values in zip(*settled[:third], strict=True))),
+        Resources(*(min(values) for values in zip(*settled[-third:], strict=True))),
     )

@@ -29,7 +29,10 @@ def _fail_calls(code: str) -> Fault:
 
 
 def _fill_disk(cluster: Cluster) -> None:
-    """Fill the disk, as another program might."""
+    """Fill the disk, as another program might; never the machine's own, where calls fail instead."""
+    if not cluster.mounted:
+        cluster.disk_fault.write_text("ENOSPC")
+        return
     with (cluster.disk / BALLAST).open("wb", buffering=0) as file:
         try:
             while True:
@@ -39,7 +42,8 @@ def _fill_disk(cluster: Cluster) -> None:
 
 
 def _free_disk(cluster: Cluster) -> None:
-    (cluster.disk / BALLAST).unlink()
+    full = cluster.disk / BALLAST if cluster.mounted else cluster.disk_fault
+    full.unlink()
 
 
 def _remove_directory(cluster: Cluster) -> None:
