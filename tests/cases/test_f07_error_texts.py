@@ -96,7 +96,8 @@ def errors_of_the_tier(config: MinioConfig, caplog: pytest.LogCaptureFixture) ->
     try:
         with pytest.raises((TierError, ConfigError)) as raised:
             tier.check(soon())
-        limit, logged = soon(), []
+        limit = soon()
+        logged: list[str] = []
         while not logged:  # a call may also end because its time is up
             assert time.monotonic() < limit
             assert LoadResult.LOADED not in load(tier, CHAIN)

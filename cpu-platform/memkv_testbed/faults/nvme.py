@@ -29,7 +29,7 @@ def _fail_calls(code: str) -> Fault:
 
 
 def _fill_disk(cluster: Cluster) -> None:
-    """Fill the disk, as another program might; never the machine's own, where calls fail instead."""
+    """Fill the disk, as another program might. Instead of the machine's own, fail the calls."""
     if not cluster.mounted:
         cluster.disk_fault.write_text("ENOSPC")
         return
