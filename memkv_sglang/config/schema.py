@@ -637,6 +637,7 @@ class CollectorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
         float,
         Meta(
             ge=1,
+            le=86400,
             extra=SECONDS,
             description="Time from the end of one collection to the start of the next, which any "
             "node may make.",

@@ -91,6 +91,8 @@ class _Reads:
         return self._record.content
 
 
+NOW = 1.8e9
+
 PARTS = st.lists(st.fixed_dictionaries({"name": TEXT, "first": HEX}), max_size=3)
 
 
@@ -100,7 +102,7 @@ PARTS = st.lists(st.fixed_dictionaries({"name": TEXT, "first": HEX}), max_size=3
     st.floats(-1e12, 1e12),
 )
 def test_records_of_shards(content: bytes | None, age: float) -> None:
-    records = _Reads(Record(content, "etag", age))
+    records = _Reads(Record(content, "etag", NOW - age, age))
     shard = Shard(records, None, ObjectNames(""), 0, 60.0)  # type: ignore[arg-type]
     if shard.read():
         assert -60 <= age <= 60
@@ -118,19 +120,21 @@ def test_records_of_shards(content: bytes | None, age: float) -> None:
         order=NUMBER,
         quotas=st.lists(NUMBER),
         report=REPORT,
+        oldest=NUMBER,
     )
 )
 def test_rounds(content: bytes | None) -> None:
-    stored = StoredRound(_Reads(Record(content, "etag", 0.0)), ObjectNames(""))  # type: ignore[arg-type]
+    stored = StoredRound(_Reads(Record(content, "etag", NOW, 0.0)), ObjectNames(""))  # type: ignore[arg-type]
     current = stored.read()
     assert 0 <= current.number <= 1 << 53
     assert 0 <= current.order < 1 << 63
+    assert current.remove_at <= NOW + 86400
     assert current.report is None or 0 <= current.report.pages <= 1 << 53
 
 
 @given(document(format=NUMBER, shards=NUMBER, days=NUMBER))
 def test_format_records(content: bytes) -> None:
-    records = _Reads(Record(content, "etag", 0.0))
+    records = _Reads(Record(content, "etag", NOW, 0.0))
     try:
         found = read_format(records, ObjectNames(""))  # type: ignore[arg-type]
     except ConfigError as error:

@@ -54,7 +54,7 @@ def names_in(full: Bucketful) -> set[str]:
 
 OWN = re.compile(
     r"memkv\.json|shards/[0-9a-f]{2}\.json|collector/round\.json|index/[0-9a-f]{2}-[0-9a-f]{32}"
-    r"|logs/\d{10}-[0-9a-f]{32}"
+    r"|logs/\d{10}-[0-9a-f]{32}-[0-9a-f]+"
 )
 
 FOREIGN = [

@@ -47,7 +47,7 @@ class MemoryBucket:
         if found is None:
             return None
         content = found.content if len(found.content) <= limit else None
-        return Record(content, found.etag, self.now - found.modified)
+        return Record(content, found.etag, found.modified, self.now - found.modified)
 
     def content(self, name: str, _limit: int, span: tuple[int, int] | None = None) -> bytes | None:
         found = self.stored.get(name)

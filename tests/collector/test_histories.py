@@ -149,8 +149,8 @@ class Histories(RuleBasedStateMachine):
         self._judge(before, before - self.present())
 
     def _round(self, collector: Collector, late: int | None, step: Step) -> None:
-        collector.look()
         if collector.look().current.phase == "done":
+            self._judge_delay(collector)
             collector.begin()
         for _ in range(50):
             current = collector.look().current
@@ -165,6 +165,14 @@ class Histories(RuleBasedStateMachine):
                 self.bucket.now += settle(CONFIG)
             collector.advance(step)
         raise AssertionError("the round does not end")
+
+    def _judge_delay(self, collector: Collector) -> None:
+        """A round is put off only while no limit is exceeded."""
+        if collector.look().age < CONFIG.interval or collector.is_due():
+            return
+        left = self.present()
+        assert len(left) * PAGE <= CAPACITY
+        assert all(self.bucket.now - self.used[key] < AGE + PERIOD for key in left - self.pinned)
 
     def _judge(self, before: set[PageKey], gone: set[PageKey]) -> None:
         now = self.bucket.now

@@ -43,6 +43,9 @@ QUARANTINE_LIMIT = 10_000
 CLOCK_SECONDS = 60.0
 """Seconds for which a reading of the server's time is extrapolated."""
 
+LOGS_WAITING = 1000
+"""Number of logs that make a round due: one listing shows as many."""
+
 SHARDS_OPEN = 2.0
 """Seconds to wait while other nodes hold the remaining shards."""
 
@@ -103,6 +106,8 @@ class Collector:
         self._clock = _Clock(parts)
         self._planned: tuple[int, int] | None = None
         self._removed = [0, 0]
+        self._holder = ""
+        """The node that held a shard when this one last went through the shards."""
         self._replaced: list[str] = []
         """Objects of the index that no shard names any more, and that can be removed."""
         self.removed_at_once = REMOVED_AT_ONCE
@@ -129,14 +134,28 @@ class Collector:
         self._parts.logs.forget()
 
     def is_due(self) -> bool:
-        """Return whether a new round should begin, according to the last `look`."""
-        if self._stored.current.phase != "done" or self._stored.age < self._config.interval:
+        """Return whether a new round should begin, according to the last `look`.
+
+        A round takes the same requests whether much or little has happened. Therefore logs wait for
+        a period unless the bucket exceeds a limit. Sends one request once the interval is over.
+        """
+        config, current, report = self._config, self._stored.current, self._stored.current.report
+        if current.phase != "done" or self._stored.age < config.interval:
             return False
-        if self._stored.age >= RENEW_AFTER or self._config.max_age:
+        if report is None or self._stored.age >= RENEW_AFTER or self._has_expired():
             return True
-        report = self._stored.current.report
-        over = report is not None and 0 < self._config.capacity < report.bytes
-        return over or bool(self._parts.logs.listed())
+        logs = self._parts.logs.listed()
+        if 0 < config.capacity < report.bytes + sum(log.stored for log in logs):
+            return True
+        waited = self._stored.now - logs[0].written if logs else 0.0
+        return waited >= config.use_period or len(logs) >= LOGS_WAITING
+
+    def _has_expired(self) -> bool:
+        """Return whether a page may be older than the maximum age."""
+        from memkv_sglang.tiers.minio.retention.eviction import order_at
+
+        age, current = self._config.max_age, self._stored.current
+        return bool(age) and current.oldest < order_at(self._stored.now - age, current.period)
 
     def begin(self) -> bool:
         """Begin a round. Returns False if another node has begun one."""
@@ -172,7 +191,7 @@ class Collector:
                 return False
             if not self._each_shard(partial(self._remove, current, step)):
                 return False
-            return self._end()
+            return self._end(current.order)
         return True
 
     def collect(self, step: Step, *, dry_run: bool = False) -> Collection:
@@ -184,6 +203,7 @@ class Collector:
         self.look()
         self._finish_round(step, dry_run=dry_run)
         while self._stored.current.phase == "done" and not self.begin():
+            step("waiting for the round of another node", 0, None)
             self.look()
             self._finish_round(step, dry_run=dry_run)
         self._planned = None
@@ -229,27 +249,28 @@ class Collector:
         if self.advance(step, dry_run=dry_run):
             self._stored.read()
             return
-        pause = min(SHARDS_OPEN, self._config.interval / 8)
-        if self._stored.current.phase == "remove":
-            step("waiting for the uses of all nodes", 0, None)
-        time.sleep(pause)
+        if self._holder:
+            step(f"waiting for {self._holder}, which collects a shard", 0, None)
+        elif self._stored.current.phase == "remove":
+            step("waiting for all nodes to log which pages they use", 0, None)
+        time.sleep(min(SHARDS_OPEN, self._config.interval / 8))
         self._stored.read()
 
     # The phases of a round
 
-    def _each_shard(self, work: Callable[[int, Shard], bool]) -> bool:
+    def _each_shard(self, work: Callable[[int, Shard], None]) -> bool:
         """Do the work on each shard, from a random one on; return whether all shards are done."""
         count = len(self._shards)
         first = random.randrange(count)  # noqa: S311 - spreads nodes over shards
-        done = True
+        self._holder = ""
         for i in range(count):
             number = (first + i) % count
             try:
-                done = work(number, self._shards[number]) and done
-            except LeaseHeldError:
-                done = False
+                work(number, self._shards[number])
+            except LeaseHeldError as error:
+                self._holder = error.holder
         self._remove_replaced()
-        return done
+        return not self._holder
 
     def _merge(
         self,
@@ -259,14 +280,13 @@ class Collector:
         step: Step,
         number: int,
         shard: Shard,
-    ) -> bool:
+    ) -> None:
         """Merge the listed logs into a shard, unless a node has done so in this round."""
         holder = shard.read()
         self._check(shard, number)
         if shard.state.merged >= current.number:
-            return True
-        if holder:
-            return False
+            return
+        shard.demand_free(holder)
         fresh = [found for found in listed if found.name not in shard.state.logs]
         now = self._clock.now()
         is_old = bool(shard.state.parts) and now - shard.state.written > RENEW_AFTER
@@ -274,23 +294,21 @@ class Collector:
         if not fresh and basis == (pins.version, current.period) and not is_old:
             step("shards", number, len(self._shards))
             shard.publish(msgspec.structs.replace(shard.state, merged=current.number))
-            return True
+            return
         with _held(shard):
             work = ShardPass(self, shard, number, current, listed, pins, now, rewrite=is_old)
             self._finish(shard, work, step, merged=current.number)
             if is_old:
                 shard.remove_orphans(now)
-        return True
 
-    def _remove(self, current: Round, step: Step, number: int, shard: Shard) -> bool:
+    def _remove(self, current: Round, step: Step, number: int, shard: Shard) -> None:
         """Remove those pages of a shard that the round chose and that no node has used since."""
         from memkv_sglang.tiers.minio.retention.eviction import Cut
 
         holder = shard.read()
         if shard.state.removed >= current.number:
-            return True
-        if holder:
-            return False
+            return
+        shard.demand_free(holder)
         with _held(shard):
             self._log_uses()
             cut = Cut(order=current.order, quotas=current.quotas)
@@ -300,7 +318,6 @@ class Collector:
                 raise TierError(TOO_MANY_LOGS)
             work = ShardPass(self, shard, number, current, listed, pins, now, cut=cut)
             self._finish(shard, work, step, removed=current.number)
-        return True
 
     def _finish(self, shard: Shard, work: ShardPass, step: Step, **marks: int) -> None:
         """Run a pass over a shard, and publish the result."""
@@ -330,20 +347,21 @@ class Collector:
         excess = 0
         if config.capacity and size > config.capacity:
             excess = size - int(LOW_WATERMARK * config.capacity)
-        expired = order_at(now - config.max_age, config.use_period) if config.max_age else 0
+        period = self._stored.current.period  # on which the summaries are based
+        expired = order_at(now - config.max_age, period) if config.max_age else 0
+        oldest = min(summary.oldest() for summary in summaries)
         cut = find_cut(summaries, excess, expired)
         self._planned = planned(summaries, cut)
         self._parts.logs.listed()
         if self._parts.logs.truncated:  # the next rounds merge the other logs first
             log.warning(TOO_MANY_LOGS)
-            return self._end()
+            return self._end(oldest)
         if dry_run or not self._planned[0]:
-            return self._end()
+            return self._end(oldest)
         return self._stored.replace(
             msgspec.structs.replace(
                 self._stored.current,
                 phase="remove",
-                period=config.use_period,
                 remove_at=now + grace(config),
                 order=cut.order,
                 quotas=list(cut.quotas),
@@ -354,12 +372,14 @@ class Collector:
         if not self._flush():
             raise TierError("could not log which pages this node used, so none are removed")
 
-    def _end(self) -> bool:
+    def _end(self, oldest: int) -> bool:
         """End the round. Its last phase has just read or changed every shard."""
         current = self._stored.current
         self._remove_merged_logs()
         return self._stored.replace(
-            msgspec.structs.replace(current, phase="done", report=self._report(current.number))
+            msgspec.structs.replace(
+                current, phase="done", report=self._report(current.number), oldest=oldest
+            )
         )
 
     def _report(self, number: int) -> Report:
@@ -439,8 +459,11 @@ class Collector:
 
 @contextmanager
 def _held(shard: Shard) -> Iterator[None]:
-    """Hold a shard's lease during a `with` block, which releases it if no error occurs."""
-    shard.acquire()
+    """Hold the lease of a shard that was just read, during a `with` block.
+
+    The block releases it if no error occurs.
+    """
+    shard.take()
     try:
         yield
     except BaseException:

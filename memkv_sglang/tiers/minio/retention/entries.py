@@ -88,6 +88,14 @@ def page_hashes(found: Entries) -> npt.NDArray[Any]:
     return hashes.view(f"S{PAGE_HASH_SIZE}").reshape(-1)
 
 
+def stored_sizes(found: Entries) -> npt.NDArray[np.uint32]:
+    """Return the sizes of the pages that a log says were stored."""
+    sizes: npt.NDArray[np.uint32] = found["size"][
+        (found["written"] > 0) & (found["size"] != REMOVED)
+    ]
+    return sizes
+
+
 def first_bytes(found: Entries) -> npt.NDArray[np.uint8]:
     """Return the first byte of each page's hash, which determines its shard."""
     raw = np.ascontiguousarray(found["key"]).view(np.uint8)

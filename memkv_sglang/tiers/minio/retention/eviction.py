@@ -17,6 +17,9 @@ from memkv_sglang.tiers.minio.retention.entries import UNKNOWN, Entries
 GROUPS = 4096
 """Maximum number of groups in a shard's summary, which then has about 100 KB."""
 
+LAST = (1 << 63) - 1
+"""A place in the order that no page follows."""
+
 _GROUP = np.dtype([("order", "<u8"), ("bytes", "<u8"), ("pages", "<u8")])
 
 Orders = npt.NDArray[np.uint64]
@@ -77,6 +80,10 @@ class Summary:
         """Return the bytes and pages of all groups below a place in the order."""
         end = int(np.searchsorted(self.groups["order"], np.uint64(order)))
         return int(self.groups["bytes"][:end].sum()), int(self.groups["pages"][:end].sum())
+
+    def oldest(self) -> int:
+        """Return the first place in the order that has pages."""
+        return int(self.groups["order"][0]) if len(self.groups) else LAST
 
     def at(self, order: int) -> tuple[int, int]:
         """Return the bytes and pages of the group at a place in the order."""

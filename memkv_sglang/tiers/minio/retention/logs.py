@@ -3,7 +3,7 @@
 import logging
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from memkv_sglang.tiers.minio.admin import Bucket
@@ -26,16 +26,24 @@ CACHE_LIMIT = 64 << 20
 """Logs of up to this many bytes in total are read whole, once for all shards. Larger ones are read
 slice by slice."""
 
-_NAME = re.compile(r"\d{10}-[0-9a-f]{32}")
+_NAME = re.compile(r"(\d{10})-[0-9a-f]{32}(?:-([0-9a-f]{1,13}))?")
 
 
 class LogName(NamedTuple):
     """A log in the bucket."""
 
     name: str
-    """Name without the prefix."""
+    """Name without the prefix.
+
+    It consists of the time, a random number, and the bytes of the pages that the log says were
+    stored, so a listing shows whether the bucket exceeds its capacity.
+    """
     size: int
     """Bytes."""
+    written: int
+    """When it was written, by the server's clock."""
+    stored: int
+    """Bytes of the stored pages."""
 
 
 class LogStore:
@@ -57,9 +65,10 @@ class LogStore:
 
     def write(self, found: "Entries", now: float) -> None:
         """Store a log. Its name begins with `now`, the server's time, so names sort by time."""
-        from memkv_sglang.tiers.minio.retention.entries import encode
+        from memkv_sglang.tiers.minio.retention.entries import encode, stored_sizes
 
-        name = f"{self._prefix}{int(now):010d}-{uuid.uuid4().hex}"
+        stored = int(stored_sizes(found).sum(dtype="u8"))
+        name = f"{self._prefix}{int(now):010d}-{uuid.uuid4().hex}-{stored:x}"
         self._records.put(name, encode(found))
         self._telemetry.count("logs_written")
         self._telemetry.count("log_entries_written", len(found))
@@ -72,9 +81,11 @@ class LogStore:
         found: list[LogName] = []
         total, self.truncated = 0, False
         for item in self._bucket.objects(self._prefix):
-            one = LogName(item.name.removeprefix(self._prefix), item.size)
-            if not _NAME.fullmatch(one.name):
+            name = item.name.removeprefix(self._prefix)
+            parts = _NAME.fullmatch(name)
+            if parts is None:
                 continue
+            one = LogName(name, item.size, int(parts[1]), int(parts[2] or "0", 16))
             total += one.size
             if found and (len(found) == LISTED_LIMIT or total > LISTED_BYTES):
                 self.truncated = True
@@ -88,14 +99,26 @@ class LogStore:
         self._cached_bytes = sum(log.size for log in found if log.name in self._whole)
         return found
 
-    def read(self, logs: Sequence[LogName], first: int, last: int) -> "list[Entries]":
+    def read(
+        self,
+        logs: Sequence[LogName],
+        first: int,
+        last: int,
+        each: Callable[[int], None] = lambda _: None,
+    ) -> "list[Entries]":
         """Return the entries of the slices [first, last) of each log.
 
-        A damaged log counts as empty, and is logged once.
+        A damaged log counts as empty, and is logged once. `each` is called before each log, with
+        the number of logs read so far.
         """
         whole = sum(log.size for log in logs) <= CACHE_LIMIT
-        found = (self._read(log, first, last, whole=whole) for log in logs)
-        return [part for part in found if part is not None and len(part)]
+        read = []
+        for count, log in enumerate(logs):
+            each(count)
+            found = self._read(log, first, last, whole=whole)
+            if found is not None and len(found):
+                read.append(found)
+        return read
 
     def _read(self, log: LogName, first: int, last: int, *, whole: bool) -> "Entries | None":
         from memkv_sglang.tiers.minio.retention.entries import DamagedError, first_bytes

@@ -40,8 +40,10 @@ class Record(NamedTuple):
     """Content of the record; None if it is larger than the limit."""
     version: str
     """The ETag."""
+    written: float
+    """When it was written, by the server's clock."""
     age: float
-    """Whole seconds since the record was written, by the server's clock."""
+    """Whole seconds since then."""
 
 
 class Records:
@@ -73,8 +75,9 @@ class Records:
         """Return a record; None if it does not exist. Leaves out content beyond `limit` bytes."""
 
         def read(connection: Connection, head: ResponseHead, deadline: float) -> Record:
-            age = self._clock.now(head) - modified_time(head)
-            return Record(connection.read_body(limit, deadline), _etag(head), age)
+            now, written = self._clock.now(head), modified_time(head)
+            content = connection.read_body(limit, deadline)
+            return Record(content, _etag(head), written, now - written)
 
         return self._get(name, read)
 

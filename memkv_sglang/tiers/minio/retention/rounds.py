@@ -9,10 +9,16 @@ from typing import Annotated, Literal
 import msgspec
 
 from memkv_sglang.tiers.minio.names import ObjectNames
-from memkv_sglang.tiers.minio.retention.records import Records
+from memkv_sglang.tiers.minio.retention.records import Record, Records
 
 SIZE_LIMIT = 64 << 10
 """Maximum size of the record, in bytes."""
+
+GRACE_LIMIT = 43200.0
+"""Maximum time from the decision which pages leave to their removal, in seconds.
+
+Half of the longest `collector.interval`.
+"""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Order = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -37,7 +43,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     number: Count = 0
     phase: Literal["merge", "remove", "done"] = "done"
     period: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 3600.0
-    """`collector.use_period` of the node that decided."""
+    """`collector.use_period` of the node that began the round."""
     remove_at: Seconds = 0.0
     """Server's time from which pages may be removed. Every node logs its uses right then."""
     order: Order = 0
@@ -46,6 +52,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes to remove at `order` itself, by shard."""
     report: Report | None = None
     """Report of the last round that has ended."""
+    oldest: Order = 0
+    """When that round ended, only pinned pages preceded this place in the order."""
 
 
 class StoredRound:
@@ -59,13 +67,16 @@ class StoredRound:
         self.current = Round()
         self.age = float("inf")
         """Seconds since the record was written, by the server's clock."""
+        self.now = 0.0
+        """The server's time when the record was read."""
 
     def read(self) -> Round:
         """Read the record. A missing or damaged one counts as a round that ended long ago."""
         record = self._records.read(self._name, SIZE_LIMIT)
         self._version = record.version if record else None
-        parsed = _parse(record.content) if record and record.content is not None else None
+        parsed = _parse(record) if record else None
         self.age = record.age if record and parsed else float("inf")
+        self.now = record.written + record.age if record else 0.0
         self.current = parsed or Round(number=self.current.number)
         return self.current
 
@@ -78,8 +89,11 @@ class StoredRound:
         return True
 
 
-def _parse(content: bytes) -> Round | None:
+def _parse(record: Record) -> Round | None:
+    """Return the round in a record; None if it is invalid, so that it will be overwritten."""
     try:
-        return msgspec.json.decode(content, type=Round)
+        found = msgspec.json.decode(record.content or b"", type=Round)
     except (ValueError, RecursionError):
         return None
+    # All nodes would wait for such a time.
+    return None if found.remove_at > record.written + GRACE_LIMIT else found

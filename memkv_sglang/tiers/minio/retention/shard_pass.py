@@ -1,7 +1,7 @@
 """A pass over one shard: merges logs into it, and removes the pages that a round has chosen."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,12 @@ class ShardPass:
         self._step = step
         old = self._shard.state
         fresh = [found for found in self._listed if found.name not in old.logs]
-        for part, held, updates in self._ranges(old.parts, self._updates(fresh)):
+
+        def each(count: int) -> None:
+            step("logs", count, len(fresh))
+            self._shard.renew()
+
+        for part, held, updates in self._ranges(old.parts, self._updates(fresh, each)):
             self._take(part, held, updates)
         self._write_pending(last=True)
         summary = Summary.sum(self._summaries).shortened()
@@ -94,13 +99,15 @@ class ShardPass:
             removed_bytes=self._removed_bytes,
         )
 
-    def _updates(self, logs: Sequence[LogName]) -> "Entries":
+    def _updates(
+        self, logs: Sequence[LogName], each: Callable[[int], None] = lambda _: None
+    ) -> "Entries":
         """Return what the logs say about this shard, sorted by key."""
         import numpy as np
 
         from memkv_sglang.tiers.minio.retention.entries import by_key, empty
 
-        found = np.concatenate([empty(), *self._parts.logs.read(logs, *self._slices)])
+        found = np.concatenate([empty(), *self._parts.logs.read(logs, *self._slices, each)])
         return by_key(found)
 
     def _ranges(

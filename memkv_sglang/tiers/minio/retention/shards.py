@@ -38,6 +38,11 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 class LeaseHeldError(TierError):
     """Another node holds the lease."""
 
+    def __init__(self, text: str, holder: str = "another node") -> None:
+        """Name the holder, in printable form."""
+        super().__init__(text)
+        self.holder = holder
+
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a shard."""
@@ -122,8 +127,21 @@ class Shard:
 
     def acquire(self) -> None:
         """Read the record and take the lease. Raises `LeaseHeldError` if another node holds it."""
-        if holder := self.read():
-            raise LeaseHeldError(f"another node is collecting ({shown(holder)})")
+        self.demand_free(self.read())
+        self.take()
+
+    @staticmethod
+    def demand_free(holder: str) -> None:
+        """Raise `LeaseHeldError` if there is a holder, as returned by `read`."""
+        if holder:
+            name = shown(holder)
+            raise LeaseHeldError(f"another node is collecting ({name})", name)
+
+    def take(self) -> None:
+        """Take the lease of the record last read, which must have been free.
+
+        Raises `LeaseHeldError` if another node has changed the record meanwhile.
+        """
         self._write(self.state, self._seconds)
 
     def renew(self) -> None:
