@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.options import SettingsCommand, timeout_option
 from memkv_sglang.cli.output import PhaseProgress, human_size, make_progress, print_line
 from memkv_sglang.cli.shards import bucket_configs, shard_option
 from memkv_sglang.config.errors import ConfigError
@@ -109,8 +109,11 @@ def _set_up(
     type=click.Choice(["1", "2", "4", "8", "16", "32", "64", "128", "256"]),
     help="Number of shards of a new index.  [default: 16]",
 )
+@timeout_option
 @shard_option
-def rebuild(loaded: LoadedConfig, index_shards: str | None, shard: str | None) -> None:
+def rebuild(
+    loaded: LoadedConfig, index_shards: str | None, timeout: float | None, shard: str | None
+) -> None:
     """Rebuild the index from a listing of all pages, and migrate a bucket of format 1.
 
     An interrupted run can be continued. Before a migration, stop all agents of versions that use
@@ -119,22 +122,33 @@ def rebuild(loaded: LoadedConfig, index_shards: str | None, shard: str | None) -
     for name, config in bucket_configs(loaded.config.minio, shard).items():
         if name:
             click.echo(f"shard {name}")
-        _rebuild(config, loaded.config.collector, int(index_shards) if index_shards else None)
+        count = int(index_shards) if index_shards else None
+        _rebuild(config, loaded.config.collector, count, timeout)
 
 
-def _rebuild(config: MinioConfig, collector: CollectorConfig, index_shards: int | None) -> None:
+def _rebuild(
+    config: MinioConfig,
+    collector: CollectorConfig,
+    index_shards: int | None,
+    timeout: float | None,
+) -> None:
     from memkv_sglang.tiers.minio import MinioTier
 
     tier = MinioTier(msgspec.structs.replace(config, create_bucket=False), any_format=True)
     try:
         with make_progress() as progress:
-            shown = PhaseProgress(progress)
+            shown = PhaseProgress(progress, timeout)
             rebuilder = tier.rebuilder(collector, index_shards)
             done = rebuilder.run(shown.step)
     finally:
         tier.close()
     if done.migrated:
         click.echo("migrated from format 1 to format 2")
+    if done.without_days:
+        click.echo(
+            "next: run `memkv bucket setup`, so that nodes renew pages before the lifecycle rule "
+            "removes them"
+        )
     if done.resumed:
         click.echo(f"continued: {done.resumed} shards were already done")
     click.echo(f"pages: {done.pages}, {human_size(done.bytes)}")

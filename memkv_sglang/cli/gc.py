@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from memkv_sglang.cli.options import SettingsCommand
+from memkv_sglang.cli.options import SettingsCommand, timeout_option
 from memkv_sglang.cli.output import PhaseProgress, human_size, make_progress, print_json
 from memkv_sglang.cli.shards import bucket_configs, prefixed, shard_option
 from memkv_sglang.config.environment import check_environment
@@ -28,14 +28,18 @@ if TYPE_CHECKING:
     help="Only show what would be removed. The index is updated nevertheless.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON. With shards, it is a list.")
+@timeout_option
 @shard_option
-def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool, shard: str | None) -> None:
+def gc(
+    loaded: LoadedConfig, dry_run: bool, as_json: bool, timeout: float | None, shard: str | None
+) -> None:
     """Remove pages above the limits from MinIO, least recently used first.
 
-    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. After choosing
-    the pages, this command waits for half of `collector.interval`, so that all nodes can report
-    which of them they use. It keeps pinned pages. The exit status is 1 if pinned pages alone exceed
-    the limits.
+    Agents do this themselves if `collector.capacity` or `collector.max_age` is set. This command
+    first ends a collection that is under way. If it has to wait for another node, it names the node
+    after 30 s. After choosing the pages, it waits for half of `collector.interval`, so that all
+    nodes can report which of them they use. It keeps pinned pages. The exit status is 1 if pinned
+    pages alone exceed the limits.
     """
     config = loaded.config
     check_environment(loaded)
@@ -46,7 +50,7 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool, shard: str | None) ->
             "e.g. --collector-capacity 2TiB"
         )
     collections = {
-        name: _collect(one, name, config.collector, dry_run=dry_run)
+        name: _collect(one, name, config.collector, timeout, dry_run=dry_run)
         for name, one in buckets.items()
     }
     if as_json:
@@ -65,15 +69,21 @@ def gc(loaded: LoadedConfig, dry_run: bool, as_json: bool, shard: str | None) ->
 
 
 def _collect(
-    config: MinioConfig, shard: str, limits: CollectorConfig, *, dry_run: bool
+    config: MinioConfig,
+    shard: str,
+    limits: CollectorConfig,
+    timeout: float | None,
+    *,
+    dry_run: bool,
 ) -> "Collection":
     """Collect one bucket. Warn if it is versioned."""
     from memkv_sglang.cli.listing.minio import open_minio
 
     with open_minio(config) as tier, make_progress() as progress:
+        shown = PhaseProgress(progress, timeout)
         support = tier.measured_support()
         collector = tier.collector(limits, support.conditions)
-        collection = collector.collect(PhaseProgress(progress).step, dry_run=dry_run)
+        collection = collector.collect(shown.step, dry_run=dry_run)
     if support.versioned:
         line = (
             "warning: the bucket is versioned, so removing pages frees no space; run `memkv bucket "

@@ -2,8 +2,9 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,6 +21,8 @@ from memkv_sglang.config.settings import (
     sections,
 )
 from memkv_sglang.config.units import parse_time
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 _METAVARS = {"bytes": "SIZE", "seconds": "TIME", "path": "PATH", "paths": "PATHS"}
 FILE_PARAMETER = "config_file"
@@ -49,6 +52,18 @@ class Duration(click.ParamType[float]):
             bounds = f"{self._shortest} to {self._longest}"
             self.fail(f"{value[:60]!r} is out of range; use {bounds}", param, ctx)
         return seconds
+
+
+def timeout_option(command: Command) -> Command:
+    """Add `--timeout`; the command gets its value in seconds, or None, as `timeout`."""
+    add = click.option(
+        "--timeout",
+        type=Duration("1s", "30d"),
+        metavar="TIME",
+        help="Give up after this time, with exit status 1. The next run continues.  [default: no "
+        "limit]",
+    )
+    return add(command)
 
 
 class SettingOption(click.Option):

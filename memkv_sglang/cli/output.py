@@ -3,6 +3,7 @@
 All text passes through `memkv_sglang.printable` and is never interpreted as markup.
 """
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -43,19 +44,45 @@ def make_progress() -> "Progress":
     return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
-class PhaseProgress:
-    """Shows a progress bar for each phase of a long operation."""
+NOTICE_SECONDS = 30.0
+"""Seconds after which an operation that waits for another node says so on stderr."""
 
-    def __init__(self, progress: "Progress") -> None:
-        """Show the phases in `progress`."""
+
+class PhaseProgress:
+    """Shows a progress bar for each phase of a long operation, which may have a time limit."""
+
+    def __init__(self, progress: "Progress", timeout: float | None = None) -> None:
+        """Show the phases in `progress`; end the operation after `timeout` seconds."""
         self._progress = progress
+        self._timeout = math.inf if timeout is None else timeout
+        self._began = self._phase_began = time.monotonic()
+        self._phase = ""
+        self._noticed = False
         self._tasks: dict[str, TaskID] = {}
 
     def step(self, what: str, done: int, total: int | None) -> None:
-        """Show how much of the phase named `what` is done."""
+        """Show how much of the phase named `what` is done.
+
+        Raises `click.ClickException` once the time is over.
+        """
+        now = time.monotonic()
+        if now - self._began > self._timeout:
+            raise click.ClickException(
+                f"not done after {human_time(self._timeout)} ({what}); run it again to continue"
+            )
+        if what != self._phase:
+            self._phase, self._phase_began, self._noticed = what, now, False
+        if what.startswith("waiting") and now - self._phase_began > NOTICE_SECONDS:
+            self._notice(what)
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total)
         self._progress.update(self._tasks[what], completed=done, total=total)
+
+    def _notice(self, what: str) -> None:
+        """Say once what the operation waits for, unless a progress bar shows it."""
+        if self._progress.disable and not self._noticed:
+            print_line(f"note: {what}", err=True)
+        self._noticed = True
 
 
 def print_line(line: str, *, err: bool = False) -> None:

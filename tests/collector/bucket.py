@@ -15,6 +15,8 @@ from memkv_sglang.tiers.minio.names import ObjectNames
 from memkv_sglang.tiers.minio.retention import Collection, Collector
 
 LIMIT = 30.0
+CLOCK_LAG = 1.5
+"""A `Date` has whole seconds, and a response takes a moment."""
 PAGE = 4096
 NAMESPACE = make_namespace(PAGE)
 
@@ -66,11 +68,13 @@ class Bucketful(NamedTuple):
         modified: float = item.last_modified.timestamp()
         return modified
 
-    def wait_for_next_period(self, seconds: float, keys: Sequence[PageKey]) -> None:
-        """Wait until the server is in a later period than these pages."""
-        _, records, names = self.tier.control()
-        youngest = max(self.modified(key) for key in keys)
-        while records.clock(names.format) // seconds <= youngest // seconds:
+    def wait_for_next_period(self, seconds: float) -> None:
+        """Wait until what is used from now on counts as used in a later period than until now.
+
+        A node's view of the server's time is up to `CLOCK_LAG` behind.
+        """
+        last = time.time() // seconds
+        while (time.time() - CLOCK_LAG) // seconds <= last:
             time.sleep(0.05)
 
 

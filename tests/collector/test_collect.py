@@ -11,7 +11,9 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
+from click import ClickException
 
+from memkv_sglang.cli import output
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import Chain
 from memkv_sglang.testing.pages import make_chain, make_page
@@ -24,6 +26,7 @@ from memkv_sglang.tiers.minio.retention import collector as collecting
 from memkv_sglang.tiers.minio.retention import logs, shard_pass
 from memkv_sglang.tiers.minio.retention.pins import Pin, PinStore
 from memkv_sglang.tiers.minio.retention.records import Records
+from memkv_sglang.tiers.minio.retention.rounds import Round
 from memkv_sglang.tiers.minio.retention.shards import LeaseHeldError, Shard
 from tests.collector.bucket import (
     LIMIT,
@@ -35,12 +38,14 @@ from tests.collector.bucket import (
     prefix_length,
 )
 
+WAITING = "waiting for all nodes to log which pages they use"
+
 
 def test_least_recently_used_pages_are_removed_down_to_the_capacity(bucketful: Bucketful) -> None:
     old = bucketful.spill_in_one_period(1, "old", 8)
-    bucketful.wait_for_next_period(1, old.keys())
+    bucketful.wait_for_next_period(1)
     new = bucketful.spill("new", 8)
-    bucketful.wait_for_next_period(1, new.keys())
+    bucketful.wait_for_next_period(1)
     collection = bucketful.collect(capacity=12 * PAGE, use_period=1)
     assert collection.satisfied
     assert collection.report.pages == 11  # at most 95 % of the capacity
@@ -82,14 +87,14 @@ def test_pages_beyond_the_maximum_age_are_removed(bucketful: Bucketful) -> None:
 def test_a_page_used_on_another_node_after_the_decision_stays(bucketful: Bucketful) -> None:
     """The other node logs the use late: after the decision, when it notices the round."""
     used, unused = bucketful.spill("used", 3), bucketful.spill("unused", 3)
-    bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
+    bucketful.wait_for_next_period(1)
     time.sleep(2)  # now both chains are older than the maximum age
     node = MinioTier(bucketful.config)
     try:
         node.check(deadline())
 
         def step(what: str, _done: int, _total: int | None) -> None:
-            if what == "waiting for the uses of all nodes":
+            if what == WAITING:
                 node.record_access(used, range(len(used.hashes)))
                 assert node.flush_accesses(LIMIT)
 
@@ -103,7 +108,7 @@ def test_a_page_used_on_another_node_after_the_decision_stays(bucketful: Bucketf
 
 def test_a_use_is_not_lost_if_its_node_closes(bucketful: Bucketful) -> None:
     used, unused = bucketful.spill("used", 4), bucketful.spill("unused", 4)
-    bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
+    bucketful.wait_for_next_period(1)
     node = MinioTier(bucketful.config)
     node.check(deadline())
     node.record_access(used, range(len(used.hashes)))
@@ -166,14 +171,11 @@ def test_a_dry_run_leaves_a_removal_that_is_under_way_to_others(bucketful: Bucke
 # Uses that no log has yet
 
 
-WAITING = "waiting for the uses of all nodes"
-
-
 def test_nothing_is_removed_before_all_logs_are_merged(
     bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     used, *others = [bucketful.spill(f"chain {i}", 4) for i in range(4)]
-    bucketful.wait_for_next_period(1, others[-1].keys())
+    bucketful.wait_for_next_period(1)
     node = MinioTier(bucketful.config)
     node.check(deadline())
     node.record_access(used, range(len(used.hashes)))
@@ -225,7 +227,7 @@ def test_nothing_is_removed_by_a_node_that_cannot_write_its_log(
         raise TierError("refused")
 
     collector = bucketful.collector(capacity=1, use_period=1)
-    bucketful.wait_for_next_period(1, chain.keys())
+    bucketful.wait_for_next_period(1)
     with pytest.raises(TierError, match="could not log which pages this node used"):
         collector.collect(step)
     assert all(bucketful.there(chain))
@@ -299,7 +301,7 @@ def test_a_shard_of_many_parts_is_merged_in_order(
 ) -> None:
     monkeypatch.setattr(shard_pass, "PART", 4)
     chains = [bucketful.spill_in_one_period(1, f"chain {i}", 40) for i in range(2)]
-    bucketful.wait_for_next_period(1, chains[1].keys())
+    bucketful.wait_for_next_period(1)
     assert bucketful.collect(capacity=100 * PAGE, use_period=1).report.pages == 80
     more = bucketful.spill("more", 40)
     assert bucketful.collect(capacity=60 * PAGE, use_period=1).report.pages == 57
@@ -452,6 +454,51 @@ def test_wrong_node_clock_has_no_effect(
     assert two.read()
     with pytest.raises(LeaseHeldError):
         two.acquire()
+
+
+def test_a_command_that_waits_for_another_node_says_so_and_gives_up(
+    bucketful: Bucketful, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "NOTICE_SECONDS", 0.5)
+    bucketful.spill("chain", 3)
+    other = lease(bucketful)
+    other.acquire()
+    collector = bucketful.collector(capacity=PAGE)
+    rebuilder = bucketful.tier.rebuilder(limits())
+    for operation in (collector.collect, rebuilder.run):
+        shown = output.PhaseProgress(output.make_progress(), timeout=2)
+        with pytest.raises(ClickException, match=f"waiting for .*:{os.getpid()}:.* a shard"):
+            operation(shown.step)
+        notices = capsys.readouterr().err.splitlines()
+        assert len(notices) == 1
+        assert notices[0].startswith("note: waiting for ")
+    other.release()
+    assert bucketful.collect(capacity=PAGE).report.pages == 0
+
+
+def test_no_node_waits_for_a_removal_that_is_far_away(bucketful: Bucketful) -> None:
+    bucketful.spill("chain", 3)
+    odd = msgspec.json.encode(Round(number=7, phase="remove", remove_at=time.time() + 90_000))
+    place = bucketful.config.bucket, ObjectNames("").round
+    bucketful.admin.put_object(*place, io.BytesIO(odd), len(odd))
+    assert bucketful.collect(capacity=PAGE).report.removed_pages == 3
+
+
+def test_nodes_with_different_periods_remove_no_more_than_needed(bucketful: Bucketful) -> None:
+    """`memkv gc` may join a round of agents that have another period."""
+    chain = bucketful.spill("chain", 20)
+    for periods in ((1, 3600), (3600, 1)):
+        nodes = [
+            bucketful.collector(capacity=10 * PAGE, max_age=86400, use_period=period)
+            for period in periods
+        ]
+        nodes[0].look()
+        assert nodes[0].begin()
+        report = nodes[1].collect(lambda *_: None).report
+        assert report.pages == 9
+        assert prefix_length(bucketful.there(chain)) == 9
+        bucketful.tier.clear(NAMESPACE.digest)
+        chain = bucketful.spill(f"after {periods}", 20)
 
 
 LEADER = """
