@@ -80,6 +80,27 @@ def test_a_bucket_that_was_emptied_by_hand_keeps_its_number_of_shards(
         node.tier.close()
 
 
+def test_a_rebuild_without_the_format_record_keeps_the_number_of_shards(
+    bucketful: Bucketful,
+) -> None:
+    bucketful.tier.close()
+    record = msgspec.json.encode(BucketFormat(shards=8))
+    place = bucketful.config.bucket, NAMES.format
+    bucketful.admin.put_object(*place, io.BytesIO(record), len(record))
+    node = bucketful._replace(tier=MinioTier(bucketful.config))
+    node.spill("chain", 12)
+    node.collect(capacity=100 * PAGE)
+    node.tier.close()
+    bucketful.admin.remove_object(*place)
+    assert rebuild(bucketful.config)[0] == 12
+    again = bucketful._replace(tier=MinioTier(bucketful.config))
+    try:
+        assert again.tier.retention().format.shards == 8
+        assert again.collect(capacity=8 * PAGE).report.pages == 7
+    finally:
+        again.tier.close()
+
+
 def test_a_rebuild_continues_and_leaves_foreign_objects(bucketful: Bucketful) -> None:
     chain = bucketful.spill("chain", 12)
     foreign = f"{chain.namespace.hex()}/ab/{'ab' * 32}"
@@ -122,8 +143,9 @@ def test_another_format_is_refused(node_config: MinioConfig, admin: Minio, conte
 def test_pages_in_use_are_renewed_before_the_lifecycle_rule_removes_them(
     bucketful: Bucketful,
 ) -> None:
-    used, unused = bucketful.spill("used", 2), bucketful.spill("unused", 2)
-    bucketful.wait_for_next_period(1, [*used.keys(), *unused.keys()])
+    used = bucketful.spill("used", 2)
+    bucketful.spill("unused", 2)
+    bucketful.wait_for_next_period(1)
     before = [bucketful.modified(key) for key in used.keys()]
     parts = bucketful.tier.retention()
     found = [part for log in parts.logs.listed() for part in parts.logs.read([log], 0, 256)]

@@ -54,6 +54,9 @@ it."""
 
 _NAMESPACE = re.compile(rf"[0-9a-f]{{{2 * NAMESPACE_DIGEST_SIZE}}}")
 
+_RECORD = re.compile(r"([0-9a-f]{2})\.json")
+"""Name of a shard's record; see `shards`."""
+
 Step = Callable[[str, int, int | None], None]
 
 
@@ -68,6 +71,8 @@ class Rebuilt(NamedTuple):
     """Number of shards that an earlier, interrupted rebuild had finished."""
     migrated: bool
     """Whether the bucket had format 1."""
+    without_days: bool
+    """Whether nodes do not know any more after how many days the lifecycle rule removes pages."""
 
 
 class _Progress(msgspec.Struct, kw_only=True):
@@ -93,11 +98,12 @@ class Rebuilder:
         parts = self._parts
         found = read_format(parts.records, parts.names)
         progress = self._read_progress()
-        shards = found.shards if found else self._wanted or BucketFormat().shards
+        indexed = self._indexed_shards()
+        shards = found.shards if found else indexed or self._wanted or BucketFormat().shards
         if self._wanted and self._wanted != shards:
             raise TierError(
                 f"the index has {shards} shards, and their number can only be chosen while a "
-                "bucket has no index; leave out --shards"
+                "bucket has no index; leave out --index-shards"
             )
         if progress is None or progress.shards != shards:
             progress = _Progress(shards=shards)
@@ -126,8 +132,16 @@ class Rebuilder:
             sum(state.bytes for state in states),
             self._foreign,
             resumed,
-            found is None and bool(namespaces),
+            found is None and bool(namespaces) and not indexed,
+            found is None,
         )
+
+    def _indexed_shards(self) -> int:
+        """Return the number of shards of the index, judging by their records; 0 without any."""
+        prefix = self._parts.names.shards
+        names = (item.name.removeprefix(prefix) for item in self._parts.bucket.objects(prefix))
+        numbers = [int(found[1], 16) for found in map(_RECORD.fullmatch, names) if found]
+        return 1 << max(numbers).bit_length() if numbers else 0
 
     def _read_progress(self) -> _Progress | None:
         content = self._parts.records.content(self._name, 1 << 16)
@@ -182,8 +196,8 @@ class Rebuilder:
         while True:
             try:
                 return shard.acquire()
-            except LeaseHeldError:
-                step("waiting for another node", 0, None)
+            except LeaseHeldError as error:
+                step(f"waiting for {error.holder}, which collects a shard", 0, None)
                 time.sleep(WAIT_SECONDS)
 
     def _known(self, shard: Shard, number: int) -> "Entries":
