@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
 from memkv_testbed.faults.base import BUDGETS, Fault, Outcome, percentile
-from memkv_testbed.faults.cluster import ENGINE, Cluster
+from memkv_testbed.faults.cluster import ENGINE, PAGE_BYTES, Cluster
 from memkv_testbed.faults.growth import Growth
 from memkv_testbed.faults.registry import FAULTS
 from memkv_testbed.faults.rounds import AUDIT, Rounds
@@ -21,8 +21,8 @@ MEDIA = ("minio", "bucket", "client", "nvme", "process")
 """Order of the faults. Those that end agents come last, so that until then the agents grow old."""
 KILLS = 4
 """One of this many rounds kills the agent at a random moment instead of injecting a fault."""
-LIMITS = CollectorConfig(capacity=256 * MIB, max_age=240, interval=5, use_period=10, lease_ttl=5)
-"""Limits of the bucket: about what the rounds of three minutes store."""
+LIMITS = CollectorConfig(capacity=128 * MIB, max_age=240, interval=5, use_period=10, lease_ttl=5)
+"""Limits of the bucket. 30 rounds store several times the capacity."""
 
 
 def run(options: Options) -> Report:
@@ -41,10 +41,16 @@ def run(options: Options) -> Report:
         finally:
             work.close()
     report = _report(outcomes, growth, rounds)
+    stored = sum(outcome.acknowledged_pages for outcome in outcomes)
     report.figures |= {
         "collections": work.retention.rounds,
         "collected_pages": work.retention.removed_pages,
+        "stored_bytes_over_capacity": round(stored * PAGE_BYTES / LIMITS.capacity, 1),
         "most_bytes_over_capacity": round(work.retention.most_bytes / LIMITS.capacity, 3),
+        "most_listed_bytes_over_capacity": round(
+            work.retention.most_listed_bytes / LIMITS.capacity, 3
+        ),
+        "most_batches_over_capacity": round(work.retention.most_batches_over, 3),
         "expired_pages_left": work.expired_pages_left,
     }
     return report

@@ -9,6 +9,9 @@ from memkv_sglang.config.schema import Config
 LIMIT = 90.0
 """Seconds after which a command counts as hung. Most of them are for a busy machine."""
 
+_LIMITED = {"gc": ("--timeout", "60s")}
+"""Options of commands that may wait for other nodes."""
+
 _PROGRAM = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
 
 
@@ -20,7 +23,7 @@ class Command:
         self._arguments = arguments
         minio = config.minio
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments],
+            [sys.executable, "-c", _PROGRAM, *arguments, *_LIMITED.get(arguments[0], ())],
             env={
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -31,6 +34,7 @@ class Command:
                 "MEMKV_COLLECTOR_MAX_AGE": "1d",
                 "MEMKV_COLLECTOR_LEASE_TTL": "5s",
                 "MEMKV_COLLECTOR_INTERVAL": "1s",
+                "MEMKV_COLLECTOR_USE_PERIOD": f"{config.collector.use_period}s",
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -48,9 +49,25 @@ class Retention:
         self.removed_pages = 0
         self.most_bytes = 0
         """Most bytes in the index after a collection."""
+        self.most_listed_bytes = 0
+        """Most bytes of pages in the bucket at any sample."""
+        self.most_batches_over = 0.0
+        """Most by which a collection left the bucket above its capacity, in batches.
 
-    def sample(self) -> None:
-        """Look at the last collection. Call it often: each collection replaces the record."""
+        A batch is what was stored since the collection before.
+        """
+        self._stored = self._stored_before = 0
+
+    def sample(self, stored_bytes: int) -> None:
+        """Look at the last collection. Call it often: each collection replaces the record.
+
+        `stored_bytes` were stored since the last call.
+        """
+        self._stored += stored_bytes
+        if not self._limits.capacity:
+            return
+        with suppress(S3Error, HTTPError):  # a fault
+            self.most_listed_bytes = max(self.most_listed_bytes, self._listed_bytes())
         try:
             content = self._storage.get_object(BUCKET, NAMES.round).data
             found = msgspec.json.decode(content, type=Round)
@@ -62,6 +79,18 @@ class Retention:
         self.rounds += 1
         self.removed_pages += found.report.removed_pages
         self.most_bytes = max(self.most_bytes, found.report.bytes)
+        batch, self._stored_before = self._stored - self._stored_before, self._stored
+        over = found.report.bytes - self._limits.capacity
+        if over > 0:
+            self.most_batches_over = max(self.most_batches_over, over / max(batch, PAGE_BYTES))
+
+    def _listed_bytes(self) -> int:
+        listed = self._storage.list_objects(BUCKET, recursive=True)
+        return sum(item.size or 0 for item in listed if NAMES.page_key(item.object_name or ""))
+
+    def keeps(self, size: int) -> bool:
+        """Return whether the bucket's capacity allows all of the last `size` bytes to stay."""
+        return not self._limits.capacity or size <= KEPT * self._limits.capacity
 
     def must_stay(self, used: Sequence[Used]) -> list[Chain]:
         """Return the chains that neither limit allows to be removed."""

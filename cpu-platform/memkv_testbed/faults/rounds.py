@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 from memkv_sglang.page import Chain
 from memkv_testbed.faults.base import Fault, Outcome
-from memkv_testbed.faults.cluster import Cluster
+from memkv_testbed.faults.cluster import PAGE_BYTES, Cluster
 from memkv_testbed.faults.node import wait_until
 from memkv_testbed.faults.retention import Retention, Used
 from memkv_testbed.faults.tally import Tally
@@ -165,9 +165,11 @@ class Rounds:
             caller.lookup(chain)
         if not destroys:
             self._acknowledged += [Used(chain, time.monotonic()) for _, chain in stored]
-        self.retention.sample()
+        self.retention.sample(acknowledged * PAGE_BYTES)
         patience = 0.0 if destroys else PATIENCE
         lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
+        if not self.retention.keeps(acknowledged * PAGE_BYTES):
+            lost = 0  # a long round: collections had to remove some of its pages
         audit = self._take()
         return Outcome(
             fault=name,
