@@ -26,7 +26,8 @@ from tests.collector.bucket import Bucketful, prefix_length
 from tests.tiers.minio import test_minio_conformance as on_minio
 from tests.tiers.minio.conftest import OpenTier
 
-pytestmark = pytest.mark.slow
+# The first test of a class may build its server, which takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 
 PAGE = 4096
 PAGES = 64
