@@ -79,7 +79,7 @@ def measure(directory: Path, count: int) -> dict[str, float]:
         with closing(MinioTier(config)) as tier:
             fill(tier, server.data_dir / config.bucket, count, progress)
             use_requests = use(config, count)
-            collector = tier.collector(
+            collector = tier.retention.collector(
                 CollectorConfig(capacity=int(count * PAGE_BYTES * LEFT), interval=1)
             )
             task = progress.add_task("collecting")
@@ -142,7 +142,7 @@ def fill(tier: MinioTier, folder: Path, count: int, progress: Progress) -> None:
 
 def log(tier: MinioTier, digest: bytes, count: int) -> None:
     """Log that pages were stored."""
-    logs, now = tier.retention().logs, int(time.time())
+    logs, now = tier.retention.parts().logs, int(time.time())
     for found in split(_entries(digest, count, now), LOG_ENTRIES):
         logs.write(found, now)
 
@@ -156,7 +156,7 @@ def use(config: MinioConfig, count: int) -> int:
     hashes = [key.hash for key in _keys(make_namespace(PAGE_BYTES).digest, count - 1)]
     with ExitStack() as stack:
         nodes = [stack.enter_context(closing(MinioTier(config))) for _ in range(NODES)]
-        collector = nodes[0].collector(CollectorConfig(interval=1))
+        collector = nodes[0].retention.collector(CollectorConfig(interval=1))
         collector.collect(lambda *_: None)  # this merges the logs of stored pages
         with counted_requests() as requests:
             for interval in range(INTERVALS):

@@ -147,10 +147,10 @@ class _Node:
             nvme, self._tier, nvme, EngineConfig(skip_slow_loads=False), metrics, self._tier
         )
         self._tier.keep_limits(collector, metrics)
-        found = self._tier._collector
+        found = self._tier.retention._worker
         assert found is not None
         self._worker = found
-        self._tier.support(time.monotonic() + WAIT)
+        self._tier.access.support(time.monotonic() + WAIT)
 
     def turns(self) -> Sequence[Callable[[], float]]:
         """Return the functions that the node calls from time to time."""
@@ -162,7 +162,7 @@ class _Node:
         return self._worker._pause()
 
     def _log(self) -> float:
-        self._tier._uses._step(flush=False)
+        self._tier.retention.uses._step(flush=False)
         return LOG_STEP
 
     def _read_pins(self) -> float:

@@ -138,7 +138,7 @@ def _rebuild(
     try:
         with make_progress() as progress:
             shown = PhaseProgress(progress, timeout)
-            rebuilder = tier.rebuilder(collector, index_shards)
+            rebuilder = tier.retention.rebuilder(collector, index_shards)
             done = rebuilder.run(shown.step)
     finally:
         tier.close()
@@ -213,7 +213,7 @@ def _record_days(config: MinioConfig, days: int) -> None:
 
     with open_minio(config) as tier:
         tier.check(time.monotonic() + OPENING_SECONDS)
-        tier.set_expiry(days)
+        tier.retention.set_expiry(days)
 
 
 def _add_policies(config: MinioConfig) -> None:

@@ -81,8 +81,8 @@ def _collect(
 
     with open_minio(config) as tier, make_progress() as progress:
         shown = PhaseProgress(progress, timeout)
-        support = tier.measured_support()
-        collector = tier.collector(limits, support.conditions)
+        support = tier.access.measured_support()
+        collector = tier.retention.collector(limits, support.conditions)
         collection = collector.collect(shown.step, dry_run=dry_run)
     if support.versioned:
         line = (

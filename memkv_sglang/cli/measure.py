@@ -116,7 +116,7 @@ def _temporary_minio(config: MinioConfig) -> Iterator[Tier]:
         for tier in tiers.values():
             # the bucket could not be opened, so there is nothing to remove
             with suppress(TierError):
-                bucket, _, names = tier.control()
+                bucket, _, names = tier.access.control()
                 bucket.remove(item.name for item in bucket.objects(names.root))
         whole.close()
 

@@ -67,7 +67,7 @@ def pin(loaded: LoadedConfig, prompt: Prompt, seconds: float, note: str) -> None
             note=note,
         )
         for tier in tiers:
-            tier.pins().add(made)
+            tier.retention.pins().add(made)
         click.echo(
             f"{made.name} keeps {len(made.hashes)} pages in {len(made.namespaces)} namespaces for "
             f"{human_time(seconds)}"
@@ -81,7 +81,7 @@ def _wait_for_collection(tiers: Sequence["MinioTier"], loaded: LoadedConfig) -> 
     """If a collection is removing pages, wait until it has taken the pin into account."""
     from memkv_sglang.tiers.minio.retention.shard_pass import REMOVE_SECONDS
 
-    looks = [tier.collector(loaded.config.collector).look() for tier in tiers]
+    looks = [tier.retention.collector(loaded.config.collector).look() for tier in tiers]
     if any(look.current.phase == "remove" for look in looks):
         click.echo("a collection is running; waiting until it has read the pin", err=True)
         time.sleep(REMOVE_SECONDS)
@@ -119,7 +119,7 @@ def unpin(loaded: LoadedConfig, name: str) -> None:
             f"NAME: {name[:40]!r} is not the name of a pin; `memkv pins` lists them"
         )
     with open_buckets(loaded.config.minio) as tiers:
-        removed = [tier.pins().remove(name) for tier in tiers.values()]
+        removed = [tier.retention.pins().remove(name) for tier in tiers.values()]
         if not any(removed):
             raise click.ClickException(f"no pin {name[:40]!r}; `memkv pins` lists them")
 
@@ -133,7 +133,7 @@ def pins(loaded: LoadedConfig, as_json: bool) -> None:
     by_name: dict[str, StoredPin] = {}
     with open_buckets(loaded.config.minio) as tiers:
         for shard, tier in tiers.items():
-            everything, odd = tier.pins().report()
+            everything, odd = tier.retention.pins().report()
             by_name |= {found.name: found for found in everything if found.left > 0}
             if odd.objects:
                 line = f"{odd.text}; remove them or pin again"

@@ -53,7 +53,7 @@ def collect(tier: MinioTier, max_age: float) -> None:
     """Collect like `memkv gc`; it may report that it cannot."""
     try:
         config = CollectorConfig(max_age=max_age, use_period=1, interval=1)
-        tier.collector(config).collect(lambda *_: None)
+        tier.retention.collector(config).collect(lambda *_: None)
     except TierError as error:
         assert "\n" not in str(error)
 
@@ -117,7 +117,7 @@ def test_a_listing_with_impossible_times_removes_nothing(
     proxy.fault = HttpFault(
         methods=("GET",), edit_content=lambda body: body.replace(year, b"<LastModified>1970-")
     )
-    tier.rebuilder(CollectorConfig()).run(lambda *_: None)
+    tier.retention.rebuilder(CollectorConfig()).run(lambda *_: None)
     collect(tier, max_age=300)
     assert all(present(minio_config))
 
@@ -138,7 +138,7 @@ def test_wrong_dates_do_not_get_into_logs(tier: MinioTier, proxy: HttpFaultProxy
     give_up = time.monotonic() + LIMIT
     while not tier.flush_accesses(LIMIT):
         assert time.monotonic() < give_up
-    logs = tier.retention().logs
+    logs = tier.retention.parts().logs
     times = {int(t) for found in logs.read(logs.listed(), 0, 256) for t in found["used"]}
     assert times
     assert all(abs(used - time.time()) < LIMIT * 2 for used in times)
@@ -151,7 +151,7 @@ def test_a_pin_does_not_end_by_a_wrong_date(
     pin = Pin(
         namespaces=[CHAIN.namespace.hex()], hashes=[h.hex() for h in CHAIN.hashes], seconds=3600
     )
-    store = PinStore(*tier.control())
+    store = PinStore(*tier.access.control())
     store.add(pin)
     proxy.fault = HttpFault(methods=methods, edit_response=with_field(b"Date", date(400 * DAY)))
     collect(tier, max_age=300)
@@ -172,5 +172,5 @@ def test_a_lease_does_not_run_out_by_a_wrong_date(
 
 
 def _shard(tier: MinioTier) -> Shard:
-    bucket, records, names = tier.control()
+    bucket, records, names = tier.access.control()
     return Shard(records, bucket, names, 0, 60)

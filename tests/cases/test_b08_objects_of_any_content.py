@@ -115,7 +115,7 @@ def test_foreign_folders_are_skipped(full: Bucketful, monkeypatch: pytest.Monkey
     for i in range(12):
         put(full, f"0-others/{i:02}")
     chain = full.spill("chain", 3)
-    bucket = full.tier.control().bucket
+    bucket = full.tier.access.control().bucket
     listed = [item.name for item in bucket.objects("", NAMES.past_foreign)]
     assert sum(name.startswith("0-others/") for name in listed) == 3
     assert [name for name in listed if NAMES.page_key(name)] == sorted(
@@ -192,7 +192,7 @@ def test_thousands_of_pins_are_read_once(full: Bucketful, monkeypatch: pytest.Mo
     for i in range(300):
         content = json.dumps({"namespaces": [DIGEST], "hashes": [f"{i:064x}"], "seconds": 1e6})
         put(full, f"pins/p{i}.json", content.encode())
-    store = PinStore(*full.tier.control())
+    store = PinStore(*full.tier.access.control())
     read: list[str] = []
     original = type(store._records).read
 

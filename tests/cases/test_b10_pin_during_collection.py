@@ -85,8 +85,8 @@ def test_a_page_used_in_mid_collection_stays(full: Bucketful) -> None:
 def test_a_lost_lease_ends_the_removal_before_the_next_batch(full: Bucketful) -> None:
     """The node that collects pauses between two batches for longer than its lease."""
     chain = chain_in_one_shard(full, 12)
-    collector = full.tier.collector(limits(capacity=1, use_period=1, lease_ttl=5))
-    bucket, records, names = full.tier.control()
+    collector = full.tier.retention.collector(limits(capacity=1, use_period=1, lease_ttl=5))
+    bucket, records, names = full.tier.access.control()
     other = Shard(records, bucket, names, 0, 5)
 
     def step(what: str, done: int, _total: int | None) -> None:
@@ -117,7 +117,7 @@ def test_two_collectors_at_once_remove_each_page_once(full: Bucketful) -> None:
     try:
         assert second.lookup(chain, deadline()).length == 24
         settings = limits(capacity=10 * PAGE, use_period=1)
-        collectors = [tier.collector(settings) for tier in (full.tier, second)]
+        collectors = [tier.retention.collector(settings) for tier in (full.tier, second)]
         threads = [
             threading.Thread(target=collector.collect, args=(lambda *_: None,))
             for collector in collectors

@@ -190,7 +190,7 @@ def test_a_renewal_never_copies_the_metadata_of_a_lie(
     past = b"Last-Modified: Sun, 06 Nov 2022 08:49:37 GMT\r\n"
     dated = b"Date: %b\r\n" % time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()
     proxy.fault = HttpFault(methods=("HEAD",), answer=OK + fields + past + dated + b"\r\n")
-    tier.retention().renewer.renew(entries(rows), 30, time.time() + year)
+    tier.retention.parts().renewer.renew(entries(rows), 30, time.time() + year)
     proxy.fault = NO_FAULT
     assert load(tier, CHAIN) == [LoadResult.LOADED] * 6
 

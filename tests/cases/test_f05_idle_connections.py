@@ -43,7 +43,7 @@ def tier(
         # A spill may stall on a busy machine.
         while set(spill(tier, CHAIN)) != {SpillResult.PRESENT}:
             pass
-        assert tier._pool.idle()
+        assert tier.access.pool.idle()
         yield tier
 
 
@@ -103,12 +103,12 @@ def test_only_some_connections_are_forgotten(
     tier: MinioTier, guarded: BreakerTier, proxy: TcpProxy
 ) -> None:
     """The other connections continue with their pages."""
-    while tier._pool.idle() > 1:
-        [(server, lent)] = tier._pool.take_several(1, soon())
+    while tier.access.pool.idle() > 1:
+        [(server, lent)] = tier.access.pool.take_several(1, soon())
         lent.close()
-        tier._pool.give_back(server, lent, None)
+        tier.access.pool.give_back(server, lent, None)
     proxy.forget_connections()
-    with tier._pool.lend(soon(), fresh=True), tier._pool.lend(soon(), fresh=True):
+    with tier.access.pool.lend(soon(), fresh=True), tier.access.pool.lend(soon(), fresh=True):
         pass
     try_load(guarded)
     assert guarded.breaker.state is BreakerState.CLOSED
@@ -148,7 +148,7 @@ def test_a_connection_that_was_idle_for_long_is_not_reused(
 
 
 def test_the_kernel_probes_idle_connections(minio_config: MinioConfig) -> None:
-    with opened(minio_config) as tier, tier._pool.lend(soon()) as lent:
+    with opened(minio_config) as tier, tier.access.pool.lend(soon()) as lent:
         sock = socket.socket(fileno=lent.transport.fileno)
         try:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

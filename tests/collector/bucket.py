@@ -48,7 +48,7 @@ class Bucketful(NamedTuple):
             self.tier.remove(chain.keys())
 
     def collector(self, **settings: object) -> Collector:
-        return self.tier.collector(limits(**settings))
+        return self.tier.retention.collector(limits(**settings))
 
     def collect(self, **settings: object) -> Collection:
         return self.collector(**settings).collect(lambda *_: None)

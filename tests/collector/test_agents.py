@@ -71,7 +71,7 @@ def _pages_in_minio(node: Node) -> int:
 def test_pinned_pages_are_kept_on_disk_too(bucketful: Bucketful, tmp_path: Path) -> None:
     nvme = NvmeTier(NvmeConfig(directory=str(tmp_path), capacity=4 << 20, segment_size=1 << 20))
     pinned = make_chain(NAMESPACE, 20, "pinned")
-    PinStore(*bucketful.tier.control()).add(
+    PinStore(*bucketful.tier.access.control()).add(
         Pin(
             namespaces=[NAMESPACE.digest.hex()],
             hashes=[page.hex() for page in pinned.hashes],

@@ -342,7 +342,7 @@ def pin(bucketful: Bucketful, chain: Chain, seconds: float) -> Pin:
         hashes=[page.hex() for page in chain.hashes],
         seconds=seconds,
     )
-    PinStore(*bucketful.tier.control()).add(made)
+    PinStore(*bucketful.tier.access.control()).add(made)
     return made
 
 
@@ -364,14 +364,14 @@ def test_a_pin_that_has_ended_keeps_nothing_and_is_removed(bucketful: Bucketful)
     assert not bucketful.tier.read_pins()
     bucketful.collect(capacity=1)
     assert not any(bucketful.there(chain))
-    assert PinStore(*bucketful.tier.control()).all() == []
+    assert PinStore(*bucketful.tier.access.control()).all() == []
 
 
 def test_a_pin_that_could_not_be_read_again_is_not_written(bucketful: Bucketful) -> None:
     chain = make_chain(NAMESPACE, 65_000)
     with pytest.raises(TierError, match="pin a shorter prefix"):
         pin(bucketful, chain, 3600)
-    assert PinStore(*bucketful.tier.control()).all() == []
+    assert PinStore(*bucketful.tier.access.control()).all() == []
 
 
 # The lease
@@ -379,7 +379,7 @@ def test_a_pin_that_could_not_be_read_again_is_not_written(bucketful: Bucketful)
 
 def lease(bucketful: Bucketful, seconds: float = 60) -> Shard:
     """Return a node's view of the first shard, whose record is its lease."""
-    bucket, records, names = bucketful.tier.control()
+    bucket, records, names = bucketful.tier.access.control()
     return Shard(records, bucket, names, 0, seconds)
 
 
@@ -464,7 +464,7 @@ def test_a_command_that_waits_for_another_node_says_so_and_gives_up(
     other = lease(bucketful)
     other.acquire()
     collector = bucketful.collector(capacity=PAGE)
-    rebuilder = bucketful.tier.rebuilder(limits())
+    rebuilder = bucketful.tier.retention.rebuilder(limits())
     for operation in (collector.collect, rebuilder.run):
         shown = output.PhaseProgress(output.make_progress(), timeout=2)
         with pytest.raises(ClickException, match=f"waiting for .*:{os.getpid()}:.* a shard"):
@@ -507,7 +507,8 @@ from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.tiers.minio import MinioTier
 
 tier = MinioTier(msgspec.json.decode(sys.argv[1], type=MinioConfig))
-collector = tier.collector(CollectorConfig(capacity=1, use_period=1, lease_ttl=5, interval=1))
+limits = CollectorConfig(capacity=1, use_period=1, lease_ttl=5, interval=1)
+collector = tier.retention.collector(limits)
 
 def step(what, done, total):
     if what == "removed" and done:
@@ -536,7 +537,7 @@ def test_another_node_finishes_after_the_collecting_node_is_killed(
     there = [sum(bucketful.there(chain)) for chain in chains]
     assert 0 < sum(there) < 200
     settings_here = limits(use_period=1, capacity=PAGE, lease_ttl=5)
-    collector = bucketful.tier.collector(settings_here)
+    collector = bucketful.tier.retention.collector(settings_here)
     while collector.look().current.phase != "remove":
         raise AssertionError("the round of the killed node is over")
     began = time.monotonic()
@@ -551,7 +552,7 @@ def test_another_node_finishes_after_the_collecting_node_is_killed(
 
 
 def _shards(bucketful: Bucketful) -> list[Shard]:
-    bucket, records, names = bucketful.tier.control()
+    bucket, records, names = bucketful.tier.access.control()
     return [Shard(records, bucket, names, number, 5) for number in range(4)]
 
 
@@ -582,7 +583,7 @@ def test_a_reader_loads_and_changes_nothing(
         with pytest.raises(TierError, match="reader"):
             tier.remove(chain.keys())
         with pytest.raises(TierError, match="reader"):
-            tier.collector(_LIMITS)
+            tier.retention.collector(_LIMITS)
     finally:
         tier.close()
     assert [bucketful.modified(key) for key in chain.keys()] == before

@@ -27,7 +27,7 @@ def remove_under(bucketful: Bucketful, *prefixes: str) -> None:
 def rebuild(config: MinioConfig, step: object = None) -> tuple[int, int, int]:
     tier = MinioTier(config, any_format=True)
     try:
-        done = tier.rebuilder(CollectorConfig()).run(step or (lambda *_: None))  # type: ignore[arg-type]
+        done = tier.retention.rebuilder(CollectorConfig()).run(step or (lambda *_: None))  # type: ignore[arg-type]
     finally:
         tier.close()
     return done.pages, done.foreign, done.resumed
@@ -72,7 +72,7 @@ def test_a_bucket_that_was_emptied_by_hand_keeps_its_number_of_shards(
         other = MinioTier(bucketful.config)
         try:
             other.check(deadline())
-            assert other.retention().format.shards == 8
+            assert other.retention.parts().format.shards == 8
             assert other.lookup(chain, deadline()).length == 4
         finally:
             other.close()
@@ -95,7 +95,7 @@ def test_a_rebuild_without_the_format_record_keeps_the_number_of_shards(
     assert rebuild(bucketful.config)[0] == 12
     again = bucketful._replace(tier=MinioTier(bucketful.config))
     try:
-        assert again.tier.retention().format.shards == 8
+        assert again.tier.retention.parts().format.shards == 8
         assert again.collect(capacity=8 * PAGE).report.pages == 7
     finally:
         again.tier.close()
@@ -147,7 +147,7 @@ def test_pages_in_use_are_renewed_before_the_lifecycle_rule_removes_them(
     bucketful.spill("unused", 2)
     bucketful.wait_for_next_period(1)
     before = [bucketful.modified(key) for key in used.keys()]
-    parts = bucketful.tier.retention()
+    parts = bucketful.tier.retention.parts()
     found = [part for log in parts.logs.listed() for part in parts.logs.read([log], 0, 256)]
     day, now = 86400, int(before[0]) + 25 * 86400
     for part in found:

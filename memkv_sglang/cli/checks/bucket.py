@@ -66,7 +66,7 @@ def check_server(config: MinioConfig, collector: CollectorConfig) -> Iterator[Fi
     limited = collector.run == "auto" and bool(collector.capacity or collector.max_age)
     with open_minio(config) as tier:
         try:
-            support = tier.support(time.monotonic() + PROBE_SECONDS)
+            support = tier.access.support(time.monotonic() + PROBE_SECONDS)
         except TierError as error:
             yield split_problem("server", str(error))
             return

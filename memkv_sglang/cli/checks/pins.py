@@ -13,7 +13,7 @@ def check_pins(config: MinioConfig) -> Iterator[Finding]:
 
     with open_minio(config) as tier:
         try:
-            look = tier.pins().look()
+            look = tier.retention.pins().look()
         except TierError as error:
             yield Finding("warn", "pins", f"cannot be read: {error}", "fix the problems above")
             return

@@ -6,9 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 from typing_extensions import override
@@ -26,21 +24,18 @@ from memkv_sglang.tiers.base import (
     TierError,
     TierUsage,
 )
-from memkv_sglang.tiers.minio.admin import REMOVED_AT_ONCE, Bucket
-from memkv_sglang.tiers.minio.auth import Signer, credential_provider, read_credentials
+from memkv_sglang.tiers.minio.admin import REMOVED_AT_ONCE
+from memkv_sglang.tiers.minio.auth import read_credentials
+from memkv_sglang.tiers.minio.bucket_access import BucketAccess
 from memkv_sglang.tiers.minio.forms import page_form
 from memkv_sglang.tiers.minio.hidden import HiddenPages
 from memkv_sglang.tiers.minio.http import (
-    BackgroundCall,
-    ConnectionPool,
     OutOfTimeError,
     ServerClock,
     StatusError,
     TransferError,
-    parse_endpoints,
-    tls_context,
 )
-from memkv_sglang.tiers.minio.names import ObjectNames, is_ours, server_side_encryption
+from memkv_sglang.tiers.minio.names import ObjectNames, is_ours
 from memkv_sglang.tiers.minio.objects import (
     LOAD_FAILED,
     LOOKUP_FAILED,
@@ -49,38 +44,15 @@ from memkv_sglang.tiers.minio.objects import (
     Telemetry,
 )
 from memkv_sglang.tiers.minio.presence_cache import PresenceCache
-from memkv_sglang.tiers.minio.probe import Conditions, ServerSupport, probe_server
-from memkv_sglang.tiers.minio.retention import (
-    BucketFormat,
-    Collector,
-    CollectorWorker,
-    KeptPages,
-    LogStore,
-    LogTarget,
-    Parts,
-    PinStore,
-    Rebuilder,
-    Records,
-    Renewer,
-    UseLog,
-    ensure_format,
-    namespace_entries,
-    write_format,
-)
+from memkv_sglang.tiers.minio.retention import KeptPages, NodeRetention, namespace_entries
 from memkv_sglang.tiers.minio.search import best_width, longest_prefix
 from memkv_sglang.tiers.minio.transfer_pool import TransferPool
 from memkv_sglang.tiers.minio.transfers import PageTransfers, stopped
 
 log = logging.getLogger(__name__)
 
-OPENING_TIME = 8.0
-"""Seconds that calls of the control path wait for the bucket to be opened."""
-
 CLOCK_MARGIN = 1.0
 """Seconds by which a server's time may be behind, because servers report whole seconds."""
-
-PROBE_TIME = 60.0
-"""Seconds to wait until the server's abilities are measured."""
 
 CONTROL_TIME = 60.0
 """Maximum seconds to check which pages of a batch exist before deleting them."""
@@ -94,30 +66,10 @@ LARGEST_PAGE = 1 << 30
 NAMES_SHOWN = 5
 """Maximum number of objects that are named in a log line."""
 
-CALLS_AT_ONCE = 16
-"""Number of calls for which connections are kept open: loads of eight ranks, and some that wait."""
-
 LOG_SECONDS = 2.0
 """Maximum seconds to write the last log when the tier is closed."""
 
 SKIPPED = Fetched(LoadResult.SKIPPED)
-
-
-class ControlPath(NamedTuple):
-    """What listings, the collector and pins need. The tier closes it."""
-
-    bucket: Bucket
-    records: Records
-    names: ObjectNames
-
-
-class _Opened(NamedTuple):
-    format: BucketFormat
-    bucket: Bucket
-    client: ObjectClient
-    control: ObjectClient
-    """Connections for small requests. `close` aborts these."""
-    transfers: PageTransfers
 
 
 class MinioTier(Tier):
@@ -137,11 +89,8 @@ class MinioTier(Tier):
         The file `hidden` keeps what `hide` has hidden. With `any_format`, buckets of other formats
         are opened too, for `rebuilder`.
         """
-        self._any_format = any_format
-        endpoints = parse_endpoints(config)
         self._config = config
         self._read_only = config.role == "reader"
-        self._context = tls_context(config)
         self._form = page_form(config.encryption_key_file)
         if config.credentials_file:
             read_credentials(config.credentials_file)  # raises now if the file is invalid
@@ -150,33 +99,26 @@ class MinioTier(Tier):
         self._hidden = HiddenPages(hidden)
         self.telemetry = Telemetry()
         self._threads = TransferPool(config.connections)
-        make_pool = partial(
-            ConnectionPool,
-            endpoints,
-            context=self._context,
-            connect_timeout=config.connect_timeout,
-            stall_timeout=config.stall_timeout,
-            idle_timeout=config.idle_timeout,
-        )
-        self._pool = make_pool(keep=CALLS_AT_ONCE * config.connections)
-        self._control_pool = make_pool(keep=2)
-        self._limit: int | None = None
         self._clock = ServerClock()
-        self._uses = UseLog(self._log_target, self._clock, self.telemetry)
-        self._log_store: LogStore | None = None
-        self._collector: CollectorWorker | None = None
-        self._taking_part: Collector | None = None
-        self._pins: PinStore | None = None
-        self._support = BackgroundCall(self._probe)
-        self._opening = BackgroundCall(self._open, lambda opened: opened.bucket.close())
-        self._opening.begin()
+        self.access = BucketAccess(
+            config,
+            self._names,
+            self._clock,
+            self.telemetry,
+            self._make_transfers,
+            any_format=any_format,
+        )
+        """Opens the bucket."""
+        self.retention = NodeRetention(
+            self.access, config.bucket, self._clock, self.telemetry, self._forget
+        )
+        """Logs what this node uses, and collects."""
+        self._uses = self.retention.uses
+        self.access.begin()
 
     def check(self, deadline: float) -> None:
         """Wait until the bucket exists and is usable. Raises `ConfigError`, `TierError`."""
-        try:
-            self._opening.result(deadline)
-        except OutOfTimeError as error:
-            raise TierError(str(error)) from error
+        self.access.check(deadline)
 
     def lookup(self, chain: Chain, deadline: float) -> Lookup:
         """Narrow the result with the presence cache, then search with several HEADs per round."""
@@ -190,7 +132,7 @@ class MinioTier(Tier):
             except OutOfTimeError:
                 return None
 
-        width = best_width(high - low, self._pool.round_trip)
+        width = best_width(high - low, self.access.round_trip)
         found, bound = longest_prefix(low, high, probe, width)
         self._presence.add_chain(Chain(chain.namespace, chain.hashes[low:found]))
         if found == bound < high:
@@ -278,7 +220,7 @@ class MinioTier(Tier):
 
     def remove(self, keys: Sequence[PageKey]) -> int:
         """Delete the pages that exist; return how many there were. Raises `TierError`."""
-        self._demand_writer()
+        self.access.demand_writer()
         self._presence.discard(*keys)
         removed = self._remove_ours([self._names.page(key) for key in dict.fromkeys(keys)])
         self._uses.removed(keys)
@@ -287,7 +229,7 @@ class MinioTier(Tier):
 
     def _remove_ours(self, names: Sequence[str]) -> int:
         """Delete those objects that exist and were stored as pages; return their number."""
-        bucket, records, _ = self.control()
+        bucket, records, _ = self.access.control()
         removed = 0
         for first in range(0, len(names), REMOVED_AT_ONCE):
             batch = names[first : first + REMOVED_AT_ONCE]
@@ -300,11 +242,13 @@ class MinioTier(Tier):
     def describe(self, namespace: Namespace) -> None:
         """Store the description next to the namespace's pages; a no-op for a reader."""
         if not self._read_only:
-            self._bucket().write(self._names.description(namespace.digest), namespace.description)
+            self.access.bucket().write(
+                self._names.description(namespace.digest), namespace.description
+            )
 
     def namespaces(self) -> dict[bytes, Namespace]:
         """Read the descriptions of all namespaces. Skips and logs invalid ones."""
-        bucket = self._bucket()
+        bucket = self.access.bucket()
         found: dict[bytes, Namespace] = {}
         invalid: list[str] = []
         digests = dict.fromkeys(filter(None, map(_digest, bucket.folders(self._names.root))))
@@ -334,7 +278,7 @@ class MinioTier(Tier):
             return 0
         from memkv_sglang.tiers.minio.retention.entries import key_bytes
 
-        parts = self.retention()
+        parts = self.retention.parts()
         if not self._uses.flush(CONTROL_TIME):
             raise TierError("could not log what this node stored; clear again")
         removed = 0
@@ -357,7 +301,7 @@ class MinioTier(Tier):
         deadline = time.monotonic() + CONTROL_TIME
         try:
             name = self._names.description(namespace)
-            (head,) = self._opened(deadline).control.heads([name], deadline)
+            (head,) = self.access.opened(deadline).control.heads([name], deadline)
             self._hidden.hide(namespace, self._clock.now(head) + CLOCK_MARGIN)
         except (TransferError, StatusError, OutOfTimeError, OSError) as error:
             raise TierError(f"cannot hide the namespace: {error}") from error
@@ -366,7 +310,7 @@ class MinioTier(Tier):
 
     def digests(self) -> list[bytes]:
         """Return every namespace that has objects in the bucket. Raises `TierError`."""
-        return list(filter(None, map(_digest, self._bucket().folders(self._names.root))))
+        return list(filter(None, map(_digest, self.access.bucket().folders(self._names.root))))
 
     def keep_limits(
         self,
@@ -380,16 +324,8 @@ class MinioTier(Tier):
         """
         if self._read_only:
             return
-        self._support.begin()
-        self._uses.configure(config.use_period, config.interval)
-        self._limit = config.capacity or None
-        self._collector = CollectorWorker(
-            lambda: self._take_part(config),
-            self._uses.request_flush,
-            config,
-            metrics,
-            on_collected,
-        )
+        self.access.measure_support()
+        self.retention.keep_limits(config, metrics, on_collected)
 
     def record_access(self, chain: Chain, positions: Sequence[int] | None = None) -> None:
         """Record the use of a chain's pages, and their positions in the chain if they are known."""
@@ -400,139 +336,20 @@ class MinioTier(Tier):
         """Write what was recorded to the bucket. Returns False if that fails or takes too long."""
         return self._uses.flush(timeout)
 
-    def collector(
-        self, config: CollectorConfig, conditions: Conditions = Conditions.QUOTED
-    ) -> Collector:
-        """Return a collector of this bucket. Raises `TierError`.
-
-        `conditions` are those of `support`. Without conditional writes, no other node may collect.
-        """
-        self._demand_writer()
-        return self._make_collector(self._conditional(conditions), config)
-
-    def _conditional(self, conditions: Conditions) -> Parts:
-        parts = self.retention()
-        return parts._replace(records=parts.records.conditional(conditions))
-
-    def measured_support(self) -> ServerSupport:
-        """Return what the server supports. Measures it if necessary. Raises `TierError`."""
-        try:
-            return self.support(time.monotonic() + PROBE_TIME)
-        except OutOfTimeError as error:
-            raise TierError(str(error)) from error
-
-    def rebuilder(self, config: CollectorConfig, shards: int | None = None) -> Rebuilder:
-        """Return the `Rebuilder`, which rebuilds the index from a listing. Raises `TierError`."""
-        self._demand_writer()
-        return Rebuilder(self._conditional(self.measured_support().conditions), config, shards)
-
-    def set_expiry(self, days: int) -> None:
-        """Record the days after which the bucket's lifecycle rule expires pages; 0 means never.
-
-        Raises `TierError` and `ConfigError`.
-        """
-        self._demand_writer()
-        parts = self._conditional(self.measured_support().conditions)
-        write_format(
-            parts.records,
-            parts.names,
-            lambda found: msgspec.structs.replace(found or BucketFormat(), days=days),
-        )
-
-    def _take_part(self, config: CollectorConfig) -> Collector:
-        """Return this node's collector. Whether it collects depends on the server."""
-        if self._taking_part is None:
-            conditions, collects = Conditions.NONE, config.run == "always"
-            if config.run == "auto":
-                conditions = self.measured_support().conditions
-                collects = conditions is not Conditions.NONE
-                if not collects:
-                    log.warning(
-                        "this server does not honour conditional writes, so nodes cannot agree on "
-                        "who collects; set collector.run = always on one node, or run `memkv gc`"
-                    )
-            parts = self._conditional(conditions)
-            self._taking_part = self._make_collector(parts, config, collects=collects)
-        return self._taking_part
-
-    def _make_collector(
-        self, parts: Parts, config: CollectorConfig, *, collects: bool = True
-    ) -> Collector:
-        return Collector(
-            parts,
-            config,
-            forget=self._forget,
-            flush=lambda: self._uses.flush(CONTROL_TIME),
-            collects=collects,
-        )
-
-    def retention(self) -> Parts:
-        """Wait until the bucket is open; return what collections use. Raises `TierError`."""
-        bucket, records, names = self.control()
-        opened = self._opened(0.0)
-        return Parts(
-            bucket,
-            records,
-            names,
-            LogStore(bucket, records, names, self.telemetry),
-            self.pins(),
-            Renewer(opened.control, self._config.bucket, names, self.telemetry),
-            self.telemetry,
-            opened.format,
-        )
-
-    def _log_target(self) -> LogTarget:
-        _, records, names = control = self.control()
-        if self._log_store is None:  # only the thread of the use log uses it
-            self._log_store = LogStore(*control, self.telemetry)
-        return LogTarget(self._log_store, partial(records.now, names.format))
-
-    def control(self) -> ControlPath:
-        """Wait until the bucket is open; return its control path. Raises `TierError`."""
-        bucket = self._bucket()
-        client, storage_fields = self._opened(0.0).control, server_side_encryption(self._config)
-        return ControlPath(bucket, Records(client, storage_fields, self._clock), self._names)
-
-    def support(self, deadline: float) -> ServerSupport:
-        """Return what the server supports. It is measured once.
-
-        The measurement takes seconds. `keep_limits` starts it in the background; otherwise, the
-        first call does. If it failed, the next call repeats it. Raises `TierError`, also for a
-        reader, and `OutOfTimeError` at the deadline.
-        """
-        self._demand_writer()
-        return self._support.result(deadline)
-
-    def pins(self) -> PinStore:
-        """Wait until the bucket is open; return its pins. Raises `TierError`."""
-        control = self.control()
-        if self._pins is None:  # Creating it twice at the same time is harmless.
-            self._pins = PinStore(
-                *control, count_unusable=partial(self.telemetry.count, "odd_pins")
-            )
-        return self._pins
-
-    def read_pins(self) -> KeptPages:
-        """Read which pages are pinned. Raises `TierError`."""
-        return self.pins().kept()
-
     def _forget(self, keys: Sequence[PageKey]) -> None:
         self._presence.discard(*keys)
 
     def round_trip(self) -> float:
         """Return the measured seconds from a request to its response; 0 if unknown."""
-        return self._pool.round_trip
+        return self.access.round_trip
 
     def usage(self) -> TierUsage:
         """Return the result of the last collection by any node; zeros before the first one."""
-        worker = self._collector
-        if worker is None or worker.last is None:
-            return TierUsage(pages=0, bytes=0, capacity=self._limit)
-        return TierUsage(worker.last.pages, worker.last.bytes, self._limit, worker.removed)
+        return self.retention.usage()
 
     def problem(self) -> str | None:
         """Return why the bucket could not be opened, or which operations keep failing."""
-        opening = self._opening.problem
+        opening = self.access.problem
         return opening if opening is None or opening else self.telemetry.problem()
 
     def check_integrity(self) -> list[str]:
@@ -545,31 +362,19 @@ class MinioTier(Tier):
         Aborts requests of the control path. If the bucket is still being opened, that ends within
         seconds, and its connections are then closed.
         """
-        if self._opening.problem == "":
+        if self.access.problem == "":
             self._uses.close(min(max(deadline - time.monotonic(), 0.0), LOG_SECONDS))
-        self._opening.close()
-        self._support.close()
-        self._control_pool.abort()
-        if self._collector is not None:
-            self._collector.close()
-        self._uses.close(0.0)
+        self.access.abort()
+        self.retention.close()
         self._threads.close()
-        self._pool.close()
+        self.access.close()
 
-    def _open(self) -> _Opened:
-        provider = credential_provider(self._config)
-        bucket = Bucket(self._config, provider, self._context)
-        signer = Signer(provider, self._config.region)
-        ways = self._config.connections
-        client = ObjectClient(self._pool, signer, self.telemetry, ways=ways)
-        control = ObjectClient(self._control_pool, signer, self.telemetry, ways=ways)
-        try:
-            bucket.ensure()
-            bucket_format = self._ensure_format(bucket, control)
-        except BaseException:
-            bucket.close()
-            raise
-        transfers = PageTransfers(
+    def read_pins(self) -> KeptPages:
+        """Read which pages are pinned. Raises `TierError`."""
+        return self.retention.read_pins()
+
+    def _make_transfers(self, client: ObjectClient) -> PageTransfers:
+        return PageTransfers(
             self._config,
             client,
             self._threads,
@@ -578,50 +383,10 @@ class MinioTier(Tier):
             stored=self._uses.stored,
             on_bucket_lost=self._bucket_lost,
         )
-        return _Opened(bucket_format, bucket, client, control, transfers)
-
-    def _ensure_format(self, bucket: Bucket, control: ObjectClient) -> BucketFormat:
-        if self._any_format:
-            return BucketFormat()
-        records = Records(control, server_side_encryption(self._config), self._clock)
-        return ensure_format(records, bucket, self._names, writable=not self._read_only)
-
-    def _probe(self) -> ServerSupport:
-        opened = self._opened(time.monotonic() + OPENING_TIME)
-        support = probe_server(
-            opened.control,
-            opened.bucket,
-            self._names,
-            self._config.bucket,
-            server_side_encryption(self._config),
-        )
-        for finding in support.findings:
-            if finding.level != "ok":
-                fields = {"detail": finding.detail, "advice": finding.advice}
-                log.warning(f"S3 server: {finding.what}", extra={"fields": fields})
-        return support
-
-    def _demand_writer(self) -> None:
-        if self._read_only:
-            raise TierError("minio.role is `reader`: this node does not change the bucket")
 
     def _bucket_lost(self) -> None:
         with suppress(TierError):  # the tier was closed meanwhile
-            self._opening.begin()
-
-    def _opened(self, deadline: float) -> _Opened:
-        try:
-            return self._opening.result(deadline)
-        except (TierError, OutOfTimeError):
-            raise
-        except Exception as error:
-            raise TierError(str(error)) from error
-
-    def _bucket(self) -> Bucket:
-        try:
-            return self._opened(time.monotonic() + OPENING_TIME).bucket
-        except OutOfTimeError as error:
-            raise TierError(str(error)) from error
+            self.access.begin()
 
     def _visible(
         self, client: ObjectClient, keys: Sequence[PageKey], names: Sequence[str], deadline: float
@@ -639,7 +404,7 @@ class MinioTier(Tier):
         """Return which pages the server has. Raises `TierError`, `OutOfTimeError`."""
         if not keys:
             return []
-        client = self._opened(deadline).client
+        client = self.access.opened(deadline).client
         names = [self._names.page(key) for key in keys]
         try:
             found = self._visible(client, keys, names, deadline)
@@ -655,7 +420,7 @@ class MinioTier(Tier):
     def _transfers(self, deadline: float) -> PageTransfers | None:
         """Wait until the bucket is open; return the transfers, or None if that fails."""
         try:
-            return self._opened(deadline).transfers
+            return self.access.opened(deadline).transfers
         except (TierError, OutOfTimeError) as error:
             self.telemetry.fault("is not usable", error)
             return None

@@ -161,7 +161,7 @@ def test_one_server_that_stalls_ends_the_load(tier: MinioTier, proxy: HttpFaultP
         hold.wait(60)
         return head
 
-    tier._pool.stall_timeout = 0.3
+    tier.access.pool.stall_timeout = 0.3
     proxy.fault = HttpFault(methods=("GET",), edit_response=wait)
     results = load(tier, soon())
     hold.set()

@@ -57,7 +57,11 @@ class TestMinioTier(TierConformance):
         """Return what a collection counts, as `MinioTier.usage` reports the last collection."""
         assert isinstance(tier, MinioTier)
         assert tier.flush_accesses(60)
-        report = tier.collector(CollectorConfig()).collect(lambda *_: None, dry_run=True).report
+        report = (
+            tier.retention.collector(CollectorConfig())
+            .collect(lambda *_: None, dry_run=True)
+            .report
+        )
         return TierUsage(report.pages, report.bytes, None)
 
     @property

@@ -153,7 +153,7 @@ class OnOtherServer(on_minio.TestMinioTier):
             for _ in range(RACES):
                 shards = []
                 for node in nodes:
-                    bucket, records, names = node.control()
+                    bucket, records, names = node.access.control()
                     shards.append(Shard(records, bucket, names, 0, 60))
                 held = list(threads.map(acquire, shards))
                 assert sum(held) == 1
@@ -190,7 +190,7 @@ class TestSeaweedFS(OnOtherServer):
     make_server = SeaweedServer
 
     def test_what_it_supports(self, minio_config: MinioConfig, open_tier: OpenTier) -> None:
-        support = open_tier(minio_config).support(deadline())
+        support = open_tier(minio_config).access.support(deadline())
         assert support.conditions is Conditions.QUOTED
         assert support.copy_renews
         assert support.keep_alive
@@ -202,7 +202,7 @@ class TestVersitygw(OnOtherServer):
     make_server = VersityServer
 
     def test_what_it_supports(self, minio_config: MinioConfig, open_tier: OpenTier) -> None:
-        support = open_tier(minio_config).support(deadline())
+        support = open_tier(minio_config).access.support(deadline())
         assert support.conditions is Conditions.QUOTED
         assert not support.copy_renews
         assert not support.keep_alive

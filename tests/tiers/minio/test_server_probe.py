@@ -23,7 +23,7 @@ def probed(faults: Faults, open_tier: OpenTier) -> ServerSupport:
     with odd_s3(faults) as config:
         tier = open_tier(config)
         try:
-            return tier.support(deadline())
+            return tier.access.support(deadline())
         finally:
             tier.close()
 
@@ -36,7 +36,7 @@ def finding(support: ServerSupport, what: str) -> Finding:
 def test_minio_supports_everything_and_keeps_no_probe_objects(
     minio_config: MinioConfig, admin: Minio, open_tier: OpenTier
 ) -> None:
-    support = open_tier(minio_config).support(deadline())
+    support = open_tier(minio_config).access.support(deadline())
     assert support.conditions is Conditions.QUOTED
     assert support.copy_renews
     assert support.keep_alive
@@ -127,9 +127,9 @@ def test_a_probe_that_cannot_run_fails_and_runs_again(
         methods=("PUT",), answer=b"HTTP/1.1 507 Full\r\nContent-Length: 0\r\n\r\n"
     )
     with pytest.raises(TierError, match="could not probe the server"):
-        tier.support(deadline())
+        tier.access.support(deadline())
     proxy.fault = NO_FAULT
-    assert tier.support(deadline()).conditions is Conditions.QUOTED
+    assert tier.access.support(deadline()).conditions is Conditions.QUOTED
 
 
 def test_a_reader_probes_nothing(
@@ -138,4 +138,4 @@ def test_a_reader_probes_nothing(
     admin.make_bucket(minio_config.bucket)
     tier = open_tier(msgspec.structs.replace(minio_config, role="reader"))
     with pytest.raises(TierError, match="reader"):
-        tier.support(deadline())
+        tier.access.support(deadline())

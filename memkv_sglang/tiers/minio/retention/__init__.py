@@ -13,7 +13,8 @@ from memkv_sglang.tiers.minio.retention.bucket_format import (
 from memkv_sglang.tiers.minio.retention.collector import Collection, Collector
 from memkv_sglang.tiers.minio.retention.contents import namespace_entries
 from memkv_sglang.tiers.minio.retention.logs import LogStore
-from memkv_sglang.tiers.minio.retention.parts import Parts
+from memkv_sglang.tiers.minio.retention.node import NodeRetention, OpenPath
+from memkv_sglang.tiers.minio.retention.parts import ControlPath, Parts
 from memkv_sglang.tiers.minio.retention.pins import KeptPages, Pin, PinStore
 from memkv_sglang.tiers.minio.retention.rebuild import Rebuilder
 from memkv_sglang.tiers.minio.retention.records import Records
@@ -26,9 +27,12 @@ __all__ = [
     "Collection",
     "Collector",
     "CollectorWorker",
+    "ControlPath",
     "KeptPages",
     "LogStore",
     "LogTarget",
+    "NodeRetention",
+    "OpenPath",
     "Parts",
     "Pin",
     "PinStore",

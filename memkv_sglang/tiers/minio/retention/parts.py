@@ -19,6 +19,14 @@ May raise to end the collection, or sleep to slow it down.
 """
 
 
+class ControlPath(NamedTuple):
+    """What listings, the collector and pins need of an open bucket."""
+
+    bucket: Bucket
+    records: Records
+    names: ObjectNames
+
+
 class Parts(NamedTuple):
     """The parts of an open bucket."""
 
