@@ -1,6 +1,7 @@
 """The agent's thread that takes part in the rounds of collection."""
 
 import logging
+import math
 import random
 import threading
 import time
@@ -67,6 +68,9 @@ class CollectorWorker:
         self._collects: bool | None = None
         self._driving = False
         self._waiting = False
+        """Whether pages are to be removed at a time that is known."""
+        self._removal = 0.0
+        """That time, on `time.monotonic`."""
         self._began = 0.0
         self._noted = -1
         self._closed = threading.Event()
@@ -94,7 +98,8 @@ class CollectorWorker:
     def _pause(self) -> float:
         interval = self._config.interval / POLLS
         if self._waiting:
-            return settle(self._config) / 2
+            left = min(self._removal - time.monotonic(), interval)
+            return max(left, settle(self._config) / 2)
         if self._driving:
             return min(BUSY_SECONDS, interval)
         # The jitter keeps nodes that were started together from polling together.
@@ -123,8 +128,7 @@ class CollectorWorker:
             return
         current = collector.look().current
         self._last = current.report or self._last
-        self._waiting = current.phase == "remove"
-        if self._waiting and collector.now() >= current.remove_at:
+        if self._wait_for_removal(collector, current) <= 0:
             self._request_flush()
         if not collector.collects:
             return
@@ -138,12 +142,21 @@ class CollectorWorker:
         try:
             while collector.advance(pacer.step):
                 current = collector.look().current
-                self._waiting = current.phase == "remove"
+                self._wait_for_removal(collector, current)
                 if current.phase != "merge":
                     break
         finally:
             self._count(collector, before)
         self._finish(collector, collector.look().current)
+
+    def _wait_for_removal(self, collector: Collector, current: Round) -> float:
+        """Note when pages are to be removed; return the seconds until then, if they are known."""
+        self._waiting = current.phase == "remove"
+        if not self._waiting:
+            return math.inf
+        left = current.remove_at - collector.now()
+        self._removal = time.monotonic() + left
+        return left
 
     def _count(self, collector: Collector, before: tuple[int, int]) -> None:
         self._removed = collector.removed
