@@ -47,10 +47,10 @@ NODES = 4
 """Nodes that use the pages of a bucket."""
 
 INTERVALS = 6
-"""Collections in a period, as by default."""
+"""Intervals of collection in a period, as by default."""
 
 LOOKS = 5
-"""How often a node polls in an interval, on average, whether a collection is running."""
+"""How often a node looks in an interval, on average, whether a collection is due."""
 
 
 def run(options: Options) -> Report:
@@ -150,14 +150,15 @@ def log(tier: MinioTier, digest: bytes, count: int) -> None:
 def use(config: MinioConfig, count: int) -> int:
     """Use every page in one period, on four nodes and in all intervals.
 
-    Returns the S3 requests of the nodes and of the collections. No objects are needed for the
-    pages.
+    Returns the S3 requests of the nodes and of the collection that ends the period. No objects are
+    needed for the pages.
     """
     hashes = [key.hash for key in _keys(make_namespace(PAGE_BYTES).digest, count - 1)]
     with ExitStack() as stack:
         nodes = [stack.enter_context(closing(MinioTier(config))) for _ in range(NODES)]
         collector = nodes[0].retention.collector(CollectorConfig(interval=1))
         collector.collect(lambda *_: None)  # this merges the logs of stored pages
+        time.sleep(1.5)  # longer than the shortest interval
         with counted_requests() as requests:
             for interval in range(INTERVALS):
                 for number, node in enumerate(nodes):
@@ -168,7 +169,8 @@ def use(config: MinioConfig, count: int) -> int:
                     assert node.flush_accesses(60)
                     for _ in range(LOOKS):
                         collector.look()
-                collector.collect(lambda *_: None)
+                        assert not collector.is_due()
+            collector.collect(lambda *_: None)
     return sum(requests.values())
 
 
