@@ -21,7 +21,7 @@ MEDIA = ("minio", "bucket", "client", "nvme", "process")
 """Order of the faults. Those that end agents come last, so that until then the agents grow old."""
 KILLS = 4
 """One of this many rounds kills the agent at a random moment instead of injecting a fault."""
-LIMITS = CollectorConfig(capacity=128 * MIB, max_age=240, interval=5, use_period=10, lease_ttl=5)
+LIMITS = CollectorConfig(capacity=128 * MIB, max_age=240, interval=5, use_period=2, lease_ttl=5)
 """Limits of the bucket. 30 rounds store several times the capacity."""
 
 

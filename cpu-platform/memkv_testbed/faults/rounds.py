@@ -163,8 +163,8 @@ class Rounds:
         for caller, chain in stored:
             # A lookup counts as a use of the page in MinIO. A load from the disk alone does not.
             caller.lookup(chain)
-        if not destroys:
-            self._acknowledged += [Used(chain, time.monotonic()) for _, chain in stored]
+            if not destroys:
+                self._acknowledged.append(Used(chain, time.monotonic()))
         self.retention.sample(acknowledged * PAGE_BYTES)
         patience = 0.0 if destroys else PATIENCE
         lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
