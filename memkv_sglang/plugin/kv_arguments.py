@@ -26,7 +26,7 @@ NAMED: Table = {
         load_format forward_hooks enable_multimodal language_model_only
         dllm_algorithm dllm_algorithm_config dllm_fdfo prefill_only_disable_kv_cache
         encoder_only language_only""",
-    "the weights or activations are quantised or rounded differently": """
+    "the weights or activations are quantized or rounded differently": """
         modelopt_quant modelopt_checkpoint_restore_path quantize_and_serve rl_quant_profile
         enable_tf32_matmul enable_quant_communications flashinfer_mxfp4_moe_precision
         deepep_dispatcher_output_dtype enable_w4a4_mxfp4_megamoe prefill_kv_cache_dequant_dtype

@@ -29,7 +29,7 @@ def _describe(pool: Any) -> str:
     if pool is None:  # the pool's buffers belong to the model's anchor pool
         return "none"
     facts = [(name, getattr(pool, name, None)) for name in FACTS]
-    quantisation = getattr(pool, "quant_method", None)
-    facts.append(("quant_method", type(quantisation).__name__ if quantisation else None))
+    quantization = getattr(pool, "quant_method", None)
+    facts.append(("quant_method", type(quantization).__name__ if quantization else None))
     named = (f"{name}={value}" for name, value in facts if value is not None)
     return " ".join((type(pool).__name__, *named)).replace("torch.", "")

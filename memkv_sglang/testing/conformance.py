@@ -293,7 +293,7 @@ class TierConformance(ABC):
         load(tier, Chain(other.digest, hashes).keys())
 
     def test_descriptions_survive_reopening(self, tier: Tier) -> None:
-        other = make_namespace(model="another", details={"quantisation": "fp8"})
+        other = make_namespace(model="another", details={"quantization": "fp8"})
         for namespace in (self.namespace, other, self.namespace):
             tier.describe(namespace)
             spill(tier, make_chain(namespace, 1).keys())

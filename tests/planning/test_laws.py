@@ -86,7 +86,7 @@ def _by_solver(counts: Floats, links: Ints, uses: Floats, capacities: Floats) ->
         left = capacities[finite] - taken[finite][:, list(fixed)] @ np.array(
             [fixed[i] for i in fixed]
         )
-        # Maximise t with every free rate at least t, then see whose rate cannot be larger.
+        # Maximize t with every free rate at least t, then see whose rate cannot be larger.
         raised = np.hstack([taken[finite][:, free], np.zeros((finite.sum(), 1))])
         order = np.hstack([-np.eye(len(free)), np.ones((len(free), 1))])
         above = np.vstack([raised, order])

@@ -210,7 +210,7 @@ def test_attach_clear_detach_and_attach_again(attachable: Attachable) -> None:
     blocks = len(PROMPT) // PAGE
     for medium in ("DISK", "EXTERNAL"):
         eventually(partial(subject.announced, medium, blocks))
-        # Routers recognise the blocks that SGLang announced itself.
+        # Routers recognize the blocks that SGLang announced itself.
         assert events.blocks(medium).items() <= events.blocks("GPU").items()
 
     explained = subject.explain("a-chosen-id")

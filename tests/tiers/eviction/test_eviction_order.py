@@ -43,7 +43,7 @@ def by_rank(order: EvictionOrder, entries: list[int]) -> list[int]:
 
 
 class ModelOrder:
-    """The eviction order as the documentation describes it, without any optimisation."""
+    """The eviction order as the documentation describes it, without any optimization."""
 
     def __init__(self, policy: ReusePolicy) -> None:
         self.policy = policy

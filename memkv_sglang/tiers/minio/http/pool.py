@@ -177,7 +177,7 @@ class ConnectionPool:
             self._avoid(server)
         with self._lock:
             self._out.discard(connection)
-            if connection.stale:  # its idle neighbors are probably dead too
+            if connection.stale:  # its idle neighbours are probably dead too
                 _close_all(server.idle)
             if connection.reusable and not self._closed and len(server.idle) < self._keep:
                 connection.reused = True

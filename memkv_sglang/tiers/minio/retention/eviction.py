@@ -65,7 +65,7 @@ class Summary:
         return cls(total)
 
     def shortened(self) -> "Summary":
-        """Return the summary with at most `GROUPS` groups, by joining neighbors."""
+        """Return the summary with at most `GROUPS` groups, by joining neighbours."""
         count = len(self.groups)
         if count <= GROUPS:
             return self
