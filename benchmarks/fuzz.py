@@ -14,7 +14,7 @@ QUICK_INPUTS = 20_000
 
 
 def run(options: Options) -> Report:
-    """Damage `--rounds` inputs for each parser. Raises exceptions that no parser may raise."""
+    """Damage `--rounds` inputs for each parser. Any exception that no parser may raise ends it."""
     inputs = options.rounds or (QUICK_INPUTS if options.quick else INPUTS)
     report = Report("fuzz", "thousand inputs per second")
     for target in track([*TARGETS, *PLAN_TARGETS], "fuzz"):

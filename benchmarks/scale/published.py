@@ -78,7 +78,7 @@ def _servers() -> list[Point]:
         ),
         Point(
             "MinIO PUT, GB/s per server",
-            "the same",
+            "as above",
             5.2 * GIB / 1e9,
             old.server_nic / old_share.put_in / 1e9,
         ),
@@ -90,7 +90,7 @@ def _servers() -> list[Point]:
         ),
         Point(
             "DataPod PUT, GB/s per server",
-            "the same",
+            "as above",
             200 / 12 * GIB / 1e9,
             pod.server_nic / pod_share.put_in / 1e9,
         ),
@@ -148,12 +148,12 @@ def _mooncake() -> list[Point]:
     return [
         Point(
             "Mooncake, hits of a global cache / of local caches",
-            f"at most; 3M tokens a node; {MOONCAKE_NODES} nodes and round robin are assumptions",
+            f"an upper bound; 3M tokens a node; assumed: {MOONCAKE_NODES} nodes, round robin",
             2.36,
             together.total / alone.total,
             "the published value is the largest of several traces",
         ),
-        Point("Mooncake, prefill saved", "at most; the same", 0.48, 1 - unsaved),
+        Point("Mooncake, prefill saved", "an upper bound; as above", 0.48, 1 - unsaved),
         Point(
             "Mooncake, share of all hits with 3M tokens",
             "below a half",
@@ -187,13 +187,13 @@ def _sglang() -> list[Point]:
         Point("HiCache with 3FS, hits", "25K tokens in 8 turns; 40 % before", 0.80, hits),
         Point(
             "HiCache with 3FS, first token saved",
-            "the same; tokens to compute, without queues",
+            "as above; tokens to compute, without queues",
             0.56,
             1 - left,
         ),
         Point(
             "HiCache with 3FS, throughput",
-            "the same",
+            "as above",
             2.0,
             1 / left,
             "prefill only; decode does not get faster and was not published separately",
@@ -219,7 +219,7 @@ def _others() -> list[Point]:
         ),
         Point(
             "ObjectCache, % added at 64K tokens",
-            "the same; 2K tokens computed, assumed",
+            "as above; 2K tokens computed, assumed",
             5.6,
             100 * load / cached,
             "ObjectCache computes layers while later ones load; the simulator loads everything "

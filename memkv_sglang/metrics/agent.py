@@ -88,7 +88,7 @@ class Metrics:
         )
         self.upload_dropped_pages = Counter(
             "memkv_upload_dropped_pages",
-            "Pages not uploaded, by reason: the upload queue was full or lacks an ancestor "
+            "Pages not uploaded, by reason: the upload queue was full or lacked an ancestor "
             "(backlog), every attempt failed (failed), or the disk had no valid copy left "
             "(evicted). A page that is spilled again is queued again, and may be counted again",
             ["reason"],

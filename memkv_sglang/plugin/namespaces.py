@@ -45,7 +45,7 @@ STORAGE_CONFIG = {
     "dcp_rank": "shard",
     "dcp_size": "shard",
     "logical_page_size": "page_size, shard.dcp_size",
-    "is_mla_model": "shard: whether the ranks' pages are equal",
+    "is_mla_model": "decides whether the ranks' pages are equal, and so shard",
     "is_page_first_layout": "layout",
     "dp_rank": "not named: replicas compute the same",
     "model_name": "not named: models are identified by content",

@@ -449,7 +449,7 @@ def test_wrong_node_clock_has_no_effect(
     one, two = lease(bucketful), lease(bucketful)
     one.acquire()
     right = time.time
-    # More than a lease, and less than the 15 minutes of skew that MinIO allows.
+    # This is longer than a lease and shorter than the 15 minutes of skew that MinIO allows.
     monkeypatch.setattr(time, "time", lambda: right() + 600)
     assert two.read()
     with pytest.raises(LeaseHeldError):
