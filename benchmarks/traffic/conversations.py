@@ -17,7 +17,7 @@ BLOCK = 64
 THINK_SCALE, LONGEST_THINK = 8.0, 4.0
 """Divisor of think times, and their maximum in seconds after the division."""
 
-LONGEST = 200_000
+LONGEST = 150_000
 """Longest prompt to draw, in tokens of the trace."""
 
 

@@ -24,8 +24,9 @@ from benchmarks.traffic.systems import (
     route,
 )
 
-SESSIONS, QUICK_SESSIONS = 8, 6
-TURNS, QUICK_TURNS = 3, 2
+SESSIONS, QUICK_SESSIONS = 10, 6
+"""Number of sessions, whose contexts need about twice the space of both host pools."""
+TURNS, QUICK_TURNS = 2, 1
 """Timed turns per session. One turn before them is not timed."""
 
 FIRST, MEDIAN, TAIL = "first token", "median", "95th percentile"
@@ -73,7 +74,7 @@ def run(options: Options) -> Report:
             replay(one.system, one.router, draw(2, 3, "warm-up", "warm-up"))
         for number in range(1 if options.quick else options.repetitions):
             stints: dict[str, Stint] = {}
-            for one in _in_turn(contestants, number):
+            for one in _in_turn(contestants, seed + number):
                 name = f"{seed} {number}"
                 conversations = draw(sessions, turns, name, f"{name} {one.policy}")
                 stints[one.name] = stint = replay(one.system, one.router, conversations)

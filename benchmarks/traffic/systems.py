@@ -17,7 +17,7 @@ from benchmarks.traffic.conversations import Conversation
 PAGE = 64
 """Tokens per page of all servers, as the documentation of `seaweedfs` recommends."""
 
-DEVICE_TOKENS = 8192
+DEVICE_TOKENS = 6144
 """Capacity of a device pool."""
 
 POOLS = [
