@@ -47,8 +47,8 @@ class HttpServer:
         self._metrics = metrics
         self._connections = 0
         self._config = config
-        self._context = _make_context(config)
-        self._token = _read_token(config)
+        self._context = make_context(config)
+        self._token = read_token(config)
         self._watch = FileWatch(
             [config.http_cert_file, config.http_key_file, config.http_token_file]
         )
@@ -87,8 +87,8 @@ class HttpServer:
         """Use changed files for new connections. If they are invalid, keep the earlier content."""
         try:
             # Try the files on a new context first, because a failure leaves a context unusable.
-            _make_context(self._config)
-            self._token = _read_token(self._config)
+            make_context(self._config)
+            self._token = read_token(self._config)
             if self._context:
                 _load(self._context, self._config)
         except ConfigError as error:
@@ -153,7 +153,7 @@ def _bind(address: str, port: int) -> socket.socket:
         ) from None
 
 
-def _make_context(config: AgentConfig) -> ssl.SSLContext | None:
+def make_context(config: AgentConfig) -> ssl.SSLContext | None:
     """Return the server's TLS context, None for plain http. Raises `ConfigError`."""
     if not config.http_cert_file:
         return None
@@ -167,7 +167,7 @@ def _load(context: ssl.SSLContext, config: AgentConfig) -> None:
     load_certificate(context, "agent.http_", config.http_cert_file, config.http_key_file)
 
 
-def _read_token(config: AgentConfig) -> bytes:
+def read_token(config: AgentConfig) -> bytes:
     """Return the token that scrapes must send; empty if they need none. Raises `ConfigError`."""
     if not config.http_token_file:
         return b""

@@ -14,7 +14,7 @@ from memkv_sglang.cli.checks.conflict import check_conflict
 from memkv_sglang.cli.checks.disk import check_disk
 from memkv_sglang.cli.checks.disk_speed import check_disk_speed
 from memkv_sglang.cli.checks.endpoint import check_endpoints
-from memkv_sglang.cli.checks.files import check_files
+from memkv_sglang.cli.checks.files import check_files, check_http_files
 from memkv_sglang.cli.checks.limits import check_limits
 from memkv_sglang.cli.checks.memory import check_memory
 from memkv_sglang.cli.checks.pins import check_pins
@@ -131,6 +131,7 @@ def diagnose(
         yield from check_disk_speed(loaded.config.nvme)
     yield from check_limits(loaded.config)
     yield from check_memory()
+    yield from check_http_files(loaded.config.agent)
     yield from check_agent(loaded)
     try:
         check_ca_file(loaded)

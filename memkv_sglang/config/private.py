@@ -23,12 +23,14 @@ def open_regular(path: str, name: str, advice: str = "name another file") -> Ite
     """Open a regular file and yield its descriptor; never blocks on a FIFO or a device.
 
     `name` is the setting as the user wrote it. Raises `ConfigError`; its message ends with
-    `advice`.
+    `advice`, unless this user may not read the file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError means that the path contains a NUL
         reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, PermissionError):
+            advice = f"let uid {os.geteuid()} read it, for example with chgrp and chmod 640"
         raise ConfigError(f"{name}: cannot read {path} ({reason}); {advice}") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -89,6 +89,20 @@ def test_another_node_reads_what_this_node_writes(
     assert run("doctor", "--fleet-read", token, **other).status == 1
 
 
+def test_files_of_the_http_server_are_checked(run: Run, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("two words")
+    token.chmod(0o600)
+
+    def level() -> str:
+        found = json.loads(run("doctor", "--json", MEMKV_AGENT_HTTP_TOKEN_FILE=str(token)).out)
+        return next(str(one["level"]) for one in found if one["what"] == "http token")
+
+    assert level() == "FAIL"
+    token.write_text("secret")
+    assert level() == "ok"
+
+
 def test_the_fleet_check_needs_an_agent_with_minio_and_a_token(
     run: Run, environ: dict[str, str]
 ) -> None:
