@@ -14,8 +14,10 @@ from benchmarks.__main__ import main as benchmarks
 from memkv_sglang.cli.main import memkv
 from memkv_sglang.plugin.flags import add_flags
 from tests.documents.pages import ROOT, SHELLS, Command, Span, blocks, commands, spans
+from tools.gpu_trial.__main__ import make_parser
 
 OTHER_PROGRAMS = {
+    "cat": "POSIX",
     "cd": "changes the directory",
     "chmod": "POSIX",
     "chown": "POSIX",
@@ -36,6 +38,7 @@ OTHER_PROGRAMS = {
     "source": "activates an environment",
     "sysctl": "changes the system",
     "systemctl": "needs systemd; the unit is checked in tests/deploy",
+    "tar": "POSIX",
     "tr": "POSIX",
     "umask": "POSIX",
     "useradd": "changes the system",
@@ -115,6 +118,10 @@ def check_python(words: Sequence[str]) -> None:
         assert importlib.util.find_spec(words[1])
 
 
+def check_gpu_trial(words: Sequence[str]) -> None:
+    make_parser().parse_args(list(words))
+
+
 def check_make(words: Sequence[str]) -> None:
     targets = [word for word in words if "=" not in word]
     for target in targets:
@@ -126,6 +133,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], None]] = {
     "memkv": check_memkv,
     "python": check_python,
     "python3": check_python,
+    "run": check_gpu_trial,  # memkv-trial/run, from the archive
 }
 
 
