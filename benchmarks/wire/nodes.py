@@ -19,6 +19,10 @@ with more would take longer than the 5 s that a call may take.
 """
 
 
+STALL = 5.0
+"""Seconds without progress that a transfer may take: dozens of them share a narrow line."""
+
+
 class Node:
     """A node's agent, and the processes that call it."""
 
@@ -89,6 +93,7 @@ def on_one(server: MinioServer, bucket: str) -> MinioConfig:
         bucket=bucket,
         access_key=server.access_key,
         secret_key=server.secret_key,
+        stall_timeout=STALL,
     )
 
 
@@ -103,7 +108,7 @@ def on_shards(servers: Sequence[MinioServer], bucket: str) -> MinioConfig:
         )
         for number, server in enumerate(servers)
     )
-    return MinioConfig(bucket=bucket, shards=shards)
+    return MinioConfig(bucket=bucket, shards=shards, stall_timeout=STALL)
 
 
 def shard_name(number: int) -> str:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from benchmarks.base import MissingToolError, Options, tool
 from benchmarks.limits.iperf import Stream, iperf
+from benchmarks.peers.base import PeerFailedError
 from benchmarks.report import Measure, Panel, Report
 from benchmarks.wire.balance import busy_share
 from benchmarks.wire.nodes import (
@@ -44,19 +45,32 @@ QUICK_SECONDS = 2
 
 
 class Lines(NamedTuple):
-    """Rates of the machines' lines, in Mb/s, and how many clients call at the same time."""
+    """Rates of the machines' lines in Mb/s, and how many clients of a node call at once.
+
+    Each client has a call in flight, which fails after 5 s. A busy machine needs some of that.
+    """
 
     server: int
     node: int
     callers: int
-    """Client processes of a node. Each has a call in flight, which may take 5 s."""
+    cluster_callers: int
+    """Fewer where a cluster delivers less than two single servers."""
+
+    @property
+    def name(self) -> str:
+        """The rates in words."""
+        return f"node {self.node / 1000:g} Gb/s, servers {self.server / 1000:g} Gb/s"
 
 
-HALVES = Lines(1000, 2000, 4)
-"""Two servers fill a node's line together."""
-
-EQUAL = Lines(1000, 1000, 2)
+EQUAL = Lines(1000, 1000, callers=2, cluster_callers=2)
 """One server can fill a node's line."""
+
+GEOMETRIES = {
+    "": EQUAL,
+    "_halves": Lines(500, 1000, callers=2, cluster_callers=1),
+    "_2g": Lines(1000, 2000, callers=4, cluster_callers=2),
+}
+"""By the end of the figures' names. In the last two, two servers fill a node's line together."""
 
 BALANCE_ROUNDS = 40
 """Runs of the model of how calls keep all shards busy."""
@@ -74,8 +88,12 @@ def run(options: Options) -> Report:
     repetitions = 1 if options.quick else options.repetitions
     seconds = QUICK_SECONDS if options.quick else SECONDS
     for size in SIZES:
-        for lines in (HALVES, EQUAL):
-            _measure_node(report, options.directory, size, lines, repetitions, seconds)
+        for lines in GEOMETRIES.values():
+            try:
+                _measure_node(report, options.directory, size, lines, repetitions, seconds)
+            except PeerFailedError as error:
+                report.left_out[f"{size}, {lines.name}"] = f"this machine is too slow: {error}"
+                _drop_incomplete(report, size, lines)
         _measure_two_nodes(report, options.directory, size, repetitions, seconds)
     _record_balance(report, BALANCE_ROUNDS)
     _claim(report)
@@ -96,21 +114,20 @@ def _measure_node(
         cluster = stack.enter_context(TwoServers(servers))
         pages = POOL // SIZES[size]
 
-        def node(config: MinioConfig) -> Node:
-            return stack.enter_context(
-                Node.open(machine, config, lines.callers, SIZES[size], pages)
-            )
+        def node(config: MinioConfig, callers: int) -> Node:
+            return stack.enter_context(Node.open(machine, config, callers, SIZES[size], pages))
 
-        shards = node(on_shards(singles, "wire"))
+        shards = node(on_shards(singles, "wire"), lines.callers)
         first = cluster.servers[0]
-        clustered = node(replace(on_one(first, "wire"), endpoint=cluster.endpoint))
+        joined = replace(on_one(first, "wire"), endpoint=cluster.endpoint)
+        clustered = node(joined, lines.cluster_callers)
         _record_bound(report, size, lines, shards.callers.hashes)
         streams = [(machine, server) for server in servers]
         loads: dict[str, Measure] = {
             LIMIT: partial(_iperf, streams, seconds, "load"),
             SHARDS: partial(shards.run, "load", lines.callers, seconds),
             ONE_CALLER: partial(shards.run, "load", 1, seconds),
-            CLUSTER: partial(clustered.run, "load", lines.callers, seconds),
+            CLUSTER: partial(clustered.run, "load", lines.cluster_callers, seconds),
         }
         report.compete(_case("load", size, lines), loads, repetitions)
         if lines is EQUAL:  # two cores cannot store at 2 Gb/s
@@ -121,13 +138,19 @@ def _measure_node(
             report.compete(_case("upload", size, lines), uploads, repetitions)
 
 
+def _drop_incomplete(report: Report, size: str, lines: Lines) -> None:
+    for verb, contestants in (("load", 4), ("upload", 2)):
+        runs = report.runs.get(_case(verb, size, lines), {})
+        if len(runs) < contestants or len({len(values) for values in runs.values()}) > 1:
+            report.runs.pop(_case(verb, size, lines), None)
+
+
 def _measure_two_nodes(
     report: Report, directory: Path, size: str, repetitions: int, seconds: int
 ) -> None:
     """Let two nodes load from one server at the same time."""
     with ExitStack() as stack:
-        lines = EQUAL._replace(callers=1)
-        machines = stack.enter_context(switched_machines([lines.server, lines.node, lines.node]))
+        machines = stack.enter_context(switched_machines([EQUAL.server, EQUAL.node, EQUAL.node]))
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(dir=directory, prefix="memkv-bench-")
         )
@@ -140,7 +163,7 @@ def _measure_two_nodes(
             for number, machine in enumerate(machines[1:])
         ]
         streams = [(machine, machines[0]) for machine in machines[1:]]
-        case = _case("two nodes", size, lines)
+        case = _case("two nodes", size, EQUAL)
         for _ in range(repetitions):
             report.record(case, LIMIT, _iperf(streams, seconds, "load"))
             together, shares = load_together(nodes, seconds)
@@ -155,7 +178,7 @@ def _iperf(streams: Sequence[tuple[Machine, Machine]], seconds: int, verb: str) 
 
 
 def _case(what: str, size: str, lines: Lines) -> str:
-    return f"{what} {size}, node {lines.node / 1000:g} Gb/s, servers {lines.server / 1000:g} Gb/s"
+    return f"{what} {size}, {lines.name}"
 
 
 def _record_bound(
@@ -166,9 +189,8 @@ def _record_bound(
     namespace = make_namespace(page_bytes=SIZES[size]).digest
     keys = (key for chain in chains for key in Chain(namespace, chain).keys())
     held = Counter(map(placement.first, keys))
-    report.figures[f"line_bound_{size}_{lines.callers}_callers"] = (
-        held.total() / len(held) / max(held.values())
-    )
+    bound = held.total() / len(held) / max(held.values())
+    report.figures[f"line_bound_{size}_{lines.callers}_callers"] = bound
 
 
 def _record_balance(report: Report, rounds: int) -> None:
@@ -184,13 +206,20 @@ def _record_balance(report: Report, rounds: int) -> None:
 def _claim(report: Report) -> None:
     figures = report.figures
     for size in SIZES:
-        for lines, suffix in ((HALVES, "_halves"), (EQUAL, "")):
+        for suffix, lines in GEOMETRIES.items():
             case = _case("load", size, lines)
-            figures[f"line_load_{size}{suffix}"] = report.ratio(case, SHARDS, LIMIT)
-            figures[f"line_load_one_caller_{size}{suffix}"] = report.ratio(case, ONE_CALLER, LIMIT)
-            figures[f"line_load_cluster_{size}{suffix}"] = report.ratio(case, CLUSTER, LIMIT)
+            if case not in report.runs:
+                continue
+            for name, contestant in (
+                ("", SHARDS),
+                ("_one_caller", ONE_CALLER),
+                ("_cluster", CLUSTER),
+            ):
+                ratio = report.ratio(case, contestant, LIMIT)
+                figures[f"line_load{name}_{size}{suffix}"] = ratio
         case = _case("upload", size, EQUAL)
-        figures[f"line_upload_{size}"] = report.ratio(case, SHARDS, LIMIT)
+        if case in report.runs:
+            figures[f"line_upload_{size}"] = report.ratio(case, SHARDS, LIMIT)
         case = _case("two nodes", size, EQUAL)
         figures[f"line_two_nodes_{size}"] = report.ratio(case, "both nodes", LIMIT)
         shares = report.runs[f"shares {size}"].values()
@@ -207,8 +236,8 @@ def _present(report: Report) -> None:
         Panel("share of a server's line", "", cases("shares")),
         Panel("share of the shards' rate that sequential calls can use (model)", "", cases("bal")),
     ]
+    callers = ", ".join(f"{one.callers} ({one.name})" for one in GEOMETRIES.values())
     report.notes.append(
-        f"calls of {CALL_BYTES // MIB} MiB by {HALVES.callers} callers at 2 Gb/s, "
-        f"{EQUAL.callers} at 1 Gb/s, and one on each of two nodes; iperf3 with {CONNECTIONS} "
-        "connections per server; all machines share this machine's cores"
+        f"calls of {CALL_BYTES // MIB} MiB; callers: {callers}, and one on each of two nodes; "
+        f"iperf3 with {CONNECTIONS} connections per server; all machines share this machine's cores"
     )
