@@ -158,7 +158,7 @@ def use(config: MinioConfig, count: int) -> int:
         nodes = [stack.enter_context(closing(MinioTier(config))) for _ in range(NODES)]
         collector = nodes[0].retention.collector(CollectorConfig(interval=1))
         collector.collect(lambda *_: None)  # this merges the logs of stored pages
-        time.sleep(1.5)  # longer than the shortest interval
+        time.sleep(1.5)  # the shortest interval is 1 s; nodes look again only after it
         with counted_requests() as requests:
             for interval in range(INTERVALS):
                 for number, node in enumerate(nodes):

@@ -96,7 +96,7 @@ class _Contest:
 
     def contestants(self, name: str, length: int) -> dict[str, Measure]:
         """Return the contestants for prompts of this length. Each has stored them."""
-        tell(f"{length} tokens: each server that stores computes them once")
+        tell(f"{length} tokens: every server with storage computes and stores the prompt")
         tokens = prompt(name, length)
         self.store(tokens)
         stores = {

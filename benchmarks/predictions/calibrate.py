@@ -23,7 +23,7 @@ GPU = "one core"
 
 
 class LoadRow(msgspec.Struct, frozen=True):
-    """Seconds to the first token of a prompt with so many pages in a tier."""
+    """Seconds to the first token of a prompt of which `pages` pages are in `tier`."""
 
     tier: str
     pages: int
@@ -42,7 +42,7 @@ class ServingNumbers(msgspec.Struct, frozen=True):
     prefill: list[PrefillRow]
     loads: list[LoadRow]
     step_seconds: float
-    """Of a decode step; the median, because tokens can arrive together."""
+    """Seconds of a decode step: the median, because several tokens can arrive together."""
 
 
 def measure(directory: Path) -> ServingNumbers:

@@ -30,7 +30,7 @@ AGENTS = 4
 SERVER_LINK = 800
 """Mb/s of MinIO's link."""
 CORES = 2.0
-"""The agents and MinIO share them."""
+"""Cores that the agents and MinIO share."""
 
 LINKS = {"four equal links": (400, 400, 400, 400), "one narrow link": (400, 400, 400, 100)}
 """Mb/s of each agent's link."""

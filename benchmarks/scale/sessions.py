@@ -60,7 +60,7 @@ def claim(report: Report) -> None:
             report.record(case, str(HEADLINE), HEADLINE)
         report.panels.append(
             Panel(
-                f"{model}: sessions over device memory only, by speed of the storage",
+                f"{model}: sessions, relative to device memory only, by speed of the storage",
                 "times",
                 cases,
                 lines=True,

@@ -47,14 +47,14 @@ QUICK_SECONDS = 2
 class Lines(NamedTuple):
     """Rates of the machines' lines in Mb/s, and how many clients of a node call at once.
 
-    Each client has a call in flight, which fails after 5 s. A busy machine needs some of that.
+    Each client has one call in flight, which fails after 5 s even on a busy machine.
     """
 
     server: int
     node: int
     callers: int
     cluster_callers: int
-    """Fewer where a cluster delivers less than two single servers."""
+    """Clients that load from the cluster: fewer where it delivers less than two single servers."""
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ GEOMETRIES = {
     "_halves": Lines(500, 1000, callers=2, cluster_callers=1),
     "_2g": Lines(1000, 2000, callers=4, cluster_callers=2),
 }
-"""By the end of the figures' names. In the last two, two servers fill a node's line together."""
+"""Keys are suffixes of figures. In the last two, two servers together fill a node's line."""
 
 BALANCE_ROUNDS = 40
 """Runs of the model of how calls keep all shards busy."""

@@ -78,7 +78,7 @@ def _odd_json(valid: Sequence[bytes], chance: random.Random) -> bytes:
 
 
 def _odd_toml(valid: Sequence[bytes], chance: random.Random) -> bytes:
-    """Damage a calibration. Without tables of the wrong type, TOML may not be able to say it."""
+    """Damage a calibration: its values or, if TOML cannot express the new ones, its bytes."""
     content = tomllib.loads(chance.choice(valid).decode())
     odd = odd_document(content, chance, (*ODD, *NOT_FINITE))
     try:
@@ -90,7 +90,7 @@ def _odd_toml(valid: Sequence[bytes], chance: random.Random) -> bytes:
 
 
 def _reader(directory: Path, name: str, use: Callable[[Path], object]) -> Read:
-    """Return a reader that writes the input to a file and uses it, or gets one line about it."""
+    """Return a reader that calls `use` with a file; the file is valid, or refused with one line."""
     file = directory / name
 
     def read(content: bytes) -> bool:

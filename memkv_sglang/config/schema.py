@@ -201,7 +201,7 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             description="Load some of the pages that are on this node's disk from the shared tier "
             "instead, if that shortens a load by a quarter or more at the tiers' current speed. "
-            "For nodes whose network is as fast as their disks; the servers send more.",
+            "This suits nodes whose network is as fast as their disks. The servers send more data.",
         ),
     ] = False
     prefill_speed: Annotated[

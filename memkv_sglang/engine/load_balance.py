@@ -6,7 +6,7 @@ from memkv_sglang.engine.speed import TierSpeed
 from memkv_sglang.page import Page, PageKey
 
 STEPS = 8
-"""A split is chosen from so many equal steps of the pages that the local tier holds."""
+"""Number of equal parts of the local tier's pages; a split moves some of these parts."""
 
 GAIN = 0.75
 """Split only if that takes at most this share of the time, since estimates have errors."""

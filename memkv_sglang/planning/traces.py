@@ -163,7 +163,7 @@ def _lines(file: Path) -> Iterator[bytes]:
         with gzip.open(file, "rb") if is_packed else file.open("rb") as stream:
             while line := stream.readline(LARGEST_LINE):
                 if len(line) == LARGEST_LINE:
-                    raise ConfigError(f"{file}: a line is longer than 64 MiB, so not a trace")
+                    raise ConfigError(f"{file}: a line is longer than 64 MiB; this is not a trace")
                 if line.strip():
                     yield line
     except (OSError, EOFError, zlib.error) as error:
@@ -213,9 +213,7 @@ def _agentic(file: Path, lines: Iterator[bytes], spacing: float) -> Trace:
 
 def _check_blocks(file: Path, line: int, blocks: Sequence[tuple[int, int]]) -> None:
     if count_pages(blocks) > LARGEST_PROMPT:
-        raise ConfigError(
-            f"{file}, line {line}: a prompt has more than {LARGEST_PROMPT:,} blocks, so not a trace"
-        )
+        raise ConfigError(f"{file}, line {line}: a prompt has more than {LARGEST_PROMPT:,} blocks")
 
 
 def _relabel(blocks: Blocks, shared: int, group: int, base: int) -> Blocks:

@@ -29,7 +29,7 @@ def _fail_calls(code: str) -> Fault:
 
 
 def _fill_disk(cluster: Cluster) -> None:
-    """Fill the disk, as another program might. Instead of the machine's own, fail the calls."""
+    """Fill the disk as another program might; on the machine's own disk, only let writes fail."""
     if not cluster.mounted:
         cluster.disk_fault.write_text("ENOSPC")
         return

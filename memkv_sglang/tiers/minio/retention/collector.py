@@ -347,7 +347,7 @@ class Collector:
         excess = 0
         if config.capacity and size > config.capacity:
             excess = size - int(LOW_WATERMARK * config.capacity)
-        period = self._stored.current.period  # on which the summaries are based
+        period = self._stored.current.period  # the summaries are based on this period
         expired = order_at(now - config.max_age, period) if config.max_age else 0
         oldest = min(summary.oldest() for summary in summaries)
         cut = find_cut(summaries, excess, expired)

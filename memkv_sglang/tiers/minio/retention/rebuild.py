@@ -72,7 +72,7 @@ class Rebuilt(NamedTuple):
     migrated: bool
     """Whether the bucket had format 1."""
     without_days: bool
-    """Whether nodes do not know any more after how many days the lifecycle rule removes pages."""
+    """Whether nodes no longer know after how many days the lifecycle rule removes pages."""
 
 
 class _Progress(msgspec.Struct, kw_only=True):

@@ -15,7 +15,7 @@ SIZE_LIMIT = 64 << 10
 """Maximum size of the record, in bytes."""
 
 GRACE_LIMIT = 43200.0
-"""Maximum time from the decision which pages leave to their removal, in seconds.
+"""Maximum seconds between the decision which pages to remove and their removal.
 
 Half of the longest `collector.interval`.
 """
