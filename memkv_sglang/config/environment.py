@@ -51,7 +51,7 @@ def check_directory(config: NvmeConfig, called: Name) -> None:
     if place == directory and owner != os.geteuid():
         raise ConfigError(
             f"{name}: {directory} belongs to uid {owner}, but this is uid {os.geteuid()}; "
-            "choose a directory of your own"
+            "run as that user, or choose a directory of your own"
         )
     if place == directory and os.statvfs(place).f_flag & os.ST_RDONLY:
         raise BrokenDiskError(

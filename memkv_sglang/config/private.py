@@ -73,8 +73,10 @@ def check_private(descriptor: int, path: str, name: str) -> None:
             "file of your own"
         )
     if is_open_to_others(status):
+        # Root is not in the group that may read the file of an agent with a user of its own.
+        advice = "run as the agent's user, or " if os.geteuid() == 0 else ""
         raise ConfigError(
-            f"{name}: other users can read or write {path}; chmod 600 {path} (for a "
+            f"{name}: other users can read or write {path}; {advice}chmod 600 {path} (for a "
             "Kubernetes secret, set defaultMode: 0440)"
         )
 
