@@ -26,8 +26,8 @@ fixes. Every command except `patch` also takes `--config FILE` and a flag for ea
 | 2 | wrong usage or configuration |
 | 130 | interrupted with Ctrl-C |
 
-An error is one line on stderr that says what to do. A restart cannot fix status 2, so tell the
-service manager of `memkv agent`:
+An error is one line on stderr that says what to do. A restart does not help after status 2, so
+the service manager must not restart `memkv agent` then:
 
 ```ini
 [Service]

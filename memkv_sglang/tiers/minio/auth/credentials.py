@@ -126,8 +126,9 @@ class CertificateLogin(RenewableProvider):
     """Temporary keys that MinIO issues for an hour to a client with a trusted certificate."""
 
     advice = (
-        "MinIO issues no keys for minio.cert_file: set its MINIO_IDENTITY_TLS_ENABLE=on, put the "
-        "certificate's authority into certs/CAs, and add a policy named as its common name"
+        "MinIO issues no keys for minio.cert_file: on MinIO, set MINIO_IDENTITY_TLS_ENABLE=on, put "
+        "the certificate's authority into certs/CAs, and add a policy whose name is the "
+        "certificate's common name"
     )
 
     def __init__(self, config: MinioConfig) -> None:
