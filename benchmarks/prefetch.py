@@ -90,16 +90,22 @@ def run(options: Options) -> Report:
         node.wait_for_spill(0)
         hung = dict.fromkeys(POLICIES, 0)
         for number in range(1 if options.quick else options.repetitions):
-            for policy in POLICIES:
+            for policy in _rotated(number):
                 _choose(node, policy)
                 measured = _measure(node, Round.draw(prefixes, NEW, number))
                 hung[policy] += measured.hung
                 _record(report, policy, measured)
-        for prefix in prefixes[: 1 if options.quick else 3]:
-            for policy in POLICIES:
+        for number, prefix in enumerate(prefixes[: 1 if options.quick else 3]):
+            for policy in _rotated(number):
                 report.record(SLOW_MINIO, policy, _slowed(node, proxy, policy, prefix))
     _claim(report, hung, len(prefixes) * PREFIX)
     return report
+
+
+def _rotated(number: int) -> tuple[str, ...]:
+    """Return the policies in an order in which each comes first, second and last equally often."""
+    first = number % len(POLICIES)
+    return POLICIES[first:] + POLICIES[:first]
 
 
 def _start(servers: Servers, endpoint: str) -> Node:

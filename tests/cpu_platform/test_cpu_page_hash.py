@@ -83,10 +83,10 @@ def test_refuses_what_the_extension_refuses(
 
 def test_a_long_prompt_is_hashed_in_milliseconds() -> None:
     prompt = array("q", range(24_000))
-    begin = time.perf_counter()
+    begin = time.process_time()
     hashes = HASHLIB.get_hash(prompt, len(prompt), 1, False, None, 64)
     assert len(hashes) == 375
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 def test_replaces_the_extension_only_if_it_cannot_be_built(

@@ -4,6 +4,7 @@ Nothing runs the model: its kernels need a GPU. All else is SGLang's, and the co
 and states is known.
 """
 
+import dataclasses
 import functools
 import pkgutil
 import re
@@ -25,6 +26,7 @@ from sglang.srt.mem_cache.unified_cache.components.base import ComponentType
 from sglang.test.kits.unified_radix_cache.config import CacheConfig
 from sglang_cpu_platform import host_pools, pinning
 
+from memkv_sglang.agent import protocol
 from memkv_sglang.cli.request_times import read_requests
 from memkv_sglang.plugin import device_pools, hooks
 from tests.plugin.conftest import MakeNode
@@ -107,6 +109,29 @@ def test_a_restarted_node_loads_from_its_disk(make_node: MakeNode, config: Cache
     changed = [tokens[0] + 1, *tokens[1:]]
     with hybrid_tree(config, node.settings) as tree:
         assert tree.load(changed) == 0
+        assert tree.load(tokens) == len(tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["no_buffer"], indirect=True)
+def test_a_chain_of_more_pages_than_fit_a_message(make_node: MakeNode, config: CacheConfig) -> None:
+    """SGLang looks up all pages of a hybrid model in one call, here pages of one token."""
+    pages = protocol.MAX_HASHES + 1000
+    small = dataclasses.replace(
+        config,
+        num_layers=2,
+        full_attention_layer_ids=(1,),
+        head_num=1,
+        head_dim=16,
+        kv_size=2 * pages,
+        max_context_len=2 * pages,
+    )
+    node, tokens = make_node(minio=None), sequence(pages, small)
+    node.settings["nvme.capacity"] = "1GiB"
+    with hybrid_tree(small, node.settings) as tree:
+        tree.compute(tokens)
+        tree.store()
+    with hybrid_tree(small, node.settings) as tree:
         assert tree.load(tokens) == len(tokens)
 
 

@@ -21,10 +21,10 @@ def test_old_pages_are_missing_here_only_and_sharing_continues(make_node: MakeNo
     near.upload()
     assert other.batch_exists(old) == 40
 
-    begin = time.monotonic()
-    storage.clear()
-    storage.clear()
-    assert time.monotonic() - begin < 0.1
+    with near.stalled_agent():  # for which no call waits
+        storage.clear()
+        storage.clear()
+        assert storage.batch_exists(old) == 0
     # Whatever the storage answers meanwhile, it never returns an old page.
     assert storage.batch_exists(old) == 0
     indices = host_pools.slots(pool, range(8))
@@ -100,9 +100,7 @@ def test_the_storage_stays_closed_while_minio_keeps_old_pages(make_node: MakeNod
         store(storage, pool, old)
         node.upload()
         server.kill()
-        begin = time.monotonic()
         storage.clear()
-        assert time.monotonic() - begin < 0.1
         storage.close()  # this interrupts the removal; the next attachment continues it
         storage = node.attach({"kv": pool})
         assert storage.batch_exists(old) == 0

@@ -28,8 +28,10 @@ from tests.serving.node import (
     start_all,
     whole_pages,
 )
+from tests.sglang_versions import since_0_5_23
 
 pytestmark = [
+    since_0_5_23,
     pytest.mark.slow,  # starts three servers
     pytest.mark.timeout(900),  # the first test waits for the servers
 ]
