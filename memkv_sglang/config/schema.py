@@ -176,7 +176,7 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             le=4.0,
             extra=SECONDS,
             description="Time limit of a lookup. When it expires, the lookup returns the prefix "
-            "that it has found.",
+            "that it has found. SGLang servers allow at least 1 s.",
         ),
     ] = 0.1
     batch_deadline: Annotated[

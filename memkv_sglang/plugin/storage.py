@@ -40,7 +40,8 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult
 log = logging.getLogger(__name__)
 
 LOOKUP_SECONDS = 1.0
-"""Seconds for a lookup. SGLang's query thread serves one request at a time."""
+"""Seconds for a lookup, unless `engine.lookup_budget` is longer. SGLang's query thread serves one
+request at a time, in the background."""
 
 EXPECTED = (ConfigError, NoFingerprintError, UnsuitablePoolError, UnsuitableServerError)
 """Errors whose message says what to do, so that no traceback is logged."""
@@ -72,6 +73,7 @@ class MemKVStorage(HiCacheStorage):
         """Announces KV events; None if SGLang does not publish them."""
         self._config = storage_config
         self._client: AgentClient | None = None
+        self._lookup_seconds = LOOKUP_SECONDS
         self._model: ModelIdentity | None = None
         self._off = False
         self._sealed = threading.Event()
@@ -91,6 +93,7 @@ class MemKVStorage(HiCacheStorage):
         if config.agent.log_format == "json":
             log_as_json()
         self.traffic.log_requests = config.agent.log_requests
+        self._lookup_seconds = max(LOOKUP_SECONDS, config.engine.lookup_budget)
         self._prefill = PrefillSpeed(config.engine.prefill_speed)
         # The agent can start while this thread reads the model.
         self._client = AgentClient(config, start=True)
@@ -175,7 +178,7 @@ class MemKVStorage(HiCacheStorage):
             return 0  # Without side pools, an anchor pool without memory has nothing to load.
         recompute = self._recompute(kv.pool, len(keys), extra_info)
         chain, request = kv.chain(_hashes(keys)), self.traffic.request_id
-        return client.lookup(chain, LOOKUP_SECONDS, recompute, request).length
+        return client.lookup(chain, self._lookup_seconds, recompute, request).length
 
     def _recompute(self, pool: Pool, pages: int, extra_info: Any) -> Recompute:
         """Return the cost of recomputing one of the `pages` pages that SGLang lacks."""
@@ -211,7 +214,7 @@ class MemKVStorage(HiCacheStorage):
         sides = [self._usable(transfer.name) for transfer in transfers]
         if client is None or kv is None or None in sides:
             return PoolTransferResult.empty()
-        search = Search(client, _hashes(keys), LOOKUP_SECONDS, self.traffic.request_id)
+        search = Search(client, _hashes(keys), self._lookup_seconds, self.traffic.request_id)
         recompute = self._recompute(kv.pool, len(keys), extra_info) if kv.pool else UNKNOWN
         pages = search.prefix(kv, len(keys), recompute)
         hits, gates = {KV_POOL: pages}, [whole_prefix(pages)]

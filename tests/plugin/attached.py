@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, HiCacheSt
 from memkv_sglang.client.client import AgentClient
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MIB, MinioConfig
-from memkv_sglang.plugin import device_pools, events, hooks, host_memory, state
+from memkv_sglang.plugin import device_pools, events, hooks, host_memory, pools, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.namespaces import ModelIdentity
 from memkv_sglang.plugin.storage import MemKVStorage
@@ -45,6 +45,7 @@ def prepare_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "identify_model", lambda server_args, salt: MODEL)
     monkeypatch.setattr(hooks, "install_optional_hooks", lambda: None)
     monkeypatch.setattr(events, "are_published", lambda: False)
+    monkeypatch.setattr(pools, "START_SECONDS", LIMIT)
 
 
 def _unused(*_: Any) -> Any:
@@ -86,6 +87,7 @@ class Node:
             "agent.socket": str(home / "run" / "agent.sock"),
             "agent.idle_timeout": "60",
             "agent.drain_timeout": "1",
+            "engine.lookup_budget": "4s",  # however busy the machine is
         }
         if nvme:
             pages = {"nvme.directory": str(home / "pages"), "nvme.capacity": str(128 * MIB)}

@@ -13,12 +13,15 @@ from sglang.srt.mem_cache.hicache_storage import PoolTransfer
 
 import memkv_sglang
 from memkv_sglang.cli.request_times import read_requests
-from memkv_sglang.plugin import attachment, pools, state
+from memkv_sglang.client.client import AgentClient
+from memkv_sglang.page import Chain
+from memkv_sglang.plugin import attachment, state
 from memkv_sglang.plugin import storage as storage_module
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.storage import MemKVStorage
+from memkv_sglang.tiers.base import Lookup
 from tests.plugin import host_pools
-from tests.plugin.attached import LIMIT, MODEL, after, eventually, keys, storage_config, store
+from tests.plugin.attached import MODEL, after, eventually, keys, storage_config, store
 from tests.plugin.conftest import MakeNode
 
 pytestmark = pytest.mark.usefixtures("process")
@@ -124,6 +127,26 @@ def test_environment_settings_suffice(make_node: MakeNode, monkeypatch: pytest.M
         storage.close()
 
 
+@pytest.mark.parametrize(("budget", "seconds"), [("50ms", 1.0), ("3s", 3.0)])
+def test_the_time_limit_of_lookups_can_be_raised(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, budget: str, seconds: float
+) -> None:
+    asked: list[float] = []
+
+    def look_up(client: AgentClient, chain: Chain, limit: float, *_: Any, **more: Any) -> Lookup:
+        asked.append(limit)
+        return Lookup(0, complete=True)
+
+    monkeypatch.setattr(AgentClient, "lookup", look_up)
+    node = make_node(minio=None)
+    node.settings["engine.lookup_budget"] = budget
+    storage = node.attach({"kv": host_pools.mha()})
+    storage.batch_exists(keys(2))
+    storage.batch_exists_v2(keys(2), [])
+    first, second = asked
+    assert first == seconds >= second > seconds / 2
+
+
 def test_a_detached_storage_leaves_no_pool_behind(make_node: MakeNode) -> None:
     node, chain = make_node(), keys(4)
     for shared in (True, False, True):
@@ -155,11 +178,8 @@ def test_a_killed_agent_costs_misses_only(make_node: MakeNode) -> None:
     assert storage.batch_get_v1(chain, indices, after([])) == [True] * 8
 
 
-def test_pages_refused_while_the_agent_restarts_are_stored(
-    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_refused_while_the_agent_restarts_are_stored(make_node: MakeNode) -> None:
     """SGLang drops a page for good if the storage refuses it."""
-    monkeypatch.setattr(pools, "START_SECONDS", LIMIT)
     pool, node = host_pools.mha(), make_node()
     storage = node.attach({"kv": pool})
     store(storage, pool, keys(4))

@@ -101,7 +101,9 @@ class Node:
             "MEMKV_AGENT_SOCKET": str(self.home / "run" / "agent.sock"),
             "MEMKV_AGENT_IDLE_TIMEOUT": "60",
             "MEMKV_AGENT_DRAIN_TIMEOUT": "1",
-            # On a busy machine a tiny model may compute pages as fast as they load.
+            # On a busy machine lookups take long.
+            "MEMKV_ENGINE_LOOKUP_BUDGET": "4s",
+            # There, a tiny model may compute pages as fast as they load.
             "MEMKV_ENGINE_SKIP_SLOW_LOADS": "false",
         }
         flags = {
