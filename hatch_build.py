@@ -1,7 +1,7 @@
 """Compile the Cython modules when the project is built, if there is a C compiler.
 
 Without one, the build succeeds with Python code only, and loads from MinIO take the slow path; see
-`memkv_sglang.tiers.minio.objects.bulk_reader`.
+`memkv_sglang.tiers.minio.objects.bulk_client`.
 """
 
 import shutil
@@ -14,7 +14,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "memkv_sglang.tiers.minio.http"
-MODULES = ("libcrypto", "receive_loop", "xxh3")
+MODULES = (
+    "bulk_batch",
+    "bulk_heads",
+    "bulk_loop",
+    "bulk_requests",
+    "bulk_sealing",
+    "bulk_stream",
+    "libcrypto",
+    "xxh3",
+)
 
 
 class CompileModules(BuildHookInterface):

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memkv_sglang.tiers.minio.http.control import ControlHttp
-from memkv_sglang.tiers.minio.objects import bulk_reader, client
+from memkv_sglang.tiers.minio.objects import bulk_client, client
 
 _PAGE = re.compile(r"/[0-9a-f]{32}/[0-9a-f]{2}/[0-9a-f]{64}$")
 _FOLDERS = ("logs", "index", "shards", "collector", "pins", "quarantine")
@@ -37,9 +37,10 @@ def counted_requests() -> Iterator[Counter[tuple[str, str, str]]]:
         with lock:
             counts[method, kind_of(path), threading.current_thread().name] += 1
 
-    request, read, urlopen = (
+    request, read, write, urlopen = (
         client.ObjectClient._request,
-        bulk_reader.BulkReader.read,
+        bulk_client.BulkClient.read,
+        bulk_client.BulkClient.write,
         ControlHttp.urlopen,
     )
 
@@ -56,17 +57,25 @@ def counted_requests() -> Iterator[Counter[tuple[str, str, str]]]:
             counts["GET", "page", threading.current_thread().name] += answered
         return answer
 
+    def counted_write(self: Any, *args: Any, **kwargs: Any) -> Any:
+        written = write(self, *args, **kwargs)
+        with lock:
+            counts["PUT", "page", threading.current_thread().name] += sum(written.stored)
+        return written
+
     def counted_urlopen(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         parts = urlsplit(url)
         count(method, f"{parts.path}?{parts.query}")
         return urlopen(self, method, url, *args, **kwargs)
 
     client.ObjectClient._request = counted_request  # type: ignore[method-assign, assignment]
-    bulk_reader.BulkReader.read = counted_read  # type: ignore[method-assign]
+    bulk_client.BulkClient.read = counted_read  # type: ignore[method-assign]
+    bulk_client.BulkClient.write = counted_write  # type: ignore[method-assign]
     ControlHttp.urlopen = counted_urlopen  # type: ignore[method-assign]
     try:
         yield counts
     finally:
         client.ObjectClient._request = request  # type: ignore[method-assign]
-        bulk_reader.BulkReader.read = read  # type: ignore[method-assign]
+        bulk_client.BulkClient.read = read  # type: ignore[method-assign]
+        bulk_client.BulkClient.write = write  # type: ignore[method-assign]
         ControlHttp.urlopen = urlopen  # type: ignore[method-assign]

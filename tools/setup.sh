@@ -39,9 +39,9 @@ echo "setup: installing locked dependencies, including SGLang (about 7 GB)"
 # uv's cache does not notice a changed .pyx file or a newly installed compiler.
 "$UV" pip install -q -p "$VENV/bin/python" --no-deps --refresh-package sglang-memkv \
   -e . -e cpu-platform
-"$VENV/bin/python" -c "import memkv_sglang.tiers.minio.http.receive_loop" 2>/dev/null || cat >&2 <<'TEXT'
+"$VENV/bin/python" -c "import memkv_sglang.tiers.minio.http.bulk_loop" 2>/dev/null || cat >&2 <<'TEXT'
 setup: the Cython modules were not compiled (`memkv doctor` says why). Everything works, but loads
-setup: from MinIO use more CPU. To compile them, run apt-get install gcc python3-dev, then
+setup: from MinIO and uploads use more CPU. To compile them, run apt-get install gcc python3-dev, then
 setup: make --always-make setup
 TEXT
 PATH="$PWD/$VENV/bin:$PATH" "$VENV/bin/python" -m sglang_cpu_platform.prepare

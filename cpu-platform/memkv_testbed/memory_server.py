@@ -20,8 +20,8 @@ GARBAGE = 512 << 20
 class MemoryServer:
     """The server on a free loopback port, as a child process. A context manager.
 
-    It supports only GET, HEAD, PUT and DELETE. It checks no signatures, so any keys work. It dies
-    with the thread that started it.
+    It supports only GET, HEAD, PUT and DELETE, and its listings are empty. It checks no signatures,
+    so any keys work. It dies with the thread that started it.
     """
 
     access_key, secret_key = "memory", "memory-secret"

@@ -61,7 +61,7 @@ def bulk_fallbacks(counts: Counts) -> TotalsCounter:
     """Return the counter of pages that the MinIO tier's fast path left to the slow path."""
     return TotalsCounter(
         "memkv_minio_bulk_fallbacks",
-        "Pages that the compiled fast path for loads left to the slow path, by reason",
+        "Pages that the compiled fast path left to the slow path, by reason",
         ["reason"],
         lambda: {(reason,): count for reason, count in counts().items()},
     )

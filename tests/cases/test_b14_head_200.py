@@ -13,7 +13,7 @@ from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.tiers.base import LoadResult, SpillResult
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.names import ObjectNames
-from memkv_sglang.tiers.minio.objects import bulk_reader as reader
+from memkv_sglang.tiers.minio.objects import bulk_client
 from memkv_sglang.tiers.minio.retention.entries import entries
 from tests.cases.minio_tiers import LIMIT, PAGE, chain_of, load, opened, soon, spill, with_field
 from tests.cli.cli_node import PAGES, running_agent, spill_chain
@@ -147,7 +147,7 @@ def test_a_response_without_a_page_is_a_miss(
     compiled: bool,
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(reader, "WHY_NOT", "not compiled")
+        monkeypatch.setattr(bulk_client, "WHY_NOT", "not compiled")
     spill(tier, CHAIN)
     names = stored(admin, minio_config)
     proxy.fault = HttpFault(methods=("GET",), answer=answer)

@@ -15,7 +15,7 @@ from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.http import connection
 from memkv_sglang.tiers.minio.http.transport import KEEP_ALIVE
-from memkv_sglang.tiers.minio.objects import bulk_reader as reader
+from memkv_sglang.tiers.minio.objects import bulk_client
 from tests.cases.minio_tiers import PAGE, chain_of, load, opened, soon, spill
 
 CHAIN = chain_of(12, "idle")
@@ -38,7 +38,7 @@ def tier(
 ) -> Iterator[MinioTier]:
     """A tier with pages, and with connections that were used before."""
     if request.param == "page by page":
-        monkeypatch.setattr(reader, "WHY_NOT", "not compiled")
+        monkeypatch.setattr(bulk_client, "WHY_NOT", "not compiled")
     with opened(minio_config, proxy, connections=3, stall_timeout=STALL, negative_ttl=0.0) as tier:
         # A spill may stall on a busy machine.
         while set(spill(tier, CHAIN)) != {SpillResult.PRESENT}:

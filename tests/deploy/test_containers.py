@@ -69,7 +69,7 @@ def test_layer_for_sglang_needs_no_compiler(run: Run, base: str) -> None:
     """Plain Debian stands in for SGLang's image, which needs a registry."""
     run.script("build.sh", "sglang", base)
     container = run.command("buildah", "from", "localhost/memkv-sglang").strip()
-    loop = "memkv_sglang.tiers.minio.http.receive_loop"
+    loop = "memkv_sglang.tiers.minio.http.bulk_loop"
     check = f"! command -v cc gcc && memkv --version && python3 -c 'import {loop}'"
     command = ("buildah", "run", "--isolation", "chroot", container, "--", "sh", "-c", check)
     assert run.command(*command).startswith("memkv ")

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tests.packaging.conftest import Archives
 from tests.packaging.environments import ROOT
 
-EXTENSIONS = ("libcrypto", "receive_loop", "xxh3")
+EXTENSIONS = {path.stem for path in (ROOT / "memkv_sglang").rglob("*.pyx")}
 
 
 def wheel_files(wheel: Path) -> dict[str, bytes]:

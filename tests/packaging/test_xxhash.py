@@ -45,5 +45,5 @@ def test_locked_version_exports_the_functions() -> None:
 def test_compiled_loop_works_with(release: str, archives: Archives, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
     environment.install("uv", archives.wheel, f"xxhash=={release}", env={})
-    program = "from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT; print([WHY_NOT])"
+    program = "from memkv_sglang.tiers.minio.objects.bulk_client import WHY_NOT; print([WHY_NOT])"
     assert environment.check("python", "-c", program) == "['']\n"

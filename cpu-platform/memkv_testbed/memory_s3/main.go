@@ -1,7 +1,7 @@
 // An S3 server that keeps objects in memory, fast enough that a client is what a benchmark measures.
 //
-// It knows GET, HEAD, PUT and DELETE of objects, with metadata, and HEAD and PUT of buckets. It checks
-// no signature. Beyond its limit it drops the oldest objects.
+// It knows GET, HEAD, PUT and DELETE of objects, with metadata, and HEAD and PUT of buckets, whose
+// listings are always empty. It checks no signature. Beyond its limit it drops the oldest objects.
 package main
 
 import (
@@ -65,6 +65,9 @@ type request struct {
 
 var etags atomic.Uint64
 
+var emptyListing = []byte(
+	"<ListBucketResult><Name>any</Name><IsTruncated>false</IsTruncated></ListBucketResult>")
+
 // serve answers the requests of one connection until it ends or one cannot be understood.
 func serve(connection net.Conn, objects *store) {
 	defer connection.Close()
@@ -88,6 +91,9 @@ func answer(connection net.Conn, body io.Reader, r request, objects *store) erro
 	case r.query != "" || strings.Count(strings.Trim(r.path, "/"), "/") == 0:
 		if _, err := io.CopyN(io.Discard, body, int64(r.length)); err != nil {
 			return err
+		}
+		if r.method == "GET" && strings.Contains(r.query, "list-type=2") {
+			return send(connection, "200 OK", "Content-Type: application/xml\r\n", emptyListing, len(emptyListing))
 		}
 		if r.query != "" {
 			return send(connection, "501 Not Implemented", "", nil, 0)

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 from memkv_sglang.finding import Finding
-from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
+from memkv_sglang.tiers.minio.objects.bulk_client import WHY_NOT
 
 
 def check_compiled() -> Iterator[Finding]:
-    """Check that the compiled receive loop, which loads pages from MinIO, is usable."""
+    """Check that the compiled loop, which moves pages from and to MinIO, is usable."""
     if not WHY_NOT:
-        yield Finding("ok", "installation", "the compiled loop for loads from MinIO works")
+        yield Finding("ok", "installation", "the compiled loop for MinIO works")
     else:
         yield Finding(
             "warn",
             "installation",
-            f"loads from MinIO use more CPU, because the compiled loop is unusable: {WHY_NOT}",
+            f"MinIO takes more CPU, because the compiled loop is unusable: {WHY_NOT}",
             "install a C compiler, Python's headers (python3-dev), OpenSSL and the xxhash wheel, "
             "then reinstall this package",
         )

@@ -21,6 +21,9 @@ KEY_ID = "x-amz-meta-memkv-key"
 _KEPT_MEMORY = 64 << 20
 """Maximum bytes of the buffers kept for reuse."""
 
+_CALL_MEMORY = 32 << 20
+"""Maximum size of the sealed pages that one call has in flight, in bytes, if that is a page."""
+
 
 class PageForm(ABC):
     """The form in which this node stores pages. Thread-safe."""
@@ -33,6 +36,13 @@ class PageForm(ABC):
 
     overhead = 0
     """Bytes that a stored page has in addition to the page's own."""
+
+    def scratch(self, length: int, count: int) -> AbstractContextManager[list[bytearray]]:
+        """Lend memory for sealed pages of `length` bytes each, for a `with` block.
+
+        Lends at most `count` pieces, and none if pages are not sealed.
+        """
+        return nullcontext([])
 
     @abstractmethod
     def stored_page(self, page: Page) -> AbstractContextManager[Page]:
@@ -105,16 +115,34 @@ class SealedForm(PageForm):
         self.sealing = Sealing(
             {f"\r\n{KEY_ID}: {name}\r\n".encode(): key for name, key in ring.keys.items()},
             sealing.CONTEXT,
+            ring.keys[ring.write],
         )
+
+    @override
+    @contextmanager
+    def scratch(self, length: int, count: int) -> Iterator[list[bytearray]]:
+        size = length + self._sealing.OVERHEAD
+        count = max(min(count, _CALL_MEMORY // size), 1)
+        pieces = [self._take(size) for _ in range(count)]
+        try:
+            yield pieces
+        finally:
+            for piece in pieces:
+                self._keep(piece)
 
     @contextmanager
     def stored_page(self, page: Page) -> Iterator[Page]:
         """Lend a reused buffer, because allocating one costs as much as encrypting a page."""
         size = page.length + self._sealing.OVERHEAD
-        memory = self._idle.pop() if self._idle else bytearray()
-        if len(memory) < size:
-            memory = bytearray(size)
+        memory = self._take(size)
         yield Page(page.key, (memoryview(memory)[:size],))
+        self._keep(memory)
+
+    def _take(self, size: int) -> bytearray:
+        memory = self._idle.pop() if self._idle else bytearray()
+        return memory if len(memory) >= size else bytearray(size)
+
+    def _keep(self, memory: bytearray) -> None:
         if sum(map(len, self._idle)) + len(memory) <= _KEPT_MEMORY:
             self._idle.append(memory)
 

@@ -1,6 +1,7 @@
 """The names of objects in the bucket, and the metadata that ties an object to its page."""
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -60,10 +61,16 @@ class ObjectNames:
         digits = key.hash.hex()
         return f"{self.root}{key.namespace.hex()}/{digits[:2]}/{digits}"
 
-    def page_path(self, key: PageKey) -> bytes:
-        """Return the quoted name of a page's object."""
-        digits = key.hash.hex()
-        return f"{self._quoted_root}{key.namespace.hex()}/{digits[:2]}/{digits}".encode()
+    def page_paths(self, keys: Iterable[PageKey]) -> list[bytes]:
+        """Return the quoted names of the objects of pages."""
+        folders: dict[bytes, str] = {}
+        paths = []
+        for namespace, page_hash in keys:
+            if (folder := folders.get(namespace)) is None:
+                folder = folders[namespace] = f"{self._quoted_root}{namespace.hex()}/"
+            digits = page_hash.hex()
+            paths.append(f"{folder}{digits[:2]}/{digits}".encode())
+        return paths
 
     def quarantine(self, key: PageKey) -> str:
         """Return the name of a corrupt page in the quarantine, which is outside its namespace."""
@@ -148,12 +155,12 @@ def page_fields(page: Page) -> dict[str, str]:
 
     Raises `ChangedPageError`.
     """
-    return {
-        "content-length": str(page.length),
-        FORMAT: str(FORMAT_VERSION),
-        LENGTH: str(page.length),
-        CHECKSUM: spill_checksum(page, page.buffers).hex(),
-    }
+    return {**size_fields(page.length), CHECKSUM: spill_checksum(page, page.buffers).hex()}
+
+
+def size_fields(size: int) -> dict[str, str]:
+    """Return the header fields of the PUT of a page, except for its checksum."""
+    return {"content-length": str(size), FORMAT: str(FORMAT_VERSION), LENGTH: str(size)}
 
 
 def stores_page(head: ResponseHead) -> bool:

@@ -52,12 +52,13 @@ class PresenceCache:
                         return low, high
         return low, len(chain.hashes)
 
-    def has(self, key: PageKey) -> bool:
-        """Return whether a page is known to be present."""
-        name = key.namespace + key.hash
+    def has(self, keys: Iterable[PageKey]) -> list[bool]:
+        """Return which pages are known to be present."""
+        names = [namespace + page_hash for namespace, page_hash in keys]
         with self._lock:
             self._age(time.monotonic())
-            return name in self._young or name in self._old
+            young, old = self._young, self._old
+            return [name in young or name in old for name in names]
 
     def add(self, keys: Iterable[PageKey]) -> None:
         """Record that pages are present."""

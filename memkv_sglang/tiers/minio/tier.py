@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -145,7 +146,9 @@ class MinioTier(Tier):
 
     def present(self, keys: Sequence[PageKey], deadline: float) -> list[bool]:
         """Send a HEAD for each page that is not cached as present."""
-        unknown = [key for key in dict.fromkeys(keys) if not self._presence.has(key)]
+        different = list(dict.fromkeys(keys))
+        known = self._presence.has(different)
+        unknown = [key for key, is_known in zip(different, known, strict=True) if not is_known]
         try:
             found = dict(zip(unknown, self._ask(unknown, deadline), strict=True))
         except OutOfTimeError as error:
@@ -188,15 +191,18 @@ class MinioTier(Tier):
         """Record the pages' sizes, in case the node that stored them could not log them."""
         if self._read_only:
             return
-        for size in {page.length for page in pages}:
-            keys = (page.key for page in pages if page.length == size)
+        by_size: defaultdict[int, list[PageKey]] = defaultdict(list)
+        for page in pages:
+            by_size[page.length].append(page.key)
+        for size, keys in by_size.items():
             self._uses.loaded(keys, size + self._form.overhead)
 
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult]:
         """Send pages that are not known to be present, straight from their buffers."""
         if self._read_only:
             return [SpillResult.REFUSED] * len(pages)
-        unknown = [i for i, page in enumerate(pages) if not self._presence.has(page.key)]
+        known = self._presence.has(page.key for page in pages)
+        unknown = [i for i, is_known in enumerate(known) if not is_known]
         transfers = self._transfers(deadline) if unknown else None
         spilled = (
             stopped(SpillResult.FAILED, len(unknown))

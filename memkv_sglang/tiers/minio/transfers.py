@@ -10,6 +10,7 @@ from urllib.parse import quote
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.page import ChangedPageError, Page, PageKey, page_checksum, scatter
 from memkv_sglang.tiers.base import Fetched, LoadResult, SpillResult
+from memkv_sglang.tiers.minio.auth import NO_FIELDS
 from memkv_sglang.tiers.minio.forms import PageForm
 from memkv_sglang.tiers.minio.http import (
     Connection,
@@ -24,6 +25,7 @@ from memkv_sglang.tiers.minio.http import (
     unusable_answer,
 )
 from memkv_sglang.tiers.minio.names import (
+    CHECKSUM,
     ObjectNames,
     checksum_matches,
     is_foreign,
@@ -31,10 +33,10 @@ from memkv_sglang.tiers.minio.names import (
     metadata_mismatch,
     page_fields,
     server_side_encryption,
+    size_fields,
 )
 from memkv_sglang.tiers.minio.objects import (
     LOAD_FAILED,
-    NO_FIELDS,
     SPILL_FAILED,
     UNGUARDED,
     Guard,
@@ -82,13 +84,13 @@ class PageTransfers:
         form: PageForm,
         presence: PresenceCache,
         *,
-        stored: Callable[[PageKey, int], None],
+        stored: Callable[[Sequence[PageKey], int], None],
         on_bucket_lost: Callable[[], None],
     ) -> None:
         """Use the client for requests and the threads to run several at once.
 
-        `stored` is called before each PUT with the page and the size of its object, because the
-        server may store the object even if it does not answer.
+        `stored` is called for each PUT with the page and the size of its object, whatever the
+        result: the server may store it even if it does not answer.
         """
         self._client = client
         self._telemetry = client.telemetry
@@ -100,6 +102,7 @@ class PageTransfers:
         self._bucket = config.bucket
         self._names = ObjectNames(config.prefix)
         self._storage_fields = server_side_encryption(config)
+        self._connections = config.connections
         self._read_only = config.role == "reader"
 
     def load(self, pages: Sequence[Page], deadline: float) -> list[Fetched | None]:
@@ -130,15 +133,53 @@ class PageTransfers:
     def spill(self, pages: Sequence[Page], deadline: float) -> list[SpillResult | None]:
         """Send pages from their buffers, in order; return None for pages that were not tried.
 
-        Several pages are in flight at once, so a few pages after a failed one may still be stored.
+        Pages take the fast path until a response does not confirm a stored page; the other pages
+        are then sent one by one. Several are in flight at once, so a few pages after a failed one
+        may still be stored.
         """
-        return self._move_all(
-            self._spill_page,
-            pages,
-            deadline,
-            goes_on=lambda result: result is SpillResult.STORED,
-            failed=SpillResult.FAILED,
-        )
+        stored, failure = self._spill_fast(pages, deadline)
+        if all(stored):
+            return [SpillResult.STORED] * len(pages)
+        rest = [i for i, is_stored in enumerate(stored) if not is_stored]
+        if failure is not None:
+            self._telemetry.fault(SPILL_FAILED, failure)
+            results = stopped(SpillResult.FAILED, len(rest))
+        else:
+            results = self._move_all(
+                self._spill_page,
+                [pages[i] for i in rest],
+                deadline,
+                goes_on=lambda result: result is SpillResult.STORED,
+                failed=SpillResult.FAILED,
+            )
+        outcomes: list[SpillResult | None] = [SpillResult.STORED] * len(pages)
+        for index, result in zip(rest, results, strict=True):
+            outcomes[index] = result
+        return outcomes
+
+    def _spill_fast(
+        self, pages: Sequence[Page], deadline: float
+    ) -> tuple[list[bool], TransferError | None]:
+        """Return which pages were stored, and why to give up."""
+        if not pages:
+            return [], None
+        length = pages[0].length
+        size = length + self._form.overhead
+        fields = {**size_fields(size), **self._form.fields, **self._storage_fields}
+        with self._form.scratch(length, min(len(pages), self._connections)) as memory:
+            written = self._client.bulk.write(
+                self._requests(pages),
+                length,
+                fields,
+                CHECKSUM,
+                deadline,
+                sealing=self._form.sealing,
+                memory=memory,
+            )
+        self._stored([page.key for page in pages[: written.started]], size)
+        stored = zip(pages, written.stored, strict=True)
+        self._presence.add([page.key for page, is_stored in stored if is_stored])
+        return written.stored, written.failure
 
     def _move_all(
         self,
@@ -163,8 +204,7 @@ class PageTransfers:
         self, pages: Sequence[Page], deadline: float
     ) -> tuple[list[bytes | None], Mapping[PageKey, _Fault], TransferError | None]:
         """Return each page's verified checksum or None, the faults found, and why to give up."""
-        requests = [Request(self._names.page_path(page.key), page) for page in pages]
-        sealing = self._form.sealing
+        requests, sealing = self._requests(pages), self._form.sealing
         answer = self._client.bulk.read(requests, deadline, sealing=sealing)
         checksums, faults = answer.checksums, dict[PageKey, _Fault]()
         for response in answer.unverified:
@@ -181,6 +221,10 @@ class PageTransfers:
             else:
                 faults[page.key] = fault
         return checksums, faults, answer.failure
+
+    def _requests(self, pages: Sequence[Page]) -> list[Request]:
+        paths = self._names.page_paths(page.key for page in pages)
+        return list(map(Request, paths, pages))
 
     def _verify(self, page: Page, response: Response) -> _Fault | None:
         head = parse_head(response.head)
@@ -275,7 +319,7 @@ class PageTransfers:
                     return {**page_fields(stored), **self._form.fields, **self._storage_fields}
 
                 body = stored.buffers
-                self._stored(page.key, stored.length)
+                self._stored([page.key], stored.length)
                 self._command("PUT", name, deadline, fields=fields, body=body, guard=guard)
         except (StatusError, TransferError, ChangedPageError) as error:
             self._telemetry.fault(SPILL_FAILED, error)

@@ -1,4 +1,4 @@
-"""Runs the compiled receive loop on one response."""
+"""Runs the compiled loop on one exchange."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ from memkv_sglang.tiers.minio.http.transport import PlainTransport
 from memkv_sglang.tiers.minio.names import page_metadata
 
 if TYPE_CHECKING:
-    from memkv_sglang.tiers.minio.http.receive_loop import Batch
+    from memkv_sglang.tiers.minio.http.bulk_batch import Download
 
 SERVER = Endpoint("http", "server", 80, "/")
 TEMPLATE = BulkTemplate(b"GET /", b"", b"", b"key", b"authorization: ")
@@ -27,14 +27,16 @@ def receive_on(
     page: Page,
     fall_back: FallBack = ignore_fallback,
     sealing: Sealing | None = None,
-) -> "Batch":
+) -> "Download":
     """Request a page on a connection to `SERVER`; return the finished batch."""
-    loop = pytest.importorskip("memkv_sglang.tiers.minio.http.receive_loop", exc_type=ImportError)
-    batch: Batch = loop.Batch(
+    loop = pytest.importorskip("memkv_sglang.tiers.minio.http.bulk_loop", exc_type=ImportError)
+    from memkv_sglang.tiers.minio.http.bulk_batch import Download
+
+    batch = Download(
         [Request(b"page", page)], {SERVER: TEMPLATE}, page_metadata(), fall_back, sealing=sealing
     )
     try:
-        loop.receive([connection], batch, time.monotonic() + SECONDS, SECONDS)
+        loop.transfer([connection], batch, time.monotonic() + SECONDS, SECONDS)
     finally:
         batch.close()
     return batch
@@ -45,7 +47,7 @@ def receive(
     page: Page,
     sealing: Sealing | None = None,
     piece: int = 1 << 20,
-) -> "Batch":
+) -> "Download":
     """Receive a page from a server that answers with these bytes, in pieces, and closes."""
     ours, theirs = socket.socketpair()
 

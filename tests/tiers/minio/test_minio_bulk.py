@@ -25,13 +25,15 @@ from memkv_sglang.tiers.minio.http import Connection, Request
 from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
 from memkv_sglang.tiers.minio.names import page_metadata
-from memkv_sglang.tiers.minio.objects import bulk_reader as reader
+from memkv_sglang.tiers.minio.objects import bulk_client
 
 loop = pytest.importorskip(
-    "memkv_sglang.tiers.minio.http.receive_loop",
+    "memkv_sglang.tiers.minio.http.bulk_loop",
     reason="not compiled: needs a C compiler with Python's headers",
     exc_type=ImportError,
 )
+
+bulk_batch = pytest.importorskip("memkv_sglang.tiers.minio.http.bulk_batch", exc_type=ImportError)
 
 KEYS = make_chain(make_namespace(page_bytes=sum(LENGTHS)), 40).keys()
 
@@ -72,7 +74,7 @@ def test_each_page_is_asked_for_once(tier: MinioTier, proxy: HttpFaultProxy, low
 def test_installation_without_a_compiled_loop(
     tier: MinioTier, proxy: HttpFaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memkv_sglang.tiers.minio.objects.bulk_reader.WHY_NOT", "no compiler")
+    monkeypatch.setattr("memkv_sglang.tiers.minio.objects.bulk_client.WHY_NOT", "no compiler")
     before = proxy.requests
     assert set(load(tier, soon())) == {LoadResult.LOADED}
     assert proxy.requests == before + len(KEYS)
@@ -99,7 +101,7 @@ def test_requests_are_signed_and_in_order(minio_config: MinioConfig) -> None:
     requests = [
         Request(b"page%%20%d" % i, make_page(KEYS[0], [6], filled=False)) for i in range(30)
     ]
-    batch = loop.Batch(requests, {endpoint: template}, page_metadata())
+    batch = bulk_batch.Download(requests, {endpoint: template}, page_metadata())
     ours, theirs = socket.socketpair()
     heads: list[bytes] = []
 
@@ -112,7 +114,7 @@ def test_requests_are_signed_and_in_order(minio_config: MinioConfig) -> None:
     thread = threading.Thread(target=serve)
     thread.start()
     connection = Connection(endpoint, PlainTransport(ours), 5.0)
-    loop.receive([connection], batch, soon(), 5.0)
+    loop.transfer([connection], batch, soon(), 5.0)
     connection.close()
     thread.join()
     date = template.text.split(b"\n")[1].decode()
@@ -129,12 +131,12 @@ def test_no_request_after_a_stop(minio_config: MinioConfig) -> None:
     signer = Signer(credential_provider(minio_config), "region")
     template = signer.template(signer.credentials(soon()), "GET", endpoint)
     page = make_page(KEYS[0], LENGTHS, filled=False)
-    batch = loop.Batch([Request(b"page", page)], {endpoint: template}, page_metadata())
+    batch = bulk_batch.Download([Request(b"page", page)], {endpoint: template}, page_metadata())
     batch.stop()
     ours, theirs = socket.socketpair()
     with theirs:
         connection = Connection(endpoint, PlainTransport(ours), 5.0)
-        loop.receive([connection], batch, soon(), 5.0)
+        loop.transfer([connection], batch, soon(), 5.0)
         connection.close()
         assert theirs.recv(1) == b""
 
@@ -196,7 +198,7 @@ def test_deadline_while_bytes_keep_coming(tier: MinioTier, proxy: HttpFaultProxy
     assert set(load(tier, soon())) == {LoadResult.LOADED}
 
 
-@pytest.mark.skipif(reader.WHY_NOT != "", reason="not compiled: needs a C compiler with headers")
+@pytest.mark.skipif(bulk_client.WHY_NOT != "", reason="not compiled: needs a C compiler")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -211,7 +213,7 @@ def test_unusable_xxhash_is_reported_and_loads_take_the_slow_path(damage: str) -
 import xxhash
 from xxhash import _xxhash
 {damage}
-from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
+from memkv_sglang.tiers.minio.objects.bulk_client import WHY_NOT
 assert "the xxhash package" in WHY_NOT, WHY_NOT
 """
     subprocess.run([sys.executable, "-c", program], check=True)

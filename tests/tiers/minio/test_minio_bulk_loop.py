@@ -1,4 +1,4 @@
-"""The compiled receive loop, against a scripted server."""
+"""The compiled loop receives pages from a scripted server."""
 
 import signal
 import socket
@@ -18,10 +18,12 @@ from memkv_sglang.tiers.minio.http.errors import OutOfTimeError, StallError
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
 
 loop = pytest.importorskip(
-    "memkv_sglang.tiers.minio.http.receive_loop",
+    "memkv_sglang.tiers.minio.http.bulk_loop",
     reason="not compiled: needs a C compiler with Python's headers",
     exc_type=ImportError,
 )
+
+bulk_batch = pytest.importorskip("memkv_sglang.tiers.minio.http.bulk_batch", exc_type=ImportError)
 
 SIZE = 6000
 CONTENT = bytes(range(250)) * (SIZE // 250)
@@ -62,7 +64,7 @@ class Caller:
     def receive(self, *, with_idle: bool = False, seconds: float = 30.0) -> None:
         """Receive in a thread with this connection only, or with an idle one as well."""
         requests = [Request(b"page", page) for page in self.pages]
-        batch = loop.Batch(requests, {SERVER: TEMPLATE}, METADATA, self.reasons.append)
+        batch = bulk_batch.Download(requests, {SERVER: TEMPLATE}, METADATA, self.reasons.append)
         deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
         # A closed peer does not matter while no request is in flight.
@@ -71,7 +73,7 @@ class Caller:
             idle = Connection(IDLE, PlainTransport(ours), self._stall_timeout)
             connections = [self.connection, idle] if with_idle else [self.connection]
             try:
-                loop.receive(connections, batch, deadline, self._stall_timeout)
+                loop.transfer(connections, batch, deadline, self._stall_timeout)
             finally:
                 batch.close()
                 self.responses = batch.unverified()

@@ -24,7 +24,7 @@ from memkv_sglang.tiers.minio.http import (
     TransferError,
 )
 from memkv_sglang.tiers.minio.http.transport import PlainTransport
-from memkv_sglang.tiers.minio.objects.bulk_reader import WHY_NOT
+from memkv_sglang.tiers.minio.objects.bulk_client import WHY_NOT
 from tests.tiers.minio.conftest import OpenTier
 from tests.tiers.minio.fast_path import SERVER, receive_on
 

@@ -87,7 +87,7 @@ def test_stores_and_removals_in_one_second_count_in_their_order(
     for _ in range(3):
         for what in ("removed", "stored") if last == "stored" else ("stored", "removed"):
             if what == "stored":
-                uses.stored(page, MIB)
+                uses.stored([page], MIB)
             else:
                 uses.removed([page])
     assert uses.flush(20)

@@ -1,6 +1,6 @@
 """Credentials and request signatures. `credentials` imports minio-py, so import it late."""
 
 from memkv_sglang.tiers.minio.auth.credentials_file import read_credentials
-from memkv_sglang.tiers.minio.auth.signing import REFUSED, Signer, credential_provider
+from memkv_sglang.tiers.minio.auth.signing import NO_FIELDS, REFUSED, Signer, credential_provider
 
-__all__ = ["REFUSED", "Signer", "credential_provider", "read_credentials"]
+__all__ = ["NO_FIELDS", "REFUSED", "Signer", "credential_provider", "read_credentials"]

@@ -31,6 +31,11 @@ REFUSED = frozenset({400, 401, 403})
 RENEW_PAUSE = 5.0
 """Minimum seconds between two attempts to replace refused credentials."""
 
+NO_FIELDS: Mapping[str, str] = {}
+
+_OPEN = "\0"
+"""Stands for the value of the open field of a template; no other value can contain it."""
+
 USER_AGENT = f"user-agent: sglang-memkv/{__version__}\r\n"
 
 
@@ -115,18 +120,33 @@ class Signer:
             self._templates[method, endpoint] = cached
         return cached.template.head(path)
 
-    def template(self, credentials: "Credentials", method: str, endpoint: Endpoint) -> BulkTemplate:
-        """Return what the fast path needs to sign requests without extra fields.
+    def template(
+        self,
+        credentials: "Credentials",
+        method: str,
+        endpoint: Endpoint,
+        fields: Mapping[str, str] = NO_FIELDS,
+        open_field: str = "",
+    ) -> BulkTemplate:
+        """Return what the fast path needs to sign requests with these extra fields.
 
-        Its date is the present time, which servers accept for some minutes.
+        The fast path adds the field named `open_field`, if any, whose value differs from one
+        request to the next. The template's date is the present time, which servers accept for some
+        minutes.
         """
-        signed = self._template(credentials, method, endpoint, request_date(), {})
+        if open_field:
+            fields = {**fields, open_field: _OPEN}
+        signed = self._template(credentials, method, endpoint, request_date(), fields)
+        canonical, _, canonical_end = signed.canonical.partition(_OPEN)
+        lines, _, lines_end = signed.lines.partition(_OPEN)
         return BulkTemplate(
             start=f"{method} {endpoint.base_path}".encode(),
-            canonical=signed.canonical.encode(),
+            canonical=canonical.encode(),
             text=signed.text.encode(),
             key=signed.key,
-            lines=signed.lines.encode(),
+            lines=lines.encode(),
+            canonical_end=canonical_end.encode(),
+            lines_end=lines_end.encode(),
         )
 
     def _template(

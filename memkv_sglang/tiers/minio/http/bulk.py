@@ -5,12 +5,21 @@ from typing import NamedTuple
 
 from memkv_sglang.page import Page
 
-FALLBACK_REASONS = ("status", "framing", "length", "close", "interim", "malformed", "stale")
+FALLBACK_REASONS = (
+    "status",
+    "framing",
+    "length",
+    "close",
+    "interim",
+    "malformed",
+    "stale",
+    "changed",
+)
 """Reasons for which the fast path leaves pages to the slow path; see `ignore_fallback`."""
 
 
 class Request(NamedTuple):
-    """The object of a page, and the page that receives it."""
+    """The object of a page, and the page that receives it or is sent."""
 
     path: bytes
     """Quoted path below the endpoint's `base_path`."""
@@ -18,17 +27,25 @@ class Request(NamedTuple):
 
 
 class BulkTemplate(NamedTuple):
-    """The parts of a signed request that do not depend on the object; see `auth.sigv4`."""
+    """The parts of a signed request that do not depend on the object; see `auth.sigv4`.
+
+    In a request that stores an object, the value of one field is the object's checksum, in
+    hexadecimal digits.
+    """
 
     start: bytes
     """Method, space and base path."""
     canonical: bytes
-    """The canonical request after the path."""
+    """The canonical request after the path, up to the checksum if there is one."""
     text: bytes
     """The string to sign, up to the hash of the canonical request."""
     key: bytes
     lines: bytes
-    """The header fields, up to the signature."""
+    """The header fields, up to the checksum if there is one, else up to the signature."""
+    canonical_end: bytes = b""
+    """The canonical request after the checksum."""
+    lines_end: bytes = b""
+    """The header fields after the checksum, up to the signature."""
 
 
 class Metadata(NamedTuple):
@@ -51,6 +68,8 @@ class Sealing(NamedTuple):
     """Master keys, by the line of the head that names the key."""
     context: bytes
     """The associated data, up to the page's key."""
+    write: bytes = b""
+    """The master key for new pages."""
 
 
 class Response(NamedTuple):
@@ -75,6 +94,7 @@ def ignore_fallback(_: str) -> None:
     - `length`: another content length than the page's;
     - `close`: the server closes the connection, or closed it mid-response;
     - `interim`: a 1xx response came first;
-    - `malformed`: not a valid HTTP response;
-    - `stale`: an idle connection was dead when it was reused.
+    - `malformed`: not a valid HTTP response, or a 200 before the page was sent or without an ETag;
+    - `stale`: an idle connection was dead when it was reused;
+    - `changed`: the content of a page to send does not match its checksum.
     """

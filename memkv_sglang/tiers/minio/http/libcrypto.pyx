@@ -39,6 +39,9 @@ cdef int (*_encrypt_update)(void *, void *, int *, const void *, int) noexcept n
 cdef int (*_encrypt_final)(void *, unsigned char *, int *) noexcept nogil
 
 
+_INNER, _OUTER = (bytes([byte ^ pad for byte in range(256)]) for pad in (0x36, 0x5C))
+
+
 def _open():
     """Return a library that has the functions."""
     import _hashlib
@@ -125,8 +128,8 @@ cdef int hmac_init(Hmac *hmac, bytes key) except -1:
     """Prepare HMAC-SHA256 (RFC 2104): both hashes, up to the padded key."""
     if len(key) > BLOCK:
         key = hashlib.sha256(key).digest()
-    cdef bytes inner = bytes([byte ^ 0x36 for byte in key.ljust(BLOCK, b"\0")])
-    cdef bytes outer = bytes([byte ^ 0x5C for byte in key.ljust(BLOCK, b"\0")])
+    cdef bytes inner = key.ljust(BLOCK, b"\0").translate(_INNER)
+    cdef bytes outer = key.ljust(BLOCK, b"\0").translate(_OUTER)
     hmac.inner, hmac.outer = new_digest(), new_digest()
     for digest, pad in ((<size_t>hmac.inner, inner), (<size_t>hmac.outer, outer)):
         if (

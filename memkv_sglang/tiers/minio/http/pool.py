@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -104,7 +104,7 @@ class ConnectionPool:
         except BaseException:
             self._give_up()
             raise
-        self._lend_out(connection)
+        self._lend_out([connection])
         return server, connection
 
     def take_several(self, count: int, deadline: float) -> list[tuple[Server, Connection]]:
@@ -113,23 +113,27 @@ class ConnectionPool:
         Opens missing connections, but waits for them only if no connection is idle. Otherwise the
         next call gets them. Returns at least one. Raises as `take` does.
         """
+        servers = self._in_turn()
+        order = [servers[number % len(servers)] for number in range(count if servers else 0)]
         with self._lock:
             if self._closed:
                 raise ConnectError("the tier is closed")
             self._lent += count
-        servers = self._in_turn()
+            popped = [(server, self._pop_fresh(server)) for server in order]
         taken: list[tuple[Server, Connection]] = []
         opening: list[tuple[Server, Future[Connection]]] = []
-        for number in range(count if servers else 0):
-            server = servers[number % len(servers)]
-            if connection := self._pop_idle(server):
-                self._lend_out(connection)
+        for server, connection in popped:
+            if connection and not connection.is_idle():
+                connection.close()
+                connection = self._pop_idle(server)
+            if connection:
                 taken.append((server, connection))
             else:
                 opening.append((server, self._opener.submit(self._open, server, deadline)))
         for _ in range(count - len(taken) - len(opening)):
             self._give_up()
         if taken:
+            self._lend_out(connection for _, connection in taken)
             for server, future in opening:
                 future.add_done_callback(partial(self._keep_opened, server))
             return taken
@@ -158,10 +162,10 @@ class ConnectionPool:
                 failure = error
                 self._give_up()
             else:
-                self._lend_out(future.result())
                 taken.append((server, future.result()))
         if not taken:
             raise failure
+        self._lend_out(connection for _, connection in taken)
         return taken
 
     def give_back(
@@ -173,19 +177,26 @@ class ConnectionPool:
                 server.rest_until = time.monotonic() + min(error.retry_after, LONGEST_REST)
         elif error is not None:
             connection.close()
-        if connection.stalled:
-            self._avoid(server)
+        self.give_back_several([(server, connection)])
+
+    def give_back_several(self, lent: Sequence[tuple[Server, Connection]]) -> None:
+        """Take back connections. Those that are not reusable are closed."""
+        for server, connection in lent:
+            if connection.stalled:
+                self._avoid(server)
+        now = time.monotonic()
         with self._lock:
-            self._out.discard(connection)
-            if connection.stale:  # its idle neighbours are probably dead too
-                _close_all(server.idle)
-            if connection.reusable and not self._closed and len(server.idle) < self._keep:
-                connection.reused = True
-                connection.idle_since = time.monotonic()
-                server.idle.append(connection)
-            else:
-                connection.close()
-            self._end_loan()
+            for server, connection in lent:
+                self._out.discard(connection)
+                if connection.stale:  # its idle neighbours are probably dead too
+                    _close_all(server.idle)
+                if connection.reusable and not self._closed and len(server.idle) < self._keep:
+                    connection.reused = True
+                    connection.idle_since = now
+                    server.idle.append(connection)
+                else:
+                    connection.close()
+                self._end_loan()
 
     def idle(self) -> int:
         """Return the number of idle connections."""
@@ -211,11 +222,12 @@ class ConnectionPool:
                 while server.idle:
                     server.idle.pop().close()
 
-    def _lend_out(self, connection: Connection) -> None:
+    def _lend_out(self, connections: Iterable[Connection]) -> None:
         with self._lock:
-            self._out.add(connection)
-            if self._aborted:
-                connection.interrupt()
+            for connection in connections:
+                self._out.add(connection)
+                if self._aborted:
+                    connection.interrupt()
 
     def _give_up(self) -> None:
         """End the loan of a connection that could not be opened."""
@@ -250,14 +262,19 @@ class ConnectionPool:
     def _pop_idle(self, server: Server) -> Connection | None:
         while True:
             with self._lock:
-                connection = server.idle.pop() if server.idle else None
-                if connection and time.monotonic() - connection.idle_since >= self._idle_timeout:
-                    connection.close()
-                    _close_all(server.idle)  # the connections before it were idle for even longer
-                    return None
+                connection = self._pop_fresh(server)
             if connection is None or connection.is_idle():
                 return connection
             connection.close()
+
+    def _pop_fresh(self, server: Server) -> Connection | None:
+        """Return a connection that was not idle for too long; it may be closed. Needs the lock."""
+        connection = server.idle.pop() if server.idle else None
+        if connection and time.monotonic() - connection.idle_since >= self._idle_timeout:
+            connection.close()
+            _close_all(server.idle)  # idle for even longer
+            return None
+        return connection
 
     def _connect(self, server: Server, deadline: float) -> Connection:
         endpoint, begin = server.endpoint, time.monotonic()

@@ -57,8 +57,12 @@ class Transport(Protocol):
     def fileno(self) -> int:
         """The socket's descriptor, for `poll`."""
 
-    def send_now(self, request: bytes) -> None:
-        """Send a short request without blocking. Raises `OSError` if the send buffer is full."""
+    def send_now(self, data: memoryview) -> int:
+        """Send what fits the send buffer; return the number of bytes.
+
+        Does not block: raises `BlockingIOError` if nothing fits. The next call must send the same
+        data then, or data that begins with it.
+        """
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         """Receive the bytes that have arrived into the buffers in order; 0 at the end.
@@ -147,14 +151,9 @@ class PlainTransport(_SocketTransport[socket.socket]):
         except BlockingIOError as error:
             raise TimeoutError from error
 
-    def send_now(self, request: bytes) -> None:
+    def send_now(self, data: memoryview) -> int:
         """Send with one system call."""
-        try:
-            sent = self._socket.send(request, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        if sent != len(request):
-            raise OSError("the send buffer is full")
+        return self._socket.send(data, socket.MSG_DONTWAIT)
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         """Receive with one system call."""
@@ -180,11 +179,13 @@ class TlsTransport(_SocketTransport[ssl.SSLSocket]):
         """Receive one record."""
         return self._socket.recv_into(buffer)
 
-    def send_now(self, request: bytes) -> None:
-        """Send one record."""
+    def send_now(self, data: memoryview) -> int:
+        """Send records of 16 KiB, either all or none."""
         self._socket.settimeout(0)
-        if self._socket.send(request) != len(request):
-            raise OSError("the send buffer is full")
+        try:
+            return self._socket.send(data)
+        except ssl.SSLWantWriteError:
+            raise BlockingIOError from None
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         """Decrypt the records that have arrived into the first buffer."""

@@ -1,7 +1,6 @@
 """Signed requests for objects: one at a time, pipelined, and in bulk."""
 
 from memkv_sglang.tiers.minio.objects.client import (
-    NO_FIELDS,
     UNGUARDED,
     Guard,
     ObjectClient,
@@ -17,7 +16,6 @@ from memkv_sglang.tiers.minio.objects.telemetry import (
 __all__ = [
     "LOAD_FAILED",
     "LOOKUP_FAILED",
-    "NO_FIELDS",
     "SPILL_FAILED",
     "UNGUARDED",
     "Guard",

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import quote
 
-from memkv_sglang.tiers.minio.auth import REFUSED, Signer
+from memkv_sglang.tiers.minio.auth import NO_FIELDS, REFUSED, Signer
 from memkv_sglang.tiers.minio.http import (
     ClosedError,
     Connection,
@@ -23,15 +23,13 @@ from memkv_sglang.tiers.minio.http import (
     unusable_answer,
 )
 from memkv_sglang.tiers.minio.names import page_metadata, stores_page
-from memkv_sglang.tiers.minio.objects.bulk_reader import BulkReader
+from memkv_sglang.tiers.minio.objects.bulk_client import BulkClient
 from memkv_sglang.tiers.minio.objects.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
 
 Answer = TypeVar("Answer")
-
-NO_FIELDS: Mapping[str, str] = {}
 
 Guard = AbstractContextManager[None]
 """Encloses each use of a page's buffers. Raises `OutOfTimeError` after the end of the call."""
@@ -54,8 +52,8 @@ class ObjectClient:
         self._signer = signer
         self._ways = ways
         self.telemetry = telemetry
-        self.bulk = BulkReader(pool, signer, telemetry, page_metadata(), connections=ways)
-        """Reads whole pages on the fast path."""
+        self.bulk = BulkClient(pool, signer, telemetry, page_metadata(), connections=ways)
+        """Reads and writes whole pages on the fast path."""
 
     def exchange(
         self,

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from memkv_sglang.finding import Finding
 from memkv_sglang.tiers.base import TierError
 from memkv_sglang.tiers.minio.admin import Bucket
+from memkv_sglang.tiers.minio.auth import NO_FIELDS
 from memkv_sglang.tiers.minio.http import (
     Connection,
     ResponseHead,
@@ -23,7 +24,7 @@ from memkv_sglang.tiers.minio.http import (
     shown,
 )
 from memkv_sglang.tiers.minio.names import ObjectNames, is_stored
-from memkv_sglang.tiers.minio.objects import NO_FIELDS, ObjectClient, refuse
+from memkv_sglang.tiers.minio.objects import ObjectClient, refuse
 from memkv_sglang.tiers.minio.probe.support import NEW, Conditions, ServerSupport
 
 WRITERS = 2

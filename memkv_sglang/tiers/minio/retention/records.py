@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import NamedTuple, TypeVar
 
 from memkv_sglang.tiers.base import TierError
+from memkv_sglang.tiers.minio.auth import NO_FIELDS
 from memkv_sglang.tiers.minio.http import (
     Connection,
     ProtocolError,
@@ -21,7 +22,7 @@ from memkv_sglang.tiers.minio.http import (
     TransferError,
     modified_time,
 )
-from memkv_sglang.tiers.minio.objects import NO_FIELDS, ObjectClient, refuse
+from memkv_sglang.tiers.minio.objects import ObjectClient, refuse
 from memkv_sglang.tiers.minio.probe import Conditions
 
 Answer = TypeVar("Answer")

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
+from memkv_sglang.tiers.minio.auth import NO_FIELDS
 from memkv_sglang.tiers.minio.http import (
     Connection,
     ProtocolError,
@@ -20,7 +21,7 @@ from memkv_sglang.tiers.minio.http import (
     refused,
 )
 from memkv_sglang.tiers.minio.names import ObjectNames, is_stored, stores_page
-from memkv_sglang.tiers.minio.objects import NO_FIELDS, ObjectClient, Telemetry, refuse
+from memkv_sglang.tiers.minio.objects import ObjectClient, Telemetry, refuse
 
 if TYPE_CHECKING:
     from memkv_sglang.tiers.minio.retention.entries import Entries

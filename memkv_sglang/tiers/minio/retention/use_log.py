@@ -122,9 +122,10 @@ class UseLog:
         names = [chain.namespace + page for page in chain.hashes]
         self._add(_Event(time.monotonic(), names, positions=positions))
 
-    def stored(self, key: PageKey, size: int) -> None:
-        """Record that a page is being stored, whether or not that succeeds. Does not block."""
-        self._add(_Event(time.monotonic(), [key.namespace + key.hash], size, written=True))
+    def stored(self, keys: Iterable[PageKey], size: int) -> None:
+        """Record that pages may have been stored as objects of `size` bytes. Does not block."""
+        names = [namespace + page_hash for namespace, page_hash in keys]
+        self._add(_Event(time.monotonic(), names, size, written=True))
 
     def loaded(self, keys: Iterable[PageKey], size: int) -> None:
         """Record that pages of `size` stored bytes were loaded. Does not block."""
