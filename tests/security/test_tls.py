@@ -1,27 +1,30 @@
 """Mutual TLS: which clients are served, and which servers are trusted."""
 
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 from cryptography import x509
 from memkv_testbed.certificates import Authority, Certificate
+from memkv_testbed.tcp_proxy import Fault, TcpProxy
 
 from memkv_sglang.config.errors import ConfigError
 from memkv_sglang.config.load import load_config
 from memkv_sglang.config.schema import MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
-from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
-from memkv_sglang.tiers.base import LoadResult, TierError
+from memkv_sglang.testing.pages import holds_content, make_chain, make_namespace, make_page
+from memkv_sglang.tiers.base import LoadResult, SpillResult, TierError
 from memkv_sglang.tiers.minio import MinioTier
 from memkv_sglang.tiers.minio.http.endpoints import parse_endpoints
 from memkv_sglang.tiers.minio.http.errors import ConnectError
 from memkv_sglang.tiers.minio.http.pool import ConnectionPool
 from memkv_sglang.tiers.minio.http.tls import tls_context
+from memkv_sglang.tiers.minio.objects.bulk_client import WHY_NOT
 from tests.agent.agent_harness import eventually
 from tests.security.tls_terminator import TlsTerminator
 
@@ -250,3 +253,52 @@ def test_changed_certificates_are_used_without_a_restart(
         install(successor, successor.issue("node"))
         page = make_page(KEYS[0], LENGTHS, filled=False)
         eventually(lambda: tier.load([page], soon()) == [LoadResult.LOADED])
+
+
+LARGE = [3 << 20, 1 << 20]
+"""Buffers of a page that take several TLS writes."""
+
+
+@pytest.mark.skipif(WHY_NOT != "", reason="not compiled: needs a C compiler with headers")
+def test_pages_take_the_fast_path(
+    minio_config: MinioConfig, mutual_tls: TlsTerminator, authority: Authority, open_tier: OpenTier
+) -> None:
+    """Session tickets, which servers send after the handshake, are no reason to fall back."""
+    config = secured(minio_config, mutual_tls, authority, authority.issue("node"))
+    tier, other = open_tier(config), open_tier(config)
+    pages = [make_page(key, LARGE, filled=True) for key in KEYS]
+    assert tier.spill(pages, soon()) == [SpillResult.STORED] * len(KEYS)
+    loaded = [make_page(key, LARGE, filled=False) for key in KEYS]
+    assert other.load(loaded, soon()) == [LoadResult.LOADED] * len(KEYS)
+    assert all(map(holds_content, loaded))
+    for node in (tier, other):
+        assert not any(node.telemetry.fallbacks().values())
+
+
+@pytest.mark.parametrize("action", ["close", "reset", "stall"])
+@pytest.mark.parametrize("after", [1000, 2 << 20])
+def test_uploads_that_break_off(
+    minio_config: MinioConfig,
+    mutual_tls: TlsTerminator,
+    authority: Authority,
+    open_tier: OpenTier,
+    action: Literal["close", "reset", "stall"],
+    after: int,
+) -> None:
+    with TcpProxy("127.0.0.1", urlsplit(mutual_tls.url).port or 0) as proxy:
+        direct = secured(minio_config, mutual_tls, authority, authority.issue("node"))
+        config = msgspec.structs.replace(
+            direct, endpoint=f"https://127.0.0.1:{proxy.port}", stall_timeout=0.5
+        )
+        tier = open_tier(config)
+        tier.check(soon())
+        pages = [make_page(key, LARGE, filled=True) for key in KEYS]
+        proxy.fault = Fault(action, after, "request")
+        assert set(tier.spill(pages, time.monotonic() + 3)) == {SpillResult.FAILED}
+        proxy.fault = None
+        other = open_tier(direct)
+        assert other.present(KEYS, soon()) == [False] * len(KEYS)
+        eventually(lambda: max(tier.spill(pages, soon())) <= SpillResult.PRESENT)
+        loaded = [make_page(key, LARGE, filled=False) for key in KEYS]
+        assert other.load(loaded, soon()) == [LoadResult.LOADED] * len(KEYS)
+        assert all(map(holds_content, loaded))

@@ -209,7 +209,7 @@ def test_connections_that_end_in_the_middle_of_some_pages(
 
 
 def test_server_that_stalls(tier: MinioTier, proxy: HttpFaultProxy) -> None:
-    tier._pool.stall_timeout = 0.3
+    tier.access.pool.stall_timeout = 0.3
     proxy.fault = HttpFault(methods=("PUT",), cut="stall")
     results = spill(tier)
     proxy.fault = NO_FAULT

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from typing_extensions import override
+
 from memkv_sglang.tiers.minio.http.addresses import Address
 
 Socket = TypeVar("Socket", bound=socket.socket)
@@ -162,6 +164,20 @@ class PlainTransport(_SocketTransport[socket.socket]):
 
 class TlsTransport(_SocketTransport[ssl.SSLSocket]):
     """A TLS socket after its handshake. Decrypts records of 16 KiB into the buffers."""
+
+    @override
+    def is_idle(self) -> bool:
+        """Poll the socket, and read what is no data: servers send session tickets (TLS 1.3)."""
+        if super().is_idle():
+            return True
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def set_timeout(self, seconds: float) -> None:
         """Use the timeout of the ssl module."""
