@@ -93,15 +93,21 @@ class Retention:
         return not self._limits.capacity or size <= KEPT * self._limits.capacity
 
     def must_stay(self, used: Sequence[Used]) -> list[Chain]:
-        """Return the chains that neither limit allows to be removed."""
-        age, size = self._limits.max_age, KEPT * self._limits.capacity
+        """Return the chains that neither limit allows to be removed.
+
+        They are those of the last fault rounds, as far as whole rounds fit into the capacity. An
+        agent that was killed has not logged its latest uses, so the pages of one round may look as
+        if they had been used in any order.
+        """
+        age, size = self._limits.max_age, 0
         since = time.monotonic() - age + LOST_USES if age else 0.0
         kept: list[Chain] = []
-        for one in sorted(used, key=lambda one: one.when, reverse=True):
-            size -= len(one.chain.hashes) * PAGE_BYTES
-            if one.when < since or (self._limits.capacity and size < 0):
+        for when in sorted({one.when for one in used}, reverse=True):
+            chains = [one.chain for one in used if one.when == when]
+            size += sum(len(chain.hashes) for chain in chains) * PAGE_BYTES
+            if when < since or not self.keeps(size):
                 break
-            kept.append(one.chain)
+            kept += chains
         return kept
 
     def expired_left(self, used: Sequence[Used]) -> int:

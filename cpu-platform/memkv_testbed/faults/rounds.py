@@ -163,8 +163,9 @@ class Rounds:
         for caller, chain in stored:
             # A lookup counts as a use of the page in MinIO. A load from the disk alone does not.
             caller.lookup(chain)
-            if not destroys:
-                self._acknowledged.append(Used(chain, time.monotonic()))
+        if not destroys:
+            now = time.monotonic()
+            self._acknowledged += [Used(chain, now) for _, chain in stored]
         self.retention.sample(acknowledged * PAGE_BYTES)
         patience = 0.0 if destroys else PATIENCE
         lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
