@@ -333,6 +333,19 @@ def test_foreign_objects_are_left_alone(bucketful: Bucketful) -> None:
     assert bucketful.admin.stat_object(bucketful.config.bucket, "notes/readme").size == 1
 
 
+def test_pages_stored_during_a_collection_do_not_count_as_pinned(bucketful: Bucketful) -> None:
+    bucketful.spill("before", 4)
+    late = ["late"]
+
+    def step(what: str, _done: int, _total: int | None) -> None:
+        if what == WAITING and late:
+            bucketful.spill(late.pop(), 6)
+
+    collection = bucketful.collector(capacity=3 * PAGE).collect(step)
+    assert collection.report.bytes > 3 * PAGE
+    assert collection.satisfied
+
+
 # Pins
 
 

@@ -1,7 +1,7 @@
 """Faults of the bucket: foreign objects in it, and control requests that fail.
 
-While these faults last, `memkv` commands list the bucket and collect it. No page is old enough to
-be removed, so a collection that removes one has been misled.
+While these faults last, `memkv` commands list the bucket and collect it. Unless the agents have
+limits, no page is old enough to be removed, so a collection that removes one has been misled.
 """
 
 import io

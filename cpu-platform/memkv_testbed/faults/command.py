@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 
-from memkv_sglang.config.schema import Config
+from memkv_sglang.config.schema import CollectorConfig, Config
 
 LIMIT = 90.0
 """Seconds after which a command counts as hung. Most of them are for a busy machine."""
 
 _LIMITED = {"gc": ("--timeout", "60s")}
 """Options of commands that may wait for other nodes."""
+
+_A_DAY = CollectorConfig(max_age=86400, interval=1, lease_ttl=5)
+"""Limits of commands if the agents have none. No page is old enough to be removed."""
 
 _PROGRAM = "import sys; from memkv_sglang.cli.main import main; sys.exit(main())"
 
@@ -22,6 +25,7 @@ class Command:
         """Start the command."""
         self._arguments = arguments
         minio = config.minio
+        limits = config.collector if config.collector.capacity else _A_DAY
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *arguments, *_LIMITED.get(arguments[0], ())],
             env={
@@ -31,10 +35,11 @@ class Command:
                 "MEMKV_MINIO_BUCKET": minio.bucket,
                 "MEMKV_MINIO_ACCESS_KEY": minio.access_key,
                 "MEMKV_MINIO_SECRET_KEY": minio.secret_key,
-                "MEMKV_COLLECTOR_MAX_AGE": "1d",
-                "MEMKV_COLLECTOR_LEASE_TTL": "5s",
-                "MEMKV_COLLECTOR_INTERVAL": "1s",
-                "MEMKV_COLLECTOR_USE_PERIOD": f"{config.collector.use_period}s",
+                "MEMKV_COLLECTOR_CAPACITY": str(limits.capacity),
+                "MEMKV_COLLECTOR_MAX_AGE": f"{limits.max_age}s",
+                "MEMKV_COLLECTOR_LEASE_TTL": f"{limits.lease_ttl}s",
+                "MEMKV_COLLECTOR_INTERVAL": f"{limits.interval}s",
+                "MEMKV_COLLECTOR_USE_PERIOD": f"{limits.use_period}s",
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

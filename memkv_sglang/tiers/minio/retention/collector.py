@@ -221,9 +221,10 @@ class Collector:
                 removed_pages=pages,
                 removed_bytes=size,
             )
-        capacity = self._config.capacity
         self._parts.logs.forget()
-        return Collection(report, not capacity or report.bytes <= capacity, self.memory)
+        # Without pins, pages beyond the capacity were stored during the collection.
+        exceeds = 0 < self._config.capacity < report.bytes and report.kept_pages > 0
+        return Collection(report, not exceeds, self.memory)
 
     def _finish_round(self, step: Step, *, dry_run: bool) -> None:
         """Work on the round last read until it is over. A dry run leaves removals to others."""
