@@ -126,8 +126,8 @@ def _count_trips(report: Report, server: Minio, hashes: list[bytes], repetitions
             with _ignorant(config) as tier:
                 somewhere = _look(tier, _chain(hashes, CLAIMED, present), present)
             for what, taken in {
-                "memkv, nothing there": first,
-                "memkv, nothing there, again": again,
+                "memkv, first miss": first,
+                "memkv, repeated miss": again,
                 "memkv, random boundary": somewhere,
             }.items():
                 report.record("round trips", what, taken / (ROUND_TRIP * 1e3))
@@ -177,8 +177,8 @@ def _claim(report: Report, lengths: tuple[int, ...]) -> None:
         ratio = report.ratio("random", "memkv", "seaweedfs")
         figures["lookup_minio_2048_cold_over_seaweedfs"] = ratio
     trips = {
-        "lookup_miss_round_trips": "memkv, nothing there",
-        "lookup_repeated_miss_round_trips": "memkv, nothing there, again",
+        "lookup_miss_round_trips": "memkv, first miss",
+        "lookup_repeated_miss_round_trips": "memkv, repeated miss",
         "lookup_2048_cold_round_trips": "memkv, random boundary",
     }
     for key, what in trips.items():

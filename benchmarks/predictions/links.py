@@ -78,7 +78,7 @@ def cases(*, quick: bool) -> list[Case]:
         Case("two agents load", equal, "load", [Load(each, busy) for each in range(2)]),
         Case("four agents load", equal, "load", four),
         Case("four agents load the same pages", equal, "load", four, is_hot=True),
-        Case("four load, one narrow", narrow, "load", four),
+        Case("four load, one over a narrow link", narrow, "load", four),
         Case("four agents upload", narrow, "spill", four),
         Case("twelve sessions think and load", equal, "load", thinking),
     ]

@@ -101,7 +101,14 @@ def _restart(report: Report, nodes: int) -> None:
             f"scale_restart_worst_x{key}": worst / normal,
         }
     cases = {case.split(" after")[0]: case for case in report.runs if "a restart" in case}
-    report.panels.append(Panel(f"first token, 95 %, {nodes} nodes restart", "s", cases, lines=True))
+    report.panels.append(
+        Panel(
+            f"95th percentile of the first token after {nodes} nodes restart",
+            "s",
+            cases,
+            lines=True,
+        )
+    )
 
 
 def _p95(served: list[Served]) -> float:

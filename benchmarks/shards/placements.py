@@ -16,8 +16,8 @@ class RunPlacement(Placement):
     """Ranks the shards by the hash of the first page of a page's run.
 
     The product cannot place pages by runs or chains, because it does not always know a page's
-    position. SGLang names the pages before those of a call only if told to. Uploads after a restart
-    do not know these pages, and neither do pools with only some pages of a chain.
+    position. SGLang names the pages that precede a call's only if it is told to. Uploads after a
+    restart do not know these pages, and neither do pools with only some pages of a chain.
     """
 
     def __init__(self, names: Sequence[str], chains: Iterable[Chain], length: int) -> None:

@@ -117,7 +117,7 @@ def mla_load_layer(
 
 
 def _mla_place(pool: Any, layer_id: int, *, is_draft: bool) -> tuple[int, Tensor] | None:
-    """Return a layer's index in the host buffer, and its device buffer; None if not this rank's."""
+    """Return a layer's host index and its device buffer; None if the layer is another rank's."""
     if not hasattr(pool, "_target_layer_indices"):  # before 0.5.23
         known = is_draft or 0 <= layer_id < pool.target_layer_num
         return (layer_id, pool.device_kv_buffers[layer_id]) if known else None

@@ -355,7 +355,10 @@ class Agent:
         self._stopping.set()
 
     async def _watch_socket(self) -> None:
-        """Recreate the socket if it was removed, as /run/user/UID is at a logout, or stop."""
+        """Recreate the socket if it was removed; stop if that fails.
+
+        It is removed with /run/user/UID at a logout, for instance.
+        """
         lost: float | None = None
         while lost is None or self._loop.time() - lost < REBIND_LIMIT:
             await asyncio.sleep(SOCKET_PERIOD)

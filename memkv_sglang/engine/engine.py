@@ -196,7 +196,7 @@ class Engine:
     def present(
         self, keys: Sequence[PageKey], budget: float | None = None, tier: str = ""
     ) -> list[bool]:
-        """Return for each page whether it is stored, within `budget` seconds.
+        """Return for each page whether it is stored. Blocks for at most `budget` seconds.
 
         Unlike `lookup`, this assumes no order among the pages and does not count as a use of them.
         `tier` restricts the check to one tier. Pages not checked in time count as absent.

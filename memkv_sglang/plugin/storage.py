@@ -204,7 +204,7 @@ class MemKVStorage(HiCacheStorage):
     def batch_exists_v2(
         self, keys: list[str], pool_transfers: Any = None, extra_info: Any = None
     ) -> Any:
-        """Return the longest prefix that every pool can serve, and the shorter ones."""
+        """Return each pool's hit, the prefixes that all pools can serve, and their longest."""
         transfers = list(pool_transfers or ())
         find = partial(self._find_v2, keys, transfers, extra_info)
         return self._safely(find, PoolTransferResult.empty())

@@ -23,7 +23,7 @@ def case(name: str) -> Case:
         ("one agent loads", [400]),
         ("four agents load", [SERVER_LINK / 4] * 4),
         ("four agents load the same pages", [SERVER_LINK / 4] * 4),
-        ("four load, one narrow", [(SERVER_LINK - 100) / 3] * 3 + [100]),
+        ("four load, one over a narrow link", [(SERVER_LINK - 100) / 3] * 3 + [100]),
     ],
 )
 def test_links_are_shared_fairly(name: str, shares: list[float]) -> None:

@@ -186,7 +186,7 @@ class Cluster:
 
 
 def mount_disk(directory: Path) -> bool:
-    """Mount a small ext4 file system in a new directory; if that fails, say why, return False."""
+    """Mount a small ext4 file system in a new directory. If that fails, print why; return False."""
     directory.mkdir()
     image = directory.with_suffix(".img")
     try:

@@ -26,8 +26,8 @@ class PageMover:
     ) -> bool:
         """Move the pages in `slots` to other segments; return False if those lack free slots.
 
-        Drops pages that cannot be read, unless they are pending upload. Calls `on_moved` with the
-        new entry of each moved page by its old one, while the pages are pinned.
+        Drops pages that cannot be read, unless they are pending upload. Calls `on_moved` with a
+        map from the old entries of the moved pages to their new ones, while the pages are pinned.
         """
         entries = [segment.slots.entries[slot] for slot in slots]
         keys = [key for e in entries if e != NO_ENTRY and (key := self._catalog.index.key(e))]
