@@ -43,7 +43,7 @@ _TEXTS = ("tier", "shard", "state", "breaker", "call", "directory")
     help="Time between two refreshes of --watch.",
 )
 def stats(loaded: LoadedConfig, as_json: bool, watch: bool, interval: float) -> None:
-    """Show the running agent's tiers, traffic, saved prefill time and settings."""
+    """Show the agent's tiers, traffic, saved time and settings."""
     if as_json and watch:
         raise click.UsageError("--json and --watch cannot be combined")
     with running_agent(loaded.config) as client:

@@ -49,7 +49,7 @@ class _Findings(NamedTuple):
 @click.command(
     cls=SettingsCommand,
     shown=("nvme", "minio"),
-    short_help="Read every page and check its checksum; check the index.",
+    short_help="Check every checksum, and the index against the disk.",
 )
 @click.option(
     "--repair",
