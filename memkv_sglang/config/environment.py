@@ -59,9 +59,14 @@ def check_directory(config: NvmeConfig, called: Name) -> None:
             "errors, or choose another directory"
         )
     if not os.access(place, os.W_OK | os.X_OK):
+        uid = os.geteuid()
+        advice = (
+            "change its mode"
+            if place == directory
+            else f"let root run `install -d -o {uid} -m 0700 {directory}`"
+        )
         raise ConfigError(
-            f"{name}: {place} is not writable for uid {os.geteuid()}; change its mode or "
-            "choose another directory"
+            f"{name}: {place} is not writable for uid {uid}; {advice}, or choose another directory"
         )
     if not _file_system_size(place):  # for example /proc, which root may write to
         raise ConfigError(

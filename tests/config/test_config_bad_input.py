@@ -209,7 +209,7 @@ if os.geteuid() == 0:
     CASES.append(
         Bad(
             "directory not writable",
-            ("--nvme-directory:", "not writable"),
+            ("--nvme-directory:", "not writable", f"install -d -o {NOBODY} -m 0700"),
             ("--nvme-directory", "{tmp}/cache"),
             uid=NOBODY,
         )
