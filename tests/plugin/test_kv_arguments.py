@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from importlib.metadata import distribution
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sglang.srt.environ import EnvField, envs
 from sglang.srt.server_args import ServerArgs
 from sglang_cpu_platform.tiny_model import make
 
+from memkv_sglang.plugin import namespaces
 from memkv_sglang.plugin.fingerprint import NoFingerprintError
 from memkv_sglang.plugin.kv_arguments import (
     ELSEWHERE,
@@ -121,6 +123,21 @@ def test_the_salt_and_the_arguments_keep_models_apart(
     assert plain != identify(tiny, enable_deterministic_inference=True)
     monkeypatch.setenv("SGLANG_ROPE_CACHE_FP32", "1")
     assert plain != identify(tiny)
+
+
+def test_scales_draft_models_and_layout_generations_keep_models_apart(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales, draft = tmp_path / "scales.json", tmp_path / "draft"
+    make(draft, seed=1)
+    identities = [identify(tiny)]
+    for content in ("1.0", "0.5"):
+        scales.write_text(content)
+        identities.append(identify(tiny, quantization_param_path=str(scales)))
+    identities.append(identify(tiny, speculative_draft_model_path=str(draft)))
+    monkeypatch.setattr(namespaces, "LAYOUT_GENERATION", "next")
+    identities.append(identify(tiny))
+    assert all(one != other for one, other in combinations(identities, 2))
 
 
 def test_what_sglang_resolves_counts_not_what_was_given(tiny: str) -> None:
