@@ -112,26 +112,18 @@ def test_a_restarted_node_loads_from_its_disk(make_node: MakeNode, config: Cache
         assert tree.load(tokens) == len(tokens)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", ["no_buffer"], indirect=True)
-def test_a_chain_of_more_pages_than_fit_a_message(make_node: MakeNode, config: CacheConfig) -> None:
+def test_a_chain_of_more_pages_than_fit_a_message(
+    make_node: MakeNode, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SGLang looks up all pages of a hybrid model in one call, here pages of one token."""
-    pages = protocol.MAX_HASHES + 1000
-    small = dataclasses.replace(
-        config,
-        num_layers=2,
-        full_attention_layer_ids=(1,),
-        head_num=1,
-        head_dim=16,
-        kv_size=2 * pages,
-        max_context_len=2 * pages,
-    )
-    node, tokens = make_node(minio=None), sequence(pages, small)
-    node.settings["nvme.capacity"] = "1GiB"
-    with hybrid_tree(small, node.settings) as tree:
+    monkeypatch.setattr(protocol, "MAX_HASHES", 400)
+    node, tokens = make_node(minio=None), sequence(1000, config)
+    large = dataclasses.replace(config, kv_size=2000, max_context_len=2000)
+    with hybrid_tree(large, node.settings) as tree:
         tree.compute(tokens)
         tree.store()
-    with hybrid_tree(small, node.settings) as tree:
+    with hybrid_tree(large, node.settings) as tree:
         assert tree.load(tokens) == len(tokens)
 
 
