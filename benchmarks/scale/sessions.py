@@ -18,8 +18,11 @@ ALONE, ALL = "device memory only", "and MinIO"
 BALANCED = "and MinIO, balanced"
 """With `engine.balance_loads`."""
 HEADLINE = 43
-FASTER, QUICK_FASTER = (1, 2, 4, 8, 16), (1, 4)
+FASTER = (1, 4)
 """Factors by which disks, networks and servers are faster than the headline's."""
+ANSWERS, QUICK_ANSWERS = (216, 64, 16, 1), (216, 16)
+"""Tokens per answer. Device memory holds a context until its answer is complete."""
+REGION_CONTEXTS = ("32K", "128K", "256K")
 
 
 def compare_sessions(report: Report, *, quick: bool) -> None:
@@ -34,8 +37,8 @@ def compare_sessions(report: Report, *, quick: bool) -> None:
             Panel(f"sessions per GPU, {model}", "sessions", cases, lines=True, log=True)
         )
     for model in models:
-        for context in contexts:
-            _speed_up(report, model, context, QUICK_FASTER if quick else FASTER)
+        for context in set(contexts) & set(REGION_CONTEXTS):
+            explore(report, model, context, QUICK_ANSWERS if quick else ANSWERS)
     claim(report)
 
 
@@ -51,31 +54,22 @@ def claim(report: Report) -> None:
             found.get("llama-70b, 128K", {}).get("found", {}), ALL
         ),
     }
-    for model, by_context in report.facts["faster"].items():
-        cases = {}
+    reached = []
+    for model, by_context in report.facts["region"].items():
         for context, by_factor in by_context.items():
-            case = cases[context] = f"{model}, {context}: over device memory only"
-            for factor, ratio in by_factor.items():
-                report.record(case, f"{factor} x", ratio)
-            report.record(case, str(HEADLINE), HEADLINE)
-        report.panels.append(
-            Panel(
-                f"{model}: sessions, relative to device memory only, by speed of the storage",
-                "times",
-                cases,
-                lines=True,
-                log=True,
-            )
-        )
-    reached = [
-        f"{model}, {context}, {factor} x"
-        for model, by_context in report.facts["faster"].items()
-        for context, by_factor in by_context.items()
-        for factor, ratio in by_factor.items()
-        if ratio >= HEADLINE
-    ]
+            cases = {}
+            for factor, by_answer in by_factor.items():
+                for answer, ratio in by_answer.items():
+                    case = cases[answer] = f"{model}, {context}, answers of {answer} tokens"
+                    report.record(case, f"storage {factor} x", ratio)
+                    if ratio >= HEADLINE:
+                        reached.append(f"{case}, storage {factor} x")
+            for case in cases.values():
+                report.record(case, str(HEADLINE), HEADLINE)
+            title = f"{model}, {context}: all tiers / device memory, by answer tokens"
+            report.panels.append(Panel(title, "times", cases, lines=True, log=True))
     report.notes.append(
-        f"{HEADLINE} times the sessions without storage: {', '.join(reached) or 'in no case'}"
+        f"{HEADLINE} times the sessions without storage: {'; '.join(reached) or 'in no case'}"
     )
 
 
@@ -111,21 +105,23 @@ def _compare(report: Report, model: str, name: str) -> None:
     )
 
 
-def _speed_up(report: Report, model: str, name: str, factors: Sequence[int]) -> None:
-    """Record the ratio if everything below device memory were faster."""
-    scenario = _scenario(model, name).replace(balance_loads=True)
-    bound = first_token_bound(scenario)
-    alone = most_sessions(scenario.replace(**TIERS[ALONE]), bound).sessions
-    ratios = report.facts.setdefault("faster", {}).setdefault(model, {})[name] = {}
-    for factor in factors:
-        faster = scenario.replace(
-            nvme_read=factor * scenario.nvme_read,
-            nvme_write=factor * scenario.nvme_write,
-            nic=factor * scenario.nic,
-            agent_cores=factor * scenario.agent_cores,
-            host_to_device=factor * scenario.host_to_device,
-            servers=factor * scenario.servers,
-        )
-        found = most_sessions(faster, bound)
-        ratios[str(factor)] = found.sessions / max(alone, 1)
-        tell(f"{model}, {name}, {factor} x: {ratios[str(factor)]:.1f} times, {found.bottleneck}")
+def explore(report: Report, model: str, name: str, answers: Sequence[int]) -> None:
+    """Record the ratio for shorter answers, and for faster disks, networks and servers."""
+    facts = report.facts.setdefault("region", {}).setdefault(model, {}).setdefault(name, {})
+    for answer in answers:
+        scenario = _scenario(model, name).replace(balance_loads=True, output_tokens=answer)
+        bound = first_token_bound(scenario)
+        alone = most_sessions(scenario.replace(**TIERS[ALONE]), bound).sessions
+        for factor in FASTER:
+            faster = scenario.replace(
+                nvme_read=factor * scenario.nvme_read,
+                nvme_write=factor * scenario.nvme_write,
+                nic=factor * scenario.nic,
+                agent_cores=factor * scenario.agent_cores,
+                host_to_device=factor * scenario.host_to_device,
+                servers=factor * scenario.servers,
+            )
+            found = most_sessions(faster, bound)
+            ratio = found.sessions / max(alone, 1)
+            facts.setdefault(str(factor), {})[str(answer)] = ratio
+            tell(f"{model}, {name}, {answer}, {factor} x: {ratio:.1f} times, {found.bottleneck}")
