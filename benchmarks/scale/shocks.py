@@ -106,7 +106,9 @@ def _restart(report: Report, nodes: int) -> None:
         for start in windows[NO_RESTART]
         if -SHOWN <= start <= SHOWN
     }
-    report.panels.append(Panel(f"95th percentile of the first token, {nodes} nodes restart", "s", cases, lines=True))
+    report.panels.append(
+        Panel(f"95th percentile of the first token, {nodes} nodes restart", "s", cases, lines=True)
+    )
 
 
 def _windows(scenario: Scenario) -> dict[int, float]:
