@@ -226,7 +226,7 @@ class UploadQueue:
             return
         held = self._local.present(keys, time.monotonic() + BATCH_SECONDS)
         with self._changed:
-            self._uploaded.add(key for key, here in zip(keys, held, strict=True) if not here)
+            self._remember([key for key, here in zip(keys, held, strict=True) if not here])
         ours = [PendingPage(key, length) for key, here in zip(keys, held, strict=True) if here]
         if ours:
             first = keys.index(ours[0].key)
@@ -269,6 +269,12 @@ class UploadQueue:
 
     def _is_settled(self, key: PageKey) -> bool:
         return key in self._waiting or key in self._uploaded
+
+    def _remember(self, keys: Sequence[PageKey]) -> None:
+        """Remember that the shared tier has these pages, dropped before or not."""
+        self._uploaded.add(keys)
+        for key in keys:
+            self._dropped.remove(key)
 
     def _drop(self, pages: Sequence[PendingPage], reason: str) -> None:
         self._dropped.add(page.key for page in pages)
@@ -401,7 +407,7 @@ class UploadQueue:
         uploaded = [key for key in finished if key not in unreadable]
         self._marks.mark_uploaded(uploaded)
         with self._changed:
-            self._uploaded.add(uploaded)
+            self._remember(uploaded)
         return left
 
     def _lacking(self, run: _Run) -> list[PendingPage]:
