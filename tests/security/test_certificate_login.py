@@ -11,7 +11,8 @@ from memkv_testbed.certificates import Authority, Certificate
 from memkv_testbed.minio_server import MinioServer
 from minio import Minio
 
-from memkv_sglang.config.schema import MinioConfig
+from memkv_sglang.cli.checks.bucket import check_bucket
+from memkv_sglang.config.schema import CollectorConfig, MinioConfig
 from memkv_sglang.testing.conformance import LENGTHS, load, soon, spill
 from memkv_sglang.testing.pages import make_chain, make_namespace, make_page
 from memkv_sglang.tiers.base import SpillResult, TierError
@@ -81,6 +82,18 @@ def test_a_certificate_without_policy_or_of_another_authority_gets_no_keys(
         tier = open_tier(config_of(server, authority, own))
         with pytest.raises(TierError, match=r"minio\.cert_file.*MINIO_IDENTITY_TLS_ENABLE"):
             tier.check(soon())
+
+
+def test_doctor_names_the_source_of_the_keys(server: MinioServer, authority: Authority) -> None:
+    for name, level, text in (
+        ("doctor", "ok", "from minio.certificate_login"),
+        ("nobody", "FAIL", "MINIO_IDENTITY_TLS_ENABLE"),
+    ):
+        own = authority.issue(name, common_name=NODE if level == "ok" else name)
+        found = check_bucket(config_of(server, authority, own), CollectorConfig())
+        credentials = next(finding for finding in found if finding.what == "credentials")
+        assert credentials.level == level
+        assert text in f"{credentials.detail} {credentials.advice}"
 
 
 def test_rejected_keys_are_replaced(server: MinioServer, authority: Authority) -> None:

@@ -17,9 +17,8 @@ from memkv_sglang.finding import Finding, split_problem
 from memkv_sglang.tiers.base import TierError
 
 if TYPE_CHECKING:
-    from minio.credentials.providers import Provider
-
     from memkv_sglang.tiers.minio.admin.bucket import Bucket
+    from memkv_sglang.tiers.minio.auth.credentials import RenewableProvider
 
 CHAIN_LIMIT = 10.0
 """Seconds for the credential chain. Its last provider may wait for a server."""
@@ -99,8 +98,7 @@ def check_features(bucket: "Bucket", config: MinioConfig) -> Finding:
     return Finding("ok", what, f"pages unused for {features.days} days expire; no object lock")
 
 
-def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
-    source = _source(config)
+def _credentials(config: MinioConfig, provider: "RenewableProvider") -> Finding:
     outcome: queue.Queue[bool] = queue.Queue()
 
     def retrieve() -> None:
@@ -117,15 +115,19 @@ def _credentials(config: MinioConfig, provider: "Provider") -> Finding:
     except queue.Empty:
         found = False
     if found:
-        return Finding("ok", "credentials", f"from {source}")
-    advice = "set MEMKV_MINIO_ACCESS_KEY and MEMKV_MINIO_SECRET_KEY"
-    return Finding("FAIL", "credentials", f"none from {source}", advice)
+        return Finding("ok", "credentials", f"from {_source(config)}")
+    detail, _, advice = provider.advice.partition(": ")
+    return Finding("FAIL", "credentials", detail, advice)
 
 
 def _source(config: MinioConfig) -> str:
     if config.credentials_file:
         return "minio.credentials_file"
-    return "minio.access_key" if config.access_key else "minio-py's standard chain"
+    if config.access_key:
+        return "minio.access_key"
+    if config.certificate_login:
+        return "minio.certificate_login"
+    return "minio-py's standard chain"
 
 
 def _key_files(config: MinioConfig) -> Iterator[Finding]:
