@@ -1,5 +1,6 @@
 """Check the bucket's limits under faults: which pages must have stayed, and whether limits held."""
 
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,9 @@ KEPT = 0.8
 """Share of the capacity that collections certainly keep. They remove pages down to 95 %, and do not
 count pages that killed agents have not logged."""
 
+WATCH_SECONDS = 0.5
+"""Seconds between two looks at the last collection."""
+
 NAMES = ObjectNames("")
 
 
@@ -38,7 +42,7 @@ class Retention:
     """Watches the collections of a cluster."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Watch the collections for those limits that the cluster has."""
+        """Watch the collections for those limits that the cluster has, until `close`."""
         self._limits = cluster.collector
         netloc = cluster.minio.endpoint.partition("://")[2]
         http = PoolManager(timeout=2.0, retries=False)
@@ -54,20 +58,32 @@ class Retention:
         self.most_batches_over = 0.0
         """Most by which a collection left the bucket above its capacity, in batches.
 
-        A batch is what was stored since the collection before.
+        A batch is what the index has gained since the collection before.
         """
-        self._stored = self._stored_before = 0
+        self._bytes = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if self._limits.capacity:
+            self._thread.start()
 
-    def sample(self, stored_bytes: int) -> None:
-        """Look at the last collection. Call it often: each collection replaces the record.
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        if self._limits.capacity:
+            self._thread.join()
 
-        `stored_bytes` were stored since the last call.
-        """
-        self._stored += stored_bytes
-        if not self._limits.capacity:
-            return
-        with suppress(S3Error, HTTPError):  # a fault
-            self.most_listed_bytes = max(self.most_listed_bytes, self._listed_bytes())
+    def _watch(self) -> None:
+        while not self._closed.wait(WATCH_SECONDS):
+            self._sample()
+
+    def measure(self) -> None:
+        """Measure how many bytes of pages are in the bucket, if it has limits."""
+        if self._limits.capacity:
+            with suppress(S3Error, HTTPError):  # a fault
+                self.most_listed_bytes = max(self.most_listed_bytes, self._listed_bytes())
+
+    def _sample(self) -> None:
+        """Look at the last collection. Each collection replaces the record."""
         try:
             content = self._storage.get_object(BUCKET, NAMES.round).data
             found = msgspec.json.decode(content, type=Round)
@@ -75,14 +91,14 @@ class Retention:
             return
         if found.phase != "done" or found.report is None or found.number == self._last:
             return
-        self._last = found.number
+        report, self._last = found.report, found.number
         self.rounds += 1
-        self.removed_pages += found.report.removed_pages
-        self.most_bytes = max(self.most_bytes, found.report.bytes)
-        batch, self._stored_before = self._stored - self._stored_before, self._stored
-        over = found.report.bytes - self._limits.capacity
-        if over > 0:
-            self.most_batches_over = max(self.most_batches_over, over / max(batch, PAGE_BYTES))
+        self.removed_pages += report.removed_pages
+        self.most_bytes = max(self.most_bytes, report.bytes)
+        batch = max(report.bytes + report.removed_bytes - self._bytes, PAGE_BYTES)
+        over = max(report.bytes - self._limits.capacity, 0)
+        self.most_batches_over = max(self.most_batches_over, over / batch)
+        self._bytes = report.bytes
 
     def _listed_bytes(self) -> int:
         listed = self._storage.list_objects(BUCKET, recursive=True)

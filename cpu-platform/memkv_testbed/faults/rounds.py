@@ -166,7 +166,7 @@ class Rounds:
         if not destroys:
             now = time.monotonic()
             self._acknowledged += [Used(chain, now) for _, chain in stored]
-        self.retention.sample(acknowledged * PAGE_BYTES)
+        self.retention.measure()
         patience = 0.0 if destroys else PATIENCE
         lost = sum(_missing(caller, chain, patience) for caller, chain in stored)
         if not self.retention.keeps(acknowledged * PAGE_BYTES):
@@ -198,6 +198,7 @@ class Rounds:
 
     def close(self) -> None:
         """Disconnect all callers."""
+        self.retention.close()
         for caller in (*self._callers, *self._probes):
             caller.close()
 
