@@ -23,8 +23,10 @@ class Stream(NamedTuple):
     server: Machine
 
 
-def iperf(streams: Sequence[Stream], connections: int, seconds: int, *, upload: bool) -> float:
-    """Return the GB/s of TCP payload over all streams at once, each with some connections.
+def iperf(
+    streams: Sequence[Stream], connections: int, seconds: int, *, upload: bool
+) -> list[float]:
+    """Return the GB/s of TCP payload of each stream, all at once, each with some connections.
 
     The servers send, or the clients with `upload`. Raises `MissingToolError`.
     """
@@ -42,7 +44,7 @@ def iperf(streams: Sequence[Stream], connections: int, seconds: int, *, upload: 
             with client.network():
                 clients.append(subprocess.Popen(command, stdout=subprocess.PIPE))
         outputs = [client.communicate()[0] for client in clients]
-    return sum(map(_received, outputs))
+    return [_received(output) for output in outputs]
 
 
 @contextmanager

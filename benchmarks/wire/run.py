@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from memkv_testbed.machines import Machine, refusal, switched_machines
+from memkv_testbed.machines import refusal, switched_machines
 from memkv_testbed.minio_drives import TwoServers
 from msgspec.structs import replace
 
@@ -76,6 +76,7 @@ BALANCE_ROUNDS = 40
 """Runs of the model of how calls keep all shards busy."""
 
 SHARDS, ONE_CALLER, CLUSTER, LIMIT = "shards", "shards, one caller", "cluster", "iperf3"
+NODES = "both nodes"
 CONNECTIONS = MinioConfig().connections
 
 
@@ -122,9 +123,13 @@ def _measure_node(
         joined = replace(on_one(first, "wire"), endpoint=cluster.endpoint)
         clustered = node(joined, lines.cluster_callers)
         _record_bound(report, size, lines, shards.callers.hashes)
-        streams = [(machine, server) for server in servers]
+        streams = [Stream(machine, server) for server in servers]
+
+        def limit(*, upload: bool) -> float:
+            return sum(iperf(streams, CONNECTIONS, seconds, upload=upload))
+
         loads: dict[str, Measure] = {
-            LIMIT: partial(_iperf, streams, seconds, "load"),
+            LIMIT: partial(limit, upload=False),
             SHARDS: partial(shards.run, "load", lines.callers, seconds),
             ONE_CALLER: partial(shards.run, "load", 1, seconds),
             CLUSTER: partial(clustered.run, "load", lines.cluster_callers, seconds),
@@ -132,7 +137,7 @@ def _measure_node(
         report.compete(_case("load", size, lines), loads, repetitions)
         if lines is EQUAL:  # two cores cannot store at 2 Gb/s
             uploads: dict[str, Measure] = {
-                LIMIT: partial(_iperf, streams, seconds, "upload"),
+                LIMIT: partial(limit, upload=True),
                 SHARDS: partial(shards.run, "spill", lines.callers, seconds),
             }
             report.compete(_case("upload", size, lines), uploads, repetitions)
@@ -162,19 +167,16 @@ def _measure_two_nodes(
             )
             for number, machine in enumerate(machines[1:])
         ]
-        streams = [(machine, machines[0]) for machine in machines[1:]]
+        streams = [Stream(machine, machines[0]) for machine in machines[1:]]
         case = _case("two nodes", size, EQUAL)
         for _ in range(repetitions):
-            report.record(case, LIMIT, _iperf(streams, seconds, "load"))
-            together, shares = load_together(nodes, seconds)
-            report.record(case, "both nodes", together)
-            for number, share in enumerate(shares, 1):
+            limit = iperf(streams, CONNECTIONS, 2 * seconds, upload=False)
+            report.record(case, LIMIT, sum(limit))
+            together, shares = load_together(nodes, 2 * seconds)
+            report.record(case, NODES, together)
+            for number, (share, alone) in enumerate(zip(shares, limit, strict=True), 1):
                 report.record(f"shares {size}", f"node {number}", share)
-
-
-def _iperf(streams: Sequence[tuple[Machine, Machine]], seconds: int, verb: str) -> float:
-    ends = [Stream(client, server) for client, server in streams]
-    return iperf(ends, CONNECTIONS, seconds, upload=verb == "upload")
+                report.record(f"shares {size}", f"{LIMIT} {number}", alone / sum(limit))
 
 
 def _case(what: str, size: str, lines: Lines) -> str:
@@ -221,9 +223,9 @@ def _claim(report: Report) -> None:
         if case in report.runs:
             figures[f"line_upload_{size}"] = report.ratio(case, SHARDS, LIMIT)
         case = _case("two nodes", size, EQUAL)
-        figures[f"line_two_nodes_{size}"] = report.ratio(case, "both nodes", LIMIT)
-        shares = report.runs[f"shares {size}"].values()
-        figures[f"line_least_share_{size}"] = min(min(values) for values in shares)
+        figures[f"line_two_nodes_{size}"] = report.ratio(case, NODES, LIMIT)
+        shares = [report.median(f"shares {size}", f"node {number}") for number in (1, 2)]
+        figures[f"line_least_share_{size}"] = min(shares)
     _present(report)
 
 
