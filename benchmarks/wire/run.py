@@ -67,6 +67,7 @@ EQUAL = Lines(1000, 1000, callers=2, cluster_callers=2)
 
 GEOMETRIES = {
     "": EQUAL,
+    "_500m": Lines(500, 500, callers=1, cluster_callers=1),
     "_halves": Lines(500, 1000, callers=2, cluster_callers=1),
     "_2g": Lines(1000, 2000, callers=4, cluster_callers=2),
 }
@@ -135,7 +136,7 @@ def _measure_node(
             CLUSTER: partial(clustered.run, "load", lines.cluster_callers, seconds),
         }
         report.compete(_case("load", size, lines), loads, repetitions)
-        if lines is EQUAL:  # two cores cannot store at 2 Gb/s
+        if lines.server == lines.node:
             uploads: dict[str, Measure] = {
                 LIMIT: partial(limit, upload=True),
                 SHARDS: partial(shards.run, "spill", lines.callers, seconds),
@@ -219,9 +220,9 @@ def _claim(report: Report) -> None:
             ):
                 ratio = report.ratio(case, contestant, LIMIT)
                 figures[f"line_load{name}_{size}{suffix}"] = ratio
-        case = _case("upload", size, EQUAL)
-        if case in report.runs:
-            figures[f"line_upload_{size}"] = report.ratio(case, SHARDS, LIMIT)
+            case = _case("upload", size, lines)
+            if case in report.runs:
+                figures[f"line_upload_{size}{suffix}"] = report.ratio(case, SHARDS, LIMIT)
         case = _case("two nodes", size, EQUAL)
         figures[f"line_two_nodes_{size}"] = report.ratio(case, NODES, LIMIT)
         shares = [report.median(f"shares {size}", f"node {number}") for number in (1, 2)]
