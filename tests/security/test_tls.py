@@ -25,6 +25,7 @@ from memkv_sglang.tiers.minio.http.errors import ConnectError
 from memkv_sglang.tiers.minio.http.pool import ConnectionPool
 from memkv_sglang.tiers.minio.http.tls import tls_context
 from memkv_sglang.tiers.minio.objects.bulk_client import WHY_NOT
+from memkv_sglang.tiers.minio.transfers import PageTransfers
 from tests.agent.agent_harness import eventually
 from tests.security.tls_terminator import TlsTerminator
 
@@ -258,18 +259,31 @@ def test_changed_certificates_are_used_without_a_restart(
 LARGE = [3 << 20, 1 << 20]
 """Buffers of a page that take several TLS writes."""
 
+MANY = make_chain(make_namespace(page_bytes=sum(LARGE)), 20).keys()
+"""More pages than there are connections."""
+
 
 @pytest.mark.skipif(WHY_NOT != "", reason="not compiled: needs a C compiler with headers")
 def test_pages_take_the_fast_path(
-    minio_config: MinioConfig, mutual_tls: TlsTerminator, authority: Authority, open_tier: OpenTier
+    minio_config: MinioConfig,
+    mutual_tls: TlsTerminator,
+    authority: Authority,
+    open_tier: OpenTier,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Session tickets, which servers send after the handshake, are no reason to fall back."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a page took the slow path")
+
+    monkeypatch.setattr(PageTransfers, "_load_page", fail)
+    monkeypatch.setattr(PageTransfers, "_spill_page", fail)
     config = secured(minio_config, mutual_tls, authority, authority.issue("node"))
     tier, other = open_tier(config), open_tier(config)
-    pages = [make_page(key, LARGE, filled=True) for key in KEYS]
-    assert tier.spill(pages, soon()) == [SpillResult.STORED] * len(KEYS)
-    loaded = [make_page(key, LARGE, filled=False) for key in KEYS]
-    assert other.load(loaded, soon()) == [LoadResult.LOADED] * len(KEYS)
+    pages = [make_page(key, LARGE, filled=True) for key in MANY]
+    assert tier.spill(pages, soon()) == [SpillResult.STORED] * len(MANY)
+    loaded = [make_page(key, LARGE, filled=False) for key in MANY]
+    assert other.load(loaded, soon()) == [LoadResult.LOADED] * len(MANY)
     assert all(map(holds_content, loaded))
     for node in (tier, other):
         assert not any(node.telemetry.fallbacks().values())
@@ -297,7 +311,6 @@ def test_uploads_that_break_off(
         assert set(tier.spill(pages, time.monotonic() + 3)) == {SpillResult.FAILED}
         proxy.fault = None
         other = open_tier(direct)
-        assert other.present(KEYS, soon()) == [False] * len(KEYS)
         eventually(lambda: max(tier.spill(pages, soon())) <= SpillResult.PRESENT)
         loaded = [make_page(key, LARGE, filled=False) for key in KEYS]
         assert other.load(loaded, soon()) == [LoadResult.LOADED] * len(KEYS)

@@ -226,14 +226,28 @@ def test_repeated_signals_do_not_hide_a_stall(serving: Start, with_idle: bool) -
         end.set()
 
 
-class InterruptedTransport:
-    """Like a TLS transport, which the loop calls with the GIL, but always interrupted."""
+def test_transport_that_needs_the_gil(serving: Start, with_idle: bool) -> None:
+    """No page is left out when a connection gets its second request."""
+    caller = Caller(serving(answer(GOOD, GOOD)))
+    caller.connection.transport = GilTransport(  # type: ignore[assignment]
+        PlainTransport(caller.sock)
+    )
+    caller.receive(with_idle=with_idle)
+    assert [response.number for response in caller.responses] == [0, 1]
+
+
+class GilTransport:
+    """Like a TLS transport, which the loop calls with the GIL."""
 
     def __init__(self, plain: PlainTransport) -> None:
         self._plain = plain
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._plain, name)
+
+
+class InterruptedTransport(GilTransport):
+    """Interrupted in every call that receives."""
 
     def receive_now(self, buffers: Sequence[memoryview]) -> int:
         raise KeyboardInterrupt

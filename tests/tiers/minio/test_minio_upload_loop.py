@@ -152,6 +152,27 @@ def test_pages_are_sent_with_their_checksums(serving: Start, lengths: Sequence[i
         assert b"\r\nx-checksum: " + checksum + b"\r\nauthorization: " in head
 
 
+class GilTransport:
+    """Like a TLS transport, which the loop calls with the GIL."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._plain = PlainTransport(sock)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._plain, name)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, LARGE])
+def test_transport_that_needs_the_gil(serving: Start, lengths: Sequence[int]) -> None:
+    server = Server(STORED, STORED)
+    sock = serving(server)
+    caller = Caller(sock, lengths)
+    caller.connection.transport = GilTransport(sock)  # type: ignore[assignment]
+    caller.send()
+    assert caller.stored == [True, True]
+    assert [body for _, body in server.requests] == [b"".join(p.buffers) for p in caller.pages]
+
+
 def test_response_in_pieces(serving: Start) -> None:
     def serve(sock: socket.socket) -> None:
         for _ in range(2):

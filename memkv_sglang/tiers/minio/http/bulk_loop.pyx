@@ -97,7 +97,7 @@ cdef class _Lanes:
 
     cdef start(self):
         for index in range(self.count):
-            self.go_on(index, READY)
+            self.go_on(index, WHOLE)
 
     cdef go_on(self, Py_ssize_t index, Event event):
         """Handle what needs Python."""
@@ -268,7 +268,7 @@ cdef class _Lane:
             return False
 
     cdef bint _begin(self, Event event) except -1:
-        if event == READY or event == WHOLE or event == UNUSUAL:
+        if event == WHOLE:
             with nogil:
                 event = bulk_stream.begin(self.stream)
         if event == READY:

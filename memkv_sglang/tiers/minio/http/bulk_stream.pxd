@@ -13,8 +13,8 @@ from memkv_sglang.tiers.minio.http.sockets cimport iovec
 
 cdef enum Event:
     WAITS  # the exchange is incomplete
-    WHOLE  # the response is complete
-    READY  # the connection can take the next request, but not without the GIL
+    WHOLE  # the response is complete, or none is awaited yet
+    READY  # the next request is prepared, but sending it takes the GIL
     DONE  # there are no more requests
     UNUSUAL  # the head needs the full parser, or the connection ended
     UNASKED  # the connection has bytes, or an end, that no request asked for
