@@ -18,10 +18,10 @@ KEY_ID = "x-amz-meta-memkv-key"
 """Metadata field of an encrypted page with the id of its key."""
 
 
-_KEPT_MEMORY = 64 << 20
+_KEPT_MEMORY = 128 << 20
 """Maximum bytes of the buffers kept for reuse."""
 
-_CALL_MEMORY = 32 << 20
+_CALL_MEMORY = 16 << 20
 """Maximum size of the sealed pages that one call has in flight, in bytes, if that is a page."""
 
 

@@ -75,7 +75,7 @@ def test_memory_kept_for_reuse_is_bounded() -> None:
     with ExitStack() as pages:
         for _ in range(8):
             pages.enter_context(form.stored_page(page))
-    assert 0 < sum(map(len, form._idle)) <= 64 << 20
+    assert 0 < sum(map(len, form._idle)) <= 128 << 20
 
 
 def read(admin: Minio, bucket: str, name: str) -> tuple[bytes, Metadata]:
