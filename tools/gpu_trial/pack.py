@@ -105,7 +105,10 @@ def _find_python() -> str:
 def _pack_packages(site: Path, scratch: Path, python: str) -> None:
     """Install this project's wheel and its dependencies for that Python."""
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    _run(uv, "build", "-q", "--wheel", "--python", python, "--out-dir", str(scratch), str(ROOT))
+    # From the sdist, so that nothing is compiled into this checkout.
+    _run(uv, "build", "-q", "--sdist", "--out-dir", str(scratch), str(ROOT))
+    (sdist,) = scratch.glob("*.tar.gz")
+    _run(uv, "build", "-q", "--wheel", "--python", python, "--out-dir", str(scratch), str(sdist))
     (wheel,) = scratch.glob("*.whl")
     if "none-any" in wheel.name:
         raise PackError(
