@@ -99,7 +99,7 @@ def _measure_client(
         loads: dict[str, Callable[[], Rate]] = {}
         spills: dict[str, Callable[[], Rate]] = {}
         for form in forms:
-            own = pool if form == "plain" else max(OTHER_FORMS_POOL, least)
+            own = pool if form == "plain" else max(min(OTHER_FORMS_POOL, pool), least)
             node = stack.enter_context(_Node.open(form, size, own))
             for count in counts if form == "plain" else (MOST,):
                 loads[_contestant(form, count)] = partial(node.run, "load", count, seconds)

@@ -93,10 +93,12 @@ def test_slow_credentials(
             return Credentials(*keys, None, datetime.now(UTC) - timedelta(seconds=1))
 
     provider = Slow()
-    monkeypatch.setattr("memkv_sglang.tiers.minio.tier.credential_provider", lambda _: provider)
+    monkeypatch.setattr(
+        "memkv_sglang.tiers.minio.bucket_access.credential_provider", lambda _: provider
+    )
     static = signing.credential_provider(minio_config)
     monkeypatch.setattr(
-        "memkv_sglang.tiers.minio.tier.Bucket",
+        "memkv_sglang.tiers.minio.bucket_access.Bucket",
         lambda config, _, context: Bucket(config, static, context),
     )
     tier = open_tier(minio_config)
