@@ -1,5 +1,6 @@
 """`python -m benchmarks NAME`: run one benchmark, or `all`."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,8 @@ def main(
     name: str, file: Path | None, directory: Path, repetitions: int, quick: bool, rounds: int | None
 ) -> None:
     """Run a benchmark with interleaved contestants; print tables and figures."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # also end servers and remove files
+        signal.signal(number, signal.default_int_handler)
     options = Options(directory, repetitions, quick, rounds)
     if name == "all":
         sys.exit(run_all(list(BENCHMARKS), options, file))

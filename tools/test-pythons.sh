@@ -50,10 +50,12 @@ test_with() {
     "sglang-memkv[encryption,testing] @ file://${wheel[0]}" pytest-timeout pytest-xdist
   # A copy without memkv_sglang, so that the tests import the wheel.
   cp -r tests docs cpu-platform pyproject.toml "$folder/checkout"
+  # In the environment instead of PYTHONPATH, which tests change for the processes they start.
+  echo "$PWD/$folder/checkout/cpu-platform" > "$folder/venv/lib/python$version/site-packages/testbed.pth"
   (
     cd "$folder/checkout"
     # shellcheck disable=SC2086  # several arguments
-    PYTHONPATH="$PWD/cpu-platform" PATH="$PWD/../venv/bin:$PATH" ../venv/bin/python -m pytest -q \
+    PATH="$PWD/../venv/bin:$PATH" ../venv/bin/python -m pytest -q \
       -n 2 --dist loadscope -m "not slow" ${PYTEST_ARGS:-} "${TESTS[@]}"
   )
 }
