@@ -75,3 +75,9 @@ def test_plain_pages_are_not_delivered_as_encrypted_ones() -> None:
     target = make_page(KEY, LENGTHS, filled=False)
     assert receive(head, target, SEALING).checksums() == [None]
     assert NONCE_SIZE == 12, "the loop receives the nonce apart"
+
+
+def test_keys_are_not_shown() -> None:
+    shown = f"{SEALING} {SEALING!r}"
+    assert not any(repr(key) in shown for key in (*SEALING.keys.values(), SEALING.write) if key)
+    assert shown == "Sealing(...) Sealing(...)"

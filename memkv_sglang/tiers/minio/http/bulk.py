@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from typing_extensions import override
+
 from memkv_sglang.page import Page
 
 FALLBACK_REASONS = (
@@ -70,6 +72,11 @@ class Sealing(NamedTuple):
     """The associated data, up to the page's key."""
     write: bytes = b""
     """The master key for new pages."""
+
+    @override
+    def __repr__(self) -> str:
+        """Show no key."""
+        return "Sealing(...)"
 
 
 class Response(NamedTuple):
