@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _READER = """
 import sys
@@ -40,12 +42,30 @@ def map_readers(pid: int, count: int) -> Iterator[None]:
             reader.wait()
 
 
+def suspend(pid: int, limit: float = 60.0) -> None:
+    """Send SIGSTOP to a process and wait until all its threads have stopped.
+
+    Raises `TimeoutError` if one still runs after `limit` seconds.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + limit
+    while any(_state(thread) != "T" for thread in Path(f"/proc/{pid}/task").iterdir()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} did not stop within {limit:g} s")
+        time.sleep(0.001)
+
+
+def _state(thread: Path) -> str:
+    """Return the state of a thread, the first field after its name."""
+    return (thread / "stat").read_text().rpartition(") ")[2][0]
+
+
 @contextmanager
 def stalled(pid: int) -> Iterator[None]:
     """Stop a process with SIGSTOP, and continue it at the end of the block."""
     process = os.pidfd_open(pid)
     try:
-        signal.pidfd_send_signal(process, signal.SIGSTOP)
+        suspend(pid)
         yield
     finally:
         with suppress(ProcessLookupError):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from memkv_testbed.processes import suspend
 
 from memkv_sglang.client import connection
 from memkv_sglang.client.client import AgentClient
@@ -96,7 +97,7 @@ def test_stopped_agent_is_killed_at_the_limit(tmp_path: Path) -> None:
     ):
         load = Load(client, pool)
         load.wait_until_written()
-        agent.process.send_signal(signal.SIGSTOP)
+        suspend(agent.pid)
         load.assert_missed_and_untouched()
         assert load.seconds >= 0.6
         assert agent.wait()[0] == -signal.SIGKILL
@@ -126,7 +127,7 @@ def test_stopped_agent_is_killed_for_a_spill_too(tmp_path: Path) -> None:
     ):
         number = client.register_pool(pool.descriptor, pool.length)
         client.lookup(CHAIN)  # leaves a connection whose hello has been answered
-        agent.process.send_signal(signal.SIGSTOP)
+        suspend(agent.pid)
         results = client.spill(CHAIN, pool.buffers(number, range(PAGES)))
         assert results == [SpillResult.REFUSED] * PAGES
         assert not alive(agent.pid)
@@ -213,7 +214,7 @@ def test_incompletely_sent_request_is_ignored(
         number = client.register_pool(pool.descriptor, pool.length)
         client.lookup(CHAIN)
         calls.unlink()
-        agent.process.send_signal(signal.SIGSTOP)
+        suspend(agent.pid)
         many = Chain(NAMESPACE.digest, [bytes(32)] * 20_000)
         begin = time.monotonic()
         loads = client.load(many, [[Buffer(number, 0, BLOCK)]] * 20_000)
@@ -230,7 +231,7 @@ def test_slow_lookup_is_abandoned_without_killing_the_agent(tmp_path: Path) -> N
     config = make_config(tmp_path)
     with running_agent(config) as agent, connected_client(config) as client:
         client.lookup(CHAIN)
-        agent.process.send_signal(signal.SIGSTOP)
+        suspend(agent.pid)
         begin = time.monotonic()
         assert client.lookup(CHAIN, budget=0.1) == Lookup(0, complete=False)
         assert time.monotonic() - begin < 2

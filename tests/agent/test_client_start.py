@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from memkv_testbed.processes import suspend
 
 from memkv_sglang.agent import launch
 from memkv_sglang.agent.launch import StartError, start_agent
@@ -254,7 +255,7 @@ def test_stalled_agent_is_replaced(config: Config) -> None:
         buffers = pool.buffers(client.register_pool(pool.descriptor, pool.length), range(2))
         assert client.wait(LIMIT), client.problem
         stalled = pid_of(client)
-        os.kill(stalled, signal.SIGSTOP)
+        suspend(stalled)
         loads = client.load(CHAIN, buffers)
         assert [load.result for load in loads] == [LoadResult.FAILED] * 2
         assert not alive(stalled)

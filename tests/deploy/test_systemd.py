@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from memkv_testbed.processes import suspend
 
 from memkv_sglang.agent import paths
 from memkv_sglang.agent.paths import socket_path
@@ -77,7 +78,7 @@ def test_watchdog_notices_a_stopped_agent(tmp_path: Path, manager: socket.socket
     agent = RunningAgent(make_config(tmp_path), environment() | notify_variables(manager, 0.3))
     try:
         wait_for(manager, "WATCHDOG=1")
-        agent.process.send_signal(signal.SIGSTOP)
+        suspend(agent.pid)
         manager.settimeout(1.0)
         with pytest.raises(TimeoutError):
             while True:  # reads the notifications sent before the agent was stopped
