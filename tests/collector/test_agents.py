@@ -152,8 +152,8 @@ def test_a_tier_closes_while_it_collects(bucketful: Bucketful) -> None:
     tier = MinioTier(bucketful.config)
     tier.keep_limits(CollectorConfig(capacity=PAGE, interval=1, use_period=1), Metrics(registry))
     try:
-        wait_until(lambda: bool(registry.get_sample_value("memkv_collected_pages_total")))
-        assert registry.get_sample_value("memkv_collections_total", {"result": "done"}) == 1
+        done = {"result": "done"}
+        wait_until(lambda: registry.get_sample_value("memkv_collections_total", done) == 1)
         assert tier.usage().evicted == 3
     finally:
         tier.close()

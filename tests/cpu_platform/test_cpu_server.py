@@ -59,7 +59,13 @@ def mla(work: Path, forks: ForkServers) -> Iterator[CpuServer]:
         yield started
 
 
-@pytest.mark.parametrize("kind", ["mha", pytest.param("mla", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("mha", marks=pytest.mark.soak),
+        pytest.param("mla", marks=pytest.mark.slow),
+    ],
+)
 def test_stored_pages_are_reused_with_the_same_text(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

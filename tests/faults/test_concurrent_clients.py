@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -104,6 +105,7 @@ class ConcurrentClients(RuleBasedStateMachine):
             self.node.wait_for_another(memory.client, pid)
 
 
+@pytest.mark.soak
 def test_concurrent_clients(rounds: Rounds) -> None:
     node = rounds.cluster.disk_node
     clients = [node.connect() for _ in range(CLIENTS)]

@@ -124,6 +124,7 @@ def test_agent_does_not_leak_during_faults(rounds: Rounds) -> None:
     assert grown.memory_mb < 16
 
 
+@pytest.mark.soak
 def test_every_acknowledged_page_is_in_minio_at_the_end(rounds: Rounds) -> None:
     assert_harmless(rounds.run(FAULTS["minio: stopped"]))
     outcome = rounds.audit()

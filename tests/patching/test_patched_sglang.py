@@ -102,6 +102,7 @@ def test_bad_settings_exit_with_one_line(
     assert result.stderr.splitlines()[-1].startswith("error: --disable-radix-cache: ")
 
 
+@pytest.mark.soak
 def test_without_the_package_a_patched_sglang_behaves_as_before(run: Run) -> None:
     result = run(WITHOUT_THE_PACKAGE, plugins="none")
     assert result.stdout.splitlines() == ["None"], result.stderr

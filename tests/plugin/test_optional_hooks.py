@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import pkgutil
 from types import SimpleNamespace
@@ -55,6 +57,7 @@ assert should_back_up(controller, SimpleNamespace(name="indexer")) is False
 """
 
 
+@pytest.mark.soak
 def test_optional_hooks_wrap_sglangs_functions() -> None:
     """Runs in its own process, because installed hooks stay for the life of a process."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)

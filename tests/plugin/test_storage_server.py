@@ -195,6 +195,7 @@ def attachable(forks: ForkServers) -> Iterator[Attachable]:
             stack.close()
 
 
+@pytest.mark.soak
 def test_attach_clear_detach_and_attach_again(attachable: Attachable) -> None:
     subject, events = attachable, attachable.events
     subject.compute()

@@ -243,7 +243,8 @@ class ShardPass:
         self._shard.renew()
         keys = page_keys(victims)
         free = ~contained(victims, fresh)
-        free &= np.array([key not in pins.kept for key in keys], np.bool_)
+        pinned = np.array([key in pins.kept for key in keys], np.bool_)
+        free &= ~pinned
         keys = [key for key, is_free in zip(keys, free.tolist(), strict=True) if is_free]
         at_once = self._collector.removed_at_once
         calls = [
@@ -259,6 +260,7 @@ class ShardPass:
         wait(calls)
         for call in calls:
             call.result()
+        self._kept += int(pinned.sum())  # pinned since the pass began
         known = victims[free]
         size = int(known["size"].sum(dtype="u8"))
         self._removed_pages += int((known["size"] > 0).sum())
