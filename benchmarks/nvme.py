@@ -50,7 +50,7 @@ def run(options: Options) -> Report:
 
 
 class _Bench:
-    """Measures into one report, in one directory."""
+    """Measures the disk under one directory and adds the figures to one report."""
 
     def __init__(self, report: Report, scratch: Path, total: int) -> None:
         self._report = report

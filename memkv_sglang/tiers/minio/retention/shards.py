@@ -1,8 +1,8 @@
 """The index of what the bucket holds, in shards by page hash.
 
-A shard's record is its lease, and names the parts with its entries. Parts are written once. A node
-that merges logs into a shard writes new parts, then replaces the record. If the node has lost the
-lease, replacing the record fails, and no node ever reads the new parts.
+A shard's record holds the shard's lease and names the parts that hold its entries. Parts are
+written once. A node that merges logs into a shard writes new parts, then replaces the record. If
+the node has lost the lease, replacing the record fails, and no node ever reads the new parts.
 """
 
 import os
